@@ -1,0 +1,28 @@
+"""Float32 matrix products in float32."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Multiply float32 matrices without TF32 or bfloat16, whatever the caller has allowed."""
+    switches = _switches()
+    before = [getattr(module, name) for module, name, _ in switches]
+    for module, name, exact in switches:
+        setattr(module, name, exact)
+    try:
+        yield
+    finally:
+        for (module, name, _), value in zip(switches, before, strict=True):
+            setattr(module, name, value)
+
+
+def _switches() -> list[tuple[object, str, object]]:
+    # torch 2.9 replaced `allow_tf32`; reading the old name raises once the new one was set.
+    if hasattr(torch.backends, "fp32_precision"):
+        modules = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # pyright: ignore
+        return [(module, "fp32_precision", "ieee") for module in modules]
+    return [(torch.backends.cuda.matmul, "allow_tf32", False)]

@@ -1,0 +1,110 @@
+"""Inverse factor: upper triangular U with UᵀU = (G + λI)⁻¹, from the Gram matrix G.
+
+Row j of U says how the columns from j on make up for pruning column j (optimal brain surgeon).
+The published code takes Cholesky, inverse, Cholesky. With J, which reverses the order, one Cholesky
+and one triangular inverse do, with half the operations and one place to fail:
+
+    J (G + λI) J = L Lᵀ,  U = J L⁻¹ J
+
+Source: Frantar & Alistarh, SparseGPT, §3.2, arXiv:2301.00774.
+Shapes: I input features.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from prunekit_kernels._precision import full_precision
+
+LEAF = 128  # triangles up to this size are inverted at once: fastest of 64..512 at I = 2048
+
+
+class Factor(NamedTuple):
+    """What :func:`inverse_factor` found.
+
+    Attributes:
+        upper: U, zero below its diagonal.
+        damping: The fraction of the mean diagonal that was added in the end.
+        dead: Inputs that were never other than zero.
+    """
+
+    upper: Float[Tensor, "I I"]
+    damping: float
+    dead: Bool[Tensor, " I"]
+
+
+def inverse_factor(gram: Float[Tensor, "I I"], damping: float) -> Factor:
+    """Return the upper U with UᵀU = (G + λI)⁻¹, where λ is ``damping`` times the mean diagonal.
+
+    As in the published code, a dead input gets the diagonal 1 before the mean is taken. A matrix
+    that is not positive definite is factored in float64, then damped ten times more, and so on
+    up to 1 (from 1e-6, if ``damping`` is 0).
+
+    Args:
+        gram: Float32; only its lower triangle is read, nothing is changed. Beside it, two
+            matrices of its size are allocated.
+        damping: Fraction of the mean diagonal, 0..1.
+
+    Raises:
+        ArithmeticError: No damping made the matrix positive definite.
+    """
+    dead = gram.diagonal() == 0
+    ladder = tuple(_ladder(damping))
+    for attempt in ladder:
+        for dtype in (torch.float32, torch.float64):
+            upper = _factor(gram, dead, attempt, dtype)
+            if upper is not None:
+                return Factor(upper.float(), attempt, dead)
+    raise ArithmeticError(
+        f"The Gram matrix is not positive definite, even with a damping of"
+        f" {ladder[-1]:g} times its mean diagonal."
+    )
+
+
+def inverse_factor_reference(gram: Float[Tensor, "I I"], damping: float) -> Float[Tensor, "I I"]:
+    """Return U as the published code does: Cholesky, inverse, Cholesky; takes both triangles."""
+    diagonal = gram.diagonal()
+    diagonal = torch.where(diagonal == 0, 1, diagonal)
+    damped = gram + torch.diag(diagonal + damping * diagonal.mean() - gram.diagonal())
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    return torch.linalg.cholesky(inverse, upper=True)
+
+
+def _ladder(damping: float) -> Iterator[float]:
+    yield damping
+    while damping < 1:
+        damping = min(1.0, 10 * damping) if damping else 1e-6
+        yield damping
+
+
+def _factor(gram: Tensor, dead: Tensor, damping: float, dtype: torch.dtype) -> Tensor | None:
+    # Transposed, the lower triangle ends up where LAPACK, which counts by columns, overwrites it.
+    work = gram.to(dtype).flip((0, 1)).T
+    diagonal = work.diagonal()
+    diagonal += dead.flip(0)
+    diagonal += damping * diagonal.mean()
+    info = torch.empty((), dtype=torch.int32, device=gram.device)
+    torch.linalg.cholesky_ex(work, out=(work, info))
+    if info.item() != 0 or not diagonal.isfinite().all():
+        return None
+    with full_precision():
+        _invert(work)
+    return work.flip((0, 1))
+
+
+def _invert(lower: Tensor) -> None:
+    """Invert a lower triangular matrix in place: [A 0; B C]⁻¹ = [A⁻¹ 0; -C⁻¹ B A⁻¹  C⁻¹]."""
+    size = len(lower)
+    if size <= LEAF:
+        unit = torch.eye(size, dtype=lower.dtype, device=lower.device)
+        lower.copy_(torch.linalg.solve_triangular(lower, unit, upper=False))
+        return
+    half = size // 2
+    first, below, last = lower[:half, :half], lower[half:, :half], lower[half:, half:]
+    below.copy_(torch.linalg.solve_triangular(last, below, upper=False))
+    below.copy_(torch.linalg.solve_triangular(first, below, upper=False, left=False)).neg_()
+    _invert(first)
+    _invert(last)

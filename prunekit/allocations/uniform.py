@@ -1,0 +1,21 @@
+"""Uniform: every layer the same."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from prunekit.allocations.base import Allocation, Survey
+
+
+class Uniform(Allocation):
+    """The same sparsity everywhere."""
+
+    name: ClassVar[str] = "uniform"
+    surveys: ClassVar[bool] = False
+
+    def allocate(
+        self,
+        sizes: Mapping[str, int],
+        survey: Survey,  # noqa: ARG002  nothing to look at
+        sparsity: float,
+    ) -> dict[str, float]:
+        return dict.fromkeys(sizes, sparsity)

@@ -1,0 +1,12 @@
+"""GPT-NeoX and Pythia; attention and feed-forward read the same stream in two norms of it."""
+
+from prunekit.architectures.base import Architecture, Stack, Stage
+
+STAGES = (
+    Stage("attention.query_key_value"),
+    Stage("attention.dense"),
+    Stage("mlp.dense_h_to_4h"),
+    Stage("mlp.dense_4h_to_h"),
+)
+
+GPT_NEOX = Architecture(model_types=("gpt_neox",), stacks=(Stack(blocks="layers", stages=STAGES),))

@@ -1,0 +1,45 @@
+"""T5: an encoder, and a decoder whose cross-attention reads the encoder's last hidden state.
+
+The feed-forward has one input linear (``wi``, T5 1.0) or a gate and one (``wi_0``, ``wi_1``, 1.1).
+"""
+
+from prunekit.architectures.base import Architecture, Stack, Stage
+
+SELF_ATTENTION = (
+    Stage("layer.0.SelfAttention.q", "layer.0.SelfAttention.k", "layer.0.SelfAttention.v"),
+    Stage("layer.0.SelfAttention.o"),
+)
+CROSS_ATTENTION = (
+    Stage("layer.1.EncDecAttention.q"),
+    Stage("layer.1.EncDecAttention.k", "layer.1.EncDecAttention.v"),
+    Stage("layer.1.EncDecAttention.o"),
+)
+
+
+def _feed_forward(at: str) -> tuple[tuple[Stage, ...], frozenset[str]]:
+    """Return the stages of the feed-forward at ``at``, and those of its linears that may lack."""
+    inputs = tuple(f"{at}.DenseReluDense.{name}" for name in ("wi", "wi_0", "wi_1"))
+    return (Stage(*inputs), Stage(f"{at}.DenseReluDense.wo")), frozenset(inputs)
+
+
+ENCODER_FEED_FORWARD, ENCODER_OPTIONAL = _feed_forward("layer.1")
+DECODER_FEED_FORWARD, DECODER_OPTIONAL = _feed_forward("layer.2")
+
+T5 = Architecture(
+    model_types=("t5",),
+    stacks=(
+        Stack(
+            blocks="encoder.block",
+            stages=(*SELF_ATTENTION, *ENCODER_FEED_FORWARD),
+            module="encoder",
+            optional=ENCODER_OPTIONAL,
+        ),
+        Stack(
+            blocks="decoder.block",
+            stages=(*SELF_ATTENTION, *CROSS_ATTENTION, *DECODER_FEED_FORWARD),
+            module="decoder",
+            reads="encoder",
+            optional=DECODER_OPTIONAL,
+        ),
+    ),
+)

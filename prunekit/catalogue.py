@@ -1,0 +1,45 @@
+"""What a config can name: methods, allocations, patterns, schedules, architectures."""
+
+from collections.abc import Iterator, Mapping
+
+from pydantic import BaseModel
+from rich.table import Table
+
+from prunekit import architectures, patterns
+from prunekit.allocations import allocations
+from prunekit.choice import summary
+from prunekit.methods import methods
+from prunekit.schedules import SCHEDULES
+
+Row = tuple[str, str]
+
+
+def catalogue() -> Table:
+    """Return all names with what they mean, and the settings of each with their defaults."""
+    table = Table.grid("name", "meaning", padding=(0, 2, 0, 0))
+    for title, rows in _sections():
+        table.add_row(title, style="bold")
+        for name, meaning in rows:
+            table.add_row(f"  {name}", meaning)
+        table.add_row()
+    return table
+
+
+def _sections() -> Iterator[tuple[str, list[Row]]]:
+    yield "method", [*_kinds(methods())]
+    yield "allocation", [*_kinds(allocations())]
+    yield "pattern", [(spelling, "") for spelling in patterns.spellings()]
+    yield "schedule", [(name, _plain(rule.__doc__)) for name, rule in SCHEDULES.items()]
+    yield "architecture", [(name, "") for name in architectures.names()]
+
+
+def _kinds(kinds: Mapping[str, type[BaseModel]]) -> Iterator[Row]:
+    for name, kind in kinds.items():
+        yield name, _plain(summary(kind))
+        for setting, field in kind.model_fields.items():
+            default = "required" if field.is_required() else f"{setting} = {field.default!r}"
+            yield "", f"{default}: {_plain(field.description)}"
+
+
+def _plain(text: str | None) -> str:
+    return " ".join((text or "").replace("``", "").split())

@@ -1,0 +1,243 @@
+"""Checkpoints on disk: what is in one, its tensors by name, and shards written whole or not at all.
+
+Only safetensors: reading a header reads no weight, and no code of the model's author runs.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from prunekit.errors import CheckpointError
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+LARGEST_HEADER = 100_000_000
+"""Bytes; what the safetensors library itself accepts."""
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+KEPT_ENDINGS = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
+"""Small files that belong to a checkpoint (tokenizer, generation settings) beside its weights."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies: its file, stored type, shape and size."""
+
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A Hugging Face folder whose headers were read and found sound."""
+
+    folder: Path
+    config: dict[str, Any]
+    entries: dict[str, Entry]
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return tensors as stored, on the CPU, mapped from the file rather than copied."""
+        by_file: dict[Path, list[str]] = {}
+        for name in names:
+            by_file.setdefault(self.entries[name].file, []).append(name)
+        tensors = {}
+        for file, wanted in by_file.items():
+            with safe_open(file, framework="pt") as opened:
+                for name in wanted:
+                    tensors[name] = opened.get_tensor(name)
+        return tensors
+
+    @cached_property
+    def companions(self) -> list[Path]:
+        """The small files beside the weights that a copy of the checkpoint needs."""
+        return sorted(
+            path
+            for path in self.folder.iterdir()
+            if path.suffix in KEPT_ENDINGS
+            and path.name not in {INDEX, "config.json", "report.json"}
+        )
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(entry.nbytes for entry in self.entries.values())
+
+
+def find(path: str, revision: str | None = None) -> Path:
+    """Return the folder of a checkpoint: ``path`` itself, or a hub id fetched into the hub's cache.
+
+    Raises:
+        CheckpointError: There is neither such a folder nor such a repository within reach.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.safetensors", *(f"*{ending}" for ending in sorted(KEPT_ENDINGS))]
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
+    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: there is no such folder, and it could not be fetched from the hub either "
+            f"({type(error).__name__}). Give a local folder or a hub id that is within reach."
+        ) from error
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read ``config.json`` and the headers of a checkpoint; no weight is read.
+
+    Raises:
+        CheckpointError: A file is missing, corrupt, or of a kind that is refused.
+    """
+    config = _read_json(folder / "config.json", "a Hugging Face checkpoint has one")
+    for key, way_out in _REFUSED_CONFIGS.items():
+        if config.get(key):
+            raise CheckpointError(f"{folder / 'config.json'}: has {key!r}. {way_out}")
+    entries: dict[str, Entry] = {}
+    for file, names in _files(folder).items():
+        header = read_header(file)
+        missing = names - header.keys() if names else set()
+        if missing:
+            raise CheckpointError(f"{file}: lacks {sorted(missing)[0]}, which {INDEX} places there.")
+        entries |= {name: header[name] for name in names or header}
+    return Checkpoint(folder, config, entries)
+
+
+_REFUSED_CONFIGS = {
+    "quantization_config": "Quantized weights cannot be pruned; start from the float checkpoint.",
+    "sparsity_config": "Compressed sparse weights cannot be pruned; start from the dense ones.",
+}
+
+
+def read_header(file: Path) -> dict[str, Entry]:
+    """Return the entries of one safetensors file after checking its offsets against its size.
+
+    Raises:
+        CheckpointError: The file is truncated, or its header is not what the format demands.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = struct.unpack("<Q", stream.read(8))[0] if size >= 8 else LARGEST_HEADER
+        if length > min(LARGEST_HEADER, size - 8):
+            raise CheckpointError(f"{file}: is not safetensors, or is cut off within its header.")
+        try:
+            header = json.loads(stream.read(length))
+        except ValueError as error:
+            raise CheckpointError(f"{file}: its header is not JSON ({error}).") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{file}: its header is not a table of tensors.")
+    header.pop("__metadata__", None)
+    return _check_offsets(file, header, size - 8 - length)
+
+
+def _check_offsets(file: Path, header: dict[str, Any], space: int) -> dict[str, Entry]:
+    entries, spans = {}, []
+    for name, item in header.items():
+        try:
+            dtype, shape, (start, end) = DTYPES[item["dtype"]], item["shape"], item["data_offsets"]
+            fits = end - start == torch.Size(shape).numel() * dtype.itemsize
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{file}: {name}: has a header that cannot be read.") from error
+        if not fits or start < 0 or end > space:
+            raise CheckpointError(
+                f"{file}: {name}: bytes {start} to {end} do not fit its shape {shape} or the "
+                f"{space} bytes of the file. The file is truncated or corrupt; fetch it again."
+            )
+        entries[name] = Entry(file, dtype, tuple(shape), end - start)
+        spans.append((start, end, name))
+    spans.sort()
+    for (_, end, first), (start, _, second) in zip(spans, spans[1:], strict=False):
+        if start < end:
+            raise CheckpointError(f"{file}: {first} and {second} overlap. The file is corrupt.")
+    return entries
+
+
+def _files(folder: Path) -> dict[Path, set[str]]:
+    """Return the weight files and which names each holds (empty: all it has)."""
+    if (folder / INDEX).is_file():
+        index = _read_json(folder / INDEX, "it is the index of the shards")
+        files: dict[Path, set[str]] = {}
+        for name, shard in index.get("weight_map", {}).items():
+            file = folder / str(shard)
+            if Path(str(shard)).name != shard:
+                raise CheckpointError(
+                    f"{folder / INDEX}: weight_map places {name} at {shard!r}, outside the folder."
+                )
+            if not file.is_file():
+                raise CheckpointError(f"{file}: is missing, though {INDEX} names it.")
+            files.setdefault(file, set()).add(name)
+        if files:
+            return files
+    if (folder / SINGLE).is_file():
+        return {folder / SINGLE: set()}
+    pickles = [path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth"}]
+    if pickles:
+        raise CheckpointError(
+            f"{folder}: holds {pickles[0]}, a pickle, which can run code when opened. Convert it "
+            "once where you trust it: AutoModel….from_pretrained(…).save_pretrained(…)."
+        )
+    raise CheckpointError(f"{folder}: holds neither {SINGLE} nor {INDEX}.")
+
+
+def _read_json(file: Path, why: str) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file}: is missing; {why}.") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file}: is not JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: is not a JSON object.")
+    return content
+
+
+def write_atomically(file: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all, even when the power goes."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    _move(temporary, file)
+
+
+def write_shard(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as one safetensors file that is there whole or not at all."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    with temporary.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    _move(temporary, file)
+
+
+def _move(temporary: Path, file: Path) -> None:
+    temporary.replace(file)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

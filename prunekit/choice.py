@@ -1,0 +1,63 @@
+"""A field that holds an instance of the class which a name chooses."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+
+class Choice:
+    """Annotation: an instance of one of ``kinds()``, written as its name or as a table.
+
+    The table has the ``name`` and the settings of the class beside it; an instance is taken as it
+    is.
+    """
+
+    def __init__(self, kinds: Callable[[], dict[str, type[Any]]]) -> None:
+        self.kinds = kinds
+
+    def __get_pydantic_core_schema__(self, _: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        before = core_schema.no_info_before_validator_function
+        choices: dict[Any, CoreSchema] = {
+            name: before(_without_name, handler.generate_schema(kind))
+            for name, kind in self.kinds().items()
+        }
+        return before(_as_table, core_schema.tagged_union_schema(choices, discriminator="name"))
+
+    def __get_pydantic_json_schema__(
+        self, _: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        names = {"type": "string", "enum": [*self.kinds()]}
+        return {"anyOf": [names, *self.tables("name", handler)]}
+
+    def tables(self, tag: str, handler: GetJsonSchemaHandler) -> list[dict[str, Any]]:
+        """Return the JSON schema of each kind's table, in which the key ``tag`` is its name."""
+        return [_table(tag, name, kind, handler) for name, kind in self.kinds().items()]
+
+
+def summary(kind: type[Any]) -> str:
+    """Return the first line of the docstring of a class."""
+    return (kind.__doc__ or "").strip().partition("\n")[0]
+
+
+def _as_table(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _without_name(value: object) -> object:
+    if not isinstance(value, dict):
+        return value
+    return {key: setting for key, setting in value.items() if key != "name"}
+
+
+def _table(tag: str, name: str, kind: type[Any], handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    schema = handler.resolve_ref_schema(handler(kind.__pydantic_core_schema__))
+    chosen = {"type": "string", "const": name, "description": summary(kind)}
+    return {
+        "title": name,
+        "type": "object",
+        "properties": {tag: chosen, **schema.get("properties", {})},
+        "required": [tag, *schema.get("required", [])],
+        "additionalProperties": False,
+    }

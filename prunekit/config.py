@@ -1,0 +1,161 @@
+"""What the user wrote: typed, frozen, and every mistake said at once with its line."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import ErrorDetails
+from pydantic_core.core_schema import NullableSchema, WithDefaultSchema
+
+from prunekit.allocations import allocations
+from prunekit.errors import ConfigError
+from prunekit.methods import methods
+from prunekit.mistakes import explain
+from prunekit.sections import Calibration, Evaluate, Model, Output, Prune, Section
+from prunekit.written import Key, Written
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> "Config":
+    """Read a config file.
+
+    Args:
+        path: A TOML file. Paths in it are relative to its folder.
+        overrides: ``KEY=VALUE`` each, as after ``--set``; they win over the file.
+
+    Raises:
+        ConfigError: One line for each mistake, with the line of the file or the override.
+    """
+    written = Written.read(Path(path))
+    config, mistakes = None, []
+    for assignment in overrides:
+        try:
+            written.override(assignment)
+        except ConfigError as error:
+            mistakes.append(str(error))
+    try:
+        context = {"folder": Path(path).parent}
+        config = Config.model_validate(written.values, strict=True, context=context)
+    except ValidationError as error:
+        mistakes += _mistakes(error, written)
+    if config is None or mistakes:
+        raise ConfigError("\n".join(mistakes))
+    config._text = written.text
+    return config
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of a config, from which editors complete and explain keys."""
+    return Config.model_json_schema(schema_generator=_TomlSchema)
+
+
+class Config(Section):
+    """One run, as the user wrote it and with every default filled in."""
+
+    model: Model
+    """The model to prune."""
+    calibration: Calibration | None = None
+    """The text from which statistics are gathered."""
+    prune: Prune
+    """What is pruned and how."""
+    evaluate: Evaluate | None = None
+    """The text on which perplexity is measured, before and after."""
+    output: Output
+    """The pruned checkpoint."""
+
+    _text: str = PrivateAttr("")
+
+    @property
+    def text(self) -> str:
+        """The file as it was read, comments included."""
+        return self._text
+
+    def dump(self) -> dict[str, Any]:
+        """Return the config as nested tables, defaults filled in; validates to an equal config."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _demand_text(cls, values: object) -> object:
+        """Where statistics are needed but no [calibration] is written, let its keys be missed."""
+        if not isinstance(values, dict) or "calibration" in values:
+            return values
+        return {**values, "calibration": {}} if _needs_text(values.get("prune")) else values
+
+    @field_validator("output")
+    @classmethod
+    def _spares_the_model(cls, output: Output, info: ValidationInfo) -> Output:
+        model = info.data.get("model")
+        if model and Path(model.path).is_relative_to(output.path):
+            raise ValueError(f"the folder {output.path} holds the model itself; name another.")
+        return output
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "model": Model,
+    "calibration": Calibration,
+    "prune": Prune,
+    "evaluate": Evaluate,
+    "output": Output,
+}
+
+
+def _needs_text(prune: object) -> bool:
+    if not isinstance(prune, dict):
+        return False
+    allocation = prune.get("allocation")
+    if isinstance(allocation, dict):
+        allocation = allocation.get("name")
+    chosen = methods().get(str(prune.get("method"))), allocations().get(str(allocation))
+    return any(kind is not None and kind.needs for kind in chosen)
+
+
+class _TomlSchema(GenerateJsonSchema):
+    """JSON schema without null, which TOML does not have."""
+
+    def nullable_schema(self, schema: NullableSchema) -> dict[str, Any]:
+        return self.generate_inner(schema["schema"])
+
+    def default_schema(self, schema: WithDefaultSchema) -> dict[str, Any]:
+        if schema.get("default") is None:
+            return self.generate_inner(schema["schema"])
+        return super().default_schema(schema)
+
+
+def _mistakes(error: ValidationError, written: Written) -> list[str]:
+    found = [(_key(details["loc"]), details) for details in error.errors()]
+    found.sort(key=lambda mistake: written.order(mistake[0]))
+    return [written.point(key, _sentence(key, details)) for key, details in found]
+
+
+def _key(loc: tuple[int | str, ...]) -> Key:
+    """Return the key as it is written: without list indices and the names of chosen classes."""
+    key = [part for part in loc if isinstance(part, str)]
+    if key[:2] == ["prune", "allocation"]:
+        del key[2:3]
+    if key[:2] == ["prune", "method"] and len(key) > 2:
+        del key[1:3]
+    return tuple(key)
+
+
+def _sentence(key: Key, error: ErrorDetails) -> str:
+    owners = [name for name, kind in methods().items() if key[-1] in kind.model_fields]
+    if owners and error["type"] == "extra_forbidden" and error["loc"][:2] == ("prune", "method"):
+        return f"a setting of {', '.join(owners)}, not of {error['loc'][2]}."
+    return explain(error, key[-1], _allowed(error["loc"]))
+
+
+def _allowed(loc: tuple[int | str, ...]) -> dict[str, str]:
+    """Return the keys of the table in which ``loc`` is, with what each means."""
+    match loc:
+        case ("prune", "method", str(name), *_):
+            kinds = [Prune, methods()[name]]
+        case ("prune", "allocation", str(name), *_):
+            kinds = [allocations()[name]]
+        case (str(section), _, *_):
+            kinds = [SECTIONS[section]]
+        case _:
+            kinds = [Config]
+    fields = [field for kind in kinds for field in kind.model_fields.items()]
+    return {name: field.description or "" for name, field in fields}

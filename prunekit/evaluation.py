@@ -1,0 +1,170 @@
+"""Perplexity of a checkpoint, block by block, so that a model larger than memory can be judged.
+
+Shapes: N windows, T tokens, B windows of a batch, D features, V vocabulary.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from prunekit.architectures import find
+from prunekit.checkpoint import Checkpoint, open_checkpoint
+from prunekit.checkpoint import find as find_checkpoint
+from prunekit.data import Tokens, evaluation_tokens
+from prunekit.errors import ConfigError
+from prunekit.layout import runners
+from prunekit.loading import Weights, empty_model
+from prunekit.stack import StackRunner
+from prunekit.walk import Visit, batches, held, vocabulary, walk
+
+HEAD_TOKENS = 256
+"""Positions whose logits are held at once; the float32 logits of a whole window can outweigh the
+rest of the model."""
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device that a config's ``device`` means."""
+    return torch.device(
+        name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    )
+
+
+def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the type in which blocks run: as stored on a GPU, float32 on a CPU.
+
+    A CPU multiplies float32 at least as fast as the 16-bit types it has no matrix units for.
+    """
+    return torch.float32 if device.type == "cpu" else stored
+
+
+def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """Return the floating type that most bytes of a checkpoint are in."""
+    sizes: dict[torch.dtype, int] = {}
+    for entry in checkpoint.entries.values():
+        if entry.dtype.is_floating_point:
+            sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.nbytes
+    return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+def is_causal_language_model(model: PreTrainedModel, stacks: Sequence[StackRunner]) -> bool:
+    """Say whether perplexity is defined: one causal stack with a head over the vocabulary."""
+    kind = type(model).__name__
+    return len(stacks) == 1 and kind.endswith(("ForCausalLM", "LMHeadModel"))
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that lies beside a checkpoint.
+
+    Raises:
+        ConfigError: There is none, or only one that needs code of its own.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
+    except (ValueError, OSError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{checkpoint.folder}: has no tokenizer that can be loaded ({error})."
+        ) from error
+
+
+class Evaluator:
+    """Measures checkpoints of one architecture on one device."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        self.model = empty_model(checkpoint)
+        self.stacks = runners(self.model, find(self.model))
+        dtype = compute_dtype(stored_dtype(checkpoint), device)
+        self.weights = Weights(self.model, checkpoint, dtype, device)
+        self.device = device
+
+    def perplexity(self, tokens: Tokens) -> dict[str, Any]:
+        """Return exp of the mean negative log likelihood of each token after a window's first.
+
+        Raises:
+            ConfigError: The model is not a causal language model.
+        """
+        if not is_causal_language_model(self.model, self.stacks):
+            raise ConfigError(
+                f"{type(self.model).__name__}: perplexity needs a causal language model; "
+                "leave [evaluate] out."
+            )
+        parts = batches(tokens.ids, self.device)
+        visit = last_visit(self, parts)
+        loss, count = 0.0, 0
+        with held(self.weights, *vocabulary(self.model, self.stacks)):
+            for hidden, ids in zip(visit.hidden, parts, strict=True):
+                for window, labels in zip(hidden, ids, strict=True):
+                    loss += negative_log_likelihood(visit.runner, window, labels)
+                    count += len(labels) - 1
+        return {
+            "metric": "perplexity",
+            "value": perplexity_of(loss, count),
+            "tokens": count,
+            "protocol": (
+                f"{tokens.description}; {count} predicted tokens, the first of a window is not "
+                f"predicted; token-weighted mean, float32 logits, "
+                f"{str(self.weights.dtype).removeprefix('torch.')} blocks"
+            ),
+        }
+
+    def answers(self, ids: Int[Tensor, "B T"]) -> Tensor:
+        """Return what the model's head answers to tokens, in float32 on the CPU."""
+        visit = last_visit(self, [ids.to(self.device)])
+        with held(self.weights, *vocabulary(self.model, self.stacks)):
+            if len(self.stacks) == 1:
+                return visit.runner.head(visit.hidden[0]).float().cpu()
+            return visit.runner.finish(visit.hidden[0], visit.contexts[0]).float().cpu()
+
+
+def last_visit(evaluator: Evaluator, parts: Sequence[Tensor]) -> Visit:
+    """Walk to the end and return the last visit, whose hidden states are the last block's."""
+    visits = walk(evaluator.model, evaluator.stacks, evaluator.weights, parts)
+    visit = next(visits)
+    for visit in visits:  # noqa: B007  the last one counts
+        pass
+    return visit
+
+
+def negative_log_likelihood(
+    runner: StackRunner, hidden: Float[Tensor, "T D"], ids: Int[Tensor, " T"]
+) -> float:
+    """Return the summed negative log likelihood of ``ids[1:]``, from float32 logits."""
+    total = 0.0
+    for start in range(0, len(ids) - 1, HEAD_TOKENS):
+        end = min(start + HEAD_TOKENS, len(ids) - 1)
+        logits = runner.head(hidden[None, start:end])[0].float()
+        total += float(cross_entropy(logits, ids[start + 1 : end + 1], reduction="sum"))
+    return total
+
+
+def perplexity_of(loss: float, count: int) -> float:
+    """Return exp(loss / count), infinite where that overflows."""
+    try:
+        return math.exp(loss / count)
+    except OverflowError:
+        return math.inf
+
+
+def evaluate(
+    path: str, sources: Sequence[str], length: int, windows: int | None, device: str = "auto"
+) -> list[dict[str, Any]]:
+    """Return the perplexity of a checkpoint on each source, with the protocol of each."""
+    checkpoint = open_checkpoint(find_checkpoint(path))
+    evaluator = Evaluator(checkpoint, device_of(device))
+    tokenizer = load_tokenizer(checkpoint)
+    results = []
+    for source in sources:
+        tokens = evaluation_tokens(tokenizer, [source], length, windows)
+        results.append({"data": label(source), **evaluator.perplexity(tokens)})
+    return results
+
+
+def label(source: str) -> str:
+    """Return a short name for a data source: the last parts of a path, others whole."""
+    return "/".join(Path(source).parts[-2:]) if Path(source).is_file() else source

@@ -1,0 +1,235 @@
+"""Heat maps of a report: blocks by linears as inline SVG that follows the colours of its page."""
+
+import html
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prunekit import units
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import Formatter, Locator
+
+# Everything is laid out in CSS pixels, which are matplotlib's points at 72 per inch.
+PIXELS_PER_INCH = 72
+LETTER = 6.9  # mean width of a letter at 11 px in a wide sans serif (DejaVu)
+GAP = 8
+BAR = 54  # colour bar with its ticks and its label
+INK = "#012345"  # stands for the text colour of the page, which only the browser knows
+UNKNOWN = (0.5, 0.5, 0.5, 0.25)
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 11,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One square of a heat map: its place, its value (None: not measured) and its tooltip."""
+
+    row: int
+    column: int
+    value: float | None
+    tip: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Blocks (rows) by linears (columns), both with the shortest labels that tell them apart."""
+
+    rows: list[str]
+    columns: list[str]
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How values become colours, and how the colour bar says so."""
+
+    label: str
+    colours: str
+    norm: "Normalize"
+    write: "Formatter"
+    ticks: "Locator | None" = None
+
+
+def grid(layers: Sequence[dict[str, Any]], key: str, show: Callable[[Any], str]) -> Grid:
+    """Arrange ``layers[…][key]`` by block and linear.
+
+    Linears of a block that differ only in numbers (experts) share a cell, which has their mean.
+    """
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for layer in layers:
+        groups.setdefault(_split(layer["name"]), []).append(layer)
+    blocks, linears = (list(dict.fromkeys(part)) for part in zip(*groups, strict=True))
+    cells = []
+    for (block, linear), group in groups.items():
+        value = _mean([layer.get(key) for layer in group])
+        name = group[0]["name"] if len(group) == 1 else f"{block}.{linear}, mean of {len(group)}"
+        tip = f"{name}: {'not measured' if value is None else show(value)}"
+        cells.append(Cell(blocks.index(block), linears.index(linear), value, tip))
+    return Grid(_block_labels(blocks), _linear_labels(linears), cells)
+
+
+def sparsity_map(layers: Sequence[dict[str, Any]]) -> str:
+    """Return the SVG of the sparsity of every layer, on a linear scale."""
+    from matplotlib.colors import Normalize
+    from matplotlib.ticker import PercentFormatter
+
+    cells = grid(layers, "sparsity", units.percent)
+    low, high = _range(cells) or (0.0, 1.0)
+    # At least ten points wide, so that rounding does not look like a difference.
+    centre, half = (low + high) / 2, max(high - low, 0.1) / 2
+    norm = Normalize(max(0, centre - half), min(1, centre + half))
+    return _draw(cells, Scale("sparsity", "viridis", norm, PercentFormatter(1, 0, " %")))
+
+
+def error_map(layers: Sequence[dict[str, Any]]) -> str | None:
+    """Return the SVG of the relative error of every layer, on a log scale; None if none is > 0."""
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    cells = grid(layers, "relative_error", units.number)
+    between = _range(cells, above=0.0)
+    if between is None:
+        return None
+    low, high = between
+    # At least a factor of two wide: a narrower scale has no tick to read.
+    middle, half = math.sqrt(low * high), max(math.sqrt(high / low), math.sqrt(2))
+    norm = LogNorm(middle / half, middle * half, clip=True)
+    ticks = LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,))
+    write = FuncFormatter(lambda x, _: f"{x:.2g}")
+    return _draw(cells, Scale("relative error (log scale)", "plasma", norm, write, ticks))
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Split at the first number: layers.3.mlp.experts.7.up → layers.3 and mlp.experts.*.up."""
+    found = re.match(r"(.*?(?:^|\.)\d+)\.(.+)", name)
+    block, linear = found.groups() if found else ("", name)
+    return block, re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", linear)
+
+
+def _mean(values: list[float | str | None]) -> float | None:
+    known = [float(value) for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _block_labels(blocks: list[str]) -> list[str]:
+    """Number the blocks, and name their stack where there are several: "encoder 0"."""
+    stacks = {block.rpartition(".")[0] for block in blocks}
+    shared = set.intersection(*(set(stack.split(".")) for stack in stacks))
+    return [" ".join(part for part in block.split(".") if part not in shared) for block in blocks]
+
+
+def _linear_labels(linears: list[str]) -> list[str]:
+    """Keep as many last parts of the names as tell them all apart."""
+    for parts in range(1, max(linear.count(".") for linear in linears) + 2):
+        labels = [".".join(linear.split(".")[-parts:]) for linear in linears]
+        if len(set(labels)) == len(labels):
+            return labels
+    return linears
+
+
+def _range(cells: Grid, above: float = -math.inf) -> tuple[float, float] | None:
+    known = [cell.value for cell in cells.cells if cell.value is not None]
+    known = [value for value in known if math.isfinite(value) and value > above]
+    return (min(known), max(known)) if known else None
+
+
+def _draw(cells: Grid, scale: Scale) -> str:
+    import matplotlib as mpl
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+
+    # The salt makes ids reproducible, and different from those of the other figures of a page.
+    with mpl.rc_context({**STYLE, "svg.hashsalt": scale.label}):
+        # 47 steps: smooth to the eye, odd so that the centre is no border, and below the 50 from
+        # which matplotlib draws the bar as a picture.
+        palette = mpl.colormaps[scale.colours].resampled(47).with_extremes(bad=UNKNOWN)
+        colours = ScalarMappable(scale.norm, palette)
+        figure = Figure(dpi=PIXELS_PER_INCH)
+        axes, bar_axes = _lay_out(figure, cells)
+        _fill(axes, cells, colours)
+        bar = figure.colorbar(
+            colours, bar_axes, orientation="horizontal", format=scale.write, ticks=scale.ticks
+        )
+        bar.minorticks_off()
+        bar.set_label(scale.label)
+        bar.outline.set_visible(False)
+        # Without an edge of its own colour, a browser shows a seam between any two steps.
+        assert bar.solids is not None
+        bar.solids.set_edgecolor("face")
+        return _inline(figure, [cell.tip for cell in cells.cells])
+
+
+def _lay_out(figure: "Figure", cells: Grid) -> tuple["Axes", "Axes"]:
+    """Size the figure by its cells and labels, so that text has one size in every report."""
+    rows, columns = len(cells.rows), len(cells.columns)
+    across, down = min(72, max(34, 238 / columns)), min(17, max(9, 700 / rows))
+    left = LETTER * max(map(len, [*cells.rows, "block"])) + GAP
+    slanted = 0.72 * LETTER * max(map(len, cells.columns)) + GAP
+    width = left + max(columns * across + slanted, 220)
+    height = slanted + rows * down + 2 * GAP + BAR
+    figure.set_size_inches(width / PIXELS_PER_INCH, height / PIXELS_PER_INCH)
+
+    def place(y: float, wide: float, high: float) -> "Axes":
+        return figure.add_axes((left / width, y / height, wide / width, high / height))
+
+    axes = place(BAR + 2 * GAP, columns * across, rows * down)
+    every = math.ceil(13 / down)
+    axes.set(xlim=(0, columns), ylim=(rows, 0), frame_on=False)
+    axes.set_yticks([i + 0.5 for i in range(0, rows, every)], cells.rows[::every])
+    axes.set_xticks([i + 0.5 for i in range(columns)], cells.columns)
+    axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False, pad=4)
+    axes.text(-4 / across, -6 / down, "block", ha="right")
+    for text in axes.get_xticklabels():
+        text.set(rotation=45, ha="left", rotation_mode="anchor")
+    return axes, place(BAR - 2 * GAP, max(columns * across, 180), 10)
+
+
+def _fill(axes: "Axes", cells: Grid, colours: "ScalarMappable") -> None:
+    import numpy as np
+    from matplotlib.patches import Rectangle
+
+    values = [math.nan if cell.value is None else cell.value for cell in cells.cells]
+    palette = colours.to_rgba(np.array(values))
+    for index, (cell, colour) in enumerate(zip(cells.cells, palette, strict=True)):
+        square = Rectangle((cell.column + 0.03, cell.row + 0.04), 0.94, 0.92, color=colour, lw=0)
+        square.set(gid=f"cell{index}", clip_on=False)
+        axes.add_patch(square)
+
+
+def _inline(figure: "Figure", tips: list[str]) -> str:
+    """Turn a figure into SVG for a page: no prolog, own ids, page font and ink, tooltips."""
+    file = io.StringIO()
+    figure.savefig(
+        file,
+        format="svg",
+        transparent=True,
+        metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+    )
+    svg = file.getvalue()
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg[svg.index("<svg") :], flags=re.S)
+    width = math.ceil(figure.get_figwidth() * PIXELS_PER_INCH)
+    size = f'style="min-width:{width}px;max-width:{1.5 * width:.0f}px"'
+    svg = re.sub(r'<svg .*?(viewBox="[^"]*")[^>]*>', rf"<svg \1 {size}>", svg, count=1, flags=re.S)
+    svg = re.sub(r' id="(?!cell|[mp][0-9a-f]+")[^"]*"', "", svg)
+    svg = re.sub(r"font-family: [^;\"]*; ", "", svg)
+    svg = re.sub(r">\s+<", "><", svg).replace(INK, "currentColor")
+    return re.sub(
+        r'<g id="cell(\d+)">',
+        lambda found: f"<g><title>{html.escape(tips[int(found[1])])}</title>",
+        svg,
+    )

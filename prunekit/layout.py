@@ -1,0 +1,124 @@
+"""The linears of a model in the order in which they are pruned, and why some are not."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Literal
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from prunekit.architectures import Architecture
+from prunekit.errors import ShapeError
+from prunekit.patterns import Pattern
+from prunekit.stack import StackRunner
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One linear of one block.
+
+    Attributes:
+        name: Full name of the module in the model.
+        path: Its name relative to the block.
+        outputs: Output features.
+        inputs: Input features.
+        skipped: Why it stays dense, or None.
+    """
+
+    name: str
+    path: str
+    outputs: int
+    inputs: int
+    skipped: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.outputs * self.inputs
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block: its name in the model and its linears, stage by stage."""
+
+    name: str
+    stages: tuple[tuple[Linear, ...], ...]
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """All linears, in the order in which data flows."""
+        return tuple(linear for stage in self.stages for linear in stage)
+
+    @property
+    def pruned(self) -> tuple[Linear, ...]:
+        """The linears that are not skipped."""
+        return tuple(linear for linear in self.linears if linear.skipped is None)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which linears are pruned: what the pattern fits, less what the user leaves out."""
+
+    pattern: Pattern
+    skip: Sequence[str] = ()
+    on_indivisible: Literal["error", "skip"] = "error"
+
+
+def runners(model: PreTrainedModel, architecture: Architecture) -> list[StackRunner]:
+    """Return a runner for each stack, in run order."""
+    return [StackRunner(model, stack) for stack in architecture.stacks]
+
+
+def layout(stacks: Sequence[StackRunner], selection: Selection) -> list[Block]:
+    """Return the blocks of all stacks in run order.
+
+    Raises:
+        ShapeError: The pattern does not fit; every linear it does not fit is named.
+    """
+    blocks, misfits = [], []
+    for runner in stacks:
+        for name, module in zip(runner.names, runner.blocks, strict=True):
+            stages = tuple(
+                tuple(
+                    _linear(name, path, module.get_submodule(path), selection, misfits)
+                    for path in stage.linears
+                    if path not in runner.stack.optional or _has(module, path)
+                )
+                for stage in runner.stack.stages
+            )
+            blocks.append(Block(name, tuple(stage for stage in stages if stage)))
+    if misfits:
+        shown = misfits[:5] + [f"… and {len(misfits) - 5} more"] * (len(misfits) > 5)
+        raise ShapeError(
+            "\n".join(shown) + '\nChoose another pattern, or on_indivisible = "skip" to leave '
+            "these layers dense."
+        )
+    return blocks
+
+
+def orientation(module: nn.Module) -> tuple[int, int, bool]:
+    """Return outputs, inputs, and whether the weight is stored in × out (GPT-2's Conv1D)."""
+    rows, columns = module.weight.shape  # pyright: ignore
+    return (columns, rows, True) if isinstance(module, Conv1D) else (rows, columns, False)
+
+
+def _linear(
+    block: str, path: str, module: nn.Module, selection: Selection, misfits: list[str]
+) -> Linear:
+    outputs, inputs, _ = orientation(module)
+    name = f"{block}.{path}"
+    matching = [skip for skip in selection.skip if fnmatch(name, skip) or fnmatch(path, skip)]
+    if matching:
+        return Linear(name, path, outputs, inputs, f'skip = "{matching[0]}"')
+    misfit = selection.pattern.misfit(outputs, inputs)
+    if misfit is None:
+        return Linear(name, path, outputs, inputs)
+    if selection.on_indivisible == "error":
+        misfits.append(f"{name}: pattern {misfit}.")
+    return Linear(name, path, outputs, inputs, misfit)
+
+
+def _has(module: nn.Module, path: str) -> bool:
+    return any(path == name for name, _ in module.named_modules())

@@ -1,0 +1,11 @@
+"""How weights are chosen and changed: one file a paper."""
+
+from prunekit.discovery import by_name
+from prunekit.methods.base import Method, Scored
+
+__all__ = ["Method", "Scored", "methods"]
+
+
+def methods() -> dict[str, type[Method]]:
+    """Return every method by its name, those of other distributions included."""
+    return by_name("prunekit.methods", Method)

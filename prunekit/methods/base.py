@@ -1,0 +1,47 @@
+"""The two shapes of a pruning method."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict
+
+from prunekit.layer import Layer, Pruned
+from prunekit.patterns import Scope
+from prunekit.statistics import Statistic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Method(BaseModel, ABC):
+    """Weight, gathered statistics and pattern → new weight and ``keep`` mask.
+
+    A subclass is also the part of ``[prune]`` that belongs to it: its fields are its settings,
+    each documented by the string under it. ``needs`` are the statistics it reads, ``scope`` the
+    group in which the published method compares unstructured scores.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[type[Statistic]]] = frozenset()
+    scope: ClassVar[Scope] = "row"
+
+    @abstractmethod
+    def prune(self, layer: Layer) -> Pruned:
+        """Return the pruned layer; ``layer.weight`` is not changed."""
+
+
+class Scored(Method):
+    """A method that ranks weights once and leaves the kept ones as they are."""
+
+    @abstractmethod
+    def score(self, layer: Layer) -> Float[Tensor, "O I"]:
+        """Return the scores; higher stays."""
+
+    def prune(self, layer: Layer) -> Pruned:
+        keep = layer.pattern.keep(self.score(layer), layer.sparsity)
+        return Pruned(layer.weight.where(keep, 0), keep)

@@ -1,0 +1,32 @@
+"""Random: the control that every method has to beat."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, ClassVar
+
+from jaxtyping import Float
+
+from prunekit.layer import Layer
+from prunekit.methods.base import Scored
+from prunekit.patterns import Scope
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Random(Scored):
+    """Uniform scores from a generator seeded by ``random_seed`` and the layer's name."""
+
+    name: ClassVar[str] = "random"
+    scope: ClassVar[Scope] = "layer"
+
+    random_seed: int = 0
+    """Seed of the scores; each layer draws its own from it, whatever the order or the device."""
+
+    def score(self, layer: Layer) -> Float[Tensor, "O I"]:
+        import torch
+
+        digest = hashlib.sha256(f"{self.random_seed} {layer.name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+        return torch.rand(layer.weight.shape, generator=generator).to(layer.weight.device)

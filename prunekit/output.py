@@ -1,0 +1,107 @@
+"""The folder that a run writes: shards whole or not at all, a journal, and at the end a checkpoint.
+
+``config.json`` and the index are written last, so that a folder which opens as a model is complete.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from prunekit.checkpoint import INDEX, Checkpoint, read_header, write_atomically, write_shard
+from prunekit.errors import ConfigError
+
+JOURNAL = "journal.jsonl"
+
+
+class Output:
+    """An output folder of one run, new or taken up again.
+
+    Attributes:
+        folder: Where it is.
+        done: Journal entries of the run that is taken up, by kind and name.
+    """
+
+    def __init__(self, folder: Path, shards: int) -> None:
+        self.folder = folder
+        self.shards = shards
+        self.done: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def begin(self, fingerprint: str, *, resume: bool, overwrite: bool) -> None:
+        """Make the folder ready.
+
+        Raises:
+            ConfigError: The folder is in use, or what it holds belongs to another run.
+        """
+        journal = self.folder / JOURNAL
+        if resume and journal.is_file():
+            self._take_up(fingerprint)
+        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            self._clear(journal.is_file(), overwrite=overwrite)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.done:
+            self.note("start", "", {"fingerprint": fingerprint})
+
+    def _take_up(self, fingerprint: str) -> None:
+        lines = (self.folder / JOURNAL).read_bytes().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith(b"\n")]
+        for line in whole:
+            entry = json.loads(line)
+            self.done[entry["kind"], entry["name"]] = entry["values"]
+        if self.done and self.done["start", ""]["fingerprint"] != fingerprint:
+            raise ConfigError(
+                f"{self.folder}: was begun with another config, model, calibration text or version "
+                "of prunekit, so --resume cannot go on with it. Run with --overwrite, or choose "
+                "another output.path."
+            )
+        # A line cut off by a crash stands for work that is done again.
+        write_atomically(self.folder / JOURNAL, b"".join(whole))
+        for left in self.folder.glob(".*.tmp"):
+            left.unlink()
+
+    def _clear(self, ours: bool, *, overwrite: bool) -> None:  # noqa: FBT001
+        if not overwrite:
+            hint = "--resume goes on with it, --overwrite begins anew" if ours else "choose another"
+            raise ConfigError(f"output.path: {self.folder} is not empty; {hint}.")
+        if not ours:
+            raise ConfigError(
+                f"output.path: {self.folder} holds files that are not prunekit's ({JOURNAL} is "
+                "missing), so --overwrite leaves them alone. Choose another folder."
+            )
+        shutil.rmtree(self.folder)
+
+    def note(self, kind: str, name: str, values: dict[str, Any]) -> None:
+        """Append to the journal; on the disk when this returns."""
+        self.done[kind, name] = values
+        with (self.folder / JOURNAL).open("ab") as stream:
+            stream.write(json.dumps({"kind": kind, "name": name, "values": values}).encode() + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def shard(self, number: int) -> Path:
+        """Return the path of shard ``number`` of 1..shards."""
+        return self.folder / f"model-{number:05d}-of-{self.shards:05d}.safetensors"
+
+    def write(self, number: int, tensors: Mapping[str, Tensor]) -> Path:
+        """Write one shard."""
+        write_shard(self.shard(number), tensors)
+        return self.shard(number)
+
+    def finish(self, checkpoint: Checkpoint, dtype: str | None) -> None:
+        """Write what makes the folder a checkpoint: companions, index and, last, the config."""
+        for path in checkpoint.companions:
+            write_atomically(self.folder / path.name, path.read_bytes())
+        weight_map, total = {}, 0
+        for number in range(1, self.shards + 1):
+            for name, entry in read_header(self.shard(number)).items():
+                weight_map[name] = self.shard(number).name
+                total += entry.nbytes
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        write_atomically(self.folder / INDEX, json.dumps(index, indent=2).encode() + b"\n")
+        config = checkpoint.config | ({"dtype": dtype} if dtype else {})
+        content = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+        write_atomically(self.folder / "config.json", content)

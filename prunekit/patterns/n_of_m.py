@@ -1,0 +1,47 @@
+"""n:m: n weights stay of every m neighbours along the input dimension."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from jaxtyping import Bool, Float
+
+from prunekit.errors import ConfigError
+from prunekit.patterns.base import Pattern, Scope
+from prunekit.patterns.selection import keep_n_of_m
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class NOfM(Pattern):
+    """n of every m inputs of a row are **kept**; 2:4 is what sparse tensor cores multiply."""
+
+    spelling: ClassVar[str] = "n:m, e.g. 2:4"
+
+    def __init__(self, n: int, m: int) -> None:
+        if not 0 < n < m <= 64:
+            raise ConfigError(f'pattern "{n}:{m}": n:m keeps n of every m, with 0 < n < m ≤ 64.')
+        self.name, self.n, self.m = f"{n}:{m}", n, m
+        self.stride = m
+
+    @classmethod
+    def parse(cls, text: str, scope: Scope) -> Self | None:  # noqa: ARG003  groups have no scope
+        found = re.fullmatch(r"(\d+):(\d+)", text)
+        return cls(int(found[1]), int(found[2])) if found else None
+
+    @property
+    def sparsity(self) -> float:
+        return 1 - self.n / self.m
+
+    def misfit(self, outputs: int, inputs: int) -> str | None:  # noqa: ARG002  rows are free
+        if inputs % self.m == 0:
+            return None
+        return f"{self.name} needs a multiple of {self.m} inputs, this layer has {inputs}"
+
+    def keep(self, score: Float[Tensor, "O I"], sparsity: float) -> Bool[Tensor, "O I"]:  # noqa: ARG002
+        return keep_n_of_m(score, self.n, self.m)
+
+    def violations(self, keep: Bool[Tensor, "O I"]) -> int:
+        return int((keep.unflatten(1, (-1, self.m)).sum(2) > self.n).sum())

@@ -1,0 +1,317 @@
+"""Every decision taken before weights are read; whatever can fail, fails here."""
+
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import psutil
+import torch
+from rich.console import Group, RenderableType
+from rich.table import Table
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prunekit.architectures import Architecture, find
+from prunekit.checkpoint import Checkpoint, open_checkpoint
+from prunekit.checkpoint import find as find_checkpoint
+from prunekit.config import Config
+from prunekit.errors import CapacityError, ConfigError
+from prunekit.evaluation import (
+    compute_dtype,
+    device_of,
+    is_causal_language_model,
+    load_tokenizer,
+    stored_dtype,
+)
+from prunekit.layout import Block, Linear, Selection, layout, runners
+from prunekit.loading import empty_model, stored_names
+from prunekit.pruning import Recipe
+from prunekit.stack import StackRunner
+from prunekit.statistics import Gram
+from prunekit.units import count, size
+from prunekit.walk import BATCH_TOKENS, vocabulary
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a run holds at its peak, by what they are for."""
+
+    block: int
+    statistics: int
+    hidden: int
+    activations: int
+    ends: int
+
+    @property
+    def total(self) -> int:
+        """The larger of the block loop's peak and that of embeddings or head, plus hidden states."""
+        return self.hidden + max(self.block + self.statistics + self.activations, self.ends)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do; made by :func:`plan`.
+
+    Attributes:
+        config: What the user wrote.
+        checkpoint: The model's files.
+        model: The model without weights.
+        architecture: Where it keeps its blocks.
+        tokenizer: The tokenizer beside the checkpoint.
+        stacks: Runners of its stacks.
+        blocks: Its blocks and linears, in run order.
+        recipe: How blocks are pruned.
+        device: Where blocks run.
+        dtype: The type in which they run.
+        stored: Name of each linear → the type in which its weight is written.
+        lengths: Tokens of a calibration sample and of an evaluation window, after the cap.
+        memory: Peak bytes.
+        notes: What the user should know: caps, skipped layers, probing.
+    """
+
+    config: Config
+    checkpoint: Checkpoint
+    model: PreTrainedModel
+    architecture: Architecture
+    tokenizer: PreTrainedTokenizerBase
+    stacks: list[StackRunner]
+    blocks: list[Block]
+    recipe: Recipe
+    device: torch.device
+    dtype: torch.dtype
+    stored: dict[str, torch.dtype]
+    lengths: tuple[int, int]
+    memory: Memory
+    notes: tuple[str, ...]
+
+    @property
+    def linears(self) -> list[Linear]:
+        """All linears in pruning order, the skipped ones too."""
+        return [linear for block in self.blocks for linear in block.linears]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Weights of each linear that is pruned."""
+        return {linear.name: linear.size for linear in self.linears if linear.skipped is None}
+
+    def describe(self) -> RenderableType:
+        """Return the plan as a table to print."""
+        return _describe(self)
+
+
+def plan(config: Config) -> Plan:
+    """Decide everything that can be decided from ``config.json`` and safetensors headers.
+
+    Raises:
+        PrunekitError: Something cannot work; nothing was written and no weight read.
+    """
+    checkpoint = open_checkpoint(find_checkpoint(config.model.path, config.model.revision))
+    model = empty_model(checkpoint)
+    architecture = find(model)
+    stacks = runners(model, architecture)
+    if config.evaluate and not is_causal_language_model(model, stacks):
+        raise ConfigError(
+            f"{config.model.path}: {type(model).__name__} has no perplexity, which is for causal "
+            "language models. Leave out [evaluate]."
+        )
+    prune = config.prune
+    blocks = layout(stacks, Selection(prune.pattern, prune.skip, prune.on_indivisible))
+    _check_skips(config, model, blocks)
+    device = device_of(config.model.device)
+    asked = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
+    dtype = compute_dtype(asked or stored_dtype(checkpoint), device)
+    lengths, notes = _lengths(config, longest(model))
+    recipe = recipe_of(config)
+    tokens = (config.calibration.samples if config.calibration else 1) * lengths[0]
+    made = Plan(
+        config=config,
+        checkpoint=checkpoint,
+        model=model,
+        architecture=architecture,
+        tokenizer=load_tokenizer(checkpoint),
+        stacks=stacks,
+        blocks=blocks,
+        recipe=recipe,
+        device=device,
+        dtype=dtype,
+        stored=_stored(model, checkpoint, blocks, asked),
+        lengths=lengths,
+        memory=_memory(model, stacks, blocks, (recipe, dtype, tokens, device)),
+        notes=(*notes, *_remarks(architecture, model, blocks)),
+    )
+    _check_capacity(made)
+    return made
+
+
+def recipe_of(config: Config) -> Recipe:
+    """Return how a config wants blocks pruned."""
+    prune = config.prune
+    return Recipe(
+        method=prune.method,
+        pattern=prune.pattern,
+        propagation=prune.propagation,
+        steps=prune.steps,
+        schedule=prune.schedule,
+        initial_sparsity=prune.initial_sparsity,
+        measure_error=prune.measure_error and config.calibration is not None,
+    )
+
+
+def longest(model: PreTrainedModel) -> int:
+    """Return the most tokens a model takes at once; without a limit, a number beyond any text."""
+    limit = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    for module in model.modules():
+        # RoBERTa counts positions from the row after its padding row.
+        if isinstance(module, nn.Embedding) and module.num_embeddings == limit:
+            return limit if module.padding_idx is None else limit - module.padding_idx - 1
+    return limit
+
+
+def _lengths(config: Config, limit: int) -> tuple[tuple[int, int], list[str]]:
+    asked = {
+        "calibration.length": config.calibration.length if config.calibration else 1,
+        "evaluate.length": config.evaluate.length if config.evaluate else 1,
+    }
+    notes = [
+        f"{key} shortened from {length} to {limit} tokens, the most this model takes."
+        for key, length in asked.items()
+        if length > limit
+    ]
+    calibration, evaluation = (min(length, limit) for length in asked.values())
+    return (calibration, evaluation), notes
+
+
+def _remarks(architecture: Architecture, model: PreTrainedModel, blocks: list[Block]) -> list[str]:
+    notes = [
+        f"{linear.name} stays dense: {linear.skipped}."
+        for block in blocks
+        for linear in block.linears
+        if linear.skipped
+    ]
+    if architecture.probed:
+        notes.insert(
+            0,
+            f"Model type {model.config.model_type!r} is not declared; its blocks and stages were "
+            "found by probing: look at the list of layers.",
+        )
+    return notes
+
+
+def _stored(
+    model: PreTrainedModel, checkpoint: Checkpoint, blocks: list[Block], asked: torch.dtype | None
+) -> dict[str, torch.dtype]:
+    names = stored_names(model, checkpoint)
+    return {
+        linear.name: asked or checkpoint.entries[names[f"{linear.name}.weight"]].dtype
+        for block in blocks
+        for linear in block.linears
+    }
+
+
+def _check_skips(config: Config, model: PreTrainedModel, blocks: list[Block]) -> None:
+    linears = [linear for block in blocks for linear in block.linears]
+    if all(linear.skipped for linear in linears):
+        raise ConfigError("prune: every linear of the model is skipped; nothing would be pruned.")
+    names = [name for name, _ in model.named_modules()]
+    for skip in config.prune.skip:
+        if not any(linear.skipped == f'skip = "{skip}"' for linear in linears) and not any(
+            fnmatch(name, skip) for name in names
+        ):
+            raise ConfigError(
+                f'prune.skip: "{skip}" matches no module. Names look like {linears[0].name}; '
+                "* stands for any characters."
+            )
+
+
+def _memory(
+    model: PreTrainedModel,
+    stacks: list[StackRunner],
+    blocks: list[Block],
+    run: tuple[Recipe, torch.dtype, int, torch.device],
+) -> Memory:
+    recipe, dtype, tokens, device = run
+    modules = [module for runner in stacks for module in runner.blocks]
+    largest = max(sum(value.numel() for value in module.parameters()) for module in modules)
+    matrix = max(linear.size for block in blocks for linear in block.linears)
+    statistics = max(
+        sum(kind.nbytes(stage[0].inputs) for stage in block.stages for kind in recipe.needs)
+        for block in blocks
+    )
+    factor = max(4 * linear.inputs**2 for block in blocks for linear in block.linears)
+    width = max(linear.inputs for block in blocks for linear in block.linears)
+    hidden = tokens * max(runner.features for runner in stacks) * dtype.itemsize
+    batch = min(tokens, BATCH_TOKENS.get(device.type, 2048))
+    ends = max((module.weight.numel() for module in vocabulary(model, stacks)), default=0)  # pyright: ignore
+    return Memory(
+        block=largest * 2 * dtype.itemsize + 4 * 4 * matrix,
+        statistics=statistics + (2 * factor if Gram in recipe.needs else 0),
+        hidden=hidden,
+        activations=4 * batch * width * dtype.itemsize,
+        ends=ends * 2 * dtype.itemsize,
+    )
+
+
+def _check_capacity(made: Plan) -> None:
+    host = psutil.virtual_memory().available
+    available = torch.cuda.mem_get_info(made.device)[0] if made.device.type == "cuda" else host
+    if made.memory.total > available:
+        raise CapacityError(
+            f"memory: the run needs about {size(made.memory.total)} on {made.device}, "
+            f"{size(available)} are free. Lower calibration.samples or calibration.length"
+            + (", or set measure_error = false." if made.recipe.measure_error else ".")
+        )
+    folder = Path(made.config.output.path)
+    existing = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
+    if not os.access(existing, os.W_OK):
+        raise CapacityError(f"output.path: {existing} cannot be written to.")
+    free = shutil.disk_usage(existing).free
+    if made.checkpoint.nbytes > free:
+        raise CapacityError(
+            f"output.path: {existing} has {size(free)} free, the checkpoint needs "
+            f"{size(made.checkpoint.nbytes)}."
+        )
+
+
+def _describe(made: Plan) -> RenderableType:
+    config, prune = made.config, made.config.prune
+    facts = Table.grid(padding=(0, 2))
+    rows = {
+        "model": f"{config.model.path}  ({type(made.model).__name__}, "
+        f"{count(made.model.num_parameters())} parameters, {len(made.blocks)} blocks)",
+        "prune": f"{prune.method.name}, {prune.pattern.name}, sparsity {prune.sparsity:g}, "
+        f"allocation {prune.allocation.name}, propagation {prune.propagation}, steps {prune.steps}",
+        "gathers": ", ".join(kind.name for kind in made.recipe.needs) or "nothing",
+        "runs": f"on {made.device} in {str(made.dtype).removeprefix('torch.')}",
+        "output": f"{config.output.path}  ({size(made.checkpoint.nbytes)})",
+        "memory": f"about {size(made.memory.total)}: block {size(made.memory.block)}, statistics "
+        f"{size(made.memory.statistics)}, hidden states {size(made.memory.hidden)}, activations "
+        f"{size(made.memory.activations)}; embeddings or head {size(made.memory.ends)}",
+    }
+    if config.calibration:
+        rows["calibration"] = (
+            f"{config.calibration.samples} samples of {made.lengths[0]} tokens, seed "
+            f"{config.calibration.seed}"
+        )
+    for key, value in rows.items():
+        facts.add_row(f"[bold]{key}", value)
+    table = Table(title=f"{len(made.sizes)} of {len(made.linears)} linears are pruned")
+    for header in ("layer", "outputs × inputs", "stored as"):
+        table.add_column(header)
+    for pattern, linears in _alike(made).items():
+        path, shape, dtype, skipped = pattern
+        name = f"{path}  ×{len(linears)}" + ("  (dense)" if skipped else "")
+        table.add_row(name, shape, str(dtype).removeprefix("torch."))
+    return Group(facts, "", table, *[f"[yellow]note[/] {note}" for note in made.notes[:20]])
+
+
+def _alike(made: Plan) -> dict[tuple, list[Linear]]:
+    """Group linears that differ only in the number of their block."""
+    groups: dict[tuple, list[Linear]] = {}
+    for linear in made.linears:
+        name = re.sub(r"\.\d+\.", ".*.", linear.name)
+        key = (name, f"{linear.outputs} × {linear.inputs}", made.stored[linear.name], linear.skipped)
+        groups.setdefault(key, []).append(linear)
+    return groups

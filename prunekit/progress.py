@@ -1,0 +1,173 @@
+"""A run as it happens: records in, a live display out, the report at the end.
+
+On a terminal the display moves; elsewhere (a log file, CI) each phase, block and evaluation is
+one plain line.
+"""
+
+import time
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from prunekit import units
+
+if TYPE_CHECKING:
+    from prunekit.run import Record
+
+
+def show(
+    records: "Iterable[Record]", console: Console | None = None, *, quiet: bool = False
+) -> dict[str, Any]:
+    """Follow a run to its end and return its report.
+
+    Args:
+        records: What ``prunekit.run`` yields; consumed as the run goes.
+        console: Where to write; standard error if None, so that standard output stays free.
+        quiet: Write nothing.
+
+    Raises:
+        ValueError: The records ended before the run did.
+    """
+    console = console or Console(stderr=True)
+    state = State(start=time.monotonic())
+    live = console.is_terminal and not quiet
+    screen = Live(Board(state), console=console, transient=True) if live else nullcontext()
+    with screen:
+        for record in records:
+            state.follow(record)
+            if not quiet and (line := _line(state, record, live=live)):
+                console.print(line, highlight=False)
+    if state.report is None:
+        raise ValueError('the records ended without a "finish" record')
+    if not quiet:
+        console.print(summary(state.report))
+    return state.report
+
+
+@dataclass
+class State:
+    """What is known of a run so far.
+
+    Attributes:
+        done: Steps of the phase that are over; blocks in the phase "prune".
+        skipped: Steps that were over before the phase began, in a resumed run.
+        start: When the run began, by ``time.monotonic``.
+        began: When the phase began.
+    """
+
+    start: float
+    phase: str = ""
+    steps: int = 0
+    done: int = 0
+    blocks: int = 0
+    skipped: int = 0
+    layer: str = ""
+    error: float | None = None
+    began: float = 0.0
+    report: dict[str, Any] | None = None
+
+    def follow(self, record: "Record") -> None:
+        """Take in one record."""
+        values = record.values
+        match record.kind:
+            case "start":
+                self.blocks = values["blocks"]
+            case "phase":
+                self.phase, self.done, self.skipped = record.name, 0, 0
+                self.steps = self.blocks if record.name == "prune" else values["steps"]
+                self.layer, self.error, self.began = "", None, time.monotonic()
+            case "step" if self.phase != "prune":
+                self.layer, self.done = record.name, self.done + 1
+            case "layer":
+                self.layer, self.error = record.name, values.get("relative_error")
+            case "block":
+                self.skipped += values["index"] - self.done
+                self.done = values["index"] + 1
+            case "finish":
+                self.report = values
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self.start
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until the phase ends, at the speed seen in it; None before its first step."""
+        seen = self.done - self.skipped
+        return (self.steps - self.done) * (time.monotonic() - self.began) / seen if seen else None
+
+
+class Board:
+    """The moving display of a state: phase, bar, time; below it the layer at hand."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.spinner = Spinner("dots", style="cyan")
+
+    def __rich__(self) -> Group:
+        state = self.state
+        bar = ProgressBar(total=max(state.steps, 1), completed=state.done, width=30)
+        top = Table.grid(padding=(0, 1))
+        top.add_row(self.spinner, Text(state.phase, "bold"), bar, Text(_progress(state)))
+        error = "" if state.error is None else f"  relative error {units.number(state.error)}"
+        bottom = Text(f"  {state.layer}{error}", "dim", no_wrap=True, overflow="ellipsis")
+        return Group(top, bottom)
+
+
+def summary(report: dict[str, Any]) -> Table:
+    """Return the few numbers a run is about."""
+    sparsity, memory = report["sparsity"], report.get("memory") or {}
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+
+    def add(name: str, value: str) -> None:
+        table.add_row(Text(name), Text(value))
+
+    zeros = f"{units.percent(sparsity['achieved'])}, {sparsity.get('pattern', 'unstructured')}"
+    add("sparsity", f"{zeros} in {len(report['layers']):,} layers")
+    for found in report.get("evaluation") or []:
+        before, after = found.get("before"), found.get("after")
+        values = f"{units.number(before)} → {units.number(after)}"
+        add(found["metric"], f"{values} ({units.change(before, after)}), {found['data']}")
+    add("time", units.duration((report.get("seconds") or {}).get("total")))
+    add("peak memory", units.size(memory.get("peak_rss_bytes")))
+    if memory.get("peak_device_bytes"):
+        add("on the device", units.size(memory["peak_device_bytes"]))
+    if folder := (report.get("config", {}).get("output") or {}).get("path"):
+        add("output", str(folder))
+    return table
+
+
+def _line(state: State, record: "Record", *, live: bool) -> Text | None:
+    """Return what stays on the screen of a record, if anything does."""
+    values = record.values
+    if record.kind == "evaluation":
+        value = units.number(values["value"])
+        return Text(f"{values['metric']} {values['which']}: {value} ({values['data']})")
+    if live:
+        return None
+    if record.kind == "phase":
+        return Text(record.name)
+    if record.kind == "block":
+        return Text(f"  {record.name}: {units.duration(values['seconds'])}; {_progress(state)}")
+    return None
+
+
+def _progress(state: State) -> str:
+    left = "" if state.left is None else f", {_clock(state.left)} left"
+    return f"{state.done}/{state.steps}, {_clock(state.elapsed)} so far{left}"
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

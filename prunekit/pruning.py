@@ -1,0 +1,251 @@
+"""Prunes one block: gather what its methods need, prune linear by linear.
+
+Shapes: O output features, I input features, T tokens.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from prunekit.errors import NumericsError
+from prunekit.layer import Layer
+from prunekit.layout import Block, Linear, orientation
+from prunekit.methods import Method
+from prunekit.patterns import Pattern
+from prunekit.schedules import SCHEDULES
+from prunekit.statistics import Gathered, Gram, Statistic, union
+from prunekit.walk import Visit
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How blocks are pruned.
+
+    Attributes:
+        method: Chooses and changes weights.
+        pattern: Which zeros are allowed.
+        propagation: "block": one forward gathers for the whole block. "stage": each stage sees
+            what the pruned stages before it give, for one forward more a stage.
+        steps: Prune in so many steps, gathering anew before each.
+        schedule: Sparsity over the steps.
+        initial_sparsity: Where the schedule starts.
+        measure_error: Gather the Gram matrix whatever the method needs, for the relative error.
+    """
+
+    method: Method
+    pattern: Pattern
+    propagation: Literal["block", "stage"] = "block"
+    steps: int = 1
+    schedule: str = "cubic"
+    initial_sparsity: float = 0.0
+    measure_error: bool = True
+
+    @property
+    def needs(self) -> tuple[type[Statistic], ...]:
+        """What is gathered for each stage."""
+        return union([*self.method.needs, *([Gram] if self.measure_error else [])])
+
+    def sparsity(self, step: int, final: float) -> float:
+        """Return the sparsity to reach in ``step`` of 1..steps; the last is always ``final``."""
+        schedule = SCHEDULES[self.schedule if self.steps > 1 else "one-shot"]
+        return schedule(step, self.steps, final, min(self.initial_sparsity, final))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one linear: its weight as it will be stored and its entry in the report."""
+
+    linear: Linear
+    weight: Tensor
+    entry: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BlockPruner:
+    """Prunes loaded blocks in place.
+
+    Attributes:
+        recipe: How.
+        sparsities: Full name of each linear → its sparsity.
+        dtypes: Full name → the type in which its weight will be stored. The block goes on with the
+            stored value, so that the next one is calibrated on what the file holds.
+    """
+
+    recipe: Recipe
+    sparsities: Mapping[str, float]
+    dtypes: Mapping[str, torch.dtype]
+
+    def prune(self, visit: Visit, plan: Block) -> Iterator[Outcome]:
+        """Prune the visited block and yield each of its linears when it is done.
+
+        Raises:
+            NumericsError: A weight or an activation is NaN or inf; layer and sample are named.
+        """
+        several = self.recipe.steps > 1
+        first = {linear: read(visit.block, linear) for linear in plan.pruned if several}
+        for step in range(1, self.recipe.steps + 1):
+            for group in self._groups(plan):
+                for linear, stats in gather(visit, group, self.recipe.needs):
+                    began = time.perf_counter()
+                    dense = read(visit.block, linear)
+                    facts = self._prune(visit.block, linear, dense, stats, step)
+                    if step == self.recipe.steps:
+                        dense = first.get(linear, dense)
+                        outcome = self._outcome(visit.block, linear, dense, stats)
+                        outcome.entry["seconds"] = time.perf_counter() - began
+                        outcome.entry.update(facts)
+                        yield outcome
+
+    def _groups(self, plan: Block) -> list[tuple[tuple[Linear, ...], ...]]:
+        if not plan.pruned:
+            return []
+        if self.recipe.propagation == "block":
+            return [plan.stages]
+        return [(stage,) for stage in plan.stages]
+
+    @torch.no_grad()
+    def _prune(
+        self, block: nn.Module, linear: Linear, dense: Tensor, stats: Gathered, step: int
+    ) -> dict[str, float]:
+        """Prune one linear in place; ``dense`` is left as it is."""
+        sparsity = self.recipe.sparsity(step, self.sparsities[linear.name])
+        if sparsity == 0:
+            return {}
+        layer = Layer(linear.name, dense, stats, self.recipe.pattern, sparsity)
+        pruned = self.recipe.method.prune(layer)
+        if not pruned.weight.isfinite().all():
+            raise NumericsError(f"{linear.name}: pruning it gave NaN or inf.")
+        module = block.get_submodule(linear.path)
+        weight = pruned.weight.to(self.dtypes[linear.name])
+        module.weight.copy_(weight.T if orientation(module)[2] else weight)  # pyright: ignore
+        return pruned.facts
+
+    @torch.no_grad()
+    def _outcome(
+        self, block: nn.Module, linear: Linear, dense: Tensor, stats: Gathered
+    ) -> Outcome:
+        weight = read(block, linear)
+        entry = {
+            "name": linear.name,
+            "shape": [linear.outputs, linear.inputs],
+            "sparsity": 1 - int(weight.count_nonzero()) / linear.size,
+            "relative_error": relative_error(dense, weight, stats),
+        }
+        stored = block.get_submodule(linear.path).weight  # pyright: ignore
+        return Outcome(linear, stored.to(self.dtypes[linear.name], copy=True).cpu(), entry)  # pyright: ignore
+
+
+@torch.no_grad()
+def read(block: nn.Module, linear: Linear) -> Float[Tensor, "O I"]:
+    """Return a float32 copy of a linear's weight, outputs first.
+
+    Raises:
+        NumericsError: It holds NaN or inf.
+    """
+    module = block.get_submodule(linear.path)
+    weight = module.weight.detach().to(torch.float32, copy=True)  # pyright: ignore
+    if not weight.isfinite().all():
+        count = int((~weight.isfinite()).sum())
+        raise NumericsError(
+            f"{linear.name}: {count} of its stored weights are NaN or inf. Repair the checkpoint."
+        )
+    return weight.T.contiguous() if orientation(module)[2] else weight
+
+
+def relative_error(
+    dense: Float[Tensor, "O I"], pruned: Float[Tensor, "O I"], stats: Gathered
+) -> float | None:
+    """Return ‖WX − W′X‖² / ‖WX‖² from the Gram matrix, or None where none was gathered."""
+    gram = next((statistic.full for statistic in stats if isinstance(statistic, Gram)), None)
+    if gram is None:
+        return None
+    change = dense - pruned
+    energy = float(((dense @ gram) * dense).sum(dtype=torch.float64))
+    loss = float(((change @ gram) * change).sum(dtype=torch.float64))
+    return max(loss, 0.0) / energy if energy > 0 else 0.0
+
+
+def gather(
+    visit: Visit, stages: Sequence[Sequence[Linear]], needs: Sequence[type[Statistic]]
+) -> Iterator[tuple[Linear, Gathered]]:
+    """Gather ``needs`` for each stage in one forward; return each linear to prune with its own.
+
+    Raises:
+        NumericsError: The input of a linear is NaN or inf in some sample.
+    """
+    wanted = [
+        linears
+        for stage in stages
+        if (linears := [linear for linear in stage if linear.skipped is None])
+    ]
+    found = [
+        tuple(kind(linears[0].inputs, visit.hidden[0].device) for kind in needs)
+        for linears in wanted
+    ]
+    if needs:
+        _observe(visit, wanted, found)
+    for linears, statistics in zip(wanted, found, strict=True):
+        if not all(statistic.finite() for statistic in statistics):
+            raise NumericsError(_blame(visit, linears[0]))
+    return iter(
+        [
+            (linear, stats)
+            for linears, stats in zip(wanted, map(Gathered, found), strict=True)
+            for linear in linears
+        ]
+    )
+
+
+def _observe(
+    visit: Visit, stages: Sequence[Sequence[Linear]], found: Sequence[tuple[Statistic, ...]]
+) -> None:
+    with ExitStack() as stack:
+        for linears, statistics in zip(stages, found, strict=True):
+            module = visit.block.get_submodule(linears[0].path)
+
+            def update(_: nn.Module, inputs: tuple, statistics: tuple = statistics) -> None:
+                x = inputs[0].flatten(0, -2)
+                for statistic in statistics:
+                    statistic.update(x)
+
+            stack.callback(module.register_forward_pre_hook(update).remove)
+        for linear in stages[-1]:
+            stack.enter_context(_silent(visit.block.get_submodule(linear.path), linear.outputs))
+        for _ in visit.forward():
+            pass
+
+
+class _silent:  # noqa: N801  used as a context
+    """Spares a linear its product: nothing that is observed depends on the last stage's output."""
+
+    def __init__(self, module: nn.Module, outputs: int) -> None:
+        self.module, self.outputs = module, outputs
+
+    def __enter__(self) -> None:
+        self.module.forward = lambda x: x.new_zeros(1).expand(*x.shape[:-1], self.outputs)
+
+    def __exit__(self, *_: object) -> None:
+        del self.module.forward
+
+
+def _blame(visit: Visit, linear: Linear) -> str:
+    """Say in which sample the input of ``linear`` is not finite; run only after it was found so."""
+    broken: list[bool] = []
+    module = visit.block.get_submodule(linear.path)
+
+    def look(_: nn.Module, inputs: tuple) -> None:
+        broken.extend((~inputs[0].isfinite()).flatten(1).any(1).tolist())
+
+    hook = module.register_forward_pre_hook(look)
+    for _ in visit.forward():
+        pass
+    hook.remove()
+    if True in broken:
+        return f"{linear.name}: its input is NaN or inf in calibration sample {broken.index(True)}."
+    return f"{linear.name}: the squares of its inputs overflow float32."

@@ -1,0 +1,311 @@
+"""The main job as a stream of records: calibrate, judge, prune block by block, prove, report.
+
+Nothing is printed here: progress bar, journal and report are readers of the same records.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from prunekit import report as reports
+from prunekit import result
+from prunekit.allocations import Survey
+from prunekit.checkpoint import open_checkpoint
+from prunekit.data import Tokens, calibration_tokens, evaluation_tokens
+from prunekit.evaluation import Evaluator
+from prunekit.layer import Layer
+from prunekit.layout import Block
+from prunekit.loading import Weights
+from prunekit.output import Output
+from prunekit.planning import Plan
+from prunekit.pruning import BlockPruner, Outcome, gather, read
+from prunekit.sources import title
+from prunekit.statistics import union
+from prunekit.verify import prove, recount
+from prunekit.walk import Visit, batches, walk
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measured fact of a run.
+
+    Attributes:
+        kind: start, phase, step, layer, block, evaluation or finish.
+        name: What it is about: a phase, a block, a linear.
+        values: The facts; those of ``finish`` are the whole report.
+    """
+
+    kind: str
+    name: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def run(plan: Plan, *, resume: bool = False, overwrite: bool = False) -> Iterator[Record]:
+    """Carry out a plan and yield what was measured, as it is measured.
+
+    A run that was stopped, however, leaves a folder that ``resume`` goes on with; the weights are
+    then the same bytes as those of a run that was not stopped.
+
+    Raises:
+        PrunekitError: See each kind; the folder then stays resumable.
+    """
+    yield from Run(plan).records(resume=resume, overwrite=overwrite)
+
+
+class Run:
+    """One run and what it has measured so far."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.output = Output(Path(plan.config.output.path), len(plan.blocks) + 1)
+        self.weights = Weights(plan.model, plan.checkpoint, plan.dtype, plan.device)
+        self.seconds = dict.fromkeys(("calibrate", "prune", "evaluate", "write", "verify"), 0.0)
+        self.layers: list[dict[str, Any]] = []
+        self.began = time.perf_counter()
+
+    def records(self, *, resume: bool, overwrite: bool) -> Iterator[Record]:
+        """Yield the records of the whole run."""
+        plan = self.plan
+        if plan.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(plan.device)
+        with self._timed("calibrate"):
+            tokens = self._calibration()
+            judged = self._evaluation_tokens()
+        self.output.begin(self._fingerprint(tokens), resume=resume, overwrite=overwrite)
+        count = tokens.ids.numel() if tokens else 0
+        blocks, linears = len(plan.blocks), len(plan.sizes)
+        yield Record("start", "", {"blocks": blocks, "linears": linears, "tokens": count})
+        yield from self._evaluate("before", judged)
+        sparsities = yield from self._allocate(tokens)
+        yield from self._prune(tokens, sparsities)
+        with self._timed("write"):
+            dtype = None if plan.config.model.dtype == "auto" else plan.config.model.dtype
+            self.output.finish(plan.checkpoint, dtype)
+        yield from self._evaluate("after", judged)
+        yield Record("phase", "verify", {"steps": 1})
+        with self._timed("verify"):
+            proof = prove(open_checkpoint(self.output.folder), plan.device)
+            report = self._report(tokens, proof)
+        reports.write(report, self.output.folder)
+        self.output.note("finish", "", {"seconds": report["seconds"]["total"]})
+        yield Record("finish", str(self.output.folder), report)
+
+    def _timed(self, phase: str) -> "_Timer":
+        return _Timer(self.seconds, phase)
+
+    def _calibration(self) -> Tokens | None:
+        config = self.plan.config.calibration
+        if config is None:
+            return None
+        return calibration_tokens(
+            self.plan.tokenizer, config.data, config.samples, self.plan.lengths[0], config.seed
+        )
+
+    def _evaluation_tokens(self) -> dict[str, Tokens]:
+        config = self.plan.config.evaluate
+        if config is None:
+            return {}
+        return {
+            title(source): evaluation_tokens(
+                self.plan.tokenizer, [source], self.plan.lengths[1], config.windows
+            )
+            for source in config.data
+        }
+
+    def _fingerprint(self, tokens: Tokens | None) -> str:
+        from prunekit import __version__
+
+        config = self.plan.config.dump()
+        config.pop("output")
+        files = sorted({entry.file for entry in self.plan.checkpoint.entries.values()})
+        facts = {
+            "prunekit": __version__,
+            "config": config,
+            "calibration": tokens.digest if tokens else None,
+            "files": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def _evaluate(self, which: str, judged: Mapping[str, Tokens]) -> Iterator[Record]:
+        if not judged:
+            return
+        yield Record("phase", f"evaluate {which}", {"steps": len(judged)})
+        checkpoint = self.plan.checkpoint if which == "before" else None
+        for name, tokens in judged.items():
+            known = self.output.done.get(("evaluation", f"{which} {name}"))
+            with self._timed("evaluate"):
+                if known is None:
+                    evaluator = Evaluator(
+                        checkpoint or open_checkpoint(self.output.folder), self.plan.device
+                    )
+                    known = {"data": name, "which": which, **evaluator.perplexity(tokens)}
+                    self.output.note("evaluation", f"{which} {name}", known)
+            yield Record("evaluation", name, known)
+
+    def _allocate(self, tokens: Tokens | None) -> Iterator[Record]:
+        """Yield progress and return the sparsity of each linear."""
+        plan, allocation = self.plan, self.plan.config.prune.allocation
+        known = self.output.done.get(("allocation", allocation.name))
+        if known is None:
+            if allocation.surveys:
+                yield Record("phase", "survey", {"steps": len(plan.blocks)})
+            with self._timed("calibrate"):
+                known = allocation.allocate(
+                    plan.sizes, self._survey(tokens), plan.config.prune.sparsity
+                )
+            self.output.note("allocation", allocation.name, known)
+        return known
+
+    def _survey(self, tokens: Tokens | None) -> Survey:
+        """Return a walk over the dense model for an allocation that looks at it."""
+        plan, needs = self.plan, union(self.plan.config.prune.allocation.needs)
+
+        def survey() -> Iterator[list[Layer]]:
+            for visit, block in self._visits(tokens):
+                visit.onward = bool(needs)
+                yield [
+                    Layer(linear.name, read(visit.block, linear), stats, plan.recipe.pattern, 0.0)
+                    for linear, stats in gather(visit, block.stages, needs)
+                ]
+
+        return survey
+
+    def _visits(self, tokens: Tokens | None) -> Iterator[tuple[Visit, Block]]:
+        """Visit every block with the calibration tokens, or with one token where none is needed."""
+        plan = self.plan
+        ids = tokens.ids if tokens else torch.zeros(1, 1, dtype=torch.int64)
+        visits = walk(plan.model, plan.stacks, self.weights, batches(ids, plan.device))
+        return zip(visits, plan.blocks, strict=True)
+
+    def _prune(self, tokens: Tokens | None, sparsities: Mapping[str, float]) -> Iterator[Record]:
+        plan = self.plan
+        yield Record("phase", "prune", {"steps": len(plan.blocks)})
+        with self._timed("write"):
+            self._write_rest()
+        pruner = BlockPruner(plan.recipe, sparsities, plan.stored)
+        began = time.perf_counter()
+        for number, (visit, block) in enumerate(self._visits(tokens)):
+            # Nobody reads what the last block of the last stack gives.
+            visit.onward = bool(plan.recipe.needs) and number + 1 < len(plan.blocks)
+            known = self.output.done.get(("block", block.name))
+            if known is None:
+                outcomes = []
+                for outcome in pruner.prune(visit, block):
+                    outcomes.append(outcome)
+                    yield Record("layer", outcome.linear.name, self._entry(outcome, number))
+                known = self._write_block(number, block, outcomes, time.perf_counter() - began)
+            else:
+                self._take_over(visit, block, number)
+                for entry in known["layers"]:
+                    yield Record("layer", entry["name"], entry)
+            self.layers += known["layers"]
+            self.seconds["prune"] += known["seconds"]
+            facts = {"index": number, "seconds": known["seconds"], "file": known["file"]}
+            yield Record("block", block.name, facts)
+            began = time.perf_counter()
+
+    def _write_rest(self) -> None:
+        """Write the first shard: what lies outside the blocks, as it is."""
+        if ("rest", "") in self.output.done:
+            return
+        inside = {name for block in self.plan.blocks for name in self._names(block)}
+        names = [name for name in self.plan.checkpoint.entries if name not in inside]
+        self.output.write(1, self._stored(names))
+        self.output.note("rest", "", {})
+
+    def _names(self, block: Block) -> list[str]:
+        """Return the names that a block's tensors have in the checkpoint."""
+        prefix = f"{block.name}."
+        return [stored for name, stored in self.weights.stored.items() if name.startswith(prefix)]
+
+    def _stored(self, names: list[str]) -> dict[str, Tensor]:
+        tensors = self.plan.checkpoint.read(names)
+        if self.plan.config.model.dtype == "auto":
+            return tensors
+        dtype = getattr(torch, self.plan.config.model.dtype)
+        return {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in tensors.items()
+        }
+
+    def _write_block(
+        self, number: int, block: Block, outcomes: list[Outcome], seconds: float
+    ) -> dict[str, Any]:
+        with self._timed("write"):
+            pruned = {
+                self.weights.stored[f"{outcome.linear.name}.weight"]: outcome.weight
+                for outcome in outcomes
+            }
+            untouched = [name for name in self._names(block) if name not in pruned]
+            file = self.output.write(number + 2, self._stored(untouched) | pruned)
+            known = {
+                "file": file.name,
+                "seconds": seconds,
+                "layers": [self._entry(outcome, number) for outcome in outcomes],
+            }
+            self.output.note("block", block.name, known)
+        return known
+
+    def _entry(self, outcome: Outcome, number: int) -> dict[str, Any]:
+        tensor = self.weights.stored[f"{outcome.linear.name}.weight"]
+        transposed = outcome.weight.shape != (outcome.linear.outputs, outcome.linear.inputs)
+        return {**outcome.entry, "block": number, "tensor": tensor, "transposed": transposed}
+
+    def _take_over(self, visit: Visit, block: Block, number: int) -> None:
+        """Give a visited block the weights that an earlier run pruned."""
+        written = load_file(self.output.shard(number + 2))
+        for linear in block.pruned:
+            module = visit.block.get_submodule(linear.path)
+            weight = written[self.weights.stored[f"{linear.name}.weight"]]
+            self.weights.assign(module, "weight", weight)
+
+    def _report(self, tokens: Tokens | None, proof: dict[str, Any]) -> dict[str, Any]:
+        from prunekit import __version__
+
+        plan, done = self.plan, self.output.done
+        written = open_checkpoint(self.output.folder)
+        counted = recount(written, self.layers, plan.recipe.pattern)
+        judged = [values for (kind, _), values in done.items() if kind == "evaluation"]
+        peaks, needs = result.peak_memory(plan.device), plan.memory
+        return {
+            "prunekit": __version__,
+            "config": plan.config.dump(),
+            "config_text": plan.config.text,
+            "model": result.model_facts(plan),
+            "calibration": result.calibration_facts(plan, tokens),
+            "sparsity": result.sparsity_facts(plan, counted),
+            "layers": self.layers,
+            "evaluation": result.paired(judged),
+            "seconds": {**self.seconds, "total": time.perf_counter() - self.began},
+            "memory": {
+                **peaks,
+                "block_bytes": needs.block,
+                "statistics_bytes": needs.statistics,
+                "hidden_bytes": needs.hidden,
+            },
+            "seed": plan.config.calibration.seed if plan.config.calibration else None,
+            "environment": result.environment(plan.device),
+            "notes": list(plan.notes),
+            "proof": proof,
+        }
+
+
+class _Timer:
+    """Adds the seconds of a ``with`` block to a phase."""
+
+    def __init__(self, seconds: dict[str, float], phase: str) -> None:
+        self.seconds, self.phase = seconds, phase
+
+    def __enter__(self) -> None:
+        self.began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.phase] += time.perf_counter() - self.began

@@ -1,0 +1,42 @@
+"""Sparsity as a function of the step: pure functions with absolute values and exact ends.
+
+Each takes ``step`` in 0..``steps`` and returns a sparsity: ``initial`` at (or before) step 0,
+``final`` at (or after) step ``steps``. :func:`steps_due` says at which steps to prune.
+"""
+
+from collections.abc import Callable
+
+Schedule = Callable[[int, int, float, float], float]
+
+
+def one_shot(step: int, steps: int, final: float, initial: float = 0.0) -> float:
+    """Return ``initial`` until the last step, then ``final``."""
+    return final if step >= steps else initial
+
+
+def linear(step: int, steps: int, final: float, initial: float = 0.0) -> float:
+    """Return ``initial + (final − initial) · t/T``."""
+    return initial + (final - initial) * _progress(step, steps)
+
+
+def cubic(step: int, steps: int, final: float, initial: float = 0.0) -> float:
+    """Return ``final + (initial − final)(1 − t/T)³`` (Zhu & Gupta, arXiv:1710.01878, eq. 1)."""
+    return final + (initial - final) * (1 - _progress(step, steps)) ** 3
+
+
+SCHEDULES: dict[str, Schedule] = {"one-shot": one_shot, "linear": linear, "cubic": cubic}
+
+
+def steps_due(start: int, end: int, frequency: int) -> list[int]:
+    """Return the steps at which to prune: every ``frequency`` from ``start``, and always ``end``.
+
+    Raises:
+        ValueError: ``frequency`` is below 1 or ``end`` comes before ``start``.
+    """
+    if frequency < 1 or end < start:
+        raise ValueError(f"need frequency ≥ 1 and start ≤ end, got {frequency}, {start}, {end}")
+    return sorted({*range(start, end, frequency), end})
+
+
+def _progress(step: int, steps: int) -> float:
+    return 1.0 if step >= steps else max(step, 0) / steps

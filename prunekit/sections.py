@@ -1,0 +1,290 @@
+"""The tables of a config; the keys, their checks and their explanations in one place."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import CoreSchema
+
+from prunekit import patterns, sources
+from prunekit.allocations import Allocation, allocations
+from prunekit.allocations.uniform import Uniform
+from prunekit.choice import Choice
+from prunekit.errors import ConfigError
+from prunekit.methods import Method, methods
+from prunekit.mistakes import did_you_mean
+from prunekit.patterns import Pattern, Scope
+from prunekit.written import shown
+
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+LATER_FORMATS = ("bitmask", "2:4")
+METHODS, ALLOCATIONS = Choice(methods), Choice(allocations)
+
+
+def _beside(path: str, info: ValidationInfo) -> str:
+    """Return ``path`` absolute, seen from the folder of the config file."""
+    folder = (info.context or {}).get("folder", Path())
+    return os.path.normpath(folder.absolute() / Path(path).expanduser())
+
+
+def _source(source: str, info: ValidationInfo) -> str:
+    if not source.startswith(("pydoc:", "hub:")):
+        source = _beside(source, info)
+    if problems := sources.check_sources([source]):
+        raise ValueError(f"{problems[0]}.")
+    return source
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Sources = Annotated[
+    list[Annotated[str, AfterValidator(_source)]],
+    BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
+    Field(min_length=1),
+]
+
+
+class Section(BaseModel):
+    """A table of the config: frozen, and a key it does not know is a mistake."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, arbitrary_types_allowed=True
+    )
+
+
+class Model(Section):
+    """The model to prune."""
+
+    path: str
+    """Folder of a Hugging Face checkpoint, or the id of one on the hub."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Type in which the model runs; auto: as stored."""
+    device: str = "auto"
+    """Where the model runs: cpu, cuda or cuda:0; auto: the GPU if there is one."""
+
+    @field_validator("path")
+    @classmethod
+    def _folder_or_hub_id(cls, path: str, info: ValidationInfo) -> str:
+        folder = _beside(path, info)
+        if Path(folder).is_dir():
+            return folder
+        if HUB_ID.fullmatch(path):
+            return path
+        raise ValueError(f"{folder}: no such folder, nor is it a hub id such as Qwen/Qwen3-0.6B.")
+
+    @field_validator("revision")
+    @classmethod
+    def _of_the_hub(cls, revision: str, info: ValidationInfo) -> str:
+        if Path(path := info.data.get("path", "")).is_absolute():
+            raise ValueError(f"{path} is a local folder, which has no revisions.")
+        return revision
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str) -> str:
+        if not DEVICE.fullmatch(device):
+            raise ValueError(f'"{device}" is not a device. Choose: auto, cpu, cuda, cuda:0.')
+        return device
+
+
+class Calibration(Section):
+    """The text from which statistics are gathered."""
+
+    data: Sources
+    """Text on which the method watches the model: files (.txt, .jsonl, .jsonl.gz, .parquet),
+    pydoc:train, hub:NAME:SPLIT."""
+    samples: int = Field(default=128, ge=1)
+    """Sequences drawn from the text."""
+    length: int = Field(default=2048, ge=1)
+    """Tokens of a sequence; capped at what the model allows."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the draw."""
+
+
+class Evaluate(Section):
+    """The text on which perplexity is measured, before and after."""
+
+    data: Sources
+    """Text that the method has not seen: files (.txt, .jsonl, .jsonl.gz, .parquet), pydoc:test,
+    hub:NAME:SPLIT."""
+    length: int = Field(default=2048, ge=2)
+    """Tokens of a window; capped at what the model allows."""
+    windows: int | None = Field(default=None, ge=1)
+    """Only the first so many windows; all, unless said."""
+
+
+class Output(Section):
+    """The pruned checkpoint."""
+
+    path: Annotated[str, AfterValidator(_beside)]
+    """Folder for the checkpoint, its report and its journal."""
+    format: Literal["dense"] = "dense"
+    """How weights are stored; dense: zeros written out, as every tool reads it."""
+
+    @field_validator("format", mode="before")
+    @classmethod
+    def _now(cls, value: object) -> object:
+        if value in LATER_FORMATS:
+            raise ValueError(f'"{value}" cannot be written yet. Choose: dense.')
+        return value
+
+
+class Prune(Section):
+    """What is pruned and how; the settings of the method stand beside these keys."""
+
+    method: Annotated[Method, METHODS]
+    """Name of the method; "prunekit list" shows all with their settings."""
+    pattern: Pattern
+    """Where zeros may be: unstructured, n:m (n kept of every m inputs), block:RxC, row, column."""
+    scope: Scope | None = None
+    """Which weights are compared with each other if unstructured: those of a row, of a layer, or of
+    a block of 128 columns; unless said, as the method was published."""
+    sparsity: float = Field(default=None, validate_default=True, ge=0, le=1)  # pyright: ignore
+    """Fraction of zeros, 0 to 1; n:m fixes its own."""
+    allocation: Annotated[Allocation, ALLOCATIONS] = Field("uniform", validate_default=True)  # pyright: ignore
+    """How the sparsity is spread over layers: a name, or a table of name and settings."""
+    skip: list[str] = Field(default=[])
+    """Names of layers that stay dense, with * and ?; embeddings and lm_head always do."""
+    propagation: Literal["block", "stage"] = "block"
+    """How soon layers see the pruned ones before them: from the next block on (one forward less for
+    each stage), or from the next stage on."""
+    steps: int = Field(default=1, ge=1)
+    """In how many steps the sparsity is reached; statistics are gathered anew for each."""
+    schedule: Literal["one-shot", "linear", "cubic"] = "cubic"
+    """Sparsity over the steps, if there are several."""
+    initial_sparsity: float = Field(default=0.0, ge=0, le=1)
+    """Sparsity from which the steps start, if there are several."""
+    on_indivisible: Literal["error", "skip"] = "error"
+    """What to do with a layer whose shape the pattern does not divide."""
+    measure_error: bool = True
+    """Gather the Gram matrix also for methods that do not need it, so that every layer's relative
+    error can be reported; needs [calibration]."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_settings(cls, values: object) -> object:
+        """Move the keys that are not ours to the method, which says which ones it knows."""
+        if not isinstance(values, dict):
+            return values
+        ours = {key: value for key, value in values.items() if key in cls.model_fields}
+        others = {key: value for key, value in values.items() if key not in ours}
+        name = values.get("method")
+        if isinstance(name, str) and name in methods():
+            return {**ours, "method": {"name": name, **others}}
+        # Without a method it does not show whose settings they are; what nobody knows does.
+        known = {setting for kind in methods().values() for setting in kind.model_fields}
+        return ours | {key: value for key, value in others.items() if key not in known}
+
+    @field_validator("pattern", mode="plain", json_schema_input_type=str)
+    @classmethod
+    def _spelled(cls, text: object, info: ValidationInfo) -> Pattern:
+        if not isinstance(text, str):
+            message = f'{shown(text)} is not text in quotes, such as "2:4".'
+            raise ValueError(message)  # noqa: TRY004  pydantic wants it
+        method = info.data.get("method")
+        try:
+            return patterns.parse(text, method.scope if method else "row")
+        except ConfigError as error:
+            words = re.findall(r"[\w:]+", " ".join(patterns.spellings()))
+            raise ValueError(f"{error}{did_you_mean(text, words)}") from None
+
+    @field_validator("scope")
+    @classmethod
+    def _has_scope(cls, scope: Scope | None, info: ValidationInfo) -> Scope | None:
+        pattern = info.data.get("pattern")
+        if scope and pattern and pattern.name != "unstructured":
+            raise ValueError(f'only "unstructured" has one, "{pattern.name}" has not.')
+        return scope
+
+    @model_validator(mode="after")
+    def _scoped(self) -> Self:
+        if self.scope:
+            object.__setattr__(self, "pattern", patterns.parse(self.pattern.name, self.scope))
+        return self
+
+    @field_validator("sparsity", mode="before")
+    @classmethod
+    def _fixed_or_said(cls, value: object, info: ValidationInfo) -> object:
+        pattern = info.data.get("pattern")
+        if pattern is None:  # its mistake is said; this one cannot be judged
+            return 0.0 if value is None else value
+        if value is None and pattern.sparsity is None:
+            raise ValueError(f'missing. "{pattern.name}" needs one, a fraction from 0 to 1.')
+        if value is not None and pattern.sparsity is not None:
+            fixed = f"{pattern.sparsity:g}"
+            raise ValueError(f'"{pattern.name}" fixes the sparsity at {fixed}; remove this key.')
+        return pattern.sparsity if value is None else value
+
+    @field_validator("allocation")
+    @classmethod
+    def _fits(cls, allocation: Allocation, info: ValidationInfo) -> Allocation:
+        method, pattern = info.data.get("method"), info.data.get("pattern")
+        name, served = allocation.name, allocation.methods
+        if method and served is not None and method.name not in served:
+            only = ", ".join(sorted(served))
+            raise ValueError(f'"{name}" stands for scores of {only}, not of {method.name}.')
+        if pattern and pattern.sparsity is not None and not isinstance(allocation, Uniform):
+            raise ValueError(f'"{pattern.name}" gives all layers one sparsity; remove "{name}".')
+        return allocation
+
+    @field_validator("steps")
+    @classmethod
+    def _can_step(cls, steps: int, info: ValidationInfo) -> int:
+        pattern = info.data.get("pattern")
+        if steps > 1 and pattern and pattern.sparsity is not None:
+            raise ValueError(f'"{pattern.name}" has one sparsity only, so there is 1 step.')
+        return steps
+
+    @field_validator("schedule", "initial_sparsity")
+    @classmethod
+    def _over_steps(cls, value: str | float, info: ValidationInfo) -> str | float:
+        if info.data.get("steps") == 1:
+            raise ValueError("has a meaning only with steps of 2 or more.")
+        if isinstance(value, float) and value > info.data.get("sparsity", 1):
+            raise ValueError(f"{value:g} is above the sparsity to reach.")
+        return value
+
+    @model_serializer
+    def _as_written(self) -> dict[str, Any]:
+        own = self.method.model_dump(mode="json")
+        spread = self.allocation.model_dump(mode="json")
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        values |= {"method": self.method.name, **own, "pattern": self.pattern.name}
+        values["scope"] = getattr(self.pattern, "scope", None)
+        values["allocation"] = self.allocation.name
+        if spread:
+            values["allocation"] = {"name": self.allocation.name, **spread}
+        if self.pattern.sparsity is not None:
+            values["sparsity"] = None
+        if self.steps == 1:
+            values["schedule"] = values["initial_sparsity"] = None
+        return {key: value for key, value in values.items() if value is not None}
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        shared = handler.resolve_ref_schema(handler(core))
+        tables = METHODS.tables("method", handler)
+        for table in tables:
+            table["properties"] = {**shared["properties"], **table["properties"]}
+            table["required"] = [*shared["required"], *table["required"][1:]]
+        return {"description": cls.__doc__, "oneOf": tables}

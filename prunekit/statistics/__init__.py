@@ -1,0 +1,7 @@
+"""What is measured while calibration tokens pass: one file a statistic."""
+
+from prunekit.statistics.base import Gathered, Statistic, union
+from prunekit.statistics.column_energy import ColumnEnergy
+from prunekit.statistics.gram import Gram
+
+__all__ = ["ColumnEnergy", "Gathered", "Gram", "Statistic", "union"]

@@ -1,0 +1,46 @@
+"""Gram matrix: XᵀX, everything a layer's reconstruction error depends on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from jaxtyping import Float
+
+from prunekit.statistics.base import S, Statistic
+from prunekit.statistics.column_energy import ColumnEnergy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Gram(Statistic):
+    """``total = Σₜ x[t] x[t]ᵀ`` (Frantar & Alistarh, arXiv:2301.00774, §3; without the factor 2)."""
+
+    name: ClassVar[str] = "gram"
+
+    @classmethod
+    def shape(cls, inputs: int) -> tuple[int, ...]:
+        return (inputs, inputs)
+
+    def add(self, x: Float[Tensor, "T I"]) -> None:
+        from prunekit_kernels import gram
+
+        gram(x, self.total)
+
+    @property
+    def full(self) -> Float[Tensor, "I I"]:
+        """The sum with its upper triangle, which :meth:`add` leaves alone, mirrored in place."""
+        from prunekit_kernels import mirror
+
+        return mirror(self.total)
+
+    @classmethod
+    def contains(cls) -> frozenset[type[Statistic]]:
+        return frozenset({ColumnEnergy})
+
+    def derive(self, kind: type[S]) -> S | None:
+        if kind is not ColumnEnergy:
+            return None
+        energy = ColumnEnergy(self.total.shape[0], self.total.device)
+        energy.tokens, energy.total = self.tokens, self.total.diagonal().clone()
+        return energy  # pyright: ignore[reportReturnType]

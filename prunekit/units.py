@@ -1,0 +1,83 @@
+"""Numbers as people read them; ``None`` is "—", infinity is "∞".
+
+Strings are numbers too, as JSON has no infinity: ``report.json`` says "inf" and "nan".
+"""
+
+import math
+
+MISSING = "—"
+
+Number = float | str | None
+
+
+def number(value: Number) -> str:
+    """Write a measured number: 27,114 or 20.70, and three digits below one: 0.0123."""
+    if value is None:
+        return MISSING
+    x = float(value)
+    if not math.isfinite(x):
+        return "NaN" if math.isnan(x) else "∞" if x > 0 else "-∞"
+    if x == 0 or abs(x) >= 1e9:
+        return f"{x:.3g}"
+    if abs(x) >= 1:
+        return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.2f}"
+    return f"{x:#.3g}"
+
+
+def percent(fraction: Number) -> str:
+    """Write a fraction 0..1 as 50.0 %; exact zero and one lose their decimal."""
+    if fraction is None:
+        return MISSING
+    x = float(fraction)
+    return f"{x:.0%}".replace("%", " %") if x in {0.0, 1.0} else f"{100 * x:.1f} %"
+
+
+def change(before: Number, after: Number) -> str:
+    """Write how far ``after`` is from ``before``: +30.9 %, 12.30 times, or "—"."""
+    if before is None or after is None:
+        return MISSING
+    old, new = float(before), float(after)
+    if not math.isfinite(old) or math.isnan(new) or old == 0:
+        return MISSING
+    ratio = new / old - 1
+    if ratio == math.inf:
+        return "+∞"
+    if ratio > 9:
+        return f"{number(new / old)} times"
+    return f"{100 * ratio:+.1f} %"
+
+
+def count(value: Number) -> str:
+    """Write a count shortly: 210, 16,384, 134.5 M, 8.03 B."""
+    if value is None:
+        return MISSING
+    x = int(value)
+    for unit, name in ((10**9, "B"), (10**6, "M")):
+        if x >= unit:
+            return f"{x / unit:.4g} {name}"
+    return f"{x:,}"
+
+
+def size(value: Number) -> str:
+    """Write bytes in decimal units: 512 B, 900 MB, 12.4 GB."""
+    if value is None:
+        return MISSING
+    x, unit = float(value), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if x < 999.5:
+            break
+        x, unit = x / 1000, larger
+    return f"{x:.3g} {unit}"
+
+
+def duration(seconds: Number) -> str:
+    """Write seconds as people say them: 0.05 s, 12.3 s, 1 min 35 s, 2 h 05 min."""
+    if seconds is None:
+        return MISSING
+    x = float(seconds)
+    if x < 59.95:
+        return f"{x:.2f} s" if x < 9.995 else f"{x:.1f} s"
+    minutes, rest = divmod(round(x), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

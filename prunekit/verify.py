@@ -1,0 +1,192 @@
+"""Proof of what was written: recounted from the files, and reopened by stock transformers.
+
+Shapes: B samples, T tokens, C answers a token (vocabulary, classes or features).
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from prunekit import report as reports
+from prunekit.checkpoint import Checkpoint, open_checkpoint
+from prunekit.errors import CheckpointError
+from prunekit.evaluation import Evaluator
+from prunekit.patterns import Pattern, parse
+
+PROOF_TOKENS = 16
+PROOF_ANSWERS = 32
+"""Tokens and answers a token that a proof records: enough that no other weights give the same."""
+GROUPS = ((1, 4), (2, 4), (4, 8), (1, 8), (2, 8), (8, 16), (16, 32))
+"""The n:m that ``inspect`` looks for, the sparsest first among equals."""
+
+
+def recount(
+    checkpoint: Checkpoint, layers: list[dict[str, Any]], pattern: Pattern
+) -> dict[str, Any]:
+    """Count zeros and broken groups of the pruned linears in the files, not in memory.
+
+    Each of ``layers`` has ``tensor``, its weight's name in the file, and ``shape``, outputs first.
+    """
+    zeros = broken = 0
+    for layer in layers:
+        weight = _oriented(checkpoint, layer)
+        zeros += weight.numel() - int(weight.count_nonzero())
+        # A layer that lies at 0 was asked to stay dense.
+        broken += pattern.violations(weight != 0) if layer["sparsity"] > 0 else 0
+    return {"zeros": zeros, "violations": broken}
+
+
+def prove(checkpoint: Checkpoint, device: torch.device) -> dict[str, Any]:
+    """Record what the written model answers to a few tokens, for :func:`verify` to compare."""
+    evaluator = Evaluator(checkpoint, device)
+    ids = proof_ids(evaluator.model.config)
+    answers = evaluator.answers(ids)
+    return {
+        "ids": ids.tolist(),
+        "dtype": str(evaluator.weights.dtype).removeprefix("torch."),
+        "device": device.type,
+        "answers": sample(answers).tolist(),
+    }
+
+
+def proof_ids(config: Any) -> Int[Tensor, "1 T"]:  # noqa: ANN401
+    """Return fixed tokens, spread over the vocabulary, that every model can be asked."""
+    config = getattr(config, "text_config", config)
+    length = min(PROOF_TOKENS, getattr(config, "max_position_embeddings", None) or PROOF_TOKENS)
+    return (torch.arange(1, length + 1) * 7919 % config.vocab_size)[None]
+
+
+def sample(answers: Float[Tensor, "B ... C"]) -> Float[Tensor, " N"]:
+    """Return evenly spread entries of the answers to each token."""
+    rows = answers.flatten(0, -2).float()
+    columns = torch.linspace(0, rows.shape[1] - 1, min(PROOF_ANSWERS, rows.shape[1])).long()
+    return rows[:, columns].flatten()
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at, whether it holds, and what was found."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+def verify(path: str | Path) -> list[Check]:
+    """Reopen a pruned folder in a fresh process with stock transformers, and count again.
+
+    Raises:
+        PrunekitError: It is no folder that prunekit wrote, or its files are not sound.
+    """
+    folder = Path(path)
+    report = reports.load(folder)
+    checkpoint = open_checkpoint(folder)
+    missing = [layer["tensor"] for layer in report["layers"] if layer["tensor"] not in checkpoint.entries]
+    if missing:
+        raise CheckpointError(f"{folder}: {missing[0]}, which the report names, is not there.")
+    pattern = parse(report["sparsity"]["pattern"])
+    found = recount(checkpoint, report["layers"], pattern)
+    said = report["sparsity"]
+    return [
+        Check("files", True, f"{len(checkpoint.entries)} tensors, headers and offsets are sound"),
+        Check(
+            "zeros",
+            found["zeros"] == said["zeros"],
+            f"{found['zeros']:,} zeros in {len(report['layers'])} linears, the report says "
+            f"{said['zeros']:,}",
+        ),
+        Check(
+            "pattern", found["violations"] == 0, f"{found['violations']} groups break {pattern.name}"
+        ),
+        _check_answers(folder, report["proof"]),
+    ]
+
+
+def _check_answers(folder: Path, proof: dict[str, Any]) -> Check:
+    """Compare answers given by stock transformers, in a process that cannot see prunekit."""
+    if proof["device"] != "cpu" and not torch.cuda.is_available():
+        detail = f"recorded on {proof['device']}, which is not here; nothing was compared"
+        return Check("answers", False, detail)
+    finished = subprocess.run(
+        [sys.executable, "-I", "-c", _STOCK, str(folder.absolute()), json.dumps(proof)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    if finished.returncode:
+        last = finished.stderr.strip().splitlines()[-1:] or ["no message"]
+        return Check("answers", False, f"stock transformers fails to open it: {last[0]}")
+    answers = torch.tensor(json.loads(finished.stdout))
+    expected = torch.tensor(proof["answers"])
+    scale = float(expected.abs().max())
+    allowed = scale * 32 * torch.finfo(getattr(torch, proof["dtype"])).eps
+    differ = float((sample(answers) - expected).abs().max())
+    detail = (
+        f"stock transformers answers within {differ:.2g} of what was recorded (allowed "
+        f"{allowed:.2g}, largest answer {scale:.3g})"
+    )
+    return Check("answers", differ <= allowed, detail)
+
+
+_STOCK = """
+import json, sys, torch, transformers
+folder, proof = sys.argv[1], json.loads(sys.argv[2])
+config = transformers.AutoConfig.from_pretrained(folder)
+kind = getattr(transformers, (config.architectures or ["AutoModel"])[0])
+dtype = getattr(torch, proof["dtype"])
+model, notes = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+assert not notes["missing_keys"], f"weights are missing: {sorted(notes['missing_keys'])[:3]}"
+assert not any("prunekit" in name for name in sys.modules)
+ids = torch.tensor(proof["ids"], device=proof["device"])
+inputs = {"input_ids": ids}
+if config.is_encoder_decoder:
+    inputs["decoder_input_ids"] = ids
+with torch.inference_mode():
+    answers = model.eval().to(proof["device"])(**inputs)[0]
+print(json.dumps(answers.float().cpu().tolist()))
+"""
+
+
+def inspect(path: str | Path) -> list[dict[str, Any]]:
+    """Return name, shape, type, sparsity and n:m of every floating matrix; no forward is run."""
+    from prunekit.checkpoint import find
+
+    checkpoint = open_checkpoint(find(str(path)))
+    found = []
+    for name, entry in checkpoint.entries.items():
+        if entry.dtype.is_floating_point and len(entry.shape) >= 2:
+            tensor = checkpoint.read([name])[name]
+            zeros = tensor.numel() - int(tensor.count_nonzero())
+            found.append(
+                {
+                    "name": name,
+                    "shape": list(entry.shape),
+                    "dtype": str(entry.dtype).removeprefix("torch."),
+                    "sparsity": zeros / max(tensor.numel(), 1),
+                    "n_of_m": _groups(tensor) if zeros else None,
+                }
+            )
+    return found
+
+
+def _groups(tensor: Tensor) -> str | None:
+    """Return the first n:m that every group keeps, along inputs of a matrix stored out × in."""
+    for n, m in GROUPS:
+        if tensor.shape[-1] % m == 0 and int((tensor != 0).unflatten(-1, (-1, m)).sum(-1).max()) <= n:
+            return f"{n}:{m}"
+    return None
+
+
+def _oriented(checkpoint: Checkpoint, layer: dict[str, Any]) -> Tensor:
+    tensor = checkpoint.read([layer["tensor"]])[layer["tensor"]]
+    return tensor.T if layer["transposed"] else tensor

@@ -1,0 +1,119 @@
+"""Walks tokens through a model block by block, with the weights of one block in memory.
+
+Shapes: N samples, T tokens, B samples of a batch, D features.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prunekit.loading import Weights
+from prunekit.stack import Context, StackRunner
+
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Tokens a forward takes at once: enough to keep the matrix units busy, few enough that the
+intermediate activations stay small beside a block's weights."""
+
+
+@dataclass
+class Visit:
+    """One block with its weights loaded and the hidden states that it reads.
+
+    ``hidden`` holds one tensor [B, T, D] a batch. Set ``onward`` to False when nobody reads what
+    the block gives.
+    """
+
+    runner: StackRunner
+    index: int
+    hidden: list[Tensor]
+    contexts: list[Context]
+    onward: bool = True
+
+    @property
+    def name(self) -> str:
+        """Name of the block in the model."""
+        return self.runner.names[self.index]
+
+    @property
+    def block(self) -> nn.Module:
+        """The block itself."""
+        return self.runner.blocks[self.index]
+
+    def forward(self) -> Iterator[Tensor]:
+        """Run the block on each batch in turn."""
+        for hidden, context in zip(self.hidden, self.contexts, strict=True):
+            yield self.runner.run(self.index, hidden, context)
+
+    def advance(self) -> None:
+        """Replace the hidden states by what the block makes of them."""
+        for number, hidden in enumerate(self.forward()):
+            self.hidden[number] = hidden
+
+
+def batches(ids: Int[Tensor, "N T"], device: torch.device) -> list[Tensor]:
+    """Cut samples into batches of about the same number of tokens, on the device."""
+    size = max(1, BATCH_TOKENS.get(device.type, 2048) // ids.shape[1])
+    return [part.to(device) for part in ids.split(size)]
+
+
+def walk(
+    model: PreTrainedModel,
+    stacks: Sequence[StackRunner],
+    weights: Weights | None,
+    ids: Sequence[Int[Tensor, "B T"]],
+) -> Iterator[Visit]:
+    """Visit every block in run order; between two visits the hidden states move on.
+
+    Whoever iterates may change the visited block's weights; what the next block reads is then what
+    the changed block gives. After the last visit, ``hidden`` is what the last block gives.
+
+    Args:
+        model: The model; without weights of its own when ``weights`` is given.
+        stacks: Its stacks, in run order.
+        weights: Where weights come from, or None when the model has them.
+        ids: Token batches; a decoder that reads an encoder is given the same tokens.
+    """
+    if weights:
+        blocks = [block for runner in stacks for block in runner.blocks]
+        weights.load(model, without=[*blocks, *vocabulary(model, stacks)])
+    contexts: list[Context] = [{} for _ in ids]
+    for runner in stacks:
+        hidden: list[Tensor] = []
+        for index, block in enumerate(runner.blocks):
+            with held(weights, block):
+                if index == 0:
+                    with held(weights, *vocabulary(model, [runner])):
+                        hidden += map(runner.enter, ids, contexts)
+                visit = Visit(runner, index, hidden, contexts)
+                yield visit
+                if visit.onward:
+                    visit.advance()
+        if runner is not stacks[-1]:
+            contexts = [
+                {"encoder_hidden_states": runner.finish(part, context)}
+                for part, context in zip(hidden, contexts, strict=True)
+            ]
+
+
+def vocabulary(model: PreTrainedModel, stacks: Sequence[StackRunner]) -> list[nn.Module]:
+    """Return the modules with a row for each token: embeddings and head, needed only at the ends."""
+    found = [model.get_input_embeddings(), model.get_output_embeddings()]
+    found += [runner.module.get_input_embeddings() for runner in stacks]  # pyright: ignore
+    return list(dict.fromkeys(module for module in found if module is not None))
+
+
+@contextmanager
+def held(weights: Weights | None, *modules: nn.Module) -> Iterator[None]:
+    """Load the weights of modules for the time of a ``with`` block, if they have none themselves."""
+    for module in modules if weights else ():
+        weights.load(module)
+    try:
+        yield
+    finally:
+        for module in modules if weights else ():
+            weights.drop(module)

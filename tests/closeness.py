@@ -1,0 +1,19 @@
+"""The one rule of tolerance for kernels."""
+
+import torch
+from torch import Tensor
+
+
+def assert_close(actual: Tensor, exact: Tensor, plain: Tensor, *, slack: float = 2.0) -> None:
+    """Check that a kernel errs at most ``slack`` times what plain PyTorch errs.
+
+    ``exact`` is float64; ``plain`` is the reference in the kernel's own precision.
+    """
+    assert actual.shape == exact.shape
+    assert actual.isfinite().all(), "kernel left NaN or inf"
+    if not exact.numel():
+        return
+    scale = exact.abs().max()
+    floor = 8 * torch.finfo(plain.dtype).eps * scale  # eight roundings of the largest entry
+    error, allowed = (actual - exact).abs().max(), slack * (plain - exact).abs().max() + floor
+    assert error <= allowed, f"error {error:.3g} > allowed {allowed:.3g} (scale {scale:.3g})"

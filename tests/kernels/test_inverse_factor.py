@@ -1,0 +1,83 @@
+import pytest
+import torch
+from prunekit_kernels import inverse_factor
+from prunekit_kernels.inverse_factor import LEAF, inverse_factor_reference
+
+from tests.closeness import assert_close
+
+
+def gram_of(inputs, device, tokens=None):
+    generator = torch.Generator().manual_seed(inputs)
+    x = torch.randn(tokens or 4 * inputs, inputs, generator=generator, dtype=torch.float64)
+    return (x.T @ x).float().to(device)
+
+
+@pytest.mark.parametrize("inputs", [1, 2, 33, LEAF, LEAF + 1, 3 * LEAF + 5])
+def test_equals_the_published_three_steps(inputs, device):
+    gram = gram_of(inputs, device)
+    exact = inverse_factor_reference(gram.double(), 0.01)
+    plain = inverse_factor_reference(gram, 0.01)
+    assert_close(inverse_factor(gram, 0.01).upper, exact, plain)
+
+
+def test_inverts_the_damped_matrix(device):
+    gram = gram_of(50, device)
+    upper = inverse_factor(gram, 0.1).upper.double()
+    damped = gram.double() + 0.1 * gram.diagonal().mean() * torch.eye(50, device=device)
+    unit = torch.eye(50, dtype=torch.float64, device=device)
+    assert torch.equal(upper, upper.triu())
+    assert (upper.T @ upper @ damped - unit).abs().max() < 1e-5
+
+
+def test_reads_only_the_lower_triangle_and_changes_nothing(device):
+    gram = gram_of(2 * LEAF, device)
+    half = gram.tril() + torch.full_like(gram, float("nan")).triu(1)
+    before = half.clone()
+    assert torch.equal(inverse_factor(half, 0.01).upper, inverse_factor(gram, 0.01).upper)
+    assert torch.equal(half.nan_to_num(7.0), before.nan_to_num(7.0))
+
+
+def test_dead_inputs_get_diagonal_one(device):
+    gram = gram_of(9, device)
+    gram[4], gram[:, 4] = 0, 0
+    factor = inverse_factor(gram, 0.01)
+    assert factor.dead.nonzero().flatten().tolist() == [4]
+    exact = inverse_factor_reference(gram.double(), 0.01)
+    assert_close(factor.upper, exact, inverse_factor_reference(gram, 0.01))
+
+
+def test_all_inputs_dead_is_the_identity(device):
+    factor = inverse_factor(torch.zeros(5, 5, device=device), 0.0)
+    assert factor.dead.all()
+    assert torch.equal(factor.upper, torch.eye(5, device=device))
+
+
+def test_keeps_the_damping_when_it_suffices(device):
+    assert inverse_factor(gram_of(20, device), 0.0).damping == 0
+
+
+@pytest.mark.parametrize(
+    ("entry", "asked", "used"), [(1.05, 0.01, 0.1), (1.05, 0.0, 0.1), (1.5, 0.1, 1.0)]
+)
+def test_raises_the_damping_tenfold(entry, asked, used, device):
+    gram = torch.tensor([[1.0, entry], [entry, 1.0]], device=device)
+    assert inverse_factor(gram, asked).damping == pytest.approx(used)
+
+
+def test_tries_float64_before_more_damping(device):
+    near = 1 - 2**-24  # positive definite, by less than a float32 Cholesky can see
+    gram = torch.tensor([[1.0, near], [near, 1.0]], device=device)
+    assert inverse_factor(gram, 0.0).damping == 0
+
+
+def test_few_tokens_need_only_damping(device):
+    factor = inverse_factor(gram_of(60, device, tokens=5), 0.01)
+    assert factor.damping == 0.01
+    assert factor.upper.isfinite().all()
+
+
+@pytest.mark.parametrize("entry", [3.0, float("nan"), float("inf")])
+def test_gives_up_naming_the_last_damping(entry, device):
+    gram = torch.tensor([[1.0, entry], [entry, 1.0]], device=device)
+    with pytest.raises(ArithmeticError, match="not positive definite, even with a damping of 1 "):
+        inverse_factor(gram, 0.01)

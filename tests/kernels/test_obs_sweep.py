@@ -1,0 +1,153 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prunekit_kernels import inverse_factor, obs_sweep
+from prunekit_kernels.obs_sweep import obs_sweep_reference
+
+
+def layer(outputs, inputs, device="cpu", dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1000 * outputs + inputs)
+    x = torch.randn(2 * inputs + 9, inputs, generator=generator, dtype=torch.float64)
+    x = x @ torch.randn(inputs, inputs, generator=generator, dtype=torch.float64)
+    weight = torch.randn(outputs, inputs, generator=generator, dtype=torch.float64)
+    upper = inverse_factor((x.T @ x).float().to(device), 0.01).upper
+    return weight.to(device, dtype), upper.to(dtype)
+
+
+def half(score, start):
+    """Keep the higher half of all scores, as the published code does when unstructured."""
+    lowest = score.flatten().argsort(stable=True)[: score.numel() // 2]
+    keep = torch.ones_like(score, dtype=torch.bool).flatten()
+    keep[lowest] = False
+    return keep.view(score.shape)
+
+
+def n_of_m(n, m):
+    def choose(score, start):
+        groups = score.unflatten(1, (-1, m))
+        best = groups.topk(n, dim=2).indices
+        return torch.zeros_like(groups, dtype=torch.bool).scatter_(2, best, True).flatten(1)  # noqa: FBT003
+
+    return choose
+
+
+def given_mask(keep):
+    return lambda score, start: keep[:, start : start + score.shape[1]]
+
+
+def both(weight, upper, choose, stride):
+    ours, published = weight.clone(), weight.clone()
+    keep = obs_sweep(ours, upper, choose, stride)
+    expected = obs_sweep_reference(published, upper, choose, stride)
+    return ours, published, keep, expected
+
+
+CASES = {
+    "half of a block": (half, None),
+    "half of 5": (half, 5),
+    "half of 200": (half, 200),
+    "2:4": (n_of_m(2, 4), 4),
+    "4:8": (n_of_m(4, 8), 8),
+    "1:2": (n_of_m(1, 2), 2),
+    "single columns": (half, 1),
+}
+
+
+@pytest.mark.parametrize("shape", [(24, 256), (9, 328), (1, 8), (130, 16)], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_equals_the_published_sweep(case, shape, device):
+    weight, upper = layer(*shape, device=device)
+    ours, published, keep, expected = both(weight, upper, *CASES[case])
+    assert torch.equal(keep, expected)
+    torch.testing.assert_close(ours, published, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 1), (1, 7), (17, 133), (40, 300)], ids=str)
+@pytest.mark.parametrize("stride", [None, 4])
+def test_float32_with_a_given_mask(shape, stride, device):
+    weight, upper = layer(*shape, device=device, dtype=torch.float32)
+    mask = torch.rand(shape, device=device) > 0.5
+    ours, published, keep, _ = both(weight, upper, given_mask(mask), stride)
+    assert torch.equal(keep, mask)
+    assert (ours - published).abs().max() <= 1e-5 * published.abs().max()
+
+
+def test_pruned_weights_are_exactly_zero(device):
+    weight, upper = layer(12, 140, device=device, dtype=torch.float32)
+    keep = obs_sweep(weight, upper, n_of_m(2, 4), 4)
+    assert (weight[~keep] == 0).all()
+    assert keep.is_contiguous()
+
+
+def test_compensates_better_than_zeroing(device):
+    weight, upper = layer(16, 64, device=device)
+    damped = torch.cholesky_inverse(upper, upper=True)
+    damped = torch.linalg.inv(upper.T @ upper) if damped.isnan().any() else damped
+    pruned = weight.clone()
+    keep = obs_sweep(pruned, upper, n_of_m(2, 4), 4)
+    hessian = torch.linalg.inv(upper.T @ upper)
+
+    def error(other):
+        return torch.einsum("oi,ij,oj->", other - weight, hessian, other - weight)
+
+    assert error(pruned) < error(weight * keep)
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_all_or_nothing(stays, device):
+    weight, upper = layer(6, 150, device=device)
+    mask = torch.full((6, 150), stays, device=device)
+    before = weight.clone()
+    assert torch.equal(obs_sweep(weight, upper, given_mask(mask), None), mask)
+    assert torch.equal(weight, before if stays else torch.zeros_like(before))
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(1, 9), st.integers(1, 40), st.integers(1, 40), st.randoms(use_true_random=False))
+def test_rows_are_independent(outputs, inputs, stride, random):
+    weight, upper = layer(outputs, inputs)
+    mask = torch.rand(outputs, inputs) > random.random()
+    order = torch.randperm(outputs)
+    straight, permuted = weight.clone(), weight[order]
+    obs_sweep(straight, upper, given_mask(mask), stride)
+    obs_sweep(permuted, upper, given_mask(mask[order]), stride)
+    torch.testing.assert_close(permuted, straight[order], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("stride", [1, 5, 16, 128, None])
+def test_chooses_each_column_once_in_order(stride):
+    weight, upper = layer(3, 133)
+    seen = []
+
+    def choose(score, start):
+        seen.extend(range(start, start + score.shape[1]))
+        return torch.ones_like(score, dtype=torch.bool)
+
+    obs_sweep(weight, upper, choose, stride)
+    assert seen == list(range(133))
+
+
+def test_works_on_a_view_in_place(device):
+    weight, upper = layer(8, 24, device=device)
+    stored = weight.T.contiguous()
+    expected = weight.clone()
+    obs_sweep(expected, upper, n_of_m(2, 4), 4)
+    obs_sweep(stored.T, upper, n_of_m(2, 4), 4)
+    assert torch.equal(stored.T, expected)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0)])
+def test_empty_weights_stay_empty(shape):
+    keep = obs_sweep(torch.zeros(shape), torch.eye(shape[1]), half, None)
+    assert keep.shape == shape
+
+
+def test_refuses_another_factor():
+    with pytest.raises(ValueError, match="upper must be"):
+        obs_sweep(torch.zeros(2, 3), torch.eye(4), half, None)
+
+
+def test_refuses_a_mask_of_another_shape():
+    with pytest.raises(ValueError, match="choose returned"):
+        obs_sweep(torch.zeros(2, 3), torch.eye(3), lambda score, start: score[:1] > 0, None)
