@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from prunekit.architectures import Architecture
     from prunekit.config import Config, load_config
     from prunekit.errors import PrunekitError
+    from prunekit.inplace import prune
     from prunekit.methods import Method
     from prunekit.patterns import Pattern
     from prunekit.planning import Plan, plan
-    from prunekit.running import Record, prune, run
+    from prunekit.running import Record, run
     from prunekit.statistics import Statistic
 
 __version__ = "0.1.0"
@@ -49,7 +50,7 @@ _HOMES = {
     "Statistic": "statistics",
     "load_config": "config",
     "plan": "planning",
-    "prune": "running",
+    "prune": "inplace",
     "run": "running",
 }
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from pydantic import BaseModel
 from rich.table import Table
+from rich.text import Text
 
 from prunekit import architectures, patterns
 from prunekit.allocations import allocations
@@ -20,7 +21,7 @@ def catalogue() -> Table:
     for title, rows in _sections():
         table.add_row(title, style="bold")
         for name, meaning in rows:
-            table.add_row(f"  {name}", meaning)
+            table.add_row(Text(f"  {name}"), Text(meaning))
         table.add_row()
     return table
 
@@ -30,7 +31,7 @@ def _sections() -> Iterator[tuple[str, list[Row]]]:
     yield "allocation", [*_kinds(allocations())]
     yield "pattern", [(spelling, "") for spelling in patterns.spellings()]
     yield "schedule", [(name, _plain(rule.__doc__)) for name, rule in SCHEDULES.items()]
-    yield "architecture", [(name, "") for name in architectures.names()]
+    yield "architecture", [("", ", ".join(architectures.names()))]
 
 
 def _kinds(kinds: Mapping[str, type[BaseModel]]) -> Iterator[Row]:

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         header = read_header(file)
         missing = names - header.keys() if names else set()
         if missing:
-            raise CheckpointError(f"{file}: lacks {sorted(missing)[0]}, which {INDEX} places there.")
+            raise CheckpointError(
+                f"{file}: lacks {sorted(missing)[0]}, which {INDEX} places there."
+            )
         entries |= {name: header[name] for name in names or header}
     return Checkpoint(folder, config, entries)
 
@@ -169,7 +172,7 @@ def _check_offsets(file: Path, header: dict[str, Any], space: int) -> dict[str, 
         entries[name] = Entry(file, dtype, tuple(shape), end - start)
         spans.append((start, end, name))
     spans.sort()
-    for (_, end, first), (start, _, second) in zip(spans, spans[1:], strict=False):
+    for (_, end, first), (start, _, second) in pairwise(spans):
         if start < end:
             raise CheckpointError(f"{file}: {first} and {second} overlap. The file is corrupt.")
     return entries
@@ -228,7 +231,10 @@ def write_shard(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as one safetensors file that is there whole or not at all."""
     temporary = file.with_name(f".{file.name}.tmp")
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    temporary.touch()  # with the permissions that the user's umask gives, which save_file ignores
+    mode = temporary.stat().st_mode
     save_file(tensors, temporary, metadata={"format": "pt"})
+    temporary.chmod(mode)
     with temporary.open("rb+") as stream:
         os.fsync(stream.fileno())
     _move(temporary, file)

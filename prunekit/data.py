@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
-from typing import Self
 
 import torch
 from jaxtyping import Int64
@@ -45,7 +44,7 @@ class Tokens:
     description: str
 
     @classmethod
-    def of(cls, ids: Int64[Tensor, "N L"], description: str) -> Self:
+    def of(cls, ids: Int64[Tensor, "N L"], description: str) -> "Tokens":
         """Return the windows with their digest."""
         content = str(list(ids.shape)).encode() + ids.numpy().astype("<i8").tobytes()
         return cls(ids, hashlib.sha256(content).hexdigest(), description)

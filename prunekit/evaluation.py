@@ -5,7 +5,6 @@ Shapes: N windows, T tokens, B windows of a batch, D features, V vocabulary.
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from prunekit.data import Tokens, evaluation_tokens
 from prunekit.errors import ConfigError
 from prunekit.layout import runners
 from prunekit.loading import Weights, empty_model
+from prunekit.sources import title
 from prunekit.stack import StackRunner
 from prunekit.walk import Visit, batches, held, vocabulary, walk
 
@@ -31,9 +31,7 @@ rest of the model."""
 
 def device_of(name: str) -> torch.device:
     """Return the device that a config's ``device`` means."""
-    return torch.device(
-        name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    )
+    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
@@ -161,10 +159,5 @@ def evaluate(
     results = []
     for source in sources:
         tokens = evaluation_tokens(tokenizer, [source], length, windows)
-        results.append({"data": label(source), **evaluator.perplexity(tokens)})
+        results.append({"data": title(source), **evaluator.perplexity(tokens)})
     return results
-
-
-def label(source: str) -> str:
-    """Return a short name for a data source: the last parts of a path, others whole."""
-    return "/".join(Path(source).parts[-2:]) if Path(source).is_file() else source

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Literal
+from typing import Literal, cast
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -99,8 +99,8 @@ def layout(stacks: Sequence[StackRunner], selection: Selection) -> list[Block]:
 
 
 def orientation(module: nn.Module) -> tuple[int, int, bool]:
-    """Return outputs, inputs, and whether the weight is stored in × out (GPT-2's Conv1D)."""
-    rows, columns = module.weight.shape  # pyright: ignore
+    """Return outputs, inputs, and whether the weight is stored inputs first (GPT-2's Conv1D)."""
+    rows, columns = cast("Tensor", module.weight).shape
     return (columns, rows, True) if isinstance(module, Conv1D) else (rows, columns, False)
 
 

@@ -39,7 +39,7 @@ def empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
     with init_empty_weights(include_buffers=False):
         if kind is None:
             return AutoModel.from_config(config, dtype=torch.float32).eval()
-        return kind._from_config(config, dtype=torch.float32).eval()  # noqa: SLF001
+        return kind._from_config(config, dtype=torch.float32).eval()
 
 
 class Weights:
@@ -66,32 +66,30 @@ class Weights:
             (child, name): self.stored[self._name(child, name)]
             for child in module.modules()
             if child not in left_out
-            for name in [*child._parameters, *child._buffers]  # noqa: SLF001
+            for name in [*child._parameters, *child._buffers]
             if self._name(child, name) in self.stored
         }
         tensors = self.checkpoint.read(set(wanted.values()))
         for child, name, buffer in _buffers(module, left_out):
-            child._buffers[name] = buffer.to(self.device)  # noqa: SLF001
+            child._buffers[name] = buffer.to(self.device)
         for (child, name), stored in wanted.items():
             self.assign(child, name, tensors[stored])
 
     def assign(self, module: nn.Module, name: str, value: Tensor) -> None:
         """Put ``value`` where ``module.name`` is, in the type and on the device of the run."""
         value = value.to(self.device, self.dtype if value.is_floating_point() else None)
-        if name in module._parameters:  # noqa: SLF001
+        if name in module._parameters:
             value = nn.Parameter(value, requires_grad=False)
-            module._parameters[name] = value  # noqa: SLF001
+            module._parameters[name] = value
         else:
-            module._buffers[name] = value  # noqa: SLF001
+            module._buffers[name] = value
 
     def drop(self, module: nn.Module) -> None:
         """Take the parameters of a module away again."""
         for child in module.modules():
-            for name, value in child._parameters.items():  # noqa: SLF001
+            for name, value in child._parameters.items():
                 if value is not None:
-                    child._parameters[name] = nn.Parameter(  # noqa: SLF001
-                        value.to("meta"), requires_grad=False
-                    )
+                    child._parameters[name] = nn.Parameter(value.to("meta"), requires_grad=False)
 
     def _name(self, module: nn.Module, name: str) -> str:
         prefix = self._prefixes[module]
@@ -147,13 +145,11 @@ def _check_shape(name: str, value: Tensor, stored: str, checkpoint: Checkpoint) 
         )
 
 
-def _buffers(
-    module: nn.Module, left_out: set[nn.Module]
-) -> list[tuple[nn.Module, str, Tensor]]:
+def _buffers(module: nn.Module, left_out: set[nn.Module]) -> list[tuple[nn.Module, str, Tensor]]:
     return [
         (child, name, buffer)
         for child in module.modules()
         if child not in left_out
-        for name, buffer in child._buffers.items()  # noqa: SLF001
+        for name, buffer in child._buffers.items()
         if buffer is not None
     ]

@@ -78,7 +78,9 @@ class Output:
         """Append to the journal; on the disk when this returns."""
         self.done[kind, name] = values
         with (self.folder / JOURNAL).open("ab") as stream:
-            stream.write(json.dumps({"kind": kind, "name": name, "values": values}).encode() + b"\n")
+            stream.write(
+                json.dumps({"kind": kind, "name": name, "values": values}).encode() + b"\n"
+            )
             stream.flush()
             os.fsync(stream.fileno())
 

@@ -1,5 +1,6 @@
 """Every decision taken before weights are read; whatever can fail, fails here."""
 
+import math
 import os
 import re
 import shutil
@@ -35,6 +36,7 @@ from prunekit.statistics import Gram
 from prunekit.units import count, size
 from prunekit.walk import BATCH_TOKENS, vocabulary
 
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes that a run holds at its peak, by what they are for."""
@@ -47,7 +49,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """The larger of the block loop's peak and that of embeddings or head, plus hidden states."""
+        """Hidden states, plus the larger of the block loop's peak and that of the two ends."""
         return self.hidden + max(self.block + self.statistics + self.activations, self.ends)
 
 
@@ -97,6 +99,12 @@ class Plan:
         """Weights of each linear that is pruned."""
         return {linear.name: linear.size for linear in self.linears if linear.skipped is None}
 
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model; tied ones count once."""
+        stored = set(stored_names(self.model, self.checkpoint).values())
+        return sum(math.prod(self.checkpoint.entries[name].shape) for name in stored)
+
     def describe(self) -> RenderableType:
         """Return the plan as a table to print."""
         return _describe(self)
@@ -124,7 +132,7 @@ def plan(config: Config) -> Plan:
     asked = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
     dtype = compute_dtype(asked or stored_dtype(checkpoint), device)
     lengths, notes = _lengths(config, longest(model))
-    recipe = recipe_of(config)
+    recipe = Recipe.of(prune, calibrated=config.calibration is not None)
     tokens = (config.calibration.samples if config.calibration else 1) * lengths[0]
     made = Plan(
         config=config,
@@ -144,20 +152,6 @@ def plan(config: Config) -> Plan:
     )
     _check_capacity(made)
     return made
-
-
-def recipe_of(config: Config) -> Recipe:
-    """Return how a config wants blocks pruned."""
-    prune = config.prune
-    return Recipe(
-        method=prune.method,
-        pattern=prune.pattern,
-        propagation=prune.propagation,
-        steps=prune.steps,
-        schedule=prune.schedule,
-        initial_sparsity=prune.initial_sparsity,
-        measure_error=prune.measure_error and config.calibration is not None,
-    )
 
 
 def longest(model: PreTrainedModel) -> int:
@@ -280,7 +274,7 @@ def _describe(made: Plan) -> RenderableType:
     facts = Table.grid(padding=(0, 2))
     rows = {
         "model": f"{config.model.path}  ({type(made.model).__name__}, "
-        f"{count(made.model.num_parameters())} parameters, {len(made.blocks)} blocks)",
+        f"{count(made.parameters)} parameters, {len(made.blocks)} blocks)",
         "prune": f"{prune.method.name}, {prune.pattern.name}, sparsity {prune.sparsity:g}, "
         f"allocation {prune.allocation.name}, propagation {prune.propagation}, steps {prune.steps}",
         "gathers": ", ".join(kind.name for kind in made.recipe.needs) or "nothing",
@@ -312,6 +306,11 @@ def _alike(made: Plan) -> dict[tuple, list[Linear]]:
     groups: dict[tuple, list[Linear]] = {}
     for linear in made.linears:
         name = re.sub(r"\.\d+\.", ".*.", linear.name)
-        key = (name, f"{linear.outputs} × {linear.inputs}", made.stored[linear.name], linear.skipped)
+        key = (
+            name,
+            f"{linear.outputs} × {linear.inputs}",
+            made.stored[linear.name],
+            linear.skipped,
+        )
         groups.setdefault(key, []).append(linear)
     return groups

@@ -21,7 +21,7 @@ from rich.text import Text
 from prunekit import units
 
 if TYPE_CHECKING:
-    from prunekit.run import Record
+    from prunekit.running import Record
 
 
 def show(

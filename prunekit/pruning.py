@@ -4,21 +4,23 @@ Shapes: O output features, I input features, T tokens.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from prunekit.allocations import Allocation, Survey
 from prunekit.errors import NumericsError
 from prunekit.layer import Layer
 from prunekit.layout import Block, Linear, orientation
 from prunekit.methods import Method
 from prunekit.patterns import Pattern
 from prunekit.schedules import SCHEDULES
+from prunekit.sections import Prune
 from prunekit.statistics import Gathered, Gram, Statistic, union
 from prunekit.walk import Visit
 
@@ -45,6 +47,19 @@ class Recipe:
     schedule: str = "cubic"
     initial_sparsity: float = 0.0
     measure_error: bool = True
+
+    @classmethod
+    def of(cls, prune: Prune, *, calibrated: bool) -> Self:
+        """Return what the section ``[prune]`` of a config says."""
+        return cls(
+            method=prune.method,
+            pattern=prune.pattern,
+            propagation=prune.propagation,
+            steps=prune.steps,
+            schedule=prune.schedule,
+            initial_sparsity=prune.initial_sparsity,
+            measure_error=prune.measure_error and calibrated,
+        )
 
     @property
     def needs(self) -> tuple[type[Statistic], ...]:
@@ -127,9 +142,7 @@ class BlockPruner:
         return pruned.facts
 
     @torch.no_grad()
-    def _outcome(
-        self, block: nn.Module, linear: Linear, dense: Tensor, stats: Gathered
-    ) -> Outcome:
+    def _outcome(self, block: nn.Module, linear: Linear, dense: Tensor, stats: Gathered) -> Outcome:
         weight = read(block, linear)
         entry = {
             "name": linear.name,
@@ -200,6 +213,23 @@ def gather(
             for linear in linears
         ]
     )
+
+
+def survey(
+    visits: Callable[[], Iterator[tuple[Visit, Block]]], allocation: Allocation, pattern: Pattern
+) -> Survey:
+    """Return walks over the dense model for an allocation that looks at it."""
+    needs = union(allocation.needs)
+
+    def walk_once() -> Iterator[list[Layer]]:
+        for visit, block in visits():
+            visit.onward = bool(needs)
+            yield [
+                Layer(linear.name, read(visit.block, linear), stats, pattern, 0.0)
+                for linear, stats in gather(visit, block.stages, needs)
+            ]
+
+    return walk_once
 
 
 def _observe(

@@ -44,10 +44,12 @@ def model_facts(plan: Plan) -> dict[str, Any]:
         "path": plan.config.model.path,
         "architecture": type(plan.model).__name__,
         "model_type": plan.model.config.model_type,
-        "parameters": plan.model.num_parameters(),
+        "parameters": plan.parameters,
         "prunable_parameters": sum(plan.sizes.values()),
         "blocks": len(plan.blocks),
-        "dtype": "/".join(sorted({str(kind).removeprefix("torch.") for kind in plan.stored.values()})),
+        "dtype": "/".join(
+            sorted({str(kind).removeprefix("torch.") for kind in plan.stored.values()})
+        ),
         "compute_dtype": str(plan.dtype).removeprefix("torch."),
         "probed": plan.architecture.probed,
     }
@@ -76,7 +78,7 @@ def sparsity_facts(plan: Plan, counted: dict[str, int]) -> dict[str, Any]:
         "achieved": counted["zeros"] / of,
         "zeros": counted["zeros"],
         "of": of,
-        "whole_model": counted["zeros"] / plan.model.num_parameters(),
+        "whole_model": counted["zeros"] / plan.parameters,
         "pattern": plan.recipe.pattern.name,
         "violations": counted["violations"],
     }
@@ -86,7 +88,7 @@ def paired(evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Join what was measured before and after on the same text."""
     pairs: dict[str, dict[str, Any]] = {}
     for entry in evaluations:
-        pair = pairs.setdefault(entry["data"], {"data": entry["data"], "metric": entry["metric"]})
+        pair = pairs.setdefault(entry["source"], {"data": entry["data"], "metric": entry["metric"]})
         pair[entry["which"]] = entry["value"]
         pair["protocol"] = entry["protocol"]
     return list(pairs.values())

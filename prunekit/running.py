@@ -17,18 +17,15 @@ from torch import Tensor
 
 from prunekit import report as reports
 from prunekit import result
-from prunekit.allocations import Survey
 from prunekit.checkpoint import open_checkpoint
 from prunekit.data import Tokens, calibration_tokens, evaluation_tokens
 from prunekit.evaluation import Evaluator
-from prunekit.layer import Layer
 from prunekit.layout import Block
 from prunekit.loading import Weights
 from prunekit.output import Output
 from prunekit.planning import Plan
-from prunekit.pruning import BlockPruner, Outcome, gather, read
+from prunekit.pruning import BlockPruner, Outcome, survey
 from prunekit.sources import title
-from prunekit.statistics import union
 from prunekit.verify import prove, recount
 from prunekit.walk import Visit, batches, walk
 
@@ -67,7 +64,8 @@ class Run:
         self.plan = plan
         self.output = Output(Path(plan.config.output.path), len(plan.blocks) + 1)
         self.weights = Weights(plan.model, plan.checkpoint, plan.dtype, plan.device)
-        self.seconds = dict.fromkeys(("calibrate", "prune", "evaluate", "write", "verify"), 0.0)
+        phases = ("calibrate", "prune", "evaluate", "write", "verify")
+        self.seconds: dict[str, float] = dict.fromkeys(phases, 0.0)
         self.layers: list[dict[str, Any]] = []
         self.began = time.perf_counter()
 
@@ -114,7 +112,7 @@ class Run:
         if config is None:
             return {}
         return {
-            title(source): evaluation_tokens(
+            source: evaluation_tokens(
                 self.plan.tokenizer, [source], self.plan.lengths[1], config.windows
             )
             for source in config.data
@@ -139,16 +137,22 @@ class Run:
             return
         yield Record("phase", f"evaluate {which}", {"steps": len(judged)})
         checkpoint = self.plan.checkpoint if which == "before" else None
-        for name, tokens in judged.items():
-            known = self.output.done.get(("evaluation", f"{which} {name}"))
+        for source, tokens in judged.items():
+            key = f"{which} {source}"
+            known = self.output.done.get(("evaluation", key))
             with self._timed("evaluate"):
                 if known is None:
                     evaluator = Evaluator(
                         checkpoint or open_checkpoint(self.output.folder), self.plan.device
                     )
-                    known = {"data": name, "which": which, **evaluator.perplexity(tokens)}
-                    self.output.note("evaluation", f"{which} {name}", known)
-            yield Record("evaluation", name, known)
+                    known = {
+                        "data": title(source),
+                        "source": source,
+                        "which": which,
+                        **evaluator.perplexity(tokens),
+                    }
+                    self.output.note("evaluation", key, known)
+            yield Record("evaluation", source, known)
 
     def _allocate(self, tokens: Tokens | None) -> Iterator[Record]:
         """Yield progress and return the sparsity of each linear."""
@@ -158,25 +162,10 @@ class Run:
             if allocation.surveys:
                 yield Record("phase", "survey", {"steps": len(plan.blocks)})
             with self._timed("calibrate"):
-                known = allocation.allocate(
-                    plan.sizes, self._survey(tokens), plan.config.prune.sparsity
-                )
+                look = survey(lambda: self._visits(tokens), allocation, plan.recipe.pattern)
+                known = allocation.allocate(plan.sizes, look, plan.config.prune.sparsity)
             self.output.note("allocation", allocation.name, known)
         return known
-
-    def _survey(self, tokens: Tokens | None) -> Survey:
-        """Return a walk over the dense model for an allocation that looks at it."""
-        plan, needs = self.plan, union(self.plan.config.prune.allocation.needs)
-
-        def survey() -> Iterator[list[Layer]]:
-            for visit, block in self._visits(tokens):
-                visit.onward = bool(needs)
-                yield [
-                    Layer(linear.name, read(visit.block, linear), stats, plan.recipe.pattern, 0.0)
-                    for linear, stats in gather(visit, block.stages, needs)
-                ]
-
-        return survey
 
     def _visits(self, tokens: Tokens | None) -> Iterator[tuple[Visit, Block]]:
         """Visit every block with the calibration tokens, or with one token where none is needed."""

@@ -86,7 +86,7 @@ class StackRunner:
 
     @torch.inference_mode()
     def enter(self, ids: Int[Tensor, "B T"], context: Context) -> Float[Tensor, "B T D"]:
-        """Return the hidden state that the first block reads; runs the embeddings and that block."""
+        """Return what the first block reads; runs the embeddings and, for its form, that block."""
         entry = _Entry(self.blocks[0], None)
         with self._only([entry]):
             self.module(input_ids=ids, **context)

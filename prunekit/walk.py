@@ -101,7 +101,7 @@ def walk(
 
 
 def vocabulary(model: PreTrainedModel, stacks: Sequence[StackRunner]) -> list[nn.Module]:
-    """Return the modules with a row for each token: embeddings and head, needed only at the ends."""
+    """Return the modules with a row for each token: embeddings and head, used only at the ends."""
     found = [model.get_input_embeddings(), model.get_output_embeddings()]
     found += [runner.module.get_input_embeddings() for runner in stacks]  # pyright: ignore
     return list(dict.fromkeys(module for module in found if module is not None))
@@ -109,11 +109,14 @@ def vocabulary(model: PreTrainedModel, stacks: Sequence[StackRunner]) -> list[nn
 
 @contextmanager
 def held(weights: Weights | None, *modules: nn.Module) -> Iterator[None]:
-    """Load the weights of modules for the time of a ``with`` block, if they have none themselves."""
-    for module in modules if weights else ():
+    """Load the weights of modules for the time of a ``with`` block; None: they have their own."""
+    if weights is None:
+        yield
+        return
+    for module in modules:
         weights.load(module)
     try:
         yield
     finally:
-        for module in modules if weights else ():
+        for module in modules:
             weights.drop(module)

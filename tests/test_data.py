@@ -202,6 +202,14 @@ def test_calibration_text_shorter_than_one_window(tmp_path, plain):
     assert tokens.description.startswith("1 window of 3 tokens from")
 
 
+def test_windows_may_begin_at_every_place():
+    offsets = set()
+    for seed in range(50):
+        starts = data._starts(23, 2, 10, torch.Generator().manual_seed(seed))
+        offsets |= {int(start) % 10 for start in starts}
+    assert offsets == {0, 1, 2, 3}
+
+
 @given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 12), st.integers(0, 3))
 def test_windows_lie_inside_and_are_distinct(total, samples, length, seed):
     length = min(length, total)
@@ -220,6 +228,15 @@ def test_passages_of_a_document_add_up_to_it(text, size):
     assert "".join(parts) == text
     assert all(0 < len(part) <= size for part in parts)
     assert all(part.endswith("\n") or "\n" not in part for part in parts[:-1])
+
+
+def test_chosen_passages_keep_their_order_and_are_just_enough():
+    found = [Document(f"passage {number:03}") for number in range(100)]
+    chosen = data._passages(found, 115, torch.Generator().manual_seed(0))
+    texts = [document.text for document in chosen]
+    assert len(texts) == 11
+    assert texts == sorted(texts)
+    assert texts != [document.text for document in found[:11]]
 
 
 def test_only_enough_of_a_long_text_is_tokenised(tmp_path, plain, monkeypatch):

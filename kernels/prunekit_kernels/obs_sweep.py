@@ -131,7 +131,7 @@ class _Sweep:
     def columns(self, start: int, end: int) -> None:
         """Sweep a few columns one by one; the earlier ones of them are made up for just in time."""
         keep = self.keep[start:end]
-        pruned = torch.where(keep, 0, self.upper.diagonal()[start:end, None].reciprocal())
+        pruned = (~keep).to(self.work.dtype).div_(self.upper.diagonal()[start:end, None])
         for j in range(start, end):
             if j > start:
                 self.work[j].addmv_(self.errors[start:j].T, self.upper[start:j, j], alpha=-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
+from typing_extensions import override
 
 from prunekit.allocations.base import Allocation, Survey
 from prunekit.patterns import pruned_count
@@ -27,6 +28,7 @@ class Global(Allocation):
     name: ClassVar[str] = "global"
     methods: ClassVar[frozenset[str] | None] = frozenset({"magnitude"})
 
+    @override
     def allocate(
         self, sizes: Mapping[str, int], survey: Survey, sparsity: float
     ) -> dict[str, float]:
@@ -37,7 +39,7 @@ class Global(Allocation):
         last, inside = _cut(lower, total - sum(below.values()))
         left = total - sum(below.values()) - sum(inside.values())
         result = {}
-        for name in reversed(sizes):
+        for name in reversed([*sizes]):
             tied = min(left, int(lower[name][last]))
             left -= tied
             result[name] = (below[name] + inside[name] + tied) / sizes[name]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
+from typing_extensions import override
 
 from prunekit.allocations.base import Allocation, Survey
 from prunekit.errors import ConfigError
@@ -33,6 +34,7 @@ class Owl(Allocation):
     spread: float = Field(default=0.08, gt=0, lt=0.5)
     """λ: no block's sparsity leaves the target by more than twice this; published as lambda."""
 
+    @override
     def allocate(
         self, sizes: Mapping[str, int], survey: Survey, sparsity: float
     ) -> dict[str, float]:

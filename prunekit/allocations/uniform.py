@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
+from typing_extensions import override
+
 from prunekit.allocations.base import Allocation, Survey
 
 
@@ -12,10 +14,11 @@ class Uniform(Allocation):
     name: ClassVar[str] = "uniform"
     surveys: ClassVar[bool] = False
 
+    @override
     def allocate(
         self,
         sizes: Mapping[str, int],
-        survey: Survey,  # noqa: ARG002  nothing to look at
+        survey: Survey,
         sparsity: float,
     ) -> dict[str, float]:
         return dict.fromkeys(sizes, sparsity)

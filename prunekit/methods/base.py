@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
+from typing_extensions import override
 
 from prunekit.layer import Layer, Pruned
 from prunekit.patterns import Scope
@@ -42,6 +43,7 @@ class Scored(Method):
     def score(self, layer: Layer) -> Float[Tensor, "O I"]:
         """Return the scores; higher stays."""
 
+    @override
     def prune(self, layer: Layer) -> Pruned:
         keep = layer.pattern.keep(self.score(layer), layer.sparsity)
         return Pruned(layer.weight.where(keep, 0), keep)

@@ -6,6 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import Float
+from typing_extensions import override
 
 from prunekit.layer import Layer
 from prunekit.methods.base import Scored
@@ -24,6 +25,7 @@ class Random(Scored):
     random_seed: int = 0
     """Seed of the scores; each layer draws its own from it, whatever the order or the device."""
 
+    @override
     def score(self, layer: Layer) -> Float[Tensor, "O I"]:
         import torch
 

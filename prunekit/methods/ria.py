@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import Float
+from typing_extensions import override
 
 from prunekit.layer import Layer
 from prunekit.methods.base import Scored
@@ -23,6 +24,7 @@ class Ria(Scored):
     activation_power: float = 0.5
     """Exponent a of the input norm; 0.5 as published."""
 
+    @override
     def score(self, layer: Layer) -> Float[Tensor, "O I"]:
         magnitude = layer.weight.abs()
         # An all-zero row or column has score 0, not 0 / 0.

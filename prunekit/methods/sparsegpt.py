@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import Float
 from pydantic import Field
+from typing_extensions import override
 
 from prunekit.errors import NumericsError
 from prunekit.layer import Layer, Pruned
@@ -28,6 +29,7 @@ class SparseGPT(Method):
     damping: float = Field(default=0.01, ge=0, le=1)
     """Added to the Gram matrix's diagonal, as a fraction of its mean; raised where it must be."""
 
+    @override
     def prune(self, layer: Layer) -> Pruned:
         factor = layer.stats.once(("factor", self.damping), lambda: self._factor(layer))
         # A dead input never spoke, so its weights go first, as in the published code; those that

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import Float
+from typing_extensions import override
 
 from prunekit.layer import Layer
 from prunekit.methods.base import Scored
@@ -20,6 +21,7 @@ class Wanda(Scored):
     name: ClassVar[str] = "wanda"
     needs: ClassVar[frozenset[type[Statistic]]] = frozenset({ColumnEnergy})
 
+    @override
     def score(self, layer: Layer) -> Float[Tensor, "O I"]:
         energy = layer.stats[ColumnEnergy]
         return layer.weight.abs() * (energy.total / max(energy.tokens, 1)).sqrt()

@@ -47,9 +47,10 @@ class Pattern(ABC):
 
     @abstractmethod
     def keep(self, score: Float[Tensor, "O I"], sparsity: float) -> Bool[Tensor, "O I"]:
-        """Return what stays: exactly :func:`pruned_count` of each group goes, ties keep the lower
-        index, NaN counts as lowest.
-        """  # noqa: D205, D209
+        """Return what stays: the highest scores; ties keep the lower index, NaN counts as lowest.
+
+        Of each group exactly :func:`pruned_count` go.
+        """
 
     def keep_columns(
         self,

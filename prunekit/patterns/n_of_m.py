@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from jaxtyping import Bool, Float
+from typing_extensions import override
 
 from prunekit.errors import ConfigError
 from prunekit.patterns.base import Pattern, Scope
@@ -27,21 +28,26 @@ class NOfM(Pattern):
         self.stride = m
 
     @classmethod
-    def parse(cls, text: str, scope: Scope) -> Self | None:  # noqa: ARG003  groups have no scope
+    @override
+    def parse(cls, text: str, scope: Scope) -> Self | None:
         found = re.fullmatch(r"(\d+):(\d+)", text)
         return cls(int(found[1]), int(found[2])) if found else None
 
     @property
+    @override
     def sparsity(self) -> float:
         return 1 - self.n / self.m
 
-    def misfit(self, outputs: int, inputs: int) -> str | None:  # noqa: ARG002  rows are free
+    @override
+    def misfit(self, outputs: int, inputs: int) -> str | None:
         if inputs % self.m == 0:
             return None
         return f"{self.name} needs a multiple of {self.m} inputs, this layer has {inputs}"
 
-    def keep(self, score: Float[Tensor, "O I"], sparsity: float) -> Bool[Tensor, "O I"]:  # noqa: ARG002
+    @override
+    def keep(self, score: Float[Tensor, "O I"], sparsity: float) -> Bool[Tensor, "O I"]:
         return keep_n_of_m(score, self.n, self.m)
 
+    @override
     def violations(self, keep: Bool[Tensor, "O I"]) -> int:
         return int((keep.unflatten(1, (-1, self.m)).sum(2) > self.n).sum())

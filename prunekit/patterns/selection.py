@@ -16,11 +16,11 @@ def keep_highest(score: Float[Tensor, "G N"], kept: int) -> Bool[Tensor, "G N"]:
 
     NaN counts as lowest. Selection by the k-th value, not by a sort: one quickselect a row.
     """
-    groups, size = score.shape
-    if kept >= size:
-        return score.new_ones(score.shape, dtype=bool)
-    if kept <= 0:
-        return score.new_zeros(score.shape, dtype=bool)
+    import torch
+
+    size = score.shape[1]
+    if kept >= size or kept <= 0:
+        return torch.full_like(score, kept > 0, dtype=torch.bool)
     score = score.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
     threshold = score.kthvalue(size - kept + 1, dim=1, keepdim=True).values
     keep = score >= threshold

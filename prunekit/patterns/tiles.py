@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from jaxtyping import Bool, Float
+from typing_extensions import override
 
 from prunekit.errors import ConfigError
 from prunekit.patterns.base import Pattern, Scope, pruned_count
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 class Tiles(Pattern):
     """The rectangles with the lowest sum of scores in the layer go, whole."""
 
-    spelling: ClassVar[str] = "block:RxC, e.g. block:16x16"
+    spelling: ClassVar[str] = "block:RxC, e.g. block:16x16; row; column"
     stride = None
 
     def __init__(self, name: str, rows: int | None, columns: int | None) -> None:
@@ -28,7 +29,8 @@ class Tiles(Pattern):
         self.name, self.rows, self.columns = name, rows, columns
 
     @classmethod
-    def parse(cls, text: str, scope: Scope) -> Self | None:  # noqa: ARG003  tiles have no scope
+    @override
+    def parse(cls, text: str, scope: Scope) -> Self | None:
         if text == "row":
             return cls(text, 1, None)
         if text == "column":
@@ -36,6 +38,7 @@ class Tiles(Pattern):
         found = re.fullmatch(r"block:(\d+)x(\d+)", text)
         return cls(text, int(found[1]), int(found[2])) if found else None
 
+    @override
     def misfit(self, outputs: int, inputs: int) -> str | None:
         if outputs % (self.rows or outputs) == 0 and inputs % (self.columns or inputs) == 0:
             return None
@@ -44,6 +47,7 @@ class Tiles(Pattern):
             f"{self.columns}, this layer has {outputs} and {inputs}"
         )
 
+    @override
     def keep(self, score: Float[Tensor, "O I"], sparsity: float) -> Bool[Tensor, "O I"]:
         tiles = self._tiles(score.nan_to_num(nan=-math.inf, posinf=math.inf))
         total = tiles.double().sum((1, 3))
@@ -52,6 +56,7 @@ class Tiles(Pattern):
         ).view(total.shape)
         return kept[:, None, :, None].expand(tiles.shape).reshape(score.shape)
 
+    @override
     def violations(self, keep: Bool[Tensor, "O I"]) -> int:
         tiles = self._tiles(keep)
         return int((tiles.any(3).any(1) != tiles.all(3).all(1)).sum())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from jaxtyping import Bool, Float
+from typing_extensions import override
 
 from prunekit.patterns.base import Pattern, Scope, pruned_count
 from prunekit.patterns.selection import keep_highest
@@ -27,21 +28,24 @@ class Unstructured(Pattern):
         self.stride = None if scope == "layer" else BLOCK_COLUMNS
 
     @classmethod
+    @override
     def parse(cls, text: str, scope: Scope) -> Self | None:
         return cls(scope) if text == "unstructured" else None
 
+    @override
     def keep(self, score: Float[Tensor, "O I"], sparsity: float) -> Bool[Tensor, "O I"]:
         if self.scope == "row":
             return _without_lowest(score, pruned_count(sparsity, score.shape[1]))
         if self.scope == "layer":
             flat = score.reshape(1, -1)
             return _without_lowest(flat, pruned_count(sparsity, flat.shape[1])).view(score.shape)
-        keep = score.new_empty(score.shape, dtype=bool)
+        keep = score > 0
         for start in range(0, score.shape[1], BLOCK_COLUMNS):
             window = slice(start, start + BLOCK_COLUMNS)
             keep[:, window] = self.keep_columns(score[:, window], start, sparsity)
         return keep
 
+    @override
     def keep_columns(
         self, score: Float[Tensor, "O C"], start: int, sparsity: float
     ) -> Bool[Tensor, "O C"]:

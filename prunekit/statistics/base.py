@@ -63,7 +63,7 @@ class Statistic(ABC):
         return None
 
     @classmethod
-    def contains(cls) -> frozenset[type["Statistic"]]:
+    def contains(cls) -> frozenset[type[Statistic]]:
         """Return the kinds that :meth:`derive` can give."""
         return frozenset()
 

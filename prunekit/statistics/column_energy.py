@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import Float
+from typing_extensions import override
 
 from prunekit.statistics.base import Statistic
 
@@ -18,9 +19,11 @@ class ColumnEnergy(Statistic):
     name: ClassVar[str] = "column_energy"
 
     @classmethod
+    @override
     def shape(cls, inputs: int) -> tuple[int, ...]:
         return (inputs,)
 
+    @override
     def add(self, x: Float[Tensor, "T I"]) -> None:
         from prunekit_kernels import column_energy
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import Float
+from typing_extensions import override
 
 from prunekit.statistics.base import S, Statistic
 from prunekit.statistics.column_energy import ColumnEnergy
@@ -14,14 +15,16 @@ if TYPE_CHECKING:
 
 
 class Gram(Statistic):
-    """``total = Σₜ x[t] x[t]ᵀ`` (Frantar & Alistarh, arXiv:2301.00774, §3; without the factor 2)."""
+    """``total = Σₜ x[t] x[t]ᵀ`` (Frantar & Alistarh, arXiv:2301.00774, §3, less a factor)."""
 
     name: ClassVar[str] = "gram"
 
     @classmethod
+    @override
     def shape(cls, inputs: int) -> tuple[int, ...]:
         return (inputs, inputs)
 
+    @override
     def add(self, x: Float[Tensor, "T I"]) -> None:
         from prunekit_kernels import gram
 
@@ -35,9 +38,11 @@ class Gram(Statistic):
         return mirror(self.total)
 
     @classmethod
+    @override
     def contains(cls) -> frozenset[type[Statistic]]:
         return frozenset({ColumnEnergy})
 
+    @override
     def derive(self, kind: type[S]) -> S | None:
         if kind is not ColumnEnergy:
             return None

@@ -48,6 +48,7 @@ def test_same_bits_each_time(device):
     assert torch.equal(energy(x), energy(x))
 
 
+@pytest.mark.interpret
 def test_a_column_does_not_depend_on_its_neighbours(device):
     x = torch.randn(40, TILE_I + 9, device=device)
     assert torch.equal(energy(x)[5:], energy(x[:, 5:].contiguous()))

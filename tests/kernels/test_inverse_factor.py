@@ -39,9 +39,9 @@ def test_reads_only_the_lower_triangle_and_changes_nothing(device):
 
 def test_dead_inputs_get_diagonal_one(device):
     gram = gram_of(9, device)
-    gram[4], gram[:, 4] = 0, 0
+    gram[2], gram[:, 2] = 0, 0
     factor = inverse_factor(gram, 0.01)
-    assert factor.dead.nonzero().flatten().tolist() == [4]
+    assert factor.dead.nonzero().flatten().tolist() == [2]
     exact = inverse_factor_reference(gram.double(), 0.01)
     assert_close(factor.upper, exact, inverse_factor_reference(gram, 0.01))
 
@@ -65,8 +65,10 @@ def test_raises_the_damping_tenfold(entry, asked, used, device):
 
 
 def test_tries_float64_before_more_damping(device):
-    near = 1 - 2**-24  # positive definite, by less than a float32 Cholesky can see
-    gram = torch.tensor([[1.0, near], [near, 1.0]], device=device)
+    # Positive definite by the rounding of its last entry, which a float32 Cholesky loses.
+    gram = torch.tensor([[9.0, 10.0], [10.0, 0.0]], device=device)
+    gram[1, 1] = torch.nextafter(torch.tensor(100 / 9), torch.tensor(99.0))
+    assert torch.linalg.cholesky_ex(gram).info != 0
     assert inverse_factor(gram, 0.0).damping == 0
 
 

@@ -1,0 +1,48 @@
+"""Run benchmarks: ``python -m bench [OP …]``; without an op, list them."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "kernels"))
+
+from bench import harness  # noqa: E402  the kernels' folder has to be found first
+
+
+def ops() -> list[str]:
+    """Return the names of what can be measured."""
+    return sorted(
+        file.stem for file in HERE.glob("*.py") if (HERE.parent / _tests(file.stem)).exists()
+    )
+
+
+def main(chosen: list[str]) -> int:
+    """Measure each chosen op whose tests pass; return the exit code."""
+    if not chosen:
+        print("python -m bench OP …, where OP is one of:", *ops(), sep="\n  ")
+        return 0
+    unknown = set(chosen) - set(ops())
+    if unknown:
+        print(f"no such bench: {', '.join(sorted(unknown))}. Choose: {', '.join(ops())}.")
+        return 2
+    for op in chosen:
+        if _red(op):
+            print(f"{op}: its tests fail, so its speed says nothing; not measured.")
+            return 1
+        harness.measure(op, importlib.import_module(f"bench.{op}").cases)
+    return 0
+
+
+def _tests(op: str) -> str:
+    return f"tests/kernels/test_{op}.py"
+
+
+def _red(op: str) -> bool:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", _tests(op)]
+    return subprocess.run(command, cwd=HERE.parent, check=False).returncode != 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,174 @@
+"""Measures contestants and says how near they come to what the machine can do.
+
+A bench gives cases; each holds contestants that do the same work, and the bytes and operations that
+this work cannot do without. The floor of a case is the longer of bytes / copy bandwidth and
+operations / matrix product rate, both measured here, just before.
+"""
+
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+BUDGET_SECONDS = 2.0  # a contestant, after one warm-up
+REPEATS = (3, 100)  # at least, at most
+
+
+@dataclass(frozen=True)
+class Case:
+    """One piece of work.
+
+    Attributes:
+        name: After a real layer, e.g. ``llama-8b.down_proj``.
+        shape: The numbers that matter, e.g. ``{"T": 2048, "I": 576}``.
+        dtype: What the matrix products run in, for their measured rate.
+        bytes: Least memory traffic.
+        flops: Least operations; a multiplication and an addition are two.
+        contestants: What to run, ours first.
+    """
+
+    name: str
+    shape: dict[str, int]
+    dtype: torch.dtype
+    bytes: int
+    flops: int
+    contestants: dict[str, Callable[[], object]]
+
+
+def measure(op: str, cases: Callable[[torch.device], Iterable[Case]]) -> None:
+    """Measure all cases, print them, and rewrite ``bench/results/<machine>/<op>.json``."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    machine = describe(device)
+    peaks: dict[str, float] = {"copy": copy_bandwidth(device)}
+    rows = []
+    for case in cases(device):
+        floor = case.bytes / peaks["copy"]
+        if case.flops:
+            rate = str(case.dtype)
+            if rate not in peaks:
+                peaks[rate] = product_rate(case.dtype, device)
+            floor = max(floor, case.flops / peaks[rate])
+        for name, contestant in case.contestants.items():
+            rows.append(_row(case, name, contestant, floor, device))
+            _say(rows[-1])
+    machine["copy_bytes_per_second"] = peaks.pop("copy")
+    machine["product_flops_per_second"] = peaks
+    file = RESULTS / machine["name"] / f"{op}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    print(f"written: {file}")
+
+
+def seconds(contestant: Callable[[], object], device: torch.device) -> list[float]:
+    """Return the sorted times of single calls, after one call to warm up."""
+    _timed(contestant, device)
+    least, most = REPEATS
+    times: list[float] = []
+    while len(times) < least or (sum(times) < BUDGET_SECONDS and len(times) < most):
+        times.append(_timed(contestant, device))
+    return sorted(times)
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Return the bytes read and written in a second by copying what no cache holds."""
+    source = torch.zeros(2**26 if device.type == "cpu" else 2**29, device=device)
+    target = torch.empty_like(source)
+    return 8 * source.numel() / seconds(lambda: target.copy_(source), device)[0]
+
+
+def product_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Return the operations in a second of a large square matrix product, TF32 off."""
+    size = 2048 if device.type == "cpu" else 8192
+    matrix = torch.randn(size, size, device=device).to(dtype)
+    out = torch.empty_like(matrix)
+    return 2 * size**3 / seconds(lambda: torch.mm(matrix, matrix, out=out), device)[0]
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Say what was measured on: machine, versions, commit, date."""
+    if device.type == "cuda":
+        model = torch.cuda.get_device_name(device)
+        driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    else:
+        model, driver = f"{_processor()} x{os.cpu_count()}", None
+    return {
+        "name": re.sub(r"[^A-Za-z0-9]+", "-", model).strip("-").lower(),
+        "model": model,
+        "driver": driver,
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "commit": _output("git", "describe", "--always", "--dirty"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _row(
+    case: Case, name: str, contestant: Callable[[], object], floor: float, device: torch.device
+) -> dict[str, Any]:
+    times = seconds(contestant, device)
+    median = statistics.median(times)
+    fifth = statistics.quantiles(times, n=5)
+    return {
+        "case": case.name,
+        **case.shape,
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "contestant": name,
+        "milliseconds": {"median": 1e3 * median, "p20": 1e3 * fifth[0], "p80": 1e3 * fifth[3]},
+        "runs": len(times),
+        "share_of_floor": floor / median,
+        "bytes_per_second": case.bytes / median,
+        "flops_per_second": case.flops / median,
+    }
+
+
+def _timed(contestant: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    contestant()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _say(row: dict[str, Any]) -> None:
+    spread = row["milliseconds"]
+    print(
+        f"{row['case']:24} {row['dtype']:9} {row['contestant']:22} {spread['median']:10.3f} ms"
+        f" ({spread['p20']:.3f} to {spread['p80']:.3f}), {row['share_of_floor']:.0%} of the floor",
+        flush=True,
+    )
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return found[1] if found else platform.processor()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _output(*command: str) -> str | None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None

@@ -1,0 +1,85 @@
+"""Prunes a model that is already in memory.
+
+Shapes: N samples, T tokens.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from pydantic import ValidationError
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prunekit.architectures import find
+from prunekit.errors import ConfigError
+from prunekit.layout import Block, Selection, layout, runners
+from prunekit.pruning import BlockPruner, Recipe, survey
+from prunekit.sections import Prune
+from prunekit.walk import Visit, batches, walk
+
+
+def prune(
+    model: PreTrainedModel,
+    tokens: Int[Tensor, "N T"] | None = None,
+    *,
+    method: str = "sparsegpt",
+    pattern: str = "unstructured",
+    **settings: Any,  # noqa: ANN401  the keys of [prune]
+) -> list[dict[str, Any]]:
+    """Prune a model in place, block by block, and return what became of each linear.
+
+    Args:
+        model: A transformers model on one device.
+        tokens: Calibration samples; None for a method that looks at weights alone.
+        method: Its name; see ``prunekit list``.
+        pattern: "unstructured", "2:4", "block:16x16", "row", "column".
+        settings: Other keys of ``[prune]`` and of the method, such as ``sparsity=0.5``.
+
+    Returns:
+        One entry a linear: name, shape, sparsity, relative_error, seconds.
+
+    Raises:
+        ConfigError: A setting cannot be meant.
+        PrunekitError: See each kind.
+    """
+    section = _section({"method": method, "pattern": pattern, **settings})
+    needs = section.method.needs | section.allocation.needs
+    if needs and tokens is None:
+        raise ConfigError(f"method {method}: needs calibration tokens; pass tokens=[N, T].")
+    stacks = runners(model, find(model))
+    blocks = layout(stacks, Selection(section.pattern, section.skip, section.on_indivisible))
+    ids = torch.zeros(1, 1, dtype=torch.int64) if tokens is None else tokens
+
+    def visits() -> Iterator[tuple[Visit, Block]]:
+        walked = walk(model, stacks, None, batches(ids, model.device))
+        return zip(walked, blocks, strict=True)
+
+    recipe = Recipe.of(section, calibrated=tokens is not None)
+    pruned = [linear for block in blocks for linear in block.pruned]
+    dtypes = {linear.name: model.get_parameter(f"{linear.name}.weight").dtype for linear in pruned}
+    training, cache = model.training, getattr(model.config, "use_cache", None)
+    model.eval()
+    model.config.use_cache = False
+    try:
+        sparsities = section.allocation.allocate(
+            {linear.name: linear.size for linear in pruned},
+            survey(visits, section.allocation, section.pattern),
+            section.sparsity,
+        )
+        pruner = BlockPruner(recipe, sparsities, dtypes)
+        return [
+            outcome.entry for visit, block in visits() for outcome in pruner.prune(visit, block)
+        ]
+    finally:
+        model.train(training)
+        model.config.use_cache = cache
+
+
+def _section(values: dict[str, Any]) -> Prune:
+    try:
+        return Prune.model_validate(values)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        raise ConfigError("\n".join(lines)) from error

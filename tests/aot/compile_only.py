@@ -1,0 +1,103 @@
+"""Compile what a launcher would launch, for a GPU that need not be there.
+
+The launchers of ``prunekit_kernels`` run on meta tensors of real sizes, so kernels are compiled
+with the alignment hints and constants of a real launch; nothing executes.
+"""
+
+import contextlib
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+SHARED_LIMITS = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64}  # KiB a block may use
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one compiled kernel takes: registers a thread, spilled bytes, shared bytes a block."""
+
+    registers: int
+    spilled: int
+    shared: int
+
+
+class _Driver(DriverBase):
+    def __init__(self, target):
+        self.target = target
+
+    @classmethod
+    def is_active(cls):
+        return False
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self):
+        return f"{self.target.backend}:{self.target.arch}"  # the key of a kernel's cache
+
+    def get_current_stream(self, device=None):
+        return 0
+
+    def get_active_torch_device(self):
+        return torch.device("meta")
+
+    def map_python_to_cpp_type(self, ty):
+        return ty
+
+    def get_benchmarker(self):
+        return lambda launch, **_: launch() or [1.0, 1.0, 1.0]
+
+
+@contextlib.contextmanager
+def compile_only(name, monkeypatch):
+    """Yield a list that fills with the kernels launched in the block."""
+    launched, run = [], JITFunction.run
+
+    def compile_instead(self, *args, grid, warmup, **options):
+        kernel = run(self, *args, grid=grid, warmup=True, **options)
+        launched.append(kernel)
+        return kernel
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JITFunction, "run", compile_instead)
+        patch.setattr(driver, "_active", None, raising=False)
+        driver.set_active(_Driver(TARGETS[name]))
+        if name.startswith("gfx"):
+            patch.setattr(torch.version, "hip", "7.0")
+        yield launched
+
+
+def usage(kernel) -> Usage:
+    """Read what a compiled kernel takes from its binary."""
+    if "cubin" not in kernel.asm:
+        listing = kernel.asm["amdgcn"]
+        registers, spilled = (
+            int(re.findall(rf"\.{field}:\s+(\d+)", listing)[-1])
+            for field in ("vgpr_count", "vgpr_spill_count")
+        )
+        return Usage(registers, spilled, kernel.metadata.shared)
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [tool, "-res-usage", file.name]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack, local = re.search(
+        r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", output
+    ).groups()
+    return Usage(int(registers), int(stack) + int(local), kernel.metadata.shared)

@@ -1,0 +1,64 @@
+"""Every Triton kernel compiles for GPUs that need not be here, without spilling registers.
+
+``pytest -s tests/aot`` prints the table of what each takes.
+"""
+
+import os
+
+import pytest
+import torch
+from prunekit_kernels import column_energy, gram
+
+pytestmark = [
+    pytest.mark.aot,
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter replaces the compiler"
+    ),
+]
+
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+
+
+def launch_column_energy(tokens, inputs, dtype):
+    launch = _module(column_energy)["_launch"]
+    x = torch.empty(tokens, inputs, dtype=dtype, device="meta")
+    launch(x, torch.empty(inputs, device="meta"))
+
+
+def launch_gram(tokens, inputs, dtype):
+    launch = _module(gram)["_launch"]
+    x = torch.empty(tokens, inputs, dtype=dtype, device="meta")
+    launch(x, torch.empty(inputs, inputs, device="meta"))
+
+
+def _module(function):
+    # An op hides the module of the same name: `prunekit_kernels.gram` is the function.
+    return function.__globals__
+
+
+# Inputs of SmolLM2-135M (576), of Llama-3.1-8B's down_proj (14336), and an odd number; float16
+# compiles as bfloat16 does, so once is enough.
+@pytest.mark.parametrize(
+    ("dtype", "inputs"),
+    [
+        (torch.float32, 576),
+        (torch.float32, 14336),
+        (torch.bfloat16, 576),
+        (torch.bfloat16, 14336),
+        (torch.bfloat16, 1001),
+        (torch.float16, 14336),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("launch", [launch_column_energy, launch_gram])
+def test_compiles_without_spills(launch, target, dtype, inputs, monkeypatch):
+    from tests.aot.compile_only import SHARED_LIMITS, compile_only, usage
+
+    with compile_only(target, monkeypatch) as launched:
+        launch(2048, inputs, dtype)
+    (kernel,) = launched
+    taken = usage(kernel)
+    print(f"\n{launch.__name__[7:]:14} {target:7} {dtype!s:15} {inputs:6} {taken}", end=" ")  # noqa: T201
+    assert taken.spilled == 0
+    assert taken.shared <= SHARED_LIMITS[target] * 1024
