@@ -17,6 +17,7 @@ from prunekit.allocations import Allocation, Survey
 from prunekit.errors import NumericsError
 from prunekit.layer import Layer
 from prunekit.layout import Block, Linear, orientation
+from prunekit.lockstep import Lockstep
 from prunekit.methods import Method
 from prunekit.patterns import Pattern
 from prunekit.schedules import SCHEDULES
@@ -90,11 +91,14 @@ class BlockPruner:
         sparsities: Full name of each linear → its sparsity.
         dtypes: Full name → the type in which its weight will be stored. The block goes on with the
             stored value, so that the next one is calibrated on what the file holds.
+        at_once: Let all batches wait at each stage, so that propagation by stage costs one forward
+            of the block; it holds what a stage reads for all tokens. Otherwise one forward a stage.
     """
 
     recipe: Recipe
     sparsities: Mapping[str, float]
     dtypes: Mapping[str, torch.dtype]
+    at_once: bool = True
 
     def prune(self, visit: Visit, plan: Block) -> Iterator[Outcome]:
         """Prune the visited block and yield each of its linears when it is done.
@@ -105,24 +109,31 @@ class BlockPruner:
         several = self.recipe.steps > 1
         first = {linear: read(visit.block, linear) for linear in plan.pruned if several}
         for step in range(1, self.recipe.steps + 1):
-            for group in self._groups(plan):
-                for linear, stats in gather(visit, group, self.recipe.needs):
-                    began = time.perf_counter()
-                    dense = read(visit.block, linear)
-                    facts = self._prune(visit.block, linear, dense, stats, step)
-                    if step == self.recipe.steps:
-                        dense = first.get(linear, dense)
-                        outcome = self._outcome(visit.block, linear, dense, stats)
-                        outcome.entry["seconds"] = time.perf_counter() - began
-                        outcome.entry.update(facts)
-                        yield outcome
+            last = step == self.recipe.steps
+            for linear, stats in self._gather(visit, plan, last=last):
+                began = time.perf_counter()
+                dense = read(visit.block, linear)
+                facts = self._prune(visit.block, linear, dense, stats, step)
+                if last:
+                    dense = first.get(linear, dense)
+                    outcome = self._outcome(visit.block, linear, dense, stats)
+                    outcome.entry["seconds"] = time.perf_counter() - began
+                    outcome.entry.update(facts)
+                    yield outcome
 
-    def _groups(self, plan: Block) -> list[tuple[tuple[Linear, ...], ...]]:
-        if not plan.pruned:
-            return []
-        if self.recipe.propagation == "block":
-            return [plan.stages]
-        return [(stage,) for stage in plan.stages]
+    def _gather(
+        self, visit: Visit, plan: Block, *, last: bool
+    ) -> Iterator[tuple[Linear, Gathered]]:
+        """Give each linear with its statistics when it is to be pruned."""
+        stages = [stage for stage in map(pruned, plan.stages) if stage]
+        needs = self.recipe.needs
+        if self.recipe.propagation == "block" or not needs:
+            yield from gather(visit, stages, needs)
+        elif self.at_once:
+            yield from gather_at_once(visit, stages, needs, last=last)
+        else:
+            for stage in stages:
+                yield from gather(visit, [stage], needs)
 
     @torch.no_grad()
     def _prune(
@@ -184,35 +195,67 @@ def relative_error(
     return max(loss, 0.0) / energy if energy > 0 else 0.0
 
 
+def pruned(stage: Sequence[Linear]) -> list[Linear]:
+    """Return the linears of a stage that are not skipped."""
+    return [linear for linear in stage if linear.skipped is None]
+
+
 def gather(
     visit: Visit, stages: Sequence[Sequence[Linear]], needs: Sequence[type[Statistic]]
 ) -> Iterator[tuple[Linear, Gathered]]:
-    """Gather ``needs`` for each stage in one forward; return each linear to prune with its own.
+    """Gather ``needs`` for each stage in one forward, then give each linear with its own.
 
     Raises:
         NumericsError: The input of a linear is NaN or inf in some sample.
     """
-    wanted = [
-        linears
-        for stage in stages
-        if (linears := [linear for linear in stage if linear.skipped is None])
-    ]
-    found = [
-        tuple(kind(linears[0].inputs, visit.hidden[0].device) for kind in needs)
-        for linears in wanted
-    ]
+    found = [_empty(visit, linears, needs) for linears in stages]
     if needs:
-        _observe(visit, wanted, found)
-    for linears, statistics in zip(wanted, found, strict=True):
-        if not all(statistic.finite() for statistic in statistics):
-            raise NumericsError(_blame(visit, linears[0]))
-    return iter(
-        [
-            (linear, stats)
-            for linears, stats in zip(wanted, map(Gathered, found), strict=True)
-            for linear in linears
-        ]
-    )
+        _observe(visit, stages, found)
+    for linears, statistics in zip(stages, found, strict=True):
+        yield from _checked(visit, linears, statistics)
+
+
+def gather_at_once(
+    visit: Visit,
+    stages: Sequence[Sequence[Linear]],
+    needs: Sequence[type[Statistic]],
+    *,
+    last: bool,
+) -> Iterator[tuple[Linear, Gathered]]:
+    """Give each linear with statistics that saw the pruned stages before it, in one forward in all.
+
+    With ``last`` what the pruned block gives takes the place of the hidden states.
+    """
+    steps = Lockstep(list(visit.calls()))
+    modules = [
+        [visit.block.get_submodule(linear.path) for linear in linears] for linears in stages
+    ]
+    for number, inputs in steps.stages(modules):
+        statistics = _empty(visit, stages[number], needs)
+        while inputs:
+            x = inputs.pop(0)
+            for statistic in statistics:
+                statistic.update(x.flatten(0, -2))
+        yield from _checked(visit, stages[number], statistics)
+    if last:
+        visit.hidden[:] = steps.outputs
+        visit.onward = False
+
+
+def _empty(
+    visit: Visit, linears: Sequence[Linear], needs: Sequence[type[Statistic]]
+) -> tuple[Statistic, ...]:
+    return tuple(kind(linears[0].inputs, visit.hidden[0].device) for kind in needs)
+
+
+def _checked(
+    visit: Visit, linears: Sequence[Linear], statistics: tuple[Statistic, ...]
+) -> Iterator[tuple[Linear, Gathered]]:
+    if not all(statistic.finite() for statistic in statistics):
+        raise NumericsError(_blame(visit, linears[0]))
+    stats = Gathered(statistics)
+    for linear in linears:
+        yield linear, stats
 
 
 def survey(
@@ -226,7 +269,7 @@ def survey(
             visit.onward = bool(needs)
             yield [
                 Layer(linear.name, read(visit.block, linear), stats, pattern, 0.0)
-                for linear, stats in gather(visit, block.stages, needs)
+                for linear, stats in gather(visit, list(map(pruned, block.stages)), needs)
             ]
 
     return walk_once
@@ -247,8 +290,7 @@ def _observe(
             stack.callback(module.register_forward_pre_hook(update).remove)
         for linear in stages[-1]:
             stack.enter_context(_silent(visit.block.get_submodule(linear.path), linear.outputs))
-        for _ in visit.forward():
-            pass
+        visit.forward()
 
 
 class _silent:  # noqa: N801  used as a context
@@ -273,8 +315,7 @@ def _blame(visit: Visit, linear: Linear) -> str:
         broken.extend((~inputs[0].isfinite()).flatten(1).any(1).tolist())
 
     hook = module.register_forward_pre_hook(look)
-    for _ in visit.forward():
-        pass
+    visit.forward()
     hook.remove()
     if True in broken:
         return f"{linear.name}: its input is NaN or inf in calibration sample {broken.index(True)}."

@@ -7,7 +7,7 @@ model computes, so no family needs a driver of its own.
 Shapes: B samples, T tokens, D features of the hidden state.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,31 +34,29 @@ class _StandIn(nn.Module):
 
 
 class _PassThrough(_StandIn):
-    """Gives back what it is given, in the form in which the block answers."""
+    """Gives on what it is given (or ``hidden``), in the form in which the block answers.
 
-    def __init__(self, block: nn.Module, tail: tuple | None) -> None:
+    It remembers with what else it was called.
+    """
+
+    def __init__(self, block: nn.Module, tail: tuple | None, hidden: Tensor | None = None) -> None:
         super().__init__(block)
-        self.__dict__["tail"] = tail
-
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:  # noqa: ANN401
-        tail = self.__dict__["tail"]
-        return hidden_states if tail is None else (hidden_states, *tail)
-
-
-class _Entry(_StandIn):
-    """Runs the block on ``hidden`` (or on what arrives) and remembers both ends."""
-
-    def __init__(self, block: nn.Module, hidden: Tensor | None) -> None:
-        super().__init__(block)
-        self.__dict__["hidden"] = hidden
+        self.__dict__.update(tail=tail, hidden=hidden)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         state = self.__dict__
-        if state["hidden"] is None:
-            state["hidden"] = hidden_states
-        result = state["block"](state["hidden"], *args, **kwargs)
-        state["tail"] = tuple(result[1:]) if isinstance(result, tuple | list) else None
-        state["out"] = result if state["tail"] is None else result[0]
+        state["call"] = args, kwargs
+        given = hidden_states if state["hidden"] is None else state["hidden"]
+        return given if state["tail"] is None else (given, *state["tail"])
+
+
+class _Recorder(_StandIn):
+    """Runs the block and remembers what it read and what it answered beside a hidden state."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        result = self.__dict__["block"](hidden_states, *args, **kwargs)
+        tail = tuple(result[1:]) if isinstance(result, tuple | list) else None
+        self.__dict__.update(hidden=hidden_states, tail=tail)
         return result
 
 
@@ -87,20 +85,32 @@ class StackRunner:
     @torch.inference_mode()
     def enter(self, ids: Int[Tensor, "B T"], context: Context) -> Float[Tensor, "B T D"]:
         """Return what the first block reads; runs the embeddings and, for its form, that block."""
-        entry = _Entry(self.blocks[0], None)
-        with self._only([entry]):
+        recorder = _Recorder(self.blocks[0])
+        with self._only([recorder]):
             self.module(input_ids=ids, **context)
-        hidden = entry.__dict__["hidden"]
-        self._tails[hidden.shape[:2]] = entry.__dict__["tail"]
+        hidden = recorder.__dict__["hidden"]
+        self._tails[hidden.shape[:2]] = recorder.__dict__["tail"]
         return hidden
 
     @torch.inference_mode()
-    def run(self, index: int, hidden: Float[Tensor, "B T D"], context: Context) -> Tensor:
-        """Return the hidden state after block ``index``, given the one before it."""
-        entry = _Entry(self.blocks[index], hidden)
-        with self._only([*self._passing(index, hidden), entry]):
+    def bind(
+        self, index: int, hidden: Float[Tensor, "B T D"], context: Context
+    ) -> Callable[[], Float[Tensor, "B T D"]]:
+        """Return the call of block ``index`` on ``hidden``, with all that the model gives it.
+
+        The call may be made later; it returns the hidden state after the block.
+        """
+        passing = self._passing(index + 1, hidden)
+        with self._only(passing):
             self.module(inputs_embeds=self._blank(hidden), **context)
-        return entry.__dict__["out"]
+        args, kwargs = passing[-1].__dict__["call"]
+        block = self.blocks[index]
+
+        def call() -> Tensor:
+            result = block(hidden, *args, **kwargs)
+            return result[0] if isinstance(result, tuple | list) else result
+
+        return call
 
     @torch.inference_mode()
     def finish(self, hidden: Float[Tensor, "B T D"], context: Context) -> Tensor:
@@ -128,9 +138,9 @@ class StackRunner:
 
     @contextmanager
     def _handing(self, hidden: Tensor) -> Iterator[None]:
-        *first, last = self._passing(len(self.blocks), hidden)
-        handing = _Entry(last, hidden)
-        with self._only([*first, handing]):
+        passing = self._passing(len(self.blocks), hidden)
+        passing[-1].__dict__["hidden"] = hidden
+        with self._only(passing):
             yield
 
     @contextmanager

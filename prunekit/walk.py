@@ -3,7 +3,7 @@
 Shapes: N samples, T tokens, B samples of a batch, D features.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -44,15 +44,22 @@ class Visit:
         """The block itself."""
         return self.runner.blocks[self.index]
 
-    def forward(self) -> Iterator[Tensor]:
-        """Run the block on each batch in turn."""
+    def calls(self) -> Iterator[Callable[[], Tensor]]:
+        """Give the call of the block on each batch in turn."""
         for hidden, context in zip(self.hidden, self.contexts, strict=True):
-            yield self.runner.run(self.index, hidden, context)
+            yield self.runner.bind(self.index, hidden, context)
 
+    @torch.inference_mode()
+    def forward(self) -> None:
+        """Run the block on each batch for what its hooks see."""
+        for call in self.calls():
+            call()
+
+    @torch.inference_mode()
     def advance(self) -> None:
         """Replace the hidden states by what the block makes of them."""
-        for number, hidden in enumerate(self.forward()):
-            self.hidden[number] = hidden
+        for number, call in enumerate(self.calls()):
+            self.hidden[number] = call()
 
 
 def batches(ids: Int[Tensor, "N T"], device: torch.device) -> list[Tensor]:

@@ -49,3 +49,8 @@ class Gram(Statistic):
         energy = ColumnEnergy(self.total.shape[0], self.total.device)
         energy.tokens, energy.total = self.tokens, self.total.diagonal().clone()
         return energy  # pyright: ignore[reportReturnType]
+
+    @override
+    def finite(self) -> bool:
+        # A column that is not finite shows on the diagonal.
+        return bool(self.total.diagonal().isfinite().all())
