@@ -6,7 +6,8 @@ Only safetensors: reading a header reads no weight, and no code of the model's a
 import json
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -180,20 +181,8 @@ def _check_offsets(file: Path, header: dict[str, Any], space: int) -> dict[str, 
 
 def _files(folder: Path) -> dict[Path, set[str]]:
     """Return the weight files and which names each holds (empty: all it has)."""
-    if (folder / INDEX).is_file():
-        index = _read_json(folder / INDEX, "it is the index of the shards")
-        files: dict[Path, set[str]] = {}
-        for name, shard in index.get("weight_map", {}).items():
-            file = folder / str(shard)
-            if Path(str(shard)).name != shard:
-                raise CheckpointError(
-                    f"{folder / INDEX}: weight_map places {name} at {shard!r}, outside the folder."
-                )
-            if not file.is_file():
-                raise CheckpointError(f"{file}: is missing, though {INDEX} names it.")
-            files.setdefault(file, set()).add(name)
-        if files:
-            return files
+    if (folder / INDEX).is_file() and (shards := _shards(folder)):
+        return shards
     if (folder / SINGLE).is_file():
         return {folder / SINGLE: set()}
     pickles = [path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth"}]
@@ -203,6 +192,25 @@ def _files(folder: Path) -> dict[Path, set[str]]:
             "once where you trust it: AutoModel….from_pretrained(…).save_pretrained(…)."
         )
     raise CheckpointError(f"{folder}: holds neither {SINGLE} nor {INDEX}.")
+
+
+def _shards(folder: Path) -> dict[Path, set[str]]:
+    """Return the files that the index names, and which names it places in each."""
+    index = _read_json(folder / INDEX, "it is the index of the shards")
+    weight_map = index.get("weight_map", {})
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{folder / INDEX}: its weight_map is not a table of tensors.")
+    files: dict[Path, set[str]] = {}
+    for name, shard in weight_map.items():
+        file = folder / str(shard)
+        if file.name != shard:
+            raise CheckpointError(
+                f"{folder / INDEX}: weight_map places {name} at {shard!r}, outside the folder."
+            )
+        if not file.is_file():
+            raise CheckpointError(f"{file}: is missing, though {INDEX} names it.")
+        files.setdefault(file, set()).add(name)
+    return files
 
 
 def _read_json(file: Path, why: str) -> dict[str, Any]:
@@ -219,31 +227,36 @@ def _read_json(file: Path, why: str) -> dict[str, Any]:
 
 def write_atomically(file: Path, content: bytes) -> None:
     """Write a file so that it is there whole or not at all, even when the power goes."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    _move(temporary, file)
+    with _whole_or_not(file) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_shard(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as one safetensors file that is there whole or not at all."""
-    temporary = file.with_name(f".{file.name}.tmp")
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    temporary.touch()  # with the permissions that the user's umask gives, which save_file ignores
-    mode = temporary.stat().st_mode
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    temporary.chmod(mode)
-    with temporary.open("rb+") as stream:
-        os.fsync(stream.fileno())
-    _move(temporary, file)
+    with _whole_or_not(file) as temporary:
+        temporary.touch()  # with the permissions that the user's umask gives; save_file ignores it
+        mode = temporary.stat().st_mode
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        temporary.chmod(mode)
 
 
-def _move(temporary: Path, file: Path) -> None:
-    temporary.replace(file)
-    folder = os.open(file.parent, os.O_RDONLY)
+@contextmanager
+def _whole_or_not(file: Path) -> Iterator[Path]:
+    """Give a temporary path to write to; it takes the file's place once it is on the disk."""
+    temporary = file.with_name(f".{file.name}.tmp")
     try:
-        os.fsync(folder)
+        yield temporary
+        _sync(temporary)
+        temporary.replace(file)
     finally:
-        os.close(folder)
+        temporary.unlink(missing_ok=True)
+    _sync(file.parent)
+
+
+def _sync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

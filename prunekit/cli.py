@@ -71,8 +71,9 @@ def run(
     from prunekit.config import load_config
 
     loaded = load_config(config, overrides)
-    from prunekit import planning, progress, running
+    from prunekit import allocator, planning, progress, running
 
+    allocator.keep()
     plan = planning.plan(loaded)
     try:
         progress.show(running.run(plan, resume=resume, overwrite=overwrite), quiet=quiet)

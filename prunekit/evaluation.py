@@ -19,7 +19,7 @@ from prunekit.checkpoint import find as find_checkpoint
 from prunekit.data import Tokens, evaluation_tokens
 from prunekit.errors import ConfigError
 from prunekit.layout import runners
-from prunekit.loading import Weights, empty_model
+from prunekit.loading import Weights, empty_model, longest
 from prunekit.sources import title
 from prunekit.stack import StackRunner
 from prunekit.walk import Visit, batches, held, vocabulary, walk
@@ -92,6 +92,10 @@ class Evaluator:
                 f"{type(self.model).__name__}: perplexity needs a causal language model; "
                 "leave [evaluate] out."
             )
+        if tokens.ids.shape[1] < 2:
+            raise ConfigError(
+                "evaluate.data: the text is one token long; there is none to predict."
+            )
         parts = batches(tokens.ids, self.device)
         visit = last_visit(self, parts)
         loss, count = 0.0, 0
@@ -115,9 +119,7 @@ class Evaluator:
         """Return what the model's head answers to tokens, in float32 on the CPU."""
         visit = last_visit(self, [ids.to(self.device)])
         with held(self.weights, *vocabulary(self.model, self.stacks)):
-            if len(self.stacks) == 1:
-                return visit.runner.head(visit.hidden[0]).float().cpu()
-            return visit.runner.finish(visit.hidden[0], visit.contexts[0]).float().cpu()
+            return visit.runner.head(visit.hidden[0], visit.contexts[0]).float().cpu()
 
 
 def last_visit(evaluator: Evaluator, parts: Sequence[Tensor]) -> Visit:
@@ -152,9 +154,13 @@ def perplexity_of(loss: float, count: int) -> float:
 def evaluate(
     path: str, sources: Sequence[str], length: int, windows: int | None, device: str = "auto"
 ) -> list[dict[str, Any]]:
-    """Return the perplexity of a checkpoint on each source, with the protocol of each."""
+    """Return the perplexity of a checkpoint on each source, with the protocol of each.
+
+    ``length`` is capped at what the model takes.
+    """
     checkpoint = open_checkpoint(find_checkpoint(path))
     evaluator = Evaluator(checkpoint, device_of(device))
+    length = min(length, longest(evaluator.model))
     tokenizer = load_tokenizer(checkpoint)
     results = []
     for source in sources:

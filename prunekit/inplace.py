@@ -3,7 +3,8 @@
 Shapes: N samples, T tokens.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from prunekit.errors import ConfigError
 from prunekit.layout import Block, Selection, layout, runners
 from prunekit.pruning import BlockPruner, Recipe, survey
 from prunekit.sections import Prune
+from prunekit.stack import StackRunner
 from prunekit.walk import Visit, batches, walk
 
 
@@ -59,10 +61,7 @@ def prune(
     recipe = Recipe.of(section, calibrated=tokens is not None)
     pruned = [linear for block in blocks for linear in block.pruned]
     dtypes = {linear.name: model.get_parameter(f"{linear.name}.weight").dtype for linear in pruned}
-    training, cache = model.training, getattr(model.config, "use_cache", None)
-    model.eval()
-    model.config.use_cache = False
-    try:
+    with _still(model, stacks):
         sparsities = section.allocation.allocate(
             {linear.name: linear.size for linear in pruned},
             survey(visits, section.allocation, section.pattern),
@@ -72,9 +71,24 @@ def prune(
         return [
             outcome.entry for visit, block in visits() for outcome in pruner.prune(visit, block)
         ]
+
+
+@contextmanager
+def _still(model: PreTrainedModel, stacks: Sequence[StackRunner]) -> Iterator[None]:
+    """Hold a model in eval mode and without a cache; afterwards it is as it was."""
+    training = [module for module in model.modules() if module.training]
+    configs = [model.config, *(runner.module.config for runner in stacks)]
+    caching = [config for config in configs if getattr(config, "use_cache", False)]
+    model.eval()
+    for config in caching:
+        config.use_cache = False
+    try:
+        yield
     finally:
-        model.train(training)
-        model.config.use_cache = cache
+        for module in training:
+            module.training = True
+        for config in caching:
+            config.use_cache = True
 
 
 def _section(values: dict[str, Any]) -> Prune:

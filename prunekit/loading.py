@@ -1,13 +1,15 @@
 """A model without weights, whose modules are given theirs one after another from a checkpoint."""
 
-import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 
 import torch
 import transformers
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from prunekit.checkpoint import Checkpoint
 from prunekit.errors import CheckpointError
@@ -25,9 +27,12 @@ def empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
     except (ValueError, KeyError, TypeError, OSError) as error:
+        reason = f"cannot read it: {error}"
+        if "auto_map" in checkpoint.config:
+            kind = checkpoint.config.get("model_type")
+            reason = f"has no model type {kind!r}. Code that comes with a checkpoint is never run."
         raise CheckpointError(
-            f"{where}: transformers {transformers.__version__} cannot read it: {error} "
-            "Code that comes with a checkpoint is never run."
+            f"{where}: transformers {transformers.__version__} {reason}"
         ) from error
     config.use_cache = False
     names = config.architectures or []
@@ -40,6 +45,18 @@ def empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
         if kind is None:
             return AutoModel.from_config(config, dtype=torch.float32).eval()
         return kind._from_config(config, dtype=torch.float32).eval()
+
+
+def longest(model: PreTrainedModel) -> int:
+    """Return the most tokens a model takes at once; without a limit, a number beyond any text."""
+    limit = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    words = model.get_input_embeddings()
+    for module in model.modules():
+        # RoBERTa counts positions from the row after its padding row.
+        positions = isinstance(module, nn.Embedding) and module is not words
+        if positions and module.num_embeddings == limit and module.padding_idx is not None:
+            return limit - module.padding_idx - 1
+    return limit
 
 
 class Weights:
@@ -100,40 +117,42 @@ def stored_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, st
     """Return, for each parameter and stored buffer of the model, its name in the checkpoint.
 
     A checkpoint may have been saved from the bare base model or with a head that is not here, may
-    leave out tied weights, and old ones call a norm's weight ``gamma`` and its bias ``beta``.
+    leave out tied weights, and may use names that transformers has since changed.
 
     Raises:
         CheckpointError: A parameter is in no file, or has another shape there.
     """
-    tied = getattr(model, "all_tied_weights_keys", {})
-    tied = {**tied, **{source: target for target, source in tied.items() if source not in tied}}
-    found, missing = {}, []
-    for name, value in model.state_dict(keep_vars=True).items():
-        stored = _spelling(name, model.base_model_prefix, checkpoint)
-        if stored is None and name in tied:
-            stored = _spelling(tied[name], model.base_model_prefix, checkpoint)
-        if stored is not None:
-            found[name] = stored
-            _check_shape(name, value, stored, checkpoint)
-        elif isinstance(value, nn.Parameter):
-            missing.append(name)
+    values = model.state_dict(keep_vars=True)
+    found = {name: stored for stored, name in _renamed(model, checkpoint) if name in values}
+    for target, source in getattr(model, "all_tied_weights_keys", {}).items():
+        for name, other in ((target, source), (source, target)):
+            if name not in found and other in found:
+                found[name] = found[other]
+    missing = [
+        name
+        for name, value in values.items()
+        if isinstance(value, nn.Parameter) and name not in found
+    ]
     if missing:
         raise CheckpointError(
             f"{checkpoint.folder}: has no {missing[0]}"
             + (f" and lacks {len(missing) - 1} more tensors" if len(missing) > 1 else "")
             + f" that {type(model).__name__} needs. It is incomplete or of another architecture."
         )
+    for name, stored in found.items():
+        _check_shape(name, values[name], stored, checkpoint)
     return found
 
 
-def _spelling(name: str, prefix: str, checkpoint: Checkpoint) -> str | None:
-    bare = name.removeprefix(f"{prefix}.")
-    for candidate in (name, bare, f"{prefix}.{name}"):
-        old = re.sub(r"\.weight$", ".gamma", re.sub(r"\.bias$", ".beta", candidate))
-        for spelling in (candidate, old):
-            if spelling in checkpoint.entries:
-                return spelling
-    return None
+def _renamed(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+    """Yield each stored name with the name that transformers would load it under."""
+    transforms = get_model_conversion_mapping(model)
+    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+    known = model.state_dict()
+    for stored in checkpoint.entries:
+        name, _ = rename_source_key(stored, renamings, converters, model.base_model_prefix, known)
+        yield stored, name
 
 
 def _check_shape(name: str, value: Tensor, stored: str, checkpoint: Checkpoint) -> None:

@@ -4,7 +4,6 @@ import math
 import os
 import re
 import shutil
-import sys
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,7 +12,6 @@ import psutil
 import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunekit.architectures import Architecture, find
@@ -29,7 +27,7 @@ from prunekit.evaluation import (
     stored_dtype,
 )
 from prunekit.layout import Block, Linear, Selection, layout, runners
-from prunekit.loading import empty_model, stored_names
+from prunekit.loading import empty_model, longest, stored_names
 from prunekit.pruning import Recipe
 from prunekit.stack import StackRunner
 from prunekit.statistics import Gram
@@ -154,16 +152,6 @@ def plan(config: Config) -> Plan:
     return made
 
 
-def longest(model: PreTrainedModel) -> int:
-    """Return the most tokens a model takes at once; without a limit, a number beyond any text."""
-    limit = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
-    for module in model.modules():
-        # RoBERTa counts positions from the row after its padding row.
-        if isinstance(module, nn.Embedding) and module.num_embeddings == limit:
-            return limit if module.padding_idx is None else limit - module.padding_idx - 1
-    return limit
-
-
 def _lengths(config: Config, limit: int) -> tuple[tuple[int, int], list[str]]:
     asked = {
         "calibration.length": config.calibration.length if config.calibration else 1,
@@ -210,10 +198,9 @@ def _check_skips(config: Config, model: PreTrainedModel, blocks: list[Block]) ->
     if all(linear.skipped for linear in linears):
         raise ConfigError("prune: every linear of the model is skipped; nothing would be pruned.")
     names = [name for name, _ in model.named_modules()]
+    names += [linear.path for linear in linears]
     for skip in config.prune.skip:
-        if not any(linear.skipped == f'skip = "{skip}"' for linear in linears) and not any(
-            fnmatch(name, skip) for name in names
-        ):
+        if not any(fnmatch(name, skip) for name in names):
             raise ConfigError(
                 f'prune.skip: "{skip}" matches no module. Names look like {linears[0].name}; '
                 "* stands for any characters."

@@ -16,12 +16,12 @@ def one_shot(step: int, steps: int, final: float, initial: float = 0.0) -> float
 
 def linear(step: int, steps: int, final: float, initial: float = 0.0) -> float:
     """Return ``initial + (final − initial) · t/T``."""
-    return initial + (final - initial) * _progress(step, steps)
+    return _between(initial, final, _progress(step, steps))
 
 
 def cubic(step: int, steps: int, final: float, initial: float = 0.0) -> float:
     """Return ``final + (initial − final)(1 − t/T)³`` (Zhu & Gupta, arXiv:1710.01878, eq. 1)."""
-    return final + (initial - final) * (1 - _progress(step, steps)) ** 3
+    return _between(initial, final, 1 - (1 - _progress(step, steps)) ** 3)
 
 
 SCHEDULES: dict[str, Schedule] = {"one-shot": one_shot, "linear": linear, "cubic": cubic}
@@ -40,3 +40,8 @@ def steps_due(start: int, end: int, frequency: int) -> list[int]:
 
 def _progress(step: int, steps: int) -> float:
     return 1.0 if step >= steps else max(step, 0) / steps
+
+
+def _between(initial: float, final: float, share: float) -> float:
+    # Unlike initial + (final - initial) * share, exact at both ends.
+    return initial * (1 - share) + final * share

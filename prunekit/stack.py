@@ -119,15 +119,18 @@ class StackRunner:
             return self.module(inputs_embeds=self._blank(hidden), **context)[0]
 
     @torch.inference_mode()
-    def head(self, hidden: Float[Tensor, "B T D"], **inputs: Any) -> Tensor:  # noqa: ANN401
+    def head(self, hidden: Float[Tensor, "B T D"], context: Context | None = None) -> Tensor:
         """Return what the whole model answers (a language model: logits) to the last hidden state.
 
         Final norm and head look at each position by itself in a decoder, so any cut of the tokens
         may be handed in.
         """
-        inputs = inputs or {"inputs_embeds": self._blank(hidden)}
+        blank = self._blank(hidden)
         with self._handing(hidden):
-            return self.model(**inputs)[0]
+            if not context:
+                return self.model(inputs_embeds=blank)[0]
+            read = (context["encoder_hidden_states"],)
+            return self.model(encoder_outputs=read, decoder_inputs_embeds=blank)[0]
 
     def _blank(self, hidden: Tensor) -> Tensor:
         return hidden.new_zeros(1).expand(*hidden.shape[:2], self.features)

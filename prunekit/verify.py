@@ -118,11 +118,6 @@ def verify(path: str | Path) -> list[Check]:
     ]
 
 
-def _sound(checkpoint: Checkpoint) -> Check:
-    detail = f"{len(checkpoint.entries)} tensors; headers and offsets are sound"
-    return Check("files", passed=True, detail=detail)
-
-
 def _check_answers(folder: Path, proof: dict[str, Any]) -> Check:
     """Compare answers given by stock transformers, in a process that cannot see prunekit."""
     if proof["device"] != "cpu" and not torch.cuda.is_available():

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prunekit import allocator
 from prunekit.loading import Weights
 from prunekit.stack import Context, StackRunner
 
@@ -96,6 +97,7 @@ def walk(
                 if index == 0:
                     with held(weights, *vocabulary(model, [runner])):
                         hidden += map(runner.enter, ids, contexts)
+                    allocator.give_back()
                 visit = Visit(runner, index, hidden, contexts)
                 yield visit
                 if visit.onward:

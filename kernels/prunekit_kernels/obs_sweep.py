@@ -130,10 +130,12 @@ class _Sweep:
 
     def columns(self, start: int, end: int) -> None:
         """Sweep a few columns one by one; the earlier ones of them are made up for just in time."""
-        keep = self.keep[start:end]
-        pruned = (~keep).to(self.work.dtype).div_(self.upper.diagonal()[start:end, None])
-        for j in range(start, end):
-            if j > start:
-                self.work[j].addmv_(self.errors[start:j].T, self.upper[start:j, j], alpha=-1)
-            torch.mul(self.work[j], pruned[j - start], out=self.errors[j])
-        self.work[start:end].mul_(keep)
+        work, errors, keep = (part[start:end] for part in (self.work, self.errors, self.keep))
+        # Errors that are still 0 cost nothing, so that every column takes the same two calls.
+        errors.zero_()
+        pruned = (~keep).to(work.dtype).div_(self.upper.diagonal()[start:end, None])
+        costs = self.upper[start:end, start:end].T.contiguous()
+        for column, error, cost, gone in zip(work, errors, costs, pruned, strict=True):
+            column.addmv_(errors.T, cost, alpha=-1)
+            torch.mul(column, gone, out=error)
+        work.mul_(keep)

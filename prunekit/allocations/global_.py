@@ -20,9 +20,9 @@ class Global(Allocation):
     """Each layer loses what falls below the model's k-th smallest magnitude, exactly k in all.
 
     The threshold is found without holding the weights: float32 magnitudes order as their bit
-    patterns do, so one walk counts the upper 16 bits and a second one, only where the stored type
-    has more, the lower 16 bits of the values that share the threshold's upper half. Of equal
-    magnitudes those in the earlier layers stay.
+    patterns do, so one walk counts the upper 16 bits and a second one the lower 16 bits of the
+    values that share the threshold's upper half. Of equal magnitudes those in the earlier layers
+    stay.
     """
 
     name: ClassVar[str] = "global"

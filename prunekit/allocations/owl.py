@@ -43,14 +43,16 @@ class Owl(Allocation):
         names, shares, counts = [], [], []
         for layers in survey():
             pruned = [layer for layer in layers if layer.name in sizes]
+            if not pruned:
+                continue
             names.append([layer.name for layer in pruned])
             shares.append(_outlier_share(pruned, self.outlier))
             counts.append(sum(sizes[layer.name] for layer in pruned))
         share = torch.tensor(shares, dtype=torch.float64)
         count = torch.tensor(counts, dtype=torch.float64)
-        span = share.max() - share.min()
-        if span > 0:
-            share = (share - share.min()) / span * 2 * self.spread
+        share -= share.min()
+        if share.max() > 0:
+            share *= 2 * self.spread / share.max()
         result = sparsity - (share - (share * count).sum() / count.sum())
         self._check(result, sparsity)
         return {

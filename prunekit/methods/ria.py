@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import Float
+from pydantic import Field
 from typing_extensions import override
 
 from prunekit.layer import Layer
@@ -21,7 +22,7 @@ class Ria(Scored):
     name: ClassVar[str] = "ria"
     needs: ClassVar[frozenset[type[Statistic]]] = frozenset({ColumnEnergy})
 
-    activation_power: float = 0.5
+    activation_power: float = Field(default=0.5, ge=0)
     """Exponent a of the input norm; 0.5 as published."""
 
     @override

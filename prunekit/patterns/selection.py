@@ -21,7 +21,7 @@ def keep_highest(score: Float[Tensor, "G N"], kept: int) -> Bool[Tensor, "G N"]:
     size = score.shape[1]
     if kept >= size or kept <= 0:
         return torch.full_like(score, kept > 0, dtype=torch.bool)
-    score = score.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+    score = _without_nan(score)
     threshold = score.kthvalue(size - kept + 1, dim=1, keepdim=True).values
     keep = score >= threshold
     surplus = keep.sum(1) - kept
@@ -39,8 +39,7 @@ def keep_n_of_m(score: Float[Tensor, "O I"], n: int, m: int) -> Bool[Tensor, "O 
     """
     import torch
 
-    planes = score.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-    planes = planes.unflatten(1, (-1, m)).unbind(2)
+    planes = _without_nan(score).unflatten(1, (-1, m)).unbind(2)
     beaten = score.new_zeros((m, *planes[0].shape), dtype=torch.int8)
     for first in range(m):
         for second in range(first + 1, m):
@@ -48,3 +47,10 @@ def keep_n_of_m(score: Float[Tensor, "O I"], n: int, m: int) -> Bool[Tensor, "O 
             beaten[second] += first_wins
             beaten[first] += ~first_wins
     return (beaten < n).movedim(0, 2).flatten(1)
+
+
+def _without_nan(score: Tensor) -> Tensor:
+    """Return the scores with NaN as the lowest; looking for one is cheaper than a copy."""
+    if not score.sum().isnan():
+        return score
+    return score.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)

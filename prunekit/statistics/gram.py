@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import Float
@@ -30,9 +31,9 @@ class Gram(Statistic):
 
         gram(x, self.total)
 
-    @property
+    @cached_property
     def full(self) -> Float[Tensor, "I I"]:
-        """The sum with its upper triangle, which :meth:`add` leaves alone, mirrored in place."""
+        """The sum with its upper triangle mirrored, in place; asked for when all is added."""
         from prunekit_kernels import mirror
 
         return mirror(self.total)

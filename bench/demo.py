@@ -1,0 +1,35 @@
+"""The main job on a fresh machine: set up ``.venv``, prune a real language model, compare.
+
+``python3 bench/demo.py`` needs Python and pip, nothing else. ``--here`` uses the Python that runs
+it, as it is; other arguments go to ``prunekit demo``.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that bench is found
+
+from bench import environment
+
+
+def main(arguments: list[str]) -> int:
+    """Run ``prunekit demo`` and return its exit code."""
+    here = "--here" in arguments
+    rest = [argument for argument in arguments if argument != "--here"]
+    try:
+        interpreter = sys.executable if here else environment.python("demo")
+    except environment.SetupError as error:
+        print(error, file=sys.stderr)
+        return 1
+    path = os.pathsep.join([str(environment.ROOT), str(environment.ROOT / "kernels")])
+    command = [str(interpreter), "-m", "prunekit", "demo", *rest]
+    return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=False).returncode
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,221 @@
+"""Times whole pruning jobs, each a process of its own, beside llm-compressor on the same tokens.
+
+    python -m bench.end_to_end [--peer PYTHON] [--quick]
+
+PYTHON is the interpreter of an environment in which llm-compressor is installed (its pins differ
+from ours); without one the peer is left out, aloud. SmolLM2-135M comes from PyPI, stories15M from
+../shared. Run it on an idle machine only.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from bench.harness import RESULTS, describe, product_rate
+from prunekit.config import load_config
+from prunekit.data import calibration_tokens
+from prunekit.demo import smollm2
+from prunekit.evaluation import evaluate
+from prunekit.planning import Plan, plan
+from prunekit.statistics import Gram
+
+SHARED = Path(__file__).parents[2] / "shared"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "prunekit"
+PATTERNS = {"50 %": 0.5, "60 %": 0.6, "2:4": "2:4", "4:8": "4:8"}
+TIMED = ("50 %", "2:4")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model with the text it is calibrated and judged on."""
+
+    name: str
+    model: Path
+    calibration: Path
+    samples: int
+    length: int
+    evaluation: Path
+    windows: int
+
+
+def jobs() -> list[Job]:
+    """Return the jobs whose files are here; says which are not."""
+    found = []
+    if not SHARED.is_dir():
+        print(f"{SHARED} is absent: no text to calibrate on, nothing is measured.")
+        return found
+    wikitext, stories = SHARED / "data/wikitext2", SHARED / "data/tinystories"
+    model = smollm2(CACHE / "smollm2-135m-instruct")
+    found.append(
+        Job(
+            "SmolLM2-135M", model, wikitext / "valid.tokens.txt", 32, 512, wikitext / "test.txt", 32
+        )
+    )
+    model = SHARED / "models/stories15M"
+    found.append(
+        Job("stories15M", model, stories / "train.txt", 64, 256, stories / "valid.txt", 100)
+    )
+    return found
+
+
+def config_text(job: Job, method: str, pattern: str, out: Path) -> str:
+    """Return the config of one job."""
+    wanted = PATTERNS[pattern]
+    return f"""
+[model]
+path = "{job.model}"
+[calibration]
+data = "{job.calibration}"
+samples = {job.samples}
+length = {job.length}
+[prune]
+method = "{method}"
+pattern = "{wanted if isinstance(wanted, str) else "unstructured"}"
+{f"sparsity = {wanted}" if isinstance(wanted, float) else ""}
+[output]
+path = "{out}"
+"""
+
+
+def timed(command: list[str], log: Path) -> dict[str, float]:
+    """Run a process to its end and return its seconds and its peak resident memory."""
+    began = time.perf_counter()
+    with log.open("wb") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - began
+    if status:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{log.read_text()[-2000:]}")
+    return {
+        "seconds": seconds,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_rss_bytes": usage.ru_maxrss * 1024,
+    }
+
+
+def floor_flops(made: Plan) -> dict[str, float]:
+    """Return the operations that a job cannot do without: forwards, Gram products, solve."""
+    calibration = made.config.calibration
+    assert calibration is not None
+    tokens = calibration.samples * made.lengths[0]
+    weights = sum(linear.size for linear in made.linears)
+    attention = 2 * tokens * made.lengths[0] * made.stacks[0].features * len(made.blocks)
+    gram = tokens * sum(stage[0].inputs ** 2 for block in made.blocks for stage in block.stages)
+    solve = sum(
+        2 * stage[0].inputs ** 3 // 3 + sum(linear.size * linear.inputs for linear in stage)
+        for block in made.blocks
+        for stage in block.stages
+    )
+    gathers = Gram in made.recipe.method.needs
+    return {
+        "forward": 2 * tokens * weights + attention,
+        "gram": gram if gathers or made.recipe.measure_error else 0,
+        "solve": solve if gathers else 0,
+    }
+
+
+def measure(job: Job, method: str, pattern: str, peer: str | None) -> dict[str, Any]:
+    """Run one job with prunekit and, if it is at hand, with the peer; compare what comes out."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = folder / "job.toml"
+        config.write_text(config_text(job, method, pattern, folder / "ours"))
+        made = plan(load_config(config))
+        row: dict[str, Any] = {"model": job.name, "method": method, "pattern": pattern}
+        row["floor_flops"] = floor_flops(made)
+        command = [sys.executable, "-m", "prunekit", "run", str(config), "--quiet"]
+        row["prunekit"] = timed(command, folder / "ours.log")
+        report = json.loads((folder / "ours/report.json").read_text())
+        row["prunekit"]["prune_seconds"] = report["seconds"]["prune"]
+        row["prunekit"]["perplexity"] = judge(job, folder / "ours")
+        if peer:
+            row["llm-compressor"] = run_peer(peer, job, made, (method, pattern), folder)
+            row["llm-compressor"]["perplexity"] = judge(job, folder / "peer")
+        return row
+
+
+def run_peer(
+    peer: str, job: Job, made: Plan, task: tuple[str, str], folder: Path
+) -> dict[str, float]:
+    """Let llm-compressor prune the same model on the same tokens into ``folder / "peer"``."""
+    method, pattern = task
+    calibration = made.config.calibration
+    assert calibration is not None
+    tokens = calibration_tokens(
+        made.tokenizer, calibration.data, job.samples, made.lengths[0], calibration.seed
+    )
+    save_file({"ids": tokens.ids}, folder / "ids.safetensors")
+    script = Path(__file__).with_name("peer_llmcompressor.py")
+    arguments = (job.model, folder / "ids.safetensors", method, PATTERNS[pattern], folder / "peer")
+    return timed([peer, str(script), *map(str, arguments)], folder / "peer.log")
+
+
+def judge(job: Job, folder: Path) -> float:
+    """Return a pruned folder's perplexity on the job's evaluation text."""
+    return evaluate(str(folder), [str(job.evaluation)], job.length, job.windows)[0]["value"]
+
+
+def table(rows: list[dict[str, Any]], rate: float) -> str:
+    """Return the rows as Markdown."""
+    lines = [
+        "| job | pattern | prunekit | llm-compressor | time | memory | perplexity | floor | reached |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        ours, peer = row["prunekit"], row.get("llm-compressor")
+        floor = sum(row["floor_flops"].values()) / rate
+        cells = [f"{row['model']} {row['method']}", row["pattern"], _cell(ours)]
+        if peer:
+            cells += [
+                _cell(peer),
+                f"{ours['seconds'] / peer['seconds']:.2f}",
+                f"{ours['peak_rss_bytes'] / peer['peak_rss_bytes']:.2f}",
+                f"{ours['perplexity']:.3f} / {peer['perplexity']:.3f}",
+            ]
+        else:
+            cells += ["absent", "", "", f"{ours['perplexity']:.3f}"]
+        cells += [f"{floor:.1f} s", f"{floor / ours['prune_seconds']:.0%}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(result: dict[str, float]) -> str:
+    return f"{result['seconds']:.1f} s, {result['peak_rss_bytes'] / 2**30:.2f} GiB"
+
+
+def main() -> None:
+    """Measure all jobs and rewrite ``bench/results/<machine>/end_to_end.{json,md}``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peer", help="python of an environment with llm-compressor")
+    parser.add_argument("--quick", action="store_true", help="stories15M only")
+    options = parser.parse_args()
+    if not options.peer:
+        print("llm-compressor: left out, give its interpreter with --peer")
+    device = torch.device("cpu")
+    machine, rate = describe(device), product_rate(torch.float32, device)
+    rows = []
+    for job in jobs()[1 if options.quick else 0 :]:
+        for method in ("sparsegpt", "wanda"):
+            for pattern in TIMED:
+                rows.append(measure(job, method, pattern, options.peer))
+                print(table(rows[-1:], rate).splitlines()[-1], flush=True)
+    if rows:
+        folder = RESULTS / machine["name"]
+        folder.mkdir(parents=True, exist_ok=True)
+        found = {"machine": machine, "flops_per_second": rate, "rows": rows}
+        (folder / "end_to_end.json").write_text(json.dumps(found, indent=1) + "\n")
+        (folder / "end_to_end.md").write_text(table(rows, rate) + "\n")
+
+
+if __name__ == "__main__":
+    main()

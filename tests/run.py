@@ -1,0 +1,143 @@
+"""All tests on a fresh machine: ``python3 tests/run.py`` needs Python and pip, nothing else.
+
+It sets up ``.venv`` and runs the tiers named, or all; each tier is a process of its own, since the
+kernels of one are interpreted, of another compiled ahead of time, of a third run.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that bench is found
+
+from bench import environment
+
+ROOT = environment.ROOT
+MOST_WORKERS = 4
+LINT_IMPORTS = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+CUDA = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+ORDINARY = "not interpret and not aot and not gpu"
+
+
+def check() -> int:
+    """Lint, formatting, types, and which module may import which."""
+    return (
+        _python("-m", "ruff", "check", ".")
+        | _python("-m", "ruff", "format", "--check", ".")
+        | _python("-m", "pyright", "--pythonpath", sys.executable)
+        | _python("-c", LINT_IMPORTS)
+    )
+
+
+def fast() -> int:
+    """``check``, and of ``cpu`` what is not slow."""
+    return check() | _pytest("-m", f"{ORDINARY} and not slow", "tests")
+
+
+def cpu() -> int:
+    """Everything that needs neither a GPU nor Triton."""
+    return _pytest("-m", ORDINARY, "tests")
+
+
+def interpret() -> int:
+    """Each Triton kernel against its reference, in Triton's interpreter."""
+    return _pytest("tests/kernels", TRITON_INTERPRET="1")
+
+
+def aot() -> int:
+    """Each Triton kernel compiled for GPUs that need not be here."""
+    return _pytest("-m", "aot", "tests")
+
+
+def gpu() -> int:
+    """Each Triton kernel compiled and run, and the rest that needs a GPU."""
+    if _python("-c", CUDA):
+        return _skipped("gpu", "no CUDA device")
+    return _pytest("-m", "gpu or interpret", "tests", workers=1)
+
+
+def dist() -> int:
+    """Several processes that share one job."""
+    if not (ROOT / "tests/distributed").is_dir():
+        return _skipped("dist", "there is no tests/distributed yet")
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
+    return _python(*launcher, "-m", "pytest", "-q", "tests/distributed")
+
+
+ALL: tuple[Callable[[], int], ...] = (check, cpu, interpret, aot, gpu, dist)
+TIERS = {tier.__name__: tier for tier in (fast, *ALL)}
+
+
+def main(arguments: list[str]) -> int:
+    """Run tiers and return 0 if all of them passed."""
+    described = "\n".join(f"  {name:10}{tier.__doc__}" for name, tier in TIERS.items())
+    parser = argparse.ArgumentParser(
+        description="Set up .venv and run the tests.",
+        epilog=f"tiers, where all is every one but fast:\n{described}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("tiers", nargs="*", metavar="TIER", help=", ".join([*TIERS, "all"]))
+    parser.add_argument("--here", action="store_true", help="use this Python as it is, no .venv")
+    given = parser.parse_args(arguments)
+    chosen = [name for name in given.tiers or ["all"] if name != "all"]
+    if unknown := set(chosen) - set(TIERS):
+        parser.error(f"no such tier: {', '.join(sorted(unknown))}; choose {', '.join(TIERS)}, all")
+    if "all" in given.tiers or not given.tiers:
+        chosen += [tier.__name__ for tier in ALL]
+    if given.here:
+        return _run(list(dict.fromkeys(chosen)))
+    try:
+        interpreter = environment.python("dev")
+    except environment.SetupError as error:
+        print(error, file=sys.stderr)
+        return 1
+    command = [str(interpreter), str(Path(__file__).resolve()), "--here", *chosen]
+    return subprocess.run(command, check=False).returncode
+
+
+def _run(names: list[str]) -> int:
+    summary, failed = [], False
+    for name in names:
+        print(f"\n=== {name}: {TIERS[name].__doc__}", flush=True)
+        began = time.monotonic()
+        code = TIERS[name]()
+        failed |= bool(code)
+        summary.append(f"{name:10}{'FAILED' if code else 'ok':8}{time.monotonic() - began:5.0f} s")
+    print("\n" + "\n".join(summary), flush=True)
+    return int(failed)
+
+
+def _pytest(*arguments: str, workers: int | None = None, **variables: str) -> int:
+    """Run pytest; no test found is a failure, by pytest's own exit code 5."""
+    workers = workers or min(os.cpu_count() or 1, MOST_WORKERS)
+    spread = ("-n", str(workers)) if workers > 1 else ()
+    threads = {"OMP_NUM_THREADS": "1"} if workers > 1 else {}
+    return _python("-m", "pytest", "-q", *spread, *arguments, **threads, **variables)
+
+
+def _python(*arguments: str, **variables: str) -> int:
+    """Run this Python in the root of the checkout and return 0, or 1 for any failure."""
+    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    command = [sys.executable, *arguments]
+    print("$", *arguments, flush=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=clean | {"PYTHONPATH": path} | variables, check=False
+    )
+    return int(done.returncode != 0)
+
+
+def _skipped(name: str, reason: str) -> int:
+    print(f"{name}: skipped, {reason}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
