@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,20 +86,27 @@ path = "{out}"
 """
 
 
+LAUNCHER = """
+import json, os, subprocess, sys, time
+began = time.perf_counter()
+process = subprocess.Popen(sys.argv[2:], stdout=open(sys.argv[1], "wb"), stderr=subprocess.STDOUT)
+_, status, usage = os.wait4(process.pid, 0)
+seconds = time.perf_counter() - began
+print(json.dumps([status, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024]))
+"""
+
+
 def timed(command: list[str], log: Path) -> dict[str, float]:
-    """Run a process to its end and return its seconds and its peak resident memory."""
-    began = time.perf_counter()
-    with log.open("wb") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - began
+    """Run a process to its end and return its seconds and its peak resident memory.
+
+    A small launcher starts it: the peak of a process begins at the size of what forked it.
+    """
+    launcher = [sys.executable, "-S", "-c", LAUNCHER, str(log), *command]
+    finished = subprocess.run(launcher, capture_output=True, text=True, check=True)
+    status, seconds, cpu_seconds, peak = json.loads(finished.stdout)
     if status:
         raise RuntimeError(f"{' '.join(command)} failed:\n{log.read_text()[-2000:]}")
-    return {
-        "seconds": seconds,
-        "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "peak_rss_bytes": usage.ru_maxrss * 1024,
-    }
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_rss_bytes": peak}
 
 
 def floor_flops(made: Plan) -> dict[str, float]:
@@ -168,7 +174,7 @@ def judge(job: Job, folder: Path) -> float:
 def table(rows: list[dict[str, Any]], rate: float) -> str:
     """Return the rows as Markdown."""
     lines = [
-        "| job | pattern | prunekit | llm-compressor | time | memory | perplexity | floor | reached |",
+        "| job | pattern | prunekit | llm-compressor | time | memory | perplexity | floor | share |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

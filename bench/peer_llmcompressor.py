@@ -1,4 +1,4 @@
-"""Prunes one model with llm-compressor; run by end_to_end.py in a process and environment of its own.
+"""Prunes one model with llm-compressor; in an environment of its own, for end_to_end.py.
 
 Usage: python peer_llmcompressor.py MODEL IDS.safetensors METHOD PATTERN OUT
 """

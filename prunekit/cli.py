@@ -106,11 +106,12 @@ def evaluate(
     model: str,
     /,
     *,
-    data: Annotated[tuple[str, ...], Parameter(negative=())],
+    data: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     length: int = 2048,
     windows: int | None = None,
+    generate: int = 0,
 ) -> None:
-    """Measure the perplexity of a model.
+    """Measure the perplexity of a model; with --generate also its speed and the text it writes.
 
     Args:
         model: A checkpoint folder or a hub id.
@@ -118,9 +119,12 @@ def evaluate(
             repeated.
         length: Tokens of a window; capped at what the model allows.
         windows: Only the first so many windows; all, unless said.
+        generate: New tokens to write to each of a few prompts.
     """
     from prunekit import sources
 
+    if not data and not generate:
+        raise ConfigError("evaluate: give --data FILE, --generate TOKENS, or both.")
     if problems := sources.check_sources(data):
         raise ConfigError("\n".join(f"--data {problem}." for problem in problems))
     from prunekit import evaluation
@@ -129,6 +133,21 @@ def evaluate(
     for found in evaluation.evaluate(model, data, length, windows):
         _say(f"{found['data']}: {found['metric']} {number(found['value'])}")
         _say(f"  {found['protocol']}")
+    if generate:
+        _generate(model, generate)
+
+
+def _generate(model: str, tokens: int) -> None:
+    from prunekit import generation
+    from prunekit.units import number
+
+    for found in generation.generate(model, tokens):
+        _say(f"\n{found.prompt} …{found.text}")
+        _say(
+            f"  prefill {number(found.prefill)} tokens/s, decode {number(found.decode)} tokens/s, "
+            f"lexical diversity {number(found.lexical_diversity)}, repetition "
+            f"{number(found.repetition)}"
+        )
 
 
 @app.command

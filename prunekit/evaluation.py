@@ -22,7 +22,7 @@ from prunekit.layout import runners
 from prunekit.loading import Weights, empty_model, longest
 from prunekit.sources import title
 from prunekit.stack import StackRunner
-from prunekit.walk import Visit, batches, held, vocabulary, walk
+from prunekit.walk import Visit, batches, heads, held, walk
 
 HEAD_TOKENS = 256
 """Positions whose logits are held at once; the float32 logits of a whole window can outweigh the
@@ -99,7 +99,7 @@ class Evaluator:
         parts = batches(tokens.ids, self.device)
         visit = last_visit(self, parts)
         loss, count = 0.0, 0
-        with held(self.weights, *vocabulary(self.model, self.stacks)):
+        with held(self.weights, *heads(self.model)):
             for hidden, ids in zip(visit.hidden, parts, strict=True):
                 for window, labels in zip(hidden, ids, strict=True):
                     loss += negative_log_likelihood(visit.runner, window, labels)
@@ -118,7 +118,7 @@ class Evaluator:
     def answers(self, ids: Int[Tensor, "B T"]) -> Tensor:
         """Return what the model's head answers to tokens, in float32 on the CPU."""
         visit = last_visit(self, [ids.to(self.device)])
-        with held(self.weights, *vocabulary(self.model, self.stacks)):
+        with held(self.weights, *heads(self.model)):
             return visit.runner.head(visit.hidden[0], visit.contexts[0]).float().cpu()
 
 

@@ -72,6 +72,9 @@ class Weights:
         self.checkpoint, self.dtype, self.device = checkpoint, dtype, device
         self.stored = stored_names(model, checkpoint)
         self._prefixes = {module: name for name, module in model.named_modules()}
+        for module in model.modules():
+            if _looks_up(module):
+                module.register_forward_hook(self._cast)
 
     def load(self, module: nn.Module, *, without: Iterable[nn.Module] = ()) -> None:
         """Give a module's parameters and persistent buffers their stored values.
@@ -94,7 +97,8 @@ class Weights:
 
     def assign(self, module: nn.Module, name: str, value: Tensor) -> None:
         """Put ``value`` where ``module.name`` is, in the type and on the device of the run."""
-        value = value.to(self.device, self.dtype if value.is_floating_point() else None)
+        cast = value.is_floating_point() and not _looks_up(module)
+        value = value.to(self.device, self.dtype if cast else None)
         if name in module._parameters:
             value = nn.Parameter(value, requires_grad=False)
             module._parameters[name] = value
@@ -108,9 +112,21 @@ class Weights:
                 if value is not None:
                     child._parameters[name] = nn.Parameter(value.to("meta"), requires_grad=False)
 
+    def _cast(self, _: nn.Module, __: tuple, looked_up: Tensor) -> Tensor:
+        return looked_up.to(self.dtype)
+
     def _name(self, module: nn.Module, name: str) -> str:
         prefix = self._prefixes[module]
         return f"{prefix}.{name}" if prefix else name
+
+
+def _looks_up(module: nn.Module) -> bool:
+    """Say whether a module only picks rows of its weight.
+
+    It keeps the stored type, and on a CPU the stored place: the rows are cast when they are picked,
+    so that a vocabulary is never copied. A subclass may compute with its weight, as Gemma's does.
+    """
+    return type(module) is nn.Embedding
 
 
 def stored_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +38,20 @@ class Output:
         Raises:
             ConfigError: The folder is in use, or what it holds belongs to another run.
         """
-        journal = self.folder / JOURNAL
-        if resume and journal.is_file():
+        ours = _is_ours(self.folder / JOURNAL)
+        if resume and ours:
             self._take_up(fingerprint)
         elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            self._clear(journal.is_file(), overwrite=overwrite)
+            self._clear(ours, overwrite=overwrite)
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.done:
             self.note("start", "", {"fingerprint": fingerprint})
 
     def _take_up(self, fingerprint: str) -> None:
         lines = (self.folder / JOURNAL).read_bytes().splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith(b"\n")]
-        for line in whole:
-            entry = json.loads(line)
+        # A line cut off by a crash stands for work that is done again.
+        whole = list(takewhile(_is_whole, lines))
+        for entry in map(json.loads, whole):
             self.done[entry["kind"], entry["name"]] = entry["values"]
         if self.done and self.done["start", ""]["fingerprint"] != fingerprint:
             raise ConfigError(
@@ -58,7 +59,6 @@ class Output:
                 "of prunekit, so --resume cannot go on with it. Run with --overwrite, or choose "
                 "another output.path."
             )
-        # A line cut off by a crash stands for work that is done again.
         write_atomically(self.folder / JOURNAL, b"".join(whole))
         for left in self.folder.glob(".*.tmp"):
             left.unlink()
@@ -69,8 +69,8 @@ class Output:
             raise ConfigError(f"output.path: {self.folder} is not empty; {hint}.")
         if not ours:
             raise ConfigError(
-                f"output.path: {self.folder} holds files that are not prunekit's ({JOURNAL} is "
-                "missing), so --overwrite leaves them alone. Choose another folder."
+                f"output.path: {self.folder} holds files that are not prunekit's (it has no "
+                f"{JOURNAL} of a run), so --overwrite leaves them alone. Choose another folder."
             )
         shutil.rmtree(self.folder)
 
@@ -104,6 +104,26 @@ class Output:
                 total += entry.nbytes
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         write_atomically(self.folder / INDEX, json.dumps(index, indent=2).encode() + b"\n")
-        config = checkpoint.config | ({"dtype": dtype} if dtype else {})
+        config = checkpoint.config
+        if dtype:
+            kept = {key: value for key, value in config.items() if key != "torch_dtype"}
+            config = kept | {"dtype": dtype}
         content = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
         write_atomically(self.folder / "config.json", content)
+
+
+def _is_ours(journal: Path) -> bool:
+    """Say whether a journal begins as ours do, if only with the first bytes of that."""
+    begin = b'{"kind": "start"'
+    if not journal.is_file():
+        return False
+    with journal.open("rb") as stream:
+        return begin.startswith(stream.read(len(begin)))
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return line.endswith(b"\n")

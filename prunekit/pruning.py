@@ -224,9 +224,7 @@ def gather_at_once(
     With ``last`` what the pruned block gives takes the place of the hidden states.
     """
     steps = Lockstep(list(visit.calls()))
-    modules = [
-        [visit.block.get_submodule(linear.path) for linear in linears] for linears in stages
-    ]
+    modules = [[visit.block.get_submodule(linear.path) for linear in linears] for linears in stages]
     for number, inputs in steps.stages(modules):
         statistics = _empty(visit, stages[number], needs)
         while inputs:
@@ -309,7 +307,8 @@ def _blame(visit: Visit, linear: Linear) -> str:
     module = visit.block.get_submodule(linear.path)
 
     def look(_: nn.Module, inputs: tuple) -> None:
-        broken.extend((~inputs[0].isfinite()).flatten(1).any(1).tolist())
+        samples = (~inputs[0].isfinite()).view(-1, visit.hidden[0].shape[1] * linear.inputs)
+        broken.extend(samples.any(1).tolist())
 
     hook = module.register_forward_pre_hook(look)
     visit.forward()

@@ -20,7 +20,7 @@ from prunekit import result
 from prunekit.checkpoint import open_checkpoint
 from prunekit.data import Tokens, calibration_tokens, evaluation_tokens
 from prunekit.evaluation import Evaluator
-from prunekit.layout import Block
+from prunekit.layout import Block, orientation
 from prunekit.loading import Weights
 from prunekit.output import Output
 from prunekit.planning import Plan
@@ -245,7 +245,7 @@ class Run:
 
     def _entry(self, outcome: Outcome, number: int) -> dict[str, Any]:
         tensor = self.weights.stored[f"{outcome.linear.name}.weight"]
-        transposed = outcome.weight.shape != (outcome.linear.outputs, outcome.linear.inputs)
+        transposed = orientation(self.plan.model.get_submodule(outcome.linear.name))[2]
         return {**outcome.entry, "block": number, "tensor": tensor, "transposed": transposed}
 
     def _take_over(self, visit: Visit, block: Block, number: int) -> None:

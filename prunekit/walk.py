@@ -95,7 +95,7 @@ def walk(
         for index, block in enumerate(runner.blocks):
             with held(weights, block):
                 if index == 0:
-                    with held(weights, *vocabulary(model, [runner])):
+                    with held(weights, *embeddings(model, [runner])):
                         hidden += map(runner.enter, ids, contexts)
                     allocator.give_back()
                 visit = Visit(runner, index, hidden, contexts)
@@ -110,10 +110,20 @@ def walk(
 
 
 def vocabulary(model: PreTrainedModel, stacks: Sequence[StackRunner]) -> list[nn.Module]:
-    """Return the modules with a row for each token: embeddings and head, used only at the ends."""
-    found = [model.get_input_embeddings(), model.get_output_embeddings()]
-    found += [runner.module.get_input_embeddings() for runner in stacks]  # pyright: ignore
-    return list(dict.fromkeys(module for module in found if module is not None))
+    """Return the modules with a row for each token, which are used only at the two ends."""
+    return list(dict.fromkeys([*embeddings(model, stacks), *heads(model)]))
+
+
+def embeddings(model: PreTrainedModel, stacks: Sequence[StackRunner]) -> list[nn.Module]:
+    """Return what turns tokens into vectors."""
+    found = [runner.module.get_input_embeddings() for runner in stacks]  # pyright: ignore
+    return list(dict.fromkeys(filter(None, [model.get_input_embeddings(), *found])))
+
+
+def heads(model: PreTrainedModel) -> list[nn.Module]:
+    """Return what turns vectors into tokens, if the model does."""
+    head = model.get_output_embeddings()
+    return [] if head is None else [head]
 
 
 @contextmanager

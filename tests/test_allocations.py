@@ -226,8 +226,8 @@ def test_the_threshold_of_global_is_the_kth_magnitude():
 def test_magnitudes_that_differ_in_the_last_bit_only_are_told_apart():
     step = torch.finfo(torch.float32).eps
     rising = 1 + step * torch.arange(16).view(1, 16)
-    blocks = [[layer("high", rising + 16 * step)], [layer("low", rising)]]
-    assert allocate(Global(), blocks, 0.5) == {"high": 0.0, "low": 1.0}
+    blocks = [[layer("low", rising)], [layer("high", rising + 16 * step)]]
+    assert allocate(Global(), blocks, 0.5) == {"low": 1.0, "high": 0.0}
 
 
 def test_of_equal_magnitudes_those_in_earlier_layers_stay():

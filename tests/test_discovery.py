@@ -77,9 +77,27 @@ def test_base_classes_are_not_found():
     assert Scored not in found
 
 
-def test_a_class_is_found_once_though_other_files_import_it():
-    found = discovery.subclasses("prunekit.patterns", Pattern)
-    assert len(found) == len(set(found))
+def test_a_class_is_found_once_though_other_files_import_it(tmp_path, monkeypatch):
+    folder = tmp_path / "shelf"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "first.py").write_text("class First(Exception): ...")
+    (folder / "second.py").write_text(
+        "from shelf.first import First\nclass Second(First): ...\nunrelated = int"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = discovery.subclasses("shelf", Exception)
+    assert [kind.__name__ for kind in found] == ["First", "Second"]
+
+
+def test_a_file_that_cannot_be_imported_is_not_silent(tmp_path, monkeypatch):
+    folder = tmp_path / "broken_shelf"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "broken.py").write_text("import a_module_that_nobody_has")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="nobody_has"):
+        discovery.subclasses("broken_shelf", Exception)
 
 
 def test_modules_come_in_name_order():

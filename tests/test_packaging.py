@@ -1,4 +1,4 @@
-"""What is handed to others: the source archive, the wheel made from it, and what the wheel can do."""
+"""What is handed to others: the source archive, the wheel made from it, what the wheel can do."""
 
 import email
 import os
@@ -23,7 +23,10 @@ from prunekit.cli import main
 assert prunekit.__file__.startswith(sys.argv[1]), prunekit.__file__
 assert prunekit_kernels.__file__.startswith(sys.argv[1]), prunekit_kernels.__file__
 assert main(["--version"]) == 0 and main(["init"]) == 0 and main(["list"]) == 0
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+words = Tokenizer(models.WordLevel({f"word{i}": i for i in range(64)}, unk_token="word0"))
+PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained("tiny")
 sizes = dict(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=1)
 LlamaForCausalLM(LlamaConfig(vocab_size=64, **sizes)).save_pretrained("tiny")
 sets = ['model.path="tiny"', 'prune.method="magnitude"', 'prune.pattern="2:4"', 'output.path="out"']

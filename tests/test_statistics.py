@@ -98,6 +98,11 @@ def test_the_sums_are_what_their_formulas_say(count, width, seed):
     assert torch.equal(seen(ColumnEnergy, x).total, (x * x).sum(0))
 
 
+def test_both_triangles_of_a_wide_gram_matrix_are_there():
+    x = inputs(3, 1000, 0)
+    assert torch.equal(seen(Gram, x).full, x.T @ x)
+
+
 @kinds
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_any_float_type_is_summed_in_float32(kind, dtype):

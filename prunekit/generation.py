@@ -1,0 +1,107 @@
+"""How fast a checkpoint reads and writes text, and how varied what it writes is.
+
+Masks in dense weights change no speed; this says what is, not what might be.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prunekit import text_quality
+from prunekit.checkpoint import find, open_checkpoint
+from prunekit.errors import ConfigError
+from prunekit.evaluation import compute_dtype, device_of, load_tokenizer, stored_dtype
+
+PROMPTS = (
+    "The history of the city begins with",
+    "Once upon a time there was a little girl who",
+    "The most important thing to know about energy is",
+)
+RUNS = 3
+"""Timed runs of each prompt, after one to warm up; the median counts."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What was written to a prompt, and the speed of reading it and of writing.
+
+    ``prefill`` and ``decode`` are tokens a second: of the prompt in one forward, and of the tokens
+    after the first new one, which the prefill gives.
+    """
+
+    prompt: str
+    text: str
+    prefill: float
+    decode: float
+    lexical_diversity: float
+    repetition: float
+
+
+def generate(
+    path: str, new_tokens: int, prompts: Sequence[str] = PROMPTS, device: str = "auto"
+) -> list[Generated]:
+    """Let a causal language model go on with prompts, greedily, ``new_tokens`` each.
+
+    Raises:
+        ConfigError: The model does not generate.
+    """
+    checkpoint = open_checkpoint(find(path))
+    tokenizer, place = load_tokenizer(checkpoint), device_of(device)
+    name = (checkpoint.config.get("architectures") or [""])[0]
+    kind = getattr(transformers, name, None)
+    if kind is None or not getattr(kind, "can_generate", lambda: False)():
+        raise ConfigError(f"{path}: {name or 'the base model'} does not generate text.")
+    dtype = compute_dtype(stored_dtype(checkpoint), place)
+    transformers.utils.logging.disable_progress_bar()
+    model = kind.from_pretrained(checkpoint.folder, dtype=dtype).to(place).eval()
+    model.generation_config = transformers.GenerationConfig(
+        do_sample=False,
+        min_new_tokens=new_tokens,
+        max_new_tokens=new_tokens,
+        pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id or 0,
+    )
+    return [_generate(model, tokenizer, prompt) for prompt in prompts]
+
+
+@torch.inference_mode()
+def _generate(
+    model: PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, prompt: str
+) -> Generated:
+    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
+    read = inputs["input_ids"].shape[1]
+    prefill, _ = _timed(lambda: model(**inputs, use_cache=True).logits, model.device)
+    whole, ids = _timed(lambda: model.generate(**inputs), model.device)  # pyright: ignore
+    new = ids[0, read:]
+    text = tokenizer.decode(new, skip_special_tokens=True)
+    words = text_quality.words(text)
+    return Generated(
+        prompt=prompt,
+        text=text,
+        prefill=read / prefill,
+        decode=(len(new) - 1) / max(whole - prefill, 1e-9),
+        lexical_diversity=text_quality.lexical_diversity(words),
+        repetition=text_quality.repetition(words),
+    )
+
+
+def _timed(call: Callable[[], Tensor], device: torch.device) -> tuple[float, Tensor]:
+    """Return the median seconds of a call and what the last one gave."""
+    result, seconds = call(), []
+    for _ in range(RUNS):
+        _wait(device)
+        began = time.perf_counter()
+        result = call()
+        _wait(device)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds), result
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

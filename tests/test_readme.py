@@ -1,0 +1,89 @@
+"""What the README and CONTRIBUTING show works as it stands."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import prunekit
+from prunekit import cli
+from prunekit.allocations import allocations
+from prunekit.architectures import Architecture, names
+from prunekit.methods import Scored, methods
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text("utf-8")
+CONTRIBUTING = (ROOT / ".github/CONTRIBUTING.md").read_text("utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def first_cells(heading: str) -> set[str]:
+    """The names in the first column of the table with this heading."""
+    table = README[README.index(f"| {heading} |") :].split("\n\n")[0]
+    return {re.sub(r"[`\"]", "", row.split("|")[1]).split()[0] for row in table.splitlines()[2:]}
+
+
+def test_config_is_accepted_as_it_stands(tmp_path):
+    (tmp_path / "demo/SmolLM2-135M-Instruct").mkdir(parents=True)
+    (tmp_path / "config.toml").write_text(blocks(README, "toml")[0])
+    config = prunekit.load_config(tmp_path / "config.toml", ["prune.pattern=4:8"])
+    assert config.prune.pattern.name == "4:8"
+
+
+def test_tables_name_what_there_is():
+    assert first_cells("command") == {name for name in cli.app if not name.startswith("-")}
+    assert first_cells("method") == set(methods())
+    assert first_cells("allocation") == set(allocations())
+    said = re.search(r"^Model types: (.*?)\.", README, re.MULTILINE | re.DOTALL)[1]
+    assert re.split(r",\s+", said) == names()
+
+
+@pytest.mark.parametrize("code", blocks(README + CONTRIBUTING, "python"))
+def test_python_is_well_formed(code):
+    compile(code, "README.md", "exec")
+
+
+def test_example_method_is_a_method():
+    code = next(code for code in blocks(README, "python") if "class Energy" in code)
+    space = {}
+    exec(code, space)
+    method = space["Energy"](power=1.0)
+    assert isinstance(method, Scored)
+
+    energy = SimpleNamespace(total=torch.tensor([4.0, 16.0]))
+    stats = {space["ColumnEnergy"]: energy}
+    layer = SimpleNamespace(weight=torch.tensor([[-3.0, 2.0]]), stats=stats)
+    assert method.score(layer).tolist() == [[18.0, 16.0]]
+    entry = tomllib.loads(blocks(README, "toml")[1])["project"]["entry-points"]
+    assert list(entry) == ["prunekit.methods"]
+
+
+def test_example_architecture_is_one():
+    code = next(code for code in blocks(CONTRIBUTING, "python") if "Architecture(" in code)
+    space = {}
+    exec(code, space)
+    assert any(isinstance(value, Architecture) for value in space.values())
+
+
+@pytest.mark.parametrize("script", ["bench/demo.py", "tests/run.py"])
+def test_commands_are_there(script):
+    assert f"python3 {script}" in README
+    done = subprocess.run(
+        [sys.executable, ROOT / script, "--here", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "usage" in done.stdout.lower()
+
+
+def test_continuous_integration_calls_the_command_of_the_readme():
+    assert "exec python3 tests/run.py\n" in (ROOT / ".ci/run").read_text()
