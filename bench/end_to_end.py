@@ -174,7 +174,7 @@ def judge(job: Job, folder: Path) -> float:
 def table(rows: list[dict[str, Any]], rate: float) -> str:
     """Return the rows as Markdown."""
     lines = [
-        "| job | pattern | prunekit | llm-compressor | time | memory | perplexity | floor | share |",
+        "| job | pattern | prunekit | llm-compressor | time | memory | perplexity | floor | % |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

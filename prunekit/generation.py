@@ -78,7 +78,7 @@ def _generate(
     prefill, _ = _timed(lambda: model(**inputs, use_cache=True).logits, model.device)
     whole, ids = _timed(lambda: model.generate(**inputs), model.device)  # pyright: ignore
     new = ids[0, read:]
-    text = tokenizer.decode(new, skip_special_tokens=True)
+    text = str(tokenizer.decode(new, skip_special_tokens=True))
     words = text_quality.words(text)
     return Generated(
         prompt=prompt,

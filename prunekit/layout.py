@@ -56,6 +56,12 @@ class Block:
         """The linears that are not skipped."""
         return tuple(linear for linear in self.linears if linear.skipped is None)
 
+    @property
+    def pruned_stages(self) -> list[list[Linear]]:
+        """The same, stage by stage, without stages that are skipped whole."""
+        stages = ([linear for linear in stage if not linear.skipped] for stage in self.stages)
+        return [stage for stage in stages if stage]
+
 
 @dataclass(frozen=True)
 class Selection:

@@ -53,8 +53,9 @@ def longest(model: PreTrainedModel) -> int:
     words = model.get_input_embeddings()
     for module in model.modules():
         # RoBERTa counts positions from the row after its padding row.
-        positions = isinstance(module, nn.Embedding) and module is not words
-        if positions and module.num_embeddings == limit and module.padding_idx is not None:
+        if not isinstance(module, nn.Embedding) or module is words:
+            continue
+        if module.num_embeddings == limit and module.padding_idx is not None:
             return limit - module.padding_idx - 1
     return limit
 

@@ -41,10 +41,9 @@ class Lockstep:
                     stack.callback(hook.remove)
             while True:
                 halts = [running.go_on() for running in self._passes]
-                reached = {number for number, _ in halts}
-                if reached == {None}:
+                (number,) = {number for number, _ in halts}
+                if number is None:
                     break
-                (number,) = reached
                 yield number, [x for _, x in halts]
             self.outputs = [x for _, x in halts]
 

@@ -37,13 +37,18 @@ from prunekit.walk import BATCH_TOKENS, vocabulary
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a run holds at its peak, by what they are for."""
+    """Bytes that a run holds at its peak, by what they are for.
+
+    ``waiting`` is not part of the total: what the widest stage reads for all tokens, which comes on
+    top where all batches wait at each stage.
+    """
 
     block: int
     statistics: int
     hidden: int
     activations: int
     ends: int
+    waiting: int
 
     @property
     def total(self) -> int:
@@ -86,6 +91,11 @@ class Plan:
     lengths: tuple[int, int]
     memory: Memory
     notes: tuple[str, ...]
+
+    @property
+    def at_once(self) -> bool:
+        """Whether there is memory for all batches to wait at each stage."""
+        return self.memory.total + self.memory.waiting < 0.9 * available_memory(self.device)
 
     @property
     def linears(self) -> list[Linear]:
@@ -232,12 +242,19 @@ def _memory(
         hidden=hidden,
         activations=4 * batch * width * dtype.itemsize,
         ends=ends * 2 * dtype.itemsize,
+        waiting=2 * tokens * width * dtype.itemsize,
     )
 
 
+def available_memory(device: torch.device) -> int:
+    """Return the bytes that are free where blocks run."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
 def _check_capacity(made: Plan) -> None:
-    host = psutil.virtual_memory().available
-    available = torch.cuda.mem_get_info(made.device)[0] if made.device.type == "cuda" else host
+    available = available_memory(made.device)
     if made.memory.total > available:
         raise CapacityError(
             f"memory: the run needs about {size(made.memory.total)} on {made.device}, "
@@ -271,6 +288,11 @@ def _describe(made: Plan) -> RenderableType:
         f"{size(made.memory.statistics)}, hidden states {size(made.memory.hidden)}, activations "
         f"{size(made.memory.activations)}; embeddings or head {size(made.memory.ends)}",
     }
+    if prune.propagation == "stage" and not made.at_once:
+        rows["propagation"] = (
+            f"{size(made.memory.waiting)} more would let one forward of a block serve all its "
+            'stages; there is one a stage instead. propagation = "block" takes two a block'
+        )
     if config.calibration:
         rows["calibration"] = (
             f"{config.calibration.samples} samples of {made.lengths[0]} tokens, seed "

@@ -33,8 +33,8 @@ class Recipe:
     Attributes:
         method: Chooses and changes weights.
         pattern: Which zeros are allowed.
-        propagation: "block": one forward gathers for the whole block. "stage": each stage sees
-            what the pruned stages before it give, for one forward more a stage.
+        propagation: "stage": each stage sees what the pruned stages before it give. "block": all
+            see what the dense block gives, from one forward of its own.
         steps: Prune in so many steps, gathering anew before each.
         schedule: Sparsity over the steps.
         initial_sparsity: Where the schedule starts.
@@ -43,7 +43,7 @@ class Recipe:
 
     method: Method
     pattern: Pattern
-    propagation: Literal["block", "stage"] = "block"
+    propagation: Literal["block", "stage"] = "stage"
     steps: int = 1
     schedule: str = "cubic"
     initial_sparsity: float = 0.0
@@ -125,8 +125,7 @@ class BlockPruner:
         self, visit: Visit, plan: Block, *, last: bool
     ) -> Iterator[tuple[Linear, Gathered]]:
         """Give each linear with its statistics when it is to be pruned."""
-        stages = [stage for stage in map(pruned, plan.stages) if stage]
-        needs = self.recipe.needs
+        stages, needs = plan.pruned_stages, self.recipe.needs
         if self.recipe.propagation == "block" or not needs:
             yield from gather(visit, stages, needs)
         elif self.at_once:
@@ -192,11 +191,6 @@ def relative_error(
     return max(loss, 0.0) / energy if energy > 0 else 0.0
 
 
-def pruned(stage: Sequence[Linear]) -> list[Linear]:
-    """Return the linears of a stage that are not skipped."""
-    return [linear for linear in stage if linear.skipped is None]
-
-
 def gather(
     visit: Visit, stages: Sequence[Sequence[Linear]], needs: Sequence[type[Statistic]]
 ) -> Iterator[tuple[Linear, Gathered]]:
@@ -206,7 +200,7 @@ def gather(
         NumericsError: The input of a linear is NaN or inf in some sample.
     """
     found = [_empty(visit, linears, needs) for linears in stages]
-    if needs:
+    if needs and stages:
         _observe(visit, stages, found)
     for linears, statistics in zip(stages, found, strict=True):
         yield from _checked(visit, linears, statistics)
@@ -264,7 +258,7 @@ def survey(
             visit.onward = bool(needs)
             yield [
                 Layer(linear.name, read(visit.block, linear), stats, pattern, 0.0)
-                for linear, stats in gather(visit, list(map(pruned, block.stages)), needs)
+                for linear, stats in gather(visit, block.pruned_stages, needs)
             ]
 
     return walk_once

@@ -179,7 +179,7 @@ class Run:
         yield Record("phase", "prune", {"steps": len(plan.blocks)})
         with self._timed("write"):
             self._write_rest()
-        pruner = BlockPruner(plan.recipe, sparsities, plan.stored)
+        pruner = BlockPruner(plan.recipe, sparsities, plan.stored, plan.at_once)
         began = time.perf_counter()
         for number, (visit, block) in enumerate(self._visits(tokens)):
             # Nobody reads what the last block of the last stack gives.

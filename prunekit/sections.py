@@ -163,9 +163,10 @@ class Prune(Section):
     """How the sparsity is spread over layers: a name, or a table of name and settings."""
     skip: list[str] = Field(default=[])
     """Names of layers that stay dense, with * and ?; embeddings and lm_head always do."""
-    propagation: Literal["block", "stage"] = "block"
-    """How soon layers see the pruned ones before them: from the next block on (one forward less for
-    each stage), or from the next stage on."""
+    propagation: Literal["block", "stage"] = "stage"
+    """How soon layers see the pruned ones before them: from the next stage on, or from the next
+    block on. By stage costs one forward of each block where memory holds what a stage reads for all
+    tokens, else one a stage; by block two."""
     steps: int = Field(default=1, ge=1)
     """In how many steps the sparsity is reached; statistics are gathered anew for each."""
     schedule: Literal["one-shot", "linear", "cubic"] = "cubic"
@@ -241,6 +242,10 @@ class Prune(Section):
         if method and served is not None and method.name not in served:
             only = ", ".join(sorted(served))
             raise ValueError(f'"{name}" stands for scores of {only}, not of {method.name}.')
+        scope = getattr(pattern, "scope", None)
+        if name == "global" and pattern and scope != "layer":
+            found = f'scope "{scope}"' if scope else f'"{pattern.name}"'
+            raise ValueError(f'"global" cuts whole layers by one threshold; {found} does not.')
         if pattern and pattern.sparsity is not None and not isinstance(allocation, Uniform):
             raise ValueError(f'"{pattern.name}" gives all layers one sparsity; remove "{name}".')
         return allocation

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: what is read, what is refused and by which file's name, how it is written."""
+"""Checkpoints on disk: what is read, what is refused by its name, how it is written."""
 
 import json
 import os

@@ -447,7 +447,7 @@ def test_a_dump_has_the_keys_that_the_user_would_write(load):
             "sparsity": 0.5,
             "allocation": "uniform",
             "skip": [],
-            "propagation": "block",
+            "propagation": "stage",
             "steps": 1,
             "on_indivisible": "error",
             "measure_error": True,

@@ -246,7 +246,7 @@ def test_an_activation_that_overflows_within_a_block_names_layer_and_sample(
     hit = block.get_submodule({"llama": "mlp.act_fn", "opt": "activation_fn"}[model_type])
 
     def blow(_, args, out):
-        """Let the first sample of the batch of two overflow, whether its tokens come flat or not."""
+        """Let the first sample of the batch of two overflow, be its tokens flat or not."""
         flat = out.reshape(-1, out.shape[-1]).clone()
         if len(flat) == 2 * ids.shape[1]:
             flat[: ids.shape[1]] = torch.inf

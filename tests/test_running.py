@@ -150,7 +150,7 @@ def test_what_the_report_says_is_true(finished, llama):
     assert report["model"]["architecture"] == "LlamaForCausalLM"
     assert report["config"]["prune"]["method"] == "sparsegpt"
     assert report["calibration"]["tokens"] == 48
-    assert 0 < report["seconds"]["total"]
+    assert report["seconds"]["total"] > 0
     assert report["memory"]["peak_rss_bytes"] > 2**20
 
 
@@ -314,7 +314,7 @@ def test_a_folder_that_is_not_ours_is_never_touched(llama, tmp_path, name, optio
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / name).write_text('{"mine": 1}\n')
-    with pytest.raises(ConfigError, match="choose another|Choose another"):
+    with pytest.raises(ConfigError, match=r"[Cc]hoose another"):
         list(start(llama, folder, **options))
     assert [(path.name, path.read_text()) for path in folder.iterdir()] == [(name, '{"mine": 1}\n')]
 
@@ -322,7 +322,7 @@ def test_a_folder_that_is_not_ours_is_never_touched(llama, tmp_path, name, optio
 def test_a_file_in_the_way_is_refused(llama, tmp_path):
     (tmp_path / "out").write_text("mine")
     for options in ({}, {"overwrite": True}, {"resume": True}):
-        with pytest.raises(ConfigError, match="output.path"):
+        with pytest.raises(ConfigError, match=r"^output\.path"):
             list(start(llama, tmp_path / "out", **options))
     assert (tmp_path / "out").read_text() == "mine"
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from transformers import (
+    CONFIG_MAPPING,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -16,29 +17,28 @@ from prunekit.loading import Weights, empty_model
 from prunekit.lockstep import Lockstep
 from prunekit.walk import Visit, batches, walk
 from tests import checkpoints
-from tests.architectures import TINY, UNDECLARED, tiny
+from tests.architectures import TINY, tiny
 
 HEADS = (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
-    None,
 )
 PROBED = ("bloom", "falcon", "gpt_neo", "lfm2", "modernbert", "mpt", "olmo2", "phi", "stablelm")
 MODELS = [
-    *((model_type, head) for model_type in TINY for head in HEADS),
-    *((model_type, None) for model_type in PROBED),
+    *((model_type, None) for model_type in (*TINY, *PROBED)),
+    *(
+        (model_type, head)
+        for model_type in TINY
+        for head in HEADS
+        if CONFIG_MAPPING[model_type] in head._model_mapping
+    ),
 ]
 
 
 def built(model_type, head=None):
-    """Return a tiny model, or skip where the type has no such head."""
-    config = tiny(model_type).config
-    if head and type(config) not in head._model_mapping:
-        pytest.skip("no such head")
-    model = tiny(model_type, head, use_cache=False)
-    return model
+    return tiny(model_type, head, use_cache=False)
 
 
 @pytest.fixture

@@ -138,4 +138,4 @@ class _Sweep:
         for column, error, cost, gone in zip(work, errors, costs, pruned, strict=True):
             column.addmv_(errors.T, cost, alpha=-1)
             torch.mul(column, gone, out=error)
-        work.mul_(keep)
+        work.masked_fill_(~keep, 0)
