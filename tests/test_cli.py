@@ -139,7 +139,6 @@ def test_a_missing_config_exits_with_2(tmp_path, capsys):
         (["rum"], "Did you mean run?"),
         (["run", "config.toml", "--resum"], "Did you mean --resume?"),
         (["run"], "CONFIG requires an argument"),
-        (["evaluate", "model"], "--data requires an argument"),
     ],
 )
 def test_a_wrong_usage_exits_with_2_and_a_hint(arguments, hint, capsys):
@@ -148,6 +147,11 @@ def test_a_wrong_usage_exits_with_2_and_a_hint(arguments, hint, capsys):
     assert said.out == ""
     assert "prunekit --help" in said.err
     assert hint in said.err.replace('"', "")
+
+
+def test_evaluate_wants_to_be_told_what_to_measure(capsys):
+    assert main(["evaluate", "model"]) == 2
+    assert "give --data FILE, --generate TOKENS, or both" in capsys.readouterr().err
 
 
 def test_run_hands_on_its_options(config, run):

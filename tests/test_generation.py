@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.checkpoints import write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prunekit.errors import ConfigError
 from prunekit.generation import generate
+from tests.checkpoints import write
 
 
 def test_writes_what_greedy_decoding_writes(tmp_path: Path):

@@ -127,7 +127,8 @@ def test_relative_error_is_that_of_the_outputs(model_type, method, ids):
     """By block: the inputs are those of the dense block behind the pruned blocks before it."""
     model = tiny(model_type)
     checked = 0
-    for visit, block, outcomes in pruning(model, ids, method=method, pattern="2:4"):
+    section = {"method": method, "pattern": "2:4", "propagation": "block"}
+    for visit, block, outcomes in pruning(model, ids, **section):
         inputs, dense, hooks = {}, {}, []
         for linear in block.linears:
             module = visit.block.get_submodule(linear.path)
