@@ -7,7 +7,7 @@ the next block reads. Pruning stage by stage would otherwise run the block once 
 Shapes: B samples, T tokens, I input features.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -26,7 +26,9 @@ class Lockstep:
         self._passes = [_Pass(call) for call in calls]
         self.outputs: list[Tensor] = []
 
-    def stages(self, stages: Sequence[Sequence[nn.Module]]) -> Iterator[tuple[int, list[Tensor]]]:
+    def stages(
+        self, stages: Sequence[Sequence[nn.Module]]
+    ) -> Generator[tuple[int, list[Tensor]], None, None]:
         """Yield the number of each stage, in the order in which they come, and what it reads.
 
         Args:

@@ -5,7 +5,7 @@ Shapes: O output features, I input features, T tokens.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -172,8 +172,7 @@ def read(block: nn.Module, linear: Linear) -> Float[Tensor, "O I"]:
     module = block.get_submodule(linear.path)
     weight = module.weight.detach().to(torch.float32, copy=True)  # pyright: ignore
     # One sum tells; to look at each entry takes several times as long.
-    if not weight.sum().isfinite():
-        count = int((~weight.isfinite()).sum())
+    if not weight.sum().isfinite() and (count := int((~weight.isfinite()).sum())):
         raise NumericsError(f"{linear.name}: {count} of its weights are NaN or inf.")
     return weight.T.contiguous() if orientation(module)[2] else weight
 
@@ -219,13 +218,14 @@ def gather_at_once(
     """
     steps = Lockstep(list(visit.calls()))
     modules = [[visit.block.get_submodule(linear.path) for linear in linears] for linears in stages]
-    for number, inputs in steps.stages(modules):
-        statistics = _empty(visit, stages[number], needs)
-        while inputs:
-            x = inputs.pop(0)
-            for statistic in statistics:
-                statistic.update(x.flatten(0, -2))
-        yield from _checked(visit, stages[number], statistics)
+    with closing(steps.stages(modules)) as halts:
+        for number, inputs in halts:
+            statistics = _empty(visit, stages[number], needs)
+            while inputs:
+                x = inputs.pop(0)
+                for statistic in statistics:
+                    statistic.update(x.flatten(0, -2))
+            yield from _checked(visit, stages[number], statistics)
     if last:
         visit.hidden[:] = steps.outputs
         visit.onward = False
