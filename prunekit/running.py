@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from prunekit import allocator, result
 from prunekit import report as reports
-from prunekit import result
 from prunekit.checkpoint import open_checkpoint
 from prunekit.data import Tokens, calibration_tokens, evaluation_tokens
 from prunekit.evaluation import Evaluator
@@ -77,6 +77,7 @@ class Run:
         with self._timed("calibrate"):
             tokens = self._calibration()
             judged = self._evaluation_tokens()
+        allocator.give_back()
         self.output.begin(self._fingerprint(tokens), resume=resume, overwrite=overwrite)
         count = tokens.ids.numel() if tokens else 0
         blocks, linears = len(plan.blocks), len(plan.sizes)

