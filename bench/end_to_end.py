@@ -1,6 +1,6 @@
 """Times whole pruning jobs, each a process of its own, beside llm-compressor on the same tokens.
 
-    python -m bench.end_to_end [--peer PYTHON] [--quick]
+    python -m bench.end_to_end [--peer PYTHON] [--models NAME …]
 
 PYTHON is the interpreter of an environment in which llm-compressor is installed (its pins differ
 from ours); without one the peer is left out, aloud. SmolLM2-135M comes from PyPI, stories15M from
@@ -62,7 +62,7 @@ def jobs() -> list[Job]:
     )
     model = SHARED / "models/stories15M"
     found.append(
-        Job("stories15M", model, stories / "train.txt", 64, 256, stories / "valid.txt", 100)
+        Job("stories15M", model, stories / "train.txt", 64, 256, stories / "valid.txt", 60)
     )
     return found
 
@@ -203,24 +203,27 @@ def main() -> None:
     """Measure all jobs and rewrite ``bench/results/<machine>/end_to_end.{json,md}``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", help="python of an environment with llm-compressor")
-    parser.add_argument("--quick", action="store_true", help="stories15M only")
+    parser.add_argument("--models", nargs="*", help="only these")
     options = parser.parse_args()
     if not options.peer:
         print("llm-compressor: left out, give its interpreter with --peer")
     device = torch.device("cpu")
     machine, rate = describe(device), product_rate(torch.float32, device)
     rows = []
-    for job in jobs()[1 if options.quick else 0 :]:
+    for job in (job for job in jobs() if not options.models or job.name in options.models):
         for method in ("sparsegpt", "wanda"):
             for pattern in TIMED:
                 rows.append(measure(job, method, pattern, options.peer))
+                _write(machine, rate, rows)
                 print(table(rows[-1:], rate).splitlines()[-1], flush=True)
-    if rows:
-        folder = RESULTS / machine["name"]
-        folder.mkdir(parents=True, exist_ok=True)
-        found = {"machine": machine, "flops_per_second": rate, "rows": rows}
-        (folder / "end_to_end.json").write_text(json.dumps(found, indent=1) + "\n")
-        (folder / "end_to_end.md").write_text(table(rows, rate) + "\n")
+
+
+def _write(machine: dict[str, Any], rate: float, rows: list[dict[str, Any]]) -> None:
+    folder = RESULTS / machine["name"]
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {"machine": machine, "flops_per_second": rate, "rows": rows}
+    (folder / "end_to_end.json").write_text(json.dumps(found, indent=1) + "\n")
+    (folder / "end_to_end.md").write_text(table(rows, rate) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ pytestmark = [
 ]
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+# The assembler that comes with Triton 3.7 spills a few registers of gram's wide tiles, 176 bytes a
+# thread at most, where that of 3.6 and 3.9 spills none.
+SPILL_BYTES = 256 if triton.__version__.startswith(("3.7", "3.8")) else 0
 
 
 def launch_column_energy(tokens, inputs, dtype):
