@@ -7,6 +7,7 @@ import os
 
 import pytest
 import torch
+import triton
 from prunekit_kernels import column_energy, gram
 
 pytestmark = [
