@@ -6,6 +6,7 @@ from prunekit import units
 
 # Keys of [prune] that say what is pruned; the others are settings of the method.
 NOT_SETTINGS = {"method", "pattern", "sparsity", "allocation", "skip"}
+NOT_SETTINGS |= {"on_indivisible", "measure_error"}  # which change no weight
 
 MARKDOWN = str.maketrans({"\n": " "} | {letter: f"\\{letter}" for letter in "\\|*_`<"})
 LATEX = str.maketrans(

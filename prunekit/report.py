@@ -127,7 +127,7 @@ def _maps(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {"title": title, "svg": Markup(svg) if svg else None, "caption": caption}
         for title, svg, caption in (
             ("Sparsity", figures.sparsity_map(layers), _spread(layers)),
-            ("Relative error of the output", figures.error_map(layers), _worst(layers)),
+            ("Relative squared error of the output", figures.error_map(layers), _worst(layers)),
         )
     ]
 
