@@ -222,9 +222,7 @@ def gather_at_once(
         for number, inputs in halts:
             statistics = _empty(visit, stages[number], needs)
             while inputs:
-                x = inputs.pop(0)
-                for statistic in statistics:
-                    statistic.update(x.flatten(0, -2))
+                _update(statistics, inputs.pop(0))
             yield from _checked(visit, stages[number], statistics)
     if last:
         visit.hidden[:] = steps.outputs
@@ -235,6 +233,11 @@ def _empty(
     visit: Visit, linears: Sequence[Linear], needs: Sequence[type[Statistic]]
 ) -> tuple[Statistic, ...]:
     return tuple(kind(linears[0].inputs, visit.hidden[0].device) for kind in needs)
+
+
+def _update(statistics: tuple[Statistic, ...], x: Float[Tensor, "... I"]) -> None:
+    for statistic in statistics:
+        statistic.update(x.flatten(0, -2))
 
 
 def _checked(
@@ -272,9 +275,7 @@ def _observe(
             module = visit.block.get_submodule(linears[0].path)
 
             def update(_: nn.Module, inputs: tuple, statistics: tuple = statistics) -> None:
-                x = inputs[0].flatten(0, -2)
-                for statistic in statistics:
-                    statistic.update(x)
+                _update(statistics, inputs[0])
 
             stack.callback(module.register_forward_pre_hook(update).remove)
         for linear in stages[-1]:

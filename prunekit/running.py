@@ -91,8 +91,10 @@ class Run:
         yield from self._evaluate("after", judged)
         yield Record("phase", "verify", {"steps": 1})
         with self._timed("verify"):
-            proof = prove(open_checkpoint(self.output.folder), plan.device)
-            report = self._report(tokens, proof)
+            written = open_checkpoint(self.output.folder)
+            proof = prove(written, plan.device)
+            counted = recount(written, self.layers, plan.recipe.pattern)
+        report = self._report(tokens, counted, proof)
         reports.write(report, self.output.folder)
         self.output.note("finish", "", {"seconds": report["seconds"]["total"]})
         yield Record("finish", str(self.output.folder), report)
@@ -137,15 +139,13 @@ class Run:
         if not judged:
             return
         yield Record("phase", f"evaluate {which}", {"steps": len(judged)})
-        checkpoint = self.plan.checkpoint if which == "before" else None
+        evaluator: Evaluator | None = None
         for source, tokens in judged.items():
             key = f"{which} {source}"
             known = self.output.done.get(("evaluation", key))
             with self._timed("evaluate"):
                 if known is None:
-                    evaluator = Evaluator(
-                        checkpoint or open_checkpoint(self.output.folder), self.plan.device
-                    )
+                    evaluator = evaluator or self._evaluator(which)
                     known = {
                         "data": title(source),
                         "source": source,
@@ -154,6 +154,11 @@ class Run:
                     }
                     self.output.note("evaluation", key, known)
             yield Record("evaluation", source, known)
+
+    def _evaluator(self, which: str) -> Evaluator:
+        before = which == "before"
+        checkpoint = self.plan.checkpoint if before else open_checkpoint(self.output.folder)
+        return Evaluator(checkpoint, self.plan.device)
 
     def _allocate(self, tokens: Tokens | None) -> Iterator[Record]:
         """Yield progress and return the sparsity of each linear."""
@@ -257,12 +262,12 @@ class Run:
             weight = written[self.weights.stored[f"{linear.name}.weight"]]
             self.weights.assign(module, "weight", weight)
 
-    def _report(self, tokens: Tokens | None, proof: dict[str, Any]) -> dict[str, Any]:
+    def _report(
+        self, tokens: Tokens | None, counted: dict[str, Any], proof: dict[str, Any]
+    ) -> dict[str, Any]:
         from prunekit import __version__
 
         plan, done = self.plan, self.output.done
-        written = open_checkpoint(self.output.folder)
-        counted = recount(written, self.layers, plan.recipe.pattern)
         judged = [values for (kind, _), values in done.items() if kind == "evaluation"]
         peaks, needs = result.peak_memory(plan.device), plan.memory
         return {
