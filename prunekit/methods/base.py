@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import Float
@@ -34,6 +35,10 @@ class Method(BaseModel, ABC):
     @abstractmethod
     def prune(self, layer: Layer) -> Pruned:
         """Return the pruned layer; ``layer.weight`` is not changed."""
+
+    def prune_together(self, layers: Sequence[Layer]) -> list[Pruned]:
+        """Prune the layers of a stage, which share statistics, as :meth:`prune` prunes each."""
+        return [self.prune(layer) for layer in layers]
 
 
 class Scored(Method):
