@@ -25,7 +25,6 @@ from prunekit.sections import Prune
 from prunekit.statistics import Gathered, Gram, Statistic, union
 from prunekit.walk import Visit
 
-
 ENERGY_PANEL = 512
 """Columns of a weight that are multiplied by the Gram matrix at once."""
 

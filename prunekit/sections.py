@@ -254,8 +254,9 @@ class Prune(Section):
     @field_validator("propagation", mode="before")
     @classmethod
     def _of_the_method(cls, value: object, info: ValidationInfo) -> object:
-        method = info.data.get("method")
-        return value if value is not None or method is None else method.propagation
+        # Without a method its mistake is said, and this key cannot be judged.
+        kind = info.data.get("method", Method)
+        return kind.propagation if value is None else value
 
     @field_validator("steps")
     @classmethod
