@@ -4,5 +4,24 @@ from prunekit_kernels.column_energy import column_energy
 from prunekit_kernels.gram import gram, mirror
 from prunekit_kernels.inverse_factor import Factor, inverse_factor
 from prunekit_kernels.obs_sweep import obs_sweep
+from prunekit_kernels.packed_mask import apply, pack, popcount, unpack
+from prunekit_kernels.project import project
+from prunekit_kernels.score_and_mask import score_and_mask
+from prunekit_kernels.selection import Groups, choose
 
-__all__ = ["Factor", "column_energy", "gram", "inverse_factor", "mirror", "obs_sweep"]
+__all__ = [
+    "Factor",
+    "Groups",
+    "apply",
+    "choose",
+    "column_energy",
+    "gram",
+    "inverse_factor",
+    "mirror",
+    "obs_sweep",
+    "pack",
+    "popcount",
+    "project",
+    "score_and_mask",
+    "unpack",
+]
