@@ -87,8 +87,8 @@ def _unsigned(key):
 
 @triton.jit
 def _count_kernel(
-    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, rho, O, I,  # noqa: E741
-    x_o, x_i, out_o, out_i, dual_o, dual_i, width, prefix_ptr, counts_ptr,
+    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, rho, O, I,  # noqa: ARG001, E741
+    x_o, x_i, out_o, out_i, dual_o, dual_i, width, prefix_ptr, counts_ptr,  # noqa: ARG001
     SHIFT: tl.constexpr, ROWS: tl.constexpr, APART: tl.constexpr, TILE_I: tl.constexpr,
     KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
@@ -118,8 +118,8 @@ def _count_kernel(
 
 @triton.jit
 def _tie_kernel(
-    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, rho, O, I,  # noqa: E741
-    x_o, x_i, out_o, out_i, dual_o, dual_i, width, key_ptr, ties_ptr,
+    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, rho, O, I,  # noqa: ARG001, E741
+    x_o, x_i, out_o, out_i, dual_o, dual_i, width, key_ptr, ties_ptr,  # noqa: ARG001
     APART: tl.constexpr, TILE_I: tl.constexpr,
     KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
@@ -142,8 +142,8 @@ def _tie_kernel(
 
 @triton.jit
 def _cut_kernel(
-    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, rho, O, I,  # noqa: E741
-    x_o, x_i, out_o, out_i, dual_o, dual_i, width, key_ptr, cut_row_ptr, stay_ptr, cut_ptr,
+    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, rho, O, I,  # noqa: ARG001, E741
+    x_o, x_i, out_o, out_i, dual_o, dual_i, width, key_ptr, cut_row_ptr, stay_ptr, cut_ptr,  # noqa: ARG001
     APART: tl.constexpr, TILE_I: tl.constexpr,
     KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prunekit_kernels import _choosing
 from prunekit_kernels._triton import runs_triton
-from prunekit_kernels.packed_mask import pack
+from prunekit_kernels.packed_mask import pack, zero
 from prunekit_kernels.selection import Groups, choose, choose_reference, row_chunks
 
 
@@ -89,6 +89,7 @@ def _run(x: Tensor, dual: Tensor, rho: float, groups: Groups, out: Tensor) -> Te
         target = (dual[rows] * (1 / rho)).add_(x[rows])
         keep = choose(target.abs(), groups)
         bits[rows] = pack(keep)
-        torch.mul(target, rho, out=dual[rows]).masked_fill_(keep, 0)
-        out[rows] = target.masked_fill_(~keep, 0)
+        zero(torch.mul(target, rho, out=dual[rows]), ~keep)
+        zero(target, keep)
+        out[rows] = target
     return bits

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prunekit_kernels import _choosing
 from prunekit_kernels._triton import runs_triton
-from prunekit_kernels.packed_mask import pack
+from prunekit_kernels.packed_mask import pack, zero
 from prunekit_kernels.selection import Groups, choose, choose_reference, row_chunks
 
 Shares = tuple[Float[Tensor, " O"], Float[Tensor, " I"]]
@@ -105,7 +105,7 @@ def _score_and_mask(
     for rows in row_chunks(chosen, outputs, inputs):
         shares = None if row is None or column is None else (row[rows], column)
         keep = choose(score(weight[rows], scale, shares), chosen)
-        weight[rows].masked_fill_(~keep, 0)
+        zero(weight[rows], keep)
         bits[rows] = pack(keep)
     return bits
 

@@ -93,7 +93,6 @@ def choose(score: Float[Tensor, "O I"], groups: Groups) -> Bool[Tensor, "O I"]:
 
 def choose_reference(score: Float[Tensor, "O I"], groups: Groups) -> Bool[Tensor, "O I"]:
     """Say the same by sorting, as the published tools do."""
-    outputs, inputs = score.shape
     height, width = groups.tile
     units = score.double().nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
     units = units.unflatten(0, (-1, height)).unflatten(2, (-1, width)).sum((1, 3)).nan_to_num(
@@ -145,7 +144,7 @@ def keep_highest(score: Float[Tensor, "G N"], kept: int) -> Bool[Tensor, "G N"]:
     score = _without_nan(score)
     threshold = score.kthvalue(size - kept + 1, dim=1, keepdim=True).values
     keep = score >= threshold
-    surplus = keep.sum(1) - kept
+    surplus = keep.sum(1, dtype=torch.int32) - kept
     if surplus.any():
         _drop_last(keep, score == threshold, surplus)
     return keep
@@ -171,7 +170,7 @@ def _drop_last(keep: Tensor, tied: Tensor, surplus: Tensor) -> None:
     """Clear the last ``surplus`` of the tied entries of each row."""
     tied &= (surplus > 0)[:, None]
     row, column = tied.nonzero(as_tuple=True)
-    count = tied.sum(1)
+    count = torch.bincount(row, minlength=len(tied))
     rank = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
     last = rank >= (count - surplus)[row]
     keep[row[last], column[last]] = False
@@ -179,12 +178,12 @@ def _drop_last(keep: Tensor, tied: Tensor, surplus: Tensor) -> None:
 
 def _tiles(score: Tensor, groups: Groups) -> Tensor:
     height, width = groups.tile
-    tiles = score.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-    tiles = tiles.unflatten(0, (-1, height)).unflatten(2, (-1, width))
     # Summed in float64, then rounded: so the order of the sum, another on each device, is lost.
-    total = tiles.sum((1, 3), dtype=torch.float64).float()
+    tall = _without_nan(score).unflatten(0, (-1, height)).sum(1, dtype=torch.float64)
+    total = tall.unflatten(1, (-1, width)).sum(2).float()
     keep = choose(total, Groups(groups.rows, groups.columns, groups.pruned))
-    return keep[:, None, :, None].expand(tiles.shape).reshape(score.shape)
+    shape = len(total), height, total.shape[1], width
+    return keep[:, None, :, None].expand(shape).reshape(score.shape)
 
 
 def _without_nan(score: Tensor) -> Tensor:
