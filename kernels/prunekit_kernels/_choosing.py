@@ -135,9 +135,10 @@ def _row_kernel(
     # bisection, which ends early where it separates exactly: 14 to 18 steps of 32.
     o = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, TILE_I)
+    spot = i.to(tl.int64)
     inside = i < I
     score, _ = score_at(
-        x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, i, O, I,
+        x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, spot, O, I,
         x_o, x_i, dual_o, dual_i, "evict_last", KIND, SHARES, SCALED,
     )  # fmt: skip
     key = tl.where(inside, key_of(score), 0x7FFFFFFF)
@@ -163,10 +164,10 @@ def _row_kernel(
     keep = ((key > high) | (tied & (i < cut))) & inside
     # Read again, so that the bisection does not hold the values in registers.
     _, value = score_at(
-        x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, i, O, I,
+        x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, spot, O, I,
         x_o, x_i, dual_o, dual_i, "evict_first", KIND, SHARES, SCALED,
     )  # fmt: skip
-    out_spot, dual_spot = out_ptr + o * out_o + i * out_i, dual_ptr + o * dual_o + i * dual_i
+    out_spot, dual_spot = out_ptr + o * out_o + spot * out_i, dual_ptr + o * dual_o + spot * dual_i
     write(out_spot, dual_spot, value, keep, rho, inside, KIND)
     bit = tl.reshape(keep.to(tl.int32), (TILE_I // 8, 8)) << tl.arange(0, 8)[None, :]
     b = tl.arange(0, TILE_I // 8)

@@ -151,7 +151,7 @@ def _cut_kernel(
     o = group if APART else tl.load(cut_row_ptr + group)
     window = group * 0 if APART else group
     threshold = tl.load(key_ptr + group).to(tl.int64) & 0xFFFFFFFF
-    stay = tl.load(stay_ptr + group)
+    stay = tl.load(stay_ptr + group).to(tl.int32)
     seen = stay * 0
     cut = stay * 0
     for start in range(0, width, TILE_I):
@@ -162,11 +162,11 @@ def _cut_kernel(
             x_o, x_i, dual_o, dual_i, "", KIND, SHARES, SCALED,
         )  # fmt: skip
         tied = (_unsigned(key_of(score)) == threshold) & (i < I) & (within < width)
-        rank = seen + tl.cumsum(tied.to(tl.int64), 0)
+        rank = seen + tl.cumsum(tied.to(tl.int32), 0)
         # The cut is one past the last tie that stays.
         last = tl.max(tl.where(tied & (rank <= stay), within + 1, 0), 0)
-        cut = tl.maximum(cut, last.to(tl.int64))
-        seen += tl.sum(tied.to(tl.int64), 0)
+        cut = tl.maximum(cut, last)
+        seen += tl.sum(tied.to(tl.int32), 0)
     row = group * 0 if APART else o
     tl.store(cut_ptr + group, row * width + cut)
 
@@ -179,15 +179,17 @@ def _write_kernel(
     KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     o = tl.program_id(0).to(tl.int64)
-    i = tl.program_id(1).to(tl.int64) * TILE_I + tl.arange(0, TILE_I)
+    column = tl.program_id(1) * TILE_I + tl.arange(0, TILE_I)
+    i = column.to(tl.int64)
     inside = i < I
     score, value = score_at(
         x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, i, O, I,
         x_o, x_i, dual_o, dual_i, "", KIND, SHARES, SCALED,
     )  # fmt: skip
     key = _unsigned(key_of(score))
-    group = i * 0 + o if APART else i // width
-    index = i if APART else o * width + i % width
+    # Divided in 32 bits, for which GPUs have fast ways.
+    group = column * 0 + o if APART else column // width
+    index = i if APART else o * width + column % width
     threshold = tl.load(key_ptr + group, inside, other=0).to(tl.int64) & 0xFFFFFFFF
     cut = tl.load(cut_ptr + group, inside, other=0)
     keep = ((key > threshold) | ((key == threshold) & (index < cut))) & inside

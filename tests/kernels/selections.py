@@ -28,11 +28,6 @@ GROUPS = {
     "rows": Groups(None, None, (2,), (1, INPUTS)),
     "columns": Groups(None, None, (50,), (OUTPUTS, 1)),
 }
-LONG = {  # longer rows than one program holds
-    "long row": Groups(1, None, (20000,)),
-    "16:32": Groups(1, 32, (16,)),
-}
-
 
 def hard_scores(kind, shape, device):
     """Return scores of one kind: all different, many equal, or with NaN and both infinities."""
