@@ -258,13 +258,12 @@ def _merge(score, seen, top, l, u, n, GUARDED: tl.constexpr):  # noqa: E741
     base = tl.where(higher == float("-inf"), 0.0, higher)
     x = score - base[:, None]
     e = tl.math.exp2(x)
-    ex = e * x
-    if GUARDED:
-        ex = tl.where(seen, ex, 0.0)
+    if GUARDED:  # 0 · −∞ is no number
+        x = tl.where(seen, x, 0.0)
         n += tl.sum(seen.to(tl.float32), 1)
     delta = tl.where(top == float("-inf"), 0.0, top - base)
     shrink = tl.where(top == float("-inf"), 0.0, tl.math.exp2(delta))
-    u = shrink * (u + delta * l) + tl.sum(ex, 1)
+    u = shrink * (u + delta * l) + tl.sum(e * x, 1)
     l = shrink * l + tl.sum(e, 1)  # noqa: E741
     return higher, l, u, n
 
@@ -334,7 +333,7 @@ def _kernel(
             spot = bias_ptr + b * bias_b + h * bias_h + s * bias_s + wide * bias_t
             bias = tl.load(spot, inside & (row < S)[:, None], other=0.0).to(tl.float32)
             seen = seen & (bias > lowest)
-            score += bias * 1.4426950408889634
+            score += tl.where(bias > lowest, bias, 0.0) * 1.4426950408889634
         if MASKED:
             spot = mask_ptr + b * mask_b + h * mask_h + s * mask_s + wide * mask_t
             seen = seen & (tl.load(spot, inside & (row < S)[:, None], other=0) != 0)
