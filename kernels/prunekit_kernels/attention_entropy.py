@@ -71,9 +71,7 @@ def attention_entropy(
         check_valid(valid, q)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     cap = soft_cap or 0.0
-    return Entropy(
-        *_attention_entropy(q, k, mask, bias, valid, scale, causal, window or 0, cap)  # noqa: FBT003
-    )
+    return Entropy(*_attention_entropy(q, k, mask, bias, valid, scale, causal, window or 0, cap))
 
 
 def attention_entropy_reference(
@@ -269,7 +267,7 @@ def _merge(score, seen, top, l, u, n, GUARDED: tl.constexpr):  # noqa: E741
 
 
 @triton.jit
-def _kernel(
+def _kernel(  # noqa: C901, PLR0912, PLR0915  its branches are decided when it is compiled
     q_ptr, k_ptr, mask_ptr, bias_ptr, valid_ptr, partial_ptr, S, T, SHARED,
     q_b, q_h, q_s, q_d, k_b, k_g, k_t, k_d, mask_b, mask_h, mask_s, mask_t,
     bias_b, bias_h, bias_s, bias_t, valid_b, valid_s, scale, cap, lowest,

@@ -153,7 +153,7 @@ def _precision() -> str:
 
 
 @triton.jit
-def _kernel(
+def _kernel(  # noqa: PLR0915  its branches are decided when it is compiled
     x_ptr, y_ptr, rows_ptr, out_ptr, T, I, J, x_t, x_i, y_t, y_i,  # noqa: E741
     stride_listed, stride_row, stride_column, across,
     SYMMETRIC: tl.constexpr, ROWS: tl.constexpr,
