@@ -131,7 +131,7 @@ def _row(
 ) -> dict[str, Any]:
     times = seconds(contestant, device)
     median = statistics.median(times)
-    fifth = statistics.quantiles(times, n=5)
+    fifth = statistics.quantiles(times, n=5, method="inclusive")
     return {
         "case": case.name,
         **case.shape,

@@ -38,4 +38,5 @@ def _case(name: str, p: torch.Tensor) -> Case:
 
 
 def _published(p: torch.Tensor) -> torch.Tensor:
+    p = p.float()  # in bfloat16 the small addend would be lost
     return -(p * torch.log(p + 1e-9)).sum(-1).mean((0, 2))

@@ -144,8 +144,8 @@ def _row_kernel(
     key = tl.where(inside, key_of(score), 0x7FFFFFFF)
     low = tl.min(key, 0)
     high = tl.max(tl.where(inside, key, -0x7FFFFFFF), 0)
-    while low < high:
-        middle = (low & high) + ((low ^ high) >> 1)
+    while low < high:  # pyright: ignore
+        middle = (low & high) + ((low ^ high) >> 1)  # pyright: ignore
         count = tl.sum((key <= middle).to(tl.int32), 0)
         low = tl.where(count == pruned, middle, tl.where(count > pruned, low, middle + 1))
         high = tl.where(count >= pruned, middle, high)
@@ -203,7 +203,7 @@ def _split8(x, ROWS: tl.constexpr, GROUPS: tl.constexpr):
 def _stays(planes, I: tl.constexpr, N: tl.constexpr, M: tl.constexpr):  # noqa: E741
     """Return 1 where fewer than N of a group beat plane I."""
     beaten = tl.zeros(planes[0].shape, tl.int32)
-    for j in tl.static_range(M):
+    for j in tl.static_range(M):  # pyright: ignore
         if j < I:
             beaten += (planes[j] >= planes[I]).to(tl.int32)
         if j > I:
@@ -273,7 +273,7 @@ def _neighbours_kernel(
     key = key_of(score)
     first = i // M * M
     beaten = tl.zeros((TILE_I,), tl.int32)
-    for step in tl.range(M):
+    for step in tl.range(M):  # pyright: ignore
         j = first + step
         rival, _ = score_at(
             x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, j, O, I,

@@ -303,7 +303,7 @@ def _kernel(  # noqa: C901, PLR0912, PLR0915  its branches are decided when it i
     if WINDOW > 0 or MASKED or BIASED:
         whole = first
     # Blocks of keys that every row sees need no masks.
-    for start in tl.range(first, whole, TILE_T):
+    for start in tl.range(first, whole, TILE_T):  # pyright: ignore
         t = start + tl.arange(0, TILE_T)
         k = tl.load(k_head + t[None, :].to(tl.int64) * k_t, (d < D)[:, None], other=0.0)
         score = tl.dot(q, k, input_precision=PRECISION) * scale
@@ -311,7 +311,7 @@ def _kernel(  # noqa: C901, PLR0912, PLR0915  its branches are decided when it i
             score = cap * 1.4426950408889634 * _tanh(score / cap)
         top, l, u, n = _merge(score, score == score, top, l, u, n, False)  # noqa: E741, FBT003, PLR0124
         n += TILE_T
-    for start in tl.range(whole, last, TILE_T):
+    for start in tl.range(whole, last, TILE_T):  # pyright: ignore
         t = start + tl.arange(0, TILE_T)
         inside = (t < T)[None, :]
         k = tl.load(k_head + t[None, :].to(tl.int64) * k_t, (d < D)[:, None] & inside, other=0.0)

@@ -210,7 +210,7 @@ def _part_kernel(  # noqa: PLR0915  nine sums at once
     sum_g = zero
     sum_hg = zero
     sum_hg2 = zero
-    for start in tl.range(0, PART, STRIDE * TILE_T):
+    for start in tl.range(0, PART, STRIDE * TILE_T):  # pyright: ignore
         s1 = zero
         s2 = zero
         s3 = zero
@@ -218,7 +218,7 @@ def _part_kernel(  # noqa: PLR0915  nine sums at once
         count = tl.zeros((TILE_T, 1), tl.float32)
         if tl.sum(tl.sum(n, 1), 0) == 0:
             # The first tokens that count are read twice: there is no mean to begin with.
-            for step in tl.range(0, STRIDE):
+            for step in tl.range(0, STRIDE):  # pyright: ignore
                 t = part * PART + start + step * TILE_T + lane
                 ok = t < T
                 if PADDED:
@@ -319,7 +319,7 @@ def _merge_kernel(  # noqa: PLR0915  nine sums at once
     tl.store(out + 3 * state_r, m3, inside)
     tl.store(out + 4 * state_r, m4, inside)
     calls = h * g
-    for row in tl.static_range(5):
+    for row in tl.static_range(5):  # pyright: ignore
         value = h
         if row == 1:
             value = g

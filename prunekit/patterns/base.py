@@ -61,7 +61,8 @@ class Pattern(ABC):
         """
         from prunekit_kernels import choose
 
-        return choose(score, self.groups(*score.shape, sparsity))
+        outputs, inputs = score.shape
+        return choose(score, self.groups(outputs, inputs, sparsity))
 
     def keep_columns(
         self, score: Float[Tensor, "O C"], start: int, sparsity: float
