@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from prunekit_kernels.selection import keep_highest
 
 from prunekit.errors import ConfigError
 from prunekit.patterns import parse, pruned_count, spellings
 from prunekit.patterns.n_of_m import NOfM
-from prunekit.patterns.selection import keep_highest
 from prunekit.patterns.tiles import Tiles
 from prunekit.patterns.unstructured import BLOCK_COLUMNS, Unstructured
 
@@ -262,7 +262,7 @@ def test_n_of_m_chosen_group_by_group_is_the_whole_mask():
 def test_ten_inputs_do_not_fit_two_of_four():
     assert NOfM(2, 4).misfit(7, 10) == "2:4 needs a multiple of 4 inputs, this layer has 10"
     assert NOfM(2, 4).misfit(7, 12) is None
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="neighbours have to divide it"):
         NOfM(2, 4).keep(torch.rand(3, 10), 0.0)
 
 

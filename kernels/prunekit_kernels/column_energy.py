@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from prunekit_kernels._rows import Rows, arguments, check_rows, taken
 from prunekit_kernels._triton import runs_triton, tl, triton
 
 CHUNK = 512  # tokens squared at a time on the CPU, whose caches then hold them: 2x one pass
@@ -16,22 +17,27 @@ TILE_T = 16  # fixed for the same reason
 TILE_I = 128
 
 
-def column_energy(x: Float[Tensor, "T I"], out: Float[Tensor, " I"]) -> None:
+def column_energy(
+    x: Float[Tensor, "T I"], out: Float[Tensor, " I"], rows: Rows | None = None
+) -> None:
     """Add the energy of each column of ``x`` to ``out``, in place.
 
     Args:
         x: Inputs of a linear layer; any float type, any strides. Summed in float32.
         out: Running sum, float32.
+        rows: Only these count: a mask, or a list in which one may occur more than once.
 
     Raises:
-        ValueError: ``out`` is not float32, on another device, or of another width.
+        ValueError: ``out`` is not float32, on another device, or of another width; or ``rows``
+            are neither.
     """
     if out.dtype != torch.float32 or out.shape != x.shape[1:] or out.device != x.device:
         raise ValueError(
             f"out must be float32 of shape {tuple(x.shape[1:])} on {x.device}, "
             f"got {out.dtype} of shape {tuple(out.shape)} on {out.device}"
         )
-    _column_energy(x, out)
+    check_rows(rows, x)
+    _column_energy(x, out, rows)
 
 
 def column_energy_reference(x: Float[Tensor, "T I"]) -> Float[Tensor, " I"]:
@@ -40,28 +46,29 @@ def column_energy_reference(x: Float[Tensor, "T I"]) -> Float[Tensor, " I"]:
 
 
 @torch.library.custom_op("prunekit::column_energy", mutates_args=("out",))
-def _column_energy(x: Tensor, out: Tensor) -> None:
+def _column_energy(x: Tensor, out: Tensor, rows: Tensor | None) -> None:
     if runs_triton(x):
-        _launch(x, out)
+        _launch(x, out, rows)
         return
-    for rows in x.split(CHUNK):
-        out += column_energy_reference(rows)
+    for chunk in taken(x, rows).split(CHUNK):
+        out += column_energy_reference(chunk)
 
 
 @_column_energy.register_fake
-def _(x: Tensor, out: Tensor) -> None:
+def _(x: Tensor, out: Tensor, rows: Tensor | None) -> None:
     pass
 
 
-def _launch(x: Tensor, out: Tensor) -> None:
-    tokens, inputs = x.shape
+def _launch(x: Tensor, out: Tensor, rows: Tensor | None) -> None:
+    inputs = x.shape[1]
+    listed, stride, tokens, kind = arguments(x, rows)
     runs = triton.cdiv(tokens, RUN)
     partial = torch.empty((runs, inputs), dtype=torch.float32, device=x.device)
     if partial.numel():
         grid = (triton.cdiv(inputs, TILE_I), runs)
         with torch.cuda.device_of(x):
             _kernel[grid](
-                x, partial, tokens, inputs, *x.stride(),
+                x, listed, partial, tokens, inputs, *x.stride(), stride, ROWS=kind,
                 RUN=RUN, TILE_T=TILE_T, TILE_I=TILE_I, num_warps=4, enable_fp_fusion=True,
             )  # fmt: skip
     out += partial.sum(0)
@@ -69,15 +76,20 @@ def _launch(x: Tensor, out: Tensor) -> None:
 
 @triton.jit
 def _kernel(
-    x_ptr, partial_ptr, T, I, stride_t, stride_i,  # noqa: E741
-    RUN: tl.constexpr, TILE_T: tl.constexpr, TILE_I: tl.constexpr,
+    x_ptr, rows_ptr, partial_ptr, T, I, stride_t, stride_i, stride_row,  # noqa: E741
+    ROWS: tl.constexpr, RUN: tl.constexpr, TILE_T: tl.constexpr, TILE_I: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64) * TILE_I + tl.arange(0, TILE_I)
     run = tl.program_id(1).to(tl.int64)
     total = tl.zeros((TILE_T, TILE_I), tl.float32)
     for start in tl.range(0, RUN, TILE_T, num_stages=4):  # pyright: ignore
         t = run * RUN + start + tl.arange(0, TILE_T)
-        inside = (t[:, None] < T) & (i[None, :] < I)
+        counts = t < T
+        if ROWS == 1:
+            t = tl.load(rows_ptr + t * stride_row, counts, other=0).to(tl.int64)
+        if ROWS == 2:
+            counts = counts & (tl.load(rows_ptr + t * stride_row, counts, other=0) != 0)
+        inside = counts[:, None] & (i[None, :] < I)
         x = tl.load(x_ptr + t[:, None] * stride_t + i[None, :] * stride_i, inside, other=0.0)
         x = x.to(tl.float32)  # [TILE_T, TILE_I]
         total += x * x

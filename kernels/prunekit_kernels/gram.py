@@ -1,7 +1,12 @@
 """Gram matrix: G = XᵀX, all that the squared error of a linear layer depends on.
 
+And the cross product XᵀY of what a layer reads in the dense and in the pruned model, by which a
+pruned layer can aim at the dense one's output.
+
 Source: Frantar & Alistarh, SparseGPT, §3, arXiv:2301.00774 (without its factor 2, which cancels).
-Shapes: T tokens, I input features. Only the lower triangle is computed: half the work.
+Shapes: T tokens, I and J input features. Only G's lower triangle is computed: half the work, which
+is why cuBLAS, that computes all of it, is not used; the cross product runs in the same kernel, as
+it adds products of bfloat16 to a float32 sum in place.
 """
 
 import torch
@@ -9,13 +14,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prunekit_kernels._precision import full_precision
+from prunekit_kernels._rows import Rows, arguments, check_rows, taken
 from prunekit_kernels._triton import runs_triton, tl, triton
 
 PANEL = 384  # columns at a time on the CPU: fastest of 128..2048 at I = 576, 1536, 4096
 CHUNK = 2048  # tokens at a time on the CPU, so that casting to float32 copies little
 
 
-def gram(x: Float[Tensor, "T I"], out: Float[Tensor, "I I"]) -> None:
+def gram(x: Float[Tensor, "T I"], out: Float[Tensor, "I I"], rows: Rows | None = None) -> None:
     """Add the lower triangle of ``xᵀx``, diagonal included, to that of ``out``, in place.
 
     Entries above the diagonal of ``out`` are unspecified; :func:`mirror` fills them.
@@ -24,17 +30,42 @@ def gram(x: Float[Tensor, "T I"], out: Float[Tensor, "I I"]) -> None:
         x: Inputs of a linear layer; any float type, any strides. Products are summed in float32,
             without TF32; those of float16 and bfloat16 are exact.
         out: Running sum, float32.
+        rows: Only these count: a mask, or a list in which one may occur more than once.
 
     Raises:
-        ValueError: ``out`` is not float32, on another device, or of another size.
+        ValueError: ``out`` is not float32, on another device, or of another size; or ``rows`` are
+            neither.
     """
-    size = (x.shape[1], x.shape[1])
-    if out.dtype != torch.float32 or out.shape != size or out.device != x.device:
+    _check(out, x, x)
+    check_rows(rows, x)
+    _gram(x, None, out, rows)
+
+
+def cross_gram(
+    x: Float[Tensor, "T I"],
+    y: Float[Tensor, "T J"],
+    out: Float[Tensor, "I J"],
+    rows: Rows | None = None,
+) -> None:
+    """Add ``xᵀy`` to ``out``, in place; as exact as :func:`gram`.
+
+    Args:
+        x: Inputs in one model.
+        y: Inputs in another, of the same tokens and type.
+        out: Running sum, float32.
+        rows: Only these count, as in :func:`gram`.
+
+    Raises:
+        ValueError: Shapes, types or devices do not fit.
+    """
+    if len(y) != len(x) or y.dtype != x.dtype or y.device != x.device:
         raise ValueError(
-            f"out must be float32 of shape {size} on {x.device}, "
-            f"got {out.dtype} of shape {tuple(out.shape)} on {out.device}"
+            f"y must be {x.dtype} of {len(x)} tokens on {x.device}, "
+            f"got {y.dtype} of {len(y)} on {y.device}"
         )
-    _gram(x, out)
+    _check(out, x, y)
+    check_rows(rows, x)
+    _gram(x, y, out, rows)
 
 
 def mirror(out: Float[Tensor, "I I"]) -> Float[Tensor, "I I"]:
@@ -53,17 +84,30 @@ def gram_reference(x: Float[Tensor, "T I"]) -> Float[Tensor, "I I"]:
         return x.float().T @ x.float()
 
 
+def _check(out: Tensor, x: Tensor, y: Tensor) -> None:
+    size = (x.shape[1], y.shape[1])
+    if out.dtype != torch.float32 or out.shape != size or out.device != x.device:
+        raise ValueError(
+            f"out must be float32 of shape {size} on {x.device}, "
+            f"got {out.dtype} of shape {tuple(out.shape)} on {out.device}"
+        )
+
+
 @torch.library.custom_op("prunekit::gram", mutates_args=("out",))
-def _gram(x: Tensor, out: Tensor) -> None:
+def _gram(x: Tensor, y: Tensor | None, out: Tensor, rows: Tensor | None) -> None:
     if runs_triton(x):
-        _launch(x, out)
-    else:
-        with full_precision():
-            _panels(x, out)
+        _launch(x, y, out, rows)
+        return
+    with full_precision():
+        if y is None:
+            _panels(taken(x, rows), out)
+            return
+        for left, right in zip(*(taken(z, rows).split(CHUNK) for z in (x, y)), strict=True):
+            out.addmm_(left.float().T, right.float())
 
 
 @_gram.register_fake
-def _(x: Tensor, out: Tensor) -> None:
+def _(x: Tensor, y: Tensor | None, out: Tensor, rows: Tensor | None) -> None:
     pass
 
 
@@ -75,22 +119,28 @@ def _panels(x: Tensor, out: Tensor) -> None:
             out[start:, panel].addmm_(rows[:, start:].T, rows[:, panel])
 
 
-def _launch(x: Tensor, out: Tensor) -> None:
-    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        x = x.float()
-    tokens, inputs = x.shape
+def _launch(x: Tensor, y: Tensor | None, out: Tensor, rows: Tensor | None) -> None:
+    x, other = _narrow(x), _narrow(x if y is None else y)
+    inputs, outputs = x.shape[1], other.shape[1]
+    listed, stride, tokens, kind = arguments(x, rows)
     # Narrow layers get smaller tiles, or most of the GPU would idle; not a reduction tile.
     tile = 128 if inputs > 2048 else 64
     tiles = triton.cdiv(inputs, tile)
-    grid = (tiles * (tiles + 1) // 2,)
-    if x.numel():
+    across = triton.cdiv(outputs, tile)
+    grid = (tiles * (tiles + 1) // 2 if y is None else tiles * across,)
+    if tokens and out.numel():
         with torch.cuda.device_of(x):
             _kernel[grid](
-                x, out, tokens, inputs, *x.stride(), *out.stride(),
+                x, other, listed, out, tokens, inputs, outputs, *x.stride(), *other.stride(),
+                stride, *out.stride(), across, SYMMETRIC=y is None, ROWS=kind,
                 TILE_I=tile, TILE_T=32 if x.dtype == torch.float32 else 64, PRECISION=_precision(),
                 num_warps=8 if tile == 128 else 4, num_stages=2 if x.dtype == torch.float32 else 3,
                 enable_fp_fusion=True,
             )  # fmt: skip
+
+
+def _narrow(x: Tensor) -> Tensor:
+    return x if x.dtype in (torch.float32, torch.float16, torch.bfloat16) else x.float()
 
 
 def _precision() -> str:
@@ -103,29 +153,52 @@ def _precision() -> str:
 
 
 @triton.jit
-def _kernel(
-    x_ptr, out_ptr, T, I, stride_t, stride_i, stride_row, stride_column,  # noqa: E741
+def _kernel(  # noqa: PLR0915  its branches are decided when it is compiled
+    x_ptr, y_ptr, rows_ptr, out_ptr, T, I, J, x_t, x_i, y_t, y_i,  # noqa: E741
+    stride_listed, stride_row, stride_column, across,
+    SYMMETRIC: tl.constexpr, ROWS: tl.constexpr,
     TILE_I: tl.constexpr, TILE_T: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    # Programs count the tiles of the lower triangle row by row; undo pid = r(r+1)/2 + c.
     pid = tl.program_id(0)
-    r = ((tl.sqrt(8.0 * pid.to(tl.float32) + 1.0) - 1.0) * 0.5).to(tl.int32)
-    r = tl.where((r + 1) * (r + 2) // 2 <= pid, r + 1, r)
-    r = tl.where(r * (r + 1) // 2 > pid, r - 1, r)
-    c = pid - r * (r + 1) // 2
+    if SYMMETRIC:
+        # Programs count the tiles of the lower triangle row by row; undo pid = r(r+1)/2 + c.
+        r = ((tl.sqrt(8.0 * pid.to(tl.float32) + 1.0) - 1.0) * 0.5).to(tl.int32)
+        r = tl.where((r + 1) * (r + 2) // 2 <= pid, r + 1, r)
+        r = tl.where(r * (r + 1) // 2 > pid, r - 1, r)
+        c = pid - r * (r + 1) // 2
+    else:
+        r = pid // across
+        c = pid % across
     row = r.to(tl.int64) * TILE_I + tl.arange(0, TILE_I)
     column = c.to(tl.int64) * TILE_I + tl.arange(0, TILE_I)
     t = tl.arange(0, TILE_T).to(tl.int64)
-    left_ptr = x_ptr + t[:, None] * stride_t + row[None, :] * stride_i
-    right_ptr = x_ptr + t[:, None] * stride_t + column[None, :] * stride_i
+    left_ptr = x_ptr + row[None, :] * x_i
+    right_ptr = y_ptr + column[None, :] * y_i
+    if ROWS != 1:
+        left_ptr += t[:, None] * x_t
+        right_ptr += t[:, None] * y_t
     total = tl.zeros((TILE_I, TILE_I), tl.float32)
     for start in range(0, T, TILE_T):
-        inside = (t < T - start)[:, None]
-        left = tl.load(left_ptr, inside & (row < I)[None, :], other=0.0)  # [TILE_T, TILE_I]
-        right = tl.load(right_ptr, inside & (column < I)[None, :], other=0.0)
+        counts = t < T - start
+        if ROWS == 1:
+            at = tl.load(rows_ptr + (start + t) * stride_listed, counts, other=0)
+            at = at.to(tl.int64)[:, None]
+            left_spot = left_ptr + at * x_t
+            right_spot = right_ptr + at * y_t
+        else:
+            left_spot = left_ptr
+            right_spot = right_ptr
+            left_ptr += TILE_T * x_t
+            right_ptr += TILE_T * y_t
+        if ROWS == 2:
+            spot = rows_ptr + (start + t) * stride_listed
+            counts = counts & (tl.load(spot, counts, other=0) != 0)
+        inside = counts[:, None]
+        left = tl.load(left_spot, inside & (row < I)[None, :], other=0.0)  # [TILE_T, TILE_I]
+        right = tl.load(right_spot, inside & (column < J)[None, :], other=0.0)
         total = tl.dot(tl.trans(left), right, total, input_precision=PRECISION)
-        left_ptr += TILE_T * stride_t
-        right_ptr += TILE_T * stride_t
     spot = out_ptr + row[:, None] * stride_row + column[None, :] * stride_column
-    inside = (row < I)[:, None] & (row[:, None] >= column[None, :])
+    inside = (row < I)[:, None] & (column < J)[None, :]
+    if SYMMETRIC:
+        inside = inside & (row[:, None] >= column[None, :])
     tl.store(spot, tl.load(spot, inside, other=0.0) + total, inside)

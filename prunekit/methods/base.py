@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
@@ -60,3 +60,41 @@ class Scored(Method):
     def prune(self, layer: Layer) -> Pruned:
         keep = layer.pattern.keep(self.score(layer), layer.sparsity)
         return Pruned(layer.weight.where(keep, 0), keep)
+
+
+class Factors(NamedTuple):
+    """Makes a score of a weight: ``|W| · (row + column) · scale``; None leaves a factor out.
+
+    Attributes:
+        scale: [I] float32.
+        shares: ``row`` [O] and ``column`` [I], float32.
+    """
+
+    scale: Float[Tensor, " I"] | None = None
+    shares: tuple[Float[Tensor, " O"], Float[Tensor, " I"]] | None = None
+
+
+class Weighed(Scored):
+    """A scored method whose score is the magnitude times factors of rows and columns.
+
+    Scores are then computed where they are compared, and never stored.
+    """
+
+    @abstractmethod
+    def factors(self, layer: Layer) -> Factors:
+        """Return the factors of the magnitude."""
+
+    @override
+    def score(self, layer: Layer) -> Float[Tensor, "O I"]:
+        from prunekit_kernels.score_and_mask import score
+
+        return score(layer.weight, *self.factors(layer))
+
+    @override
+    def prune(self, layer: Layer) -> Pruned:
+        from prunekit_kernels import score_and_mask, unpack
+
+        weight = layer.weight.clone()
+        groups = layer.pattern.groups(*weight.shape, layer.sparsity)
+        bits = score_and_mask(weight, groups, *self.factors(layer))
+        return Pruned(weight, unpack(bits, weight.shape[1]))

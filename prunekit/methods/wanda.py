@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from jaxtyping import Float
 from typing_extensions import override
 
 from prunekit.layer import Layer
-from prunekit.methods.base import Scored
+from prunekit.methods.base import Factors, Weighed
 from prunekit.statistics import ColumnEnergy, Statistic
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-
-class Wanda(Scored):
+class Wanda(Weighed):
     """``|Wᵢⱼ| · ‖Xⱼ‖₂``, compared within each output row (Sun et al., arXiv:2306.11695, eq. 1)."""
 
     name: ClassVar[str] = "wanda"
     needs: ClassVar[frozenset[type[Statistic]]] = frozenset({ColumnEnergy})
 
     @override
-    def score(self, layer: Layer) -> Float[Tensor, "O I"]:
+    def factors(self, layer: Layer) -> Factors:
         energy = layer.stats[ColumnEnergy]
-        return layer.weight.abs() * (energy.total / max(energy.tokens, 1)).sqrt()
+        return Factors((energy.total / max(energy.tokens, 1)).sqrt())

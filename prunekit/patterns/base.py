@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from jaxtyping import Bool, Float
 
 if TYPE_CHECKING:
+    from prunekit_kernels import Groups
     from torch import Tensor
 
 Scope = Literal["row", "layer", "block"]
@@ -46,20 +47,31 @@ class Pattern(ABC):
         return None
 
     @abstractmethod
+    def groups(self, outputs: int, inputs: int, sparsity: float) -> Groups:
+        """Return which weights of a matrix compete, and that :func:`pruned_count` of each go."""
+
+    def groups_of_columns(self, outputs: int, start: int, end: int, sparsity: float) -> Groups:
+        """Return the same for the columns from ``start`` on, ``stride`` of them or the rest."""
+        return self.groups(outputs, end - start, sparsity)
+
     def keep(self, score: Float[Tensor, "O I"], sparsity: float) -> Bool[Tensor, "O I"]:
         """Return what stays: the highest scores; ties keep the lower index, NaN counts as lowest.
 
         Of each group exactly :func:`pruned_count` go.
         """
+        from prunekit_kernels import choose
+
+        outputs, inputs = score.shape
+        return choose(score, self.groups(outputs, inputs, sparsity))
 
     def keep_columns(
-        self,
-        score: Float[Tensor, "O C"],
-        start: int,  # noqa: ARG002  for subclasses
-        sparsity: float,
+        self, score: Float[Tensor, "O C"], start: int, sparsity: float
     ) -> Bool[Tensor, "O C"]:
         """Return what stays of the columns from ``start`` on, ``stride`` of them or the rest."""
-        return self.keep(score, sparsity)
+        from prunekit_kernels import choose
+
+        outputs, columns = score.shape
+        return choose(score, self.groups_of_columns(outputs, start, start + columns, sparsity))
 
     def violations(self, keep: Bool[Tensor, "O I"]) -> int:  # noqa: ARG002  for subclasses
         """Count the groups of a mask that break the pattern."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from typing_extensions import override
 
 from prunekit.errors import ConfigError
 from prunekit.patterns.base import Pattern, Scope
-from prunekit.patterns.selection import keep_n_of_m
 
 if TYPE_CHECKING:
+    from prunekit_kernels import Groups
     from torch import Tensor
 
 
@@ -45,8 +45,10 @@ class NOfM(Pattern):
         return f"{self.name} needs a multiple of {self.m} inputs, this layer has {inputs}"
 
     @override
-    def keep(self, score: Float[Tensor, "O I"], sparsity: float) -> Bool[Tensor, "O I"]:
-        return keep_n_of_m(score, self.n, self.m)
+    def groups(self, outputs: int, inputs: int, sparsity: float) -> Groups:
+        from prunekit_kernels import Groups
+
+        return Groups(rows=1, columns=self.m, pruned=(self.m - self.n,))
 
     @override
     def violations(self, keep: Bool[Tensor, "O I"]) -> int:

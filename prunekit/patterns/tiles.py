@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from typing_extensions import override
 
 from prunekit.errors import ConfigError
 from prunekit.patterns.base import Pattern, Scope, pruned_count
-from prunekit.patterns.selection import keep_highest
 
 if TYPE_CHECKING:
+    from prunekit_kernels import Groups
     from torch import Tensor
 
 
@@ -48,13 +47,12 @@ class Tiles(Pattern):
         )
 
     @override
-    def keep(self, score: Float[Tensor, "O I"], sparsity: float) -> Bool[Tensor, "O I"]:
-        tiles = self._tiles(score.nan_to_num(nan=-math.inf, posinf=math.inf))
-        total = tiles.double().sum((1, 3))
-        kept = keep_highest(
-            total.reshape(1, -1), total.numel() - pruned_count(sparsity, total.numel())
-        ).view(total.shape)
-        return kept[:, None, :, None].expand(tiles.shape).reshape(score.shape)
+    def groups(self, outputs: int, inputs: int, sparsity: float) -> Groups:
+        from prunekit_kernels import Groups
+
+        rows, columns = tile = self.rows or outputs, self.columns or inputs
+        tiles = outputs // rows * (inputs // columns)
+        return Groups(None, None, (pruned_count(sparsity, tiles),), tile)
 
     @override
     def violations(self, keep: Bool[Tensor, "O I"]) -> int:

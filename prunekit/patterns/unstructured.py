@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from jaxtyping import Bool, Float
 from typing_extensions import override
 
 from prunekit.patterns.base import Pattern, Scope, pruned_count
-from prunekit.patterns.selection import keep_highest
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from prunekit_kernels import Groups
 
 BLOCK_COLUMNS = 128
 """Columns that SparseGPT compares with each other (arXiv:2301.00774, §3.3)."""
@@ -33,29 +31,22 @@ class Unstructured(Pattern):
         return cls(scope) if text == "unstructured" else None
 
     @override
-    def keep(self, score: Float[Tensor, "O I"], sparsity: float) -> Bool[Tensor, "O I"]:
-        if self.scope == "row":
-            return _without_lowest(score, pruned_count(sparsity, score.shape[1]))
-        if self.scope == "layer":
-            flat = score.reshape(1, -1)
-            return _without_lowest(flat, pruned_count(sparsity, flat.shape[1])).view(score.shape)
-        keep = score > 0
-        for start in range(0, score.shape[1], BLOCK_COLUMNS):
-            window = slice(start, start + BLOCK_COLUMNS)
-            keep[:, window] = self.keep_columns(score[:, window], start, sparsity)
-        return keep
+    def groups(self, outputs: int, inputs: int, sparsity: float) -> Groups:
+        from prunekit_kernels import Groups
+
+        if self.scope != "block":
+            return self.groups_of_columns(outputs, 0, inputs, sparsity)
+        windows = (
+            self.groups_of_columns(outputs, start, min(start + BLOCK_COLUMNS, inputs), sparsity)
+            for start in range(0, inputs, BLOCK_COLUMNS)
+        )
+        return Groups(None, BLOCK_COLUMNS, tuple(window.pruned[0] for window in windows))
 
     @override
-    def keep_columns(
-        self, score: Float[Tensor, "O C"], start: int, sparsity: float
-    ) -> Bool[Tensor, "O C"]:
+    def groups_of_columns(self, outputs: int, start: int, end: int, sparsity: float) -> Groups:
+        from prunekit_kernels import Groups
+
         # The counts of the windows add up to exactly the count of the whole.
-        groups = score if self.scope == "row" else score.reshape(1, -1)
-        scale = 1 if self.scope == "row" else score.shape[0]
-        end = start + score.shape[1]
-        gone = pruned_count(sparsity, scale * end) - pruned_count(sparsity, scale * start)
-        return _without_lowest(groups, gone).view(score.shape)
-
-
-def _without_lowest(score: Tensor, pruned: int) -> Tensor:
-    return keep_highest(score, score.shape[1] - pruned)
+        rows, size = (1, 1) if self.scope == "row" else (None, outputs)
+        gone = pruned_count(sparsity, size * end) - pruned_count(sparsity, size * start)
+        return Groups(rows, None, (gone,))

@@ -43,6 +43,22 @@ def test_adds_to_what_is_there(device):
     assert out.tolist() == [13, 13]
 
 
+@pytest.mark.parametrize(
+    "rows", [torch.arange(70) % 3 > 0, torch.tensor([5, 69, 5]), torch.tensor([]).int()], ids=str
+)
+def test_only_some_rows_count(rows, device):
+    x, rows = torch.randn(70, 9, device=device), rows.to(device)
+    out = torch.zeros(9, device=device)
+    column_energy(x, out, rows)
+    assert_close(out, x[rows].double().square().sum(0), column_energy_reference(x[rows]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_summed_in_float32(dtype, device):
+    x = torch.ones(5000, 3, dtype=dtype, device=device)
+    assert energy(x).tolist() == [5000] * 3
+
+
 def test_same_bits_each_time(device):
     x = torch.randn(600, 40, device=device)
     assert torch.equal(energy(x), energy(x))
@@ -74,7 +90,7 @@ def test_refuses_another_out(out):
 
 def test_is_a_proper_op(device):
     x, out = torch.randn(9, 4, device=device), torch.zeros(4, device=device)
-    torch.library.opcheck(_column_energy, (x, out))
+    torch.library.opcheck(_column_energy, (x, out, None))
 
 
 def test_compiles_without_graph_break(device):

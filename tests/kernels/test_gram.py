@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prunekit_kernels import gram, mirror
+from prunekit_kernels import cross_gram, gram, mirror
 from prunekit_kernels.gram import PANEL, _gram, gram_reference
 
 from tests.closeness import assert_close
@@ -57,6 +57,67 @@ def test_kernel_leaves_the_upper_triangle_alone(device):
     assert out[torch.ones_like(out).triu(1).bool()].isnan().all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 3, 5), (65, 64, 65), (33, 130, 9), (0, 4, 3)])
+def test_cross_products(shape, dtype, device):
+    tokens, inputs, others = shape
+    x = torch.randn(tokens, inputs, device=device).to(dtype)
+    y = torch.randn(tokens, others, device=device).to(dtype)
+    out = torch.zeros(inputs, others, device=device)
+    cross_gram(x, y, out)
+    plain = x.float().T @ y.float()
+    assert_close(out, x.double().T @ y.double(), plain)
+    cross_gram(x, y, out)
+    assert_close(out, 2 * (x.double().T @ y.double()), 2 * plain)
+
+
+ROWS = {
+    "mask": torch.arange(70) % 3 > 0,
+    "list": torch.tensor([5, 69, 0, 5, 12]),
+    "int32 list": torch.arange(69, -1, -2, dtype=torch.int32),
+    "no row": torch.tensor([], dtype=torch.int64),
+    "masked out": torch.zeros(70, dtype=torch.bool),
+}
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_only_some_rows_count(dtype, rows, device):
+    x, y = torch.randn(2, 70, 70, device=device).to(dtype)
+    rows = rows.to(device)
+    out = torch.zeros(70, 70, device=device)
+    gram(x, out, rows)
+    wide = x[rows].double()
+    assert_close(out.tril(), (wide.T @ wide).tril(), gram_reference(x[rows]).tril())
+    out.zero_()
+    cross_gram(x, y, out, rows)
+    plain = x[rows].float().T @ y[rows].float()
+    assert_close(out, wide.T @ y[rows].double(), plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_summed_in_float32(dtype, device):
+    # A sum in bfloat16 would stop at 256, one of float16 at 2048.
+    x = torch.ones(5000, 3, dtype=dtype, device=device)
+    assert lower(x).diagonal().tolist() == [5000] * 3
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e15])
+def test_large_and_tiny_magnitudes(scale, device):
+    check(torch.randn(70, 20, device=device) * scale)
+
+
+def test_refuses_rows_that_are_neither_mask_nor_list():
+    for rows in (torch.ones(3, dtype=torch.bool), torch.ones(4), torch.ones(2, 2).long()):
+        with pytest.raises(ValueError, match=r"rows must be bool of shape \(4,\)"):
+            gram(torch.ones(4, 2), torch.zeros(2, 2), rows)
+
+
+def test_refuses_another_number_of_tokens():
+    with pytest.raises(ValueError, match="of 4 tokens on cpu, got"):
+        cross_gram(torch.ones(4, 2), torch.ones(5, 2), torch.zeros(2, 2))
+
+
 def test_same_bits_each_time(device):
     x = torch.randn(70, 100, device=device)
     assert torch.equal(lower(x), lower(x))
@@ -100,7 +161,7 @@ def test_refuses_another_out(out):
 
 def test_is_a_proper_op(device):
     x, out = torch.randn(9, 4, device=device), torch.zeros(4, 4, device=device)
-    torch.library.opcheck(_gram, (x, out))
+    torch.library.opcheck(_gram, (x, None, out, None))
 
 
 def test_compiles_without_graph_break(device):

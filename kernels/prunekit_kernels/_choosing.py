@@ -1,0 +1,293 @@
+"""The kernels of selection: scores are computed where they are compared, and never stored.
+
+Three kernels choose and write in one pass; :mod:`prunekit_kernels._radix` finds thresholds that
+no single program can see. Scores become int32 keys of the same order, NaN that of −inf.
+Shapes: O output features, I input features, B = ⌈I / 8⌉ bytes.
+"""
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from prunekit_kernels import _radix
+from prunekit_kernels._keys import DUAL, SCORE, WEIGHT, key_of, score_at, write
+from prunekit_kernels._triton import tl, triton
+
+if TYPE_CHECKING:
+    from prunekit_kernels.selection import Groups
+
+LONGEST_ROW = 32768  # that one program holds in registers
+TILE_O, TILE_I = 4, 512  # of the n:m kernels
+
+
+class Source(NamedTuple):
+    """Where scores come from and what is written: all that the kernels are given.
+
+    Attributes:
+        kind: ``SCORE``: ``x``; nothing is written but bits. ``WEIGHT``: |x| · (row + column) ·
+            scale; ``out`` is ``x``, zeroed in place. ``DUAL``: |T| with T = x + dual · factor[0];
+            ``out`` gets T or 0, ``dual`` 0 or T · factor[1].
+        x: The matrix.
+        out: What is written.
+        dual: Only of ``DUAL``.
+        row: [O] float32, only of ``WEIGHT``, as ``column`` [I] and ``scale`` [I]; None for none.
+        factor: Two numbers of ``DUAL``.
+    """
+
+    kind: int
+    x: Tensor
+    out: Tensor
+    dual: Tensor
+    row: Tensor | None = None
+    column: Tensor | None = None
+    scale: Tensor | None = None
+    factor: tuple[float, float] = (0.0, 0.0)
+
+    def arguments(self) -> tuple:
+        """Return what every kernel begins with."""
+        vectors = (self.x if part is None else part for part in (self.row, self.column, self.scale))
+        return (
+            self.x, self.out, self.dual, *vectors, *self.factor, *self.x.shape,
+            *self.x.stride(), *self.out.stride(), *self.dual.stride(),
+        )  # fmt: skip
+
+    def options(self) -> dict:
+        """Return the constants of every kernel."""
+        return {
+            "KIND": self.kind,
+            "SHARES": self.row is not None,
+            "SCALED": self.scale is not None,
+            # A product and a sum are rounded one after the other, as PyTorch does.
+            "enable_fp_fusion": False,
+        }
+
+
+def scores(score: Tensor) -> Source:
+    """Return a source that only chooses."""
+    return Source(SCORE, score, score, score)
+
+
+def weights(
+    weight: Tensor, scale: Tensor | None, row: Tensor | None, column: Tensor | None
+) -> Source:
+    """Return a source that zeroes a weight in place."""
+    return Source(WEIGHT, weight, weight, weight, row, column, scale)
+
+
+def iterate(x: Tensor, dual: Tensor, rho: float, out: Tensor) -> Source:
+    """Return a source that projects an iterate and updates its dual."""
+    return Source(DUAL, x, out, dual, factor=(1 / rho, rho))
+
+
+def launch(source: Source, groups: "Groups") -> Tensor:
+    """Choose, write, and return the packed bits [O, B]."""
+    outputs, inputs = source.x.shape
+    bits = torch.empty((outputs, -(-inputs // 8)), dtype=torch.uint8, device=source.x.device)
+    if not bits.numel():
+        return bits
+    with torch.cuda.device_of(source.x):
+        if groups.rows == 1 and groups.columns is not None:
+            _neighbours(source, groups.columns - groups.pruned[0], groups.columns, bits)
+        elif groups.rows == 1 and inputs <= LONGEST_ROW:
+            _rows(source, groups.pruned[0], bits)
+        else:
+            _radix.launch(source, groups, bits)
+    return bits
+
+
+def _rows(source: Source, pruned: int, bits: Tensor) -> None:
+    outputs, inputs = source.x.shape
+    tile = max(128, triton.next_power_of_2(inputs))
+    pruned = max(0, min(pruned, inputs))
+    _row_kernel[(outputs,)](
+        *source.arguments(), bits, *bits.stride(), pruned, TILE_I=tile,
+        num_warps=4 if tile <= 4096 else 8 if tile <= 8192 else 16, **source.options(),
+    )  # fmt: skip
+
+
+def _neighbours(source: Source, n: int, m: int, bits: Tensor) -> None:
+    outputs, inputs = source.x.shape
+    if m in (2, 4, 8):
+        grid = (triton.cdiv(outputs, TILE_O), triton.cdiv(inputs, TILE_I))
+        _planes_kernel[grid](
+            *source.arguments(), bits, *bits.stride(), N=n, M=m, TILE_O=TILE_O, TILE_I=TILE_I,
+            num_warps=4, **source.options(),
+        )  # fmt: skip
+        return
+    # A program owns whole groups and whole bytes.
+    span = TILE_I // math.lcm(m, 8) * math.lcm(m, 8)
+    grid = (outputs, triton.cdiv(inputs, span))
+    _neighbours_kernel[grid](
+        *source.arguments(), bits, *bits.stride(), N=n, M=m, SPAN=span, TILE_I=TILE_I,
+        num_warps=4, **source.options(),
+    )  # fmt: skip
+
+
+@triton.jit
+def _row_kernel(
+    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, rho, O, I,  # noqa: E741
+    x_o, x_i, out_o, out_i, dual_o, dual_i, bits_ptr, bits_o, bits_b, pruned,
+    TILE_I: tl.constexpr, KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
+):  # fmt: skip
+    # One program a row. The smallest key that at least `pruned` keys do not exceed is found by
+    # bisection, which ends early where it separates exactly: 14 to 18 steps of 32.
+    o = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, TILE_I)
+    spot = i.to(tl.int64)
+    inside = i < I
+    score, _ = score_at(
+        x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, spot, O, I,
+        x_o, x_i, dual_o, dual_i, "evict_last", KIND, SHARES, SCALED,
+    )  # fmt: skip
+    key = tl.where(inside, key_of(score), 0x7FFFFFFF)
+    low = tl.min(key, 0)
+    high = tl.max(tl.where(inside, key, -0x7FFFFFFF), 0)
+    while low < high:  # pyright: ignore
+        middle = (low & high) + ((low ^ high) >> 1)  # pyright: ignore
+        count = tl.sum((key <= middle).to(tl.int32), 0)
+        low = tl.where(count == pruned, middle, tl.where(count > pruned, low, middle + 1))
+        high = tl.where(count >= pruned, middle, high)
+    below = tl.sum((key < high).to(tl.int32), 0)
+    tied = (key == high) & inside
+    ties = tl.sum(tied.to(tl.int32), 0)
+    # Of the ties the first stay; the column at which they end is found by bisection too.
+    stay = ties - (pruned - below)
+    cut = 0
+    end = TILE_I
+    while cut < end:
+        middle = (cut + end) >> 1
+        enough = tl.sum((tied & (i < middle)).to(tl.int32), 0) >= stay
+        end = tl.where(enough, middle, end)
+        cut = tl.where(enough, cut, middle + 1)
+    keep = ((key > high) | (tied & (i < cut))) & inside
+    # Read again, so that the bisection does not hold the values in registers.
+    _, value = score_at(
+        x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, spot, O, I,
+        x_o, x_i, dual_o, dual_i, "evict_first", KIND, SHARES, SCALED,
+    )  # fmt: skip
+    out_spot, dual_spot = out_ptr + o * out_o + spot * out_i, dual_ptr + o * dual_o + spot * dual_i
+    write(out_spot, dual_spot, value, keep, rho, inside, KIND)
+    bit = tl.reshape(keep.to(tl.int32), (TILE_I // 8, 8)) << tl.arange(0, 8)[None, :]
+    b = tl.arange(0, TILE_I // 8)
+    tl.store(bits_ptr + o * bits_o + b * bits_b, tl.sum(bit, 1).to(tl.uint8), b * 8 < I)
+
+
+@triton.jit
+def _split2(x, ROWS: tl.constexpr, GROUPS: tl.constexpr):
+    return tl.split(tl.reshape(x, (ROWS, GROUPS, 2)))
+
+
+@triton.jit
+def _split4(x, ROWS: tl.constexpr, GROUPS: tl.constexpr):
+    even, odd = tl.split(tl.reshape(x, (ROWS, GROUPS, 2, 2)))
+    x0, x2 = tl.split(even)
+    x1, x3 = tl.split(odd)
+    return x0, x1, x2, x3
+
+
+@triton.jit
+def _split8(x, ROWS: tl.constexpr, GROUPS: tl.constexpr):
+    even, odd = tl.split(tl.reshape(x, (ROWS, GROUPS, 2, 2, 2)))
+    x04, x26 = tl.split(even)
+    x15, x37 = tl.split(odd)
+    x0, x4 = tl.split(x04)
+    x2, x6 = tl.split(x26)
+    x1, x5 = tl.split(x15)
+    x3, x7 = tl.split(x37)
+    return x0, x1, x2, x3, x4, x5, x6, x7
+
+
+@triton.jit
+def _stays(planes, I: tl.constexpr, N: tl.constexpr, M: tl.constexpr):  # noqa: E741
+    """Return 1 where fewer than N of a group beat plane I."""
+    beaten = tl.zeros(planes[0].shape, tl.int32)
+    for j in tl.static_range(M):  # pyright: ignore
+        if j < I:
+            beaten += (planes[j] >= planes[I]).to(tl.int32)
+        if j > I:
+            beaten += (planes[j] > planes[I]).to(tl.int32)
+    return (beaten < N).to(tl.int32)
+
+
+@triton.jit
+def _planes_kernel(
+    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, rho, O, I,  # noqa: E741
+    x_o, x_i, out_o, out_i, dual_o, dual_i, bits_ptr, bits_o, bits_b,
+    N: tl.constexpr, M: tl.constexpr, TILE_O: tl.constexpr, TILE_I: tl.constexpr,
+    KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
+):  # fmt: skip
+    # A thread holds at least 8 neighbours, so that splitting them into planes and joining them
+    # again only renames registers.
+    o = tl.program_id(0).to(tl.int64) * TILE_O + tl.arange(0, TILE_O)[:, None]
+    i = tl.program_id(1).to(tl.int64) * TILE_I + tl.arange(0, TILE_I)[None, :]
+    inside = (o < O) & (i < I)
+    score, value = score_at(
+        x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, i, O, I,
+        x_o, x_i, dual_o, dual_i, "", KIND, SHARES, SCALED,
+    )  # fmt: skip
+    key = tl.where(inside, key_of(score), -0x7FFFFFFF)
+    if M == 2:
+        k = _split2(key, TILE_O, TILE_I // 2)
+        keep = tl.join(_stays(k, 0, N, M), _stays(k, 1, N, M))
+    elif M == 4:
+        k = _split4(key, TILE_O, TILE_I // 4)
+        even = tl.join(_stays(k, 0, N, M), _stays(k, 2, N, M))
+        odd = tl.join(_stays(k, 1, N, M), _stays(k, 3, N, M))
+        keep = tl.join(even, odd)
+    else:
+        k = _split8(key, TILE_O, TILE_I // 8)
+        k04 = tl.join(_stays(k, 0, N, M), _stays(k, 4, N, M))
+        k26 = tl.join(_stays(k, 2, N, M), _stays(k, 6, N, M))
+        k15 = tl.join(_stays(k, 1, N, M), _stays(k, 5, N, M))
+        k37 = tl.join(_stays(k, 3, N, M), _stays(k, 7, N, M))
+        keep = tl.join(tl.join(k04, k26), tl.join(k15, k37))
+    keep = tl.where(inside, tl.reshape(keep, (TILE_O, TILE_I)), 0)
+    out_spot, dual_spot = out_ptr + o * out_o + i * out_i, dual_ptr + o * dual_o + i * dual_i
+    write(out_spot, dual_spot, value, keep != 0, rho, inside, KIND)
+    b0, b1, b2, b3, b4, b5, b6, b7 = _split8(keep, TILE_O, TILE_I // 8)
+    low = b0 | (b1 << 1) | (b2 << 2) | (b3 << 3)
+    high = (b4 << 4) | (b5 << 5) | (b6 << 6) | (b7 << 7)
+    b = tl.program_id(1).to(tl.int64) * (TILE_I // 8) + tl.arange(0, TILE_I // 8)[None, :]
+    spot = bits_ptr + o * bits_o + b * bits_b
+    tl.store(spot, (low | high).to(tl.uint8), (o < O) & (b * 8 < I))
+
+
+@triton.jit
+def _neighbours_kernel(
+    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, rho, O, I,  # noqa: E741
+    x_o, x_i, out_o, out_i, dual_o, dual_i, bits_ptr, bits_o, bits_b,
+    N: tl.constexpr, M: tl.constexpr, SPAN: tl.constexpr, TILE_I: tl.constexpr,
+    KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
+):  # fmt: skip
+    # Any m: each weight reads its group again, from the first cache, and counts who beats it.
+    o = tl.program_id(0).to(tl.int64)
+    lane = tl.arange(0, TILE_I)
+    i = tl.program_id(1).to(tl.int64) * SPAN + lane
+    inside = (lane < SPAN) & (i < I)
+    score, value = score_at(
+        x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, i, O, I,
+        x_o, x_i, dual_o, dual_i, "", KIND, SHARES, SCALED,
+    )  # fmt: skip
+    key = key_of(score)
+    first = i // M * M
+    beaten = tl.zeros((TILE_I,), tl.int32)
+    for step in tl.range(M):  # pyright: ignore
+        j = first + step
+        rival, _ = score_at(
+            x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, j, O, I,
+            x_o, x_i, dual_o, dual_i, "", KIND, SHARES, SCALED,
+        )  # fmt: skip
+        rival = key_of(rival)
+        beaten += ((rival > key) | ((rival == key) & (j < i))).to(tl.int32)
+    keep = (beaten < N) & inside
+    # No warp may write before all have read.
+    tl.debug_barrier()
+    out_spot, dual_spot = out_ptr + o * out_o + i * out_i, dual_ptr + o * dual_o + i * dual_i
+    write(out_spot, dual_spot, value, keep, rho, inside, KIND)
+    bit = tl.reshape(keep.to(tl.int32), (TILE_I // 8, 8)) << tl.arange(0, 8)[None, :]
+    byte = tl.arange(0, TILE_I // 8)
+    b = tl.program_id(1).to(tl.int64) * (SPAN // 8) + byte
+    inside = (byte < SPAN // 8) & (b * 8 < I)
+    tl.store(bits_ptr + o * bits_o + b * bits_b, tl.sum(bit, 1).to(tl.uint8), inside)

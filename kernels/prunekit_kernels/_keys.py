@@ -1,0 +1,47 @@
+"""What the kernels of selection share: reading scores, ordering them, writing what was chosen."""
+
+from prunekit_kernels._triton import tl, triton
+
+SCORE, WEIGHT, DUAL = 0, 1, 2
+"""The kinds of source; see ``Source`` in :mod:`prunekit_kernels._choosing`."""
+
+
+@triton.jit
+def score_at(
+    x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, i, O, I,  # noqa: E741
+    x_o, x_i, dual_o, dual_i,
+    EVICTION: tl.constexpr, KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
+):  # fmt: skip
+    """Return the float32 scores at rows o and columns i, and the values they belong to."""
+    inside = (o < O) & (i < I)
+    value = tl.load(x_ptr + o * x_o + i * x_i, inside, other=0.0, eviction_policy=EVICTION)
+    score = value.to(tl.float32)
+    if KIND == 2:
+        spot = dual_ptr + o * dual_o + i * dual_i
+        value = score + tl.load(spot, inside, other=0.0, eviction_policy=EVICTION) * inverse
+        score = tl.abs(value)
+    if KIND == 1:
+        score = tl.abs(score)
+        if SHARES:
+            row = tl.load(row_ptr + o, o < O, other=0.0)
+            score = score * (row + tl.load(column_ptr + i, i < I, other=0.0))
+        if SCALED:
+            score = score * tl.load(scale_ptr + i, i < I, other=0.0)
+    return score, value
+
+
+@triton.jit
+def key_of(score):
+    """Return int32 keys of the same order as float32 scores; −0 equals 0 and NaN equals −inf."""
+    bits = (score + 0.0).to(tl.int32, bitcast=True)
+    key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return tl.where(score == score, key, -2139095041)  # noqa: PLR0124  the key of −inf
+
+
+@triton.jit
+def write(out_spot, dual_spot, value, keep, rho, inside, KIND: tl.constexpr):
+    """Write what stays, zeros elsewhere, and of ``DUAL`` what the dual becomes."""
+    if KIND != 0:
+        tl.store(out_spot, tl.where(keep, value, 0.0).to(out_spot.dtype.element_ty), inside)
+    if KIND == 2:
+        tl.store(dual_spot, tl.where(keep, 0.0, value * rho), inside)

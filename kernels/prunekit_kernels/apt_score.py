@@ -1,0 +1,106 @@
+"""APT score: outlier-aware salience of the units that read a linear layer's input.
+
+    S = (Σ|h|) (Σ|g|) + √Kurt
+
+over the columns of a unit: one column for a neuron, ``head_dim`` for a head. The paper (eq. 5) and
+the released code differ; both are offered. As released, Kurt is that of the weights, each column
+times its mean activation; it is excess kurtosis by the unbiased deviation, and at least 0. The
+paper takes the activations.
+
+Source: Zhao et al., APT, eq. 5, arXiv:2401.12200, and its code, github.com/ROIM1998/APT.
+Shapes: I columns, U = I / width units.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prunekit_kernels.salience import _pebay, new_state, salience
+
+Product = Literal["sums", "calls", "elements"]
+
+
+def weight_moments(weight: Float[Tensor, "O I"]) -> Float[Tensor, "10 I"]:
+    """Return the state of a weight's columns, its rows taken as tokens."""
+    state = new_state(weight.shape[1], weight.device)
+    salience(weight, None, state)
+    return state
+
+
+def apt_score(
+    state: Float[Tensor, "10 I"],
+    weight: Float[Tensor, "10 I"] | None,
+    *,
+    width: int = 1,
+    product: Product = "calls",
+    excess: bool = True,
+    clamp: bool = True,
+) -> Float[Tensor, " U"]:
+    """Return the score of each unit, float64; higher stays.
+
+    Args:
+        state: What :func:`salience` gathered of the layer's input and its gradient.
+        weight: From :func:`weight_moments`, for the kurtosis of the weights as released; None for
+            that of the activations, as in the paper.
+        width: Columns of a unit.
+        product: "calls": Σ|h| · Σ|g| of each call, summed, as released. "sums": of all calls
+            together, as eq. 5. "elements": Σ|h g|, as the paper's list of steps has it.
+        excess: Subtract 3, the kurtosis of a normal distribution; with the unbiased deviation.
+        clamp: Take a negative excess for 0. Without, it is an error.
+
+    Raises:
+        ValueError: Widths do not fit, or a kurtosis is negative and may not be clamped.
+    """
+    columns = state.shape[1]
+    if columns % width or (weight is not None and weight.shape != state.shape):
+        raise ValueError(
+            f"{columns} columns are not units of {width}, or the weight's moments have another"
+            f" shape: {None if weight is None else tuple(weight.shape)}"
+        )
+    products = {"calls": state[9], "sums": state[5] * state[6], "elements": state[7]}
+    found = products[product].unflatten(0, (-1, width)).sum(1)
+    scaled = state if weight is None else _scaled(weight, state[1])
+    kurtosis = _kurtosis(_together(scaled[:5], width), excess=excess)
+    if clamp:
+        kurtosis = kurtosis.clamp_min(0)
+    elif (kurtosis < 0).any():
+        raise ValueError(
+            "excess kurtosis is negative for some units; clamp it or take excess=False"
+        )
+    return found + kurtosis.sqrt()
+
+
+def smoothed(
+    previous: Float[Tensor, " U"] | None, score: Float[Tensor, " U"], beta: float = 0.85
+) -> Float[Tensor, " U"]:
+    """Return the running mean of scores, S̄ ← β S̄ + (1 − β) S; the first score as it is.
+
+    β is 0.85 in the code and its notes, 0.9 in the paper's text.
+    """
+    return score if previous is None else beta * previous + (1 - beta) * score
+
+
+def _scaled(moments: Tensor, factor: Tensor) -> Tensor:
+    """Return the moments of columns that are multiplied by a factor each."""
+    return moments[:5] * torch.stack([factor**power for power in range(5)])
+
+
+def _together(moments: Tensor, width: int) -> Tensor:
+    """Merge the moments of every ``width`` neighbouring columns."""
+    columns = moments.unflatten(1, (-1, width)).unbind(2)
+    merged = columns[0]
+    for column in columns[1:]:
+        merged = torch.stack(_pebay(*merged, *column))
+    return merged
+
+
+def _kurtosis(moments: Tensor, *, excess: bool) -> Tensor:
+    """Return M₄ n / M₂², of constants 0; with ``excess`` by the unbiased deviation, less 3."""
+    count, _, m2, _, m4 = moments
+    varies = m2 > 0
+    kurtosis = count * m4 / m2.where(varies, 1).square()
+    if excess:
+        kurtosis = kurtosis * ((count - 1) / count.clamp_min(1)).square() - 3
+    return kurtosis.where(varies, 0)

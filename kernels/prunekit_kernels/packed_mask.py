@@ -1,0 +1,136 @@
+"""Packed mask: one bit a weight; eight neighbours of a row are a byte, its lowest bit the first.
+
+    bits[o, b] = Σⱼ keep[o, 8b + j] · 2ʲ,  j = 0..7
+
+The layout of compressed-tensors' bitmasks. Bits past the last column are 0.
+Shapes: O output features, I input features, B = ⌈I / 8⌉ bytes.
+"""
+
+import sys
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from prunekit_kernels._triton import runs_triton, tl, triton
+
+TILE_O = 4
+TILE_I = 512
+# Multiplied by this, the eight bytes of a word, each 0 or 1, line up as bits in its highest byte.
+GATHER = sum(1 << (56 - 7 * byte) for byte in range(8))
+
+
+def pack(keep: Bool[Tensor, "O I"]) -> UInt8[Tensor, "O B"]:
+    """Return the bits of a mask."""
+    if not keep.numel():
+        return keep.new_zeros((keep.shape[0], -(-keep.shape[1] // 8)), dtype=torch.uint8)
+    if keep.shape[1] % 8:
+        keep = torch.nn.functional.pad(keep, (0, -keep.shape[1] % 8))
+    keep = keep.contiguous()
+    if sys.byteorder == "little":
+        words = keep.view(torch.int64) * GATHER
+        return words.bitwise_right_shift_(56).to(torch.uint8)
+    weights = 1 << torch.arange(8, device=keep.device)
+    return (keep.unflatten(1, (-1, 8)) * weights).sum(2).to(torch.uint8)
+
+
+def unpack(bits: UInt8[Tensor, "O B"], inputs: int) -> Bool[Tensor, "O I"]:
+    """Return the mask of ``inputs`` columns that was packed.
+
+    Raises:
+        ValueError: So many columns do not take so many bytes.
+    """
+    _check(bits, (bits.shape[0], inputs))
+    shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    table = torch.arange(256, device=bits.device).to(torch.uint8)[:, None] >> shifts & 1
+    if sys.byteorder == "little":
+        words = table.view(torch.int64).flatten()
+        spread = words.index_select(0, bits.flatten().int()).view(*bits.shape)
+        return spread.view(torch.bool)[:, :inputs].contiguous()
+    return table[bits.int()].flatten(1).bool()[:, :inputs].contiguous()
+
+
+def popcount(bits: UInt8[Tensor, "O B"]) -> Int[Tensor, " O"]:
+    """Return how many weights of each row stay, int64."""
+    table = torch.tensor([byte.bit_count() for byte in range(256)], device=bits.device)
+    return table[bits.int()].sum(1)
+
+
+def apply(weight: Float[Tensor, "O I"], bits: UInt8[Tensor, "O B"]) -> None:
+    """Set to exactly 0, in place, what does not stay; NaN and inf too.
+
+    Args:
+        weight: Any float type, any strides.
+        bits: On the same device.
+
+    Raises:
+        ValueError: The bits are of another size or type, or on another device.
+    """
+    _check(bits, tuple(weight.shape))
+    if bits.device != weight.device:
+        raise ValueError(f"bits are on {bits.device}, the weight is on {weight.device}")
+    _apply(weight, bits)
+
+
+def zero(weight: Float[Tensor, "O I"], keep: Bool[Tensor, "O I"]) -> None:
+    """Do what :func:`apply` does with a mask that is not packed, in PyTorch."""
+    # All bits or none, of any value: on the CPU four times as fast as `masked_fill_`.
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    whole = weight.view(integers[weight.itemsize])
+    whole &= keep.to(whole.dtype).neg_()
+
+
+def pack_reference(keep: Bool[Tensor, "O I"]) -> UInt8[Tensor, "O B"]:
+    """Say the same as :func:`pack`, bit by bit."""
+    bits = torch.zeros(keep.shape[0], -(-keep.shape[1] // 8), dtype=torch.uint8)
+    for column in range(keep.shape[1]):
+        bits[:, column // 8] |= keep[:, column].cpu().to(torch.uint8) << column % 8
+    return bits.to(keep.device)
+
+
+def _check(bits: Tensor, shape: tuple[int, ...]) -> None:
+    size = (shape[0], -(-shape[1] // 8))
+    if bits.dtype != torch.uint8 or bits.shape != size:
+        raise ValueError(
+            f"bits of {shape[1]} columns must be uint8 of shape {size}, "
+            f"got {bits.dtype} of shape {tuple(bits.shape)}"
+        )
+
+
+@torch.library.custom_op("prunekit::apply_mask", mutates_args=("weight",))
+def _apply(weight: Tensor, bits: Tensor) -> None:
+    if runs_triton(weight):
+        _launch(weight, bits)
+    else:
+        zero(weight, unpack(bits, weight.shape[1]))
+
+
+@_apply.register_fake
+def _(weight: Tensor, bits: Tensor) -> None:
+    pass
+
+
+def _launch(weight: Tensor, bits: Tensor) -> None:
+    outputs, inputs = weight.shape
+    if weight.numel():
+        grid = (triton.cdiv(outputs, TILE_O), triton.cdiv(inputs, TILE_I))
+        with torch.cuda.device_of(weight):
+            _kernel[grid](
+                weight, bits, outputs, inputs, *weight.stride(), *bits.stride(),
+                TILE_O=TILE_O, TILE_I=TILE_I, num_warps=4, enable_fp_fusion=False,
+            )  # fmt: skip
+
+
+@triton.jit
+def _kernel(
+    weight_ptr, bits_ptr, O, I, stride_o, stride_i, stride_row, stride_byte,  # noqa: E741
+    TILE_O: tl.constexpr, TILE_I: tl.constexpr,
+):  # fmt: skip
+    o = tl.program_id(0).to(tl.int64) * TILE_O + tl.arange(0, TILE_O)[:, None]
+    i = tl.program_id(1).to(tl.int64) * TILE_I + tl.arange(0, TILE_I)[None, :]
+    inside = (o < O) & (i < I)
+    byte = tl.load(bits_ptr + o * stride_row + i // 8 * stride_byte, inside, other=0)
+    gone = (byte.to(tl.int32) >> (i % 8).to(tl.int32)) & 1 == 0
+    # Nothing is read: a store of zeros where a bit is 0 leaves the rest as it is.
+    spot = weight_ptr + o * stride_o + i * stride_i
+    tl.store(spot, tl.zeros((TILE_O, TILE_I), weight_ptr.dtype.element_ty), inside & gone)

@@ -1,0 +1,132 @@
+"""Score and mask: score a weight, choose what stays, zero the rest in place, return the bits.
+
+    score = |W| · (row + column) · scale
+
+Magnitude needs no factor, Wanda the norms of the inputs as ``scale``, RIA in addition the inverse
+sums of the rows and of the columns of |W| as ``shares``. No score is stored: where a group fits one
+program, the weight is read, chosen and written in one pass.
+
+Source: Han et al., arXiv:1506.02626; Sun et al., arXiv:2306.11695, eq. 1; Zhang et al., Plug-and-
+Play, ICLR 2024, eq. 4.
+Shapes: O output features, I input features, B = ⌈I / 8⌉ bytes.
+"""
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from prunekit_kernels import _choosing
+from prunekit_kernels._triton import runs_triton
+from prunekit_kernels.packed_mask import pack, zero
+from prunekit_kernels.selection import Groups, choose, choose_reference, row_chunks
+
+Shares = tuple[Float[Tensor, " O"], Float[Tensor, " I"]]
+
+
+def score_and_mask(
+    weight: Float[Tensor, "O I"],
+    groups: Groups,
+    scale: Float[Tensor, " I"] | None = None,
+    shares: Shares | None = None,
+) -> UInt8[Tensor, "O B"]:
+    """Zero what goes of ``weight`` in place and return the packed bits of what stays.
+
+    Args:
+        weight: float32, float16 or bfloat16, any strides; scored in float32. Float64 is scored in
+            float64, in PyTorch on all devices.
+        groups: What competes with what, and how many go.
+        scale: One factor an input.
+        shares: One addend a row and one a column; their sum is a factor.
+
+    Raises:
+        ValueError: Shapes, types, devices or the groups do not fit.
+    """
+    if not weight.is_floating_point():
+        raise ValueError(f"weight must be of a float type, got {weight.dtype}")
+    row, column = shares or (None, None)
+    outputs, inputs = weight.shape
+    for name, size, factor in (("row", outputs, row), ("column", inputs, column),
+                               ("scale", inputs, scale)):  # fmt: skip
+        if factor is not None:
+            _check(name, factor, weight, size)
+    groups.check(outputs, inputs)
+    return _score_and_mask(weight, groups.numbers(), scale, row, column)
+
+
+def score(
+    weight: Float[Tensor, "O I"],
+    scale: Float[Tensor, " I"] | None = None,
+    shares: Shares | None = None,
+) -> Float[Tensor, "O I"]:
+    """Return the scores in the order of arithmetic of the kernels, bit for bit."""
+    found = weight.abs().to(_precision(weight))
+    if shares is not None:
+        found = found.mul_(shares[0][:, None] + shares[1])
+    return found if scale is None else found.mul_(scale)
+
+
+def score_and_mask_reference(
+    weight: Float[Tensor, "O I"],
+    groups: Groups,
+    scale: Float[Tensor, " I"] | None = None,
+    shares: Shares | None = None,
+) -> tuple[Float[Tensor, "O I"], Bool[Tensor, "O I"]]:
+    """Return the pruned weight and what stays, by sorting, as the published tools do."""
+    keep = choose_reference(score(weight, scale, shares), groups)
+    return weight.where(keep, 0), keep
+
+
+def _precision(weight: Tensor) -> torch.dtype:
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
+def _check(name: str, factor: Tensor, weight: Tensor, size: int) -> None:
+    dtype = _precision(weight)
+    if factor.dtype != dtype or factor.shape != (size,) or factor.device != weight.device:
+        raise ValueError(
+            f"{name} must be {dtype} of shape {(size,)} on {weight.device}, "
+            f"got {factor.dtype} of shape {tuple(factor.shape)} on {factor.device}"
+        )
+
+
+@torch.library.custom_op("prunekit::score_and_mask", mutates_args=("weight",))
+def _score_and_mask(
+    weight: Tensor,
+    groups: list[int],
+    scale: Tensor | None,
+    row: Tensor | None,
+    column: Tensor | None,
+) -> Tensor:
+    chosen = Groups.of(groups)
+    if runs_triton(weight) and weight.dtype != torch.float64 and chosen.tile == (1, 1):
+        return _launch(weight, chosen, scale, row, column)
+    outputs, inputs = weight.shape
+    bits = torch.empty(outputs, -(-inputs // 8), dtype=torch.uint8, device=weight.device)
+    for rows in row_chunks(chosen, outputs, inputs):
+        shares = None if row is None or column is None else (row[rows], column)
+        keep = choose(score(weight[rows], scale, shares), chosen)
+        zero(weight[rows], keep)
+        bits[rows] = pack(keep)
+    return bits
+
+
+@_score_and_mask.register_fake
+def _(
+    weight: Tensor,
+    groups: list[int],  # noqa: ARG001
+    scale: Tensor | None,  # noqa: ARG001
+    row: Tensor | None,  # noqa: ARG001
+    column: Tensor | None,  # noqa: ARG001
+) -> Tensor:
+    return weight.new_empty((weight.shape[0], -(-weight.shape[1] // 8)), dtype=torch.uint8)
+
+
+def _launch(
+    weight: Tensor,
+    groups: Groups,
+    scale: Tensor | None,
+    row: Tensor | None,
+    column: Tensor | None,
+) -> Tensor:
+    vectors = (None if part is None else part.contiguous() for part in (scale, row, column))
+    return _choosing.launch(_choosing.weights(weight, *vectors), groups)

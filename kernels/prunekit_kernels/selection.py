@@ -1,0 +1,204 @@
+"""Selection: which weights stay, by exact counts within groups.
+
+Of each group the ``pruned`` units with the lowest scores go; of equal scores the lower index stays,
+and NaN counts as lowest. By the k-th value, never by a sort.
+Shapes: O output features, I input features, G groups, N members of a group.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from prunekit_kernels import _choosing
+from prunekit_kernels._triton import runs_triton
+from prunekit_kernels.packed_mask import unpack
+
+CHUNK = 1 << 19  # scores looked at together on the CPU, whose caches then hold them
+NEIGHBOURS = 64  # so many columns at most are compared one with another
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which weights compete: neighbours of one row, or whole columns, or all.
+
+    Attributes:
+        rows: Rows of a group: 1, or None for all.
+        columns: Columns of a group, None for all; the last group of whole columns may have fewer.
+        pruned: How many units of a group go; one number for all groups of single rows, otherwise
+            one for each group.
+        tile: Rows and columns of a unit, whose score is the sum over it; only among all.
+    """
+
+    rows: int | None
+    columns: int | None
+    pruned: tuple[int, ...]
+    tile: tuple[int, int] = (1, 1)
+
+    def check(self, outputs: int, inputs: int) -> None:
+        """Check that a matrix can be divided so.
+
+        Raises:
+            ValueError: It cannot.
+        """
+        if reason := self._misfit(outputs, inputs):
+            raise ValueError(f"{self} of a matrix of shape {(outputs, inputs)}: {reason}")
+
+    def _misfit(self, outputs: int, inputs: int) -> str | None:
+        if self.tile != (1, 1):
+            fits = outputs % self.tile[0] == 0 and inputs % self.tile[1] == 0
+            return None if fits else "tiles have to divide it"
+        if self.rows is None:
+            groups = -(-inputs // (self.columns or max(inputs, 1))) if inputs else 0
+            enough = len(self.pruned) in (groups, max(groups, 1))
+            return None if enough else f"{groups} groups need as many counts"
+        if self.rows != 1 or len(self.pruned) != 1:
+            return "groups have one row and one count, or all rows"
+        if self.columns is not None and (self.columns > NEIGHBOURS or inputs % self.columns):
+            return f"neighbours have to divide it, {NEIGHBOURS} at most"
+        return None
+
+    def numbers(self) -> list[int]:
+        """Return the same as plain numbers, for an op; :meth:`of` undoes it."""
+        return [self.rows or 0, self.columns or 0, *self.tile, *self.pruned]
+
+    @classmethod
+    def of(cls, numbers: Sequence[int]) -> Self:
+        """Return what :meth:`numbers` gave."""
+        rows, columns, height, width, *pruned = numbers
+        return cls(rows or None, columns or None, tuple(pruned), (height, width))
+
+
+def choose(score: Float[Tensor, "O I"], groups: Groups) -> Bool[Tensor, "O I"]:
+    """Return what stays.
+
+    Args:
+        score: Higher stays; any strides. float64 is compared in PyTorch on all devices.
+        groups: What competes with what, and how many go.
+
+    Raises:
+        ValueError: The groups do not divide this matrix.
+    """
+    groups.check(*score.shape)
+    if groups.tile != (1, 1):
+        return _tiles(score, groups)
+    if runs_triton(score) and score.dtype != torch.float64:
+        return unpack(_choose(score, groups.numbers()), score.shape[1])
+    return plain(score, groups)
+
+
+def choose_reference(score: Float[Tensor, "O I"], groups: Groups) -> Bool[Tensor, "O I"]:
+    """Say the same by sorting, as the published tools do."""
+    height, width = groups.tile
+    units = score.double().nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+    units = units.unflatten(0, (-1, height)).unflatten(2, (-1, width)).sum((1, 3)).nan_to_num(
+        nan=-math.inf, posinf=math.inf, neginf=-math.inf
+    )  # fmt: skip
+    keep = torch.ones_like(units, dtype=torch.bool)
+    rows, columns = groups.rows or len(units), groups.columns or units.shape[1]
+    for top in range(0, len(units), max(rows, 1)):
+        for number, start in enumerate(range(0, units.shape[1], max(columns, 1))):
+            window = slice(top, top + rows), slice(start, start + columns)
+            group = units[window].flatten()
+            pruned = groups.pruned[number if groups.rows is None else 0]
+            # Reversed, a stable sort puts the higher index of equals first.
+            lowest = len(group) - 1 - group.flip(0).argsort(stable=True)[:pruned]
+            mask = torch.ones_like(group, dtype=torch.bool).index_fill(0, lowest, 0)
+            keep[window] = mask.view(keep[window].shape)
+    return keep.repeat_interleave(height, 0).repeat_interleave(width, 1)
+
+
+def plain(score: Float[Tensor, "O I"], groups: Groups) -> Bool[Tensor, "O I"]:
+    """Return what stays, in vectorised PyTorch; the units are single weights."""
+    if groups.rows is None:
+        columns = max(groups.columns or score.shape[1], 1)
+        keep = torch.empty(score.shape, dtype=torch.bool, device=score.device)
+        for start, pruned in zip(range(0, score.shape[1], columns), groups.pruned, strict=False):
+            window = score[:, start : start + columns]
+            chosen = keep_highest(window.reshape(1, -1), window.numel() - pruned)
+            keep[:, start : start + columns] = chosen.view(window.shape)
+        return keep
+    pruned = groups.pruned[0]
+    if groups.columns is not None:
+        return keep_neighbours(score, groups.columns - pruned, groups.columns)
+    return keep_highest(score, score.shape[1] - pruned)
+
+
+def row_chunks(groups: Groups, outputs: int, inputs: int) -> Iterator[slice]:
+    """Yield rows that can be chosen without the others: as many as caches hold, or all."""
+    apart = groups.rows == 1 and groups.tile == (1, 1)
+    step = max(1, CHUNK // max(inputs, 1)) if apart else max(outputs, 1)
+    for start in range(0, outputs, step):
+        yield slice(start, start + step)
+
+
+def keep_highest(score: Float[Tensor, "G N"], kept: int) -> Bool[Tensor, "G N"]:
+    """Keep exactly ``kept`` entries of each row, by one quickselect a row."""
+    size = score.shape[1]
+    if kept >= size or kept <= 0:
+        return torch.full_like(score, kept > 0, dtype=torch.bool)
+    score = _without_nan(score)
+    threshold = score.kthvalue(size - kept + 1, dim=1, keepdim=True).values
+    keep = score >= threshold
+    surplus = keep.sum(1, dtype=torch.int32) - kept
+    if surplus.any():
+        _drop_last(keep, score == threshold, surplus)
+    return keep
+
+
+def keep_neighbours(score: Float[Tensor, "O I"], n: int, m: int) -> Bool[Tensor, "O I"]:
+    """Keep the n highest of every m neighbours in a row.
+
+    The rank of an entry is how many of its group beat it: m(m - 1)/2 comparisons of whole planes
+    and no sort.
+    """
+    planes = _without_nan(score).unflatten(1, (-1, m)).unbind(2)
+    beaten = score.new_zeros((m, *planes[0].shape), dtype=torch.int8)
+    for first in range(m):
+        for second in range(first + 1, m):
+            first_wins = planes[first] >= planes[second]
+            beaten[second] += first_wins
+            beaten[first] += ~first_wins
+    return (beaten < n).movedim(0, 2).flatten(1)
+
+
+def _drop_last(keep: Tensor, tied: Tensor, surplus: Tensor) -> None:
+    """Clear the last ``surplus`` of the tied entries of each row."""
+    tied &= (surplus > 0)[:, None]
+    row, column = tied.nonzero(as_tuple=True)
+    count = torch.bincount(row, minlength=len(tied))
+    rank = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+    last = rank >= (count - surplus)[row]
+    keep[row[last], column[last]] = False
+
+
+def _tiles(score: Tensor, groups: Groups) -> Tensor:
+    height, width = groups.tile
+    # Summed in float64, then rounded: so the order of the sum, another on each device, is lost.
+    tall = _without_nan(score).unflatten(0, (-1, height)).sum(1, dtype=torch.float64)
+    total = tall.unflatten(1, (-1, width)).sum(2).float()
+    keep = choose(total, Groups(groups.rows, groups.columns, groups.pruned))
+    shape = len(total), height, total.shape[1], width
+    return keep[:, None, :, None].expand(shape).reshape(score.shape)
+
+
+def _without_nan(score: Tensor) -> Tensor:
+    """Return the scores with NaN as the lowest; looking for one is cheaper than a copy."""
+    if not score.sum().isnan():
+        return score
+    return score.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+
+
+@torch.library.custom_op("prunekit::choose", mutates_args=())
+def _choose(score: Tensor, groups: list[int]) -> Tensor:
+    return _choosing.launch(_choosing.scores(score), Groups.of(groups))
+
+
+@_choose.register_fake
+def _(score: Tensor, groups: list[int]) -> Tensor:  # noqa: ARG001
+    outputs, inputs = score.shape
+    return score.new_empty((outputs, -(-inputs // 8)), dtype=torch.uint8)

@@ -1,0 +1,65 @@
+"""Which operations the engine's methods run."""
+
+import pytest
+import torch
+from prunekit_kernels import _choosing
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from prunekit.layer import Layer
+from prunekit.methods.magnitude import Magnitude
+from prunekit.methods.ria import Ria
+from prunekit.methods.wanda import Wanda
+from prunekit.patterns import parse
+from prunekit.statistics import ColumnEnergy, Gathered
+
+METHODS = [Magnitude(), Wanda(), Ria()]
+PATTERNS = ["unstructured", "2:4", "4:8", "3:6", "block:4x4", "row", "column"]
+methods = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+
+
+class Recorded(TorchDispatchMode):
+    """Lists the operations of prunekit that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if str(function).startswith("prunekit."):
+            self.operations.append(str(function))
+        return function(*args, **kwargs or {})
+
+
+def layer(pattern, device):
+    x = torch.randn(20, 24, device=device)
+    energy = ColumnEnergy(24, device)
+    energy.update(x)
+    weight = torch.randn(8, 24, device=device)
+    return Layer("a", weight, Gathered([energy]), pattern, 0.5)
+
+
+@methods
+@pytest.mark.parametrize("text", PATTERNS)
+def test_scores_and_masks_in_one_operation(text, method, device):
+    given = layer(parse(text, method.scope), device)
+    with Recorded() as ran:
+        pruned = method.prune(given)
+    assert ran.operations == ["prunekit.score_and_mask.default"]
+    keep = given.pattern.keep(method.score(given), 0.5)
+    assert torch.equal(pruned.keep, keep)
+    assert torch.equal(pruned.weight, given.weight.where(keep, 0))
+
+
+@pytest.mark.interpret
+@methods
+@pytest.mark.parametrize("text", ["unstructured", "2:4", "3:6", "block:4x4"])
+def test_its_kernels_run_where_triton_does(text, method, device, monkeypatch):
+    launch, launched = _choosing.launch, []
+
+    def counted(source, groups):
+        launched.append(groups)
+        return launch(source, groups)
+
+    monkeypatch.setattr(_choosing, "launch", counted)
+    method.prune(layer(parse(text, method.scope), device))
+    assert len(launched) == 1

@@ -1,0 +1,150 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prunekit_kernels import salience
+from prunekit_kernels.salience import (
+    PART,
+    TILE_F,
+    TILE_T,
+    _salience,
+    merge,
+    new_state,
+    salience_reference,
+)
+
+from tests.closeness import assert_close
+
+SHAPES = [(1, 1), (7, 3), (TILE_T, TILE_F), (TILE_T + 1, TILE_F + 1), (PART + 1, 5), (3, 0)]
+
+
+def gathered(h, g=None, valid=None):
+    state = new_state(h.shape[1], h.device)
+    salience(h, g, state, valid)
+    return state
+
+
+def check(h, g=None, valid=None):
+    found = gathered(h, g, valid)
+    exact = salience_reference(h.double(), None if g is None else g.double(), valid)
+    plain = salience_reference(h.float(), None if g is None else g.float(), valid)
+    for ours, theirs, reference in zip(found, exact, plain, strict=True):
+        assert_close(ours, theirs, reference.float())
+
+
+def pair(shape, device, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(shape[0])
+    return (
+        (torch.randn(shape, generator=generator) * scale).to(device, dtype) for scale in (1, 1e-3)
+    )
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str
+)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_is_the_sums_of_its_formula(shape, dtype, device):
+    check(*pair(shape, device, dtype))
+
+
+def test_without_gradients(device):
+    h, _ = pair((70, 9), device)
+    check(h)
+    assert not gathered(h)[6:].any()
+
+
+@pytest.mark.parametrize("strides", ["transposed", "every other", "offset"])
+def test_any_strides(strides, device):
+    h, g = pair((70, 70), device)
+    h = {"transposed": h.T, "every other": h[::2, ::2], "offset": h[3:, 5:]}[strides]
+    check(h, g[: h.shape[0], : h.shape[1]])
+
+
+def test_padding_does_not_count(device):
+    h, g = pair((90, 9), device)
+    valid = torch.rand(90, generator=torch.Generator().manual_seed(0)).to(device) > 0.4
+    h[~valid] = 1e6
+    check(h, g, valid)
+    assert not gathered(h, g, valid & False).any()
+
+
+@pytest.mark.parametrize(("mean", "error"), [(0, 1e-6), (100, 1e-5), (1e4, 1e-3)])
+def test_a_large_mean_leaves_the_kurtosis_its_digits(mean, error, device):
+    h, _ = pair((2000, 20), device)
+    h = h + mean
+    count, _, m2, _, m4 = gathered(h)[:5]
+    d = h.double() - h.double().mean(0)
+    exact = len(h) * (d**4).sum(0) / (d**2).sum(0) ** 2
+    assert ((count * m4 / m2**2 - exact).abs() / exact).max() < error
+
+
+def test_outliers_and_drift(device):
+    h, g = pair((1500, 20), device)
+    h[0] = 300
+    h[:, 3] += torch.linspace(0, 50, 1500, device=device)
+    check(h, g)
+
+
+def test_constant_columns_have_no_spread(device):
+    h = torch.full((600, 4), 3.25, device=device)
+    count, mean, m2, m3, m4 = gathered(h)[:5].tolist()
+    assert count == [600] * 4
+    assert mean == [3.25] * 4
+    assert m2 == m3 == m4 == [0] * 4
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 9))
+def test_parts_merge_into_the_whole(first, second, columns):
+    h, g = pair((first + second, columns), "cpu")
+    left, right = (gathered(h[rows], g[rows]) for rows in (slice(first), slice(first, None)))
+    both = left.clone()
+    merge(both, right)
+    continued = left.clone()
+    salience(h[first:], g[first:], continued)
+    torch.testing.assert_close(both, continued, rtol=1e-12, atol=1e-12)
+    whole = gathered(h, g)
+    torch.testing.assert_close(both[:9], whole[:9], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(both[9], left[9] + right[9])
+
+
+def test_ranks_merge_to_what_one_would_see(device):
+    h, g = pair((800, 12), device)
+    ranks = [gathered(a, b) for a, b in zip(h.split(200), g.split(200), strict=True)]
+    total = new_state(12, device)
+    for rank in ranks:
+        merge(total, rank)
+    exact = salience_reference(h.double(), g.double())
+    torch.testing.assert_close(total[:9], exact[:9], rtol=1e-4, atol=1e-3)
+
+
+def test_same_bits_each_time(device):
+    h, g = pair((1200, 40), device)
+    assert torch.equal(gathered(h, g), gathered(h, g))
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"state": torch.zeros(10, 3).double()}, "state must be float64 of shape"),
+        ({"state": torch.zeros(10, 4)}, "state must be float64 of shape"),
+        ({"g": torch.ones(5, 3)}, r"g must be of shape \(5, 4\)"),
+        ({"valid": torch.ones(4).bool()}, r"valid must be bool of shape \(5,\)"),
+    ],
+)
+def test_refuses_what_does_not_fit(given, reason):
+    given = {"h": torch.ones(5, 4), "g": None, "state": new_state(4)} | given
+    with pytest.raises(ValueError, match=reason):
+        salience(**given)
+
+
+def test_is_a_proper_op(device):
+    h, g = pair((9, 4), device)
+    torch.library.opcheck(_salience, (h, g, new_state(4, device), None))
+
+
+def test_compiles_without_graph_break(device):
+    h, g = pair((9, 4), device)
+    state = new_state(4, device)
+    torch.compile(salience, backend="aot_eager", fullgraph=True)(h, g, state)
+    assert torch.equal(state, gathered(h, g))

@@ -1,0 +1,109 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prunekit_kernels import Groups, choose
+from prunekit_kernels.selection import _choose, choose_reference
+
+from tests.kernels.selections import GROUPS, INPUTS, KINDS, OUTPUTS, hard_scores
+
+every_group = pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
+
+
+@every_group
+@pytest.mark.parametrize("kind", KINDS)
+def test_chooses_what_sorting_chooses(kind, groups, device):
+    score = hard_scores(kind, (OUTPUTS, INPUTS), device)
+    before = score.clone()
+    assert torch.equal(choose(score, groups), choose_reference(score, groups))
+    assert torch.equal(score.nan_to_num(nan=9), before.nan_to_num(nan=9))
+
+
+def test_rows_longer_than_a_program_holds(device):
+    score = hard_scores("equal", (2, 32800), device)
+    groups = Groups(1, None, (20000,))
+    assert torch.equal(choose(score, groups), choose_reference(score, groups))
+
+
+@pytest.mark.parametrize("m", [3, 6, 16, 31, 32])
+def test_any_number_of_neighbours(m, device):
+    score = hard_scores("equal", (2, 18 * m), device)
+    groups = Groups(1, m, (m // 2,))
+    assert torch.equal(choose(score, groups), choose_reference(score, groups))
+
+
+@pytest.mark.parametrize("strides", ["transposed", "every other", "offset"])
+@pytest.mark.parametrize(
+    "groups", [Groups(1, None, (9,)), Groups(None, None, (59,)), Groups(1, 4, (2,))], ids=str
+)
+def test_any_strides(strides, groups, device):
+    x = torch.randn(24, 24, device=device)
+    x = {"transposed": x.T, "every other": x[::2, ::2], "offset": x[9:, 4:]}[strides]
+    assert torch.equal(choose(x, groups), choose_reference(x, groups))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ["row", "layer", "2:4"])
+def test_any_float_type(name, dtype, device):
+    score = hard_scores("normal", (OUTPUTS, INPUTS), device).to(dtype)
+    assert torch.equal(choose(score, GROUPS[name]), choose_reference(score, GROUPS[name]))
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(1, 6), st.integers(1, 40), st.data())
+def test_counts_are_exact(outputs, inputs, data):
+    rows = data.draw(st.sampled_from([1, None]))
+    size = inputs if rows else inputs * outputs
+    pruned = data.draw(st.integers(0, size))
+    score = torch.randint(0, 4, (outputs, inputs)).float()
+    gone = ~choose(score, Groups(rows, None, (pruned,)))
+    assert gone.sum() == (pruned * outputs if rows else pruned)
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (3, 0), (0, 0)], ids=str)
+@pytest.mark.parametrize("rows", [1, None])
+def test_of_nothing_nothing_is_chosen(rows, shape, device):
+    assert choose(torch.zeros(shape, device=device), Groups(rows, None, (0,))).shape == shape
+
+
+@pytest.mark.parametrize(
+    ("groups", "reason"),
+    [
+        (Groups(1, 3, (1,)), "neighbours have to divide it"),
+        (Groups(1, 128, (1,)), "64 at most"),
+        (Groups(2, None, (1,)), "one row and one count, or all rows"),
+        (Groups(1, None, (1, 2)), "one row and one count, or all rows"),
+        (Groups(None, 4, (1,)), "2 groups need as many counts"),
+        (Groups(None, None, (1,), (2, 5)), "tiles have to divide it"),
+    ],
+)
+def test_refuses_groups_that_do_not_divide(groups, reason):
+    with pytest.raises(ValueError, match=reason):
+        choose(torch.ones(4, 8), groups)
+
+
+@every_group
+def test_groups_survive_as_numbers(groups):
+    assert Groups.of(groups.numbers()) == groups
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("name", ["row", "layer", "2:4", "2:5"])
+def test_is_a_proper_op(name, device):
+    score = hard_scores("normal", (OUTPUTS, INPUTS), device)
+    torch.library.opcheck(_choose, (score, GROUPS[name].numbers()))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("inputs", [4096, 11008, 28672])
+def test_real_sizes(inputs, device):
+    score = torch.randn(512, inputs, device=device).abs()
+    every = torch.zeros(-(-inputs // 128), dtype=torch.int64) + 512 * 64
+    for groups in (
+        Groups(1, None, (inputs // 2,)),
+        Groups(None, None, (256 * inputs,)),
+        Groups(None, 128, tuple(every.tolist())),
+        Groups(1, 4, (2,)),
+        Groups(1, 32, (16,)),
+    ):
+        assert torch.equal(choose(score, groups), choose_reference(score, groups))
