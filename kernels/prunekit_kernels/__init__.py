@@ -1,8 +1,20 @@
 """The arithmetic of pruning on plain tensors: Triton on CUDA, vectorised PyTorch elsewhere."""
 
+from prunekit_kernels.admm import admm, unit_scale
 from prunekit_kernels.column_energy import column_energy
 from prunekit_kernels.gram import gram, mirror
 from prunekit_kernels.inverse_factor import Factor, inverse_factor
 from prunekit_kernels.obs_sweep import obs_sweep
+from prunekit_kernels.pcg import pcg
 
-__all__ = ["Factor", "column_energy", "gram", "inverse_factor", "mirror", "obs_sweep"]
+__all__ = [
+    "Factor",
+    "admm",
+    "column_energy",
+    "gram",
+    "inverse_factor",
+    "mirror",
+    "obs_sweep",
+    "pcg",
+    "unit_scale",
+]
