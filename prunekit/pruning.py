@@ -20,6 +20,7 @@ from prunekit.layout import Block, Linear, orientation
 from prunekit.lockstep import Lockstep
 from prunekit.methods import Method
 from prunekit.patterns import Pattern
+from prunekit.refinement import Refine, refine
 from prunekit.schedules import SCHEDULES
 from prunekit.sections import Prune
 from prunekit.statistics import Gathered, Gram, Statistic, union
@@ -35,6 +36,7 @@ class Recipe:
         pattern: Which zeros are allowed.
         propagation: "stage": each stage sees what the pruned stages before it give. "block": all
             see what the dense block gives, from one forward of its own.
+        refine: What is done to the weights that stay.
         steps: Prune in so many steps, gathering anew before each.
         schedule: Sparsity over the steps.
         initial_sparsity: Where the schedule starts.
@@ -44,6 +46,7 @@ class Recipe:
     method: Method
     pattern: Pattern
     propagation: Literal["block", "stage"] = "stage"
+    refine: Refine | None = None
     steps: int = 1
     schedule: str = "cubic"
     initial_sparsity: float = 0.0
@@ -56,6 +59,7 @@ class Recipe:
             method=prune.method,
             pattern=prune.pattern,
             propagation=prune.propagation,
+            refine=prune.refine,
             steps=prune.steps,
             schedule=prune.schedule,
             initial_sparsity=prune.initial_sparsity,
@@ -65,7 +69,7 @@ class Recipe:
     @property
     def needs(self) -> tuple[type[Statistic], ...]:
         """What is gathered for each stage."""
-        return union([*self.method.needs, *([Gram] if self.measure_error else [])])
+        return union([*self.method.needs, *([Gram] if self.refine or self.measure_error else [])])
 
     def sparsity(self, step: int, final: float) -> float:
         """Return the sparsity to reach in ``step`` of 1..steps; the last is always ``final``."""
@@ -144,6 +148,8 @@ class BlockPruner:
             return {}
         layer = Layer(linear.name, dense, stats, self.recipe.pattern, sparsity)
         pruned = self.recipe.method.prune(layer)
+        if self.recipe.refine:
+            pruned = refine(layer, pruned)
         module = block.get_submodule(linear.path)
         weight = pruned.weight.to(self.dtypes[linear.name])
         module.weight.copy_(weight.T if orientation(module)[2] else weight)  # pyright: ignore

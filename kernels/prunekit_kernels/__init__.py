@@ -5,7 +5,7 @@ from prunekit_kernels.column_energy import column_energy
 from prunekit_kernels.gram import gram, mirror
 from prunekit_kernels.inverse_factor import Factor, inverse_factor
 from prunekit_kernels.obs_sweep import obs_sweep
-from prunekit_kernels.pcg import pcg
+from prunekit_kernels.pcg import mean_diagonal, pcg
 
 __all__ = [
     "Factor",
@@ -13,6 +13,7 @@ __all__ = [
     "column_energy",
     "gram",
     "inverse_factor",
+    "mean_diagonal",
     "mirror",
     "obs_sweep",
     "pcg",

@@ -66,14 +66,10 @@ def admm(
     return solution
 
 
-def unit_scale(gram: Float[Tensor, "I I"], damping: float) -> Float[Tensor, " I"]:
-    """Return √diag(G + λI), where λ is ``damping`` times the mean diagonal.
-
-    As in :func:`inverse_factor`, a dead input gets the diagonal 1 before the mean is taken.
-    """
+def unit_scale(gram: Float[Tensor, "I I"], ridge: float) -> Float[Tensor, " I"]:
+    """Return s = √diag(G + λI), where λ is ``ridge``; of a dead input the diagonal counts 1."""
     diagonal = gram.diagonal()
-    diagonal = torch.where(diagonal == 0, 1, diagonal)
-    return (diagonal + damping * diagonal.mean()).sqrt()
+    return (torch.where(diagonal == 0, 1, diagonal) + ridge).sqrt()
 
 
 def admm_reference(

@@ -59,6 +59,15 @@ def pcg(
         _pcg(weight, target, gram, keep, ridge, iterations)
 
 
+def mean_diagonal(gram: Float[Tensor, "I I"]) -> float:
+    """Return the mean diagonal of G, in units of which damping is given; a dead input counts 1.
+
+    The published code of SparseGPT counts so.
+    """
+    diagonal = gram.diagonal()
+    return float(torch.where(diagonal == 0, 1, diagonal).mean())
+
+
 def pcg_reference(
     target: Float[Tensor, "O I"],
     gram: Float[Tensor, "I I"],
@@ -78,16 +87,17 @@ def _pcg(
     weight: Tensor, target: Tensor, gram: Tensor, keep: Tensor, ridge: float, iterations: int
 ) -> None:
     # As numbers: to multiply by them takes a tenth of the time of filling where a bool says so.
-    support = keep.to(weight.dtype)
+    support = keep.to(weight.dtype, memory_format=torch.contiguous_format)
     inverse = (gram.diagonal() + ridge).reciprocal()
     # A dead input without a ridge: whatever its weight, the error is the same.
     inverse.masked_fill_(~inverse.isfinite(), 0)
     with full_precision():
-        direction = target - weight
+        direction = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+        torch.sub(target, weight, out=direction)
         residual = torch.addmm(direction, direction, gram, beta=ridge).mul_(support)
         torch.mul(residual, inverse, out=direction)
         energy = _dot(residual, direction)
-        product = torch.empty_like(weight)
+        product = torch.empty_like(direction)
         for _ in range(iterations):
             product.copy_(direction)
             product.addmm_(direction, gram, beta=ridge).mul_(support)

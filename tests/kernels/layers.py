@@ -1,4 +1,4 @@
-"""Layers on which solvers differ: inputs that are correlated and unequally loud, as real ones are."""
+"""Layers on which solvers differ: inputs correlated and unequally loud, as real ones are."""
 
 import torch
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from prunekit_kernels import admm, inverse_factor, obs_sweep, pcg, unit_scale
+from prunekit_kernels import admm, inverse_factor, mean_diagonal, obs_sweep, pcg, unit_scale
 from prunekit_kernels.admm import admm_reference
 
 from tests.kernels.allocation import peak_bytes
@@ -39,7 +39,7 @@ def unit_gram(gram, damping):
 def test_equals_the_published_iteration(name, shape, device):
     weight, gram = correlated(*shape, device=device)
     unit, scale = unit_gram(gram, 0.001)
-    torch.testing.assert_close(unit_scale(gram, 0.001), scale)
+    torch.testing.assert_close(unit_scale(gram, 0.001 * mean_diagonal(gram)), scale)
     found = admm(weight * scale, gram, scale, PATTERNS[name], PENALTIES)
     exact = admm_reference(weight * scale, unit, PATTERNS[name], PENALTIES)
     assert torch.equal(found != 0, exact != 0)
@@ -55,8 +55,8 @@ def refined(weight, gram, found, scale, ridge):
 
 def errors(name, choose, stride, dtype, device):
     weight, gram = correlated(32, 256, device=device)
-    ridge = 0.001 * float(gram.diagonal().mean())
-    scale = unit_scale(gram, 0.001)
+    ridge = 0.001 * mean_diagonal(gram)
+    scale = unit_scale(gram, ridge)
     wanda = weight * choose(weight.abs() * gram.diagonal().sqrt())
     sparsegpt = weight.clone()
     upper = inverse_factor(gram.float(), 0.01).upper.double()
@@ -88,7 +88,7 @@ def test_float32_is_as_good_as_float64(device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_where_everything_may_stay_it_does_to_the_bit(dtype, device):
     weight, gram = correlated(5, 48, device=device, dtype=dtype)
-    scale = unit_scale(gram, 0.001)
+    scale = unit_scale(gram, 0.001 * mean_diagonal(gram))
     target = weight * scale
     assert torch.equal(admm(target, gram, scale, PATTERNS["everything"], PENALTIES), target)
     assert not admm(target, gram, scale, PATTERNS["nothing"], PENALTIES).any()
@@ -96,7 +96,7 @@ def test_where_everything_may_stay_it_does_to_the_bit(dtype, device):
 
 def test_a_slice_of_rows_is_solved_as_within_all(device):
     weight, gram = correlated(33, 64, device=device)
-    scale = unit_scale(gram, 0.001)
+    scale = unit_scale(gram, 0.001 * mean_diagonal(gram))
     whole = admm(weight * scale, gram, scale, ROWS, PENALTIES)
     parts = [
         admm(weight[rows] * scale, gram, scale, ROWS, PENALTIES)
@@ -112,13 +112,14 @@ def test_equal_penalties_share_an_inverse(monkeypatch, device):
     monkeypatch.setattr(
         torch, "cholesky_inverse", lambda *a, **k: calls.append(1) or invert(*a, **k)
     )
-    admm(weight, gram, unit_scale(gram, 0.01), ROWS, [0.1, 0.1, 0.2, 0.2, 0.1])
+    scale = unit_scale(gram, 0.01 * mean_diagonal(gram))
+    admm(weight, gram, scale, ROWS, [0.1, 0.1, 0.2, 0.2, 0.1])
     assert len(calls) == 3
 
 
 def test_leaves_its_inputs_alone(device):
     weight, gram = correlated(3, 16, device=device)
-    scale = unit_scale(gram, 0.01)
+    scale = unit_scale(gram, 0.01 * mean_diagonal(gram))
     copies = [tensor.clone() for tensor in (weight, gram, scale)]
     admm(weight, gram, scale, ROWS, PENALTIES)
     assert all(map(torch.equal, (weight, gram, scale), copies))
@@ -126,7 +127,7 @@ def test_leaves_its_inputs_alone(device):
 
 def test_allocates_three_weights_and_one_gram_matrix(device):
     weight, gram = correlated(256, 512, device=device, dtype=torch.float32)
-    scale = unit_scale(gram, 0.01)
+    scale = unit_scale(gram, 0.01 * mean_diagonal(gram))
 
     def zero(x, dual):
         x.zero_()

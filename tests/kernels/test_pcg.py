@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prunekit_kernels import pcg
+from prunekit_kernels import mean_diagonal, pcg
 from prunekit_kernels.pcg import _pcg, pcg_reference
 
 from tests.kernels.allocation import peak_bytes
@@ -146,3 +146,7 @@ def test_compiles_without_graph_break(device):
     weight = target * keep
     torch.compile(pcg, backend="aot_eager", fullgraph=True)(weight, target, gram, keep)
     assert torch.equal(weight, solved(target, gram, keep))
+
+
+def test_a_dead_input_counts_one_in_the_mean(device):
+    assert mean_diagonal(torch.diag(torch.tensor([4.0, 0.0, 7.0], device=device))) == 4
