@@ -507,3 +507,26 @@ def test_solvers_let_dead_inputs_go_first_and_keep_those_that_may_stay(method, p
     stays = found.keep & (x == 0).all(0)
     assert stays.any()
     assert torch.equal(found.weight[stays], given.weight[stays])
+
+
+@every_pattern
+def test_sparsegpt_lets_zeros_stay_zero_if_asked(pattern):
+    weight = weights()
+    weight[:, ::3] = 0
+    given = layer(pattern, 0.25, weight=weight)
+    found = SparseGPT(keep_zeros=True).prune(given)
+    assert not found.weight[:, ::3].any()
+    assert not found.keep[:, ::3].any()
+    assert (found.weight[~found.keep] == 0).all()
+    free = SparseGPT().prune(given)
+    if pattern.name != "row":
+        assert free.weight[:, ::3].any()
+
+
+def test_zeros_that_stay_are_part_of_what_is_asked():
+    weight = weights()
+    weight[:, ::4] = weight[:, 1::4] = 0
+    found = SparseGPT(keep_zeros=True).prune(layer("2:4", weight=weight))
+    assert torch.equal(found.keep, weight != 0)
+    swept = SparseGPT(keep_zeros=True).prune(layer("unstructured", 0.5, weight=weight))
+    assert torch.equal(swept.keep, weight != 0)

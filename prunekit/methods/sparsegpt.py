@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field
 from typing_extensions import override
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from prunekit_kernels import Factor
     from torch import Tensor
 
+STACKED = 4096
+"""Rows up to which the layers of a stage are swept as one; wider ones are busy by themselves."""
+
 
 class SparseGPT(Method):
     """Blocked optimal-brain-surgeon updates (Frantar & Alistarh, arXiv:2301.00774, Algorithm 1)."""
@@ -28,16 +32,37 @@ class SparseGPT(Method):
 
     damping: float = Field(default=0.01, ge=0, le=1)
     """Added to the Gram matrix's diagonal, as a fraction of its mean; raised where it must be."""
+    keep_zeros: bool = False
+    """Weights that are zero already stay zero, over and above what is chosen."""
 
     @override
     def prune(self, layer: Layer) -> Pruned:
-        factor = layer.stats.once(("factor", self.damping), lambda: self._factor(layer))
+        return self.prune_together([layer])[0]
+
+    @override
+    def prune_together(self, layers: Sequence[Layer]) -> list[Pruned]:
+        """Sweep narrow layers stacked: they share the factor, and each column costs a call."""
+        if sum(len(layer.weight) for layer in layers) > STACKED:
+            return [self._sweep([layer])[0] for layer in layers]
+        return self._sweep(layers) if layers else []
+
+    def _sweep(self, layers: Sequence[Layer]) -> list[Pruned]:
+        import torch
+
+        factor = layers[0].stats.once(("factor", self.damping), lambda: self._factor(layers[0]))
+        dense = torch.cat([layer.weight for layer in layers])
         # A dead input never spoke, so its weights go first, as in the published code; those that
         # may stay keep their value, so that the count of zeros is exact.
-        weight = layer.weight.masked_fill(factor.dead, 0)
-        keep = _sweep(layer, weight, factor)
-        weight = layer.weight.where(keep & factor.dead, weight)
-        return Pruned(weight, keep, {"damping": factor.damping})
+        weight = dense.masked_fill(factor.dead, 0)
+        allowed = dense != 0 if self.keep_zeros else None
+        keep = _sweep(layers, weight, factor, allowed)
+        weight = dense.where(keep & factor.dead, weight)
+        rows = [len(layer.weight) for layer in layers]
+        facts = {"damping": factor.damping}
+        return [
+            Pruned(weight, keep, facts)
+            for weight, keep in zip(weight.split(rows), keep.split(rows), strict=True)
+        ]
 
     def _factor(self, layer: Layer) -> Factor:
         from prunekit_kernels import inverse_factor
@@ -48,18 +73,31 @@ class SparseGPT(Method):
             raise NumericsError(f"{layer.name}: {error} Use more calibration tokens.") from error
 
 
-def _sweep(layer: Layer, weight: Float[Tensor, "O I"], factor: Factor) -> Tensor:
-    from prunekit_kernels import obs_sweep
+def _sweep(
+    layers: Sequence[Layer],
+    weight: Float[Tensor, "O I"],
+    factor: Factor,
+    allowed: Bool[Tensor, "O I"] | None,
+) -> Tensor:
+    """Sweep the stacked weights of layers; each layer chooses among its own rows."""
+    import torch
+    from prunekit_kernels import NOfM, obs_sweep
 
-    pattern, sparsity = layer.pattern, layer.sparsity
-    if pattern.stride is not None:
+    rows = [len(layer.weight) for layer in layers]
+    pattern = layers[0].pattern
 
-        def choose(score: Tensor, start: int) -> Tensor:
-            return pattern.keep_columns(score, start, sparsity)
-    else:
-        whole = pattern.keep((weight / factor.upper.diagonal()).square(), sparsity)
+    def choose(score: Tensor, start: int) -> Tensor:
+        parts = zip(layers, score.split(rows), strict=True)
+        kept = [pattern.keep_columns(part, start, layer.sparsity) for layer, part in parts]
+        return torch.cat(kept)
 
-        def choose(score: Tensor, start: int) -> Tensor:
-            return whole[:, start : start + score.shape[1]]
-
-    return obs_sweep(weight, factor.upper, choose, pattern.stride)
+    if pattern.n_of_m:
+        return obs_sweep(weight, factor.upper, NOfM(*pattern.n_of_m), allowed=allowed)
+    if pattern.stride:
+        return obs_sweep(weight, factor.upper, choose, pattern.stride, allowed)
+    scores = (weight / factor.upper.diagonal()).square()
+    if allowed is not None:
+        scores.masked_fill_(~allowed, 0)
+    parts = zip(layers, scores.split(rows), strict=True)
+    whole = torch.cat([pattern.keep(score, layer.sparsity) for layer, score in parts])
+    return obs_sweep(weight, factor.upper, whole, allowed=allowed)

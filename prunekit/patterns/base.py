@@ -25,10 +25,13 @@ class Pattern(ABC):
         stride: How many neighbouring columns are chosen together, by :meth:`keep_columns`, while a
             column sweep (SparseGPT) moves over the weight; None when the whole matrix has to be
             chosen before.
+        n_of_m: (n, m) where n of every m neighbours in a row stay and nothing else counts: a sweep
+            then chooses by itself, without :meth:`keep_columns`.
     """
 
     name: str
     stride: int | None
+    n_of_m: tuple[int, int] | None = None
     spelling: ClassVar[str]
 
     @classmethod

@@ -26,6 +26,7 @@ class NOfM(Pattern):
             raise ConfigError(f'pattern "{n}:{m}": n:m keeps n of every m, with 0 < n < m ≤ 64.')
         self.name, self.n, self.m = f"{n}:{m}", n, m
         self.stride = m
+        self.n_of_m = (n, m)
 
     @classmethod
     @override
