@@ -519,7 +519,7 @@ def test_sparsegpt_lets_zeros_stay_zero_if_asked(pattern):
     assert not found.keep[:, ::3].any()
     assert (found.weight[~found.keep] == 0).all()
     free = SparseGPT().prune(given)
-    if pattern.name != "row":
+    if pattern.name == "15:16":
         assert free.weight[:, ::3].any()
 
 

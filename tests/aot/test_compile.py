@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 import triton
-from prunekit_kernels import column_energy, gram
+from prunekit_kernels import NOfM, Sweep, column_energy, gram, obs_block
 
 pytestmark = [
     pytest.mark.aot,
@@ -33,6 +33,16 @@ def launch_gram(tokens, inputs, dtype):
     launch = _module(gram)["_launch"]
     x = torch.empty(tokens, inputs, dtype=dtype, device="meta")
     launch(x, torch.empty(inputs, inputs, device="meta"))
+
+
+def launch_obs_block(outputs, inputs, choice):
+    launch = _module(obs_block)["_launch"]
+    work = torch.empty(inputs, outputs, device="meta")
+    keep = torch.empty(inputs, outputs, dtype=torch.bool, device="meta")
+    sweep = Sweep(work, work, keep, torch.empty(inputs, inputs, device="meta"))
+    n, m = choice or (0, 1)
+    panel = 16 // m * m
+    launch(sweep, 0, 128 // panel * panel, n, m)
 
 
 def _module(function):
@@ -66,3 +76,22 @@ def test_compiles_without_spills(launch, target, dtype, inputs, monkeypatch):
     print(f"\n{launch.__name__[7:]:14} {target:7} {dtype!s:15} {inputs:6} {taken}", end=" ")  # noqa: T201
     assert taken.spilled <= SPILL_BYTES
     assert taken.shared <= SHARED_LIMITS[target] * 1024
+
+
+# Rows that are and are not multiples of 16 compile to the same, since alignment is not looked at.
+@pytest.mark.parametrize(
+    "choice", [None, NOfM(1, 2), NOfM(2, 4), NOfM(4, 8), NOfM(8, 16), NOfM(2, 3)], ids=str
+)
+@pytest.mark.parametrize("target", TARGETS)
+def test_obs_block_compiles_without_spills(target, choice, monkeypatch):
+    from tests.aot.compile_only import compile_only, usage
+
+    with compile_only(target, monkeypatch) as launched:
+        launch_obs_block(4096, 4096, choice)
+        launch_obs_block(1001, 1001, choice)
+    aligned, odd = launched
+    assert odd.hash == aligned.hash
+    taken = usage(aligned)
+    print(f"\nobs_block      {target:7} {choice!s:15} {taken}", end=" ")  # noqa: T201
+    assert taken.spilled == 0
+    assert taken.shared == 0
