@@ -115,6 +115,8 @@ def _obs_block(
 ) -> None:
     sweep = Sweep(work, errors, keep, upper)
     with full_precision():
+        if end == start:
+            return
         if runs_triton(work) and work.dtype == torch.float32 and m <= PANEL:
             # The last columns may not fill a panel.
             whole = end - (end - start) % (PANEL // m * m)
@@ -123,7 +125,9 @@ def _obs_block(
                 return
             sweep.make_up(start, whole, end)
             start = whole
-        _columns(sweep, start, end, NOfM(n, m) if n else None)
+        choice = NOfM(n, m) if n else None
+        leaf = max(LEAF // m * m, m)
+        sweep.halves(start, end, leaf, lambda *span: _columns(sweep, *span, choice))
 
 
 @_obs_block.register_fake
@@ -140,44 +144,35 @@ def _(
     pass
 
 
-def _columns(sweep: Sweep, start: int, end: int, choice: NOfM | None) -> None:
-    def given(first: int, last: int) -> None:
-        """Sweep a few columns one by one; the earlier ones are made up for just in time."""
-        work, errors, keep = (part[first:last] for part in sweep[:3])
-        # Errors that are still 0 cost nothing, so that every column takes the same two calls.
-        errors.zero_()
-        pruned = (~keep).to(work.dtype).div_(sweep.upper.diagonal()[first:last, None])
-        costs = sweep.upper[first:last, first:last].T.contiguous()
-        for column, error, cost, gone in zip(work, errors, costs, pruned, strict=True):
-            column.addmv_(errors.T, cost, alpha=-1)
-            torch.mul(column, gone, out=error)
-        work.masked_fill_(~keep, 0)
-
-    def chosen(first: int, last: int) -> None:
-        assert choice
-        sweep.keep[first:last] &= _highest(sweep.score(first, last), *choice)
-        sweep.halves(first, last, LEAF, given)
-
-    if choice:
-        sweep.halves(start, end, choice.m, chosen)
-    else:
-        sweep.halves(start, end, LEAF, given)
+def _columns(sweep: Sweep, first: int, last: int, choice: NOfM | None) -> None:
+    """Sweep a few columns one by one; each makes up for the earlier ones just in time."""
+    work, errors, keep = (part[first:last] for part in sweep[:3])
+    costs = sweep.upper[first:last, first:last].T.contiguous()
+    together = choice.m if choice else last - first
+    for start in range(0, last - first, together):
+        group = slice(start, start + together)
+        if choice:
+            for j in range(start, start + together) if start else ():
+                work[j].addmv_(errors[:start].T, costs[j, :start], alpha=-1)
+            score = sweep.score(first + start, first + start + together)
+            keep[group] &= _highest(score, *choice)
+        pruned = (~keep[group]).to(work.dtype).div_(costs.diagonal()[group, None])
+        for j, gone in enumerate(pruned, start):
+            if j > start:
+                work[j].addmv_(errors[start:j].T, costs[j, start:j], alpha=-1)
+            torch.mul(work[j], gone, out=errors[j])
+    work.masked_fill_(~keep, 0)
 
 
-def _highest(score: Float[Tensor, "C O"], n: int, m: int) -> Bool[Tensor, "C O"]:
-    """Keep the n highest of every m: those that fewer than n of their group beat."""
-    planes = (
-        score.nan_to_num(nan=-1, posinf=torch.inf, neginf=-torch.inf)
-        .unflatten(0, (-1, m))
-        .unbind(1)
-    )
-    beaten = torch.zeros((m, *planes[0].shape), dtype=torch.int8, device=score.device)
-    for first in range(m):
-        for second in range(first + 1, m):
-            first_wins = planes[first] >= planes[second]
-            beaten[second] += first_wins
-            beaten[first] += ~first_wins
-    return (beaten < n).transpose(0, 1).flatten(0, 1)
+def _highest(score: Float[Tensor, "m O"], n: int, m: int) -> Bool[Tensor, "m O"]:
+    """Keep the n highest of each column: by the n-th value, or where it is tied by ranks."""
+    score = score.nan_to_num(nan=-1, posinf=torch.inf, neginf=-torch.inf)
+    keep = score >= score.kthvalue(m - n + 1, 0, keepdim=True).values
+    if int(keep.sum()) > n * score.shape[1]:
+        other, own = score[:, None], score[None]
+        first = torch.ones(m, m, dtype=torch.bool, device=score.device).triu(1)[:, :, None]
+        keep = ((other > own) | ((other == own) & first)).sum(0) < n
+    return keep
 
 
 def _rows(outputs: int) -> int:
