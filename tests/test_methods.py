@@ -518,9 +518,14 @@ def test_sparsegpt_lets_zeros_stay_zero_if_asked(pattern):
     assert not found.weight[:, ::3].any()
     assert not found.keep[:, ::3].any()
     assert (found.weight[~found.keep] == 0).all()
-    free = SparseGPT().prune(given)
-    if pattern.name == "15:16":
-        assert free.weight[:, ::3].any()
+
+
+def test_unless_asked_zeros_make_up_for_others():
+    weight = weights()
+    weight[:, 64:72] = 0
+    given = layer("2:4", weight=weight)
+    assert SparseGPT().prune(given).weight[:, 64:72].any()
+    assert not SparseGPT(keep_zeros=True).prune(given).weight[:, 64:72].any()
 
 
 def test_zeros_that_stay_are_part_of_what_is_asked():
@@ -530,3 +535,41 @@ def test_zeros_that_stay_are_part_of_what_is_asked():
     assert torch.equal(found.keep, weight != 0)
     swept = SparseGPT(keep_zeros=True).prune(layer("unstructured", 0.5, weight=weight))
     assert torch.equal(swept.keep, weight != 0)
+
+
+@every_pattern
+@pytest.mark.parametrize("keep_zeros", [False, True])
+def test_sparsegpt_in_order_of_energy_is_the_sweep_of_a_permuted_layer(pattern, keep_zeros):
+    together = pattern.n_of_m[1] if pattern.n_of_m else 1
+    x, weight = tokens(600), weights()
+    weight[:, :4] = 0
+    found = SparseGPT(order="energy", keep_zeros=keep_zeros).prune(
+        layer(pattern, x=x, weight=weight)
+    )
+    assert found.weight.isfinite().all()
+    assert keep_zeros or pattern.violations(found.keep) == 0
+    if isinstance(pattern, Tiles):
+        return  # chosen where the tiles are, so that the layer cannot be permuted
+    energy = x.square().sum(0).view(-1, together).sum(1)
+    columns = torch.arange(INPUTS).view(-1, together)
+    order = columns[energy.argsort(descending=True, stable=True)].flatten()
+    given = layer(pattern, x=x[:, order], weight=weight[:, order])
+    expected = SparseGPT(keep_zeros=keep_zeros).prune(given)
+    assert torch.equal(found.keep[:, order], expected.keep)
+    torch.testing.assert_close(found.weight[:, order], expected.weight, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("pattern", ["row", "column", "block:4x8"])
+def test_in_order_of_energy_tiles_are_those_of_the_layer_as_it_stands(pattern):
+    given = layer(pattern, x=torch.diag(torch.linspace(1, 3, INPUTS)))
+    straight, ordered = (SparseGPT(order=order).prune(given) for order in ("given", "energy"))
+    assert torch.equal(ordered.keep, straight.keep)
+    torch.testing.assert_close(ordered.weight, straight.weight)
+
+
+def test_in_order_of_energy_dead_inputs_still_go_first():
+    x = tokens()
+    x[:, [3, 40, 41, 130]] = 0
+    found = SparseGPT(order="energy").prune(layer("2:4", x=x))
+    assert not found.keep[:, [3, 40, 41, 130]].any()
+    assert found.keep.sum() == OUTPUTS * INPUTS // 2

@@ -127,7 +127,7 @@ def _obs_block(
             start = whole
         choice = NOfM(n, m) if n else None
         leaf = max(LEAF // m * m, m)
-        sweep.halves(start, end, leaf, lambda *span: _columns(sweep, *span, choice))
+        sweep.halves(start, end, leaf, lambda first, last: _columns(sweep, first, last, choice))
 
 
 @_obs_block.register_fake
@@ -212,7 +212,7 @@ def _choose(root, stays, group, i, first, N: tl.constexpr, M: tl.constexpr):
     may = ((stays[None, :] >> i[:, None]) & 1) != 0
     score = tl.where(may, score, float("-inf"))
     beaten = tl.zeros_like(i[:, None] + stays[None, :])
-    for k in tl.static_range(M):
+    for k in tl.static_range(M):  # pyright: ignore
         other = _row(score, first + k, i)[None, :]
         wins = (other > score) | ((other == score) & (i > first + k)[:, None])
         beaten += wins.to(tl.int32)
@@ -244,12 +244,12 @@ def _kernel(
         for earlier in range(start, first, PANEL):
             before = (earlier + i).to(tl.int64)[:, None] * O + o
             error = tl.load(errors_ptr + before, inside, other=0.0)
-            for j in tl.static_range(PANEL):
+            for j in tl.static_range(PANEL):  # pyright: ignore
                 u = tl.load(u_ptr + i, i < PANEL, other=0.0)
                 work -= u[:, None] * _row(error, j, i)[None, :]
                 u_ptr += size
         error = tl.zeros((TILE_I, TILE_O), tl.float32)
-        for j in tl.static_range(PANEL):
+        for j in tl.static_range(PANEL):  # pyright: ignore
             if N > 0 and j % M == 0:
                 group = (i >= j) & (i < j + M)
                 u = tl.load(u_ptr + (i - j) * size + i, group, other=1.0)

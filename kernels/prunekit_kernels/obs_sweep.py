@@ -98,7 +98,9 @@ def _step(
     if isinstance(choose, NOfM):
         # Whole groups and whole panels.
         panel = max(PANEL // choose.m * choose.m, choose.m)
-        return max(BLOCK // panel, 1) * panel, lambda *span: obs_block(sweep, *span, choose)
+        return max(BLOCK // panel, 1) * panel, lambda start, end: obs_block(
+            sweep, start, end, choose
+        )
     if isinstance(choose, Tensor):
         return BLOCK, lambda *span: obs_block(sweep, *span)
 
