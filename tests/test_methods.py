@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunekit.errors import NumericsError
 from prunekit.layer import Layer, Pruned
@@ -413,6 +414,22 @@ def test_linears_of_a_stage_share_one_factor(monkeypatch):
         method.prune(first)
         method.prune(second)
     assert calls == [0.01, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "n", "m"), [("2:4", 2, 4), ("4:8", 4, 8), ("unstructured", 0, 1), ("column", 0, 1)]
+)
+def test_the_sweep_is_the_operation_and_n_of_m_is_chosen_in_it(pattern, n, m):
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.prunekit.obs_block.default:
+                calls.append(args[4:])
+            return func(*args, **(kwargs or {}))
+
+    calls = []
+    with Seen():
+        SparseGPT().prune(layer(pattern))
+    assert calls == [(0, 128, n, m), (128, 144, n, m)]
 
 
 def test_sparsegpt_leaves_its_statistics_alone():
