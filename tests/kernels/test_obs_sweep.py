@@ -6,6 +6,7 @@ from prunekit_kernels import NOfM, inverse_factor, obs_sweep
 from prunekit_kernels._triton import INTERPRETED
 from prunekit_kernels.obs_sweep import obs_sweep_reference
 
+from tests.kernels.allocation import peak_bytes
 from tests.kernels.layers import correlated, loss
 
 
@@ -247,3 +248,18 @@ def test_a_slice_of_rows_is_pruned_as_among_all(choose, device):
 def test_refuses_choices_that_do_not_fit(choose, allowed, problem):
     with pytest.raises(ValueError, match=problem):
         obs_sweep(torch.zeros(2, 3), torch.eye(3), choose, allowed=allowed)
+
+
+def test_allocates_two_weights_and_two_masks(device):
+    weight, upper = layer(512, 512, device=device, dtype=torch.float32)
+    mask = torch.rand(512, 512, device=device) > 0.5
+    most = peak_bytes(lambda: obs_sweep(weight, upper, mask))
+    assert 2.5 <= most / weight.nbytes <= 2.8
+    assert peak_bytes(lambda: obs_sweep(weight, upper, NOfM(2, 4))) / weight.nbytes <= 2.8
+
+
+def test_same_bits_each_time(device):
+    weight, upper = layer(17, 140, device=device, dtype=torch.float32)
+    first, second = weight.clone(), weight.clone()
+    assert torch.equal(obs_sweep(first, upper, NOfM(2, 4)), obs_sweep(second, upper, NOfM(2, 4)))
+    assert torch.equal(first, second)
