@@ -104,6 +104,8 @@ SECTIONS: dict[str, type[Section]] = {
 def _needs_text(prune: object) -> bool:
     if not isinstance(prune, dict):
         return False
+    if prune.get("refine"):
+        return True
     allocation = prune.get("allocation")
     if isinstance(allocation, dict):
         allocation = allocation.get("name")

@@ -27,6 +27,7 @@ from prunekit.errors import ConfigError
 from prunekit.methods import Method, Propagation, methods
 from prunekit.mistakes import did_you_mean
 from prunekit.patterns import Pattern, Scope
+from prunekit.refinement import Refine
 from prunekit.written import shown
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -176,6 +177,9 @@ class Prune(Section):
     """Sparsity from which the steps start, if there are several."""
     on_indivisible: Literal["error", "skip"] = "error"
     """What to do with a layer whose shape the pattern does not divide."""
+    refine: Refine | None = None
+    """What is done to the weights that stay once the method has chosen them; pcg: conjugate
+    gradients towards what the dense layer gives, so that any mask errs less; needs calibration."""
     measure_error: bool = True
     """Gather the Gram matrix also for methods that do not need it, so that every layer's relative
     error can be reported; needs [calibration]."""

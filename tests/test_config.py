@@ -163,10 +163,10 @@ CLASHES = [
     (
         f'{ANY}damping = 0.1\nseed = 1\nallocation = "owls"',
         [
-            "config.toml:5: prune.damping: a setting of sparsegpt, not of wanda.",
+            "config.toml:5: prune.damping: a setting of admm, alps, sparsegpt, not of wanda.",
             "config.toml:6: prune.seed: no such key. Choose: method, pattern, scope, sparsity, "
             "allocation, skip, propagation, steps, schedule, initial_sparsity, on_indivisible, "
-            "measure_error.",
+            "refine, measure_error.",
             'config.toml:7: prune.allocation: "owls" is not an allocation. Did you mean "owl"? '
             "Choose: global, owl, uniform.",
         ],
@@ -409,7 +409,7 @@ def test_overrides_are_toml_values_or_bare_words(load, mistakes):
 def test_an_override_takes_the_blame_only_for_what_it_wrote(mistakes):
     text = GOOD.replace("sparsity = 0.5", "sparsity = 0.5\ndamping = 0.1")
     assert mistakes(text, "prune.method=wanda", 'prune.allocation={name="owl", spread=9}') == [
-        "config.toml:9: prune.damping: a setting of sparsegpt, not of wanda.",
+        "config.toml:9: prune.damping: a setting of admm, alps, sparsegpt, not of wanda.",
         '--set prune.allocation={name="owl", spread=9}: prune.allocation.spread: 9 is not '
         "possible: less than 0.5.",
     ]

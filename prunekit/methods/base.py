@@ -95,6 +95,7 @@ class Weighed(Scored):
         from prunekit_kernels import score_and_mask, unpack
 
         weight = layer.weight.clone()
-        groups = layer.pattern.groups(*weight.shape, layer.sparsity)
+        outputs, inputs = weight.shape
+        groups = layer.pattern.groups(outputs, inputs, layer.sparsity)
         bits = score_and_mask(weight, groups, *self.factors(layer))
-        return Pruned(weight, unpack(bits, weight.shape[1]))
+        return Pruned(weight, unpack(bits, inputs))

@@ -10,11 +10,14 @@ import torch
 import triton
 from prunekit_kernels import (
     Groups,
+    NOfM,
+    Sweep,
     _choosing,
     apply,
     attention_entropy,
     column_energy,
     gram,
+    obs_block,
     probability_entropy,
     salience,
 )
@@ -48,7 +51,7 @@ def meta(*shape: int, dtype: torch.dtype = F32) -> torch.Tensor:
 
 def launches() -> list[Launch]:
     """Return every configuration of every kernel."""
-    return [*_sums(), *_entropies(), *_selections(), *_masks()]
+    return [*_sums(), *_entropies(), *_selections(), *_masks(), *_sweeps()]
 
 
 def _sums() -> Iterator[Launch]:
@@ -149,6 +152,18 @@ def _masks() -> Iterator[Launch]:
     for dtype in (F32, BF16):
         weight, bits = meta(4096, 4096, dtype=dtype), meta(4096, 512, dtype=torch.uint8)
         yield Launch("packed_mask", f"{_name(dtype)} apply", _call(apply, weight, bits))
+
+
+def _sweeps() -> Iterator[Launch]:
+    # Rows that are no multiple of 16 compile to the same, since alignment is not looked at.
+    for choice in (None, NOfM(1, 2), NOfM(2, 4), NOfM(4, 8), NOfM(8, 16), NOfM(2, 3)):
+        n, m = choice or (0, 1)
+        panel = 16 // m * m
+        for size in (4096, 1001):
+            work, upper = meta(size, size), meta(size, size)
+            sweep = Sweep(work, work, meta(size, size, dtype=torch.bool), upper)
+            name = f"f32 O={size} {f'{n}:{m}' if choice else 'given'}"
+            yield Launch("obs_block", name, _call(obs_block, sweep, 0, 128 // panel * panel, n, m))
 
 
 def _weight(inputs: int, dtype: torch.dtype) -> _choosing.Source:
