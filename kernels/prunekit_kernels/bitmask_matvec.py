@@ -6,6 +6,8 @@ where its kept weights belong; the bits before a column, counted, say which of t
 Shapes: T tokens, O output features, I input features, K kept weights, B = ⌈I / 8⌉ bytes.
 """
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -28,7 +30,7 @@ FEW_B = {2: 32, 4: 8}  # for several, by bytes of a weight: more spill
 
 
 def bitmask_matvec(
-    x: Float[Tensor, "T I"], compressed: Bitmask, reach: int = REACH
+    x: Float[Tensor, "T I"], compressed: Bitmask, reach: int | None = None
 ) -> Float[Tensor, "T O"]:
     """Return ``x Wᵀ`` of the compressed W, summed in float32.
 
@@ -36,14 +38,14 @@ def bitmask_matvec(
         x: Of the type of the values; any strides.
         compressed: As :func:`prunekit_kernels.bitmask.compress_bitmask` gives it; the values
             float32, float16 or bfloat16.
-        reach: With more tokens than this, or more than 16, the weight is expanded to memory first.
+        reach: With more tokens than this (None: than 16), or more than 16, the weight is expanded to memory first.
 
     Raises:
         ValueError: Shapes, types or devices do not belong together.
     """
     check_bitmask(compressed, x.shape[1])
     check_inputs(x, x.shape[1], compressed.values)
-    return _bitmask_matvec(x, *compressed, reach)
+    return _bitmask_matvec(x, *compressed, REACH if reach is None else reach)
 
 
 def bitmask_matvec_reference(x: Tensor, compressed: Bitmask) -> Tensor:
@@ -68,6 +70,16 @@ def _bitmask_matvec(
 @_bitmask_matvec.register_fake
 def _(x: Tensor, values: Tensor, keep: Tensor, row_offsets: Tensor, reach: int) -> Tensor:  # noqa: ARG001
     return x.new_empty(len(x), len(keep))
+
+
+def _remember(ctx, inputs, output) -> None:  # noqa: ANN001, ARG001
+    ctx.save_for_backward(*inputs[1:4])
+    ctx.inputs = inputs[0].shape[1]
+
+
+@partial(_bitmask_matvec.register_autograd, setup_context=_remember)
+def _(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN001
+    return grad @ _expand_bitmask(*ctx.saved_tensors, ctx.inputs), None, None, None, None
 
 
 def _in_chunks(x: Tensor, values: Tensor, keep: Tensor, row_offsets: Tensor) -> Tensor:
@@ -99,8 +111,8 @@ def _launch(x: Tensor, compressed: Bitmask, out: Tensor) -> Tensor:
 
 @triton.jit
 def _one_kernel(
-    x_ptr, values_ptr, keep_ptr, offsets_ptr, out_ptr, T, O, I,  # noqa: E741
-    stride_t, stride_i, stride_ko, stride_kb, stride_ot, stride_oo,
+    x_ptr, values_ptr, keep_ptr, offsets_ptr, out_ptr, T, O, I,  # noqa: ARG001, E741
+    stride_t, stride_i, stride_ko, stride_kb, stride_ot, stride_oo,  # noqa: ARG001
     TILE_O: tl.constexpr, TILE_B: tl.constexpr,
 ):  # fmt: skip
     o = tl.program_id(0).to(tl.int64) * TILE_O + tl.arange(0, TILE_O)

@@ -1,6 +1,6 @@
-"""Fragment order: a 2:4 matrix as the sparse tensor cores of NVIDIA GPUs take it, register by register.
+"""Fragment order: a 2:4 matrix as the sparse tensor cores of NVIDIA GPUs take it.
 
-``mma.sp.m16n8k32`` multiplies 16 rows by 32 columns of a 2:4 matrix. Each lane of a warp brings four
+``mma.sp.m16n8k32`` multiplies 16 rows by 32 columns of a 2:4 matrix. Each lane of a warp has four
 registers of kept values and, for two products, one of metadata: which two of four each pair was.
 In fragment order what a lane brings lies together, so that a warp reads whole cache lines and
 nothing is shuffled. The order only permutes: shapes, types and bytes stay, and casting commutes.

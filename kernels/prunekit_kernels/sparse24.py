@@ -72,8 +72,8 @@ def check24(values: Tensor, keep: Tensor) -> None:
     outputs, half = values.shape
     if half % 2 or keep.shape != (outputs, -(-half // 4)) or keep.dtype != torch.uint8:
         raise ValueError(
-            f"values of shape {tuple(values.shape)} need keep bits of shape {(outputs, -(-half // 4))} "
-            f"in uint8, got {tuple(keep.shape)} in {keep.dtype}"
+            f"values of shape {tuple(values.shape)} need keep bits of shape "
+            f"{(outputs, -(-half // 4))} in uint8, got {tuple(keep.shape)} in {keep.dtype}"
         )
     if values.device != keep.device:
         raise ValueError(f"values are on {values.device}, keep bits on {keep.device}")

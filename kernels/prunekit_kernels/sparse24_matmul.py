@@ -13,6 +13,8 @@ On NVIDIA GPUs a weight in fragment order takes the sparse tensor cores instead 
 Shapes: T tokens, O output features, I input features (a multiple of 4), H = I / 2, B = ⌈I / 8⌉.
 """
 
+from functools import partial
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -34,7 +36,7 @@ def sparse24_matmul(
     x: Float[Tensor, "T I"],
     values: Float[Tensor, "O H"],
     keep: UInt8[Tensor, "O B"],
-    reach: int = REACH,
+    reach: int | None = None,
 ) -> Float[Tensor, "T O"]:
     """Return ``x Wᵀ`` of the W that ``values`` and ``keep`` hold, summed in float32.
 
@@ -42,14 +44,14 @@ def sparse24_matmul(
         x: Of the type of ``values``; any strides.
         values: Float32, float16 or bfloat16.
         keep: Bits, as :func:`prunekit_kernels.sparse24.compress24` gives them.
-        reach: With more tokens than this, the weight is expanded to memory first.
+        reach: With more tokens than this (None: than 256, where nothing was measured) the weight is expanded to memory first.
 
     Raises:
         ValueError: Shapes, types or devices do not belong together.
     """
     check24(values, keep)
     check_inputs(x, 2 * values.shape[1], values)
-    return _sparse24_matmul(x, values, keep, reach)
+    return _sparse24_matmul(x, values, keep, REACH if reach is None else reach)
 
 
 def check_inputs(x: Tensor, inputs: int, values: Tensor) -> None:
@@ -85,6 +87,16 @@ def _(x: Tensor, values: Tensor, keep: Tensor, reach: int) -> Tensor:  # noqa: A
     return x.new_empty(len(x), len(values))
 
 
+def _remember(ctx, inputs, output) -> None:  # noqa: ANN001, ARG001
+    ctx.save_for_backward(*inputs[1:3])
+
+
+@partial(_sparse24_matmul.register_autograd, setup_context=_remember)
+def _(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN001
+    """Only ``x`` is differentiated: adapters beside a compressed weight learn, the weight stays."""
+    return grad @ expand24(*ctx.saved_tensors), None, None, None
+
+
 def _in_chunks(x: Tensor, values: Tensor, keep: Tensor) -> Tensor:
     """Expand and multiply some rows at a time."""
     out = x.new_empty(len(x), len(values))
@@ -101,15 +113,15 @@ def _launch_few(x: Tensor, values: Tensor, keep: Tensor, out: Tensor) -> Tensor:
     tile, tile_g = 64, FEW_G[x.itemsize]
     rows, steps = triton.cdiv(outputs, tile), triton.cdiv(groups, tile_g)
     splits = max(1, min(steps, PROGRAMS // rows))
-    partial = torch.empty(splits, tokens, outputs, dtype=torch.float32, device=x.device)
+    parts = torch.empty(splits, tokens, outputs, dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         _few_kernel[(rows, splits)](
-            planes, values, keep, partial, tokens, outputs, groups, triton.cdiv(steps, splits),
+            planes, values, keep, parts, tokens, outputs, groups, triton.cdiv(steps, splits),
             *planes.stride(), *values.stride(), *keep.stride(),
             TILE_T=FEW, TILE_O=tile, TILE_G=tile_g, PRECISION=dot_precision(),
             num_warps=4, num_stages=3, enable_fp_fusion=True,
         )  # fmt: skip
-    return torch.sum(partial, 0, out=out) if x.dtype == torch.float32 else out.copy_(partial.sum(0))
+    return out.copy_(parts.sum(0))
 
 
 def _launch_tiles(x: Tensor, values: Tensor, keep: Tensor, out: Tensor) -> Tensor:

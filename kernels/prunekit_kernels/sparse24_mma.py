@@ -15,6 +15,8 @@ Shapes: T tokens, O output features (multiple of 16), I input features (multiple
 B = I / 8; P groups of 8 tokens.
 """
 
+from functools import partial
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -26,7 +28,7 @@ from prunekit_kernels.fragments24 import (
     has_fragments,
     token_fragments,
 )
-from prunekit_kernels.sparse24 import Sparse24, check24
+from prunekit_kernels.sparse24 import Sparse24, check24, expand24
 from prunekit_kernels.sparse24_matmul import FEW, REACH, _sparse24_matmul, check_inputs
 
 WARPS = 4
@@ -37,7 +39,7 @@ def sparse24_mma(
     x: Float[Tensor, "T I"],
     values: Float[Tensor, "O H"],
     keep: UInt8[Tensor, "O B"],
-    reach: int = REACH,
+    reach: int | None = None,
 ) -> Float[Tensor, "T O"]:
     """Return ``x Wᵀ`` of a W in fragment order, summed in float32.
 
@@ -46,7 +48,7 @@ def sparse24_mma(
         values: Float16 or bfloat16, contiguous, as
             :func:`prunekit_kernels.fragments24.to_fragments` gives them.
         keep: Metadata, likewise.
-        reach: With more tokens than this, the weight is expanded to memory first.
+        reach: With more tokens than this (None: than 256, where nothing was measured) the weight is expanded to memory first.
 
     Raises:
         ValueError: Shapes, types or devices do not belong together.
@@ -58,7 +60,7 @@ def sparse24_mma(
             "fragment order needs 16-bit floats, outputs in multiples of 16 and inputs of 256, "
             f"got {x.dtype}, {len(values)} and {x.shape[1]}"
         )
-    return _sparse24_mma(x, values, keep, reach)
+    return _sparse24_mma(x, values, keep, REACH if reach is None else reach)
 
 
 def runs_mma(x: Tensor) -> bool:
@@ -85,20 +87,29 @@ def _(x: Tensor, values: Tensor, keep: Tensor, reach: int) -> Tensor:  # noqa: A
     return x.new_empty(len(x), len(values))
 
 
+def _remember(ctx, inputs, output) -> None:  # noqa: ANN001, ARG001
+    ctx.save_for_backward(*inputs[1:3])
+
+
+@partial(_sparse24_mma.register_autograd, setup_context=_remember)
+def _(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN001
+    return grad @ expand24(*from_fragments(Sparse24(*ctx.saved_tensors))), None, None, None
+
+
 def _launch_few(x: Tensor, values: Tensor, keep: Tensor) -> Tensor:
     tokens, outputs, chunks = len(x), len(values), x.shape[1] // 256
     rows = triton.cdiv(outputs, 16 * WARPS)
     splits = max(1, min(chunks, PROGRAMS // rows))
-    partial = torch.empty(splits, tokens, outputs, dtype=torch.float32, device=x.device)
+    parts = torch.empty(splits, tokens, outputs, dtype=torch.float32, device=x.device)
     asm, constraints = products(x.dtype)
     with torch.cuda.device_of(x):
         _few_kernel[(rows, splits, triton.cdiv(tokens, TOKENS))](
-            values.view(torch.int32), keep.view(torch.int32), token_fragments(x), partial,
+            values.view(torch.int32), keep.view(torch.int32), token_fragments(x), parts,
             tokens, outputs, chunks, triton.cdiv(chunks, splits),
             ASM=asm, CONSTRAINTS=constraints, WARPS=WARPS,
             num_warps=WARPS, enable_fp_fusion=True,
         )  # fmt: skip
-    return partial.sum(0).to(x.dtype)
+    return parts.sum(0).to(x.dtype)
 
 
 def _launch_many(x: Tensor, values: Tensor, keep: Tensor) -> Tensor:
@@ -206,7 +217,7 @@ def _multiply(
 
 
 @triton.jit
-def _many_kernel(
+def _many_kernel(  # noqa: PLR0915  registers have no index, so each is named
     values_ptr, meta_ptr, x_ptr, out_ptr, T, O, CHUNKS,  # noqa: E741
     ASM: tl.constexpr, CONSTRAINTS: tl.constexpr, WARPS: tl.constexpr,
 ):  # fmt: skip

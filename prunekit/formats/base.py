@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from jaxtyping import Float
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Parts = Mapping[str, "Tensor"]
@@ -50,6 +51,20 @@ class Format(ABC):
     @abstractmethod
     def unsound(self, parts: Parts, shape: tuple[int, int]) -> str | None:
         """Say why parts read from a file are not those of a weight of this shape; None if sound."""
+
+    @abstractmethod
+    def empty(self, stored: Stored, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return parts of the right shapes and types, their contents undefined."""
+
+    @abstractmethod
+    def multiply(
+        self, x: Float[Tensor, "T I"], parts: Parts, reach: int | None = None
+    ) -> Float[Tensor, "T O"]:
+        """Return ``x Wᵀ`` of the weight whose parts these are.
+
+        ``reach``: with more tokens than this the weight is expanded first; None: where nothing was
+        measured.
+        """
 
 
 @dataclass(frozen=True)

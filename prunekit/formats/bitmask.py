@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
-from prunekit.formats.base import Format, Parts
+from prunekit.formats.base import Format, Parts, Stored
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -56,3 +57,19 @@ class BitmaskFormat(Format):
         if not offsets.equal(counts.cumsum(0) - counts):
             return "the row offsets do not count its keep bits"
         return None
+
+    @override
+    def empty(self, stored: Stored, dtype: torch.dtype) -> dict[str, Tensor]:
+        import torch
+
+        return {
+            "weight": torch.empty(stored.kept, dtype=dtype),
+            "keep": torch.empty(stored.outputs, -(-stored.inputs // 8), dtype=torch.uint8),
+            "row_offsets": torch.empty(stored.outputs, dtype=torch.int64),
+        }
+
+    @override
+    def multiply(self, x: Tensor, parts: Parts, reach: int | None = None) -> Tensor:
+        from prunekit_kernels import Bitmask, bitmask_matvec
+
+        return bitmask_matvec(x, Bitmask(*(parts[part] for part in self.parts)), reach)

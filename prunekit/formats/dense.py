@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
-from prunekit.formats.base import Format, Parts
+from prunekit.formats.base import Format, Parts, Stored
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -34,3 +35,13 @@ class Dense(Format):
     def unsound(self, parts: Parts, shape: tuple[int, int]) -> str | None:
         found = tuple(parts["weight"].shape)
         return None if found == shape else f"has shape {list(found)} instead of {list(shape)}"
+
+    @override
+    def empty(self, stored: Stored, dtype: torch.dtype) -> dict[str, Tensor]:
+        import torch
+
+        return {"weight": torch.empty(stored.outputs, stored.inputs, dtype=dtype)}
+
+    @override
+    def multiply(self, x: Tensor, parts: Parts, reach: int | None = None) -> Tensor:
+        return x @ parts["weight"].T

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
-from prunekit.formats.base import Format, Parts
+from prunekit.formats.base import Format, Parts, Stored
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -56,3 +57,18 @@ class TwoFour(Format):
         if broken := int((groups != 2).sum()):
             return f"{broken} groups of four have another number of keep bits than two"
         return None
+
+    @override
+    def empty(self, stored: Stored, dtype: torch.dtype) -> dict[str, Tensor]:
+        import torch
+
+        return {
+            "weight": torch.empty(stored.outputs, stored.inputs // 2, dtype=dtype),
+            "keep": torch.empty(stored.outputs, -(-stored.inputs // 8), dtype=torch.uint8),
+        }
+
+    @override
+    def multiply(self, x: Tensor, parts: Parts, reach: int | None = None) -> Tensor:
+        from prunekit_kernels import sparse24_matmul
+
+        return sparse24_matmul(x, parts["weight"], parts["keep"], reach)
