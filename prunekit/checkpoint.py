@@ -196,15 +196,16 @@ def with_packed(folder: Path, config: dict[str, Any], packed: dict[str, Packed])
         CheckpointError: A part of a compressed weight is in no file.
     """
     files = read_entries(folder)
-    entries, hidden = dict(files), set[str]()
+    entries = dict(files)
     for name, weight in packed.items():
         if missing := sorted(set(weight.parts.values()) - files.keys()):
             raise CheckpointError(f"{folder}: lacks {missing[0]}, a part of {name}.")
-        hidden |= {*weight.parts.values(), *weight.hidden}
+        for part in (*weight.parts.values(), *weight.hidden):
+            entries.pop(part)
         first, shape = files[weight.parts["weight"]], weight.stored.shape
         size = shape[0] * shape[1] * first.dtype.itemsize
         entries[name] = Entry(first.file, first.dtype, shape, size)
-    entries = {name: entries[name] for name in entries if name in packed or name not in hidden}
+    entries = dict(sorted(entries.items()))
     config = {key: value for key, value in config.items() if key != "quantization_config"}
     return Checkpoint(folder, config, entries, files, packed)
 

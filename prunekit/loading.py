@@ -36,7 +36,7 @@ def empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
         ) from error
     config.use_cache = False
     # What is stored compressed, the checkpoint gives dense.
-    if checkpoint.packed:
+    if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config
     names = config.architectures or []
     kind = getattr(transformers, names[0], None) if names else None

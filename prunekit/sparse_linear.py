@@ -7,7 +7,14 @@ from typing import Any, Self, cast
 
 import torch
 from jaxtyping import Float
-from prunekit_kernels import Sparse24, expand24, from_fragments, has_fragments, sparse24_mma
+from prunekit_kernels import (
+    Sparse24,
+    expand24,
+    from_fragments,
+    has_fragments,
+    sparse24_mma,
+    unpack_bits,
+)
 from prunekit_kernels import to_fragments as in_fragments
 from prunekit_kernels.sparse24_mma import runs_mma
 from torch import Tensor, nn
@@ -97,6 +104,17 @@ class SparseLinear(nn.Module):
         """Return the dense weight."""
         parts = dict(zip(self.kind.parts, self._rows(), strict=True))
         return self.kind.expand(parts, self.inputs)
+
+    def set_kept(self, weight: Float[Tensor, "O I"]) -> None:
+        """Take new values where a weight is stored; what ``weight`` has elsewhere is dropped."""
+        parts = dict(zip(self.kind.parts, self._rows(), strict=True))
+        mask = unpack_bits(parts["keep"], self.inputs)
+        # A zero that only fills up a group of 2:4 is no weight.
+        kept = torch.where(parts["weight"].flatten() != 0, weight[mask].to(parts["weight"].dtype), 0)
+        parts["weight"] = kept.view(parts["weight"].shape)
+        self._put(tuple(parts.values()))
+        self.fragments = False
+        self.arrange()
 
     def arrange(self) -> None:
         """Put the parts in the order that suits the device they are on, and look up its speed."""

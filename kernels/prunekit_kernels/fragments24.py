@@ -33,10 +33,10 @@ def has_fragments(outputs: int, inputs: int, dtype: torch.dtype) -> bool:
 def to_fragments(compressed: Sparse24) -> Sparse24:
     """Return a compressed matrix in fragment order, in the shapes it had."""
     values, keep = compressed
-    words = values.contiguous().view(torch.int32).view(_words(values))
+    words = values.reshape(_words(values))
     meta = _table(keep.device)[keep.flatten().int()].view(torch.int16).view(_meta(values))
     return Sparse24(
-        words.permute(0, 3, 2, 5, 4, 1).contiguous().view(values.dtype).view(values.shape),
+        words.permute(0, 3, 2, 5, 4, 1, 6).reshape(values.shape),
         meta.permute(0, 3, 2, 5, 6, 4, 1).contiguous().view(torch.uint8).view(keep.shape),
     )
 
@@ -44,13 +44,13 @@ def to_fragments(compressed: Sparse24) -> Sparse24:
 def from_fragments(fragments: Sparse24) -> Sparse24:
     """Return the matrix that :func:`to_fragments` permuted."""
     values, keep = fragments
-    o, two, g, k, halves, t = _words(values)
-    words = values.view(torch.int32).view(o, k, g, t, halves, two).permute(0, 5, 2, 1, 4, 3)
+    o, two, g, k, halves, t, pair = _words(values)
+    words = values.reshape(o, k, g, t, halves, two, pair).permute(0, 5, 2, 1, 4, 3, 6)
     o, two, g, k, quarters, step, half = _meta(values)
     meta = keep.view(torch.int16).view(o, k, g, step, half, quarters, two)
     meta = meta.permute(0, 6, 2, 1, 5, 3, 4).contiguous().view(torch.uint8)
     return Sparse24(
-        words.contiguous().view(values.dtype).view(values.shape),
+        words.reshape(values.shape),
         _table(keep.device, back=True)[meta.flatten().int()].view(keep.shape),
     )
 
@@ -65,9 +65,9 @@ def token_fragments(x: Float[Tensor, "T I"]) -> Int32[Tensor, "P K 32 4"]:
 
 
 def _words(values: Tensor) -> tuple[int, ...]:
-    """Row-major: 16 rows as [2, 8 g], products of 32 columns, their 8 words as [2 halves, 4 t]."""
+    """Row-major: 16 rows as [2, 8 g], products of 32 columns, their kept as [2 halves, 4 t, 2]."""
     outputs, half = values.shape
-    return outputs // 16, 2, 8, half // 16, 2, 4
+    return outputs // 16, 2, 8, half // 16, 2, 4, 2
 
 
 def _meta(values: Tensor) -> tuple[int, ...]:
