@@ -222,6 +222,32 @@ def migrate(source: Path, target: Path, /, *, format: str = "dense") -> None:  #
 
 
 @app.command
+def bench(
+    *,
+    model: str | None = None,
+    output: Path = Path("prunekit-speed"),
+    tokens: Annotated[tuple[int, ...], Parameter(negative=())] = (),
+    device: str = "auto",
+    dtype: str = "auto",
+) -> None:
+    """Measure whether sparse layers are faster here than dense ones, and say so.
+
+    On a GPU what was measured is kept beside your caches, where sparse layers look it up.
+
+    Args:
+        model: A pruned checkpoint; its layers are measured, and itself, dense beside sparse.
+        output: Folder for speed.json and speed.svg.
+        tokens: Tokens at once; may be repeated.
+        device: auto, cpu, cuda, cuda:0.
+        dtype: auto (bfloat16 on a GPU, float32 on a CPU), bfloat16, float16, float32.
+    """
+    from prunekit import benching
+
+    for line in benching.bench(model, output, tokens, device, dtype):
+        _say(line)
+
+
+@app.command
 def report(folder: Path, /) -> None:
     """Write report.html again from report.json.
 

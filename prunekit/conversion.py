@@ -60,7 +60,7 @@ def convert(source: Path, target: Path, name: str) -> Converted:
 
 
 def migrate(source: Path, target: Path, name: str) -> Converted:
-    """Write a sparse checkpoint of compressed-tensors, which no longer reads it, in a format of ours.
+    """Write a sparse checkpoint of compressed-tensors, which has given it up, in a format of ours.
 
     Raises:
         ConfigError: ``target`` is in use, or ``name`` is no format.
@@ -146,9 +146,7 @@ def _convert(checkpoint: Checkpoint, target: Path, kind: Format) -> Converted:
             if stored:
                 compressed[layer_of(name)] = stored
             else:
-                dense[layer_of(name)] = str(
-                    kind.misfit(tensor.T if linears[name] else tensor)
-                )
+                dense[layer_of(name)] = str(kind.misfit(tensor.T if linears[name] else tensor))
         output.write(number, tensors)
     if kind.name != "dense" and not compressed:
         for number in range(1, len(groups) + 1):

@@ -36,8 +36,7 @@ def empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
         ) from error
     config.use_cache = False
     # What is stored compressed, the checkpoint gives dense.
-    if getattr(config, "quantization_config", None) is not None:
-        del config.quantization_config
+    vars(config).pop("quantization_config", None)
     names = config.architectures or []
     kind = getattr(transformers, names[0], None) if names else None
     if names and kind is None:

@@ -1,7 +1,7 @@
 """How transformers loads a checkpoint that prunekit compressed.
 
-transformers calls everything that changes how weights are stored a quantizer. This is imported while
-transformers is still importing itself, so of it only what quantizers derive from is there.
+transformers calls everything that changes how weights are stored a quantizer. This is imported
+while transformers still imports itself, so of it only what quantizers derive from is there.
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ class SparseQuantizer(HfQuantizer):
             _check(name, module, stored)
             with torch.device("meta"):
                 sparse = SparseLinear(
-                    kind, stored, bias=module.bias is not None, dtype=module.weight.dtype
+                    kind,
+                    stored,
+                    bias=module.bias is not None,
+                    dtype=module.weight.dtype,  # pyright: ignore
                 )
             model.set_submodule(name, sparse.train(module.training))
             replaced += 1
@@ -67,7 +70,9 @@ class SparseQuantizer(HfQuantizer):
             )
 
     @override
-    def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+    def _process_model_after_weight_loading(  # pyright: ignore  transformers ignores the result
+        self, model: PreTrainedModel, **_: Any
+    ) -> None:
         for name, module in model.named_modules():
             if isinstance(module, SparseLinear):
                 stored = self._said(model, name)
@@ -86,13 +91,13 @@ class SparseQuantizer(HfQuantizer):
         return next(Stored(*linears[known]) for known in names if known in linears)
 
     @override
-    def is_serializable(self, *_: Any, **__: Any) -> bool:
+    def is_serializable(self, *_: Any, **__: Any) -> bool:  # pyright: ignore  said to be None
         """Say that ``save_pretrained`` gives the same folder back."""
         return True
 
     @property
     @override
-    def is_trainable(self) -> bool:
+    def is_trainable(self) -> bool:  # pyright: ignore
         """Adapters beside compressed weights learn; the weights themselves stay as they are."""
         return True
 
@@ -110,7 +115,7 @@ class SparseQuantizer(HfQuantizer):
                 weight = module.dense().to(wanted)
                 linear = nn.Linear(module.inputs, module.outputs, bias=False, device="meta")
                 linear.weight = nn.Parameter(weight, requires_grad=False)
-                linear.bias = module.bias
+                linear.bias = module.bias  # pyright: ignore
                 model.set_submodule(name, linear)
         return model
 

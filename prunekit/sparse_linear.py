@@ -110,7 +110,9 @@ class SparseLinear(nn.Module):
         parts = dict(zip(self.kind.parts, self._rows(), strict=True))
         mask = unpack_bits(parts["keep"], self.inputs)
         # A zero that only fills up a group of 2:4 is no weight.
-        kept = torch.where(parts["weight"].flatten() != 0, weight[mask].to(parts["weight"].dtype), 0)
+        kept = torch.where(
+            parts["weight"].flatten() != 0, weight[mask].to(parts["weight"].dtype), 0
+        )
         parts["weight"] = kept.view(parts["weight"].shape)
         self._put(tuple(parts.values()))
         self.fragments = False
@@ -155,7 +157,10 @@ class SparseLinear(nn.Module):
 
     @override
     def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool  # noqa: FBT001
+        self,
+        destination: dict[str, Any],
+        prefix: str,
+        keep_vars: bool,
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name, part in zip(self.kind.parts, self._rows(), strict=True):

@@ -1,4 +1,4 @@
-"""What ``config.json`` says of compressed weights: its ``quantization_config``, read and written."""
+"""Compressed weights in a checkpoint: their tensors, and what ``config.json`` says of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,7 +66,8 @@ def pack(
         return {name: weight}, None
     parts = kind.compress(oriented)
     layer = layer_of(name)
-    stored = Stored(*oriented.shape, parts["weight"].numel(), transposed)
+    outputs, inputs = oriented.shape
+    stored = Stored(outputs, inputs, parts["weight"].numel(), transposed)
     return {f"{layer}.{part}": value for part, value in parts.items()}, stored
 
 

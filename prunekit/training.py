@@ -162,4 +162,4 @@ def _linear_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | Conv1D) and module.weight not in seen:
             seen.add(module.weight)
-            yield f"{name}.weight", module.weight
+            yield f"{name}.weight", module.weight  # pyright: ignore

@@ -138,9 +138,7 @@ def _check_answers(checkpoint: Checkpoint, proof: dict[str, Any]) -> Check:
     )
     if finished.returncode:
         last = finished.stderr.strip().splitlines()[-1:] or ["no message"]
-        return Check(
-            "answers", passed=False, detail=f"{who} fails to open it: {last[0]}"
-        )
+        return Check("answers", passed=False, detail=f"{who} fails to open it: {last[0]}")
     answers = torch.tensor(json.loads(finished.stdout))
     expected = torch.tensor(proof["answers"])
     scale = float(expected.abs().max())

@@ -162,7 +162,9 @@ def test_a_part_that_is_missing_is_named(written, tmp_path):
             "linears": {"lm_head.x": [1, 4, 2]},
         },
     )
-    with pytest.raises(CheckpointError, match="lacks lm_head.x.keep, a part of lm_head.x.weight"):
+    with pytest.raises(
+        CheckpointError, match=r"lacks lm_head\.x\.keep, a part of lm_head\.x\.weight"
+    ):
         open_checkpoint(tmp_path / "out")
 
 

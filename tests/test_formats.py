@@ -20,7 +20,7 @@ def weight_for(kind, outputs, inputs, dtype, empty=0.1):
 
 def test_names():
     assert sorted(formats()) == ["2:4", "bitmask", "dense"]
-    with pytest.raises(ConfigError, match='"4:2" is not a format. Choose: 2:4, bitmask, dense'):
+    with pytest.raises(ConfigError, match=r'"4:2" is not a format\. Choose: 2:4, bitmask, dense'):
         format_named("4:2")
 
 

@@ -38,7 +38,8 @@ def bitmask_matvec(
         x: Of the type of the values; any strides.
         compressed: As :func:`prunekit_kernels.bitmask.compress_bitmask` gives it; the values
             float32, float16 or bfloat16.
-        reach: With more tokens than this (None: than 16), or more than 16, the weight is expanded to memory first.
+        reach: With more tokens than this, or more than 16, the weight is expanded to memory first;
+            None: 16.
 
     Raises:
         ValueError: Shapes, types or devices do not belong together.
@@ -72,13 +73,13 @@ def _(x: Tensor, values: Tensor, keep: Tensor, row_offsets: Tensor, reach: int) 
     return x.new_empty(len(x), len(keep))
 
 
-def _remember(ctx, inputs, output) -> None:  # noqa: ANN001, ARG001
+def _remember(ctx, inputs, output) -> None:  # noqa: ARG001
     ctx.save_for_backward(*inputs[1:4])
     ctx.inputs = inputs[0].shape[1]
 
 
 @partial(_bitmask_matvec.register_autograd, setup_context=_remember)
-def _(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN001
+def _(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad @ _expand_bitmask(*ctx.saved_tensors, ctx.inputs), None, None, None, None
 
 

@@ -44,7 +44,8 @@ def sparse24_matmul(
         x: Of the type of ``values``; any strides.
         values: Float32, float16 or bfloat16.
         keep: Bits, as :func:`prunekit_kernels.sparse24.compress24` gives them.
-        reach: With more tokens than this (None: than 256, where nothing was measured) the weight is expanded to memory first.
+        reach: With more tokens than this the weight is expanded to memory first; None: 256, where
+            nothing was measured.
 
     Raises:
         ValueError: Shapes, types or devices do not belong together.
@@ -87,12 +88,12 @@ def _(x: Tensor, values: Tensor, keep: Tensor, reach: int) -> Tensor:  # noqa: A
     return x.new_empty(len(x), len(values))
 
 
-def _remember(ctx, inputs, output) -> None:  # noqa: ANN001, ARG001
+def _remember(ctx, inputs, output) -> None:  # noqa: ARG001
     ctx.save_for_backward(*inputs[1:3])
 
 
 @partial(_sparse24_matmul.register_autograd, setup_context=_remember)
-def _(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN001
+def _(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Only ``x`` is differentiated: adapters beside a compressed weight learn, the weight stays."""
     return grad @ expand24(*ctx.saved_tensors), None, None, None
 

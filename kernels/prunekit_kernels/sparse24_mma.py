@@ -48,7 +48,8 @@ def sparse24_mma(
         values: Float16 or bfloat16, contiguous, as
             :func:`prunekit_kernels.fragments24.to_fragments` gives them.
         keep: Metadata, likewise.
-        reach: With more tokens than this (None: than 256, where nothing was measured) the weight is expanded to memory first.
+        reach: With more tokens than this the weight is expanded to memory first; None: 256, where
+            nothing was measured.
 
     Raises:
         ValueError: Shapes, types or devices do not belong together.
@@ -87,12 +88,12 @@ def _(x: Tensor, values: Tensor, keep: Tensor, reach: int) -> Tensor:  # noqa: A
     return x.new_empty(len(x), len(values))
 
 
-def _remember(ctx, inputs, output) -> None:  # noqa: ANN001, ARG001
+def _remember(ctx, inputs, output) -> None:  # noqa: ARG001
     ctx.save_for_backward(*inputs[1:3])
 
 
 @partial(_sparse24_mma.register_autograd, setup_context=_remember)
-def _(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN001
+def _(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad @ expand24(*from_fragments(Sparse24(*ctx.saved_tensors))), None, None, None
 
 
@@ -239,7 +240,7 @@ def _many_kernel(  # noqa: PLR0915  registers have no index, so each is named
         l0, l1, l2, l3, l4, l5, l6, l7 = _load8(values_ptr + CHUNKS * 1024, lower)
         mu = tl.load(meta_ptr, upper, other=0)
         ml = tl.load(meta_ptr + CHUNKS * 128, lower, other=0)
-        for m in tl.static_range(0, 4):
+        for m in tl.static_range(0, 4):  # pyright: ignore
             here = (own >= 0) & (group + m < groups)
             x0, x1, x2, x3, x4, x5, x6, x7 = _load8(x_ptr + m * CHUNKS * 1024, here)
             a = a0 if m == 0 else a1 if m == 1 else a2 if m == 2 else a3
