@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 import prunekit
 from prunekit import tuning
+from prunekit.checkpoint import open_checkpoint
 from prunekit.conversion import convert
 from prunekit.errors import CheckpointError
 from prunekit.formats import format_named
@@ -287,3 +288,25 @@ def test_no_dense_copy_stays_in_memory(written):
     two_four, copies = measured("2:4")
     assert two_four == 0.5625 * dense
     assert copies == 0
+
+
+@pytest.mark.slow
+def test_a_trained_model_answers_the_same_in_nine_sixteenths(shared, tmp_path, monkeypatch):
+    monkeypatch.setattr("prunekit.report.render", lambda report: "")
+    source = shared / "models" / "stories15M"
+    text = {"data": "pydoc:train", "samples": 4, "length": 64}
+    prune = {"method": "sparsegpt", "pattern": "2:4"}
+    for kind in ("dense", "2:4"):
+        sections = {"calibration": text, "prune": prune, "output": {"format": kind}}
+        list(prunekit.run(planned(source, tmp_path / kind, **sections)))
+    convert(tmp_path / "dense", tmp_path / "bitmask", "bitmask")
+    dense = AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
+    exact = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", dtype=torch.float64)
+    for kind in KINDS:
+        sparse = AutoModelForCausalLM.from_pretrained(tmp_path / kind)
+        assert_close(answers(sparse), answers(exact), answers(dense))
+    checkpoint = open_checkpoint(tmp_path / "2:4")
+    before = sum(checkpoint.entries[name].nbytes for name in checkpoint.packed)
+    parts = [part for weight in checkpoint.packed.values() for part in weight.parts.values()]
+    assert len(checkpoint.packed) == 42
+    assert sum(checkpoint.files[part].nbytes for part in parts) == 0.5625 * before
