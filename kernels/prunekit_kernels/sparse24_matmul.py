@@ -88,11 +88,12 @@ def _(x: Tensor, values: Tensor, keep: Tensor, reach: int) -> Tensor:  # noqa: A
     return x.new_empty(len(x), len(values))
 
 
-def _remember(ctx, inputs, output) -> None:  # noqa: ARG001
+def remember(ctx, inputs, output) -> None:  # noqa: ARG001
+    """Keep the weight's parts for the way back."""
     ctx.save_for_backward(*inputs[1:3])
 
 
-@partial(_sparse24_matmul.register_autograd, setup_context=_remember)
+@partial(_sparse24_matmul.register_autograd, setup_context=remember)
 def _(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Only ``x`` is differentiated: adapters beside a compressed weight learn, the weight stays."""
     return grad @ expand24(*ctx.saved_tensors), None, None, None

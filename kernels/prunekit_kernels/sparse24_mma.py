@@ -29,7 +29,7 @@ from prunekit_kernels.fragments24 import (
     token_fragments,
 )
 from prunekit_kernels.sparse24 import Sparse24, check24, expand24
-from prunekit_kernels.sparse24_matmul import FEW, REACH, _sparse24_matmul, check_inputs
+from prunekit_kernels.sparse24_matmul import FEW, REACH, _sparse24_matmul, check_inputs, remember
 
 WARPS = 4
 PROGRAMS = 512  # to aim at where few output rows would leave most of a GPU idle
@@ -88,11 +88,7 @@ def _(x: Tensor, values: Tensor, keep: Tensor, reach: int) -> Tensor:  # noqa: A
     return x.new_empty(len(x), len(values))
 
 
-def _remember(ctx, inputs, output) -> None:  # noqa: ARG001
-    ctx.save_for_backward(*inputs[1:3])
-
-
-@partial(_sparse24_mma.register_autograd, setup_context=_remember)
+@partial(_sparse24_mma.register_autograd, setup_context=remember)
 def _(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad @ expand24(*from_fragments(Sparse24(*ctx.saved_tensors))), None, None, None
 
