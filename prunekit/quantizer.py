@@ -1,7 +1,8 @@
 """How transformers loads a checkpoint that prunekit compressed.
 
 transformers calls everything that changes how weights are stored a quantizer. This is imported
-while transformers still imports itself, so of it only what quantizers derive from is there.
+while transformers still imports itself, so of it only what quantizers derive from is there; the
+kernels wait until a model needs them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing_extensions import override
 
 from prunekit.errors import CheckpointError
 from prunekit.formats import Stored, format_named
-from prunekit.sparse_linear import SparseLinear
 from prunekit.storage import METHOD
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ class SparseQuantizer(HfQuantizer):
 
     @override
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+        from prunekit.sparse_linear import SparseLinear
+
         kind = format_named(self.quantization_config.format)
         linears = {name: Stored(*said) for name, said in self.quantization_config.linears.items()}
         prefix = f"{model.base_model_prefix}."
@@ -73,6 +75,8 @@ class SparseQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(  # pyright: ignore  transformers ignores the result
         self, model: PreTrainedModel, **_: Any
     ) -> None:
+        from prunekit.sparse_linear import SparseLinear
+
         for name, module in model.named_modules():
             if isinstance(module, SparseLinear):
                 stored = self._said(model, name)
@@ -109,6 +113,8 @@ class SparseQuantizer(HfQuantizer):
     @override
     def _dequantize(self, model: PreTrainedModel, dtype: str | torch.dtype | None = None) -> Any:
         """Put dense layers in the place of sparse ones."""
+        from prunekit.sparse_linear import SparseLinear
+
         for name, module in list(model.named_modules()):
             if isinstance(module, SparseLinear):
                 wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
