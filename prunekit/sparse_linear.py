@@ -18,6 +18,7 @@ from prunekit_kernels import (
 from prunekit_kernels import to_fragments as in_fragments
 from prunekit_kernels.sparse24_mma import runs_mma
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from typing_extensions import override
 
 from prunekit import tuning
@@ -87,7 +88,7 @@ class SparseLinear(nn.Module):
 
     def _multiply(self, x: Tensor) -> Tensor:
         if self._wants_semi and len(x) > (self.reach or 0):
-            return x @ self._semi_structured().T
+            return linear(x, self._semi_structured())
         if self.fragments:
             return sparse24_mma(x, self.parts["weight"], self.parts["keep"], self.reach)
         return self.kind.multiply(x, self.parts, self.reach)

@@ -26,7 +26,6 @@ from prunekit_kernels.fragments24 import (
     TOKENS,
     from_fragments,
     has_fragments,
-    token_fragments,
 )
 from prunekit_kernels.sparse24 import Sparse24, check24, expand24
 from prunekit_kernels.sparse24_matmul import FEW, REACH, _sparse24_matmul, check_inputs, remember
@@ -101,12 +100,12 @@ def _launch_few(x: Tensor, values: Tensor, keep: Tensor) -> Tensor:
     asm, constraints = products(x.dtype)
     with torch.cuda.device_of(x):
         _few_kernel[(rows, splits, triton.cdiv(tokens, TOKENS))](
-            values.view(torch.int32), keep.view(torch.int32), token_fragments(x), parts,
+            values.view(torch.int32), keep.view(torch.int32), in_lane_order(x), parts,
             tokens, outputs, chunks, triton.cdiv(chunks, splits),
             ASM=asm, CONSTRAINTS=constraints, WARPS=WARPS,
             num_warps=WARPS, enable_fp_fusion=True,
         )  # fmt: skip
-    return parts.sum(0).to(x.dtype)
+    return _summed(parts, x.dtype)
 
 
 def _launch_many(x: Tensor, values: Tensor, keep: Tensor) -> Tensor:
@@ -116,11 +115,37 @@ def _launch_many(x: Tensor, values: Tensor, keep: Tensor) -> Tensor:
     grid = (triton.cdiv(outputs, 32 * WARPS), triton.cdiv(tokens, 4 * TOKENS))
     with torch.cuda.device_of(x):
         _many_kernel[grid](
-            values.view(torch.int32), keep.view(torch.int32), token_fragments(x), out,
+            values.view(torch.int32), keep.view(torch.int32), in_lane_order(x), out,
             tokens, outputs, chunks,
             ASM=asm, CONSTRAINTS=constraints, WARPS=WARPS,
             num_warps=WARPS, enable_fp_fusion=True,
         )  # fmt: skip
+    return out
+
+
+def in_lane_order(x: Tensor) -> Tensor:
+    """Return :func:`prunekit_kernels.fragments24.token_fragments` of ``x``, in one launch."""
+    if x.stride(1) != 1 or x.stride(0) % 2 or x.storage_offset() % 2:
+        x = x.clone(memory_format=torch.contiguous_format)  # one token's stride may be anything
+    words = x.view(torch.int32)
+    tokens, chunks = len(x), x.shape[1] // 256
+    groups = triton.cdiv(tokens, TOKENS)
+    out = torch.empty(groups, 8 * chunks, 32, 4, dtype=torch.int32, device=x.device)
+    with torch.cuda.device_of(x):
+        _order_kernel[(chunks, groups)](
+            words, out, tokens, chunks, words.stride(0), num_warps=4, enable_fp_fusion=True
+        )
+    return out
+
+
+def _summed(parts: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the sum of the shares, in order, in one launch."""
+    splits, tokens, outputs = parts.shape
+    out = torch.empty(tokens, outputs, dtype=dtype, device=parts.device)
+    with torch.cuda.device_of(parts):
+        _sum_kernel[(triton.cdiv(out.numel(), 1024),)](
+            parts, out, out.numel(), splits, num_warps=4, enable_fp_fusion=True
+        )
     return out
 
 
@@ -145,6 +170,27 @@ def products(dtype: torch.dtype) -> tuple[str, str]:
 
 def _registers(first: int) -> str:
     return "{" + ",".join(f"${first + i}" for i in range(4)) + "}"
+
+
+@triton.jit
+def _order_kernel(x_ptr, out_ptr, T, CHUNKS, stride_t):
+    chunk, group = tl.program_id(0), tl.program_id(1)
+    place = tl.arange(0, 1024)  # 8 products of 32 lanes of 4 registers
+    lane, register = place // 4 % 32, place % 4
+    t = group * 8 + lane // 4
+    word = chunk * 128 + place // 128 * 16 + lane % 4 + 4 * register
+    x = tl.load(x_ptr + t.to(tl.int64) * stride_t + word, t < T, other=0)
+    tl.store(out_ptr + (group.to(tl.int64) * CHUNKS + chunk) * 1024 + place, x)
+
+
+@triton.jit
+def _sum_kernel(parts_ptr, out_ptr, N, SPLITS):
+    i = tl.program_id(0).to(tl.int64) * 1024 + tl.arange(0, 1024)
+    total = tl.zeros((1024,), tl.float32)
+    for _ in range(SPLITS):
+        total += tl.load(parts_ptr + i, i < N, other=0.0)
+        parts_ptr += N
+    tl.store(out_ptr + i, total.to(out_ptr.dtype.element_ty), i < N)
 
 
 @triton.jit

@@ -10,7 +10,13 @@ from prunekit_kernels.fragments24 import (
 )
 from prunekit_kernels.sparse24 import compress24
 from prunekit_kernels.sparse24_matmul import sparse24_matmul_reference
-from prunekit_kernels.sparse24_mma import _sparse24_mma, products, sparse24_mma
+from prunekit_kernels.sparse24_mma import (
+    _sparse24_mma,
+    _summed,
+    in_lane_order,
+    products,
+    sparse24_mma,
+)
 
 from tests.closeness import assert_close
 from tests.kernels.sparse import two_of_four
@@ -134,6 +140,25 @@ def test_same_as_row_order(tokens, device):
     plain = sparse24_matmul_reference(x, *compressed)
     y = sparse24_mma(x, *to_fragments(compressed))
     assert_close(y, x.double() @ weight.double().T, plain)
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("strides", ["plain", "every other", "transposed"])
+@pytest.mark.parametrize("tokens", [1, 8, 11])
+def test_tokens_are_put_in_lane_order_by_one_kernel(tokens, strides, device):
+    x = torch.randn(tokens, 512, device=device).bfloat16()
+    if strides == "every other":
+        x = torch.randn(2 * tokens, 512, device=device).bfloat16()[::2]
+    elif strides == "transposed":
+        x = torch.randn(512, tokens, device=device).bfloat16().T
+    assert torch.equal(in_lane_order(x), token_fragments(x))
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_shares_are_summed_by_one_kernel(dtype, device):
+    parts = torch.randn(3, 5, 417, device=device)
+    assert_close(_summed(parts, dtype), parts.double().sum(0), parts.sum(0).to(dtype))
 
 
 @pytest.mark.gpu
