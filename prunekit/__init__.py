@@ -8,6 +8,8 @@ of the package may be called like one of these names: importing it would hide th
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from prunekit import hook
+
 if TYPE_CHECKING:
     from prunekit.allocations import Allocation
     from prunekit.architectures import Architecture
@@ -18,9 +20,12 @@ if TYPE_CHECKING:
     from prunekit.patterns import Pattern
     from prunekit.planning import Plan, plan
     from prunekit.running import Record, run
+    from prunekit.sparse_linear import SparseLinear
     from prunekit.statistics import Statistic
 
 __version__ = "0.1.0"
+
+hook.install()
 
 __all__ = [
     "Allocation",
@@ -31,6 +36,7 @@ __all__ = [
     "Plan",
     "PrunekitError",
     "Record",
+    "SparseLinear",
     "Statistic",
     "load_config",
     "plan",
@@ -47,6 +53,7 @@ _HOMES = {
     "Plan": "planning",
     "PrunekitError": "errors",
     "Record": "running",
+    "SparseLinear": "sparse_linear",
     "Statistic": "statistics",
     "load_config": "config",
     "plan": "planning",

@@ -11,6 +11,7 @@ from pydantic_core.core_schema import NullableSchema, WithDefaultSchema
 
 from prunekit.allocations import allocations
 from prunekit.errors import ConfigError
+from prunekit.formats import formats
 from prunekit.methods import methods
 from prunekit.mistakes import explain
 from prunekit.sections import Calibration, Evaluate, Model, Output, Prune, Section
@@ -89,6 +90,18 @@ class Config(Section):
         model = info.data.get("model")
         if model and Path(model.path).is_relative_to(output.path):
             raise ValueError(f"the folder {output.path} holds the model itself; name another.")
+        return output
+
+    @field_validator("output")
+    @classmethod
+    def _can_be_stored(cls, output: Output, info: ValidationInfo) -> Output:
+        prune, kind = info.data.get("prune"), formats()[output.format]
+        if prune and kind.patterns and prune.pattern.name not in kind.patterns:
+            fitting = " and ".join(kind.patterns)
+            raise ValueError(
+                f'format "{kind.name}" stores patterns {fitting}, not "{prune.pattern.name}". '
+                "Choose bitmask, which stores any, or dense."
+            )
         return output
 
 

@@ -32,7 +32,6 @@ from prunekit.written import shown
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
-LATER_FORMATS = ("bitmask", "2:4")
 METHODS, ALLOCATIONS = Choice(methods), Choice(allocations)
 
 
@@ -137,15 +136,10 @@ class Output(Section):
 
     path: Annotated[str, AfterValidator(_beside)]
     """Folder for the checkpoint, its report and its journal."""
-    format: Literal["dense"] = "dense"
-    """How weights are stored; dense: zeros written out, as every tool reads it."""
-
-    @field_validator("format", mode="before")
-    @classmethod
-    def _now(cls, value: object) -> object:
-        if value in LATER_FORMATS:
-            raise ValueError(f'"{value}" cannot be written yet. Choose: dense.')
-        return value
+    format: Literal["dense", "2:4", "bitmask"] = "dense"
+    """How weights are stored. dense: zeros written out, as every tool reads it. 2:4 (for patterns
+    2:4 and 1:4) and bitmask (for any): smaller, and read by transformers only where prunekit is
+    installed."""
 
 
 class Prune(Section):

@@ -93,7 +93,7 @@ spread = 0.9
 [evalute]
 x = 1
 [output]
-format = "2:4"
+format = "sparse"
 """
     assert mistakes(text, "foo", "prune.steps=0", "model.path.x=1", "prun.y=1") == [
         "--set foo: write KEY=VALUE, e.g. prune.sparsity=0.6.",
@@ -121,10 +121,22 @@ format = "2:4"
         'config.toml:24: evalute: no such key. Did you mean "evaluate"?',
         "config.toml:26: output.path: missing. Folder for the checkpoint, its report and its "
         "journal.",
-        'config.toml:27: output.format: "2:4" cannot be written yet. Choose: dense.',
+        'config.toml:27: output.format: "sparse" is not possible. Choose: dense, 2:4, bitmask.',
         "--set prune.steps=0: 0 is not possible: at least 1.",
         '--set prun.y=1: prun: no such key. Did you mean "prune"?',
     ]
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "4:8"])
+def test_the_format_has_to_fit_the_pattern(load, mistakes, pattern):
+    sparsity = "sparsity = 0.5\n" if pattern == "unstructured" else ""
+    text = prune(f'method = "wanda"\npattern = "{pattern}"\n{sparsity}')
+    assert load(f'{text}format = "bitmask"\n').output.format == "bitmask"
+    (mistake,) = mistakes(f'{text}format = "2:4"\n')
+    assert mistake.endswith(
+        f'output: format "2:4" stores patterns 2:4 and 1:4, not "{pattern}". Choose bitmask, which '
+        "stores any, or dense."
+    )
 
 
 WANDA = 'method = "wanda"\n'

@@ -132,7 +132,8 @@ def _neighbours(layer: Layer) -> NOfM | None:
     """Return n:m where n of every m neighbours in a row stay: the sweep then chooses by itself."""
     from prunekit_kernels import NOfM
 
-    groups = layer.pattern.groups(*layer.weight.shape, layer.sparsity)
+    outputs, inputs = layer.weight.shape
+    groups = layer.pattern.groups(outputs, inputs, layer.sparsity)
     if groups.rows != 1 or groups.columns is None:
         return None
     return NOfM(groups.columns - groups.pruned[0], groups.columns)
