@@ -454,6 +454,8 @@ def test_a_dump_has_the_keys_that_the_user_would_write(load):
         "prune": {
             "method": "sparsegpt",
             "damping": 0.5,
+            "keep_zeros": False,
+            "order": "given",
             "pattern": "unstructured",
             "scope": "block",
             "sparsity": 0.5,

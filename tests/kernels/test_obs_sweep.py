@@ -177,7 +177,7 @@ def shapes_and_choices():
 
 @pytest.mark.parametrize(("outputs", "inputs", "choice"), [*shapes_and_choices()])
 def test_float32_finds_what_the_published_sweep_finds_in_float64(outputs, inputs, choice, device):
-    if INTERPRETED and inputs > 129 and outputs != 33:
+    if INTERPRETED and inputs == 1000 and (outputs, choice) != (33, NOfM(2, 4)):
         pytest.skip("a block of 128 columns takes the interpreter seconds")
     weight, gram = correlated(outputs, inputs, device=device, tokens=2 * inputs)
     upper = inverse_factor(gram.float(), 0.01).upper
