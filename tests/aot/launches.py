@@ -22,6 +22,7 @@ from prunekit_kernels import (
     salience,
 )
 
+FRAME = 16  # ptxas gives some kernels a frame of 8 or 16 bytes though it spills nothing
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
 
@@ -33,13 +34,14 @@ class Launch:
         op: Name of the file in ``kernels/prunekit_kernels``.
         what: The configuration, in words.
         run: Launches.
-        spills: How many bytes a thread may spill at most; 0 but for a reason, given beside it.
+        spills: How many bytes of a thread's stack it may take; more than a frame only for a
+            reason, given beside it.
     """
 
     op: str
     what: str
     run: Callable[[], object]
-    spills: int = 0
+    spills: int = FRAME
 
     def __str__(self) -> str:
         return f"{self.op}: {self.what}"
@@ -57,7 +59,7 @@ def launches() -> list[Launch]:
 def _sums() -> Iterator[Launch]:
     # The assembler that comes with Triton 3.7 spills a few registers of gram's wide tiles, where
     # that of 3.6 and 3.9 spills none.
-    spills = 256 if triton.__version__.startswith(("3.7", "3.8")) else 0
+    spills = 256 if triton.__version__.startswith(("3.7", "3.8")) else FRAME
     # SmolLM2-135M (576), Llama-3.1-8B's down_proj (14336), and an odd number; float16 compiles as
     # bfloat16 does, so once is enough.
     for dtype, inputs in [
@@ -86,11 +88,16 @@ def _sums() -> Iterator[Launch]:
 
 
 def _entropies() -> Iterator[Launch]:
-    for dtype, size in [(BF16, 64), (BF16, 80), (BF16, 128), (BF16, 256), (F32, 64), (F32, 128)]:
+    # For sm_100, whose products come back from a memory of their own, ptxas takes all 255 registers
+    # and spills up to 40 bytes where the two loops over keys meet.
+    tensor = 64
+    for dtype, size in [
+        (BF16, 64), (BF16, 80), (BF16, 128), (BF16, 256), (F32, 64), (F32, 128), (F32, 256),
+    ]:  # fmt: skip
         q, k = meta(2, 32, 2048, size, dtype=dtype), meta(2, 8, 2048, size, dtype=dtype)
         what = f"{_name(dtype)} D={size} causal"
         options = (None, None, None, 0.1, True, 0, 0.0)
-        yield Launch("attention_entropy", what, _call(attention_entropy, q, k, *options))
+        yield Launch("attention_entropy", what, _call(attention_entropy, q, k, *options), tensor)
     for dtype, size in [(BF16, 128), (F32, 64)]:
         q, k = meta(2, 32, 2048, size, dtype=dtype), meta(2, 8, 2048, size, dtype=dtype)
         for name, options in {
@@ -122,29 +129,24 @@ SELECTIONS = {
 
 
 def _selections() -> Iterator[Launch]:
-    # A program that holds a row of 32768 keys has 128 registers a thread, 32 of them keys; what is
-    # written in the end spills some, once a row. Where a group's ties end is found by a scan whose
-    # result ptxas keeps on the stack: 8 bytes, in one program a group.
-    long, scan = 640, 8
+    # A program that holds a row of 32768 keys has 128 registers a thread, 32 of them keys, and some
+    # of what bisection needs beside them is spilled.
+    long = 256
     for name, groups in SELECTIONS.items():
-        spills = scan if groups.rows is None else 0
-        yield Launch(
-            "score_and_mask", f"bf16 I=4096 {name}", _chosen(_weight(4096, BF16), groups), spills
-        )
-        yield Launch("project", f"f32 I=4096 {name}", _chosen(_iterate(4096), groups), spills)
+        yield Launch("score_and_mask", f"bf16 I=4096 {name}", _chosen(_weight(4096, BF16), groups))
+        yield Launch("project", f"f32 I=4096 {name}", _chosen(_iterate(4096), groups))
     for name in ("row", "2:4", "layer"):
-        groups, spills = SELECTIONS[name], scan if name == "layer" else 0
-        what = f"f32 I=4096 {name}"
-        yield Launch("score_and_mask", what, _chosen(_weight(4096, F32), groups), spills)
-        yield Launch("selection", what, _chosen(_score(4096), groups), spills)
+        groups, what = SELECTIONS[name], f"f32 I=4096 {name}"
+        yield Launch("score_and_mask", what, _chosen(_weight(4096, F32), groups))
+        yield Launch("selection", what, _chosen(_score(4096), groups))
     for inputs in (576, 8192, 16384, 28672):
-        groups, spills = Groups(1, None, (inputs // 2,)), long if inputs > 16384 else 0
+        groups, spills = Groups(1, None, (inputs // 2,)), long if inputs > 16384 else FRAME
         what = f"bf16 I={inputs} row"
         yield Launch("score_and_mask", what, _chosen(_weight(inputs, BF16), groups), spills)
         yield Launch("project", f"f32 I={inputs} row", _chosen(_iterate(inputs), groups), spills)
     yield Launch(
         "score_and_mask", "bf16 I=40960 row",
-        _chosen(_weight(40960, BF16), Groups(1, None, (999,))), scan,
+        _chosen(_weight(40960, BF16), Groups(1, None, (999,))),
     )  # fmt: skip
 
 
