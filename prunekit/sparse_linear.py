@@ -13,7 +13,7 @@ from prunekit_kernels import (
     from_fragments,
     has_fragments,
     sparse24_mma,
-    unpack_bits,
+    unpack,
 )
 from prunekit_kernels import to_fragments as in_fragments
 from prunekit_kernels.sparse24_mma import runs_mma
@@ -109,7 +109,7 @@ class SparseLinear(nn.Module):
     def set_kept(self, weight: Float[Tensor, "O I"]) -> None:
         """Take new values where a weight is stored; what ``weight`` has elsewhere is dropped."""
         parts = dict(zip(self.kind.parts, self._rows(), strict=True))
-        mask = unpack_bits(parts["keep"], self.inputs)
+        mask = unpack(parts["keep"], self.inputs)
         # A zero that only fills up a group of 2:4 is no weight.
         kept = torch.where(
             parts["weight"].flatten() != 0, weight[mask].to(parts["weight"].dtype), 0

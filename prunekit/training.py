@@ -8,7 +8,7 @@ from typing import Self
 
 import torch
 from jaxtyping import Float
-from prunekit_kernels import pack_bits, unpack_bits
+from prunekit_kernels import pack, unpack
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -52,7 +52,7 @@ class Masks:
 
     def __init__(self, weights: dict[str, nn.Parameter], optimizer: Optimizer | None) -> None:
         self.weights = weights
-        self._bits = {weight: pack_bits(weight.detach() != 0) for weight in weights.values()}
+        self._bits = {weight: pack(weight.detach() != 0) for weight in weights.values()}
         self._handles = [
             weight.register_hook(lambda grad, weight=weight: grad * self._keep(weight))
             for weight in weights.values()
@@ -67,7 +67,7 @@ class Masks:
         bits = self._bits[weight]
         if bits.device != weight.device:
             bits = self._bits[weight] = bits.to(weight.device)
-        return unpack_bits(bits, weight.shape[1])
+        return unpack(bits, weight.shape[1])
 
     @torch.no_grad()
     def apply(self, optimizer: Optimizer | None = None) -> None:

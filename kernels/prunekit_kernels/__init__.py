@@ -9,7 +9,6 @@ from prunekit_kernels.column_energy import column_energy
 from prunekit_kernels.fragments24 import from_fragments, has_fragments, to_fragments
 from prunekit_kernels.gram import cross_gram, gram, mirror
 from prunekit_kernels.inverse_factor import Factor, inverse_factor
-from prunekit_kernels.keep_bits import pack_bits, unpack_bits
 from prunekit_kernels.obs_block import NOfM, Sweep, obs_block
 from prunekit_kernels.obs_sweep import obs_sweep
 from prunekit_kernels.packed_mask import apply, pack, popcount, unpack
@@ -54,7 +53,6 @@ __all__ = [
     "obs_block",
     "obs_sweep",
     "pack",
-    "pack_bits",
     "pcg",
     "popcount",
     "probability_entropy",
@@ -67,6 +65,5 @@ __all__ = [
     "to_fragments",
     "unit_scale",
     "unpack",
-    "unpack_bits",
     "weight_moments",
 ]

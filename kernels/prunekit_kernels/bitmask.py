@@ -16,7 +16,7 @@ from jaxtyping import Int64, Num, UInt8
 from torch import Tensor
 
 from prunekit_kernels._triton import runs_triton, tl, triton
-from prunekit_kernels.keep_bits import pack_bits, unpack_bits
+from prunekit_kernels.packed_mask import pack, unpack
 
 TILE_B = 32  # bytes of keep bits a step
 
@@ -33,7 +33,7 @@ def compress_bitmask(weight: Num[Tensor, "O I"]) -> Bitmask:
     """Compress a matrix: all of it that is not zero; −0 counts as zero."""
     keep = weight != 0
     counts = keep.sum(1)
-    return Bitmask(weight[keep], pack_bits(keep), counts.cumsum(0) - counts)
+    return Bitmask(weight[keep], pack(keep), counts.cumsum(0) - counts)
 
 
 def expand_bitmask(compressed: Bitmask, inputs: int) -> Num[Tensor, "O I"]:
@@ -65,7 +65,7 @@ def check_bitmask(compressed: Bitmask, inputs: int) -> None:
 
 def expand_bitmask_reference(values: Tensor, keep: Tensor, inputs: int) -> Tensor:
     """Say the same in plain PyTorch; the kernel is tested against it."""
-    mask = unpack_bits(keep, inputs)
+    mask = unpack(keep, inputs)
     out = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
     return out.masked_scatter_(mask, values)
 

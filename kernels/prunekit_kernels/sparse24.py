@@ -17,7 +17,7 @@ from jaxtyping import Num, UInt8
 from torch import Tensor
 
 from prunekit_kernels._triton import runs_triton, tl, triton
-from prunekit_kernels.keep_bits import unpack_bits
+from prunekit_kernels.packed_mask import unpack
 
 TILE_O, TILE_I = 8, 256
 # Nibble of a group's non-zeros → nibble of what is stored. Two non-zeros are stored as they are; of
@@ -81,7 +81,7 @@ def check24(values: Tensor, keep: Tensor) -> None:
 
 def expand24_reference(values: Tensor, keep: Tensor) -> Tensor:
     """Say the same in plain PyTorch; the kernel is tested against it."""
-    mask = unpack_bits(keep, 2 * values.shape[1])
+    mask = unpack(keep, 2 * values.shape[1])
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter_(
         mask, values
     )

@@ -45,13 +45,13 @@ class BitmaskFormat(Format):
 
     @override
     def unsound(self, parts: Parts, shape: tuple[int, int]) -> str | None:
-        from prunekit_kernels import unpack_bits
+        from prunekit_kernels import unpack
 
         outputs, inputs = shape
         values, keep, offsets = (parts[part] for part in self.parts)
         if keep.shape != (outputs, -(-inputs // 8)) or offsets.shape != (outputs,):
             return f"keep bits have shape {list(keep.shape)}, row offsets {list(offsets.shape)}"
-        counts = unpack_bits(keep, inputs).sum(1)
+        counts = unpack(keep, inputs).sum(1)
         if values.shape != (int(counts.sum()),):
             return f"there are {list(values.shape)} values for {int(counts.sum())} keep bits"
         if not offsets.equal(counts.cumsum(0) - counts):

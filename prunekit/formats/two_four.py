@@ -46,14 +46,14 @@ class TwoFour(Format):
 
     @override
     def unsound(self, parts: Parts, shape: tuple[int, int]) -> str | None:
-        from prunekit_kernels import unpack_bits
+        from prunekit_kernels import unpack
 
         outputs, inputs = shape
         if inputs % 4 or parts["weight"].shape != (outputs, inputs // 2):
             return f"values have shape {list(parts['weight'].shape)}, which is not that of 2:4"
         if parts["keep"].shape != (outputs, -(-inputs // 8)):
             return f"keep bits have shape {list(parts['keep'].shape)}"
-        groups = unpack_bits(parts["keep"], inputs).unflatten(1, (-1, 4)).sum(2)
+        groups = unpack(parts["keep"], inputs).unflatten(1, (-1, 4)).sum(2)
         if broken := int((groups != 2).sum()):
             return f"{broken} groups of four have another number of keep bits than two"
         return None

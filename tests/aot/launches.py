@@ -4,7 +4,6 @@ A kernel that spills registers says here why it may.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -22,38 +21,18 @@ from prunekit_kernels import (
     salience,
 )
 
-FRAME = 16  # ptxas gives some kernels a frame of 8 or 16 bytes though it spills nothing
-F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One call of a launcher.
-
-    Attributes:
-        op: Name of the file in ``kernels/prunekit_kernels``.
-        what: The configuration, in words.
-        run: Launches.
-        spills: How many bytes of a thread's stack it may take; more than a frame only for a
-            reason, given beside it.
-    """
-
-    op: str
-    what: str
-    run: Callable[[], object]
-    spills: int = FRAME
-
-    def __str__(self) -> str:
-        return f"{self.op}: {self.what}"
-
-
-def meta(*shape: int, dtype: torch.dtype = F32) -> torch.Tensor:
-    return torch.empty(*shape, dtype=dtype, device="meta")
+from tests.aot.compressed import compressed
+from tests.aot.launch import BF16, F16, F32, FRAME, NAMES, Launch, meta
 
 
 def launches() -> list[Launch]:
     """Return every configuration of every kernel."""
-    return [*_sums(), *_entropies(), *_selections(), *_masks(), *_sweeps()]
+    return [*_sums(), *_entropies(), *_selections(), *_masks(), *_sweeps(), *compressed()]
+
+
+def everywhere() -> list[tuple[str, Launch]]:
+    """Return each launch with each target that it runs on."""
+    return [(target, launch) for launch in launches() for target in launch.targets]
 
 
 def _sums() -> Iterator[Launch]:
@@ -95,7 +74,7 @@ def _entropies() -> Iterator[Launch]:
         (BF16, 64), (BF16, 80), (BF16, 128), (BF16, 256), (F32, 64), (F32, 128), (F32, 256),
     ]:  # fmt: skip
         q, k = meta(2, 32, 2048, size, dtype=dtype), meta(2, 8, 2048, size, dtype=dtype)
-        what = f"{_name(dtype)} D={size} causal"
+        what = f"{NAMES[dtype]} D={size} causal"
         options = (None, None, None, 0.1, True, 0, 0.0)
         yield Launch("attention_entropy", what, _call(attention_entropy, q, k, *options), tensor)
     for dtype, size in [(BF16, 128), (F32, 64)]:
@@ -105,11 +84,11 @@ def _entropies() -> Iterator[Launch]:
             "masked": (meta(2, 1, 1, 2048, dtype=torch.bool), None, None, 0.1, False, 0, 0.0),
             "biased": (None, meta(1, 32, 2048, 2048, dtype=dtype), None, 1.0, False, 0, 0.0),
         }.items():
-            what = f"{_name(dtype)} D={size} {name}"
+            what = f"{NAMES[dtype]} D={size} {name}"
             yield Launch("attention_entropy", what, _call(attention_entropy, q, k, *options))
     for dtype in (F32, BF16):
         p, mask = meta(2, 32, 1024, 1024, dtype=dtype), meta(2, 1, 1, 1024, dtype=torch.bool)
-        what = f"{_name(dtype)} T=1024"
+        what = f"{NAMES[dtype]} T=1024"
         yield Launch("probability_entropy", what, _call(probability_entropy, p, None, None))
         yield Launch(
             "probability_entropy", f"{what} masked", _call(probability_entropy, p, mask, None)
@@ -153,7 +132,7 @@ def _selections() -> Iterator[Launch]:
 def _masks() -> Iterator[Launch]:
     for dtype in (F32, BF16):
         weight, bits = meta(4096, 4096, dtype=dtype), meta(4096, 512, dtype=torch.uint8)
-        yield Launch("packed_mask", f"{_name(dtype)} apply", _call(apply, weight, bits))
+        yield Launch("packed_mask", f"{NAMES[dtype]} apply", _call(apply, weight, bits))
 
 
 def _sweeps() -> Iterator[Launch]:
@@ -192,8 +171,4 @@ def _call(function: Callable, *arguments) -> Callable[[], object]:
 
 
 def _named(dtype: torch.dtype, inputs: int, extra: str = "") -> str:
-    return f"{_name(dtype)} I={inputs} {extra}".strip()
-
-
-def _name(dtype: torch.dtype) -> str:
-    return {F32: "f32", F16: "f16", BF16: "bf16"}[dtype]
+    return f"{NAMES[dtype]} I={inputs} {extra}".strip()
