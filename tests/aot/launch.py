@@ -29,7 +29,7 @@ class Launch:
     what: str
     run: Callable[[], object]
     spills: int = FRAME
-    targets: tuple[str, ...] = TARGETS
+    targets: tuple[str, ...] = tuple(TARGETS)
 
     def __str__(self) -> str:
         return f"{self.op}: {self.what}"
