@@ -12,7 +12,7 @@ from typing_extensions import override
 from prunekit.errors import NumericsError
 from prunekit.layer import Layer, Pruned
 from prunekit.methods.base import Method
-from prunekit.patterns import Scope
+from prunekit.patterns import Grouped, Scope
 from prunekit.statistics import Gram, Statistic
 
 if TYPE_CHECKING:
@@ -132,6 +132,8 @@ def _neighbours(layer: Layer) -> NOfM | None:
     """Return n:m where n of every m neighbours in a row stay: the sweep then chooses by itself."""
     from prunekit_kernels import NOfM
 
+    if not isinstance(layer.pattern, Grouped):
+        return None
     outputs, inputs = layer.weight.shape
     groups = layer.pattern.groups(outputs, inputs, layer.sparsity)
     if groups.rows != 1 or groups.columns is None:
