@@ -133,7 +133,8 @@ def _launch(x: Tensor, y: Tensor | None, out: Tensor, rows: Tensor | None) -> No
             _kernel[grid](
                 x, other, listed, out, tokens, inputs, outputs, *x.stride(), *other.stride(),
                 stride, *out.stride(), across, SYMMETRIC=y is None, ROWS=kind,
-                TILE_I=tile, TILE_T=32 if x.dtype == torch.float32 else 64, PRECISION=dot_precision(),
+                TILE_I=tile, TILE_T=32 if x.dtype == torch.float32 else 64,
+                PRECISION=dot_precision(),
                 num_warps=8 if tile == 128 else 4, num_stages=2 if x.dtype == torch.float32 else 3,
                 enable_fp_fusion=True,
             )  # fmt: skip
