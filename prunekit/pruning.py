@@ -25,6 +25,9 @@ from prunekit.sections import Prune
 from prunekit.statistics import Gathered, Gram, Statistic, union
 from prunekit.walk import Visit
 
+ENERGY_PANEL = 512
+"""Columns of a weight that are multiplied by the Gram matrix at once."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -110,21 +113,24 @@ class BlockPruner:
         first = {linear: read(visit.block, linear) for linear in plan.pruned if several}
         for step in range(1, self.recipe.steps + 1):
             last = step == self.recipe.steps
-            for linear, stats in self._gather(visit, plan, last=last):
+            for linears, stats in self._gather(visit, plan, last=last):
                 began = time.perf_counter()
-                dense = read(visit.block, linear)
-                facts = self._prune(visit.block, linear, dense, stats, step)
-                if last:
-                    dense = first.get(linear, dense)
-                    outcome = self._outcome(visit.block, linear, dense, stats)
-                    outcome.entry["seconds"] = time.perf_counter() - began
-                    outcome.entry.update(facts)
+                dense = {linear: read(visit.block, linear) for linear in linears}
+                facts = self._prune(visit.block, dense, stats, step)
+                seconds = time.perf_counter() - began
+                for linear in linears if last else ():
+                    began = time.perf_counter()
+                    weight = first.get(linear, dense[linear])
+                    outcome = self._outcome(visit.block, linear, weight, stats)
+                    share = linear.size / sum(other.size for other in linears)
+                    outcome.entry["seconds"] = share * seconds + time.perf_counter() - began
+                    outcome.entry.update(facts.get(linear.name, {}))
                     yield outcome
 
     def _gather(
         self, visit: Visit, plan: Block, *, last: bool
-    ) -> Iterator[tuple[Linear, Gathered]]:
-        """Give each linear with its statistics when it is to be pruned."""
+    ) -> Iterator[tuple[Sequence[Linear], Gathered]]:
+        """Give the linears of each stage with their statistics when they are to be pruned."""
         stages, needs = plan.pruned_stages, self.recipe.needs
         if self.recipe.propagation == "block" or not needs:
             yield from gather(visit, stages, needs)
@@ -136,18 +142,22 @@ class BlockPruner:
 
     @torch.no_grad()
     def _prune(
-        self, block: nn.Module, linear: Linear, dense: Tensor, stats: Gathered, step: int
-    ) -> dict[str, float]:
-        """Prune one linear in place; ``dense`` is left as it is."""
-        sparsity = self.recipe.sparsity(step, self.sparsities[linear.name])
-        if sparsity == 0:
-            return {}
-        layer = Layer(linear.name, dense, stats, self.recipe.pattern, sparsity)
-        pruned = self.recipe.method.prune(layer)
-        module = block.get_submodule(linear.path)
-        weight = pruned.weight.to(self.dtypes[linear.name])
-        module.weight.copy_(weight.T if orientation(module)[2] else weight)  # pyright: ignore
-        return pruned.facts
+        self, block: nn.Module, dense: Mapping[Linear, Tensor], stats: Gathered, step: int
+    ) -> dict[str, dict[str, float]]:
+        """Prune the linears of a stage in place; ``dense``, their weights, is left as it is."""
+        layers = {
+            linear: Layer(linear.name, weight, stats, self.recipe.pattern, sparsity)
+            for linear, weight in dense.items()
+            if (sparsity := self.recipe.sparsity(step, self.sparsities[linear.name])) > 0
+        }
+        pruned = self.recipe.method.prune_together([*layers.values()])
+        for linear, found in zip(layers, pruned, strict=True):
+            module = block.get_submodule(linear.path)
+            weight = found.weight.to(self.dtypes[linear.name])
+            module.weight.copy_(weight.T if orientation(module)[2] else weight)  # pyright: ignore
+        return {
+            layer.name: found.facts for layer, found in zip(layers.values(), pruned, strict=True)
+        }
 
     @torch.no_grad()
     def _outcome(self, block: nn.Module, linear: Linear, dense: Tensor, stats: Gathered) -> Outcome:
@@ -184,16 +194,25 @@ def relative_error(
     gram = next((statistic.full for statistic in stats if isinstance(statistic, Gram)), None)
     if gram is None:
         return None
-    change = dense - pruned
-    energy = float(((dense @ gram) * dense).sum(dtype=torch.float64))
-    loss = float(((change @ gram) * change).sum(dtype=torch.float64))
+    energy, loss = _energy(dense, gram), _energy(dense - pruned, gram)
     return max(loss, 0.0) / energy if energy > 0 else 0.0
+
+
+def _energy(weight: Float[Tensor, "O I"], gram: Float[Tensor, "I I"]) -> float:
+    """Return ‖WX‖², panel by panel of columns; what panels share counts twice and is done once."""
+    total = torch.zeros((), dtype=torch.float64, device=weight.device)
+    for start in range(0, weight.shape[1], ENERGY_PANEL):
+        panel, end = weight[:, start : start + ENERGY_PANEL], start + ENERGY_PANEL
+        product = panel @ gram[start:end, start:end]
+        product.addmm_(weight[:, end:], gram[end:, start:end], alpha=2)
+        total += product.mul_(panel).sum(dtype=torch.float64)
+    return float(total)
 
 
 def gather(
     visit: Visit, stages: Sequence[Sequence[Linear]], needs: Sequence[type[Statistic]]
-) -> Iterator[tuple[Linear, Gathered]]:
-    """Gather ``needs`` for each stage in one forward, then give each linear with its own.
+) -> Iterator[tuple[Sequence[Linear], Gathered]]:
+    """Gather ``needs`` for each stage in one forward, then give the stages with their own.
 
     Raises:
         NumericsError: The input of a linear is NaN or inf in some sample.
@@ -202,7 +221,7 @@ def gather(
     if needs and stages:
         _observe(visit, stages, found)
     for linears, statistics in zip(stages, found, strict=True):
-        yield from _checked(visit, linears, statistics)
+        yield linears, _checked(visit, linears, statistics)
 
 
 def gather_at_once(
@@ -211,8 +230,8 @@ def gather_at_once(
     needs: Sequence[type[Statistic]],
     *,
     last: bool,
-) -> Iterator[tuple[Linear, Gathered]]:
-    """Give each linear with statistics that saw the pruned stages before it, in one forward in all.
+) -> Iterator[tuple[Sequence[Linear], Gathered]]:
+    """Give each stage with statistics that saw the pruned ones before it, in one forward in all.
 
     With ``last`` what the pruned block gives takes the place of the hidden states.
     """
@@ -223,7 +242,7 @@ def gather_at_once(
             statistics = _empty(visit, stages[number], needs)
             while inputs:
                 _update(statistics, inputs.pop(0))
-            yield from _checked(visit, stages[number], statistics)
+            yield stages[number], _checked(visit, stages[number], statistics)
     if last:
         visit.hidden[:] = steps.outputs
         visit.onward = False
@@ -242,12 +261,10 @@ def _update(statistics: tuple[Statistic, ...], x: Float[Tensor, "... I"]) -> Non
 
 def _checked(
     visit: Visit, linears: Sequence[Linear], statistics: tuple[Statistic, ...]
-) -> Iterator[tuple[Linear, Gathered]]:
+) -> Gathered:
     if not all(statistic.finite() for statistic in statistics):
         raise NumericsError(_blame(visit, linears[0]))
-    stats = Gathered(statistics)
-    for linear in linears:
-        yield linear, stats
+    return Gathered(statistics)
 
 
 def survey(
@@ -261,7 +278,8 @@ def survey(
             visit.onward = bool(needs)
             yield [
                 Layer(linear.name, read(visit.block, linear), stats, pattern, 0.0)
-                for linear, stats in gather(visit, block.pruned_stages, needs)
+                for linears, stats in gather(visit, block.pruned_stages, needs)
+                for linear in linears
             ]
 
     return walk_once

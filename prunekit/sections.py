@@ -24,7 +24,7 @@ from prunekit.allocations import Allocation, allocations
 from prunekit.allocations.uniform import Uniform
 from prunekit.choice import Choice
 from prunekit.errors import ConfigError
-from prunekit.methods import Method, methods
+from prunekit.methods import Method, Propagation, methods
 from prunekit.mistakes import did_you_mean
 from prunekit.patterns import Pattern, Scope
 from prunekit.written import shown
@@ -163,10 +163,11 @@ class Prune(Section):
     """How the sparsity is spread over layers: a name, or a table of name and settings."""
     skip: list[str] = Field(default=[])
     """Names of layers that stay dense, with * and ?; embeddings and lm_head always do."""
-    propagation: Literal["block", "stage"] = "stage"
+    propagation: Propagation = Field(default=None, validate_default=True)  # pyright: ignore
     """How soon layers see the pruned ones before them: from the next stage on, or from the next
     block on. By stage costs one forward of each block where memory holds what a stage reads for all
-    tokens, else one a stage; by block two."""
+    tokens, else one a stage; by block two. Unless said, what measured better for the method: stage
+    where the kept weights make up for the others, block where they stay as they are."""
     steps: int = Field(default=1, ge=1)
     """In how many steps the sparsity is reached; statistics are gathered anew for each."""
     schedule: Literal["one-shot", "linear", "cubic"] = "cubic"
@@ -249,6 +250,13 @@ class Prune(Section):
         if pattern and pattern.sparsity is not None and not isinstance(allocation, Uniform):
             raise ValueError(f'"{pattern.name}" gives all layers one sparsity; remove "{name}".')
         return allocation
+
+    @field_validator("propagation", mode="before")
+    @classmethod
+    def _of_the_method(cls, value: object, info: ValidationInfo) -> object:
+        # Without a method its mistake is said, and this key cannot be judged.
+        kind = info.data.get("method", Method)
+        return kind.propagation if value is None else value
 
     @field_validator("steps")
     @classmethod

@@ -456,6 +456,13 @@ def test_a_dump_has_the_keys_that_the_user_would_write(load):
     }
 
 
+def test_propagation_is_what_suits_the_method_unless_it_is_said(load):
+    assert load(GOOD).prune.propagation == "stage"
+    assert load(GOOD, "prune.method=wanda").prune.propagation == "block"
+    said = load(GOOD, "prune.method=wanda", "prune.propagation=stage")
+    assert said.prune.propagation == "stage"
+
+
 def test_a_config_is_frozen(load):
     with pytest.raises(ValueError, match="frozen"):
         load(GOOD).prune.steps = 2

@@ -1,9 +1,9 @@
 """How weights are chosen and changed: one file a paper."""
 
 from prunekit.discovery import by_name
-from prunekit.methods.base import Method, Scored
+from prunekit.methods.base import Method, Propagation, Scored
 
-__all__ = ["Method", "Scored", "methods"]
+__all__ = ["Method", "Propagation", "Scored", "methods"]
 
 
 def methods() -> dict[str, type[Method]]:
