@@ -13,11 +13,14 @@ if TYPE_CHECKING:
     from prunekit.architectures import Architecture
     from prunekit.config import Config, load_config
     from prunekit.errors import PrunekitError
+    from prunekit.gated import heads, neurons
     from prunekit.inplace import prune
     from prunekit.methods import Method
     from prunekit.patterns import Pattern
     from prunekit.planning import Plan, plan
+    from prunekit.rankers import Ranker
     from prunekit.running import Record, run
+    from prunekit.shrunk import load
     from prunekit.statistics import Statistic
 
 __version__ = "0.1.0"
@@ -30,9 +33,13 @@ __all__ = [
     "Pattern",
     "Plan",
     "PrunekitError",
+    "Ranker",
     "Record",
     "Statistic",
+    "heads",
+    "load",
     "load_config",
+    "neurons",
     "plan",
     "prune",
     "run",
@@ -46,9 +53,13 @@ _HOMES = {
     "Pattern": "patterns",
     "Plan": "planning",
     "PrunekitError": "errors",
+    "Ranker": "rankers",
     "Record": "running",
     "Statistic": "statistics",
+    "heads": "gated",
+    "load": "shrunk",
     "load_config": "config",
+    "neurons": "gated",
     "plan": "planning",
     "prune": "inplace",
     "run": "running",

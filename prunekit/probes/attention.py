@@ -29,7 +29,7 @@ def implement(model: PreTrainedModel) -> None:
     Raises:
         CheckpointError: It runs in an implementation that ours does not stand for.
     """
-    for config in _configs(model):
+    for config in configs(model):
         theirs = config._attn_implementation or "eager"
         if theirs in _OURS.values():
             continue
@@ -48,7 +48,7 @@ def observed(model: PreTrainedModel, observers: Mapping[nn.Module, Observer]) ->
     Raises:
         CheckpointError: See :func:`implement`.
     """
-    before = [(config, config._attn_implementation) for config in _configs(model)]
+    before = [(config, config._attn_implementation) for config in configs(model)]
     try:
         implement(model)
         for module, observer in observers.items():
@@ -61,7 +61,8 @@ def observed(model: PreTrainedModel, observers: Mapping[nn.Module, Observer]) ->
             config._attn_implementation = implementation
 
 
-def _configs(model: PreTrainedModel) -> list[Any]:
+def configs(model: PreTrainedModel) -> list[Any]:
+    """Return every config that a module of the model reads, each once."""
     found = [module.config for module in model.modules() if hasattr(module, "config")]
     return list({id(config): config for config in found}.values())
 

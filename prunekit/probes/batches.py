@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
@@ -27,11 +27,11 @@ SAMPLES = 8
 """Samples of token ids that run together."""
 
 
-def batches(data: Data | None, device: torch.device) -> list[Batch]:
-    """Return data as batches on a device.
+def batches(data: Data | None, model: PreTrainedModel) -> list[Batch]:
+    """Return data as batches where the model is.
 
     Raises:
-        ConfigError: There are none, or one has no ``input_ids``.
+        ConfigError: There are none, or one lacks what the model has to read.
     """
     if isinstance(data, Tensor):
         found = [{"input_ids": part} for part in data.split(SAMPLES)]
@@ -39,15 +39,34 @@ def batches(data: Data | None, device: torch.device) -> list[Batch]:
         found = [dict(batch) for batch in data or ()]
     if not found:
         raise ConfigError("data: there is none; pass tokens [N, T] or a list of batches.")
+    wanted = [{"input_ids"}]
+    if model.config.is_encoder_decoder:
+        wanted.append({"labels", "decoder_input_ids"})
     for batch in found:
-        if "input_ids" not in batch:
-            raise ConfigError(f"data: a batch has {sorted(batch)}, but no input_ids.")
-    return [{name: part.to(device) for name, part in batch.items()} for batch in found]
+        for names in wanted:
+            if not names & batch.keys():
+                raise ConfigError(
+                    f"data: {type(model).__name__} reads {' or '.join(sorted(names))}, and a batch "
+                    f"has only {', '.join(sorted(batch))}."
+                )
+    return [{name: part.to(model.device) for name, part in batch.items()} for batch in found]
 
 
-def losses(
-    model: PreTrainedModel, batch: Batch
-) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+def valid_tokens(batch: Batch, *, decodes: bool) -> Bool[Tensor, "B T"] | None:
+    """Say which tokens are no padding; None if all are.
+
+    ``decodes``: those of a decoder that reads an encoder. Its padding is what its own mask says,
+    else where ``labels``, which its tokens are made of, are ignored.
+    """
+    if not decodes:
+        mask = batch.get("attention_mask")
+        return None if mask is None else mask.bool()
+    if "decoder_attention_mask" in batch:
+        return batch["decoder_attention_mask"].bool()
+    return batch["labels"] != IGNORED if "labels" in batch else None
+
+
+def losses(model: PreTrainedModel, batch: Batch) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
     """Return the summed loss of each sample and how many predictions it is the sum of.
 
     A causal language model predicts each token after the first from those before it, padding

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from prunekit_kernels import Entropy, attention_entropy
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunekit.probes.attention import Observer, observed
-from prunekit.probes.batches import IGNORED, Batch
+from prunekit.probes.batches import Batch, valid_tokens
 from prunekit.sites import Site
-from prunekit_kernels import Entropy, attention_entropy
 
 
 def measure(
@@ -22,24 +21,19 @@ def measure(
 ) -> dict[str, Entropy]:
     """Return the entropies of each site's query heads, in nats, with the highest they could be.
 
-    Queries that ``attention_mask`` marks as padding do not count; in a decoder that reads an
-    encoder, ``decoder_attention_mask`` or the ignored ``labels``.
+    Queries that are padding do not count; keys that are padding are seen by none.
     """
     sums: dict[str, Entropy] = {}
     for batch in batches:
-        observers = {site.module: _adding(sums, site.name, _valid(site, batch)) for site in sites}
-        with observed(model, observers), torch.inference_mode():
+        observers = {
+            site.module: _adding(
+                sums, site.name, valid_tokens(batch, decodes=site.stack.reads is not None)
+            )
+            for site in sites
+        }
+        with observed(model, observers), torch.no_grad():
             model(**batch)
     return sums
-
-
-def _valid(site: Site, batch: Batch) -> Bool[Tensor, "B S"] | None:
-    if site.stack.reads is None:
-        valid = batch.get("attention_mask")
-        return None if valid is None else valid.bool()
-    if "decoder_attention_mask" in batch:
-        return batch["decoder_attention_mask"].bool()
-    return batch["labels"] != IGNORED if "labels" in batch else None
 
 
 def _split(mask: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -66,7 +60,7 @@ def _adding(sums: dict[str, Entropy], name: str, valid: Tensor | None) -> Observ
             bias=bias,
             valid=valid,
         )
-        old = sums.get(name)
-        sums[name] = new if old is None else Entropy(*(a + b for a, b in zip(old, new, strict=True)))
+        old = sums.get(name, (0, 0, 0))
+        sums[name] = Entropy(*(a + b for a, b in zip(old, new, strict=True)))
 
     return observe
