@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from pydantic import ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -23,6 +23,7 @@ from prunekit.errors import ConfigError, ShapeError
 from prunekit.probes.batches import Batch, Data, batches, still
 from prunekit.probes.gates import Gate
 from prunekit.rankers import Ranker, Scores, Subject, rankers
+from prunekit.rankers.agreement import redundancy
 from prunekit.rankers.obs import gather, refit
 from prunekit.removal import parameters, settle, stock_entries
 from prunekit.sites import Kind, matrix, sites
@@ -119,6 +120,12 @@ class Gates:
             with torch.no_grad():
                 gate.value.copy_(value)
             gate.keep.copy_(keep)
+
+    def redundancy(self, data: Data) -> dict[str, Float[Tensor, "U U"]]:
+        """Return, for each site, how alike what two of its units give is, from 0 to 1."""
+        with still(self.model):
+            grams = gather(self._subject(batches(data, self.model)))
+        return {site.name: redundancy(site, grams[site.name]) for site in self.sites}
 
     @property
     def keep(self) -> dict[str, Bool[Tensor, " U"]]:

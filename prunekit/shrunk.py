@@ -1,11 +1,10 @@
 """Opens folders of models whose blocks differ in size, which stock transformers cannot."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
@@ -37,14 +36,20 @@ def load(path: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
     with no_init_weights():
         model: PreTrainedModel = kind._from_config(config, dtype=dtype or config.dtype)
     restore(model)
-    _fill(model, stored_names(model, checkpoint), checkpoint.read)
+    stored = stored_names(model, checkpoint)
+    _fill(model, stored, checkpoint.read(set(stored.values())))
     return model.eval()
 
 
 @torch.no_grad()
-def _fill(model: PreTrainedModel, stored: dict[str, str], read: Any) -> None:  # noqa: ANN401
-    values: dict[str, Tensor] = model.state_dict(keep_vars=True)
-    tensors = read(set(stored.values()))
+def _fill(model: PreTrainedModel, stored: dict[str, str], tensors: dict[str, Tensor]) -> None:
+    model.tie_weights()
+    for name, other in model.all_tied_weights_keys.items():
+        # The config of every T5 says tied; the files of some hold two matrices that differ.
+        if not torch.equal(tensors[stored[name]], tensors[stored[other]]):
+            module, _, attribute = name.rpartition(".")
+            own = nn.Parameter(model.get_parameter(name).detach().clone())
+            setattr(model.get_submodule(module), attribute, own)
+    values = model.state_dict(keep_vars=True)
     for name, source in stored.items():
         values[name].copy_(tensors[source])
-    model.tie_weights()

@@ -9,6 +9,7 @@ import prunekit
 from prunekit.errors import ConfigError, NumericsError
 from prunekit.probes.batches import losses, mean_loss
 from prunekit.rankers import Ranker, rankers
+from prunekit.rankers.agreement import spearman
 from prunekit.rankers.obs import refit
 from prunekit.sites import matrix, sites
 from tests.architectures import TINY, tiny
@@ -209,6 +210,61 @@ def test_a_hybrid_adds_z_scores_or_places_of_its_parts():
         gates.score("hybrid", TOKENS, of={"weight": 1})
 
 
+def test_salience_is_the_product_of_two_sums_and_the_root_of_a_kurtosis():
+    """(Σ|h|)(Σ|g|) + √Kurt, not Σ|h g|; excess kurtosis of a neuron's weights, not below 0."""
+    model = restless("llama")
+    model.requires_grad_(requires_grad=False)
+    gates = prunekit.neurons(model)
+    reader = gates.sites[1].reader.linear
+    seen = []
+    handle = reader.register_forward_pre_hook(
+        lambda _, x: seen.append(x[0].detach().requires_grad_()) or (seen[-1],)
+    )
+    given = [{"input_ids": part} for part in TOKENS.split(5)]
+    sums = [0, 0]
+    for part in given:
+        loss, predictions = losses(model, part)
+        (g,) = torch.autograd.grad(loss.sum() / predictions.sum(), [seen[-1]])
+        for index, x in enumerate((seen[-1], g)):
+            sums[index] = sums[index] + x.detach().abs().double().sum((0, 1))
+    handle.remove()
+    weight = reader.weight.double()
+    z = (weight - weight.mean(0)) / weight.std(0)
+    kurtosis = (z**4).mean(0) - 3
+    found = gates.score("salience", given)[gates.sites[1].name]
+    torch.testing.assert_close(
+        found, sums[0] * sums[1] + kurtosis.clamp_min(0).sqrt(), rtol=1e-4, atol=1e-9
+    )
+    found = gates.score("salience", given, outliers=False)[gates.sites[1].name]
+    torch.testing.assert_close(found, sums[0] * sums[1], rtol=1e-4, atol=1e-9)
+
+
+def test_spearman_is_that_of_the_textbook():
+    """1 − 6 Σ d² / (n (n² − 1)) without ties."""
+    a = {"x": torch.tensor([3.0, 1, 4]), "y": torch.tensor([1.5, 9])}
+    b = {"x": torch.tensor([10.0, 20, 50]), "y": torch.tensor([30.0, 40])}
+    d2 = (3 - 1) ** 2 + (1 - 2) ** 2 + (4 - 5) ** 2 + (2 - 3) ** 2 + (5 - 4) ** 2
+    assert spearman(a, b) == pytest.approx(1 - 6 * d2 / (5 * 24))
+    assert spearman(a, a) == pytest.approx(1)
+    assert spearman(a, {name: -score for name, score in a.items()}) == pytest.approx(-1)
+    assert spearman(a, {name: 0 * score for name, score in a.items()}) == 0
+
+
+def test_heads_that_give_the_same_are_redundant_and_others_less():
+    model = restless("gpt2")
+    inner = model.transformer.h[0].attn.c_attn
+    with torch.no_grad():
+        for third in (0, 32, 64):
+            inner.weight[:, third + 8 : third + 16] = inner.weight[:, third : third + 8]
+            inner.bias[third + 8 : third + 16] = inner.bias[third : third + 8]
+    found = prunekit.heads(model).redundancy(TOKENS)["transformer.h.0.attn"]
+    torch.testing.assert_close(found.diagonal(), torch.ones(4).double())
+    torch.testing.assert_close(found, found.T)
+    assert found[0, 1] == pytest.approx(1)
+    assert found[0, 2:].max() < 0.95
+    assert found.min() >= 0
+
+
 def test_a_classifier_is_ranked_by_its_labels():
     model = tiny("bert", AutoModelForSequenceClassification)
     given = {"input_ids": TOKENS, "labels": torch.arange(10) % 2}
@@ -224,8 +280,9 @@ def test_the_mean_loss_counts_predictions_not_batches_and_leaves_padding_out():
     model = restless("llama")
     given = batch(model)
     parts = [given["input_ids"][:1, :6], given["input_ids"][1:]]
-    truth = [cross_entropy(model(p).logits[0, :-1], p[0, 1:], reduction="sum").item() for p in parts]
-    assert mean_loss(model, [given]) == pytest.approx(sum(truth) / (5 + 8), rel=1e-5)
+    with torch.no_grad():
+        truth = [cross_entropy(model(p).logits[0, :-1], p[0, 1:], reduction="sum") for p in parts]
+    assert mean_loss(model, [given]) == pytest.approx(float(sum(truth)) / (5 + 8), rel=1e-5)
 
 
 @pytest.mark.parametrize(

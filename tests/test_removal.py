@@ -142,6 +142,21 @@ def test_removing_in_two_steps_is_removing_at_once():
     assert once.config.to_dict() == twice.config.to_dict()
 
 
+def test_load_keeps_two_matrices_apart_that_the_config_calls_tied(tmp_path):
+    model = restless("t5")
+    given = batch(model)
+    model.lm_head.weight = torch.nn.Parameter(model.shared.weight.detach().flip(0).clone())
+    kept = pruned(model, "heads", uniform=False)
+    settle(model, sites(model, "heads"), kept, None)
+    model.save_pretrained(tmp_path)
+    opened = prunekit.load(tmp_path)
+    assert torch.equal(answers(opened, given), answers(model, given))
+    assert opened.lm_head.weight is not opened.shared.weight
+    restless("t5").save_pretrained(tmp_path / "tied")
+    opened = prunekit.load(tmp_path / "tied")
+    assert opened.lm_head.weight is opened.shared.weight
+
+
 def test_load_refuses_a_class_that_transformers_does_not_have(tmp_path):
     restless("llama").save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from prunekit.errors import ConfigError
+from prunekit.rankers.agreement import places
 from prunekit.rankers.base import Ranker, Scores, Subject
 
 
@@ -34,18 +35,10 @@ class Hybrid(Ranker):
                 raise ConfigError(f"hybrid: {name!r} is no ranker. Choose: {', '.join(known)}.")
             scores = known[name]().score(subject)
             flat = torch.cat([scores[site.name] for site in subject.sites])
-            total += weight * (_z_scores(flat) if self.by == "z-score" else _places(flat))
+            total += weight * (_z_scores(flat) if self.by == "z-score" else places(flat))
         parts = total.split([site.units for site in subject.sites])
         return {site.name: part for site, part in zip(subject.sites, parts, strict=True)}
 
 
 def _z_scores(scores: Tensor) -> Tensor:
     return (scores - scores.mean()) / scores.std(correction=0).clamp_min(1e-300)
-
-
-def _places(scores: Tensor) -> Tensor:
-    """Return the share of other scores that are lower, equal ones counted half."""
-    ordered = scores.sort().values
-    below = torch.searchsorted(ordered, scores)
-    upto = torch.searchsorted(ordered, scores, right=True)
-    return (below + upto - 1) / (2 * max(len(scores) - 1, 1))
