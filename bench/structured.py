@@ -34,6 +34,7 @@ from prunekit.rankers.agreement import spearman
 
 LEVELS = (0.1, 0.3, 0.5, 0.7)
 SEEDS = range(5)
+WINDOWS = 40  # of evaluation text: some sixty variants of each model are judged on it
 RANKERS: dict[str, dict[str, Any]] = {
     "entropy": {},
     "magnitude": {},
@@ -96,7 +97,7 @@ def tasks(wanted: list[str] | None) -> Iterator[Task]:
             tokenizer = AutoTokenizer.from_pretrained(job.model)
             source = [str(job.calibration)]
             ids = calibration_tokens(tokenizer, source, job.samples, job.length, 0).ids
-            text = evaluation_tokens(tokenizer, [str(job.evaluation)], job.length, job.windows).ids
+            text = evaluation_tokens(tokenizer, [str(job.evaluation)], job.length, WINDOWS).ids
             read, judged = ([{"input_ids": p} for p in part.split(4)] for part in (ids, text))
             yield Task(job.name, job.model, read, read[:4], judged, "perplexity")
     for name, make in {"minilm-l6-sst2": _sentences, "gpt2-nano-sort": _digits}.items():

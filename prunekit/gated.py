@@ -25,7 +25,7 @@ from prunekit.probes.gates import Gate
 from prunekit.rankers import Ranker, Scores, Subject, rankers
 from prunekit.rankers.agreement import redundancy
 from prunekit.rankers.obs import gather, refit
-from prunekit.removal import parameters, settle, stock_entries
+from prunekit.removal import parameters, refuse_unequal, settle, stock_entries
 from prunekit.sites import Kind, matrix, sites
 
 ACTIVE = 0.01
@@ -148,6 +148,7 @@ class Gates:
 
         Raises:
             ShapeError: ``stock`` cannot be had; the message names the constraint.
+            CheckpointError: See :func:`prunekit.removal.refuse_unequal`.
         """
         kept = {name: keep.nonzero().flatten().tolist() for name, keep in self.keep.items()}
         entries, note = None, STOCK
@@ -156,6 +157,7 @@ class Gates:
         except ShapeError as error:
             if stock:
                 raise
+            refuse_unequal(self.sites)
             note = f"{error} {OWN}"
         before = parameters(self.model)
         if data is not None:

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from prunekit.architectures import Attention
 from prunekit.errors import ShapeError
-from prunekit.probes.attention import configs, implement
+from prunekit.probes.attention import configs, implement, refuse_unseen
 from prunekit.sites import Site, counts, matrix, sites
 
 RECORD = "prunekit_kept"
@@ -72,6 +72,15 @@ def stock_entries(model: PreTrainedModel, found: Sequence[Site], kept: Kept) -> 
     entries = _entries(found[0], sizes.pop(), family)
     _try(model, found, kept, entries)
     return entries
+
+
+def refuse_unequal(found: Sequence[Site]) -> None:
+    """Refuse blocks of different heads where they share a bias and none can choose from it.
+
+    Raises:
+        CheckpointError: This transformers computes their attention by itself.
+    """
+    refuse_unseen(site.module for site in found if _biased(site))
 
 
 def settle(
@@ -168,7 +177,8 @@ def _original(site: Site, keep: Sequence[int]) -> list[int]:
 
 def _keep_biases(model: PreTrainedModel, found: Sequence[Site]) -> None:
     """Let blocks that keep different heads choose from one bias, in our attention function."""
-    if any(hasattr(site.module, "kept_heads") for site in found):
+    refuse_unequal(found)
+    if any(_biased(site) for site in found):
         implement(model)
 
 

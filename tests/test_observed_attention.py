@@ -8,12 +8,13 @@ from prunekit.probes.attention import observed
 from prunekit.probes.entropy import measure
 from prunekit.sites import sites
 from tests.architectures import TINY
-from tests.units import AS_DEEP, LENGTH, PADDED, answers, batch, restless
+from tests.units import AS_DEEP, LENGTH, PADDED, answers, batch, needs_interface, restless
 
 
 @pytest.mark.parametrize("model_type", sorted(TINY))
 def test_a_model_answers_to_the_bit_as_before_while_it_is_observed(model_type):
     model = restless(model_type)
+    needs_interface(model)
     given = batch(model)
     before, implementation = answers(model, given), model.config._attn_implementation
     seen = []
@@ -40,6 +41,7 @@ def test_text_is_written_as_before_while_it_is_observed(model_type):
 def test_entropy_is_that_of_the_probabilities_of_eager_attention_in_float64(model_type):
     """Valid rows only; memory of keys and queries. Soft cap, windows, biases, grouped queries."""
     model = restless(model_type).double()
+    needs_interface(model)
     given = batch(model)
     found = measure(model, sites(model, "heads"), [given])
     model.set_attn_implementation("eager")
@@ -96,4 +98,12 @@ def test_refuses_an_implementation_that_it_does_not_stand_for():
     model.config._attn_implementation = "flex_attention"
     refusal = "runs in 'flex_attention'; heads can be observed in"
     with pytest.raises(CheckpointError, match=refusal), observed(model, {}):
+        pass
+
+
+def test_refuses_attention_that_is_computed_elsewhere():
+    module = torch.nn.Linear(1, 1)
+    refusal = r"Linear: transformers .* outside of its"
+    watched = observed(restless("bert"), {module: lambda *_: None})
+    with pytest.raises(CheckpointError, match=refusal), watched:
         pass

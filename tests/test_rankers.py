@@ -13,7 +13,7 @@ from prunekit.rankers.agreement import spearman
 from prunekit.rankers.obs import refit
 from prunekit.sites import matrix, sites
 from tests.architectures import TINY, tiny
-from tests.units import batch, restless
+from tests.units import batch, needs_interface, restless
 
 TOKENS = torch.randint(3, 96, (10, 12), generator=torch.Generator().manual_seed(3))
 
@@ -26,6 +26,7 @@ def flat(scores):
 def test_every_ranker_gives_each_unit_of_each_layer_one_finite_score(model_type):
     """One entry a (layer, head), also under grouped queries, in T5's two stacks and in encoders."""
     model = restless(model_type)
+    needs_interface(model)
     given = [batch(model)]
     for gates in (prunekit.heads(model), prunekit.neurons(model)):
         for name, kind in rankers().items():

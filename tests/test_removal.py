@@ -15,7 +15,7 @@ from prunekit.removal import RECORD, parameters, settle, stock_entries
 from prunekit.sites import sites
 from tests.architectures import TINY
 from tests.conftest import ROOT
-from tests.units import AS_DEEP, answers, batch, restless
+from tests.units import AS_DEEP, answers, batch, needs_interface, restless
 
 CANNOT_SAY = ("bert", "distilbert", "gpt2", "gpt_neox", "opt", "roberta")
 STOCK_HEADS = sorted(set(TINY) - {*CANNOT_SAY})
@@ -52,6 +52,7 @@ def assert_same(actual, expected):
 def test_a_smaller_model_answers_as_the_gated_one(model_type, uniform):
     """Rows, columns and biases of every family, the other way in GPT-2, and T5's position bias."""
     model = restless(model_type)
+    needs_interface(model)
     given = batch(model)
     dense = answers(model, given)
     for kind in ("heads", "neurons"):
@@ -85,6 +86,7 @@ def test_a_uniform_model_is_a_stock_one(model_type, tmp_path):
 @pytest.mark.parametrize("model_type", ["gemma3_text", "gpt2", "llama", "phi3", "t5"])
 def test_a_folder_of_unequal_blocks_opens_again_and_writes_text(model_type, tmp_path):
     model = restless(model_type, **AS_DEEP.get(model_type, {}))
+    needs_interface(model)
     given = batch(model)
     for kind in ("heads", "neurons"):
         kept = pruned(model, kind, uniform=False)
@@ -132,6 +134,7 @@ def test_a_stock_config_is_refused_where_transformers_itself_refuses_it():
 def test_removing_in_two_steps_is_removing_at_once():
     """Also of heads with a bias, whose columns are counted as the first block once had them."""
     once, twice = restless("t5"), restless("t5")
+    needs_interface(once)
     given = batch(once)
     steps = [[0, 2, 3], [1, 2]]
     for model, choices in ((once, [[2, 3]]), (twice, steps)):
@@ -144,6 +147,7 @@ def test_removing_in_two_steps_is_removing_at_once():
 
 def test_load_keeps_two_matrices_apart_that_the_config_calls_tied(tmp_path):
     model = restless("t5")
+    needs_interface(model)
     given = batch(model)
     model.lm_head.weight = torch.nn.Parameter(model.shared.weight.detach().flip(0).clone())
     kept = pruned(model, "heads", uniform=False)

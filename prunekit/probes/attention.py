@@ -6,10 +6,11 @@ observer what was read. No matrix of queries × keys is made for it.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import transformers
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -41,13 +42,29 @@ def implement(model: PreTrainedModel) -> None:
         config._attn_implementation = _OURS[theirs]
 
 
+def refuse_unseen(modules: Iterable[nn.Module]) -> None:
+    """Refuse attention that no registered function computes.
+
+    Raises:
+        CheckpointError: Names the first.
+    """
+    for module in modules:
+        if not hasattr(sys.modules[type(module).__module__], "ALL_ATTENTION_FUNCTIONS"):
+            raise CheckpointError(
+                f"{type(module).__name__}: transformers {transformers.__version__} computes it "
+                "outside of its AttentionInterface, where it cannot be observed. A newer "
+                "transformers may."
+            )
+
+
 @contextmanager
 def observed(model: PreTrainedModel, observers: Mapping[nn.Module, Observer]) -> Iterator[None]:
     """Call each attention's observer whenever it runs; the model computes what it did before.
 
     Raises:
-        CheckpointError: See :func:`implement`.
+        CheckpointError: See :func:`implement` and :func:`refuse_unseen`.
     """
+    refuse_unseen(observers)
     before = [(config, config._attn_implementation) for config in configs(model)]
     try:
         implement(model)
