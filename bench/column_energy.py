@@ -8,8 +8,8 @@ from prunekit_kernels.column_energy import column_energy_reference
 
 from bench.harness import Case
 
-CPU = [("smollm2-135m.q_proj", 2048, 576), ("llama-8b.q_proj", 2048, 4096)]
-CUDA = [("llama-8b.q_proj", 16384, 4096), ("llama-8b.down_proj", 16384, 14336)]
+CPU = [("smollm2-135m.q_proj", 2048, 576), ("llama3-8b.q_proj", 2048, 4096)]
+CUDA = [("llama3-8b.q_proj", 16384, 4096), ("llama3-8b.down_proj", 16384, 14336)]
 
 
 def cases(device: torch.device) -> Iterator[Case]:

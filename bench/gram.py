@@ -11,12 +11,12 @@ from bench.harness import Case
 CPU = [
     ("smollm2-135m.q_proj", 2048, 576),
     ("smollm2-135m.down_proj", 2048, 1536),
-    ("llama-8b.q_proj", 2048, 4096),
+    ("llama3-8b.q_proj", 2048, 4096),
 ]
 CUDA = [
     ("smollm2-135m.q_proj", 16384, 576),
-    ("llama-8b.q_proj", 16384, 4096),
-    ("llama-8b.down_proj", 16384, 14336),
+    ("llama3-8b.q_proj", 16384, 4096),
+    ("llama3-8b.down_proj", 16384, 14336),
 ]
 
 

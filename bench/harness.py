@@ -21,8 +21,10 @@ from typing import Any
 
 import torch
 
+from bench import roofline
+
 RESULTS = Path(__file__).parent / "results"
-BUDGET_SECONDS = 2.0  # a contestant, after one warm-up
+BUDGET_SECONDS = {"cpu": 2.0, "cuda": 0.3}  # a contestant, after one warm-up
 REPEATS = (3, 100)  # at least, at most
 
 
@@ -69,15 +71,21 @@ def measure(op: str, cases: Callable[[torch.device], Iterable[Case]]) -> None:
     file = RESULTS / machine["name"] / f"{op}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
-    print(f"written: {file}")
+    print(f"written: {file}\nwritten: {roofline.draw(file.parent)}")
+
+
+def compiled(function: Callable[..., object]) -> Callable[..., object]:
+    """Return a contestant that ``torch.compile`` makes; its first call, which compiles, is long."""
+    return torch.compile(function, dynamic=False)
 
 
 def seconds(contestant: Callable[[], object], device: torch.device) -> list[float]:
     """Return the sorted times of single calls, after one call to warm up."""
     _timed(contestant, device)
     least, most = REPEATS
+    budget = BUDGET_SECONDS[device.type]
     times: list[float] = []
-    while len(times) < least or (sum(times) < BUDGET_SECONDS and len(times) < most):
+    while len(times) < least or (sum(times) < budget and len(times) < most):
         times.append(_timed(contestant, device))
     return sorted(times)
 
@@ -123,7 +131,7 @@ def _row(
 ) -> dict[str, Any]:
     times = seconds(contestant, device)
     median = statistics.median(times)
-    fifth = statistics.quantiles(times, n=5)
+    fifth = statistics.quantiles(times, n=5, method="inclusive")
     return {
         "case": case.name,
         **case.shape,
@@ -139,11 +147,16 @@ def _row(
 
 def _timed(contestant: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
+        # By the clock of the GPU, which the launch of a single kernel does not keep waiting.
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
+        began.record()
+        contestant()
+        ended.record()
+        torch.cuda.synchronize(device)
+        return began.elapsed_time(ended) / 1e3
     start = time.perf_counter()
     contestant()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
     return time.perf_counter() - start
 
 

@@ -8,6 +8,8 @@ of the package may be called like one of these names: importing it would hide th
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from prunekit import hook
+
 if TYPE_CHECKING:
     from prunekit.allocations import Allocation
     from prunekit.architectures import Architecture
@@ -21,9 +23,12 @@ if TYPE_CHECKING:
     from prunekit.rankers import Ranker
     from prunekit.running import Record, run
     from prunekit.shrunk import load
+    from prunekit.sparse_linear import SparseLinear
     from prunekit.statistics import Statistic
 
 __version__ = "0.1.0"
+
+hook.install()
 
 __all__ = [
     "Allocation",
@@ -35,6 +40,7 @@ __all__ = [
     "PrunekitError",
     "Ranker",
     "Record",
+    "SparseLinear",
     "Statistic",
     "heads",
     "load",
@@ -55,6 +61,7 @@ _HOMES = {
     "PrunekitError": "errors",
     "Ranker": "rankers",
     "Record": "running",
+    "SparseLinear": "sparse_linear",
     "Statistic": "statistics",
     "heads": "gated",
     "load": "shrunk",

@@ -9,6 +9,7 @@ from rich.text import Text
 from prunekit import architectures, patterns
 from prunekit.allocations import allocations
 from prunekit.choice import summary
+from prunekit.formats import formats
 from prunekit.methods import methods
 from prunekit.schedules import SCHEDULES
 
@@ -30,6 +31,7 @@ def _sections() -> Iterator[tuple[str, list[Row]]]:
     yield "method", [*_kinds(methods())]
     yield "allocation", [*_kinds(allocations())]
     yield "pattern", [(spelling, "") for spelling in patterns.spellings()]
+    yield "format", [(name, _plain(summary(kind))) for name, kind in formats().items()]
     yield "schedule", [(name, _plain(rule.__doc__)) for name, rule in SCHEDULES.items()]
     yield "architecture", [("", ", ".join(architectures.names()))]
 

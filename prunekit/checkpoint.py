@@ -8,7 +8,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prunekit.errors import CheckpointError
+from prunekit.storage import METHOD, Packed, packed_weights
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -53,17 +54,51 @@ class Entry:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A Hugging Face folder whose headers were read and found sound."""
+    """A Hugging Face folder whose headers were read and found sound.
+
+    What is stored compressed shows as the dense weight that it stands for.
+
+    Attributes:
+        folder: Where it is.
+        config: What ``config.json`` says, but for how weights are stored.
+        entries: Tensors by name; those that are compressed with their dense shapes and sizes.
+        files: Tensors as they lie in the files.
+        packed: What is compressed, by the name of the dense weight.
+    """
 
     folder: Path
     config: dict[str, Any]
     entries: dict[str, Entry]
+    files: dict[str, Entry]
+    packed: dict[str, Packed] = field(default_factory=dict)
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return tensors as stored, on the CPU, mapped from the file rather than copied."""
+        """Return tensors on the CPU: mapped from the file, or expanded from what it holds.
+
+        Raises:
+            CheckpointError: A compressed weight is not sound.
+        """
+        names = list(names)
+        tensors = self._mapped([name for name in names if name not in self.packed])
+        return tensors | {name: self._expanded(name) for name in names if name in self.packed}
+
+    def _expanded(self, name: str) -> Tensor:
+        packed = self.packed[name]
+        mapped = self._mapped(packed.parts.values())
+        parts = {part: mapped[stored] for part, stored in packed.parts.items()}
+        shape = (packed.stored.outputs, packed.stored.inputs)
+        if unsound := packed.format.unsound(parts, shape):
+            raise CheckpointError(
+                f"{self.files[packed.parts['weight']].file}: {name}: {unsound}. It is corrupt, or "
+                "another program wrote it."
+            )
+        weight = packed.format.expand(parts, packed.stored.inputs)
+        return weight.T.contiguous() if packed.stored.transposed else weight
+
+    def _mapped(self, names: Iterable[str]) -> dict[str, Tensor]:
         by_file: dict[Path, list[str]] = {}
         for name in names:
-            by_file.setdefault(self.entries[name].file, []).append(name)
+            by_file.setdefault(self.files[name].file, []).append(name)
         tensors = {}
         for file, wanted in by_file.items():
             with safe_open(file, framework="pt") as opened:
@@ -83,7 +118,7 @@ class Checkpoint:
 
     @cached_property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Bytes of all tensors, dense."""
         return sum(entry.nbytes for entry in self.entries.values())
 
 
@@ -111,13 +146,37 @@ def find(path: str, revision: str | None = None) -> Path:
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Read ``config.json`` and the headers of a checkpoint; no weight is read.
 
+    Weights that prunekit compressed show as the dense ones they stand for.
+
     Raises:
         CheckpointError: A file is missing, corrupt, or of a kind that is refused.
     """
-    config = _read_json(folder / "config.json", "a Hugging Face checkpoint has one")
+    config = read_config(folder)
+    storage = config.get("quantization_config") or {}
+    if storage.get("quant_method") == METHOD:
+        return with_packed(folder, config, packed_weights(folder, storage))
     for key, way_out in _REFUSED_CONFIGS.items():
         if config.get(key):
             raise CheckpointError(f"{folder / 'config.json'}: has {key!r}. {way_out}")
+    entries = read_entries(folder)
+    return Checkpoint(folder, config, entries, entries)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return what ``config.json`` says.
+
+    Raises:
+        CheckpointError: It is missing or no JSON object.
+    """
+    return _read_json(folder / "config.json", "a Hugging Face checkpoint has one")
+
+
+def read_entries(folder: Path) -> dict[str, Entry]:
+    """Return the tensors of a folder as they lie in its files.
+
+    Raises:
+        CheckpointError: A file is missing, corrupt, or of a kind that is refused.
+    """
     entries: dict[str, Entry] = {}
     for file, names in _files(folder).items():
         header = read_header(file)
@@ -127,12 +186,35 @@ def open_checkpoint(folder: Path) -> Checkpoint:
                 f"{file}: lacks {sorted(missing)[0]}, which {INDEX} places there."
             )
         entries |= {name: header[name] for name in names or header}
-    return Checkpoint(folder, config, entries)
+    return entries
+
+
+def with_packed(folder: Path, config: dict[str, Any], packed: dict[str, Packed]) -> Checkpoint:
+    """Return a checkpoint in which compressed weights show as the dense ones they stand for.
+
+    Raises:
+        CheckpointError: A part of a compressed weight is in no file.
+    """
+    files = read_entries(folder)
+    entries = dict(files)
+    for name, weight in packed.items():
+        if missing := sorted(set(weight.parts.values()) - files.keys()):
+            raise CheckpointError(f"{folder}: lacks {missing[0]}, a part of {name}.")
+        for part in (*weight.parts.values(), *weight.hidden):
+            entries.pop(part)
+        first, shape = files[weight.parts["weight"]], weight.stored.shape
+        size = shape[0] * shape[1] * first.dtype.itemsize
+        entries[name] = Entry(first.file, first.dtype, shape, size)
+    entries = dict(sorted(entries.items()))
+    config = {key: value for key, value in config.items() if key != "quantization_config"}
+    return Checkpoint(folder, config, entries, files, packed)
 
 
 _REFUSED_CONFIGS = {
-    "quantization_config": "Quantized weights cannot be pruned; start from the float checkpoint.",
-    "sparsity_config": "Compressed sparse weights cannot be pruned; start from the dense ones.",
+    "quantization_config": "Quantized weights cannot be pruned; start from the float checkpoint. "
+    "Sparse weights of compressed-tensors: prunekit migrate makes them dense.",
+    "sparsity_config": "Compressed sparse weights cannot be pruned; start from the dense ones, "
+    "or make them dense: prunekit migrate.",
 }
 
 

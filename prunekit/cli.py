@@ -9,12 +9,15 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
 from prunekit import __version__
 from prunekit.errors import CapacityError, CheckpointError, ConfigError, PrunekitError, ShapeError
+
+if TYPE_CHECKING:
+    from prunekit.conversion import Converted
 
 FAILED, REFUSED, STOPPED = 1, 2, 130
 
@@ -191,6 +194,60 @@ def verify(model: Path, /) -> int:
 
 
 @app.command
+def convert(source: Path, target: Path, /, *, format: str) -> None:  # noqa: A002  the option's name
+    """Write a checkpoint in another format: dense, 2:4 or bitmask; no weight changes.
+
+    Args:
+        source: A checkpoint folder.
+        target: A new folder.
+        format: dense (every tool reads it), 2:4 (for patterns 2:4 and 1:4) or bitmask (for any).
+    """
+    from prunekit.conversion import convert
+
+    _say_converted(convert(source, target, format))
+
+
+@app.command
+def migrate(source: Path, target: Path, /, *, format: str = "dense") -> None:  # noqa: A002
+    """Rescue a sparse checkpoint of compressed-tensors, which opens with random weights today.
+
+    Args:
+        source: A folder in sparse-24-bitmask or sparse-bitmask.
+        target: A new folder.
+        format: dense (every tool reads it), 2:4 (if it is) or bitmask.
+    """
+    from prunekit.conversion import migrate
+
+    _say_converted(migrate(source, target, format))
+
+
+@app.command
+def bench(
+    *,
+    model: str | None = None,
+    output: Path = Path("prunekit-speed"),
+    tokens: Annotated[tuple[int, ...], Parameter(negative=())] = (),
+    device: str = "auto",
+    dtype: str = "auto",
+) -> None:
+    """Measure whether sparse layers are faster here than dense ones, and say so.
+
+    On a GPU what was measured is kept beside your caches, where sparse layers look it up.
+
+    Args:
+        model: A pruned checkpoint; its layers are measured, and itself, dense beside sparse.
+        output: Folder for speed.json and speed.svg.
+        tokens: Tokens at once; may be repeated.
+        device: auto, cpu, cuda, cuda:0.
+        dtype: auto (bfloat16 on a GPU, float32 on a CPU), bfloat16, float16, float32.
+    """
+    from prunekit import benching
+
+    for line in benching.bench(model, output, tokens, device, dtype):
+        _say(line)
+
+
+@app.command
 def report(folder: Path, /) -> None:
     """Write report.html again from report.json.
 
@@ -251,6 +308,17 @@ def demo(folder: Path = Path("demo"), /) -> None:
     from prunekit.demo import demo, table
 
     _show(table(demo(folder)))
+
+
+def _say_converted(done: "Converted") -> None:
+    from prunekit.units import size
+
+    _say(f"{done.folder}: {size(done.before)} became {size(done.after)}.")
+    if done.linears:
+        _say(f"  {len(done.linears)} linear layers are compressed, {len(done.dense)} stay dense.")
+        for name, reason in [*done.dense.items()][:3]:
+            _say(f"  dense: {name}: {reason}")
+        _say("  To load it in Python: import prunekit, then transformers as ever.")
 
 
 def _way_on(output: Path, config: Path, overrides: Sequence[str]) -> str:

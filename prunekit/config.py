@@ -11,6 +11,7 @@ from pydantic_core.core_schema import NullableSchema, WithDefaultSchema
 
 from prunekit.allocations import allocations
 from prunekit.errors import ConfigError
+from prunekit.formats import formats
 from prunekit.methods import methods
 from prunekit.mistakes import explain
 from prunekit.sections import Calibration, Evaluate, Model, Output, Prune, Section
@@ -91,6 +92,18 @@ class Config(Section):
             raise ValueError(f"the folder {output.path} holds the model itself; name another.")
         return output
 
+    @field_validator("output")
+    @classmethod
+    def _can_be_stored(cls, output: Output, info: ValidationInfo) -> Output:
+        prune, kind = info.data.get("prune"), formats()[output.format]
+        if prune and kind.patterns and prune.pattern.name not in kind.patterns:
+            fitting = " and ".join(kind.patterns)
+            raise ValueError(
+                f'format "{kind.name}" stores patterns {fitting}, not "{prune.pattern.name}". '
+                "Choose bitmask, which stores any, or dense."
+            )
+        return output
+
 
 SECTIONS: dict[str, type[Section]] = {
     "model": Model,
@@ -104,6 +117,8 @@ SECTIONS: dict[str, type[Section]] = {
 def _needs_text(prune: object) -> bool:
     if not isinstance(prune, dict):
         return False
+    if prune.get("refine"):
+        return True
     allocation = prune.get("allocation")
     if isinstance(allocation, dict):
         allocation = allocation.get("name")

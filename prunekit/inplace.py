@@ -48,8 +48,9 @@ def prune(
     """
     section = _section({"method": method, "pattern": pattern, **settings})
     needs = section.method.needs | section.allocation.needs
-    if needs and tokens is None:
-        raise ConfigError(f"method {method}: needs calibration tokens; pass tokens=[N, T].")
+    if (needs or section.refine) and tokens is None:
+        user = f"refine {section.refine}" if section.refine else f"method {method}"
+        raise ConfigError(f"{user}: needs calibration tokens; pass tokens=[N, T].")
     stacks = runners(model, find(model))
     blocks = layout(stacks, Selection(section.pattern, section.skip, section.on_indivisible))
     ids = torch.zeros(1, 1, dtype=torch.int64) if tokens is None else tokens

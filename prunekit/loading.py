@@ -35,6 +35,8 @@ def empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
             f"{where}: transformers {transformers.__version__} {reason}"
         ) from error
     config.use_cache = False
+    # What is stored compressed, the checkpoint gives dense.
+    vars(config).pop("quantization_config", None)
     names = config.architectures or []
     kind = getattr(transformers, names[0], None) if names else None
     if names and kind is None:

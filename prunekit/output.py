@@ -15,6 +15,8 @@ from torch import Tensor
 
 from prunekit.checkpoint import INDEX, Checkpoint, read_header, write_atomically, write_shard
 from prunekit.errors import ConfigError
+from prunekit.formats import Format, Stored
+from prunekit.storage import storage_config
 
 JOURNAL = "journal.jsonl"
 
@@ -93,8 +95,17 @@ class Output:
         write_shard(self.shard(number), tensors)
         return self.shard(number)
 
-    def finish(self, checkpoint: Checkpoint, dtype: str | None) -> None:
-        """Write what makes the folder a checkpoint: companions, index and, last, the config."""
+    def finish(
+        self,
+        checkpoint: Checkpoint,
+        dtype: str | None,
+        kind: Format | None = None,
+        linears: Mapping[str, Stored] | None = None,
+    ) -> None:
+        """Write what makes the folder a checkpoint: companions, index and, last, the config.
+
+        ``linears``: those that were compressed, by name of the layer, as ``kind``.
+        """
         for path in checkpoint.companions:
             write_atomically(self.folder / path.name, path.read_bytes())
         weight_map, total = {}, 0
@@ -108,6 +119,8 @@ class Output:
         if dtype:
             kept = {key: value for key, value in config.items() if key != "torch_dtype"}
             config = kept | {"dtype": dtype}
+        if kind and linears:
+            config = config | {"quantization_config": storage_config(kind, linears)}
         content = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
         write_atomically(self.folder / "config.json", content)
 

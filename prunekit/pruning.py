@@ -20,6 +20,7 @@ from prunekit.layout import Block, Linear, orientation
 from prunekit.lockstep import Lockstep
 from prunekit.methods import Method
 from prunekit.patterns import Pattern
+from prunekit.refinement import Refine, refine
 from prunekit.schedules import SCHEDULES
 from prunekit.sections import Prune
 from prunekit.statistics import Gathered, Gram, Statistic, union
@@ -38,6 +39,7 @@ class Recipe:
         pattern: Which zeros are allowed.
         propagation: "stage": each stage sees what the pruned stages before it give. "block": all
             see what the dense block gives, from one forward of its own.
+        refine: What is done to the weights that stay.
         steps: Prune in so many steps, gathering anew before each.
         schedule: Sparsity over the steps.
         initial_sparsity: Where the schedule starts.
@@ -47,6 +49,7 @@ class Recipe:
     method: Method
     pattern: Pattern
     propagation: Literal["block", "stage"] = "stage"
+    refine: Refine | None = None
     steps: int = 1
     schedule: str = "cubic"
     initial_sparsity: float = 0.0
@@ -59,6 +62,7 @@ class Recipe:
             method=prune.method,
             pattern=prune.pattern,
             propagation=prune.propagation,
+            refine=prune.refine,
             steps=prune.steps,
             schedule=prune.schedule,
             initial_sparsity=prune.initial_sparsity,
@@ -68,7 +72,7 @@ class Recipe:
     @property
     def needs(self) -> tuple[type[Statistic], ...]:
         """What is gathered for each stage."""
-        return union([*self.method.needs, *([Gram] if self.measure_error else [])])
+        return union([*self.method.needs, *([Gram] if self.refine or self.measure_error else [])])
 
     def sparsity(self, step: int, final: float) -> float:
         """Return the sparsity to reach in ``step`` of 1..steps; the last is always ``final``."""
@@ -151,6 +155,8 @@ class BlockPruner:
             if (sparsity := self.recipe.sparsity(step, self.sparsities[linear.name])) > 0
         }
         pruned = self.recipe.method.prune_together([*layers.values()])
+        if self.recipe.refine:
+            pruned = [*map(refine, layers.values(), pruned)]
         for linear, found in zip(layers, pruned, strict=True):
             module = block.get_submodule(linear.path)
             weight = found.weight.to(self.dtypes[linear.name])

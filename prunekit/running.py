@@ -20,12 +20,14 @@ from prunekit import report as reports
 from prunekit.checkpoint import open_checkpoint
 from prunekit.data import Tokens, calibration_tokens, evaluation_tokens
 from prunekit.evaluation import Evaluator
+from prunekit.formats import Stored, format_named
 from prunekit.layout import Block, orientation
 from prunekit.loading import Weights
 from prunekit.output import Output
 from prunekit.planning import Plan
 from prunekit.pruning import BlockPruner, Outcome, survey
 from prunekit.sources import title
+from prunekit.storage import layer_of, pack, unpack
 from prunekit.verify import prove, recount
 from prunekit.walk import Visit, batches, walk
 
@@ -64,6 +66,7 @@ class Run:
         self.plan = plan
         self.output = Output(Path(plan.config.output.path), len(plan.blocks) + 1)
         self.weights = Weights(plan.model, plan.checkpoint, plan.dtype, plan.device)
+        self.format = format_named(plan.config.output.format)
         phases = ("calibrate", "prune", "evaluate", "write", "verify")
         self.seconds: dict[str, float] = dict.fromkeys(phases, 0.0)
         self.layers: list[dict[str, Any]] = []
@@ -87,7 +90,12 @@ class Run:
         yield from self._prune(tokens, sparsities)
         with self._timed("write"):
             dtype = None if plan.config.model.dtype == "auto" else plan.config.model.dtype
-            self.output.finish(plan.checkpoint, dtype)
+            linears = {
+                layer_of(layer["tensor"]): Stored(*layer["stored"])
+                for layer in self.layers
+                if "stored" in layer
+            }
+            self.output.finish(plan.checkpoint, dtype, self.format, linears)
         yield from self._evaluate("after", judged)
         yield Record("phase", "verify", {"steps": 1})
         with self._timed("verify"):
@@ -198,7 +206,7 @@ class Run:
                     yield Record("layer", outcome.linear.name, self._entry(outcome, number))
                 known = self._write_block(number, block, outcomes, time.perf_counter() - began)
             else:
-                self._take_over(visit, block, number)
+                self._take_over(visit, block, number, known["layers"])
                 for entry in known["layers"]:
                     yield Record("layer", entry["name"], entry)
             self.layers += known["layers"]
@@ -235,17 +243,17 @@ class Run:
         self, number: int, block: Block, outcomes: list[Outcome], seconds: float
     ) -> dict[str, Any]:
         with self._timed("write"):
-            pruned = {
-                self.weights.stored[f"{outcome.linear.name}.weight"]: outcome.weight
-                for outcome in outcomes
-            }
+            layers, packed = [self._entry(outcome, number) for outcome in outcomes], {}
+            for layer, outcome in zip(layers, outcomes, strict=True):
+                name, transposed = layer["tensor"], layer["transposed"]
+                tensors, stored = pack(self.format, name, outcome.weight, transposed=transposed)
+                packed |= tensors
+                if stored:
+                    layer["stored"] = stored.dump()
+            pruned = {layer["tensor"] for layer in layers}
             untouched = [name for name in self._names(block) if name not in pruned]
-            file = self.output.write(number + 2, self._stored(untouched) | pruned)
-            known = {
-                "file": file.name,
-                "seconds": seconds,
-                "layers": [self._entry(outcome, number) for outcome in outcomes],
-            }
+            file = self.output.write(number + 2, self._stored(untouched) | packed)
+            known = {"file": file.name, "seconds": seconds, "layers": layers}
             self.output.note("block", block.name, known)
         return known
 
@@ -254,13 +262,17 @@ class Run:
         transposed = orientation(self.plan.model.get_submodule(outcome.linear.name))[2]
         return {**outcome.entry, "block": number, "tensor": tensor, "transposed": transposed}
 
-    def _take_over(self, visit: Visit, block: Block, number: int) -> None:
+    def _take_over(
+        self, visit: Visit, block: Block, number: int, layers: list[dict[str, Any]]
+    ) -> None:
         """Give a visited block the weights that an earlier run pruned."""
         written = load_file(self.output.shard(number + 2))
+        entries = {layer["name"]: layer for layer in layers}
         for linear in block.pruned:
-            module = visit.block.get_submodule(linear.path)
-            weight = written[self.weights.stored[f"{linear.name}.weight"]]
-            self.weights.assign(module, "weight", weight)
+            entry = entries[linear.name]
+            stored = Stored(*entry["stored"]) if "stored" in entry else None
+            weight = unpack(self.format, entry["tensor"], written, stored)
+            self.weights.assign(visit.block.get_submodule(linear.path), "weight", weight)
 
     def _report(
         self, tokens: Tokens | None, counted: dict[str, Any], proof: dict[str, Any]

@@ -27,11 +27,11 @@ from prunekit.errors import ConfigError
 from prunekit.methods import Method, Propagation, methods
 from prunekit.mistakes import did_you_mean
 from prunekit.patterns import Pattern, Scope
+from prunekit.refinement import Refine
 from prunekit.written import shown
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
-LATER_FORMATS = ("bitmask", "2:4")
 METHODS, ALLOCATIONS = Choice(methods), Choice(allocations)
 
 
@@ -136,15 +136,10 @@ class Output(Section):
 
     path: Annotated[str, AfterValidator(_beside)]
     """Folder for the checkpoint, its report and its journal."""
-    format: Literal["dense"] = "dense"
-    """How weights are stored; dense: zeros written out, as every tool reads it."""
-
-    @field_validator("format", mode="before")
-    @classmethod
-    def _now(cls, value: object) -> object:
-        if value in LATER_FORMATS:
-            raise ValueError(f'"{value}" cannot be written yet. Choose: dense.')
-        return value
+    format: Literal["dense", "2:4", "bitmask"] = "dense"
+    """How weights are stored. dense: zeros written out, as every tool reads it. 2:4 (for patterns
+    2:4 and 1:4) and bitmask (for any): smaller, and read by transformers only where prunekit is
+    installed."""
 
 
 class Prune(Section):
@@ -176,6 +171,9 @@ class Prune(Section):
     """Sparsity from which the steps start, if there are several."""
     on_indivisible: Literal["error", "skip"] = "error"
     """What to do with a layer whose shape the pattern does not divide."""
+    refine: Refine | None = None
+    """What is done to the weights that stay once the method has chosen them; pcg: conjugate
+    gradients towards what the dense layer gives, so that any mask errs less; needs calibration."""
     measure_error: bool = True
     """Gather the Gram matrix also for methods that do not need it, so that every layer's relative
     error can be reported; needs [calibration]."""

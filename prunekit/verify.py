@@ -114,17 +114,22 @@ def verify(path: str | Path) -> list[Check]:
             found["violations"] == 0,
             f"{found['violations']} groups break {pattern.name}",
         ),
-        _check_answers(folder, report["proof"]),
+        _check_answers(checkpoint, report["proof"]),
     ]
 
 
-def _check_answers(folder: Path, proof: dict[str, Any]) -> Check:
-    """Compare answers given by stock transformers, in a process that cannot see prunekit."""
+def _check_answers(checkpoint: Checkpoint, proof: dict[str, Any]) -> Check:
+    """Compare answers that a process of its own gives.
+
+    Stock transformers, which cannot see prunekit, where weights are dense; with prunekit imported
+    where they are compressed.
+    """
+    who = "transformers with prunekit" if checkpoint.packed else "stock transformers"
     if proof["device"] != "cpu" and not torch.cuda.is_available():
         detail = f"recorded on {proof['device']}, which is not here; nothing was compared"
         return Check("answers", passed=False, detail=detail)
     finished = subprocess.run(
-        [sys.executable, "-I", "-c", _STOCK, str(folder.absolute()), json.dumps(proof)],
+        [*_python(checkpoint), str(checkpoint.folder.absolute()), json.dumps(proof)],
         capture_output=True,
         text=True,
         check=False,
@@ -133,19 +138,29 @@ def _check_answers(folder: Path, proof: dict[str, Any]) -> Check:
     )
     if finished.returncode:
         last = finished.stderr.strip().splitlines()[-1:] or ["no message"]
-        return Check(
-            "answers", passed=False, detail=f"stock transformers fails to open it: {last[0]}"
-        )
+        return Check("answers", passed=False, detail=f"{who} fails to open it: {last[0]}")
     answers = torch.tensor(json.loads(finished.stdout))
     expected = torch.tensor(proof["answers"])
     scale = float(expected.abs().max())
     allowed = scale * 32 * torch.finfo(getattr(torch, proof["dtype"])).eps
     differ = float((sample(answers) - expected).abs().max())
     detail = (
-        f"stock transformers answers within {differ:.2g} of what was recorded (allowed "
+        f"{who} answers within {differ:.2g} of what was recorded (allowed "
         f"{allowed:.2g}, largest answer {scale:.3g})"
     )
     return Check("answers", differ <= allowed, detail)
+
+
+def _python(checkpoint: Checkpoint) -> list[str]:
+    if not checkpoint.packed:
+        return [sys.executable, "-I", "-c", _STOCK + _ALONE + _ANSWER]
+    import prunekit_kernels
+
+    import prunekit
+
+    folders = {str(Path(package.__path__[0]).parent) for package in (prunekit, prunekit_kernels)}
+    found = f"import sys; sys.path[:0] = {sorted(folders)!r}\nimport prunekit\n"
+    return [sys.executable, "-I", "-c", found + _STOCK + _ANSWER]
 
 
 _STOCK = """
@@ -156,7 +171,11 @@ kind = getattr(transformers, (config.architectures or ["AutoModel"])[0])
 dtype = getattr(torch, proof["dtype"])
 model, notes = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True)
 assert not notes["missing_keys"], f"weights are missing: {sorted(notes['missing_keys'])[:3]}"
+"""
+_ALONE = """
 assert "prunekit" not in sys.modules
+"""
+_ANSWER = """
 ids = torch.tensor(proof["ids"], device=proof["device"])
 inputs = {"input_ids": ids}
 if config.is_encoder_decoder:

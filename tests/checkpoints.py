@@ -46,7 +46,7 @@ def write(
     return folder
 
 
-def planned(folder: Path, output: Path, **sections: Any) -> Plan:
+def planned(folder: Path, output: Path, /, **sections: Any) -> Plan:
     """Return the plan of a config: each section as a dictionary that is laid over small ones.
 
     ``None`` leaves a section out, and so a key of one.

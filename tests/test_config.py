@@ -93,7 +93,7 @@ spread = 0.9
 [evalute]
 x = 1
 [output]
-format = "2:4"
+format = "sparse"
 """
     assert mistakes(text, "foo", "prune.steps=0", "model.path.x=1", "prun.y=1") == [
         "--set foo: write KEY=VALUE, e.g. prune.sparsity=0.6.",
@@ -121,10 +121,22 @@ format = "2:4"
         'config.toml:24: evalute: no such key. Did you mean "evaluate"?',
         "config.toml:26: output.path: missing. Folder for the checkpoint, its report and its "
         "journal.",
-        'config.toml:27: output.format: "2:4" cannot be written yet. Choose: dense.',
+        'config.toml:27: output.format: "sparse" is not possible. Choose: dense, 2:4, bitmask.',
         "--set prune.steps=0: 0 is not possible: at least 1.",
         '--set prun.y=1: prun: no such key. Did you mean "prune"?',
     ]
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "4:8"])
+def test_the_format_has_to_fit_the_pattern(load, mistakes, pattern):
+    sparsity = "sparsity = 0.5\n" if pattern == "unstructured" else ""
+    text = prune(f'method = "wanda"\npattern = "{pattern}"\n{sparsity}')
+    assert load(f'{text}format = "bitmask"\n').output.format == "bitmask"
+    (mistake,) = mistakes(f'{text}format = "2:4"\n')
+    assert mistake.endswith(
+        f'output: format "2:4" stores patterns 2:4 and 1:4, not "{pattern}". Choose bitmask, which '
+        "stores any, or dense."
+    )
 
 
 WANDA = 'method = "wanda"\n'
@@ -163,10 +175,10 @@ CLASHES = [
     (
         f'{ANY}damping = 0.1\nseed = 1\nallocation = "owls"',
         [
-            "config.toml:5: prune.damping: a setting of sparsegpt, not of wanda.",
+            "config.toml:5: prune.damping: a setting of admm, alps, sparsegpt, not of wanda.",
             "config.toml:6: prune.seed: no such key. Choose: method, pattern, scope, sparsity, "
             "allocation, skip, propagation, steps, schedule, initial_sparsity, on_indivisible, "
-            "measure_error.",
+            "refine, measure_error.",
             'config.toml:7: prune.allocation: "owls" is not an allocation. Did you mean "owl"? '
             "Choose: global, owl, uniform.",
         ],
@@ -409,7 +421,7 @@ def test_overrides_are_toml_values_or_bare_words(load, mistakes):
 def test_an_override_takes_the_blame_only_for_what_it_wrote(mistakes):
     text = GOOD.replace("sparsity = 0.5", "sparsity = 0.5\ndamping = 0.1")
     assert mistakes(text, "prune.method=wanda", 'prune.allocation={name="owl", spread=9}') == [
-        "config.toml:9: prune.damping: a setting of sparsegpt, not of wanda.",
+        "config.toml:9: prune.damping: a setting of admm, alps, sparsegpt, not of wanda.",
         '--set prune.allocation={name="owl", spread=9}: prune.allocation.spread: 9 is not '
         "possible: less than 0.5.",
     ]
@@ -442,6 +454,8 @@ def test_a_dump_has_the_keys_that_the_user_would_write(load):
         "prune": {
             "method": "sparsegpt",
             "damping": 0.5,
+            "keep_zeros": False,
+            "order": "given",
             "pattern": "unstructured",
             "scope": "block",
             "sparsity": 0.5,

@@ -66,7 +66,7 @@ def installed(tmp_path, monkeypatch):
 
 
 def test_each_file_of_a_folder_adds_its_classes():
-    assert list(methods()) == ["magnitude", "random", "ria", "sparsegpt", "wanda"]
+    assert list(methods()) == ["admm", "alps", "magnitude", "random", "ria", "sparsegpt", "wanda"]
     assert list(allocations()) == ["global", "owl", "uniform"]
     assert set(discovery.subclasses("prunekit.patterns", Pattern)) == {NOfM, Tiles, Unstructured}
 

@@ -1,15 +1,20 @@
 """What every method promises, and what each one is."""
 
+from itertools import pairwise
+
 import prunekit_kernels
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunekit.errors import NumericsError
 from prunekit.layer import Layer, Pruned
 from prunekit.methods import Scored, methods
+from prunekit.methods.admm import Admm, Projection
+from prunekit.methods.alps import Alps
 from prunekit.methods.magnitude import Magnitude
 from prunekit.methods.random import Random
 from prunekit.methods.ria import Ria
@@ -19,6 +24,7 @@ from prunekit.patterns import parse, pruned_count
 from prunekit.patterns.n_of_m import NOfM
 from prunekit.patterns.tiles import Tiles
 from prunekit.patterns.unstructured import Unstructured
+from prunekit.refinement import refine
 from prunekit.statistics import ColumnEnergy, Gathered, Gram
 
 OUTPUTS, INPUTS = 12, 144  # more than one block of 128 columns, and the last one is ragged
@@ -93,7 +99,7 @@ def error(given, found):
 
 
 def test_the_methods_are_all_here():
-    assert set(methods().values()) == {Magnitude, Random, Wanda, Ria, SparseGPT}
+    assert set(methods().values()) == {Admm, Alps, Magnitude, Random, Wanda, Ria, SparseGPT}
 
 
 # Promises of all
@@ -189,7 +195,7 @@ def test_nothing_but_what_is_declared_is_read(method):
     assert torch.equal(method.prune(given).weight, method.prune(whole).weight)
 
 
-@pytest.mark.parametrize("method", [Wanda(), Ria(), SparseGPT()])
+@pytest.mark.parametrize("method", [Wanda(), Ria(), SparseGPT(), Admm(), Alps()])
 def test_without_its_statistic_a_method_names_it(method):
     given = Layer("layer", weights(), Gathered([]), parse("2:4"), 0.5)
     with pytest.raises(KeyError, match="was not gathered; declare it in `needs`"):
@@ -203,6 +209,9 @@ def test_without_its_statistic_a_method_names_it(method):
         (SparseGPT, {"damping": 1.1}),
         (Ria, {"activation_power": -1}),
         (Wanda, {"damping": 0.1}),
+        (Admm, {"iterations": 0}),
+        (Admm, {"first_penalty": 0}),
+        (Alps, {"damping": -0.1}),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(kind, wrong):
@@ -213,6 +222,8 @@ def test_settings_that_make_no_sense_are_refused(kind, wrong):
 def test_methods_compare_in_the_published_groups():
     scopes = {name: kind.scope for name, kind in methods().items()}
     assert scopes == {
+        "admm": "layer",
+        "alps": "layer",
         "magnitude": "layer",
         "random": "layer",
         "ria": "row",
@@ -405,8 +416,177 @@ def test_linears_of_a_stage_share_one_factor(monkeypatch):
     assert calls == [0.01, 0.1]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "n", "m"), [("2:4", 2, 4), ("4:8", 4, 8), ("unstructured", 0, 1), ("column", 0, 1)]
+)
+def test_the_sweep_is_the_operation_and_n_of_m_is_chosen_in_it(pattern, n, m):
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.prunekit.obs_block.default:
+                calls.append(args[4:])
+            return func(*args, **(kwargs or {}))
+
+    calls = []
+    with Seen():
+        SparseGPT().prune(layer(pattern))
+    assert calls == [(0, 128, n, m), (128, 144, n, m)]
+
+
 def test_sparsegpt_leaves_its_statistics_alone():
     given = layer("2:4")
     before = given.stats[Gram].full.clone()
     SparseGPT().prune(given)
     assert torch.equal(given.stats[Gram].full, before)
+
+
+# ADMM and ALPS
+
+SOLVERS = [Admm(), Alps()]
+every_solver = pytest.mark.parametrize("method", SOLVERS, ids=lambda method: method.name)
+
+
+@every_solver
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "4:8", "block:4x8"])
+def test_searching_for_the_mask_beats_sparsegpt_even_when_refined(method, pattern):
+    given = layer(pattern, x=tokens(2000))
+    swept = SparseGPT(damping=0.001).prune(given)
+    found = error(given, method.prune(given))
+    assert found < 0.98 * error(given, refine(given, swept))
+    assert found < 0.8 * error(given, swept)
+
+
+@every_solver
+def test_the_iterations_find_what_float64_finds(method, monkeypatch):
+    given = layer("2:4", x=tokens(2000))
+    found = method.prune(given)
+    gram = Gram(INPUTS)
+    gram.tokens, gram.total = 2000, given.stats[Gram].full.double()
+    weight = given.weight.double()
+    exact = method.prune(Layer("exact", weight, Gathered([gram]), given.pattern, 0.5))
+    assert exact.weight.dtype == torch.float64
+    assert (found.keep == exact.keep).float().mean() > 0.99
+    assert error(given, found) == pytest.approx(error(given, exact), rel=0.01)
+
+
+def test_the_penalty_rises_from_the_first_to_the_last_every_five_steps():
+    rise = Admm(iterations=30)._rise()
+    assert len(rise) == 30
+    assert rise[0] == rise[4] == 0.1
+    assert rise[25] == rise[29] == pytest.approx(5)
+    assert [b / a for a, b in pairwise(rise[::5])] == pytest.approx([50**0.2] * 5)
+    assert Admm(iterations=3)._rise() == [0.1] * 3
+
+
+def test_more_iterations_err_no_more():
+    given = layer("2:4", x=tokens(2000))
+    few, many = (error(given, Admm(iterations=n).prune(given)) for n in (5, 60))
+    assert many < few
+
+
+def test_the_penalty_of_alps_follows_how_much_the_mask_changes():
+    project = Projection(parse("unstructured"), 0.5)
+    project.keep = torch.arange(1000).view(1, -1) < 500
+    penalties = Alps()._rise(project)
+    shifts = [100, 4, 1]  # of 500 that stay, twice so many change: 40 %, 1.6 %, 0.4 %
+    seen = []
+    for shift in shifts:
+        seen.append([next(penalties) for _ in range(3)])
+        project.keep = project.keep.roll(shift, 1)
+    seen.append([next(penalties)])
+    assert [steps[0] for steps in seen] == pytest.approx([0.1, 0.13, 0.156, 0.1716])
+    assert all(len(set(steps)) == 1 for steps in seen)
+
+
+def test_alps_ends_when_the_mask_has_settled():
+    project = Projection(parse("unstructured"), 0.5, torch.ones(2, 8, dtype=torch.bool))
+    assert list(Alps()._rise(project)) == [0.1] * 3
+
+
+@every_solver
+def test_what_is_no_gram_matrix_names_the_layer(method):
+    given = layer("2:4", name="model.layers.3.down_proj")
+    given.stats[Gram].total.neg_()
+    with pytest.raises(NumericsError, match=r"model\.layers\.3\.down_proj: .*more calibration"):
+        method.prune(given)
+
+
+@every_solver
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "4:8"])
+def test_solvers_let_dead_inputs_go_first_and_keep_those_that_may_stay(method, pattern):
+    x = tokens()
+    dead = torch.zeros(INPUTS, dtype=torch.bool)
+    dead[[3, 40, 41, 130]] = True
+    x[:, dead] = 0
+    assert not method.prune(layer(pattern, x=x)).keep[:, dead].any()
+    x[:, 100:] = 0
+    given = layer("unstructured", 0.1, x=x)
+    found = method.prune(given)
+    stays = found.keep & (x == 0).all(0)
+    assert stays.any()
+    assert torch.equal(found.weight[stays], given.weight[stays])
+
+
+@every_pattern
+def test_sparsegpt_lets_zeros_stay_zero_if_asked(pattern):
+    weight = weights()
+    weight[:, ::3] = 0
+    given = layer(pattern, 0.25, weight=weight)
+    found = SparseGPT(keep_zeros=True).prune(given)
+    assert not found.weight[:, ::3].any()
+    assert not found.keep[:, ::3].any()
+    assert (found.weight[~found.keep] == 0).all()
+
+
+def test_unless_asked_zeros_make_up_for_others():
+    weight = weights()
+    weight[:, 64:72] = 0
+    given = layer("2:4", weight=weight)
+    assert SparseGPT().prune(given).weight[:, 64:72].any()
+    assert not SparseGPT(keep_zeros=True).prune(given).weight[:, 64:72].any()
+
+
+def test_zeros_that_stay_are_part_of_what_is_asked():
+    weight = weights()
+    weight[:, ::4] = weight[:, 1::4] = 0
+    found = SparseGPT(keep_zeros=True).prune(layer("2:4", weight=weight))
+    assert torch.equal(found.keep, weight != 0)
+    swept = SparseGPT(keep_zeros=True).prune(layer("unstructured", 0.5, weight=weight))
+    assert torch.equal(swept.keep, weight != 0)
+
+
+@every_pattern
+@pytest.mark.parametrize("keep_zeros", [False, True])
+def test_sparsegpt_in_order_of_energy_is_the_sweep_of_a_permuted_layer(pattern, keep_zeros):
+    together = getattr(pattern, "m", 1)
+    x, weight = tokens(600), weights()
+    weight[:, :4] = 0
+    found = SparseGPT(order="energy", keep_zeros=keep_zeros).prune(
+        layer(pattern, x=x, weight=weight)
+    )
+    assert found.weight.isfinite().all()
+    assert keep_zeros or pattern.violations(found.keep) == 0
+    if isinstance(pattern, Tiles):
+        return  # chosen where the tiles are, so that the layer cannot be permuted
+    energy = x.square().sum(0).view(-1, together).sum(1)
+    columns = torch.arange(INPUTS).view(-1, together)
+    order = columns[energy.argsort(descending=True, stable=True)].flatten()
+    given = layer(pattern, x=x[:, order], weight=weight[:, order])
+    expected = SparseGPT(keep_zeros=keep_zeros).prune(given)
+    assert torch.equal(found.keep[:, order], expected.keep)
+    torch.testing.assert_close(found.weight[:, order], expected.weight, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("pattern", ["row", "column", "block:4x8"])
+def test_in_order_of_energy_tiles_are_those_of_the_layer_as_it_stands(pattern):
+    given = layer(pattern, x=torch.diag(torch.linspace(1, 3, INPUTS)))
+    straight, ordered = (SparseGPT(order=order).prune(given) for order in ("given", "energy"))
+    assert torch.equal(ordered.keep, straight.keep)
+    torch.testing.assert_close(ordered.weight, straight.weight)
+
+
+def test_in_order_of_energy_dead_inputs_still_go_first():
+    x = tokens()
+    x[:, [3, 40, 41, 130]] = 0
+    found = SparseGPT(order="energy").prune(layer("2:4", x=x))
+    assert not found.keep[:, [3, 40, 41, 130]].any()
+    assert found.keep.sum() == OUTPUTS * INPUTS // 2

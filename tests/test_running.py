@@ -492,10 +492,10 @@ def test_numbers_that_go_wrong_midway_leave_a_resumable_folder(
 ):
     folder, real = tmp_path / "out", BlockPruner._prune
 
-    def fail(self, block, linear, *rest):
-        if linear.name == "model.layers.1.mlp.up_proj":
-            raise NumericsError(f"{linear.name}: no damping saves it.")
-        return real(self, block, linear, *rest)
+    def fail(self, block, dense, *rest):
+        if any(linear.name == "model.layers.1.mlp.up_proj" for linear in dense):
+            raise NumericsError("model.layers.1.mlp.up_proj: no damping saves it.")
+        return real(self, block, dense, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(BlockPruner, "_prune", fail)

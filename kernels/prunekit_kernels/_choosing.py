@@ -102,7 +102,7 @@ def _rows(source: Source, pruned: int, bits: Tensor) -> None:
     tile = max(128, triton.next_power_of_2(inputs))
     pruned = max(0, min(pruned, inputs))
     _row_kernel[(outputs,)](
-        *source.arguments(), bits, *bits.stride(), pruned, TILE_I=tile,
+        *source.arguments(), bits, *bits.stride(), pruned, TILE_I=tile, PIECE=min(tile, 4096),
         num_warps=4 if tile <= 4096 else 8 if tile <= 8192 else 16, **source.options(),
     )  # fmt: skip
 
@@ -129,7 +129,8 @@ def _neighbours(source: Source, n: int, m: int, bits: Tensor) -> None:
 def _row_kernel(
     x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, rho, O, I,  # noqa: E741
     x_o, x_i, out_o, out_i, dual_o, dual_i, bits_ptr, bits_o, bits_b, pruned,
-    TILE_I: tl.constexpr, KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
+    TILE_I: tl.constexpr, PIECE: tl.constexpr,
+    KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     # One program a row. The smallest key that at least `pruned` keys do not exceed is found by
     # bisection, which ends early where it separates exactly: 14 to 18 steps of 32.
@@ -144,8 +145,8 @@ def _row_kernel(
     key = tl.where(inside, key_of(score), 0x7FFFFFFF)
     low = tl.min(key, 0)
     high = tl.max(tl.where(inside, key, -0x7FFFFFFF), 0)
-    while low < high:
-        middle = (low & high) + ((low ^ high) >> 1)
+    while low < high:  # pyright: ignore
+        middle = (low & high) + ((low ^ high) >> 1)  # pyright: ignore
         count = tl.sum((key <= middle).to(tl.int32), 0)
         low = tl.where(count == pruned, middle, tl.where(count > pruned, low, middle + 1))
         high = tl.where(count >= pruned, middle, high)
@@ -161,16 +162,32 @@ def _row_kernel(
         enough = tl.sum((tied & (i < middle)).to(tl.int32), 0) >= stay
         end = tl.where(enough, middle, end)
         cut = tl.where(enough, cut, middle + 1)
-    keep = ((key > high) | (tied & (i < cut))) & inside
-    # Read again, so that the bisection does not hold the values in registers.
-    _, value = score_at(
-        x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, spot, O, I,
+    # Written piece by piece, from weights that are read again: registers hold the keys alone.
+    for start in range(0, TILE_I, PIECE):
+        _write_piece(
+            x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, rho, O, I,
+            x_o, x_i, out_o, out_i, dual_o, dual_i, bits_ptr, bits_o, bits_b,
+            o, start, high, cut, PIECE, KIND, SHARES, SCALED,
+        )  # fmt: skip
+
+
+@triton.jit
+def _write_piece(
+    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, rho, O, I,  # noqa: E741
+    x_o, x_i, out_o, out_i, dual_o, dual_i, bits_ptr, bits_o, bits_b, o, start, threshold, cut,
+    PIECE: tl.constexpr, KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
+):  # fmt: skip
+    i = (start + tl.arange(0, PIECE)).to(tl.int64)
+    score, value = score_at(
+        x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, i, O, I,
         x_o, x_i, dual_o, dual_i, "evict_first", KIND, SHARES, SCALED,
     )  # fmt: skip
-    out_spot, dual_spot = out_ptr + o * out_o + spot * out_i, dual_ptr + o * dual_o + spot * dual_i
-    write(out_spot, dual_spot, value, keep, rho, inside, KIND)
-    bit = tl.reshape(keep.to(tl.int32), (TILE_I // 8, 8)) << tl.arange(0, 8)[None, :]
-    b = tl.arange(0, TILE_I // 8)
+    key = key_of(score)
+    keep = ((key > threshold) | ((key == threshold) & (i < cut))) & (i < I)
+    out_spot, dual_spot = out_ptr + o * out_o + i * out_i, dual_ptr + o * dual_o + i * dual_i
+    write(out_spot, dual_spot, value, keep, rho, i < I, KIND)
+    bit = tl.reshape(keep.to(tl.int32), (PIECE // 8, 8)) << tl.arange(0, 8)[None, :]
+    b = start // 8 + tl.arange(0, PIECE // 8)
     tl.store(bits_ptr + o * bits_o + b * bits_b, tl.sum(bit, 1).to(tl.uint8), b * 8 < I)
 
 
@@ -203,7 +220,7 @@ def _split8(x, ROWS: tl.constexpr, GROUPS: tl.constexpr):
 def _stays(planes, I: tl.constexpr, N: tl.constexpr, M: tl.constexpr):  # noqa: E741
     """Return 1 where fewer than N of a group beat plane I."""
     beaten = tl.zeros(planes[0].shape, tl.int32)
-    for j in tl.static_range(M):
+    for j in tl.static_range(M):  # pyright: ignore
         if j < I:
             beaten += (planes[j] >= planes[I]).to(tl.int32)
         if j > I:
@@ -273,7 +290,7 @@ def _neighbours_kernel(
     key = key_of(score)
     first = i // M * M
     beaten = tl.zeros((TILE_I,), tl.int32)
-    for step in tl.range(M):
+    for step in tl.range(M):  # pyright: ignore
         j = first + step
         rival, _ = score_at(
             x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, j, O, I,

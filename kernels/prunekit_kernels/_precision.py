@@ -26,3 +26,12 @@ def _switches() -> list[tuple[object, str, object]]:
         modules = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # pyright: ignore
         return [(module, "fp32_precision", "ieee") for module in modules]
     return [(torch.backends.cuda.matmul, "allow_tf32", False)]
+
+
+def dot_precision() -> str:
+    """How a kernel multiplies float32; float16 and bfloat16 need no choice.
+
+    Three TF32 products carry 22 bits, close to float32's 24, and run on tensor cores; plain
+    float32 ("ieee") would run on the few general units. AMD has no such TF32.
+    """
+    return "ieee" if torch.version.hip else "tf32x3"

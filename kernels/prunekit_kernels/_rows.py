@@ -1,4 +1,4 @@
-"""Which rows of a matrix count: all, those of a mask (padding), or those of a list (one expert's)."""
+"""Which rows of a matrix count: all, those of a mask (padding), or of a list (one expert's)."""
 
 import torch
 from jaxtyping import Bool, Int
@@ -19,7 +19,8 @@ def check_rows(rows: Tensor | None, x: Tensor) -> None:
     if rows is None:
         return
     mask = rows.dtype == torch.bool and rows.shape == x.shape[:1]
-    if not (mask or (rows.dtype in (torch.int32, torch.int64) and rows.ndim == 1)) or rows.device != x.device:
+    listed = rows.dtype in (torch.int32, torch.int64) and rows.ndim == 1
+    if not (mask or listed) or rows.device != x.device:
         raise ValueError(
             f"rows must be bool of shape {tuple(x.shape[:1])}, or a list of integers, on"
             f" {x.device}, got {rows.dtype} of shape {tuple(rows.shape)} on {rows.device}"

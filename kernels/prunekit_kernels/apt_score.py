@@ -66,7 +66,9 @@ def apt_score(
     if clamp:
         kurtosis = kurtosis.clamp_min(0)
     elif (kurtosis < 0).any():
-        raise ValueError("excess kurtosis is negative for some units; clamp it, or take excess=False")
+        raise ValueError(
+            "excess kurtosis is negative for some units; clamp it or take excess=False"
+        )
     return found + kurtosis.sqrt()
 
 

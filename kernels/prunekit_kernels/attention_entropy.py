@@ -71,9 +71,7 @@ def attention_entropy(
         check_valid(valid, q)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     cap = soft_cap or 0.0
-    return Entropy(
-        *_attention_entropy(q, k, mask, bias, valid, scale, causal, window or 0, cap)  # noqa: FBT003
-    )
+    return Entropy(*_attention_entropy(q, k, mask, bias, valid, scale, causal, window or 0, cap))
 
 
 def attention_entropy_reference(
@@ -218,6 +216,11 @@ def _launch(q, k, mask, bias, valid, scale, causal, window, cap) -> Tensor:
     batch, heads, rows, size = q.shape
     keys, small = k.shape[2], q.dtype != torch.float32 and q.shape[3] <= 128
     tile_s, tile_t = (128, 64) if small else (64, 32)
+    tile_d = max(16, triton.next_power_of_2(size))
+    # The three products that each of float32 takes leave registers for few dimensions at a time.
+    part_d = tile_d
+    if q.dtype == torch.float32:
+        part_d = 32 if tile_d > 128 else min(tile_d, 64)
     blocks = triton.cdiv(rows, tile_s)
     partial = torch.empty((3, batch, heads, blocks), dtype=torch.float32, device=q.device)
     whole = (batch, heads, rows, keys)
@@ -236,7 +239,7 @@ def _launch(q, k, mask, bias, valid, scale, causal, window, cap) -> Tensor:
             0 if bias is None else torch.finfo(bias.dtype).min,
             CAUSAL=causal, WINDOW=window, CAPPED=cap > 0, MASKED=mask is not None,
             BIASED=bias is not None, PADDED=valid is not None, D=size,
-            TILE_D=max(16, triton.next_power_of_2(size)), TILE_S=tile_s, TILE_T=tile_t,
+            TILE_D=tile_d, PART_D=part_d, TILE_S=tile_s, TILE_T=tile_t,
             PRECISION="ieee" if torch.version.hip or q.dtype != torch.float32 else "tf32x3",
             num_warps=8 if small else 4, num_stages=2, enable_fp_fusion=True,
         )  # fmt: skip
@@ -246,6 +249,23 @@ def _launch(q, k, mask, bias, valid, scale, causal, window, cap) -> Tensor:
 @triton.jit
 def _tanh(x):
     return 1.0 - 2.0 / (1.0 + tl.math.exp2(x * 2.8853900817779268))
+
+
+@triton.jit
+def _products(
+    q, q_row, k_column, q_d, k_d, real, inside,
+    D: tl.constexpr, TILE_D: tl.constexpr, PART_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Return q·k; of q the first dimensions are given, and any others read again."""
+    d = tl.arange(0, PART_D).to(tl.int64)
+    k = tl.load(k_column + d[:, None] * k_d, (d < D)[:, None] & inside, other=0.0)
+    total = tl.dot(q, k, input_precision=PRECISION)
+    for _ in range(PART_D, TILE_D, PART_D):
+        d += PART_D
+        left = tl.load(q_row + d[None, :] * q_d, real & (d < D)[None, :], other=0.0)
+        k = tl.load(k_column + d[:, None] * k_d, (d < D)[:, None] & inside, other=0.0)
+        total = tl.dot(left, k, total, input_precision=PRECISION)
+    return total
 
 
 @triton.jit
@@ -269,13 +289,13 @@ def _merge(score, seen, top, l, u, n, GUARDED: tl.constexpr):  # noqa: E741
 
 
 @triton.jit
-def _kernel(
+def _kernel(  # noqa: C901, PLR0912, PLR0915  its branches are decided when it is compiled
     q_ptr, k_ptr, mask_ptr, bias_ptr, valid_ptr, partial_ptr, S, T, SHARED,
     q_b, q_h, q_s, q_d, k_b, k_g, k_t, k_d, mask_b, mask_h, mask_s, mask_t,
     bias_b, bias_h, bias_s, bias_t, valid_b, valid_s, scale, cap, lowest,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, MASKED: tl.constexpr,
     BIASED: tl.constexpr, PADDED: tl.constexpr, D: tl.constexpr, TILE_D: tl.constexpr,
-    TILE_S: tl.constexpr, TILE_T: tl.constexpr, PRECISION: tl.constexpr,
+    PART_D: tl.constexpr, TILE_S: tl.constexpr, TILE_T: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     # The longest rows of causal attention are begun first.
     block = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -284,10 +304,11 @@ def _kernel(
     offset = T - S
     row = block * TILE_S + tl.arange(0, TILE_S)
     s = row.to(tl.int64)[:, None]
-    d = tl.arange(0, TILE_D)
-    q_spot = q_ptr + b * q_b + h * q_h + s * q_s + d[None, :].to(tl.int64) * q_d
-    q = tl.load(q_spot, (row < S)[:, None] & (d < D)[None, :], other=0.0)
-    k_head = k_ptr + b * k_b + (h // SHARED) * k_g + d[:, None].to(tl.int64) * k_d
+    q_row = q_ptr + b * q_b + h * q_h + s * q_s
+    k_head = k_ptr + b * k_b + (h // SHARED) * k_g
+    real = (row < S)[:, None]
+    d = tl.arange(0, PART_D)[None, :]
+    q = tl.load(q_row + d.to(tl.int64) * q_d, real & (d < D), other=0.0)
     top = tl.full((TILE_S,), float("-inf"), tl.float32)
     l = tl.zeros((TILE_S,), tl.float32)  # noqa: E741
     u = tl.zeros((TILE_S,), tl.float32)
@@ -305,19 +326,24 @@ def _kernel(
     if WINDOW > 0 or MASKED or BIASED:
         whole = first
     # Blocks of keys that every row sees need no masks.
-    for start in tl.range(first, whole, TILE_T):
+    for start in tl.range(first, whole, TILE_T):  # pyright: ignore
         t = start + tl.arange(0, TILE_T)
-        k = tl.load(k_head + t[None, :].to(tl.int64) * k_t, (d < D)[:, None], other=0.0)
-        score = tl.dot(q, k, input_precision=PRECISION) * scale
+        everywhere = (t < T)[None, :]  # known to hold
+        score = scale * _products(
+            q, q_row, k_head + t[None, :].to(tl.int64) * k_t, q_d, k_d, real, everywhere,
+            D, TILE_D, PART_D, PRECISION,
+        )  # fmt: skip
         if CAPPED:
             score = cap * 1.4426950408889634 * _tanh(score / cap)
         top, l, u, n = _merge(score, score == score, top, l, u, n, False)  # noqa: E741, FBT003, PLR0124
         n += TILE_T
-    for start in tl.range(whole, last, TILE_T):
+    for start in tl.range(whole, last, TILE_T):  # pyright: ignore
         t = start + tl.arange(0, TILE_T)
         inside = (t < T)[None, :]
-        k = tl.load(k_head + t[None, :].to(tl.int64) * k_t, (d < D)[:, None] & inside, other=0.0)
-        score = tl.dot(q, k, input_precision=PRECISION) * scale
+        score = scale * _products(
+            q, q_row, k_head + t[None, :].to(tl.int64) * k_t, q_d, k_d, real, inside,
+            D, TILE_D, PART_D, PRECISION,
+        )  # fmt: skip
         if CAPPED:
             score = cap * 1.4426950408889634 * _tanh(score / cap)
         ahead = t[None, :] - row[:, None] - offset

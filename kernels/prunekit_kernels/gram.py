@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prunekit_kernels._precision import full_precision
+from prunekit_kernels._precision import dot_precision, full_precision
 from prunekit_kernels._rows import Rows, arguments, check_rows, taken
 from prunekit_kernels._triton import runs_triton, tl, triton
 
-PANEL = 384  # columns at a time on the CPU: fastest of 128..2048 at I = 576, 1536, 4096
+PANEL = 192  # columns at a time on the CPU: near the fastest of 96..576 at I = 288 to 1536
 CHUNK = 2048  # tokens at a time on the CPU, so that casting to float32 copies little
 
 
@@ -133,7 +133,8 @@ def _launch(x: Tensor, y: Tensor | None, out: Tensor, rows: Tensor | None) -> No
             _kernel[grid](
                 x, other, listed, out, tokens, inputs, outputs, *x.stride(), *other.stride(),
                 stride, *out.stride(), across, SYMMETRIC=y is None, ROWS=kind,
-                TILE_I=tile, TILE_T=32 if x.dtype == torch.float32 else 64, PRECISION=_precision(),
+                TILE_I=tile, TILE_T=32 if x.dtype == torch.float32 else 64,
+                PRECISION=dot_precision(),
                 num_warps=8 if tile == 128 else 4, num_stages=2 if x.dtype == torch.float32 else 3,
                 enable_fp_fusion=True,
             )  # fmt: skip
@@ -143,17 +144,8 @@ def _narrow(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float16, torch.bfloat16) else x.float()
 
 
-def _precision() -> str:
-    """How float32 is multiplied; float16 and bfloat16 need no choice.
-
-    Three TF32 products carry 22 bits, close to float32's 24, and run on tensor cores; plain
-    float32 ("ieee") would run on the few general units. AMD has no such TF32.
-    """
-    return "ieee" if torch.version.hip else "tf32x3"
-
-
 @triton.jit
-def _kernel(
+def _kernel(  # noqa: PLR0915  its branches are decided when it is compiled
     x_ptr, y_ptr, rows_ptr, out_ptr, T, I, J, x_t, x_i, y_t, y_i,  # noqa: E741
     stride_listed, stride_row, stride_column, across,
     SYMMETRIC: tl.constexpr, ROWS: tl.constexpr,

@@ -20,6 +20,7 @@ from torch import Tensor
 from prunekit_kernels._precision import full_precision
 
 LEAF = 128  # triangles up to this size are inverted at once: fastest of 64..512 at I = 2048
+PANEL = 256  # rows and columns moved at a time, so that working in place needs little beside it
 
 
 class Factor(NamedTuple):
@@ -44,8 +45,9 @@ def inverse_factor(gram: Float[Tensor, "I I"], damping: float) -> Factor:
     up to 1 (from 1e-6, if ``damping`` is 0).
 
     Args:
-        gram: Float32; only its lower triangle is read, nothing is changed. Beside it, two
-            matrices of its size are allocated.
+        gram: Float32; only its lower triangle is read, nothing is changed. Beside it, one matrix of
+            its size and a few panels of ``PANEL`` columns are allocated; where float64 is needed,
+            three matrices' worth.
         damping: Fraction of the mean diagonal, 0..1.
 
     Raises:
@@ -82,7 +84,9 @@ def _ladder(damping: float) -> Iterator[float]:
 
 def _factor(gram: Tensor, dead: Tensor, damping: float, dtype: torch.dtype) -> Tensor | None:
     # Transposed, the lower triangle ends up where LAPACK, which counts by columns, overwrites it.
-    work = gram.to(dtype).flip((0, 1)).T
+    work = torch.empty_like(gram, dtype=dtype).copy_(gram)
+    _reverse(work)
+    work = work.T
     diagonal = work.diagonal()
     diagonal += dead.flip(0)
     diagonal += damping * diagonal.mean()
@@ -92,7 +96,22 @@ def _factor(gram: Tensor, dead: Tensor, damping: float, dtype: torch.dtype) -> T
         return None
     with full_precision():
         _invert(work)
-    return work.flip((0, 1))
+    _reverse(work)
+    return work
+
+
+def _reverse(square: Tensor) -> None:
+    """Reverse the order of the rows and of the columns, in place, a few rows at a time."""
+    size = len(square)
+    for start in range(0, size // 2, PANEL):
+        end = min(start + PANEL, size // 2)
+        top, bottom = square[start:end], square[size - end : size - start]
+        kept = top.flip((0, 1))
+        top.copy_(bottom.flip((0, 1)))
+        bottom.copy_(kept)
+    if size % 2:
+        middle = square[size // 2]
+        middle.copy_(middle.flip(0))
 
 
 def _invert(lower: Tensor) -> None:
@@ -104,7 +123,29 @@ def _invert(lower: Tensor) -> None:
         return
     half = size // 2
     first, below, last = lower[:half, :half], lower[half:, :half], lower[half:, half:]
-    below.copy_(torch.linalg.solve_triangular(last, below, upper=False))
-    below.copy_(torch.linalg.solve_triangular(first, below, upper=False, left=False)).neg_()
+    _solve_left(last, below.neg_())
+    _solve_right(first, below)
     _invert(first)
     _invert(last)
+
+
+def _solve_left(lower: Tensor, b: Tensor) -> None:
+    """Replace ``b`` by L⁻¹ b: halves in turn, so that only leaves are copied."""
+    size, half = len(lower), len(lower) // 2
+    if size <= LEAF:
+        b.copy_(torch.linalg.solve_triangular(lower, b, upper=False))
+        return
+    _solve_left(lower[:half, :half], b[:half])
+    b[half:].addmm_(lower[half:, :half], b[:half], alpha=-1)
+    _solve_left(lower[half:, half:], b[half:])
+
+
+def _solve_right(lower: Tensor, b: Tensor) -> None:
+    """Replace ``b`` by b L⁻¹, from the last columns to the first."""
+    size, half = len(lower), len(lower) // 2
+    if size <= LEAF:
+        b.copy_(torch.linalg.solve_triangular(lower, b, upper=False, left=False))
+        return
+    _solve_right(lower[half:, half:], b[:, half:])
+    b[:, :half].addmm_(b[:, half:], lower[half:, :half], alpha=-1)
+    _solve_right(lower[:half, :half], b[:, :half])

@@ -1,65 +1,64 @@
 """OBS sweep: prune column by column; the columns to come make up for each weight that goes.
 
-Column j of the weight, with the factor U of :mod:`prunekit_kernels.inverse_factor`:
-
-    e[:, j] = w[:, j] / U[j, j] where pruned, else 0
-    w[:, j:] -= e[:, j] U[j, j:]
+Nearly all the work is matrix products: a range of columns is swept by sweeping its left half,
+subtracting what that half's errors cost the right half, and sweeping the right half. So the columns
+of a range are up to date whenever its sweep begins, which is when they are chosen. What happens
+inside of a block of columns is :mod:`prunekit_kernels.obs_block`.
 
 Source: Frantar & Alistarh, SparseGPT, Algorithm 1, arXiv:2301.00774.
 Shapes: O output features, I input features, C columns chosen together.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from prunekit_kernels._precision import full_precision
+from prunekit_kernels.obs_block import BLOCK, PANEL, NOfM, Sweep, obs_block
 
 Choose = Callable[[Float[Tensor, "O C"], int], Bool[Tensor, "O C"]]
-
-LEAF = 16  # columns swept one by one between matrix products: fastest of 4..32
 
 
 def obs_sweep(
     weight: Float[Tensor, "O I"],
     upper: Float[Tensor, "I I"],
-    choose: Choose,
-    stride: int | None,
-    block: int = 128,
+    choose: NOfM | Choose | Bool[Tensor, "O I"],
+    stride: int | None = None,
+    allowed: Bool[Tensor, "O I"] | None = None,
 ) -> Bool[Tensor, "O I"]:
     """Prune ``weight`` in place and return the mask of what stays; the rest is exactly 0.
 
-    Nearly all the work is matrix products: a range of columns is swept by sweeping its left half,
-    subtracting what that half's errors cost the right half, and sweeping the right half. So the
-    columns of a range are up to date whenever its sweep begins, which is when they are chosen.
+    Rows do not mix, unless ``choose`` mixes them: a slice of rows is pruned as it is among all.
 
     Args:
-        weight: Float32 or float64. Beside it, two matrices of its size are allocated.
+        weight: Float32 or float64. Beside it, two matrices of its size and two masks are allocated,
+            and what ``choose`` takes. Products are in its type, float32 without TF32, which would
+            change masks.
         upper: U of the layer's inputs, of the same type.
-        choose: ``choose(score, start) -> keep`` for columns ``start`` and on, where ``score`` is
-            w² / U[j, j]² of the weight as it is by then: what pruning each alone would cost.
-        stride: How many columns are chosen together (m of n:m); None for ``block``.
-        block: What the published code chooses together when unstructured.
+        choose: n:m; or a mask of what stays; or ``choose(score, start) -> keep`` for columns
+            ``start`` and on, where ``score`` is w² / U[j, j]² of the weight as it is by then: what
+            pruning each alone would cost.
+        stride: How many columns a function chooses together; None for 128, as published.
+        allowed: What may stay. The rest, such as weights that were 0 before, goes whatever is
+            chosen; to a function its score is −inf.
 
     Raises:
         ValueError: Shapes or types do not fit, or ``choose`` returns another shape.
     """
-    inputs = weight.shape[1]
-    if upper.shape != (inputs, inputs) or upper.dtype != weight.dtype:
-        raise ValueError(
-            f"upper must be {weight.dtype} of shape {(inputs, inputs)}, "
-            f"got {upper.dtype} of shape {tuple(upper.shape)}"
-        )
+    _check(weight, upper, choose, allowed)
     # Transposed, a column is contiguous.
     work = weight.T.contiguous()
-    keep = torch.zeros_like(work, dtype=torch.bool)
-    sweep = _Sweep(work, torch.empty_like(work), keep, upper, choose)
+    keep = torch.ones_like(work, dtype=torch.bool)
+    for mask in (allowed, choose):
+        if isinstance(mask, Tensor):
+            keep &= mask.T
+    sweep = Sweep(work, torch.empty_like(work), keep, upper)
+
     if weight.numel():
         with full_precision():
-            sweep.halves(0, inputs, stride or block, sweep.group)
+            sweep.halves(0, weight.shape[1], *_step(sweep, choose, stride))
     weight.copy_(work.T)
     return keep.T.contiguous()
 
@@ -68,12 +67,11 @@ def obs_sweep_reference(
     weight: Float[Tensor, "O I"],
     upper: Float[Tensor, "I I"],
     choose: Choose,
-    stride: int | None,
-    block: int = 128,
+    stride: int | None = None,
 ) -> Bool[Tensor, "O I"]:
     """Do the same as the published code does: rank-one updates inside blocks of columns."""
-    stride = stride or block
-    block = stride * max(1, block // stride)
+    stride = stride or BLOCK
+    block = stride * max(1, BLOCK // stride)
     keep = torch.zeros_like(weight, dtype=torch.bool)
     for start in range(0, weight.shape[1], block):
         end = min(start + block, weight.shape[1])
@@ -93,49 +91,43 @@ def obs_sweep_reference(
     return keep
 
 
-@dataclass(frozen=True)
-class _Sweep:
-    """The state of a sweep, transposed; each method brings columns ``start`` to ``end`` to the end.
+def _step(
+    sweep: Sweep, choose: NOfM | Choose | Tensor, stride: int | None
+) -> tuple[int, Callable[[int, int], None]]:
+    """Return how many columns are swept at a time, and what does it."""
+    if isinstance(choose, NOfM):
+        # Whole groups and whole panels.
+        panel = max(PANEL // choose.m * choose.m, choose.m)
+        return max(BLOCK // panel, 1) * panel, lambda start, end: obs_block(
+            sweep, start, end, choose
+        )
+    if isinstance(choose, Tensor):
+        return BLOCK, lambda *span: obs_block(sweep, *span)
 
-    ``errors`` is written before it is read.
-    """
+    def leaf(start: int, end: int) -> None:
+        score = sweep.score(start, end).T
+        mask = choose(score, start)
+        if mask.shape != score.shape:
+            raise ValueError(f"choose returned {tuple(mask.shape)} for scores {tuple(score.shape)}")
+        sweep.keep[start:end] &= mask.T
+        sweep.halves(start, end, BLOCK, lambda *span: obs_block(sweep, *span))
 
-    work: Float[Tensor, "I O"]
-    errors: Float[Tensor, "I O"]
-    keep: Bool[Tensor, "I O"]
-    upper: Float[Tensor, "I I"]
-    choose: Choose
+    return stride or BLOCK, leaf
 
-    def halves(self, start: int, end: int, unit: int, leaf: Callable[[int, int], None]) -> None:
-        """Call ``leaf`` on every ``unit`` columns in turn, each time up to date."""
-        if end - start <= unit:
-            leaf(start, end)
-            return
-        units = -(-(end - start) // unit)
-        middle = start + unit * (units // 2)
-        self.halves(start, middle, unit, leaf)
-        effect = self.upper[start:middle, middle:end].T
-        self.work[middle:end].addmm_(effect, self.errors[start:middle], alpha=-1)
-        self.halves(middle, end, unit, leaf)
 
-    def group(self, start: int, end: int) -> None:
-        """Choose what stays of columns that are chosen together, then sweep them."""
-        diagonal = self.upper.diagonal()[start:end, None]
-        score = (self.work[start:end] / diagonal).square_().T
-        keep = self.choose(score, start)
-        if keep.shape != score.shape:
-            raise ValueError(f"choose returned {tuple(keep.shape)} for scores {tuple(score.shape)}")
-        self.keep[start:end] = keep.T
-        self.halves(start, end, LEAF, self.columns)
-
-    def columns(self, start: int, end: int) -> None:
-        """Sweep a few columns one by one; the earlier ones of them are made up for just in time."""
-        work, errors, keep = (part[start:end] for part in (self.work, self.errors, self.keep))
-        # Errors that are still 0 cost nothing, so that every column takes the same two calls.
-        errors.zero_()
-        pruned = (~keep).to(work.dtype).div_(self.upper.diagonal()[start:end, None])
-        costs = self.upper[start:end, start:end].T.contiguous()
-        for column, error, cost, gone in zip(work, errors, costs, pruned, strict=True):
-            column.addmv_(errors.T, cost, alpha=-1)
-            torch.mul(column, gone, out=error)
-        work.masked_fill_(~keep, 0)
+def _check(weight: Tensor, upper: Tensor, choose: object, allowed: Tensor | None) -> None:
+    outputs, inputs = weight.shape
+    if upper.shape != (inputs, inputs) or upper.dtype != weight.dtype:
+        raise ValueError(
+            f"upper must be {weight.dtype} of shape {(inputs, inputs)}, "
+            f"got {upper.dtype} of shape {tuple(upper.shape)}"
+        )
+    if isinstance(choose, NOfM) and (inputs % choose.m or not 0 < choose.n <= choose.m):
+        n, m = choose
+        raise ValueError(f"{n}:{m} needs 0 < n ≤ m and a multiple of {m} inputs, got {inputs}")
+    for name, mask in (("choose", choose), ("allowed", allowed)):
+        if isinstance(mask, Tensor) and (mask.shape != weight.shape or mask.dtype != torch.bool):
+            raise ValueError(
+                f"{name} must be bool of shape {(outputs, inputs)}, "
+                f"got {mask.dtype} of shape {tuple(mask.shape)}"
+            )

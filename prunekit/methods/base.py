@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from typing_extensions import override
 
 from prunekit.layer import Layer, Pruned
-from prunekit.patterns import Scope
+from prunekit.patterns import Grouped, Scope
 from prunekit.statistics import Statistic
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ class Factors(NamedTuple):
 class Weighed(Scored):
     """A scored method whose score is the magnitude times factors of rows and columns.
 
-    Scores are then computed where they are compared, and never stored.
+    Where the pattern is counts within groups, scores are computed where they are compared, and
+    never stored.
     """
 
     @abstractmethod
@@ -94,7 +95,10 @@ class Weighed(Scored):
     def prune(self, layer: Layer) -> Pruned:
         from prunekit_kernels import score_and_mask, unpack
 
+        if not isinstance(layer.pattern, Grouped):
+            return super().prune(layer)
         weight = layer.weight.clone()
-        groups = layer.pattern.groups(*weight.shape, layer.sparsity)
+        outputs, inputs = weight.shape
+        groups = layer.pattern.groups(outputs, inputs, layer.sparsity)
         bits = score_and_mask(weight, groups, *self.factors(layer))
-        return Pruned(weight, unpack(bits, weight.shape[1]))
+        return Pruned(weight, unpack(bits, inputs))

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field
 from typing_extensions import override
 
 from prunekit.errors import NumericsError
 from prunekit.layer import Layer, Pruned
 from prunekit.methods.base import Method
-from prunekit.patterns import Scope
+from prunekit.patterns import Grouped, Scope
 from prunekit.statistics import Gram, Statistic
 
 if TYPE_CHECKING:
-    from prunekit_kernels import Factor
+    from prunekit_kernels import Factor, NOfM
     from torch import Tensor
+
+    Order = Tensor | slice
 
 STACKED = 4096
 """Rows up to which the layers of a stage are swept as one; wider ones are busy by themselves."""
@@ -32,6 +34,11 @@ class SparseGPT(Method):
 
     damping: float = Field(default=0.01, ge=0, le=1)
     """Added to the Gram matrix's diagonal, as a fraction of its mean; raised where it must be."""
+    keep_zeros: bool = False
+    """Weights that are zero already stay zero, over and above what is chosen."""
+    order: Literal["given", "energy"] = "given"
+    """Columns are swept as they stand, or those of the loudest inputs first (n:m: whole groups), at
+    the cost of one more Gram matrix; whether that errs less depends on the layer."""
 
     @override
     def prune(self, layer: Layer) -> Pruned:
@@ -47,48 +54,88 @@ class SparseGPT(Method):
     def _sweep(self, layers: Sequence[Layer]) -> list[Pruned]:
         import torch
 
-        factor = layers[0].stats.once(("factor", self.damping), lambda: self._factor(layers[0]))
-        dense = torch.cat([layer.weight for layer in layers])
+        order, back = self._order(layers[0])
+        factor = self._factor(layers[0], order)
+        dense = torch.cat([layer.weight for layer in layers])[:, order]
         # A dead input never spoke, so its weights go first, as in the published code; those that
         # may stay keep their value, so that the count of zeros is exact.
         weight = dense.masked_fill(factor.dead, 0)
-        keep = _sweep(layers, weight, factor)
-        weight = dense.where(keep & factor.dead, weight)
+        allowed = dense != 0 if self.keep_zeros else None
+        keep = _sweep(layers, weight, factor, (allowed, order, back))
+        weight = dense.where(keep & factor.dead, weight)[:, back]
         rows = [len(layer.weight) for layer in layers]
         facts = {"damping": factor.damping}
         return [
             Pruned(weight, keep, facts)
-            for weight, keep in zip(weight.split(rows), keep.split(rows), strict=True)
+            for weight, keep in zip(weight.split(rows), keep[:, back].split(rows), strict=True)
         ]
 
-    def _factor(self, layer: Layer) -> Factor:
+    def _order(self, layer: Layer) -> tuple[Order, Order]:
+        """Return the columns in the order of the sweep, and where each is then."""
+        if self.order == "given":
+            return slice(None), slice(None)
+        neighbours = _neighbours(layer)
+        together = neighbours.m if neighbours else 1
+        energy = layer.stats[Gram].total.diagonal().view(-1, together)
+        groups = energy.sum(1).argsort(descending=True, stable=True)
+        columns = groups.new_tensor(range(energy.numel())).view(-1, together)
+        order = columns[groups].flatten()
+        return order, order.argsort()
+
+    def _factor(self, layer: Layer, order: Order) -> Factor:
         from prunekit_kernels import inverse_factor
 
+        def factor() -> Factor:
+            gram = layer.stats[Gram].total
+            if self.order == "energy":
+                gram = layer.stats[Gram].full[order][:, order]
+            return inverse_factor(gram, self.damping)
+
         try:
-            return inverse_factor(layer.stats[Gram].total, self.damping)
+            return layer.stats.once(("factor", self.damping, self.order), factor)
         except ArithmeticError as error:
             raise NumericsError(f"{layer.name}: {error} Use more calibration tokens.") from error
 
 
-def _sweep(layers: Sequence[Layer], weight: Float[Tensor, "O I"], factor: Factor) -> Tensor:
+def _sweep(
+    layers: Sequence[Layer],
+    weight: Float[Tensor, "O I"],
+    factor: Factor,
+    limits: tuple[Bool[Tensor, "O I"] | None, Order, Order],
+) -> Tensor:
     """Sweep the stacked weights of layers; each layer chooses among its own rows."""
     import torch
     from prunekit_kernels import obs_sweep
 
     rows = [len(layer.weight) for layer in layers]
     pattern = layers[0].pattern
-    if pattern.stride is None:
-        scores = (weight / factor.upper.diagonal()).square().split(rows)
-        parts = zip(layers, scores, strict=True)
-        whole = torch.cat([pattern.keep(score, layer.sparsity) for layer, score in parts])
+    allowed, order, back = limits
 
     def choose(score: Tensor, start: int) -> Tensor:
-        if pattern.stride is None:
-            return whole[:, start : start + score.shape[1]]
-        if pattern.sparsity is not None:  # the same for all rows, each by itself
-            return pattern.keep_columns(score, start, pattern.sparsity)
         parts = zip(layers, score.split(rows), strict=True)
         kept = [pattern.keep_columns(part, start, layer.sparsity) for layer, part in parts]
         return torch.cat(kept)
 
-    return obs_sweep(weight, factor.upper, choose, pattern.stride)
+    if neighbours := _neighbours(layers[0]):
+        return obs_sweep(weight, factor.upper, neighbours, allowed=allowed)
+    if pattern.stride:
+        return obs_sweep(weight, factor.upper, choose, pattern.stride, allowed)
+    scores = (weight / factor.upper.diagonal()).square()
+    if allowed is not None:
+        scores.masked_fill_(~allowed, 0)
+    parts = zip(layers, scores[:, back].split(rows), strict=True)
+    whole = torch.cat([pattern.keep(score, layer.sparsity) for layer, score in parts])
+    return obs_sweep(weight, factor.upper, whole[:, order], allowed=allowed)
+
+
+def _neighbours(layer: Layer) -> NOfM | None:
+    """Return n:m where n of every m neighbours in a row stay: the sweep then chooses by itself."""
+    from prunekit_kernels import NOfM
+
+    if not isinstance(layer.pattern, Grouped):
+        return None
+    outputs, inputs = layer.weight.shape
+    groups = layer.pattern.groups(outputs, inputs, layer.sparsity)
+    if groups.rows != 1 or groups.columns is None:
+        return None
+    return NOfM(groups.columns - groups.pruned[0], groups.columns)

@@ -2,9 +2,9 @@
 
 from prunekit.discovery import subclasses
 from prunekit.errors import ConfigError
-from prunekit.patterns.base import Pattern, Scope, pruned_count
+from prunekit.patterns.base import Grouped, Pattern, Scope, pruned_count
 
-__all__ = ["Pattern", "Scope", "parse", "pruned_count", "spellings"]
+__all__ = ["Grouped", "Pattern", "Scope", "parse", "pruned_count", "spellings"]
 
 
 def spellings() -> list[str]:

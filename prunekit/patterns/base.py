@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from jaxtyping import Bool, Float
+from typing_extensions import override
 
 if TYPE_CHECKING:
     from prunekit_kernels import Groups
@@ -47,6 +48,30 @@ class Pattern(ABC):
         return None
 
     @abstractmethod
+    def keep(self, score: Float[Tensor, "O I"], sparsity: float) -> Bool[Tensor, "O I"]:
+        """Return what stays: the highest scores; ties keep the lower index, NaN counts as lowest.
+
+        Of each group exactly :func:`pruned_count` go.
+        """
+
+    def keep_columns(
+        self,
+        score: Float[Tensor, "O C"],
+        start: int,  # noqa: ARG002  for subclasses
+        sparsity: float,
+    ) -> Bool[Tensor, "O C"]:
+        """Return what stays of the columns from ``start`` on, ``stride`` of them or the rest."""
+        return self.keep(score, sparsity)
+
+    def violations(self, keep: Bool[Tensor, "O I"]) -> int:  # noqa: ARG002  for subclasses
+        """Count the groups of a mask that break the pattern."""
+        return 0
+
+
+class Grouped(Pattern):
+    """A pattern that is counts within groups, which scores, solvers and kernels choose by alike."""
+
+    @abstractmethod
     def groups(self, outputs: int, inputs: int, sparsity: float) -> Groups:
         """Return which weights of a matrix compete, and that :func:`pruned_count` of each go."""
 
@@ -54,27 +79,21 @@ class Pattern(ABC):
         """Return the same for the columns from ``start`` on, ``stride`` of them or the rest."""
         return self.groups(outputs, end - start, sparsity)
 
+    @override
     def keep(self, score: Float[Tensor, "O I"], sparsity: float) -> Bool[Tensor, "O I"]:
-        """Return what stays: the highest scores; ties keep the lower index, NaN counts as lowest.
-
-        Of each group exactly :func:`pruned_count` go.
-        """
         from prunekit_kernels import choose
 
-        return choose(score, self.groups(*score.shape, sparsity))
+        outputs, inputs = score.shape
+        return choose(score, self.groups(outputs, inputs, sparsity))
 
+    @override
     def keep_columns(
         self, score: Float[Tensor, "O C"], start: int, sparsity: float
     ) -> Bool[Tensor, "O C"]:
-        """Return what stays of the columns from ``start`` on, ``stride`` of them or the rest."""
         from prunekit_kernels import choose
 
         outputs, columns = score.shape
         return choose(score, self.groups_of_columns(outputs, start, start + columns, sparsity))
-
-    def violations(self, keep: Bool[Tensor, "O I"]) -> int:  # noqa: ARG002  for subclasses
-        """Count the groups of a mask that break the pattern."""
-        return 0
 
 
 def pruned_count(sparsity: float, size: int) -> int:

@@ -9,14 +9,14 @@ from jaxtyping import Bool
 from typing_extensions import override
 
 from prunekit.errors import ConfigError
-from prunekit.patterns.base import Pattern, Scope
+from prunekit.patterns.base import Grouped, Scope
 
 if TYPE_CHECKING:
     from prunekit_kernels import Groups
     from torch import Tensor
 
 
-class NOfM(Pattern):
+class NOfM(Grouped):
     """n of every m inputs of a row are **kept**; 2:4 is what sparse tensor cores multiply."""
 
     spelling: ClassVar[str] = "n:m, e.g. 2:4"

@@ -9,14 +9,14 @@ from jaxtyping import Bool
 from typing_extensions import override
 
 from prunekit.errors import ConfigError
-from prunekit.patterns.base import Pattern, Scope, pruned_count
+from prunekit.patterns.base import Grouped, Scope, pruned_count
 
 if TYPE_CHECKING:
     from prunekit_kernels import Groups
     from torch import Tensor
 
 
-class Tiles(Pattern):
+class Tiles(Grouped):
     """The rectangles with the lowest sum of scores in the layer go, whole."""
 
     spelling: ClassVar[str] = "block:RxC, e.g. block:16x16; row; column"

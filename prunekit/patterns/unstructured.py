@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from typing_extensions import override
 
-from prunekit.patterns.base import Pattern, Scope, pruned_count
+from prunekit.patterns.base import Grouped, Scope, pruned_count
 
 if TYPE_CHECKING:
     from prunekit_kernels import Groups
@@ -15,7 +15,7 @@ BLOCK_COLUMNS = 128
 """Columns that SparseGPT compares with each other (arXiv:2301.00774, §3.3)."""
 
 
-class Unstructured(Pattern):
+class Unstructured(Grouped):
     """The lowest scores of each row, of the whole layer, or of each block of 128 columns go."""
 
     spelling: ClassVar[str] = "unstructured"

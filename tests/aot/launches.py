@@ -4,53 +4,171 @@ A kernel that spills registers says here why it may.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
-from prunekit_kernels import Groups, _choosing, column_energy, gram, packed_mask
+import triton
+from prunekit_kernels import (
+    Groups,
+    NOfM,
+    Sweep,
+    _choosing,
+    apply,
+    attention_entropy,
+    column_energy,
+    gram,
+    obs_block,
+    probability_entropy,
+    salience,
+)
 
-F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One call of a launcher.
-
-    Attributes:
-        op: Name of the file in ``kernels/prunekit_kernels``.
-        what: The configuration, in words.
-        run: Launches.
-        spills: Why it may spill, and how many bytes a thread at most; None where it must not.
-    """
-
-    op: str
-    what: str
-    run: Callable[[], object]
-    spills: tuple[str, int] | None = None
+from tests.aot.compressed import compressed
+from tests.aot.launch import BF16, F16, F32, FRAME, NAMES, Launch, meta
 
 
-def launches() -> Iterator[Launch]:
-    """Yield every configuration of every kernel."""
-    yield from _statistics()
-    yield from _selection()
+def launches() -> list[Launch]:
+    """Return every configuration of every kernel."""
+    return [*_sums(), *_entropies(), *_selections(), *_masks(), *_sweeps(), *compressed()]
 
 
-def _statistics() -> Iterator[Launch]:
+def everywhere() -> list[tuple[str, Launch]]:
+    """Return each launch with each target that it runs on."""
+    return [(target, launch) for launch in launches() for target in launch.targets]
+
+
+def _sums() -> Iterator[Launch]:
+    # The assembler that comes with Triton 3.7 spills a few registers of gram's wide tiles, where
+    # that of 3.6 and 3.9 spills none.
+    spills = 256 if triton.__version__.startswith(("3.7", "3.8")) else FRAME
     # SmolLM2-135M (576), Llama-3.1-8B's down_proj (14336), and an odd number; float16 compiles as
     # bfloat16 does, so once is enough.
     for dtype, inputs in [
         (F32, 576), (F32, 14336), (BF16, 576), (BF16, 14336), (BF16, 1001), (F16, 14336),
     ]:  # fmt: skip
-        x, what = meta(2048, inputs, dtype=dtype), f"{_name(dtype)} I={inputs}"
-        yield Launch("column_energy", what, _call(column_energy, x, meta(inputs)))
-        yield Launch("gram", what, _call(gram, x, meta(inputs, inputs)), _GRAM)
+        x, name = meta(2048, inputs, dtype=dtype), _named(dtype, inputs)
+        out = meta(inputs, inputs)
+        yield Launch("column_energy", name, _call(column_energy, x, meta(inputs), None))
+        yield Launch("gram", name, _call(gram, x, None, out, None), spills)
+    for dtype in (F32, BF16):
+        x, what = meta(2048, 14336, dtype=dtype), _named(dtype, 14336, "cross")
+        yield Launch("gram", what, _call(gram, x, x, meta(14336, 14336), None), spills)
+    x, out = meta(2048, 4096, dtype=BF16), meta(4096, 4096)
+    chosen = {"list": meta(300, dtype=torch.int64), "mask": meta(2048, dtype=torch.bool)}
+    for kind, rows in chosen.items():
+        name = _named(BF16, 4096, kind)
+        yield Launch("column_energy", name, _call(column_energy, x, meta(4096), rows))
+        yield Launch("gram", name, _call(gram, x, None, out, rows), spills)
+    for dtype in (F32, BF16):
+        x, state = meta(2048, 14336, dtype=dtype), meta(10, 14336, dtype=torch.float64)
+        valid = meta(2048, dtype=torch.bool)
+        yield Launch("salience", _named(dtype, 14336), _call(salience, x, x, state, None))
+        yield Launch("salience", _named(dtype, 14336, "h"), _call(salience, x, None, state, None))
+        name = _named(dtype, 14336, "padded")
+        yield Launch("salience", name, _call(salience, x, x, state, valid))
 
 
-# The assembler that comes with Triton 3.7 spills a few registers of gram's wide tiles, where that of
-# 3.6 and 3.9 spills none.
-_GRAM = None
+def _entropies() -> Iterator[Launch]:
+    # For sm_100, whose products come back from a memory of their own, ptxas takes all 255 registers
+    # and spills up to 40 bytes where the two loops over keys meet.
+    tensor = 64
+    for dtype, size in [
+        (BF16, 64), (BF16, 80), (BF16, 128), (BF16, 256), (F32, 64), (F32, 128), (F32, 256),
+    ]:  # fmt: skip
+        q, k = meta(2, 32, 2048, size, dtype=dtype), meta(2, 8, 2048, size, dtype=dtype)
+        what = f"{NAMES[dtype]} D={size} causal"
+        options = (None, None, None, 0.1, True, 0, 0.0)
+        yield Launch("attention_entropy", what, _call(attention_entropy, q, k, *options), tensor)
+    for dtype, size in [(BF16, 128), (F32, 64)]:
+        q, k = meta(2, 32, 2048, size, dtype=dtype), meta(2, 8, 2048, size, dtype=dtype)
+        for name, options in {
+            "window capped": (None, None, None, 0.1, True, 1024, 50.0),
+            "masked": (meta(2, 1, 1, 2048, dtype=torch.bool), None, None, 0.1, False, 0, 0.0),
+            "biased": (None, meta(1, 32, 2048, 2048, dtype=dtype), None, 1.0, False, 0, 0.0),
+        }.items():
+            what = f"{NAMES[dtype]} D={size} {name}"
+            yield Launch("attention_entropy", what, _call(attention_entropy, q, k, *options))
+    for dtype in (F32, BF16):
+        p, mask = meta(2, 32, 1024, 1024, dtype=dtype), meta(2, 1, 1, 1024, dtype=torch.bool)
+        what = f"{NAMES[dtype]} T=1024"
+        yield Launch("probability_entropy", what, _call(probability_entropy, p, None, None))
+        yield Launch(
+            "probability_entropy", f"{what} masked", _call(probability_entropy, p, mask, None)
+        )
 
 
-def _call(function, *arguments):
+WINDOWS = Groups(None, 128, (4096 * 64,) * 32)
+SELECTIONS = {
+    "row": Groups(1, None, (2048,)),
+    "1:2": Groups(1, 2, (1,)),
+    "2:4": Groups(1, 4, (2,)),
+    "4:8": Groups(1, 8, (4,)),
+    "16:32": Groups(1, 32, (16,)),
+    "layer": Groups(None, None, (4096 * 2048,)),
+    "windows": WINDOWS,
+}
+
+
+def _selections() -> Iterator[Launch]:
+    # A program that holds a row of 32768 keys has 128 registers a thread, 32 of them keys, and some
+    # of what bisection needs beside them is spilled.
+    long = 256
+    for name, groups in SELECTIONS.items():
+        yield Launch("score_and_mask", f"bf16 I=4096 {name}", _chosen(_weight(4096, BF16), groups))
+        yield Launch("project", f"f32 I=4096 {name}", _chosen(_iterate(4096), groups))
+    for name in ("row", "2:4", "layer"):
+        groups, what = SELECTIONS[name], f"f32 I=4096 {name}"
+        yield Launch("score_and_mask", what, _chosen(_weight(4096, F32), groups))
+        yield Launch("selection", what, _chosen(_score(4096), groups))
+    for inputs in (576, 8192, 16384, 28672):
+        groups, spills = Groups(1, None, (inputs // 2,)), long if inputs > 16384 else FRAME
+        what = f"bf16 I={inputs} row"
+        yield Launch("score_and_mask", what, _chosen(_weight(inputs, BF16), groups), spills)
+        yield Launch("project", f"f32 I={inputs} row", _chosen(_iterate(inputs), groups), spills)
+    yield Launch(
+        "score_and_mask", "bf16 I=40960 row",
+        _chosen(_weight(40960, BF16), Groups(1, None, (999,))),
+    )  # fmt: skip
+
+
+def _masks() -> Iterator[Launch]:
+    for dtype in (F32, BF16):
+        weight, bits = meta(4096, 4096, dtype=dtype), meta(4096, 512, dtype=torch.uint8)
+        yield Launch("packed_mask", f"{NAMES[dtype]} apply", _call(apply, weight, bits))
+
+
+def _sweeps() -> Iterator[Launch]:
+    # Rows that are no multiple of 16 compile to the same, since alignment is not looked at.
+    for choice in (None, NOfM(1, 2), NOfM(2, 4), NOfM(4, 8), NOfM(8, 16), NOfM(2, 3)):
+        n, m = choice or (0, 1)
+        panel = 16 // m * m
+        for size in (4096, 1001):
+            work, upper = meta(size, size), meta(size, size)
+            sweep = Sweep(work, work, meta(size, size, dtype=torch.bool), upper)
+            name = f"f32 O={size} {f'{n}:{m}' if choice else 'given'}"
+            yield Launch("obs_block", name, _call(obs_block, sweep, 0, 128 // panel * panel, n, m))
+
+
+def _weight(inputs: int, dtype: torch.dtype) -> _choosing.Source:
+    weight = meta(4096, inputs, dtype=dtype)
+    return _choosing.weights(weight, meta(inputs), meta(4096), meta(inputs))
+
+
+def _iterate(inputs: int) -> _choosing.Source:
+    return _choosing.iterate(meta(4096, inputs), meta(4096, inputs), 1.5, meta(4096, inputs))
+
+
+def _score(inputs: int) -> _choosing.Source:
+    return _choosing.scores(meta(4096, inputs))
+
+
+def _chosen(source: _choosing.Source, groups: Groups) -> Callable[[], object]:
+    return lambda: _choosing.launch(source, groups)
+
+
+def _call(function: Callable, *arguments) -> Callable[[], object]:
+    # An op hides the module of the same name: `prunekit_kernels.gram` is the function.
     launch = function.__globals__["_launch"]
     return lambda: launch(*arguments)
+
+
+def _named(dtype: torch.dtype, inputs: int, extra: str = "") -> str:
+    return f"{NAMES[dtype]} I={inputs} {extra}".strip()

@@ -29,6 +29,7 @@ GROUPS = {
     "columns": Groups(None, None, (50,), (OUTPUTS, 1)),
 }
 
+
 def hard_scores(kind, shape, device):
     """Return scores of one kind: all different, many equal, or with NaN and both infinities."""
     generator = torch.Generator().manual_seed(len(kind) + shape[1])

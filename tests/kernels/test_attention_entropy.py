@@ -10,7 +10,7 @@ from tests.closeness import assert_close
 F32, BF16 = torch.float32, torch.bfloat16
 
 
-def pair(device, batch=1, heads=2, keys_heads=1, rows=33, keys=33, size=16, dtype=F32):
+def pair(device, *, batch=1, heads=2, keys_heads=1, rows=33, keys=33, size=16, dtype=F32):
     generator = torch.Generator().manual_seed(rows + size)
     q = torch.randn(batch, heads, rows, size, generator=generator)
     k = torch.randn(batch, keys_heads, keys, size, generator=generator)
@@ -105,7 +105,8 @@ def test_additive_masks(dtype, hidden, device):
 def test_position_bias_and_padding(device):
     q, k = pair(device, batch=2)
     bias = torch.randn(1, 2, 33, 33, device=device)
-    mask = torch.arange(33, device=device)[None, None, None] < torch.tensor([[20], [33]], device=device)[:, None, None]
+    lengths = torch.tensor([20, 33], device=device).view(2, 1, 1, 1)
+    mask = torch.arange(33, device=device) < lengths
     valid = mask[:, 0, 0]
     found = check(q, k, bias=bias, mask=mask, valid=valid, scale=1.0)
     assert found.rows.tolist() == [53, 53]
@@ -208,7 +209,7 @@ def test_memory_on_the_cpu_grows_with_the_length_alone():
 
     q, k = pair("cpu", rows=2048, keys=2048)
     with Largest() as seen:
-        _chunks(q, k, None, None, None, 1.0, True, 0, 0.0)
+        _chunks(q, k, None, None, None, 1.0, causal=True, window=0, cap=0.0)
     assert seen.size <= CHUNK < 2048 * 2048
 
 

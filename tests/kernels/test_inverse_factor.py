@@ -1,9 +1,10 @@
 import pytest
 import torch
 from prunekit_kernels import inverse_factor
-from prunekit_kernels.inverse_factor import LEAF, inverse_factor_reference
+from prunekit_kernels.inverse_factor import LEAF, PANEL, _reverse, inverse_factor_reference
 
 from tests.closeness import assert_close
+from tests.kernels.allocation import peak_bytes
 
 
 def gram_of(inputs, device, tokens=None):
@@ -83,3 +84,31 @@ def test_gives_up_naming_the_last_damping(entry, device):
     gram = torch.tensor([[1.0, entry], [entry, 1.0]], device=device)
     with pytest.raises(ArithmeticError, match="not positive definite, even with a damping of 1 "):
         inverse_factor(gram, 0.01)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 2 * PANEL, 2 * PANEL + 1, 3 * PANEL + 5])
+def test_reverses_in_place(size):
+    square = torch.randn(size, size)
+    expected = square.flip((0, 1))
+    _reverse(square)
+    assert torch.equal(square, expected)
+
+
+def test_works_in_one_matrix_and_a_few_panels(device):
+    inputs = 8 * PANEL
+    gram = gram_of(inputs, device)
+    most = peak_bytes(lambda: inverse_factor(gram, 0.01))
+    assert 1 <= most / gram.nbytes <= 1 + 2.2 * PANEL / inputs
+
+
+def test_in_float64_works_in_three(device):
+    inputs = 8 * PANEL
+    gram = torch.eye(inputs, device=device)
+    # As in the test of float64 above: the first Cholesky fails, so all of both is done.
+    gram[-2:, -2:] = torch.tensor([[9.0, 10.0], [10.0, 0.0]])
+    gram[-1, -1] = torch.nextafter(torch.tensor(100 / 9), torch.tensor(99.0))
+    gram = gram.flip((0, 1))
+    factors = []
+    most = peak_bytes(lambda: factors.append(inverse_factor(gram, 0.0)))
+    assert factors[0].damping == 0
+    assert 3 <= most / gram.nbytes <= 3 + 4.4 * PANEL / inputs

@@ -2,8 +2,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prunekit_kernels import inverse_factor, obs_sweep
+from prunekit_kernels import NOfM, inverse_factor, obs_sweep
+from prunekit_kernels._triton import INTERPRETED
 from prunekit_kernels.obs_sweep import obs_sweep_reference
+
+from tests.kernels.allocation import peak_bytes
+from tests.kernels.layers import correlated, loss
 
 
 def layer(outputs, inputs, device="cpu", dtype=torch.float64):
@@ -149,3 +153,113 @@ def test_refuses_another_factor():
 def test_refuses_a_mask_of_another_shape():
     with pytest.raises(ValueError, match="choose returned"):
         obs_sweep(torch.zeros(2, 3), torch.eye(3), lambda score, start: score[:1] > 0, None)
+
+
+# Choices that the sweep knows, and what may stay
+
+INSIDE = [NOfM(1, 2), NOfM(2, 4), NOfM(4, 8), NOfM(3, 5), NOfM(8, 16), NOfM(5, 20), NOfM(16, 32)]
+COLUMNS = (64, 128, 129, 1000)
+
+
+def shapes_and_choices():
+    """Every row count with every width, and every choice with one of each."""
+    for outputs in (1, 31, 33, 4097):
+        for inputs in COLUMNS:
+            small = outputs * inputs < 1e6
+            marks = () if small else (pytest.mark.slow,)
+            yield pytest.param(outputs, inputs, None, marks=marks)
+            if inputs % 4 == 0:
+                yield pytest.param(outputs, inputs, NOfM(2, 4), marks=marks)
+    for choice in INSIDE:
+        yield pytest.param(33, 10 * choice.m, choice)
+        yield pytest.param(1, choice.m, choice)
+
+
+@pytest.mark.parametrize(("outputs", "inputs", "choice"), [*shapes_and_choices()])
+def test_float32_finds_what_the_published_sweep_finds_in_float64(outputs, inputs, choice, device):
+    if INTERPRETED and inputs == 1000 and (outputs, choice) != (33, NOfM(2, 4)):
+        pytest.skip("a block of 128 columns takes the interpreter seconds")
+    weight, gram = correlated(outputs, inputs, device=device, tokens=2 * inputs)
+    upper = inverse_factor(gram.float(), 0.01).upper
+    choose = n_of_m(*choice) if choice else half
+    ours, exact = weight.float(), weight.clone()
+    keep = obs_sweep(ours, upper, choice or half)
+    expected = obs_sweep_reference(exact, upper.double(), choose, choice.m if choice else None)
+    assert torch.equal(keep.sum(1), expected.sum(1)) or not choice
+    assert keep.sum() == expected.sum()
+    assert (keep == expected).float().mean() >= 0.999
+    assert loss(ours, weight, gram) <= 1.001 * loss(exact, weight, gram)
+
+
+def test_a_mask_given_is_one_that_a_function_gives(device):
+    weight, upper = layer(9, 150, device=device)
+    mask = torch.rand(9, 150, device=device) > 0.5
+    first, second = weight.clone(), weight.clone()
+    assert torch.equal(obs_sweep(first, upper, mask), mask)
+    assert torch.equal(obs_sweep(second, upper, given_mask(mask)), mask)
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("choose", "stride"),
+    [(NOfM(2, 4), None), (n_of_m(2, 4), 4), (half, None)],
+    ids=["2:4", "f", "half"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_what_may_not_stay_goes_first(choose, stride, dtype, device):
+    weight, upper = layer(12, 64, device=device, dtype=dtype)
+    allowed = torch.arange(64, device=device).expand(12, 64) % 4 > 0
+    before = allowed.clone()
+    keep = obs_sweep(weight, upper, choose, stride, allowed)
+    assert not keep[~allowed].any()
+    assert not weight[~keep].any()
+    assert keep.sum() == 12 * 32
+    assert torch.equal(allowed, before)
+
+
+def test_what_may_not_stay_is_made_up_for(device):
+    weight, upper = layer(8, 60, device=device)
+    allowed = torch.rand(8, 60, device=device) > 0.3
+    first, second = weight.clone(), weight.clone()
+    everything = torch.ones_like(allowed)
+    assert torch.equal(obs_sweep(first, upper, everything, allowed=allowed), allowed)
+    obs_sweep(second, upper, allowed)
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("choose", [NOfM(2, 4), NOfM(4, 8)], ids=str)
+def test_a_slice_of_rows_is_pruned_as_among_all(choose, device):
+    weight, upper = layer(33, 128, device=device, dtype=torch.float32)
+    whole, parts = weight.clone(), [weight[:7].clone(), weight[7:].clone()]
+    keep = obs_sweep(whole, upper, choose)
+    assert torch.equal(torch.cat([obs_sweep(part, upper, choose) for part in parts]), keep)
+    torch.testing.assert_close(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize(
+    ("choose", "allowed", "problem"),
+    [
+        (NOfM(2, 4), None, "2:4 needs 0 < n ≤ m and a multiple of 4 inputs, got 3"),
+        (NOfM(4, 3), None, "4:3 needs"),
+        (torch.ones(2, 4) > 0, None, "choose must be bool of shape"),
+        (NOfM(1, 3), torch.ones(2, 3), "allowed must be bool of shape"),
+    ],
+)
+def test_refuses_choices_that_do_not_fit(choose, allowed, problem):
+    with pytest.raises(ValueError, match=problem):
+        obs_sweep(torch.zeros(2, 3), torch.eye(3), choose, allowed=allowed)
+
+
+def test_allocates_two_weights_and_two_masks(device):
+    weight, upper = layer(512, 512, device=device, dtype=torch.float32)
+    mask = torch.rand(512, 512, device=device) > 0.5
+    most = peak_bytes(lambda: obs_sweep(weight, upper, mask))
+    assert 2.5 <= most / weight.nbytes <= 2.8
+    assert peak_bytes(lambda: obs_sweep(weight, upper, NOfM(2, 4))) / weight.nbytes <= 2.8
+
+
+def test_same_bits_each_time(device):
+    weight, upper = layer(17, 140, device=device, dtype=torch.float32)
+    first, second = weight.clone(), weight.clone()
+    assert torch.equal(obs_sweep(first, upper, NOfM(2, 4)), obs_sweep(second, upper, NOfM(2, 4)))
+    assert torch.equal(first, second)

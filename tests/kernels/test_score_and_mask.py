@@ -99,7 +99,7 @@ def test_refuses_what_does_not_fit(given, reason):
 
 
 def test_refuses_integers():
-    with pytest.raises(ValueError, match="of a float type, got torch.int64"):
+    with pytest.raises(ValueError, match="of a float type, got"):
         score_and_mask(torch.ones(4, 8).long(), Groups(1, None, (4,)))
 
 

@@ -1,0 +1,140 @@
+"""Bitmask compression: the kept weights of each row one after another, with a bit for each weight.
+
+    values[row_offsets[o] : …] = the kept of w[o, :], in column order
+    bit i of keep = 1 where column i stays, eight columns a byte, the lowest column lowest
+
+Any mask will do: 1 − s + 1/16 of a dense matrix of 16-bit weights at sparsity s. The layout is that
+of compressed-tensors' ``sparse-bitmask``, so that its files can be read and written bit by bit.
+
+Shapes: O output features, I input features, K kept weights, B = ⌈I / 8⌉ bytes.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int64, Num, UInt8
+from torch import Tensor
+
+from prunekit_kernels._triton import runs_triton, tl, triton
+from prunekit_kernels.packed_mask import pack, unpack
+
+TILE_B = 32  # bytes of keep bits a step
+
+
+class Bitmask(NamedTuple):
+    """A compressed matrix."""
+
+    values: Num[Tensor, " K"]
+    keep: UInt8[Tensor, "O B"]
+    row_offsets: Int64[Tensor, " O"]
+
+
+def compress_bitmask(weight: Num[Tensor, "O I"]) -> Bitmask:
+    """Compress a matrix: all of it that is not zero; −0 counts as zero."""
+    keep = weight != 0
+    counts = keep.sum(1)
+    return Bitmask(weight[keep], pack(keep), counts.cumsum(0) - counts)
+
+
+def expand_bitmask(compressed: Bitmask, inputs: int) -> Num[Tensor, "O I"]:
+    """Return the dense matrix of ``inputs`` columns that was compressed.
+
+    Raises:
+        ValueError: The shapes or devices of its parts do not belong together.
+    """
+    check_bitmask(compressed, inputs)
+    return _expand_bitmask(*compressed, inputs)
+
+
+def check_bitmask(compressed: Bitmask, inputs: int) -> None:
+    """Raise ValueError where the parts are not of one compressed matrix."""
+    values, keep, row_offsets = compressed
+    expected = (len(row_offsets), -(-inputs // 8))
+    if keep.shape != expected or keep.dtype != torch.uint8 or row_offsets.dtype != torch.int64:
+        raise ValueError(
+            f"{len(row_offsets)} rows of {inputs} inputs need int64 row offsets and keep bits of "
+            f"shape {expected} in uint8, got {row_offsets.dtype} and {tuple(keep.shape)} in "
+            f"{keep.dtype}"
+        )
+    if not values.device == keep.device == row_offsets.device:
+        raise ValueError(
+            f"values, keep bits and row offsets are on {values.device}, {keep.device}, "
+            f"{row_offsets.device}"
+        )
+
+
+def expand_bitmask_reference(values: Tensor, keep: Tensor, inputs: int) -> Tensor:
+    """Say the same in plain PyTorch; the kernel is tested against it."""
+    mask = unpack(keep, inputs)
+    out = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
+    return out.masked_scatter_(mask, values)
+
+
+@torch.library.custom_op("prunekit::expand_bitmask", mutates_args=())
+def _expand_bitmask(values: Tensor, keep: Tensor, row_offsets: Tensor, inputs: int) -> Tensor:
+    if not runs_triton(values):
+        return expand_bitmask_reference(values, keep, inputs)
+    out = torch.empty(len(keep), inputs, dtype=values.dtype, device=values.device)
+    if out.numel():
+        _launch(values, keep, row_offsets, out)
+    return out
+
+
+@_expand_bitmask.register_fake
+def _(values: Tensor, keep: Tensor, row_offsets: Tensor, inputs: int) -> Tensor:  # noqa: ARG001
+    return values.new_empty(len(keep), inputs)
+
+
+def _launch(values: Tensor, keep: Tensor, row_offsets: Tensor, out: Tensor) -> None:
+    outputs, inputs = out.shape
+    with torch.cuda.device_of(values):
+        _kernel[(triton.cdiv(outputs, 4),)](
+            values, keep, row_offsets, out, outputs, inputs, *keep.stride(), *out.stride(),
+            TILE_O=4, TILE_B=TILE_B, num_warps=4, enable_fp_fusion=True,
+        )  # fmt: skip
+
+
+@triton.jit
+def ones(bits):
+    """Count the ones in the lowest byte of each int32."""
+    bits = bits - ((bits >> 1) & 0x55)
+    bits = (bits & 0x33) + ((bits >> 2) & 0x33)
+    return (bits + (bits >> 4)) & 0x0F
+
+
+@triton.jit
+def load_bitmask(
+    values_ptr, keep_ptr, offset, o, O, start, I, stride_ko, stride_kb,  # noqa: E741
+    TILE_O: tl.constexpr, TILE_B: tl.constexpr,
+):  # fmt: skip
+    """Load columns ``8 * start`` and on of rows ``o``, whose kept weights begin at ``offset``.
+
+    Returns the weights [TILE_O, 8 * TILE_B] and where the kept weights of the next columns begin.
+    """
+    byte = start + tl.arange(0, TILE_B)
+    spot = keep_ptr + o[:, None] * stride_ko + byte[None, :].to(tl.int64) * stride_kb
+    bits = tl.load(spot, (o < O)[:, None] & (8 * byte < I)[None, :], other=0).to(tl.int32)
+    counts = ones(bits)
+    before = tl.cumsum(counts, 1) - counts  # kept in the bytes before
+    place = tl.arange(0, 8)[None, None, :]
+    within = ones(bits[:, :, None] & ((1 << place) - 1))  # kept in the bits before
+    index = offset[:, None, None] + (before[:, :, None] + within).to(tl.int64)
+    kept = ((bits[:, :, None] >> place) & 1) != 0
+    weight = tl.load(values_ptr + index, kept, other=0.0)
+    return tl.reshape(weight, (TILE_O, 8 * TILE_B)), offset + tl.sum(counts, 1).to(tl.int64)
+
+
+@triton.jit
+def _kernel(
+    values_ptr, keep_ptr, offsets_ptr, out_ptr, O, I,  # noqa: E741
+    stride_ko, stride_kb, stride_oo, stride_oi, TILE_O: tl.constexpr, TILE_B: tl.constexpr,
+):  # fmt: skip
+    o = tl.program_id(0).to(tl.int64) * TILE_O + tl.arange(0, TILE_O)
+    offset = tl.load(offsets_ptr + o, o < O, other=0)
+    for start in tl.range(0, (I + 7) // 8, TILE_B):  # pyright: ignore
+        weight, offset = load_bitmask(
+            values_ptr, keep_ptr, offset, o, O, start, I, stride_ko, stride_kb, TILE_O, TILE_B
+        )
+        i = 8 * start + tl.arange(0, 8 * TILE_B)
+        spot = out_ptr + o[:, None] * stride_oo + i[None, :].to(tl.int64) * stride_oi
+        tl.store(spot, weight, (o < O)[:, None] & (i < I)[None, :])

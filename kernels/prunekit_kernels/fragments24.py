@@ -1,0 +1,89 @@
+"""Fragment order: a 2:4 matrix as the sparse tensor cores of NVIDIA GPUs take it.
+
+``mma.sp.m16n8k32`` multiplies 16 rows by 32 columns of a 2:4 matrix. Each lane of a warp has four
+registers of kept values and, for two products, one of metadata: which two of four each pair was.
+In fragment order what a lane brings lies together, so that a warp reads whole cache lines and
+nothing is shuffled. The order only permutes: shapes, types and bytes stay, and casting commutes.
+
+    values    [O/16, I/32] products × [8 g, 4 t] lanes × [2 column halves, 2 row halves] registers
+    metadata  [O/16, I/256] × [8 g, 4 t] lanes × 4 registers, each two products of K = 32
+              lane t of four: half t % 2 of the columns of product t // 2; rows g low, g + 8 high
+
+Source: PTX ISA, "Matrix fragments for sparse mma.m16n8k32 with .f16 and .bf16 types".
+Shapes: T tokens, O output features (multiple of 16), I input features (multiple of 256), H = I / 2,
+B = I / 8 bytes.
+"""
+
+from functools import cache
+
+import torch
+from jaxtyping import Float, Int32
+from torch import Tensor
+
+from prunekit_kernels.sparse24 import Sparse24
+
+TOKENS = 8  # columns of a product: tokens that one takes
+
+
+def has_fragments(outputs: int, inputs: int, dtype: torch.dtype) -> bool:
+    """Say whether a matrix of this shape and type can be in fragment order."""
+    return dtype in (torch.bfloat16, torch.float16) and outputs % 16 == 0 and inputs % 256 == 0
+
+
+def to_fragments(compressed: Sparse24) -> Sparse24:
+    """Return a compressed matrix in fragment order, in the shapes it had."""
+    values, keep = compressed
+    words = values.reshape(_words(values))
+    meta = _table(keep.device)[keep.flatten().int()].view(torch.int16).view(_meta(values))
+    return Sparse24(
+        words.permute(0, 3, 2, 5, 4, 1, 6).reshape(values.shape),
+        meta.permute(0, 3, 2, 5, 6, 4, 1).contiguous().view(torch.uint8).view(keep.shape),
+    )
+
+
+def from_fragments(fragments: Sparse24) -> Sparse24:
+    """Return the matrix that :func:`to_fragments` permuted."""
+    values, keep = fragments
+    o, two, g, k, halves, t, pair = _words(values)
+    words = values.reshape(o, k, g, t, halves, two, pair).permute(0, 5, 2, 1, 4, 3, 6)
+    o, two, g, k, quarters, step, half = _meta(values)
+    meta = keep.view(torch.int16).view(o, k, g, step, half, quarters, two)
+    meta = meta.permute(0, 6, 2, 1, 5, 3, 4).contiguous().view(torch.uint8)
+    return Sparse24(
+        words.reshape(values.shape),
+        _table(keep.device, back=True)[meta.flatten().int()].view(keep.shape),
+    )
+
+
+def token_fragments(x: Float[Tensor, "T I"]) -> Int32[Tensor, "P K 32 4"]:
+    """Return tokens in the order in which lanes take them, zeros filling up the last eight."""
+    tokens, inputs = x.shape
+    padded = x.new_zeros(-(-tokens // TOKENS) * TOKENS, inputs)
+    padded[:tokens] = x
+    words = padded.view(torch.int32).view(-1, 8, inputs // 32, 4, 4)
+    return words.permute(0, 2, 1, 4, 3).contiguous().view(-1, inputs // 32, 32, 4)
+
+
+def _words(values: Tensor) -> tuple[int, ...]:
+    """Row-major: 16 rows as [2, 8 g], products of 32 columns, their kept as [2 halves, 4 t, 2]."""
+    outputs, half = values.shape
+    return outputs // 16, 2, 8, half // 16, 2, 4, 2
+
+
+def _meta(values: Tensor) -> tuple[int, ...]:
+    """Row-major: 16 rows as [2, 8 g], 256 columns as [4 registers, 2 products, 2 halves]."""
+    outputs, half = values.shape
+    return outputs // 16, 2, 8, half // 128, 4, 2, 2
+
+
+@cache
+def _table(device: torch.device, *, back: bool = False) -> Tensor:
+    """Return keep bits of two groups → their metadata (first kept | second kept << 2), or back."""
+    table = torch.zeros(256, dtype=torch.uint8)
+    pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
+    nibbles = [(1 << i | 1 << j, i | j << 2) for i, j in pairs]
+    for bits, code in nibbles:
+        for high_bits, high_code in nibbles:
+            key, value = bits | high_bits << 4, code | high_code << 4
+            table[value if back else key] = key if back else value
+    return table.to(device)

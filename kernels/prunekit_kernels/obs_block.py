@@ -1,0 +1,268 @@
+"""OBS block: the columns of a sweep that are up to date, pruned one by one; one launch on CUDA.
+
+Column j of the weight, with the factor U of :mod:`prunekit_kernels.inverse_factor`:
+
+    e[:, j] = w[:, j] / U[j, j] where pruned, else 0
+    w[:, j:] -= e[:, j] U[j, j:]
+
+Source: Frantar & Alistarh, SparseGPT, Algorithm 1, arXiv:2301.00774.
+Shapes: O output features, I input features. Everything is transposed, so that a column is
+contiguous, and a row of the weight is one thread of the kernel: it holds a panel of 16 columns in
+registers, chooses in it and subtracts in it, and brings the next panel up to date from the errors
+that it wrote before; threads share nothing. The block reads and writes 9 bytes a weight and reads
+4 bytes of errors for every panel that is to come: bound by instructions, not by memory.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from prunekit_kernels._precision import full_precision
+from prunekit_kernels._triton import INTERPRETED, runs_triton, tl, triton
+
+BLOCK = 128  # columns of a launch
+LEAF = 16  # columns swept one by one between matrix products on a CPU: fastest of 4..32
+PANEL = 16  # columns that a thread of the kernel holds; 32 would not fit in its registers
+
+
+class NOfM(NamedTuple):
+    """n of every m neighbours in a row stay, chosen when the sweep comes to them.
+
+    Higher scores stay, ties keep the lower index, NaN counts as lowest.
+    """
+
+    n: int
+    m: int
+
+
+class Sweep(NamedTuple):
+    """The state of a sweep, transposed.
+
+    Attributes:
+        work: The weight; finished columns are exactly 0 where pruned.
+        errors: What finished columns have left to make up for; of other columns never read.
+        keep: In finished columns what stays, in others what may.
+        upper: U.
+    """
+
+    work: Float[Tensor, "I O"]
+    errors: Float[Tensor, "I O"]
+    keep: Bool[Tensor, "I O"]
+    upper: Float[Tensor, "I I"]
+
+    def halves(self, start: int, end: int, unit: int, leaf: Callable[[int, int], None]) -> None:
+        """Call ``leaf`` on every ``unit`` columns in turn, each time up to date."""
+        if end - start <= unit:
+            leaf(start, end)
+            return
+        units = -(-(end - start) // unit)
+        middle = start + unit * (units // 2)
+        self.halves(start, middle, unit, leaf)
+        self.make_up(start, middle, end)
+        self.halves(middle, end, unit, leaf)
+
+    def make_up(self, start: int, middle: int, end: int) -> None:
+        """Let the columns from ``middle`` on make up for the errors of those before it."""
+        effect = self.upper[start:middle, middle:end].T
+        self.work[middle:end].addmm_(effect, self.errors[start:middle], alpha=-1)
+
+    def score(self, start: int, end: int) -> Float[Tensor, "C O"]:
+        """Return w² / U[j, j]² of columns that are up to date; −inf where none may stay."""
+        score = (self.work[start:end] / self.upper.diagonal()[start:end, None]).square_()
+        return score.masked_fill_(~self.keep[start:end], -torch.inf)
+
+
+def obs_block(sweep: Sweep, start: int, end: int, choice: NOfM | None = None) -> None:
+    """Prune columns ``start`` to ``end``, in place, where ``keep`` or ``choice`` says so.
+
+    Args:
+        sweep: Up to date in these columns; all parts contiguous but for ``upper``. Products are in
+            the weight's type, float32 without TF32, which would change masks.
+        start: First column.
+        end: One past the last.
+        choice: What stays of what ``keep`` allows; None for all of it.
+    """
+    n, m = choice or (0, 1)
+    _obs_block(*sweep, start, end, n, m)
+
+
+def obs_block_reference(sweep: Sweep, start: int, end: int, choice: NOfM | None = None) -> None:
+    """Do the same as the published code does, by rank-one updates."""
+    work, errors, keep = (part[start:end] for part in sweep[:3])
+    upper = sweep.upper[start:end, start:end]
+    for j in range(end - start):
+        if choice and j % choice.m == 0:
+            group = slice(start + j, start + j + choice.m)
+            keep[j : j + choice.m] &= _highest(sweep.score(group.start, group.stop), *choice)
+        errors[j] = torch.where(keep[j], 0, work[j] / upper[j, j])
+        work[j:] -= upper[j, j:, None] * errors[j]
+        work[j].masked_fill_(~keep[j], 0)
+
+
+@torch.library.custom_op("prunekit::obs_block", mutates_args=("work", "errors", "keep"))
+def _obs_block(
+    work: Tensor,
+    errors: Tensor,
+    keep: Tensor,
+    upper: Tensor,
+    start: int,
+    end: int,
+    n: int,
+    m: int,
+) -> None:
+    sweep = Sweep(work, errors, keep, upper)
+    with full_precision():
+        if end == start:
+            return
+        if runs_triton(work) and work.dtype == torch.float32 and m <= PANEL:
+            # The last columns may not fill a panel.
+            whole = end - (end - start) % (PANEL // m * m)
+            _launch(sweep, start, whole, n, m)
+            if whole == end:
+                return
+            sweep.make_up(start, whole, end)
+            start = whole
+        choice = NOfM(n, m) if n else None
+        leaf = max(LEAF // m * m, m)
+        sweep.halves(start, end, leaf, lambda first, last: _columns(sweep, first, last, choice))
+
+
+@_obs_block.register_fake
+def _(
+    work: Tensor,
+    errors: Tensor,
+    keep: Tensor,
+    upper: Tensor,
+    start: int,
+    end: int,
+    n: int,
+    m: int,
+) -> None:
+    pass
+
+
+def _columns(sweep: Sweep, first: int, last: int, choice: NOfM | None) -> None:
+    """Sweep a few columns one by one; each makes up for the earlier ones just in time."""
+    work, errors, keep = (part[first:last] for part in sweep[:3])
+    costs = sweep.upper[first:last, first:last].T.contiguous()
+    together = choice.m if choice else last - first
+    for start in range(0, last - first, together):
+        group = slice(start, start + together)
+        if choice:
+            for j in range(start, start + together) if start else ():
+                work[j].addmv_(errors[:start].T, costs[j, :start], alpha=-1)
+            score = sweep.score(first + start, first + start + together)
+            keep[group] &= _highest(score, *choice)
+        pruned = (~keep[group]).to(work.dtype).div_(costs.diagonal()[group, None])
+        for j, gone in enumerate(pruned, start):
+            if j > start:
+                work[j].addmv_(errors[start:j].T, costs[j, start:j], alpha=-1)
+            torch.mul(work[j], gone, out=errors[j])
+    work.masked_fill_(~keep, 0)
+
+
+def _highest(score: Float[Tensor, "m O"], n: int, m: int) -> Bool[Tensor, "m O"]:
+    """Keep the n highest of each column: by the n-th value, or where it is tied by ranks."""
+    score = score.nan_to_num(nan=-1, posinf=torch.inf, neginf=-torch.inf)
+    keep = score >= score.kthvalue(m - n + 1, 0, keepdim=True).values
+    if int(keep.sum()) > n * score.shape[1]:
+        other, own = score[:, None], score[None]
+        first = torch.ones(m, m, dtype=torch.bool, device=score.device).triu(1)[:, :, None]
+        keep = ((other > own) | ((other == own) & first)).sum(0) < n
+    return keep
+
+
+def _rows(outputs: int) -> int:
+    """Rows of a program: one a thread; in the interpreter, where programs cost and rows do not."""
+    if INTERPRETED:
+        return min(triton.next_power_of_2(outputs), 4096)
+    return 64 if torch.version.hip else 32
+
+
+def _launch(sweep: Sweep, start: int, end: int, n: int, m: int) -> None:
+    outputs = sweep.work.shape[1]
+    if start == end or not outputs:
+        return
+    rows = _rows(outputs)
+    # The factor may be stored by columns; the kernel reads short rows of it, four numbers at once.
+    upper = sweep.upper[start:end, start:end].contiguous()
+    with torch.cuda.device_of(sweep.work):
+        _kernel[(triton.cdiv(outputs, rows),)](
+            sweep.work, sweep.errors, sweep.keep.view(torch.uint8), upper, start, end, outputs,
+            N=n, M=m, PANEL=PANEL // m * m, TILE_I=PANEL, TILE_O=rows,
+            num_warps=1, enable_fp_fusion=True,
+        )  # fmt: skip
+
+
+@triton.jit
+def _row(x, index, i):
+    """Row ``index`` of x [TILE_I, TILE_O]: to add integer zeros costs nothing once compiled."""
+    bits = tl.where((i == index)[:, None], x.to(tl.int32, bitcast=True), 0)
+    return tl.sum(bits, 0).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _choose(root, stays, group, i, first, N: tl.constexpr, M: tl.constexpr):
+    """Of ``stays``, a word a row, clear the bits of a group that N or more of the M others beat."""
+    score = root * root
+    score = tl.where(score == score, score, -1.0)  # noqa: PLR0124  NaN is not
+    may = ((stays[None, :] >> i[:, None]) & 1) != 0
+    score = tl.where(may, score, float("-inf"))
+    beaten = tl.zeros_like(i[:, None] + stays[None, :])
+    for k in tl.static_range(M):  # pyright: ignore
+        other = _row(score, first + k, i)[None, :]
+        wins = (other > score) | ((other == score) & (i > first + k)[:, None])
+        beaten += wins.to(tl.int32)
+    goes = group[:, None] & may & (beaten >= N)
+    return stays - tl.sum(tl.where(goes, 1 << i[:, None], 0), 0)
+
+
+# Were the compiler told that rows are aligned, it would give each thread four neighbouring ones,
+# which need four times the registers.
+@triton.jit(
+    do_not_specialize_on_alignment=["work_ptr", "errors_ptr", "keep_ptr", "start", "end", "O"]
+)
+def _kernel(
+    work_ptr, errors_ptr, keep_ptr, upper_ptr, start, end, O,  # noqa: E741
+    N: tl.constexpr, M: tl.constexpr, PANEL: tl.constexpr,
+    TILE_I: tl.constexpr, TILE_O: tl.constexpr,
+):  # fmt: skip
+    o = (tl.program_id(0).to(tl.int64) * TILE_O + tl.arange(0, TILE_O))[None, :]
+    i = tl.arange(0, TILE_I)
+    inside = (i < PANEL)[:, None] & (o < O)
+    size = end - start
+    for first in range(start, end, PANEL):
+        spot = (first + i).to(tl.int64)[:, None] * O + o
+        work = tl.load(work_ptr + spot, inside, other=0.0)
+        # What stays of a row is one word, bit j for column first + j.
+        stays = tl.load(keep_ptr + spot, inside, other=0).to(tl.int32)
+        stays = tl.sum(stays << i[:, None], 0)
+        u_ptr = upper_ptr + (first - start)
+        for earlier in range(start, first, PANEL):
+            before = (earlier + i).to(tl.int64)[:, None] * O + o
+            error = tl.load(errors_ptr + before, inside, other=0.0)
+            for j in tl.static_range(PANEL):  # pyright: ignore
+                u = tl.load(u_ptr + i, i < PANEL, other=0.0)
+                work -= u[:, None] * _row(error, j, i)[None, :]
+                u_ptr += size
+        error = tl.zeros((TILE_I, TILE_O), tl.float32)
+        for j in tl.static_range(PANEL):  # pyright: ignore
+            if N > 0 and j % M == 0:
+                group = (i >= j) & (i < j + M)
+                u = tl.load(u_ptr + (i - j) * size + i, group, other=1.0)
+                stays = _choose(work * (1.0 / u)[:, None], stays, group, i, j, N, M)
+            u = tl.load(u_ptr + i, i < PANEL, other=0.0)
+            inverse = 1.0 / tl.load(u_ptr + j)
+            cost = tl.where(((stays >> j) & 1) != 0, 0.0, _row(work, j, i) * inverse)
+            work -= u[:, None] * cost[None, :]
+            error = tl.where((i == j)[:, None], cost[None, :], error)
+            u_ptr += size
+        kept = ((stays[None, :] >> i[:, None]) & 1) != 0
+        tl.store(work_ptr + spot, tl.where(kept, work, 0.0), inside)
+        tl.store(errors_ptr + spot, error, inside)
+        tl.store(keep_ptr + spot, kept.to(tl.uint8), inside)
+        # The next panel reads these errors.
+        tl.debug_barrier()

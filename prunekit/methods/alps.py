@@ -1,0 +1,67 @@
+"""ALPS: ADMM whose penalty follows how much the mask still changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from prunekit.layer import Layer, Pruned
+from prunekit.methods.admm import Projection, search
+from prunekit.methods.base import Method
+from prunekit.patterns import Scope
+from prunekit.refinement import refine
+from prunekit.statistics import Gram, Statistic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EVERY = 3  # iterations between two looks at the mask
+STEPS = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))  # of kept weights, this share changed → penalty ×
+SETTLED = 3e-4  # share below which it ends, once LEAST iterations are done
+LEAST = 30
+
+
+class Alps(Method):
+    """ADMM and conjugate gradients as published (Meng et al., arXiv:2406.07831, Algorithm 1).
+
+    The authors' program also starts anew with a lower penalty if the first three iterations change
+    almost nothing; this does not.
+    """
+
+    name: ClassVar[str] = "alps"
+    needs: ClassVar[frozenset[type[Statistic]]] = frozenset({Gram})
+    scope: ClassVar[Scope] = "layer"
+
+    damping: float = Field(default=0.01, ge=0, le=1)
+    """Added to the Gram matrix's diagonal, as a fraction of its mean."""
+    first_penalty: float = Field(default=0.1, gt=0)
+    """Weight of the constraint at the start, as a fraction of the Gram matrix's mean diagonal."""
+    most_iterations: int = Field(default=300, ge=1)
+    """Steps of ADMM at most; it mostly ends after some 30 to 60."""
+    refine_iterations: int = Field(default=10, ge=0)
+    """Steps of conjugate gradients at the end, a matrix product each."""
+
+    @override
+    def prune(self, layer: Layer) -> Pruned:
+        project = Projection(layer.pattern, layer.sparsity)
+        found = search(layer, self.damping, project, self._rise(project))
+        return refine(layer, found, self.damping, self.refine_iterations)
+
+    def _rise(self, project: Projection) -> Iterator[float]:
+        penalty, before = self.first_penalty, project.keep
+        for step in range(self.most_iterations):
+            if step and step % EVERY == 0:
+                share = _changed(before, project.keep)
+                if share == 0 or (step > LEAST and share < SETTLED):
+                    return
+                penalty *= next(factor for least, factor in STEPS if share > least)
+                before = project.keep
+            yield penalty
+
+
+def _changed(before: Tensor, after: Tensor) -> float:
+    """Return how many entries of a mask changed, as a share of those that stay."""
+    return int((before != after).sum()) / max(int(after.sum()), 1)

@@ -1,0 +1,113 @@
+"""Whether a pruned model is faster with sparse layers than with dense ones: the whole of it."""
+
+import statistics
+import time
+from typing import Any, cast
+
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedModel
+
+from prunekit.checkpoint import find, open_checkpoint
+from prunekit.errors import ConfigError
+from prunekit.evaluation import compute_dtype, stored_dtype
+from prunekit.formats import format_named
+from prunekit.sparse_linear import SparseLinear
+
+RUNS = 3
+
+
+def shapes_of(path: str) -> list[tuple[int, int]]:
+    """Return the shapes, outputs first, of what is compressed in a checkpoint or could be."""
+    checkpoint = open_checkpoint(find(path))
+    if checkpoint.packed:
+        stored = (weight.stored for weight in checkpoint.packed.values())
+        return sorted({(said.outputs, said.inputs) for said in stored})
+    matrices = [name for name, e in checkpoint.entries.items() if len(e.shape) == 2]
+    fitting = [name for name in matrices if not format_named("bitmask").misfit(
+        checkpoint.read([name])[name])]  # fmt: skip
+    found = {checkpoint.entries[name].shape for name in fitting}
+    return sorted((rows, columns) for rows, columns in found if columns % 4 == 0)
+
+
+def compare(path: str, device: torch.device, prompt: int, new: int) -> list[dict[str, Any]]:
+    """Return prefill and decode in tokens a second and memory, dense first, then sparse.
+
+    Both are the same model with the same zeros. Calls are eager on both sides.
+
+    Raises:
+        ConfigError: It is no causal language model, or none of its layers is sparse.
+    """
+    checkpoint = open_checkpoint(find(path))
+    name = (checkpoint.config.get("architectures") or [""])[0]
+    if not name.endswith(("ForCausalLM", "LMHeadModel")):
+        raise ConfigError(f"{path}: {name or 'the base model'} does not generate text.")
+    dtype = compute_dtype(stored_dtype(checkpoint), device)
+    transformers.utils.logging.disable_progress_bar()
+    model = getattr(transformers, name).from_pretrained(checkpoint.folder, dtype=dtype).to(device)
+    if any(isinstance(module, SparseLinear) for module in model.modules()):
+        model = model.dequantize(dtype)
+    model = model.eval()
+    limit = getattr(model.config, "max_position_embeddings", prompt + new)
+    prompt = max(1, min(prompt, limit - new))
+    dense = {"layers": "dense", **_measured(model, device, prompt, new)}
+    count, kinds = _make_sparse(model)
+    if not count:
+        raise ConfigError(f"{path}: none of its linear layers has enough zeros. Prune it first.")
+    return [dense, {"layers": kinds, "count": count, **_measured(model, device, prompt, new)}]
+
+
+def _make_sparse(model: PreTrainedModel) -> tuple[int, str]:
+    """Put sparse layers in the place of linear ones, as 2:4 where that fits, else as bitmask."""
+    kinds: dict[str, int] = {}
+    for name, module in list(model.named_modules()):
+        if type(module) is not nn.Linear:
+            continue
+        for kind in ("2:4", "bitmask"):
+            if not format_named(kind).misfit(module.weight.detach()):
+                model.set_submodule(name, SparseLinear.of(module, kind))
+                kinds[kind] = kinds.get(kind, 0) + 1
+                break
+    return sum(kinds.values()), " and ".join(kinds)
+
+
+@torch.inference_mode()
+def _measured(
+    model: PreTrainedModel, device: torch.device, prompt: int, new: int
+) -> dict[str, Any]:
+    ids = (torch.arange(prompt, device=device) * 7919 % model.config.vocab_size)[None]
+    resident = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in (*model.parameters(), *model.buffers())
+    }
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    runs = [_run(model, ids, new) for _ in range(RUNS + 1)][1:]
+    prefill, decode = (statistics.median(times) for times in zip(*runs, strict=True))
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return {
+        "prompt": prompt,
+        "new": new,
+        "prefill_tokens_per_second": prompt / prefill,
+        "decode_tokens_per_second": (new - 1) / decode,
+        "resident_bytes": sum(resident.values()),
+        "peak_device_bytes": peak,
+    }
+
+
+def _run(model: PreTrainedModel, ids: torch.Tensor, new: int) -> tuple[float, float]:
+    """Return the seconds of reading a prompt, and of writing after the first new token."""
+    began = _now(ids)
+    said = cast("Any", model)(ids, use_cache=True)
+    token, read = said.logits[:, -1:].argmax(-1), _now(ids)
+    for _ in range(new - 1):
+        said = cast("Any", model)(token, past_key_values=said.past_key_values, use_cache=True)
+        token = said.logits[:, -1:].argmax(-1)
+    return read - began, _now(ids) - read
+
+
+def _now(ids: torch.Tensor) -> float:
+    if ids.is_cuda:
+        torch.cuda.synchronize(ids.device)
+    return time.perf_counter()

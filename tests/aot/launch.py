@@ -1,0 +1,39 @@
+"""One launch that is compiled ahead of time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from tests.aot.compile_only import TARGETS
+
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+FRAME = 16  # ptxas gives some kernels a frame of 8 or 16 bytes though it spills nothing
+NAMES = {F32: "f32", F16: "f16", BF16: "bf16"}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One call of a launcher.
+
+    Attributes:
+        op: Name of the file in ``kernels/prunekit_kernels``.
+        what: The configuration, in words.
+        run: Launches.
+        spills: How many bytes of a thread's stack it may take; more than a frame only for a
+            reason, given beside it.
+        targets: What it runs on.
+    """
+
+    op: str
+    what: str
+    run: Callable[[], object]
+    spills: int = FRAME
+    targets: tuple[str, ...] = tuple(TARGETS)
+
+    def __str__(self) -> str:
+        return f"{self.op}: {self.what}"
+
+
+def meta(*shape: int, dtype: torch.dtype = F32) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")

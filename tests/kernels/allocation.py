@@ -1,0 +1,21 @@
+"""What PyTorch allocates while something runs."""
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+def peak_bytes(work) -> int:
+    """Return the most bytes held at once by tensors that ``work`` made."""
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities, profile_memory=True) as profiler:
+        result = work()
+    events = profiler.profiler.kineto_results.events()  # pyright: ignore
+    changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
+    held = most = 0
+    for _, change in sorted(changes, key=lambda change: change[0]):
+        held += change
+        most = max(most, held)
+    assert most, f"nothing was recorded for {result}"
+    return most

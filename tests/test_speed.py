@@ -1,0 +1,111 @@
+"""What ``prunekit bench`` concludes from what it measured, and that it measures."""
+
+import json
+
+import pytest
+import torch
+
+import prunekit
+from prunekit.cli import main
+from prunekit.speed import Measured, Row, best_speeds, choices, contestants, verdicts
+from prunekit.tuning import Choice
+from tests import checkpoints
+from tests.checkpoints import planned
+
+
+def rows(speeds, outputs=8, inputs=8):
+    """Rows of one layer: ``speeds[M][way]`` over dense."""
+    return [
+        Row(outputs, inputs, tokens, way, 1 / speed, speed, 0.5, 0.1)
+        for tokens, ways in speeds.items()
+        for way, speed in {"dense": 1.0, **ways}.items()
+    ]
+
+
+def ways(*speeds):
+    names = ("2:4", "2:4 expanded", "cuSPARSELt", "bitmask", "bitmask expanded")
+    return dict(zip(names, speeds, strict=True))
+
+
+MEASURED = {
+    1: ways(1.7, 0.4, 0.9, 1.2, 0.3),
+    64: ways(1.1, 0.8, 1.0, 0.5, 0.7),
+    4096: ways(0.4, 0.9, 1.4, 0.1, 0.9),
+}
+
+
+def measured(rows):
+    return Measured("H200", "bfloat16", 4e12, 8e14, rows)
+
+
+def test_verdicts_say_for_how_many_tokens_it_pays():
+    two_four, bitmask = verdicts(measured(rows(MEASURED)))
+    assert two_four == (
+        "2:4 pays on H200 for every M measured (geometric mean over layers, dense is 1: 1.7x at "
+        "M = 1, 1.1x at M = 64, 1.4x at M = 4096)."
+    )
+    assert bitmask.startswith("bitmask pays on H200 for M = 1 (")
+    slow = {1: {"2:4": 0.5}}
+    assert "does not pay on H200, it only saves memory" in verdicts(measured(rows(slow)))[0]
+
+
+def test_layers_are_averaged_geometrically():
+    both = rows({1: {"2:4": 2.0}}) + rows({1: {"2:4": 0.5}}, outputs=16)
+    assert best_speeds(both, "2:4") == {1: pytest.approx(1.0)}
+
+
+def test_choices_are_where_the_fastest_way_changes():
+    found = choices(measured(rows(MEASURED)))
+    assert found == {
+        "2:4 bfloat16 8x8": Choice(reach=64, semi=True),
+        "bitmask bfloat16 8x8": Choice(reach=1, semi=False),
+    }
+    never = {1: {"2:4": 0.5, "2:4 expanded": 0.8, "bitmask": 0.5, "bitmask expanded": 0.6}}
+    assert choices(measured(rows(never)))["2:4 bfloat16 8x8"] == Choice(reach=0, semi=False)
+
+
+def test_contestants_do_the_same_work():
+    ways = contestants(24, 40, torch.float32, torch.device("cpu"))
+    x = torch.randn(3, 40)
+    (dense, *_), size = ways["dense"]
+    assert size == 24 * 40 * 4
+    for calls, _ in ways.values():
+        for call in calls:
+            torch.testing.assert_close(call(x), dense(x))
+
+
+def test_the_command_measures_a_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("prunekit.report.render", lambda report: "")
+    monkeypatch.setattr("prunekit.speed.SECONDS", 0.0)
+    monkeypatch.setattr("prunekit.benching.NEW", 4)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    checkpoints.write(tmp_path / "m", dtype=torch.bfloat16)
+    list(prunekit.run(planned(tmp_path / "m", tmp_path / "out", output={"format": "2:4"})))
+    command = ["bench", "--model", str(tmp_path / "out"), "--output", str(tmp_path / "speed")]
+    assert main([*command, "--tokens", "2", "--device", "cpu"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2].startswith("2:4 ")
+    assert said[-1].startswith("bitmask ")
+    found = json.loads((tmp_path / "speed" / "speed.json").read_text())
+    assert {(row["outputs"], row["inputs"]) for row in found["rows"]} == {
+        (16, 32), (32, 32), (32, 64), (64, 32)
+    }  # fmt: skip
+    dense, sparse = found["models"]
+    assert (dense["layers"], sparse["layers"], sparse["count"]) == ("dense", "2:4", 14)
+    assert sparse["resident_bytes"] < dense["resident_bytes"]
+    assert (tmp_path / "speed" / "speed.svg").read_text().count("2:4") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--dtype", "int8"], '--dtype "int8" is not one'), (["--tokens", "0"], "at least 1")],
+)
+def test_what_cannot_be_measured_is_refused(options, message, tmp_path, capsys):
+    assert main(["bench", "--output", str(tmp_path / "speed"), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_dense_model_is_refused(tmp_path, capsys):
+    checkpoints.write(tmp_path / "m")
+    assert main(["bench", "--model", str(tmp_path / "m")]) == 2
+    assert "none of its layers has enough zeros" in capsys.readouterr().err
