@@ -29,10 +29,11 @@ from prunekit.data import calibration_tokens, evaluation_tokens
 from prunekit.errors import ConfigError
 from prunekit.gated import Gates
 from prunekit.probes.batches import IGNORED, Batch, mean_loss
-from prunekit.rankers import Scores
+from prunekit.rankers import Scores, rankers
 from prunekit.rankers.agreement import spearman
 
 LEVELS = (0.1, 0.3, 0.5, 0.7)
+STEPWISE = ("gradient", "obs")  # also scored anew after each twentieth of the units is gone
 SEEDS = range(5)
 WINDOWS = 40  # of evaluation text: some sixty variants of each model are judged on it
 RANKERS: dict[str, dict[str, Any]] = {
@@ -148,6 +149,9 @@ def measure(task: Task, kind: str) -> Iterator[dict[str, Any]]:
         if kind == "heads":
             row["rho"] = spearman(scores[name], scores["leave-one-out"])
         yield row
+    for name in STEPWISE:
+        found = [_stepwise(task, gates, name, level) for level in LEVELS]
+        yield base | {"ranker": f"{name}, in steps", "quality": found}
     seeds = [_levels(task, gates, gates.score("random", seed=seed)) for seed in SEEDS]
     spread = [
         [found[index] for found in seeds if found[index] is not None]
@@ -178,6 +182,16 @@ def _levels(task: Task, gates: Gates, scores: Scores) -> list[float | None]:
             continue
         found.append(task.quality(gates.model))
         gates.undo()
+    return found
+
+
+def _stepwise(task: Task, gates: Gates, name: str, level: float) -> float | None:
+    try:
+        gates.prune_in_steps(rankers()[name](), task.calibration, level, steps=round(level * 20))
+    except ConfigError:  # as above
+        return None
+    found = task.quality(gates.model)
+    gates.undo()
     return found
 
 

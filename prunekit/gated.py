@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunekit.choosing import Removed, Scope, choose
-from prunekit.errors import ConfigError, ShapeError
+from prunekit.errors import ConfigError, PrunekitError, ShapeError
 from prunekit.probes.batches import Batch, Data, batches, still
 from prunekit.probes.gates import Gate
 from prunekit.rankers import Ranker, Scores, Subject, rankers
@@ -93,6 +93,36 @@ class Gates:
         for layer, unit, _ in chosen:
             self._gate(layer, unit).keep[unit] = False
         return chosen
+
+    def prune_in_steps(
+        self,
+        ranker: Ranker,
+        data: Data | None,
+        sparsity: float,
+        *,
+        steps: int,
+        scope: Scope = "global",
+    ) -> list[Removed]:
+        """Prune a part of the units at a time and score what is left anew after each.
+
+        Units that do the same each look useless while the other is there. As many steps as units
+        go is the greedy search. One ``undo`` takes back all steps; if one fails, none is done.
+        """
+        if steps < 1:
+            raise ConfigError(f"steps: {steps} is not at least 1.")
+        units = sum(site.units for site in self.sites)
+        start = sum(int((~keep).sum()) for keep in self.keep.values()) / units
+        between = [start + (sparsity - start) * step / steps for step in range(1, steps)]
+        depth, removed = len(self._history), []
+        try:
+            for part in (*between, sparsity):
+                removed += self.prune(self.score(ranker, data), part, scope=scope)
+        except PrunekitError:
+            while len(self._history) > depth:
+                self.undo()
+            raise
+        del self._history[depth + 1 :]
+        return removed
 
     def reactivate(self, units: Iterable[tuple[int, int]]) -> None:
         """Open pruned units (layer, unit) again, with the factor they had."""

@@ -6,6 +6,7 @@ import torch
 import prunekit
 from prunekit.errors import ConfigError, ShapeError
 from prunekit.probes.batches import mean_loss
+from prunekit.rankers.obs import BlockObs
 from tests.units import answers, batch, restless
 
 TOKENS = torch.randint(3, 96, (12, 10), generator=torch.Generator().manual_seed(4))
@@ -115,6 +116,35 @@ def test_rescoring_after_each_removal_sees_what_the_removed_ones_did():
     gates.gates["transformer.h.0.attn"].keep[0] = False
     after = gates.score("obs", TOKENS, damping=1e-6)["transformer.h.0.attn"]
     assert before[1] < 1e-3 * after[1]
+
+
+def test_in_steps_as_many_go_and_one_of_two_that_do_the_same_stays():
+    """Scored once, both of a pair look useless; scored anew, the one that is left does not."""
+    model = restless("gpt2")
+    given = batch(model)
+    block = model.transformer.h[0].attn
+    with torch.no_grad():
+        for third in (0, 32, 64):
+            part = block.c_attn.weight[:, third : third + 8]
+            block.c_attn.weight[:, third + 8 : third + 16] = part
+            block.c_attn.bias[third + 8 : third + 16] = block.c_attn.bias[third : third + 8]
+        block.c_proj.weight[:16] *= 3
+    dense = answers(model, given)
+    gates = prunekit.heads(model)
+    ranker = BlockObs(damping=1e-6)
+    at_once = gates.prune(gates.score(ranker, TOKENS), 0.25)
+    assert {unit[:2] for unit in at_once} == {(0, 0), (0, 1)}
+    gates.undo()
+    in_steps = gates.prune_in_steps(ranker, TOKENS, 0.25, steps=2)
+    assert len(in_steps) == 2
+    assert len({(0, 0), (0, 1)} & {unit[:2] for unit in in_steps}) == 1
+    gates.undo()
+    assert torch.equal(answers(model, given), dense)
+    with pytest.raises(ConfigError, match="steps: 0"):
+        gates.prune_in_steps(ranker, TOKENS, 0.25, steps=0)
+    with pytest.raises(ConfigError, match="Ask for less"):
+        gates.prune_in_steps(ranker, TOKENS, 0.9, steps=3)
+    assert gates.active() == 8
 
 
 def test_a_refit_lets_neurons_do_the_work_of_those_like_them():
