@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from prunekit.architectures import Architecture
     from prunekit.config import Config, load_config
     from prunekit.errors import PrunekitError
+    from prunekit.gated import heads, neurons
     from prunekit.inplace import prune
     from prunekit.methods import Method
     from prunekit.patterns import Pattern
     from prunekit.planning import Plan, plan
+    from prunekit.rankers import Ranker
     from prunekit.running import Record, run
+    from prunekit.shrunk import load
     from prunekit.sparse_linear import SparseLinear
     from prunekit.statistics import Statistic
 
@@ -35,10 +38,14 @@ __all__ = [
     "Pattern",
     "Plan",
     "PrunekitError",
+    "Ranker",
     "Record",
     "SparseLinear",
     "Statistic",
+    "heads",
+    "load",
     "load_config",
+    "neurons",
     "plan",
     "prune",
     "run",
@@ -52,10 +59,14 @@ _HOMES = {
     "Pattern": "patterns",
     "Plan": "planning",
     "PrunekitError": "errors",
+    "Ranker": "rankers",
     "Record": "running",
     "SparseLinear": "sparse_linear",
     "Statistic": "statistics",
+    "heads": "gated",
+    "load": "shrunk",
     "load_config": "config",
+    "neurons": "gated",
     "plan": "planning",
     "prune": "inplace",
     "run": "running",

@@ -14,6 +14,7 @@ from prunekit import cli
 from prunekit.allocations import allocations
 from prunekit.architectures import Architecture, names
 from prunekit.methods import Scored, methods
+from prunekit.rankers import rankers
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -41,6 +42,7 @@ def test_tables_name_what_there_is():
     assert first_cells("command") == {name for name in cli.app if not name.startswith("-")}
     assert first_cells("method") == set(methods())
     assert first_cells("allocation") == set(allocations())
+    assert first_cells("ranker") == set(rankers())
     said = re.search(r"^Model types: (.*?)\.", README, re.MULTILINE | re.DOTALL)[1]
     assert re.split(r",\s+", said) == names()
 

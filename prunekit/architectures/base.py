@@ -1,6 +1,10 @@
-"""Where a model family keeps its blocks and linears: data only."""
+"""Where a model family keeps its blocks, linears, heads and neurons: data only."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+Count = Literal["heads", "groups", "size", "width"]
+"""Query heads, key heads, features of a head, features of all query heads."""
 
 
 @dataclass(frozen=True)
@@ -14,6 +18,57 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Attention:
+    """Where the heads of one attention of a block live; linears are named relative to the block.
+
+    Where query, key and value are one linear, its outputs are all queries, then all keys, then all
+    values, or, if ``interleaved``, query, key and value of each head in turn.
+
+    Attributes:
+        module: What computes the attention.
+        query: Linear whose outputs are the queries of all heads.
+        key: The same of the keys; under grouped queries it has fewer heads.
+        value: The same of the values.
+        output: Linear that reads what the heads give.
+        size: Attribute of ``module``: features of one head.
+        interleaved: See above.
+        counts: Attributes of ``module`` that have to say how many heads there are; "config.x" is an
+            entry of a config that is read at each call.
+        entries: Entries of ``config.json`` that say it of all blocks; none where a head's size is
+            the hidden size divided by the heads, so that fewer heads cannot be said.
+        bias: Embedding below ``module`` of the first block with a column a head, which all blocks
+            of the stack add to their scores.
+    """
+
+    module: str
+    query: str
+    key: str
+    value: str
+    output: str
+    size: str = "head_dim"
+    interleaved: bool = False
+    counts: tuple[tuple[str, Count], ...] = ()
+    entries: tuple[tuple[str, Count], ...] = ()
+    bias: str | None = None
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """Where the neurons of a block live; linears are named relative to the block.
+
+    Attributes:
+        inputs: Linears that write the neurons: one, or a gate and one; of those that only some
+            configs have, the ones that are there. A linear with twice as many outputs holds both.
+        output: Linear that reads the neurons.
+        entry: Entry of ``config.json`` for the number of neurons.
+    """
+
+    inputs: tuple[str, ...]
+    output: str
+    entry: str = "intermediate_size"
+
+
+@dataclass(frozen=True)
 class Stack:
     """A list of equal blocks that runs from a first hidden state to a last one.
 
@@ -23,6 +78,8 @@ class Stack:
         module: What is called to run the stack, relative to ``model.base_model``; "" is itself.
         reads: The ``module`` of the stack whose last hidden state is cross-attended, if any.
         optional: Linears that only some configs of the family have.
+        attentions: Where the heads of a block are.
+        feed_forwards: Where the neurons of a block are.
     """
 
     blocks: str
@@ -30,6 +87,8 @@ class Stack:
     module: str = ""
     reads: str | None = None
     optional: frozenset[str] = frozenset()
+    attentions: tuple[Attention, ...] = ()
+    feed_forwards: tuple[FeedForward, ...] = ()
 
 
 @dataclass(frozen=True)

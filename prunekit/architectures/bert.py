@@ -1,6 +1,6 @@
 """BERT and the families that keep its names."""
 
-from prunekit.architectures.base import Architecture, Stack, Stage
+from prunekit.architectures.base import Architecture, Attention, FeedForward, Stack, Stage
 
 STAGES = (
     Stage("attention.self.query", "attention.self.key", "attention.self.value"),
@@ -9,7 +9,25 @@ STAGES = (
     Stage("output.dense"),
 )
 
+ATTENTION = Attention(
+    module="attention.self",
+    query="attention.self.query",
+    key="attention.self.key",
+    value="attention.self.value",
+    output="attention.output.dense",
+    size="attention_head_size",
+    counts=(("num_attention_heads", "heads"), ("all_head_size", "width")),
+)
+FEED_FORWARD = FeedForward(inputs=("intermediate.dense",), output="output.dense")
+
 BERT = Architecture(
     model_types=("bert", "roberta"),
-    stacks=(Stack(blocks="encoder.layer", stages=STAGES),),
+    stacks=(
+        Stack(
+            blocks="encoder.layer",
+            stages=STAGES,
+            attentions=(ATTENTION,),
+            feed_forwards=(FEED_FORWARD,),
+        ),
+    ),
 )

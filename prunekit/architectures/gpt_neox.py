@@ -1,6 +1,6 @@
 """GPT-NeoX and Pythia; attention and feed-forward read the same stream in two norms of it."""
 
-from prunekit.architectures.base import Architecture, Stack, Stage
+from prunekit.architectures.base import Architecture, Attention, FeedForward, Stack, Stage
 
 STAGES = (
     Stage("attention.query_key_value"),
@@ -9,4 +9,25 @@ STAGES = (
     Stage("mlp.dense_4h_to_h"),
 )
 
-GPT_NEOX = Architecture(model_types=("gpt_neox",), stacks=(Stack(blocks="layers", stages=STAGES),))
+ATTENTION = Attention(
+    module="attention",
+    query="attention.query_key_value",
+    key="attention.query_key_value",
+    value="attention.query_key_value",
+    output="attention.dense",
+    size="head_size",
+    interleaved=True,
+)
+FEED_FORWARD = FeedForward(inputs=("mlp.dense_h_to_4h",), output="mlp.dense_4h_to_h")
+
+GPT_NEOX = Architecture(
+    model_types=("gpt_neox",),
+    stacks=(
+        Stack(
+            blocks="layers",
+            stages=STAGES,
+            attentions=(ATTENTION,),
+            feed_forwards=(FEED_FORWARD,),
+        ),
+    ),
+)

@@ -1,6 +1,6 @@
 """OPT, whose base model wraps one decoder; ``project_in`` and ``project_out`` are no blocks."""
 
-from prunekit.architectures.base import Architecture, Stack, Stage
+from prunekit.architectures.base import Architecture, Attention, FeedForward, Stack, Stage
 
 STAGES = (
     Stage("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -9,4 +9,24 @@ STAGES = (
     Stage("fc2"),
 )
 
-OPT = Architecture(model_types=("opt",), stacks=(Stack(blocks="decoder.layers", stages=STAGES),))
+ATTENTION = Attention(
+    module="self_attn",
+    query="self_attn.q_proj",
+    key="self_attn.k_proj",
+    value="self_attn.v_proj",
+    output="self_attn.out_proj",
+    counts=(("num_heads", "heads"),),
+)
+FEED_FORWARD = FeedForward(inputs=("fc1",), output="fc2", entry="ffn_dim")
+
+OPT = Architecture(
+    model_types=("opt",),
+    stacks=(
+        Stack(
+            blocks="decoder.layers",
+            stages=STAGES,
+            attentions=(ATTENTION,),
+            feed_forwards=(FEED_FORWARD,),
+        ),
+    ),
+)

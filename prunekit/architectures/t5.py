@@ -3,7 +3,7 @@
 The feed-forward has one input linear (``wi``, T5 1.0) or a gate and one (``wi_0``, ``wi_1``, 1.1).
 """
 
-from prunekit.architectures.base import Architecture, Stack, Stage
+from prunekit.architectures.base import Architecture, Attention, FeedForward, Stack, Stage
 
 SELF_ATTENTION = (
     Stage("layer.0.SelfAttention.q", "layer.0.SelfAttention.k", "layer.0.SelfAttention.v"),
@@ -16,9 +16,35 @@ CROSS_ATTENTION = (
 )
 
 
+def _attention(at: str, bias: str | None = None) -> Attention:
+    return Attention(
+        module=at,
+        query=f"{at}.q",
+        key=f"{at}.k",
+        value=f"{at}.v",
+        output=f"{at}.o",
+        size="key_value_proj_dim",
+        counts=(("n_heads", "heads"), ("inner_dim", "width")),
+        entries=(("num_heads", "heads"), ("d_kv", "size")),
+        bias=bias,
+    )
+
+
+def _inputs(at: str) -> tuple[str, ...]:
+    return tuple(f"{at}.DenseReluDense.{name}" for name in ("wi", "wi_0", "wi_1"))
+
+
+def _neurons(at: str) -> FeedForward:
+    return FeedForward(inputs=_inputs(at), output=f"{at}.DenseReluDense.wo", entry="d_ff")
+
+
+SELF_HEADS = _attention("layer.0.SelfAttention", "relative_attention_bias")
+CROSS_HEADS = _attention("layer.1.EncDecAttention")
+
+
 def _feed_forward(at: str) -> tuple[tuple[Stage, ...], frozenset[str]]:
     """Return the stages of the feed-forward at ``at``, and those of its linears that may lack."""
-    inputs = tuple(f"{at}.DenseReluDense.{name}" for name in ("wi", "wi_0", "wi_1"))
+    inputs = _inputs(at)
     return (Stage(*inputs), Stage(f"{at}.DenseReluDense.wo")), frozenset(inputs)
 
 
@@ -33,6 +59,8 @@ T5 = Architecture(
             stages=(*SELF_ATTENTION, *ENCODER_FEED_FORWARD),
             module="encoder",
             optional=ENCODER_OPTIONAL,
+            attentions=(SELF_HEADS,),
+            feed_forwards=(_neurons("layer.1"),),
         ),
         Stack(
             blocks="decoder.block",
@@ -40,6 +68,8 @@ T5 = Architecture(
             module="decoder",
             reads="encoder",
             optional=DECODER_OPTIONAL,
+            attentions=(SELF_HEADS, CROSS_HEADS),
+            feed_forwards=(_neurons("layer.2"),),
         ),
     ),
 )

@@ -1,0 +1,274 @@
+"""Heads or neurons of a model in memory: scored, gated, pruned, taken back, and at last removed.
+
+    heads = prunekit.heads(model)
+    heads.prune(heads.score("output-norm", tokens), 0.3)
+    heads.finalize()
+
+Until ``finalize`` nothing of the model is changed, and ``undo`` takes back each step. Layers and
+units are counted from 0; a layer is one of ``heads.sites``.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import ValidationError
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prunekit.choosing import Removed, Scope, choose
+from prunekit.errors import ConfigError, PrunekitError, ShapeError
+from prunekit.probes.batches import Batch, Data, batches, still
+from prunekit.probes.gates import Gate
+from prunekit.rankers import Ranker, Scores, Subject, rankers
+from prunekit.rankers.agreement import redundancy
+from prunekit.rankers.obs import gather, refit
+from prunekit.removal import parameters, refuse_unequal, settle, stock_entries
+from prunekit.sites import Kind, matrix, sites
+
+ACTIVE = 0.01
+"""A unit whose gate is above this counts as active."""
+
+STOCK = "A stock Hugging Face model: save_pretrained writes a folder that any tool opens."
+OWN = (
+    "save_pretrained writes a folder that prunekit.load opens; stock from_pretrained refuses it, "
+    "with an error about mismatched sizes."
+)
+
+
+@dataclass(frozen=True)
+class Finalized:
+    """What became of a model.
+
+    Attributes:
+        kept: The units that each site kept.
+        parameters: How many parameters the model had and has.
+        stock: Whether its config says its shape, so that any tool opens what is saved.
+        note: The same in words; where it does not, why.
+    """
+
+    kept: dict[str, list[int]]
+    parameters: tuple[int, int]
+    stock: bool
+    note: str
+
+
+class Gates:
+    """Gates on all heads, or all neurons, of a model."""
+
+    def __init__(self, model: PreTrainedModel, kind: Kind) -> None:
+        self.model = model
+        self.kind: Kind = kind
+        self._attach()
+
+    def score(self, ranker: str | Ranker, data: Data | None = None, **settings: Any) -> Scores:  # noqa: ANN401
+        """Return the score of each unit in the model as it is gated now; higher stays.
+
+        Args:
+            ranker: A ranker, or its name.
+            data: Token ids [N, T] or batches; None for a ranker that reads weights alone.
+            settings: Of a ranker that is named.
+
+        Raises:
+            ConfigError: There is no such ranker or setting, or the data does not do.
+        """
+        chosen = _ranker(ranker, settings)
+        if self.kind not in chosen.kinds:
+            raise ConfigError(
+                f"ranker {chosen.name}: it ranks {' and '.join(sorted(chosen.kinds))}, "
+                f"not {self.kind}."
+            )
+        found = batches(data, self.model) if chosen.needs_data else []
+        with still(self.model):
+            return chosen.score(self._subject(found))
+
+    def prune(
+        self, scores: Scores, sparsity: float, *, scope: Scope = "global", least: int = 1
+    ) -> list[Removed]:
+        """Close the gates of the lowest scores; see :func:`prunekit.choosing.choose`."""
+        chosen = choose(scores, self.keep, sparsity, scope=scope, least=least)
+        self._remember()
+        for layer, unit, _ in chosen:
+            self._gate(layer, unit).keep[unit] = False
+        return chosen
+
+    def prune_in_steps(
+        self,
+        ranker: Ranker,
+        data: Data | None,
+        sparsity: float,
+        *,
+        steps: int,
+        scope: Scope = "global",
+    ) -> list[Removed]:
+        """Prune a part of the units at a time and score what is left anew after each.
+
+        Units that do the same each look useless while the other is there. As many steps as units
+        go is the greedy search. One ``undo`` takes back all steps; if one fails, none is done.
+        """
+        if steps < 1:
+            raise ConfigError(f"steps: {steps} is not at least 1.")
+        units = sum(site.units for site in self.sites)
+        start = sum(int((~keep).sum()) for keep in self.keep.values()) / units
+        between = [start + (sparsity - start) * step / steps for step in range(1, steps)]
+        depth, removed = len(self._history), []
+        try:
+            for part in (*between, sparsity):
+                removed += self.prune(self.score(ranker, data), part, scope=scope)
+        except PrunekitError:
+            while len(self._history) > depth:
+                self.undo()
+            raise
+        del self._history[depth + 1 :]
+        return removed
+
+    def reactivate(self, units: Iterable[tuple[int, int]]) -> None:
+        """Open pruned units (layer, unit) again, with the factor they had."""
+        found = [(self._gate(layer, unit), unit) for layer, unit in units]
+        self._remember()
+        for gate, unit in found:
+            gate.keep[unit] = True
+
+    def gate(self, layer: int, unit: int, value: float) -> None:
+        """Multiply what a unit gives by ``value``."""
+        gate = self._gate(layer, unit)
+        self._remember()
+        with torch.no_grad():
+            gate.value[unit] = value
+
+    def undo(self) -> None:
+        """Take back the last ``prune``, ``reactivate`` or ``gate``.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        if not self._history:
+            raise ConfigError("undo: nothing is left to take back.")
+        for gate, (value, keep) in zip(self.gates.values(), self._history.pop(), strict=True):
+            with torch.no_grad():
+                gate.value.copy_(value)
+            gate.keep.copy_(keep)
+
+    def redundancy(self, data: Data) -> dict[str, Float[Tensor, "U U"]]:
+        """Return, for each site, how alike what two of its units give is, from 0 to 1."""
+        with still(self.model):
+            grams = gather(self._subject(batches(data, self.model)))
+        return {site.name: redundancy(site, grams[site.name]) for site in self.sites}
+
+    @property
+    def keep(self) -> dict[str, Bool[Tensor, " U"]]:
+        """Which units are not pruned, by site, on the CPU."""
+        return {name: gate.keep.cpu() for name, gate in self.gates.items()}
+
+    def active(self, threshold: float = ACTIVE) -> int:
+        """Return how many units have a factor above ``threshold``."""
+        return sum(int((gate.factor > threshold).sum()) for gate in self.gates.values())
+
+    def finalize(self, data: Data | None = None, *, stock: bool = False) -> Finalized:
+        """Remove what is pruned from the matrices; the model answers as it did when gated.
+
+        Factors of kept units go into the weights. The gates stay on what is left, all at 1.
+
+        Args:
+            data: Refits the linears that read the units, block after block, to what they gave with
+                all units on this data; the answers are then closer to the dense model's.
+            stock: Refuse, before anything is changed, if a stock config cannot say the new shape.
+
+        Raises:
+            ShapeError: ``stock`` cannot be had; the message names the constraint.
+            CheckpointError: See :func:`prunekit.removal.refuse_unequal`.
+        """
+        kept = {name: keep.nonzero().flatten().tolist() for name, keep in self.keep.items()}
+        entries, note = None, STOCK
+        try:
+            entries = stock_entries(self.model, self.sites, kept)
+        except ShapeError as error:
+            if stock:
+                raise
+            refuse_unequal(self.sites)
+            note = f"{error} {OWN}"
+        before = parameters(self.model)
+        if data is not None:
+            self._refit(batches(data, self.model), kept)
+        self._fold()
+        self.detach()
+        settle(self.model, self.sites, kept, entries)
+        self._attach()
+        return Finalized(kept, (before, parameters(self.model)), entries is not None, note)
+
+    def detach(self) -> None:
+        """Take all gates out of the model, which then computes what its weights say."""
+        for gate in self.gates.values():
+            gate.detach()
+
+    def _attach(self) -> None:
+        self.sites = sites(self.model, self.kind)
+        self.gates = {site.name: Gate(site) for site in self.sites}
+        self._history: list[list[tuple[Tensor, Tensor]]] = []
+
+    def _subject(self, found: list[Batch]) -> Subject:
+        return Subject(self.model, self.sites, self.gates, found)
+
+    def _gate(self, layer: int, unit: int) -> Gate:
+        if not 0 <= layer < len(self.sites) or not 0 <= unit < self.sites[layer].units:
+            raise ConfigError(
+                f"({layer}, {unit}): there is no such unit; layers go to {len(self.sites) - 1}, "
+                f"units to {max(site.units for site in self.sites) - 1}."
+            )
+        return self.gates[self.sites[layer].name]
+
+    def _remember(self) -> None:
+        self._history.append(
+            [(gate.value.detach().clone(), gate.keep.clone()) for gate in self.gates.values()]
+        )
+
+    def _refit(self, found: list[Batch], kept: Mapping[str, list[int]]) -> None:
+        with still(self.model):
+            for site in self.sites:
+                if len(kept[site.name]) < site.units:
+                    subject = Subject(self.model, [site], self.gates, found)
+                    refit(site, gather(subject, gated=False)[site.name], kept[site.name])
+
+    @torch.no_grad()
+    def _fold(self) -> None:
+        """Put the factors of kept units into the weights that read them."""
+        for site in self.sites:
+            gate = self.gates[site.name]
+            if bool((gate.value[gate.keep] != 1).any()):
+                weight = matrix(site.reader.linear)
+                weight *= gate.value.to(weight)[site.owner.to(weight.device)]
+
+
+def heads(model: PreTrainedModel) -> Gates:
+    """Return gates on the attention heads of a model.
+
+    Under grouped queries a unit is a key head with all query heads that share it.
+
+    Raises:
+        CheckpointError: The family is not declared.
+    """
+    return Gates(model, "heads")
+
+
+def neurons(model: PreTrainedModel) -> Gates:
+    """Return gates on the neurons of a model's feed-forwards.
+
+    Raises:
+        CheckpointError: The family is not declared.
+    """
+    return Gates(model, "neurons")
+
+
+def _ranker(ranker: str | Ranker, settings: dict[str, Any]) -> Ranker:
+    if isinstance(ranker, Ranker):
+        return ranker
+    known = rankers()
+    if ranker not in known:
+        raise ConfigError(f"ranker: {ranker!r} is none. Choose: {', '.join(known)}.")
+    try:
+        return known[ranker](**settings)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        raise ConfigError(f"ranker {ranker}: {'; '.join(lines)}") from error

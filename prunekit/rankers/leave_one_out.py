@@ -1,0 +1,34 @@
+"""Leave one out: what the loss becomes without each unit; the truth that rankers are judged by."""
+
+from typing import ClassVar
+
+import torch
+from typing_extensions import override
+
+from prunekit.probes.batches import mean_loss
+from prunekit.rankers.base import Ranker, Scores, Subject
+
+
+class LeaveOneOut(Ranker):
+    """``L(without the unit) − L``, a run of all batches for each unit.
+
+    Units that are pruned already score 0. Scoring again after each removal is the greedy search
+    that takes into account what units do for each other.
+    """
+
+    name: ClassVar[str] = "leave-one-out"
+
+    @override
+    def score(self, subject: Subject) -> Scores:
+        before = mean_loss(subject.model, subject.batches)
+        scores = {}
+        for site in subject.sites:
+            gate = subject.gates[site.name]
+            changes = []
+            for unit in range(site.units):
+                closed = gate.value.clone()
+                closed[unit] = 0
+                with gate.holding(closed):
+                    changes.append(mean_loss(subject.model, subject.batches) - before)
+            scores[site.name] = torch.tensor(changes, dtype=torch.float64)
+        return scores

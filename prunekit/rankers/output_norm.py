@@ -1,0 +1,45 @@
+"""Output norm: units that add little to the residual stream go first.
+
+Shapes: T tokens, O outputs of the linear that reads the units, U units, S of its inputs in each.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from prunekit.rankers.base import Ranker, Scores, Subject, look
+from prunekit.sites import Site, matrix
+
+
+class OutputNorm(Ranker):
+    """``E ‖W x‖₂``, mean over tokens of the norm of what a unit gives, W its columns, x its input.
+
+    ``‖W x‖² = xᵀ (WᵀW) x``, so that no output is computed.
+    """
+
+    name: ClassVar[str] = "output-norm"
+
+    @override
+    def score(self, subject: Subject) -> Scores:
+        products = {site.name: _products(site) for site in subject.sites}
+        sums = {site.name: torch.zeros(site.units, dtype=torch.float64) for site in subject.sites}
+        tokens = dict.fromkeys(sums, 0)
+
+        def see(site: Site, x: Tensor) -> None:
+            columns = site.reader.index.flatten(1).to(x.device)
+            parts = x.float()[:, columns]  # [T, U, S]
+            squares = torch.einsum("tus,usr,tur->tu", parts, products[site.name], parts)
+            sums[site.name] += squares.clamp_min(0).sqrt().double().sum(0).cpu()
+            tokens[site.name] += len(x)
+
+        look(subject, see)
+        return {name: total / max(tokens[name], 1) for name, total in sums.items()}
+
+
+def _products(site: Site) -> Tensor:
+    """Return WᵀW of each unit, [U, S, S]."""
+    weight = matrix(site.reader.linear).detach().float()
+    columns = weight[:, site.reader.index.flatten(1).to(weight.device)]  # [O, U, S]
+    return torch.einsum("ous,our->usr", columns, columns)

@@ -1,0 +1,26 @@
+"""Random: the baseline that every ranker has to beat."""
+
+from typing import ClassVar
+
+import torch
+from typing_extensions import override
+
+from prunekit.rankers.base import Ranker, Scores, Subject
+
+
+class RandomUnits(Ranker):
+    """Uniform, without replacement, over all units; the same seed gives the same units."""
+
+    name: ClassVar[str] = "random"
+    needs_data: ClassVar[bool] = False
+
+    seed: int = 0
+    """Report mean and deviation over several."""
+
+    @override
+    def score(self, subject: Subject) -> Scores:
+        generator = torch.Generator().manual_seed(self.seed)
+        return {
+            site.name: torch.rand(site.units, generator=generator, dtype=torch.float64)
+            for site in subject.sites
+        }

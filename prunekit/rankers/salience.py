@@ -1,0 +1,76 @@
+"""Outlier-aware salience: how much a unit gives and how much the loss minds, plus its outliers."""
+
+from contextlib import ExitStack
+from typing import ClassVar
+
+import torch
+from prunekit_kernels import apt_score, new_state, salience, weight_moments
+from prunekit_kernels.apt_score import Product
+from torch import Tensor, nn
+from typing_extensions import override
+
+from prunekit.probes.batches import Batch, losses, valid_tokens
+from prunekit.rankers.base import Ranker, Scores, Subject
+from prunekit.sites import Site, matrix
+
+
+class Salience(Ranker):
+    """``(Σ|h|) · (Σ|∂L/∂h|) + √Kurt`` of what a unit gives (Zhao et al., APT, arXiv:2401.12200).
+
+    The two sums run over all tokens and over the inputs of the unit, each by itself: eq. 5. Kurt
+    is the excess kurtosis of the weights that read the unit, each times its mean input, not below
+    0: as the authors' code has it.
+    """
+
+    name: ClassVar[str] = "salience"
+
+    product: Product = "sums"
+    """Of sums over all batches; "calls": added up over batches; "elements": ``Σ|h g|``."""
+
+    outliers: bool = True
+    """False leaves the kurtosis out."""
+
+    @override
+    def score(self, subject: Subject) -> Scores:
+        states = {site.name: _state(site) for site in subject.sites}
+        for batch in subject.batches:
+            self._add(subject, batch, states)
+        return {site.name: self._score(site, states[site.name]).cpu() for site in subject.sites}
+
+    def _score(self, site: Site, state: Tensor) -> Tensor:
+        weight = matrix(site.reader.linear).detach().float()
+        moments = weight_moments(weight)
+        if not self.outliers:
+            moments = torch.zeros_like(moments)  # of no weights, whose kurtosis is 0
+        return apt_score(state, moments, width=site.span, product=self.product)
+
+    def _add(self, subject: Subject, batch: Batch, states: dict[str, Tensor]) -> None:
+        """Run one batch forward and backward, and add what each linear reads and its gradient."""
+        found: dict[str, Tensor] = {}
+
+        def keeping(site: Site):  # noqa: ANN202
+            def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                found[site.name] = inputs[0]
+
+            return hook
+
+        with ExitStack() as held, torch.enable_grad():
+            for site in subject.sites:
+                # What a gate that wants a gradient gives has one, though weights may be frozen.
+                gate = subject.gates[site.name]
+                held.enter_context(gate.holding(gate.value.detach().clone().requires_grad_()))
+                linear = site.reader.linear
+                held.callback(linear.register_forward_pre_hook(keeping(site)).remove)
+            loss, predictions = losses(subject.model, batch)
+            mean = loss.sum() / predictions.sum().clamp_min(1)
+            gradients = torch.autograd.grad(mean, [found[site.name] for site in subject.sites])
+        for site, g in zip(subject.sites, gradients, strict=True):
+            valid = valid_tokens(batch, decodes=site.stack.reads is not None)
+            h = found[site.name].detach().flatten(0, -2)
+            valid = None if valid is None else valid.flatten()
+            salience(h, g.flatten(0, -2), states[site.name], valid)
+
+
+def _state(site: Site) -> Tensor:
+    weight = matrix(site.reader.linear)
+    return new_state(weight.shape[1], weight.device)
