@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from bench import roofline
+from bench import roofline, table
 
 RESULTS = Path(__file__).parent / "results"
 BUDGET_SECONDS = {"cpu": 2.0, "cuda": 0.3}  # a contestant, after one warm-up
@@ -71,7 +71,8 @@ def measure(op: str, cases: Callable[[torch.device], Iterable[Case]]) -> None:
     file = RESULTS / machine["name"] / f"{op}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
-    print(f"written: {file}\nwritten: {roofline.draw(file.parent)}")
+    for written in (file, roofline.draw(file.parent), table.write(file.parent)):
+        print(f"written: {written}")
 
 
 def compiled(function: Callable[..., object]) -> Callable[..., object]:

@@ -17,20 +17,25 @@ def draw(folder: Path) -> Path:
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    results = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
-    results = {op: result for op, result in results.items() if _is_ours(result)}
-    across = min(3, len(results))
-    down = -(-len(results) // across)
+    found = results(folder)
+    across = min(3, len(found))
+    down = -(-len(found) // across)
     figure, panels = plt.subplots(down, across, figsize=(5 * across, 4 * down), squeeze=False)
-    for panel in panels.flat[len(results) :]:
+    for panel in panels.flat[len(found) :]:
         panel.set_axis_off()
-    for panel, (op, result) in zip(panels.flat, results.items(), strict=False):
+    for panel, (op, result) in zip(panels.flat, found.items(), strict=False):
         _panel(panel, op, result)
     file = folder / "roofline.png"
     figure.tight_layout()
     figure.savefig(file, dpi=100)
     plt.close(figure)
     return file
+
+
+def results(folder: Path) -> dict[str, dict]:
+    """Return what each operation's bench wrote into the folder of a machine."""
+    found = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+    return {op: result for op, result in found.items() if _is_ours(result)}
 
 
 def _is_ours(result: object) -> bool:
