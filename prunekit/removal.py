@@ -45,8 +45,9 @@ def remove(site: Site, keep: Sequence[int]) -> None:
     _narrow(site.reader.linear, site.reader.index[~gone].flatten(), outputs=False)
     if isinstance(site.declared, Attention):
         _tell(site, site.declared, len(keep))
-        if site.declared.bias:
-            _choose_bias(site.module, keep)
+        if site.declared.bias is not None:
+            # Of zeros, those for one head do for all.
+            _choose_bias(site.module, keep if site.declared.bias else [0])
 
 
 def stock_entries(model: PreTrainedModel, found: Sequence[Site], kept: Kept) -> dict[str, int]:
@@ -80,7 +81,7 @@ def refuse_unequal(found: Sequence[Site]) -> None:
     Raises:
         CheckpointError: This transformers computes their attention by itself.
     """
-    refuse_unseen(site.module for site in found if _biased(site))
+    refuse_unseen(site.module for site in found if _adds(site))
 
 
 def settle(
@@ -165,8 +166,14 @@ def _choose_bias(module: nn.Module, keep: Sequence[int]) -> None:
     module.register_buffer("kept_heads", chosen, persistent=False)
 
 
-def _biased(site: Site) -> bool:
+def _adds(site: Site) -> bool:
+    """Say whether an attention adds what the first block made."""
     return isinstance(site.declared, Attention) and site.declared.bias is not None
+
+
+def _biased(site: Site) -> bool:
+    """Say whether that has a column of its own for each head."""
+    return isinstance(site.declared, Attention) and bool(site.declared.bias)
 
 
 def _original(site: Site, keep: Sequence[int]) -> list[int]:
@@ -178,13 +185,13 @@ def _original(site: Site, keep: Sequence[int]) -> list[int]:
 def _keep_biases(model: PreTrainedModel, found: Sequence[Site]) -> None:
     """Let blocks that keep different heads choose from one bias, in our attention function."""
     refuse_unequal(found)
-    if any(_biased(site) for site in found):
+    if any(_adds(site) for site in found):
         implement(model)
 
 
 def _narrow_biases(found: Sequence[Site]) -> None:
     """Take the columns of removed heads out of the biases, once all blocks keep the same heads."""
-    for site in filter(_biased, found):
+    for site in filter(_adds, found):
         embedding = getattr(site.module, cast("Attention", site.declared).bias or "", None)
         if isinstance(embedding, nn.Embedding):
             keep = cast("Tensor", site.module.kept_heads)
