@@ -218,6 +218,8 @@ def test_a_run_stopped_before_it_wrote_says_so(config, run, capsys):
 def test_ctrl_c_ends_a_process_without_traceback(config):
     code = (
         "import os, signal, sys, types, prunekit; "
+        # A process in the background of a shell is born deaf to Ctrl-C.
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "
         "stop = lambda config: os.kill(os.getpid(), signal.SIGINT); "
         "sys.modules['prunekit.planning'] = prunekit.planning = types.SimpleNamespace(plan=stop); "
         "from prunekit.cli import main; sys.exit(main(['plan', 'config.toml']))"

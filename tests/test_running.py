@@ -541,9 +541,12 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
             signal.raise_signal(signal.SIGINT)
         return real(self, number, *rest)
 
+    # Where tests run in the background of a shell, Ctrl-C is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with monkeypatch.context() as patch:
         patch.setattr(running.Run, "_write_block", interrupt)
         assert main(["run", str(config), "--quiet"]) == 130
+    signal.signal(signal.SIGINT, before)
     assert f"prunekit run {config} --resume" in capsys.readouterr().err
     assert not (tmp_path / "out" / "config.json").exists()
     assert main(["run", str(config), "--quiet", "--resume"]) == 0

@@ -9,6 +9,7 @@ from tests.aot.compile_only import TARGETS
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 FRAME = 16  # ptxas gives some kernels a frame of 8 or 16 bytes though it spills nothing
+ONE = ("sm_90",)  # enough for a size or a type that compiles as another one does
 NAMES = {F32: "f32", F16: "f16", BF16: "bf16"}
 
 

@@ -21,8 +21,9 @@ from prunekit_kernels import (
     salience,
 )
 
+from tests.aot.compile_only import TARGETS
 from tests.aot.compressed import compressed
-from tests.aot.launch import BF16, F16, F32, FRAME, NAMES, Launch, meta
+from tests.aot.launch import BF16, F16, F32, FRAME, NAMES, ONE, Launch, meta
 
 
 def launches() -> list[Launch]:
@@ -45,9 +46,10 @@ def _sums() -> Iterator[Launch]:
         (F32, 576), (F32, 14336), (BF16, 576), (BF16, 14336), (BF16, 1001), (F16, 14336),
     ]:  # fmt: skip
         x, name = meta(2048, inputs, dtype=dtype), _named(dtype, inputs)
-        out = meta(inputs, inputs)
-        yield Launch("column_energy", name, _call(column_energy, x, meta(inputs), None))
-        yield Launch("gram", name, _call(gram, x, None, out, None), spills)
+        out, targets = meta(inputs, inputs), ONE if dtype == F16 or inputs == 1001 else (*TARGETS,)
+        run = _call(column_energy, x, meta(inputs), None)
+        yield Launch("column_energy", name, run, targets=targets)
+        yield Launch("gram", name, _call(gram, x, None, out, None), spills, targets)
     for dtype in (F32, BF16):
         x, what = meta(2048, 14336, dtype=dtype), _named(dtype, 14336, "cross")
         yield Launch("gram", what, _call(gram, x, x, meta(14336, 14336), None), spills)
@@ -120,9 +122,11 @@ def _selections() -> Iterator[Launch]:
         yield Launch("selection", what, _chosen(_score(4096), groups))
     for inputs in (576, 8192, 16384, 28672):
         groups, spills = Groups(1, None, (inputs // 2,)), long if inputs > 16384 else FRAME
-        what = f"bf16 I={inputs} row"
-        yield Launch("score_and_mask", what, _chosen(_weight(inputs, BF16), groups), spills)
-        yield Launch("project", f"f32 I={inputs} row", _chosen(_iterate(inputs), groups), spills)
+        what, targets = f"bf16 I={inputs} row", ONE if inputs < 16384 else (*TARGETS,)
+        run = _chosen(_weight(inputs, BF16), groups)
+        yield Launch("score_and_mask", what, run, spills, targets)
+        run = _chosen(_iterate(inputs), groups)
+        yield Launch("project", f"f32 I={inputs} row", run, spills, targets)
     yield Launch(
         "score_and_mask", "bf16 I=40960 row",
         _chosen(_weight(40960, BF16), Groups(1, None, (999,))),
@@ -136,15 +140,16 @@ def _masks() -> Iterator[Launch]:
 
 
 def _sweeps() -> Iterator[Launch]:
-    # Rows that are no multiple of 16 compile to the same, since alignment is not looked at.
+    # Whether rows are a multiple of 16 makes no difference, since alignment is not looked at.
     for choice in (None, NOfM(1, 2), NOfM(2, 4), NOfM(4, 8), NOfM(8, 16), NOfM(2, 3)):
         n, m = choice or (0, 1)
         panel = 16 // m * m
-        for size in (4096, 1001):
+        for size, targets in ((4096, (*TARGETS,)), (1001, ONE)):
             work, upper = meta(size, size), meta(size, size)
             sweep = Sweep(work, work, meta(size, size, dtype=torch.bool), upper)
             name = f"f32 O={size} {f'{n}:{m}' if choice else 'given'}"
-            yield Launch("obs_block", name, _call(obs_block, sweep, 0, 128 // panel * panel, n, m))
+            run = _call(obs_block, sweep, 0, 128 // panel * panel, n, m)
+            yield Launch("obs_block", name, run, targets=targets)
 
 
 def _weight(inputs: int, dtype: torch.dtype) -> _choosing.Source:
