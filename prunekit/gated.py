@@ -25,8 +25,9 @@ from prunekit.probes.gates import Gate
 from prunekit.rankers import Ranker, Scores, Subject, rankers
 from prunekit.rankers.agreement import redundancy
 from prunekit.rankers.obs import gather, refit
-from prunekit.removal import parameters, refuse_unequal, settle, stock_entries
+from prunekit.removal import parameters, refuse_unequal, settle
 from prunekit.sites import Kind, matrix, sites
+from prunekit.stock import stock_entries
 
 ACTIVE = 0.01
 """A unit whose gate is above this counts as active."""

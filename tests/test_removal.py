@@ -11,8 +11,9 @@ import torch
 import prunekit
 from prunekit.errors import CheckpointError, ShapeError
 from prunekit.probes.gates import Gate
-from prunekit.removal import RECORD, parameters, settle, stock_entries
+from prunekit.removal import RECORD, parameters, settle
 from prunekit.sites import sites
+from prunekit.stock import stock_entries
 from tests.architectures import TINY
 from tests.conftest import ROOT
 from tests.units import AS_DEEP, answers, batch, needs_interface, restless
