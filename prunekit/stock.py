@@ -38,6 +38,20 @@ def stock_entries(model: PreTrainedModel, found: Sequence[Site], kept: Kept) -> 
     return entries
 
 
+def refuse_recorded(model: PreTrainedModel, kept: Kept) -> None:
+    """Refuse a model of which other sites than these differ from what a stock config can say.
+
+    Raises:
+        ShapeError: Names the first of them.
+    """
+    others = [name for name in getattr(model.config, RECORD, {}) if name not in kept]
+    if others:
+        raise ShapeError(
+            f"{others[0]}: it and {len(others) - 1} others were left with units that a config of "
+            f"type {model.config.model_type!r} cannot say."
+        )
+
+
 def _entries(site: Site, units: int, family: str) -> dict[str, int]:
     if not isinstance(site.declared, Attention):
         return {site.declared.entry: units}
