@@ -10,12 +10,14 @@ the dense, the gated and the smaller model. Speed needs an idle machine, quality
 
 import argparse
 import json
+import random
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import torch
@@ -101,7 +103,12 @@ def tasks(wanted: list[str] | None) -> Iterator[Task]:
             text = evaluation_tokens(tokenizer, [str(job.evaluation)], job.length, WINDOWS).ids
             read, judged = ([{"input_ids": p} for p in part.split(4)] for part in (ids, text))
             yield Task(job.name, job.model, read, read[:4], judged, "perplexity")
-    for name, make in {"minilm-l6-sst2": _sentences, "gpt2-nano-sort": _digits}.items():
+    labelled = {
+        "minilm-l6-sst2": _sentences,
+        "gpt2-nano-sort": _digits,
+        "t5-nano-sort": _letters,
+    }
+    for name, make in labelled.items():
         if (SHARED / "models" / name).is_dir() and (not wanted or name in wanted):
             read, judged = make(SHARED / "models" / name)
             yield Task(name, SHARED / "models" / name, read, read[:4], judged, "accuracy")
@@ -134,6 +141,21 @@ def _digits(_: Path) -> tuple[list[Batch], list[Batch]]:
     batch = {"input_ids": whole[:, :-1], "labels": labels[:, :-1]}
     third = {name: part[::3] for name, part in batch.items()}
     return [third], [batch]
+
+
+def _letters(model: Path) -> tuple[list[Batch], list[Batch]]:
+    """Return random strings of 4 to 16 letters and, as labels, the same letters in order."""
+    tokenizer, choice = AutoTokenizer.from_pretrained(model), random.Random(0)
+    words = ["".join(choice.choices(ascii_lowercase, k=choice.randint(4, 16))) for _ in range(800)]
+    batches = []
+    for start in range(0, len(words), 100):
+        part = words[start : start + 100]
+        batch = tokenizer(part, padding=True, return_tensors="pt")
+        answers = tokenizer(["".join(sorted(word)) for word in part], padding=True)
+        labels = torch.tensor(answers["input_ids"])
+        padding = torch.tensor(answers["attention_mask"]) == 0
+        batches.append({**batch, "labels": labels.masked_fill(padding, IGNORED)})
+    return batches[:3], batches[3:]
 
 
 def measure(task: Task, kind: str) -> Iterator[dict[str, Any]]:
@@ -221,7 +243,7 @@ def speed(task: Task) -> Iterator[dict[str, Any]]:
 
 
 def _speed(task: Task, model: PreTrainedModel, name: str) -> dict[str, Any]:
-    batch = {key: part[:1] for key, part in task.evaluation[0].items() if key != "labels"}
+    batch = {key: part[:1] for key, part in task.evaluation[0].items()}
     tokens = batch["input_ids"].shape[1]
     row: dict[str, Any] = {"model": task.name, "variant": name}
     row["parameters"] = model.num_parameters()

@@ -25,8 +25,9 @@ from prunekit.probes.gates import Gate
 from prunekit.rankers import Ranker, Scores, Subject, rankers
 from prunekit.rankers.agreement import redundancy
 from prunekit.rankers.obs import gather, refit
-from prunekit.removal import parameters, refuse_unequal, settle, stock_entries
+from prunekit.removal import parameters, refuse_unequal, settle
 from prunekit.sites import Kind, matrix, sites
+from prunekit.stock import refuse_recorded, stock_entries
 
 ACTIVE = 0.01
 """A unit whose gate is above this counts as active."""
@@ -184,10 +185,12 @@ class Gates:
         entries, note = None, STOCK
         try:
             entries = stock_entries(self.model, self.sites, kept)
+            refuse_recorded(self.model, kept)
         except ShapeError as error:
             if stock:
                 raise
-            refuse_unequal(self.sites)
+            if entries is None:
+                refuse_unequal(self.sites)
             note = f"{error} {OWN}"
         before = parameters(self.model)
         if data is not None:
@@ -196,7 +199,7 @@ class Gates:
         self.detach()
         settle(self.model, self.sites, kept, entries)
         self._attach()
-        return Finalized(kept, (before, parameters(self.model)), entries is not None, note)
+        return Finalized(kept, (before, parameters(self.model)), note == STOCK, note)
 
     def detach(self) -> None:
         """Take all gates out of the model, which then computes what its weights say."""

@@ -9,15 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from accelerate import init_empty_weights
-from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prunekit.architectures import Attention
-from prunekit.errors import ShapeError
 from prunekit.probes.attention import configs, implement, refuse_unseen
 from prunekit.sites import Site, counts, matrix, sites
 
@@ -45,33 +42,9 @@ def remove(site: Site, keep: Sequence[int]) -> None:
     _narrow(site.reader.linear, site.reader.index[~gone].flatten(), outputs=False)
     if isinstance(site.declared, Attention):
         _tell(site, site.declared, len(keep))
-        if site.declared.bias:
-            _choose_bias(site.module, keep)
-
-
-def stock_entries(model: PreTrainedModel, found: Sequence[Site], kept: Kept) -> dict[str, int]:
-    """Return what ``config.json`` has to say of a model whose sites keep these units.
-
-    Raises:
-        ShapeError: A stock config cannot say it; the message names the constraint.
-    """
-    sizes = {len(kept[site.name]) for site in found}
-    kind, family = found[0].kind, model.config.model_type
-    if len(sizes) > 1:
-        raise ShapeError(
-            f"{kind}: blocks keep from {min(sizes)} to {max(sizes)}, and a config of type "
-            f'{family!r} has one number for all. Choose scope = "layer".'
-        )
-    for stack in {site.stack.blocks for site in found}:
-        sharing = [site for site in found if _biased(site) and site.stack.blocks == stack]
-        if len({tuple(_original(site, kept[site.name])) for site in sharing}) > 1:
-            raise ShapeError(
-                f"heads: blocks of a stack of type {family!r} share one position bias with a "
-                "column a head, so a stock model keeps the same heads in each; these differ."
-            )
-    entries = _entries(found[0], sizes.pop(), family)
-    _try(model, found, kept, entries)
-    return entries
+        if site.declared.bias is not None:
+            # Of zeros, those for one head do for all.
+            _choose_bias(site.module, keep if site.declared.bias else [0])
 
 
 def refuse_unequal(found: Sequence[Site]) -> None:
@@ -80,7 +53,7 @@ def refuse_unequal(found: Sequence[Site]) -> None:
     Raises:
         CheckpointError: This transformers computes their attention by itself.
     """
-    refuse_unseen(site.module for site in found if _biased(site))
+    refuse_unseen(site.module for site in found if _adds(site))
 
 
 def settle(
@@ -92,10 +65,10 @@ def settle(
         model: Changed in place.
         found: All sites of one kind, as they are now.
         kept: Their units that stay.
-        entries: What :func:`stock_entries` returned; None records the units instead.
+        entries: What :func:`prunekit.stock.stock_entries` returned; None records the units instead.
     """
     record: dict[str, int | list[int]] = {
-        site.name: _original(site, kept[site.name]) if _biased(site) else len(kept[site.name])
+        site.name: original(site, kept[site.name]) if biased(site) else len(kept[site.name])
         for site in found
     }
     said: dict[str, Any] = getattr(model.config, RECORD, {})
@@ -165,11 +138,17 @@ def _choose_bias(module: nn.Module, keep: Sequence[int]) -> None:
     module.register_buffer("kept_heads", chosen, persistent=False)
 
 
-def _biased(site: Site) -> bool:
+def _adds(site: Site) -> bool:
+    """Say whether an attention adds what the first block made."""
     return isinstance(site.declared, Attention) and site.declared.bias is not None
 
 
-def _original(site: Site, keep: Sequence[int]) -> list[int]:
+def biased(site: Site) -> bool:
+    """Say whether that has a column of its own for each head."""
+    return isinstance(site.declared, Attention) and bool(site.declared.bias)
+
+
+def original(site: Site, keep: Sequence[int]) -> list[int]:
     """Return heads with a bias as its columns count them, some of which may be gone already."""
     before = getattr(site.module, "kept_heads", None)
     return list(keep) if before is None else before[list(keep)].tolist()
@@ -178,13 +157,13 @@ def _original(site: Site, keep: Sequence[int]) -> list[int]:
 def _keep_biases(model: PreTrainedModel, found: Sequence[Site]) -> None:
     """Let blocks that keep different heads choose from one bias, in our attention function."""
     refuse_unequal(found)
-    if any(_biased(site) for site in found):
+    if any(_adds(site) for site in found):
         implement(model)
 
 
 def _narrow_biases(found: Sequence[Site]) -> None:
     """Take the columns of removed heads out of the biases, once all blocks keep the same heads."""
-    for site in filter(_biased, found):
+    for site in filter(_adds, found):
         embedding = getattr(site.module, cast("Attention", site.declared).bias or "", None)
         if isinstance(embedding, nn.Embedding):
             keep = cast("Tensor", site.module.kept_heads)
@@ -192,46 +171,6 @@ def _narrow_biases(found: Sequence[Site]) -> None:
             embedding.weight = _selected(weight, 1, keep)
             embedding.embedding_dim = len(keep)
         del site.module.kept_heads
-
-
-def _entries(site: Site, units: int, family: str) -> dict[str, int]:
-    if not isinstance(site.declared, Attention):
-        return {site.declared.entry: units}
-    if not site.declared.entries:
-        raise ShapeError(
-            f"heads: in a config of type {family!r} the size of a head is the hidden size divided "
-            "by the number of heads, so that it cannot say fewer heads of the same size."
-        )
-    said = counts(site, units)
-    return {name: said[count] for name, count in site.declared.entries}
-
-
-def _try(
-    model: PreTrainedModel, found: Sequence[Site], kept: Kept, entries: Mapping[str, int]
-) -> None:
-    """Build the stock model that the entries describe, without weights, and compare its shapes.
-
-    Raises:
-        ShapeError: transformers refuses the config, or it describes another shape.
-    """
-    said: dict[str, Any] = {**model.config.to_dict(), **entries}
-    said.pop(RECORD, None)
-    shown = ", ".join(f"{name} = {value}" for name, value in entries.items())
-    try:
-        config = type(model.config).from_dict(said)
-        with init_empty_weights(include_buffers=True):
-            trial = type(model)._from_config(config)
-    except (StrictDataclassError, ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ShapeError(
-            f"{found[0].kind}: transformers refuses a config with {shown}: {reason}"
-        ) from error
-    for site, other in zip(found, sites(trial, found[0].kind), strict=True):
-        if (other.units, other.span) != (len(kept[site.name]), site.span):
-            raise ShapeError(
-                f"{site.name}: a config with {shown} makes {other.units} {site.kind} of "
-                f"{other.span} features, not {len(kept[site.name])} of {site.span}."
-            )
 
 
 def parameters(model: PreTrainedModel) -> int:

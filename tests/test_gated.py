@@ -87,6 +87,10 @@ def test_finalize_says_what_was_kept_and_what_any_tool_makes_of_it():
     done = heads.finalize()
     assert not done.stock
     assert "prunekit.load opens" in done.note
+    # Neurons that a config could say do not make a stock model of unequal heads.
+    with pytest.raises(ShapeError, match=r"layers\.0\.self_attn: it and 1 others were left"):
+        gates.finalize(stock=True)
+    assert not gates.finalize().stock
 
 
 def test_gates_stay_on_what_is_left_and_more_can_go():

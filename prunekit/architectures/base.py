@@ -37,7 +37,8 @@ class Attention:
         entries: Entries of ``config.json`` that say it of all blocks; none where a head's size is
             the hidden size divided by the heads, so that fewer heads cannot be said.
         bias: Embedding below ``module`` of the first block with a column a head, which all blocks
-            of the stack add to their scores.
+            of the stack add to their scores; "" if they add zeros that the first block makes, for
+            as many heads as it has.
     """
 
     module: str

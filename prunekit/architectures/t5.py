@@ -16,7 +16,7 @@ CROSS_ATTENTION = (
 )
 
 
-def _attention(at: str, bias: str | None = None) -> Attention:
+def _attention(at: str, bias: str) -> Attention:
     return Attention(
         module=at,
         query=f"{at}.q",
@@ -39,7 +39,7 @@ def _neurons(at: str) -> FeedForward:
 
 
 SELF_HEADS = _attention("layer.0.SelfAttention", "relative_attention_bias")
-CROSS_HEADS = _attention("layer.1.EncDecAttention")
+CROSS_HEADS = _attention("layer.1.EncDecAttention", "")
 
 
 def _feed_forward(at: str) -> tuple[tuple[Stage, ...], frozenset[str]]:
