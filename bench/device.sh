@@ -26,8 +26,6 @@ nvidia-smi >>"$out/test-kernels.log" 2>&1
 # What matters most comes first, in case time runs out.
 step bench 280 "$python" -m bench $tested attention_entropy score_and_mask gram column_energy \
   salience project obs_sweep selection packed_mask probability_entropy
-# shellcheck disable=SC2086
-step test-gpu 60 "$python" -m pytest -q $plain -m gpu tests --ignore tests/kernels
 machine=$(ls -td bench/results/*nvidia*/ 2>/dev/null | head -n 1)
 if [ -n "$machine" ]; then
   cp "$machine/roofline.png" "$out/"

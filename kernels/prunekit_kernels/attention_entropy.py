@@ -279,7 +279,7 @@ def _merge(score, seen, top, l, u, n, GUARDED: tl.constexpr):  # noqa: E741
     x = score - base[:, None]
     e = tl.math.exp2(x)
     if GUARDED:  # 0 · −∞ is no number
-        x = tl.where(seen, x, 0.0)
+        x = tl.where(e > 0, x, 0.0)
         n += tl.sum(seen.to(tl.float32), 1)
     delta = tl.where(top == float("-inf"), 0.0, top - base)
     shrink = tl.where(top == float("-inf"), 0.0, tl.math.exp2(delta))
@@ -359,7 +359,8 @@ def _kernel(  # noqa: C901, PLR0912, PLR0915  its branches are decided when it i
             spot = bias_ptr + b * bias_b + h * bias_h + s * bias_s + wide * bias_t
             bias = tl.load(spot, inside & (row < S)[:, None], other=0.0).to(tl.float32)
             seen = seen & (bias > lowest)
-            score += tl.where(bias > lowest, bias, 0.0) * 1.4426950408889634
+            # Far below what any score is, and still finite in units of log₂ e.
+            score += tl.maximum(tl.where(bias > lowest, bias, 0.0), -1e38) * 1.4426950408889634
         if MASKED:
             spot = mask_ptr + b * mask_b + h * mask_h + s * mask_s + wide * mask_t
             seen = seen & (tl.load(spot, inside & (row < S)[:, None], other=0) != 0)

@@ -26,7 +26,9 @@ def pack(keep: Bool[Tensor, "O I"]) -> UInt8[Tensor, "O B"]:
         return keep.new_zeros((keep.shape[0], -(-keep.shape[1] // 8)), dtype=torch.uint8)
     if keep.shape[1] % 8:
         keep = torch.nn.functional.pad(keep, (0, -keep.shape[1] % 8))
+    # Eight bytes are read as one word, which has to begin where words begin.
     keep = keep.contiguous()
+    keep = keep.clone() if keep.storage_offset() % 8 else keep
     if sys.byteorder == "little":
         words = keep.view(torch.int64) * GATHER
         return words.bitwise_right_shift_(56).to(torch.uint8)

@@ -216,17 +216,18 @@ def _part_kernel(  # noqa: PLR0915  nine sums at once
         s3 = zero
         s4 = zero
         count = tl.zeros((TILE_T, 1), tl.float32)
-        if tl.sum(tl.sum(n, 1), 0) == 0:
-            # The first tokens that count are read twice: there is no mean to begin with.
+        if tl.min(tl.min(n, 1), 0) == 0:
+            # A lane's first tokens that count are read twice: it has no mean to begin with.
+            first = zero
             for step in tl.range(0, STRIDE):  # pyright: ignore
                 t = part * PART + start + step * TILE_T + lane
                 ok = t < T
                 if PADDED:
                     ok = ok & (tl.load(valid_ptr + t * valid_t, ok, other=0) != 0)
                 h = tl.load(h_ptr + t * h_t + f * h_f, ok & (f < F), other=0.0)
-                mean += h.to(tl.float32)
+                first += h.to(tl.float32)
                 count += ok.to(tl.float32)
-            mean = mean / tl.maximum(count, 1.0)
+            mean = tl.where(n > 0, mean, first / tl.maximum(count, 1.0))
             count = tl.zeros((TILE_T, 1), tl.float32)
         for step in tl.range(0, STRIDE, num_stages=4):  # pyright: ignore
             t = part * PART + start + step * TILE_T + lane

@@ -102,6 +102,18 @@ def test_additive_masks(dtype, hidden, device):
     assert torch.equal(found.log_keys, same.log_keys)
 
 
+def test_a_bias_near_the_lowest_number_hides_without_a_nan(device):
+    q, k = pair(device)
+    far = torch.finfo(BF16).min  # above float32's own lowest, so that it counts as seen
+    bias = torch.zeros(1, 1, 33, 33).masked_fill(torch.rand(33, 33) < 0.3, far).to(device)
+    assert bias.min() > torch.finfo(F32).min
+    found = attention_entropy(q, k, bias=bias)
+    hidden = attention_entropy(q, k, mask=bias == 0)
+    assert torch.allclose(found.entropy, hidden.entropy, rtol=1e-5)
+    alone = attention_entropy(q, k, bias=bias.fill_(far))  # nothing else is seen: all are alike
+    assert alone.entropy.isfinite().all()
+
+
 def test_position_bias_and_padding(device):
     q, k = pair(device, batch=2)
     bias = torch.randn(1, 2, 33, 33, device=device)

@@ -5,6 +5,8 @@ import torch
 from prunekit_kernels import _choosing
 from torch.utils._python_dispatch import TorchDispatchMode
 
+pytest.importorskip("pydantic", reason="the engine needs pydantic, the kernels alone do not")
+
 from prunekit.layer import Layer
 from prunekit.methods.magnitude import Magnitude
 from prunekit.methods.ria import Ria

@@ -32,6 +32,7 @@ def test_packs_masks_of_any_strides(device):
     keep = mask((24, 40), device)
     assert torch.equal(pack(keep.T), pack_reference(keep.T))
     assert torch.equal(pack(keep[::2, 1::3]), pack_reference(keep[::2, 1::3]))
+    assert torch.equal(pack(keep[:1, 3:11]), pack_reference(keep[:1, 3:11]))
     bits = pack(keep)
     assert torch.equal(unpack(bits[:, 1:3], 16), keep[:, 8:24])
 

@@ -60,6 +60,12 @@ def test_any_strides(strides, device):
     check(h, g[: h.shape[0], : h.shape[1]])
 
 
+def test_a_large_mean_after_padding_costs_no_digits(device):
+    h, g = pair((300, 9), device)
+    valid = torch.arange(300, device=device) >= 63
+    check(h + 100, g, valid)
+
+
 def test_padding_does_not_count(device):
     h, g = pair((90, 9), device)
     valid = torch.rand(90, generator=torch.Generator().manual_seed(0)).to(device) > 0.4
