@@ -28,7 +28,8 @@ def gram(x: Float[Tensor, "T I"], out: Float[Tensor, "I I"], rows: Rows | None =
 
     Args:
         x: Inputs of a linear layer; any float type, any strides. Products are summed in float32,
-            without TF32; those of float16 and bfloat16 are exact.
+            on NVIDIA GPUs each as three TF32 products (22 bits); those of float16 and bfloat16 are
+            exact.
         out: Running sum, float32.
         rows: Only these count: a mask, or a list in which one may occur more than once.
 

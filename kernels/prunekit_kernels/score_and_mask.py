@@ -3,8 +3,9 @@
     score = |W| · (row + column) · scale
 
 Magnitude needs no factor, Wanda the norms of the inputs as ``scale``, RIA in addition the inverse
-sums of the rows and of the columns of |W| as ``shares``. No score is stored: where a group fits one
-program, the weight is read, chosen and written in one pass.
+sums of the rows and of the columns of |W| as ``shares``. A kernel stores no score: where a group
+fits one program, the weight is read, chosen and written in one pass. For tiles (blocks, rows and
+columns) and on the CPU the scores are a tensor, in PyTorch.
 
 Source: Han et al., arXiv:1506.02626; Sun et al., arXiv:2306.11695, eq. 1; Zhang et al., Plug-and-
 Play, ICLR 2024, eq. 4.

@@ -77,8 +77,8 @@ class Factors(NamedTuple):
 class Weighed(Scored):
     """A scored method whose score is the magnitude times factors of rows and columns.
 
-    Where the pattern is counts within groups, scores are computed where they are compared, and
-    never stored.
+    Where the pattern is counts within groups of single weights, a GPU computes scores where they
+    are compared, and stores none.
     """
 
     @abstractmethod

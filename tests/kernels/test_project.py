@@ -2,6 +2,7 @@ import pytest
 import torch
 from prunekit_kernels import project, unpack
 from prunekit_kernels.project import _project, _project_in_place, project_reference
+from prunekit_kernels.selection import choose_reference
 
 from tests.closeness import assert_close
 from tests.kernels.selections import EASY, GROUPS, INPUTS, OUTPUTS, hard_scores
@@ -22,10 +23,12 @@ def test_is_the_threshold_and_the_dual_update(kind, groups, device):
     out = torch.empty_like(x)
     plain, plain_dual = project_reference(x, dual, RHO, groups)
     _, exact_dual = project_reference(x.double(), dual.double(), RHO, groups)
+    target = x + dual * (1 / RHO)
     bits = project(x, dual, RHO, groups, out)
     assert torch.equal(out, plain)
     keep = unpack(bits, INPUTS)
-    assert torch.equal(out != 0, keep & (out != 0))
+    assert torch.equal(keep, choose_reference(target.abs(), groups))
+    assert torch.equal(out, target.where(keep, 0))
     assert not dual[keep].any()
     if kind == "normal":
         assert_close(dual, exact_dual, plain_dual)
@@ -34,9 +37,11 @@ def test_is_the_threshold_and_the_dual_update(kind, groups, device):
 @pytest.mark.parametrize("name", ["row", "layer", "2:4", "2:5"])
 def test_may_write_over_its_input(name, device):
     x, dual = pair("normal", device)
-    expected, _ = project_reference(x, dual, RHO, GROUPS[name])
+    apart, expected = dual.clone(), torch.empty_like(x)
+    project(x, apart, RHO, GROUPS[name], expected)
     project(x, dual, RHO, GROUPS[name], x)
     assert torch.equal(x, expected)
+    assert torch.equal(dual, apart)
 
 
 @pytest.mark.parametrize("name", ["row", "layer", "2:4", "2:5"])
