@@ -4,7 +4,6 @@ Masks in dense weights change no speed; this says what is, not what might be.
 """
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel
 
 from prunekit import text_quality
 from prunekit.checkpoint import find, open_checkpoint
+from prunekit.clock import now
 from prunekit.errors import ConfigError
 from prunekit.evaluation import compute_dtype, device_of, load_tokenizer, stored_dtype
 
@@ -94,14 +94,7 @@ def _timed(call: Callable[[], Tensor], device: torch.device) -> tuple[float, Ten
     """Return the median seconds of a call and what the last one gave."""
     result, seconds = call(), []
     for _ in range(RUNS):
-        _wait(device)
-        began = time.perf_counter()
+        began = now(device)
         result = call()
-        _wait(device)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(now(device) - began)
     return statistics.median(seconds), result
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

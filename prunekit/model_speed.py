@@ -1,7 +1,6 @@
 """Whether a pruned model is faster with sparse layers than with dense ones: the whole of it."""
 
 import statistics
-import time
 from typing import Any, cast
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunekit.checkpoint import find, open_checkpoint
+from prunekit.clock import now
 from prunekit.errors import ConfigError
 from prunekit.evaluation import compute_dtype, stored_dtype
 from prunekit.formats import format_named
@@ -98,16 +98,10 @@ def _measured(
 
 def _run(model: PreTrainedModel, ids: torch.Tensor, new: int) -> tuple[float, float]:
     """Return the seconds of reading a prompt, and of writing after the first new token."""
-    began = _now(ids)
+    began = now(ids.device)
     said = cast("Any", model)(ids, use_cache=True)
-    token, read = said.logits[:, -1:].argmax(-1), _now(ids)
+    token, read = said.logits[:, -1:].argmax(-1), now(ids.device)
     for _ in range(new - 1):
         said = cast("Any", model)(token, past_key_values=said.past_key_values, use_cache=True)
         token = said.logits[:, -1:].argmax(-1)
-    return read - began, _now(ids) - read
-
-
-def _now(ids: torch.Tensor) -> float:
-    if ids.is_cuda:
-        torch.cuda.synchronize(ids.device)
-    return time.perf_counter()
+    return read - began, now(ids.device) - read

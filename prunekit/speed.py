@@ -8,7 +8,6 @@ Shapes: M tokens at once, O output features, I input features.
 """
 
 import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from prunekit import tuning
+from prunekit.clock import now
 from prunekit.sparse_linear import SparseLinear
 
 SECONDS = 0.3  # a contestant, at least
@@ -191,16 +191,9 @@ def _captured(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    _wait(device)
-    began = time.perf_counter()
+    began = now(device)
     run()
-    _wait(device)
-    return time.perf_counter() - began
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return now(device) - began
 
 
 def copy_rate(device: torch.device) -> float:

@@ -28,10 +28,16 @@ from prunekit_kernels.fragments24 import (
     has_fragments,
 )
 from prunekit_kernels.sparse24 import Sparse24, check24, expand24
-from prunekit_kernels.sparse24_matmul import FEW, REACH, _sparse24_matmul, check_inputs, remember
+from prunekit_kernels.sparse24_matmul import (
+    FEW,
+    PROGRAMS,
+    REACH,
+    _sparse24_matmul,
+    check_inputs,
+    remember,
+)
 
 WARPS = 4
-PROGRAMS = 512  # to aim at where few output rows would leave most of a GPU idle
 
 
 def sparse24_mma(
