@@ -160,7 +160,7 @@ def _generate(model: str, tokens: int) -> None:
 
 @app.command
 def inspect(model: Path, /) -> None:
-    """Show the sparsity and the n:m pattern of every tensor in a checkpoint, without running it.
+    """Show zeros, n:m pattern and format of every tensor in a checkpoint, without running it.
 
     Args:
         model: A checkpoint folder.
@@ -170,11 +170,11 @@ def inspect(model: Path, /) -> None:
     from prunekit.units import percent
     from prunekit.verify import inspect
 
-    table = Table("tensor", "shape", "type", "zeros", "n:m", box=None)
+    table = Table("tensor", "shape", "type", "zeros", "n:m", "format", box=None)
     for tensor in inspect(model):
         shape = "x".join(map(str, tensor["shape"]))
         zeros, group = percent(tensor["sparsity"]), tensor["n_of_m"] or ""
-        table.add_row(tensor["name"], shape, tensor["dtype"], zeros, group)
+        table.add_row(tensor["name"], shape, tensor["dtype"], zeros, group, tensor["format"])
     _show(table)
 
 

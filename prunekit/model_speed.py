@@ -1,11 +1,12 @@
 """Whether a pruned model is faster with sparse layers than with dense ones: the whole of it."""
 
 import statistics
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunekit.checkpoint import find, open_checkpoint
@@ -16,6 +17,8 @@ from prunekit.formats import format_named
 from prunekit.sparse_linear import SparseLinear
 
 RUNS = 3
+STEPS_TO_CAPTURE = 3  # calls before a step is captured: libraries set themselves up in the first
+Step = Callable[[], None]
 
 
 def shapes_of(path: str) -> list[tuple[int, int]]:
@@ -34,7 +37,9 @@ def shapes_of(path: str) -> list[tuple[int, int]]:
 def compare(path: str, device: torch.device, prompt: int, new: int) -> list[dict[str, Any]]:
     """Return prefill and decode in tokens a second and memory, dense first, then sparse.
 
-    Both are the same model with the same zeros. Calls are eager on both sides.
+    Both are the same model with the same zeros. On a GPU the step that writes a token is captured
+    in a CUDA graph on both sides, where the model can have a cache of fixed length; else it is
+    called from Python on both. Each entry says which.
 
     Raises:
         ConfigError: It is no causal language model, or none of its layers is sparse.
@@ -83,12 +88,15 @@ def _measured(
     }
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    runs = [_run(model, ids, new) for _ in range(RUNS + 1)][1:]
+    captured = device.type == "cuda" and bool(getattr(model, "_can_compile_fullgraph", False))
+    writer = _Fixed(model, ids, new, capture) if captured else _Growing(model, ids, new)
+    runs = [_run(writer, device) for _ in range(RUNS + 1)][1:]
     prefill, decode = (statistics.median(times) for times in zip(*runs, strict=True))
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return {
         "prompt": prompt,
         "new": new,
+        "cuda_graph": captured,
         "prefill_tokens_per_second": prompt / prefill,
         "decode_tokens_per_second": (new - 1) / decode,
         "resident_bytes": sum(resident.values()),
@@ -96,12 +104,74 @@ def _measured(
     }
 
 
-def _run(model: PreTrainedModel, ids: torch.Tensor, new: int) -> tuple[float, float]:
+class _Growing:
+    """Reads a prompt and writes greedily, the cache growing with every token."""
+
+    def __init__(self, model: PreTrainedModel, ids: Tensor, new: int) -> None:
+        self.model, self.ids, self.new = cast("Any", model), ids, new
+
+    def read(self) -> None:
+        """Read the prompt, which gives the first new token."""
+        self.said = self.model(self.ids, use_cache=True)
+        self.tokens = [self.said.logits[:, -1:].argmax(-1)]
+
+    def write(self) -> None:
+        """Write the other tokens."""
+        for _ in range(self.new - 1):
+            cache = self.said.past_key_values
+            self.said = self.model(self.tokens[-1], past_key_values=cache, use_cache=True)
+            self.tokens.append(self.said.logits[:, -1:].argmax(-1))
+
+
+class _Fixed:
+    """Does the same with a cache of fixed length, so that one captured step writes every token."""
+
+    def __init__(
+        self, model: PreTrainedModel, ids: Tensor, new: int, captured: Callable[[Step], Step]
+    ) -> None:
+        self.model, self.ids, self.new = cast("Any", model), ids, new
+        length = ids.shape[1] + new + STEPS_TO_CAPTURE
+        self.cache = transformers.StaticCache(config=model.config, max_cache_len=length)
+        self.token = ids[:, :1].clone()
+        self.read()
+        self.step = captured(self._step)
+
+    def _step(self) -> None:
+        said = self.model(self.token, past_key_values=self.cache, use_cache=True)
+        self.token.copy_(said.logits[:, -1:].argmax(-1))
+
+    def read(self) -> None:
+        """Read the prompt, which gives the first new token."""
+        self.cache.reset()
+        said = self.model(self.ids, past_key_values=self.cache, use_cache=True)
+        self.token.copy_(said.logits[:, -1:].argmax(-1))
+        self.tokens = [self.token.clone()]
+
+    def write(self) -> None:
+        """Write the other tokens."""
+        for _ in range(self.new - 1):
+            self.step()
+            self.tokens.append(self.token.clone())
+
+
+def capture(step: Step) -> Step:
+    """Return a replay of a step that was captured in a CUDA graph, after a few calls of it."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(STEPS_TO_CAPTURE):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def _run(writer: _Growing | _Fixed, device: torch.device) -> tuple[float, float]:
     """Return the seconds of reading a prompt, and of writing after the first new token."""
-    began = now(ids.device)
-    said = cast("Any", model)(ids, use_cache=True)
-    token, read = said.logits[:, -1:].argmax(-1), now(ids.device)
-    for _ in range(new - 1):
-        said = cast("Any", model)(token, past_key_values=said.past_key_values, use_cache=True)
-        token = said.logits[:, -1:].argmax(-1)
-    return read - began, now(ids.device) - read
+    began = now(device)
+    writer.read()
+    read = now(device)
+    writer.write()
+    return read - began, now(device) - read

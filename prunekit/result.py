@@ -5,12 +5,16 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from prunekit import tuning
 from prunekit.data import Tokens
+from prunekit.formats import Stored
 from prunekit.planning import Plan
 
 PACKAGES = ("torch", "transformers", "triton", "safetensors", "accelerate")
@@ -81,6 +85,39 @@ def sparsity_facts(plan: Plan, counted: dict[str, int]) -> dict[str, Any]:
         "whole_model": counted["zeros"] / plan.parameters,
         "pattern": plan.recipe.pattern.name,
         "violations": counted["violations"],
+    }
+
+
+def storage_facts(
+    plan: Plan, folder: Path, stored: Mapping[str, Stored], unfit: int
+) -> dict[str, Any]:
+    """Return how the result is stored and what that does for its size and its speed.
+
+    Args:
+        plan: Of the run.
+        folder: Where the result is.
+        stored: What is compressed.
+        unfit: Pruned linears that the format does not fit, so that they are dense.
+    """
+    kind, before = plan.config.output.format, plan.checkpoint.entries.values()
+    facts = {
+        "format": kind,
+        "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        "bytes_before": sum(file.stat().st_size for file in {entry.file for entry in before}),
+    }
+    if kind == "dense":
+        speed = (
+            "Zeros in dense files save neither space nor time; prunekit convert makes them small."
+        )
+        return {**facts, "speed": speed}
+    name = torch.cuda.get_device_name(plan.device) if plan.device.type == "cuda" else "CPU"
+    dtype = str(plan.dtype).removeprefix("torch.")
+    layers = {tuning.key(kind, dtype, said.outputs, said.inputs) for said in stored.values()}
+    return {
+        **facts,
+        "compressed": len(stored),
+        "dense": unfit,
+        "speed": tuning.said(name, layers),
     }
 
 

@@ -90,12 +90,7 @@ class Run:
         yield from self._prune(tokens, sparsities)
         with self._timed("write"):
             dtype = None if plan.config.model.dtype == "auto" else plan.config.model.dtype
-            linears = {
-                layer_of(layer["tensor"]): Stored(*layer["stored"])
-                for layer in self.layers
-                if "stored" in layer
-            }
-            self.output.finish(plan.checkpoint, dtype, self.format, linears)
+            self.output.finish(plan.checkpoint, dtype, self.format, self._compressed())
         yield from self._evaluate("after", judged)
         yield Record("phase", "verify", {"steps": 1})
         with self._timed("verify"):
@@ -106,6 +101,14 @@ class Run:
         reports.write(report, self.output.folder)
         self.output.note("finish", "", {"seconds": report["seconds"]["total"]})
         yield Record("finish", str(self.output.folder), report)
+
+    def _compressed(self) -> dict[str, Stored]:
+        """Return what is said of the compressed linears, by name."""
+        return {
+            layer_of(layer["tensor"]): Stored(*layer["stored"])
+            for layer in self.layers
+            if "stored" in layer
+        }
 
     def _timed(self, phase: str) -> "_Timer":
         return _Timer(self.seconds, phase)
@@ -282,6 +285,7 @@ class Run:
         plan, done = self.plan, self.output.done
         judged = [values for (kind, _), values in done.items() if kind == "evaluation"]
         peaks, needs = result.peak_memory(plan.device), plan.memory
+        compressed = self._compressed()
         return {
             "prunekit": __version__,
             "config": plan.config.dump(),
@@ -289,6 +293,9 @@ class Run:
             "model": result.model_facts(plan),
             "calibration": result.calibration_facts(plan, tokens),
             "sparsity": result.sparsity_facts(plan, counted),
+            "storage": result.storage_facts(
+                plan, self.output.folder, compressed, len(self.layers) - len(compressed)
+            ),
             "layers": self.layers,
             "evaluation": result.paired(judged),
             "seconds": {**self.seconds, "total": time.perf_counter() - self.began},

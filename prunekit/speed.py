@@ -226,7 +226,7 @@ def choices(found: Measured) -> dict[str, tuning.Choice]:
 
 def _choice(kind: str, times: dict[int, dict[str, float]]) -> tuning.Choice:
     semi = ("cuSPARSELt", "CUTLASS") if kind == "2:4" else ()
-    reach, with_semi = 0, False
+    reach, with_semi, pays = 0, False, 0
     for tokens, ways in sorted(times.items()):
         fastest_semi = min((ways[way] for way in semi if way in ways), default=float("inf"))
         expanded = ways.get(f"{kind} expanded", float("inf"))
@@ -234,7 +234,9 @@ def _choice(kind: str, times: dict[int, dict[str, float]]) -> tuning.Choice:
             reach = tokens
         else:
             with_semi = fastest_semi < expanded
-    return tuning.Choice(reach, with_semi)
+        if min(ways[kind], expanded, fastest_semi) < ways["dense"]:
+            pays = tokens
+    return tuning.Choice(reach, with_semi, pays)
 
 
 def verdicts(found: Measured) -> list[str]:

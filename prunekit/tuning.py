@@ -5,6 +5,7 @@
 
 import json
 import os
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,49 @@ class Choice:
 
     reach: int
     semi: bool = False
+    pays: int = 0
+    """The most tokens for which the fastest sparse way beat a dense layer."""
+
+
+def said(device: str, layers: Collection[str]) -> str:
+    """Return one sentence for a report: how layers multiply on a device, as far as was measured.
+
+    Args:
+        device: Its name; CPU for that.
+        layers: Keys of the shapes that occur.
+    """
+    if device == "CPU":
+        return (
+            "A CPU expands each weight and multiplies it dense, at every call: memory is saved, "
+            "time is not."
+        )
+    found = [choice for layer in sorted(layers) if (choice := look_up(device, layer))]
+    if not found:
+        return f"Nothing was measured on {device}: prunekit bench --model does, and says what pays."
+    slow = sum(choice.pays == 0 for choice in found)
+    parts = [
+        f"Of {len(layers)} layer shapes {len(found)} were measured on {device}: our kernel takes "
+        f"up to {_span(choice.reach for choice in found)} tokens, with more the product is "
+        f"{_beyond(found)}; faster than dense up to {_span(choice.pays for choice in found)} tokens"
+    ]
+    if slow:
+        parts.append(f"{slow} of them never: there --format dense is faster")
+    return ", ".join(parts) + "."
+
+
+def _span(counts: Iterable[int]) -> str:
+    found = sorted(counts)
+    low, high = found[0], found[-1]
+    return str(high) if low == high else f"{high} (only {low} in some)"
+
+
+def _beyond(found: list[Choice]) -> str:
+    semi = sum(choice.semi for choice in found)
+    if semi == len(found):
+        return "torch's semi-structured one"
+    if semi == 0:
+        return "dense, with the weight expanded for the moment"
+    return f"torch's semi-structured one in {semi} and dense, expanded for the moment, elsewhere"
 
 
 def table_file() -> Path:

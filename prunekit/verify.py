@@ -187,14 +187,17 @@ print(json.dumps(answers.float().cpu().tolist()))
 
 
 def inspect(path: str | Path) -> list[dict[str, Any]]:
-    """Return name, shape, type, sparsity and n:m of every floating matrix; no forward is run."""
+    """Return what is known of every floating matrix without running the model.
+
+    That is name, shape, type, sparsity, n:m, and the format: dense, or how it is compressed.
+    """
     from prunekit.checkpoint import find
 
     checkpoint = open_checkpoint(find(str(path)))
     found = []
     for name, entry in checkpoint.entries.items():
         if entry.dtype.is_floating_point and len(entry.shape) >= 2:
-            tensor = checkpoint.read([name])[name]
+            tensor, packed = checkpoint.read([name])[name], checkpoint.packed.get(name)
             zeros = tensor.numel() - int(tensor.count_nonzero())
             found.append(
                 {
@@ -203,6 +206,7 @@ def inspect(path: str | Path) -> list[dict[str, Any]]:
                     "dtype": str(entry.dtype).removeprefix("torch."),
                     "sparsity": zeros / max(tensor.numel(), 1),
                     "n_of_m": _groups(tensor) if zeros else None,
+                    "format": packed.format.name if packed else "dense",
                 }
             )
     return found

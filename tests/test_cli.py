@@ -258,10 +258,10 @@ def test_evaluate_names_all_texts_that_are_not_there(capsys):
 def test_inspect_prints_every_tensor_in_full(replace, capsys):
     name = "model.layers.0." + "x" * 80
     facts = {"shape": [4, 8], "dtype": "float32", "sparsity": 0.5, "n_of_m": "2:4"}
-    replace(verify={"inspect": lambda path: [{"name": name, **facts}]})
+    replace(verify={"inspect": lambda path: [{"name": name, **facts, "format": "bitmask"}]})
     assert main(["inspect", "m"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split() == (
-        [name, "4x8", "float32", "50.0", "%", "2:4"]
+        [name, "4x8", "float32", "50.0", "%", "2:4", "bitmask"]
     )
 
 

@@ -54,6 +54,13 @@ def test_the_report_is_that_of_the_dense_run(written, kind):
     dense, other = (json.loads((written / k / "report.json").read_text()) for k in ("dense", kind))
     assert other["sparsity"] == dense["sparsity"]
     assert all("stored" in layer for layer in other["layers"])
+    storage = other["storage"]
+    assert (storage["format"], storage["dense"]) == (kind, 0)
+    assert storage["compressed"] == len(other["layers"])
+    assert storage["bytes"] < dense["storage"]["bytes"]
+    assert storage["bytes"] == sum(f.stat().st_size for f in (written / kind).glob("*.safetensors"))
+    assert "A CPU expands each weight" in storage["speed"]
+    assert "neither space nor time" in dense["storage"]["speed"]
 
 
 @pytest.mark.slow
@@ -62,8 +69,16 @@ def test_verify_and_inspect_count_in_the_compressed_files(written, kind):
     checks = verify(written / kind)
     assert [check.name for check in checks if not check.passed] == []
     assert "transformers with prunekit answers within" in checks[-1].detail
-    counted = [sorted(inspect(written / which), key=str) for which in (kind, "dense")]
-    assert counted[0] == counted[1]
+    packed, dense = (
+        {tensor["name"]: tensor for tensor in inspect(written / which)} for which in (kind, "dense")
+    )
+    compressed = open_checkpoint(written / kind).packed
+    assert compressed
+    assert {name for name, tensor in packed.items() if tensor["format"] == kind} == {*compressed}
+    assert packed == {
+        name: tensor | {"format": kind if name in compressed else "dense"}
+        for name, tensor in dense.items()
+    }
 
 
 @pytest.mark.parametrize("kind", FORMATS[1:])

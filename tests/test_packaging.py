@@ -13,7 +13,7 @@ import pytest
 import prunekit
 from tests.conftest import ROOT
 
-EXTRAS = {"parquet", "demo", "hub", "harness", "bench", "dev"}
+EXTRAS = {"parquet", "demo", "hub", "harness", "lora", "bench", "dev"}
 DATA = {"prunekit/starter.toml", "prunekit/report.html.j2"}
 USE = """
 import json, sys

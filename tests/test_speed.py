@@ -4,9 +4,12 @@ import json
 
 import pytest
 import torch
+import transformers
 
 import prunekit
+from prunekit import tuning
 from prunekit.cli import main
+from prunekit.model_speed import _Fixed, _Growing
 from prunekit.speed import Measured, Row, best_speeds, choices, contestants, verdicts
 from prunekit.tuning import Choice
 from tests import checkpoints
@@ -57,11 +60,53 @@ def test_layers_are_averaged_geometrically():
 def test_choices_are_where_the_fastest_way_changes():
     found = choices(measured(rows(MEASURED)))
     assert found == {
-        "2:4 bfloat16 8x8": Choice(reach=64, semi=True),
-        "bitmask bfloat16 8x8": Choice(reach=1, semi=False),
+        "2:4 bfloat16 8x8": Choice(reach=64, semi=True, pays=4096),
+        "bitmask bfloat16 8x8": Choice(reach=1, semi=False, pays=1),
     }
     never = {1: {"2:4": 0.5, "2:4 expanded": 0.8, "bitmask": 0.5, "bitmask expanded": 0.6}}
     assert choices(measured(rows(never)))["2:4 bfloat16 8x8"] == Choice(reach=0, semi=False)
+
+
+def test_a_report_says_how_layers_multiply_and_where_dense_is_faster(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    layers = {"2:4 bfloat16 8x8", "2:4 bfloat16 16x8"}
+    assert tuning.said("H200", layers).startswith("Nothing was measured on H200: prunekit bench")
+    tuning.save("H200", {"2:4 bfloat16 8x8": Choice(64, semi=True, pays=4096)})
+    assert tuning.said("H200", layers) == (
+        "Of 2 layer shapes 1 were measured on H200: our kernel takes up to 64 tokens, with more "
+        "the product is torch's semi-structured one; faster than dense up to 4096 tokens."
+    )
+    tuning.save("H200", {"2:4 bfloat16 16x8": Choice(0)})
+    assert tuning.said("H200", layers).endswith(
+        "up to 64 (only 0 in some) tokens, with more the product is torch's semi-structured one in "
+        "1 and dense, expanded for the moment, elsewhere; faster than dense up to 4096 (only 0 in "
+        "some) tokens, 1 of them never: there --format dense is faster."
+    )
+    assert "memory is saved, time is not" in tuning.said("CPU", layers)
+
+
+def test_one_step_of_a_fixed_cache_writes_what_a_growing_one_writes():
+    config = transformers.LlamaConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval()
+    ids = (torch.arange(6) * 7919 % 97)[None]
+
+    def called_before(step):
+        step()
+        return step
+
+    with torch.inference_mode():
+        writers = [_Growing(model, ids, 9), _Fixed(model, ids, 9, called_before)]
+        for writer in writers:
+            for _ in range(2):  # the second time nothing of the first is left
+                writer.read()
+                writer.write()
+    growing, fixed = (torch.cat(writer.tokens).flatten().tolist() for writer in writers)
+    assert growing == fixed
+    assert len(set(growing)) > 1
 
 
 def test_contestants_do_the_same_work():
