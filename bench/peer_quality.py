@@ -1,0 +1,112 @@
+"""Perplexity of real models pruned by us and by llm-compressor, on the same tokens.
+
+    python -m bench.peer_quality [--peer PYTHON] [--models NAME …]
+
+What is in ``bench/results/<machine>/peer_quality.json`` already is not measured again, so that it
+can be run in pieces. Speed does not matter here: the machine need not be idle.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.end_to_end import PATTERNS, SHARED, Job, config_text, jobs, judge, run_peer
+from bench.harness import RESULTS, describe
+from prunekit.config import load_config
+from prunekit.errors import ShapeError
+from prunekit.planning import plan
+from prunekit.running import run
+
+METHODS = ("magnitude", "wanda", "sparsegpt")
+PEER_METHODS = ("wanda", "sparsegpt")
+PEER = " of llm-compressor"
+Row = dict[str, Any]
+
+
+def all_jobs() -> list[Job]:
+    """Return every decoder language model at hand, smallest first."""
+    if not (found := jobs()):
+        return []
+    smollm2, stories = found
+    small = [
+        replace(stories, name=name, model=SHARED / "models" / name, windows=300)
+        for name in ("stories260K", "gpt2-tinystories")
+    ]
+    return [*small, replace(stories, windows=244), smollm2]
+
+
+def measure(job: Job, pattern: str, peer: str | None) -> Row:
+    """Return a row: perplexity dense, and by each method, ours and the peer's."""
+    row: Row = {"model": job.name, "pattern": pattern, "dense": judge(job, job.model)}
+    for method in METHODS:
+        with tempfile.TemporaryDirectory() as name:
+            row |= _perplexities(job, (method, pattern), peer, Path(name))
+    return row
+
+
+def _perplexities(
+    job: Job, task: tuple[str, str], peer: str | None, folder: Path
+) -> dict[str, float | None]:
+    method, _ = task
+    config = folder / "job.toml"
+    config.write_text(config_text(job, *task, folder / "ours"))
+    try:
+        made = plan(load_config(config))
+    except ShapeError:
+        return {method: None}
+    for _ in run(made):
+        pass
+    found: dict[str, float | None] = {method: judge(job, folder / "ours")}
+    if peer and method in PEER_METHODS:
+        run_peer(peer, job, made, task, folder)
+        found[f"{method}{PEER}"] = judge(job, folder / "peer")
+    return found
+
+
+COLUMNS = ("dense", "magnitude", "wanda", f"wanda{PEER}", "sparsegpt", f"sparsegpt{PEER}")
+
+
+def _line(row: Row) -> str:
+    found = ("—" if row.get(key) is None else f"{row[key]:.3f}" for key in COLUMNS)
+    return f"| {' | '.join([row['model'], row['pattern'], *found])} |"
+
+
+def rows(peer: str | None, models: list[str] | None, known: list[Row]) -> Iterator[Row]:
+    """Yield what is asked for and not known."""
+    measured = {(row["model"], row["pattern"]) for row in known}
+    for job in all_jobs():
+        for pattern in PATTERNS:
+            asked = not models or job.name in models
+            if asked and (job.name, pattern) not in measured:
+                yield measure(job, pattern, peer)
+
+
+def main() -> None:
+    """Measure and rewrite ``bench/results/<machine>/peer_quality.{json,md}``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peer", help="python of an environment with llm-compressor")
+    parser.add_argument("--models", nargs="*", help="only these")
+    options = parser.parse_args()
+    if not options.peer:
+        print("llm-compressor: left out, give its interpreter with --peer")
+    machine = describe(torch.device("cpu"))
+    folder = RESULTS / machine["name"]
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "peer_quality.json"
+    known: list[Row] = json.loads(file.read_text())["rows"] if file.is_file() else []
+    header = [f"| model | pattern | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for row in rows(options.peer, options.models, [*known]):
+        known.append(row)
+        print(_line(row), flush=True)
+        file.write_text(json.dumps({"machine": machine, "rows": known}, indent=1) + "\n")
+        file.with_suffix(".md").write_text("\n".join([*header, *map(_line, known)]) + "\n")
+
+
+if __name__ == "__main__":
+    main()
