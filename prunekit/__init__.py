@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from prunekit.patterns import Pattern
     from prunekit.planning import Plan, plan
     from prunekit.rankers import Ranker
+    from prunekit.ranks import join
     from prunekit.running import Record, run
     from prunekit.shrunk import load
     from prunekit.sparse_linear import SparseLinear
@@ -43,6 +44,7 @@ __all__ = [
     "SparseLinear",
     "Statistic",
     "heads",
+    "join",
     "load",
     "load_config",
     "neurons",
@@ -64,6 +66,7 @@ _HOMES = {
     "SparseLinear": "sparse_linear",
     "Statistic": "statistics",
     "heads": "gated",
+    "join": "ranks",
     "load": "shrunk",
     "load_config": "config",
     "neurons": "gated",

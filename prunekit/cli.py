@@ -1,25 +1,36 @@
 """Words on the command line. Nothing heavy is imported before a command needs it.
 
 Exit codes: 0 done; 1 it went wrong; 2 what the user gave is wrong, and nothing was written; 130
-stopped from the keyboard.
+stopped from the keyboard; 143 stopped by SIGTERM, once a block was finished.
 """
 
 import gc
+import os
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, current_thread, main_thread
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
 from prunekit import __version__
-from prunekit.errors import CapacityError, CheckpointError, ConfigError, PrunekitError, ShapeError
+from prunekit.errors import (
+    CapacityError,
+    CheckpointError,
+    ConfigError,
+    PrunekitError,
+    ShapeError,
+    StoppedError,
+)
 
 if TYPE_CHECKING:
     from prunekit.conversion import Converted
 
-FAILED, REFUSED, STOPPED = 1, 2, 130
+FAILED, REFUSED, STOPPED, TERMINATED = 1, 2, 130, 143
 
 app = App(
     name="prunekit",
@@ -78,19 +89,40 @@ def run(
     # A fifth of the time that these imports take goes to looking for garbage, and there is none.
     gc.disable()
     from prunekit import allocator, planning, progress, running
+    from prunekit.ranks import join
 
     gc.enable()
     gc.freeze()
     allocator.keep()
-    plan = planning.plan(loaded)
+    plan = None
     try:
-        progress.show(running.run(plan, resume=resume, overwrite=overwrite), quiet=quiet)
+        with join(loaded.model.device) as ranks, _terminable() as asked:
+            plan = planning.plan(loaded, ranks)
+            records = running.run(plan, resume=resume, overwrite=overwrite, stop=asked.is_set)
+            progress.show(records, quiet=quiet or not ranks.first)
     except (CheckpointError, ShapeError, CapacityError) as error:
+        if plan is None:
+            raise
         # What the plan had accepted went wrong on the way, so it is no longer the user's input.
         return _fail(FAILED, error)
-    except KeyboardInterrupt:
-        return _fail(STOPPED, _way_on(Path(loaded.output.path), config, overrides))
+    except (KeyboardInterrupt, StoppedError) as error:
+        code = TERMINATED if isinstance(error, StoppedError) else STOPPED
+        return _fail(code, _way_on(Path(loaded.output.path), config, overrides))
     return 0
+
+
+@contextmanager
+def _terminable() -> Iterator[Event]:
+    """Give an event that SIGTERM sets, by which schedulers say that time is up."""
+    asked = Event()
+    if current_thread() is not main_thread():
+        yield asked  # where signals cannot be handled
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @app.command
@@ -343,5 +375,6 @@ def _say(text: str) -> None:
 
 
 def _fail(code: int, message: object) -> int:
-    sys.stderr.write(f"{message}\n")
+    rank = os.environ.get("RANK", "0")
+    sys.stderr.write(f"{message}\n" if rank == "0" else f"Rank {rank}: {message}\n")
     return code

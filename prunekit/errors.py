@@ -5,7 +5,9 @@ PrunekitError
 ├── CheckpointError   the files of a model are not what they should be
 ├── ShapeError        a pattern does not fit a matrix
 ├── CapacityError     too little memory or disk
-└── NumericsError     NaN, inf, or a matrix that no damping saves
+├── NumericsError     NaN, inf, or a matrix that no damping saves
+├── RankError         another process of the run has died
+└── StoppedError      the run was asked to stop, and did where it can be taken up again
 """
 
 
@@ -31,3 +33,11 @@ class CapacityError(PrunekitError):
 
 class NumericsError(PrunekitError):
     """NaN, inf, or a Gram matrix that no damping makes positive definite."""
+
+
+class RankError(PrunekitError):
+    """Another process that shares the run has died; the message names it."""
+
+
+class StoppedError(PrunekitError):
+    """The run was asked to stop, and did where it can be taken up again."""

@@ -20,6 +20,7 @@ from prunekit.data import Tokens, evaluation_tokens
 from prunekit.errors import ConfigError
 from prunekit.layout import runners
 from prunekit.loading import Weights, empty_model, longest
+from prunekit.ranks import ALONE, Ranks
 from prunekit.sources import title
 from prunekit.stack import StackRunner
 from prunekit.walk import Visit, batches, heads, held, walk
@@ -81,8 +82,10 @@ class Evaluator:
         self.weights = Weights(self.model, checkpoint, dtype, device)
         self.device = device
 
-    def perplexity(self, tokens: Tokens) -> dict[str, Any]:
+    def perplexity(self, tokens: Tokens, ranks: Ranks = ALONE) -> dict[str, Any]:
         """Return exp of the mean negative log likelihood of each token after a window's first.
+
+        Each of ``ranks`` reads its share of the windows.
 
         Raises:
             ConfigError: The model is not a causal language model.
@@ -96,14 +99,9 @@ class Evaluator:
             raise ConfigError(
                 "evaluate.data: the text is one token long; there is none to predict."
             )
-        parts = batches(tokens.ids, self.device)
-        visit = last_visit(self, parts)
-        loss, count = 0.0, 0
-        with held(self.weights, *heads(self.model)):
-            for hidden, ids in zip(visit.hidden, parts, strict=True):
-                for window, labels in zip(hidden, ids, strict=True):
-                    loss += negative_log_likelihood(visit.runner, window, labels)
-                    count += len(labels) - 1
+        own = tokens.ids[ranks.part(len(tokens.ids))]
+        loss = sum(ranks.exchange(self._loss(own) if len(own) else 0.0))
+        count = tokens.ids[:, 1:].numel()
         return {
             "metric": "perplexity",
             "value": perplexity_of(loss, count),
@@ -114,6 +112,16 @@ class Evaluator:
                 f"{str(self.weights.dtype).removeprefix('torch.')} blocks"
             ),
         }
+
+    def _loss(self, ids: Int[Tensor, "N T"]) -> float:
+        parts = batches(ids, self.device)
+        visit = last_visit(self, parts)
+        with held(self.weights, *heads(self.model)):
+            return sum(
+                negative_log_likelihood(visit.runner, window, labels)
+                for hidden, part in zip(visit.hidden, parts, strict=True)
+                for window, labels in zip(hidden, part, strict=True)
+            )
 
     def answers(self, ids: Int[Tensor, "B T"]) -> Tensor:
         """Return what the model's head answers to tokens, in float32 on the CPU."""

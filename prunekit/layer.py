@@ -8,13 +8,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 
 from prunekit.patterns import Pattern
+from prunekit.ranks import Ranks
 from prunekit.statistics import Gathered
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a layer: from ``start`` on, of ``total``; ``ranks`` have the others."""
+
+    start: int
+    total: int
+    ranks: Ranks
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,7 @@ class Layer:
         stats: What its method declared in ``needs``; shared by the linears of its stage.
         pattern: Which zeros are allowed.
         sparsity: Fraction of zeros, 0..1.
+        rows: Which rows ``weight`` has, where other ranks have the others; None for all.
     """
 
     name: str
@@ -34,6 +45,17 @@ class Layer:
     stats: Gathered
     pattern: Pattern
     sparsity: float
+    rows: Rows | None = None
+
+    @property
+    def outputs(self) -> int:
+        """Output features of the layer, wherever its rows are."""
+        return self.rows.total if self.rows else len(self.weight)
+
+    def add(self, tensor: Shaped[Tensor, ...]) -> None:
+        """Add up, in place, what the rows of this rank and those of the others give."""
+        if self.rows:
+            self.rows.ranks.add(tensor, "thresholds")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 from prunekit.checkpoint import INDEX, Checkpoint, read_header, write_atomically, write_shard
 from prunekit.errors import ConfigError
 from prunekit.formats import Format, Stored
+from prunekit.ranks import ALONE, Ranks
 from prunekit.storage import storage_config
 
 JOURNAL = "journal.jsonl"
@@ -26,12 +27,14 @@ class Output:
 
     Attributes:
         folder: Where it is.
+        ranks: The processes that share the run; the first of them writes, the others remember.
         done: Journal entries of the run that is taken up, by kind and name.
     """
 
-    def __init__(self, folder: Path, shards: int) -> None:
+    def __init__(self, folder: Path, shards: int, ranks: Ranks = ALONE) -> None:
         self.folder = folder
         self.shards = shards
+        self.ranks = ranks
         self.done: dict[tuple[str, str], dict[str, Any]] = {}
 
     def begin(self, fingerprint: str, *, resume: bool, overwrite: bool) -> None:
@@ -40,6 +43,20 @@ class Output:
         Raises:
             ConfigError: The folder is in use, or what it holds belongs to another run.
         """
+
+        def begin() -> dict[tuple[str, str], dict[str, Any]]:
+            self._begin(fingerprint, resume=resume, overwrite=overwrite)
+            return self.done
+
+        self.done = self.ranks.lead(begin)
+        seen = self.ranks.exchange((self.folder / JOURNAL).is_file())
+        if not all(seen):
+            raise ConfigError(
+                f"output.path: rank {seen.index(False)} does not see {self.folder}, which rank 0 "
+                "writes. All machines of a run need one file system in common."
+            )
+
+    def _begin(self, fingerprint: str, *, resume: bool, overwrite: bool) -> None:
         ours = _is_ours(self.folder / JOURNAL)
         if resume and ours:
             self._take_up(fingerprint)
@@ -79,6 +96,8 @@ class Output:
     def note(self, kind: str, name: str, values: dict[str, Any]) -> None:
         """Append to the journal; on the disk when this returns."""
         self.done[kind, name] = values
+        if not self.ranks.first:
+            return
         with (self.folder / JOURNAL).open("ab") as stream:
             stream.write(
                 json.dumps({"kind": kind, "name": name, "values": values}).encode() + b"\n"

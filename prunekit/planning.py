@@ -29,6 +29,7 @@ from prunekit.evaluation import (
 from prunekit.layout import Block, Linear, Selection, layout, runners
 from prunekit.loading import empty_model, longest, stored_names
 from prunekit.pruning import Recipe
+from prunekit.ranks import ALONE, Ranks
 from prunekit.stack import StackRunner
 from prunekit.statistics import Gram
 from prunekit.units import count, size
@@ -75,6 +76,7 @@ class Plan:
         lengths: Tokens of a calibration sample and of an evaluation window, after the cap.
         memory: Peak bytes.
         notes: What the user should know: caps, skipped layers, probing.
+        ranks: The processes that carry it out; memory is that of each.
     """
 
     config: Config
@@ -91,6 +93,7 @@ class Plan:
     lengths: tuple[int, int]
     memory: Memory
     notes: tuple[str, ...]
+    ranks: Ranks = ALONE
 
     @property
     def at_once(self) -> bool:
@@ -118,8 +121,12 @@ class Plan:
         return _describe(self)
 
 
-def plan(config: Config) -> Plan:
+def plan(config: Config, ranks: Ranks = ALONE) -> Plan:
     """Decide everything that can be decided from ``config.json`` and safetensors headers.
+
+    Args:
+        config: What the user wrote.
+        ranks: The processes that will share the run, from :func:`prunekit.join`.
 
     Raises:
         PrunekitError: Something cannot work; nothing was written and no weight read.
@@ -136,12 +143,12 @@ def plan(config: Config) -> Plan:
     prune = config.prune
     blocks = layout(stacks, Selection(prune.pattern, prune.skip, prune.on_indivisible))
     _check_skips(config, model, blocks)
-    device = device_of(config.model.device)
+    device = ranks.place(device_of(config.model.device))
     asked = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
     dtype = compute_dtype(asked or stored_dtype(checkpoint), device)
     lengths, notes = _lengths(config, longest(model))
     recipe = Recipe.of(prune, calibrated=config.calibration is not None)
-    tokens = (config.calibration.samples if config.calibration else 1) * lengths[0]
+    tokens = _share(config, ranks) * lengths[0]
     made = Plan(
         config=config,
         checkpoint=checkpoint,
@@ -157,9 +164,21 @@ def plan(config: Config) -> Plan:
         lengths=lengths,
         memory=_memory(model, stacks, blocks, (recipe, dtype, tokens, device)),
         notes=(*notes, *_remarks(architecture, model, blocks)),
+        ranks=ranks,
     )
     _check_capacity(made)
     return made
+
+
+def _share(config: Config, ranks: Ranks) -> int:
+    """Return how many calibration samples the busiest rank has."""
+    samples = config.calibration.samples if config.calibration else 1
+    if config.calibration and samples < ranks.size:
+        raise ConfigError(
+            f"calibration.samples: {samples} cannot be shared by {ranks.size} processes. Start "
+            "fewer, or use more samples."
+        )
+    return -(-samples // ranks.size)
 
 
 def _lengths(config: Config, limit: int) -> tuple[tuple[int, int], list[str]]:
@@ -283,6 +302,7 @@ def _describe(made: Plan) -> RenderableType:
         f"allocation {prune.allocation.name}, propagation {prune.propagation}, steps {prune.steps}",
         "gathers": ", ".join(kind.name for kind in made.recipe.needs) or "nothing",
         "runs": f"on {made.device} in {str(made.dtype).removeprefix('torch.')}",
+        "ranks": f"{made.ranks.size}: samples and rows are shared; memory is that of each",
         "output": f"{config.output.path}  ({size(made.checkpoint.nbytes)})",
         "memory": f"about {size(made.memory.total)}: block {size(made.memory.block)}, statistics "
         f"{size(made.memory.statistics)}, hidden states {size(made.memory.hidden)}, activations "
@@ -298,6 +318,8 @@ def _describe(made: Plan) -> RenderableType:
             f"{config.calibration.samples} samples of {made.lengths[0]} tokens, seed "
             f"{config.calibration.seed}"
         )
+    if not made.ranks.several:
+        del rows["ranks"]
     for key, value in rows.items():
         facts.add_row(f"[bold]{key}", value)
     table = Table(title=f"{len(made.sizes)} of {len(made.linears)} linears are pruned")

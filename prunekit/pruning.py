@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 from jaxtyping import Float
@@ -15,17 +15,21 @@ from torch import Tensor, nn
 
 from prunekit.allocations import Allocation, Survey
 from prunekit.errors import NumericsError
-from prunekit.layer import Layer
+from prunekit.layer import Layer, Rows
 from prunekit.layout import Block, Linear, orientation
 from prunekit.lockstep import Lockstep
 from prunekit.methods import Method
 from prunekit.patterns import Pattern
+from prunekit.ranks import ALONE, Ranks
 from prunekit.refinement import Refine, refine
 from prunekit.schedules import SCHEDULES
 from prunekit.sections import Prune
+from prunekit.spread import dealt, spread
 from prunekit.statistics import Gathered, Gram, Statistic, union
 from prunekit.walk import Visit
 
+Parts = list[slice] | None
+"""The rows of a linear that each rank prunes; None where each prunes all of them."""
 ENERGY_PANEL = 512
 """Columns of a weight that are multiplied by the Gram matrix at once."""
 
@@ -114,18 +118,23 @@ class BlockPruner:
             NumericsError: A weight or an activation is NaN or inf; layer and sample are named.
         """
         several = self.recipe.steps > 1
-        first = {linear: read(visit.block, linear) for linear in plan.pruned if several}
+        rows = {linear: self._dealt(visit, linear) for linear in plan.pruned}
+
+        def own(linear: Linear) -> Tensor:
+            return read(visit.block, linear, _own(visit, rows[linear]))
+
+        first = {linear: own(linear) for linear in plan.pruned if several}
         for step in range(1, self.recipe.steps + 1):
             last = step == self.recipe.steps
             for linears, stats in self._gather(visit, plan, last=last):
                 began = time.perf_counter()
-                dense = {linear: read(visit.block, linear) for linear in linears}
-                facts = self._prune(visit.block, dense, stats, step)
+                dense = {linear: own(linear) for linear in linears}
+                facts = self._prune(visit, dense, rows, stats, step)
                 seconds = time.perf_counter() - began
                 for linear in linears if last else ():
                     began = time.perf_counter()
                     weight = first.get(linear, dense[linear])
-                    outcome = self._outcome(visit.block, linear, weight, stats)
+                    outcome = self._outcome(visit, linear, weight, rows[linear], stats)
                     share = linear.size / sum(other.size for other in linears)
                     outcome.entry["seconds"] = share * seconds + time.perf_counter() - began
                     outcome.entry.update(facts.get(linear.name, {}))
@@ -144,67 +153,109 @@ class BlockPruner:
             for stage in stages:
                 yield from gather(visit, [stage], needs)
 
+    def _dealt(self, visit: Visit, linear: Linear) -> Parts:
+        return dealt(self.recipe.pattern, visit.ranks, linear.outputs, linear.inputs)
+
+    def _share(self, visit: Visit, linear: Linear, rows: Parts) -> tuple[Pattern, Rows | None]:
+        """Return by what pattern this rank prunes its rows of a linear, and which they are."""
+        pattern, ranks = self.recipe.pattern, visit.ranks
+        if rows is None:
+            return pattern, None
+        pattern = spread(pattern, ranks, linear.outputs, linear.inputs)
+        return pattern, Rows(rows[ranks.rank].start, linear.outputs, ranks)
+
     @torch.no_grad()
     def _prune(
-        self, block: nn.Module, dense: Mapping[Linear, Tensor], stats: Gathered, step: int
+        self,
+        visit: Visit,
+        dense: Mapping[Linear, Tensor],
+        rows: Mapping[Linear, Parts],
+        stats: Gathered,
+        step: int,
     ) -> dict[str, dict[str, float]]:
-        """Prune the linears of a stage in place; ``dense``, their weights, is left as it is."""
-        layers = {
-            linear: Layer(linear.name, weight, stats, self.recipe.pattern, sparsity)
-            for linear, weight in dense.items()
-            if (sparsity := self.recipe.sparsity(step, self.sparsities[linear.name])) > 0
-        }
+        """Prune the linears of a stage in place; ``dense``, their weights, is left as it is.
+
+        ``rows``: those of each linear that each rank has in its ``dense``; None for all.
+        """
+        layers: dict[Linear, Layer] = {}
+        for linear, weight in dense.items():
+            if (sparsity := self.recipe.sparsity(step, self.sparsities[linear.name])) > 0:
+                pattern, held = self._share(visit, linear, rows[linear])
+                layers[linear] = Layer(linear.name, weight, stats, pattern, sparsity, held)
         pruned = self.recipe.method.prune_together([*layers.values()])
         if self.recipe.refine:
             pruned = [*map(refine, layers.values(), pruned)]
         for linear, found in zip(layers, pruned, strict=True):
-            module = block.get_submodule(linear.path)
+            module = visit.block.get_submodule(linear.path)
             weight = found.weight.to(self.dtypes[linear.name])
+            if parts := rows[linear]:
+                weight = visit.ranks.join(weight, parts)
             module.weight.copy_(weight.T if orientation(module)[2] else weight)  # pyright: ignore
         return {
             layer.name: found.facts for layer, found in zip(layers.values(), pruned, strict=True)
         }
 
     @torch.no_grad()
-    def _outcome(self, block: nn.Module, linear: Linear, dense: Tensor, stats: Gathered) -> Outcome:
-        weight = read(block, linear)
+    def _outcome(
+        self, visit: Visit, linear: Linear, dense: Tensor, rows: Parts, stats: Gathered
+    ) -> Outcome:
+        weight = read(visit.block, linear, _own(visit, rows))
+        zeros = (weight == 0).sum()[None]
+        ranks = visit.ranks if rows else ALONE
+        ranks.add(zeros, "errors")
         entry = {
             "name": linear.name,
             "shape": [linear.outputs, linear.inputs],
-            "sparsity": int((weight == 0).sum()) / linear.size,
-            "relative_error": relative_error(dense, weight, stats),
+            "sparsity": int(zeros) / linear.size,
+            "relative_error": relative_error(dense, weight, stats, ranks),
         }
-        stored = block.get_submodule(linear.path).weight  # pyright: ignore
+        stored = visit.block.get_submodule(linear.path).weight  # pyright: ignore
         return Outcome(linear, stored.to(self.dtypes[linear.name], copy=True).cpu(), entry)  # pyright: ignore
 
 
+def _own(visit: Visit, rows: Parts) -> slice:
+    """Return the rows that this rank prunes."""
+    return rows[visit.ranks.rank] if rows else slice(None)
+
+
 @torch.no_grad()
-def read(block: nn.Module, linear: Linear) -> Float[Tensor, "O I"]:
-    """Return a float32 copy of a linear's weight, outputs first.
+def read(block: nn.Module, linear: Linear, rows: slice = slice(None)) -> Float[Tensor, "O I"]:
+    """Return a float32 copy of a linear's weight, outputs first, or of some of its rows.
 
     Raises:
-        NumericsError: It holds NaN or inf.
+        NumericsError: It holds NaN or inf, in whatever row.
     """
     module = block.get_submodule(linear.path)
-    weight = module.weight.detach().to(torch.float32, copy=True)  # pyright: ignore
+    weight = cast("Tensor", module.weight).detach()
     # One sum tells; to look at each entry takes several times as long.
-    if not weight.sum().isfinite() and (count := int((~weight.isfinite()).sum())):
+    sound = weight.sum(dtype=torch.float32).isfinite()
+    if not sound and (count := int((~weight.isfinite()).sum())):
         raise NumericsError(f"{linear.name}: {count} of its weights are NaN or inf.")
-    return weight.T.contiguous() if orientation(module)[2] else weight
+    if orientation(module)[2]:
+        return weight.T[rows].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    return weight[rows].to(torch.float32, copy=True)
 
 
 def relative_error(
-    dense: Float[Tensor, "O I"], pruned: Float[Tensor, "O I"], stats: Gathered
+    dense: Float[Tensor, "O I"],
+    pruned: Float[Tensor, "O I"],
+    stats: Gathered,
+    ranks: Ranks = ALONE,
 ) -> float | None:
-    """Return ‖WX − W′X‖² / ‖WX‖² from the Gram matrix, or None where none was gathered."""
+    """Return ‖WX − W′X‖² / ‖WX‖² from the Gram matrix, or None where none was gathered.
+
+    ``ranks`` have the other rows.
+    """
     gram = next((statistic.full for statistic in stats if isinstance(statistic, Gram)), None)
     if gram is None:
         return None
-    energy, loss = _energy(dense, gram), _energy(dense - pruned, gram)
+    sums = torch.stack([_energy(dense, gram), _energy(dense - pruned, gram)])
+    ranks.add(sums, "errors")
+    energy, loss = sums.tolist()
     return max(loss, 0.0) / energy if energy > 0 else 0.0
 
 
-def _energy(weight: Float[Tensor, "O I"], gram: Float[Tensor, "I I"]) -> float:
+def _energy(weight: Float[Tensor, "O I"], gram: Float[Tensor, "I I"]) -> Float[Tensor, ""]:
     """Return ‖WX‖², panel by panel of columns; what panels share counts twice and is done once."""
     total = torch.zeros((), dtype=torch.float64, device=weight.device)
     for start in range(0, weight.shape[1], ENERGY_PANEL):
@@ -212,7 +263,7 @@ def _energy(weight: Float[Tensor, "O I"], gram: Float[Tensor, "I I"]) -> float:
         product = panel @ gram[start:end, start:end]
         product.addmm_(weight[:, end:], gram[end:, start:end], alpha=2)
         total += product.mul_(panel).sum(dtype=torch.float64)
-    return float(total)
+    return total
 
 
 def gather(
@@ -268,6 +319,7 @@ def _update(statistics: tuple[Statistic, ...], x: Float[Tensor, "... I"]) -> Non
 def _checked(
     visit: Visit, linears: Sequence[Linear], statistics: tuple[Statistic, ...]
 ) -> Gathered:
+    visit.ranks.merge(statistics)
     if not all(statistic.finite() for statistic in statistics):
         raise NumericsError(_blame(visit, linears[0]))
     return Gathered(statistics)
@@ -332,6 +384,8 @@ def _blame(visit: Visit, linear: Linear) -> str:
     hook = module.register_forward_pre_hook(look)
     visit.forward()
     hook.remove()
+    # Ranks have the samples in their order.
+    broken = [sample for samples in visit.ranks.exchange(broken) for sample in samples]
     if True in broken:
         return f"{linear.name}: its input is NaN or inf in calibration sample {broken.index(True)}."
     return f"{linear.name}: the squares of its inputs overflow float32."

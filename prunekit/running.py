@@ -6,7 +6,7 @@ Nothing is printed here: progress bar, journal and report are readers of the sam
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from prunekit import allocator, result
 from prunekit import report as reports
 from prunekit.checkpoint import open_checkpoint
 from prunekit.data import Tokens, calibration_tokens, evaluation_tokens
+from prunekit.errors import ConfigError, StoppedError
 from prunekit.evaluation import Evaluator
 from prunekit.formats import Stored, format_named
 from prunekit.layout import Block, orientation
@@ -47,24 +48,34 @@ class Record:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-def run(plan: Plan, *, resume: bool = False, overwrite: bool = False) -> Iterator[Record]:
+def run(
+    plan: Plan,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Record]:
     """Carry out a plan and yield what was measured, as it is measured.
 
     A run that was stopped, however, leaves a folder that ``resume`` goes on with; the weights are
-    then the same bytes as those of a run that was not stopped.
+    then the same bytes as those of a run that was not stopped. ``stop`` is asked after each block;
+    where one rank says yes, all stop.
 
     Raises:
+        StoppedError: So it was asked.
         PrunekitError: See each kind; the folder then stays resumable.
     """
-    yield from Run(plan).records(resume=resume, overwrite=overwrite)
+    yield from Run(plan, stop).records(resume=resume, overwrite=overwrite)
 
 
 class Run:
     """One run and what it has measured so far."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.output = Output(Path(plan.config.output.path), len(plan.blocks) + 1)
+    def __init__(self, plan: Plan, stop: Callable[[], bool] = lambda: False) -> None:
+        self.plan, self.stop = plan, stop
+        self.ranks = plan.ranks
+        self.ranks.traffic.clear()
+        self.output = Output(Path(plan.config.output.path), len(plan.blocks) + 1, plan.ranks)
         self.weights = Weights(plan.model, plan.checkpoint, plan.dtype, plan.device)
         self.format = format_named(plan.config.output.format)
         phases = ("calibrate", "prune", "evaluate", "write", "verify")
@@ -89,18 +100,35 @@ class Run:
         sparsities = yield from self._allocate(tokens)
         yield from self._prune(tokens, sparsities)
         with self._timed("write"):
-            dtype = None if plan.config.model.dtype == "auto" else plan.config.model.dtype
-            self.output.finish(plan.checkpoint, dtype, self.format, self._compressed())
+            self.ranks.lead(self._finish)
         yield from self._evaluate("after", judged)
         yield Record("phase", "verify", {"steps": 1})
+        peaks = self.ranks.exchange(result.peak_memory(plan.device))
+        sent = self.ranks.exchange(dict(self.ranks.traffic))
+        report = self.ranks.lead(lambda: self._prove(tokens, peaks, sent))
+        yield Record("finish", str(self.output.folder), report)
+
+    def _finish(self) -> None:
+        plan = self.plan
+        dtype = None if plan.config.model.dtype == "auto" else plan.config.model.dtype
+        self.output.finish(plan.checkpoint, dtype, self.format, self._compressed())
+
+    def _prove(
+        self, tokens: Tokens | None, peaks: list[dict[str, int]], sent: list[dict[str, int]]
+    ) -> dict[str, Any]:
+        """Look at what was written, and write and return the report."""
         with self._timed("verify"):
             written = open_checkpoint(self.output.folder)
-            proof = prove(written, plan.device)
-            counted = recount(written, self.layers, plan.recipe.pattern)
+            proof = prove(written, self.plan.device)
+            counted = recount(written, self.layers, self.plan.recipe.pattern)
         report = self._report(tokens, counted, proof)
+        if self.ranks.several:
+            report["ranks"] = [
+                {**peak, "sent_bytes": bytes_} for peak, bytes_ in zip(peaks, sent, strict=True)
+            ]
         reports.write(report, self.output.folder)
         self.output.note("finish", "", {"seconds": report["seconds"]["total"]})
-        yield Record("finish", str(self.output.folder), report)
+        return report
 
     def _compressed(self) -> dict[str, Stored]:
         """Return what is said of the compressed linears, by name."""
@@ -117,9 +145,15 @@ class Run:
         config = self.plan.config.calibration
         if config is None:
             return None
-        return calibration_tokens(
+        tokens = calibration_tokens(
             self.plan.tokenizer, config.data, config.samples, self.plan.lengths[0], config.seed
         )
+        if len(tokens.ids) < self.ranks.size:
+            raise ConfigError(
+                f"calibration.data: there is text for {len(tokens.ids)} samples, which "
+                f"{self.ranks.size} processes cannot share. Start fewer, or use more text."
+            )
+        return tokens
 
     def _evaluation_tokens(self) -> dict[str, Tokens]:
         config = self.plan.config.evaluate
@@ -161,7 +195,7 @@ class Run:
                         "data": title(source),
                         "source": source,
                         "which": which,
-                        **evaluator.perplexity(tokens),
+                        **evaluator.perplexity(tokens, self.ranks),
                     }
                     self.output.note("evaluation", key, known)
             yield Record("evaluation", source, known)
@@ -180,15 +214,19 @@ class Run:
                 yield Record("phase", "survey", {"steps": len(plan.blocks)})
             with self._timed("calibrate"):
                 look = survey(lambda: self._visits(tokens), allocation, plan.recipe.pattern)
-                known = allocation.allocate(plan.sizes, look, plan.config.prune.sparsity)
+                found = allocation.allocate(plan.sizes, look, plan.config.prune.sparsity)
+                known = self.ranks.lead(lambda: found)
             self.output.note("allocation", allocation.name, known)
         return known
 
     def _visits(self, tokens: Tokens | None) -> Iterator[tuple[Visit, Block]]:
-        """Visit every block with the calibration tokens, or with one token where none is needed."""
+        """Visit every block with this rank's tokens, or with one token where none is needed."""
         plan = self.plan
-        ids = tokens.ids if tokens else torch.zeros(1, 1, dtype=torch.int64)
-        visits = walk(plan.model, plan.stacks, self.weights, batches(ids, plan.device))
+        ids = torch.zeros(1, 1, dtype=torch.int64)
+        if tokens:
+            ids = tokens.ids[self.ranks.part(len(tokens.ids))]
+        parts = batches(ids, plan.device)
+        visits = walk(plan.model, plan.stacks, self.weights, parts, self.ranks)
         return zip(visits, plan.blocks, strict=True)
 
     def _prune(self, tokens: Tokens | None, sparsities: Mapping[str, float]) -> Iterator[Record]:
@@ -196,7 +234,8 @@ class Run:
         yield Record("phase", "prune", {"steps": len(plan.blocks)})
         with self._timed("write"):
             self._write_rest()
-        pruner = BlockPruner(plan.recipe, sparsities, plan.stored, plan.at_once)
+        at_once = all(self.ranks.exchange(plan.at_once))
+        pruner = BlockPruner(plan.recipe, sparsities, plan.stored, at_once)
         began = time.perf_counter()
         for number, (visit, block) in enumerate(self._visits(tokens)):
             # Nobody reads what the last block of the last stack gives.
@@ -216,11 +255,13 @@ class Run:
             self.seconds["prune"] += known["seconds"]
             facts = {"index": number, "seconds": known["seconds"], "file": known["file"]}
             yield Record("block", block.name, facts)
+            if any(self.ranks.exchange(self.stop())):
+                raise StoppedError(f"Stopped as asked, after {block.name}.")
             began = time.perf_counter()
 
     def _write_rest(self) -> None:
         """Write the first shard: what lies outside the blocks, as it is."""
-        if ("rest", "") in self.output.done:
+        if ("rest", "") in self.output.done or not self.ranks.first:
             return
         inside = {name for block in self.plan.blocks for name in self._names(block)}
         names = [name for name in self.plan.checkpoint.entries if name not in inside]
@@ -253,10 +294,13 @@ class Run:
                 packed |= tensors
                 if stored:
                     layer["stored"] = stored.dump()
-            pruned = {layer["tensor"] for layer in layers}
-            untouched = [name for name in self._names(block) if name not in pruned]
-            file = self.output.write(number + 2, self._stored(untouched) | packed)
-            known = {"file": file.name, "seconds": seconds, "layers": layers}
+            # The others go on; should it not get written, they hear of it where they wait next.
+            if self.ranks.first:
+                pruned = {layer["tensor"] for layer in layers}
+                untouched = [name for name in self._names(block) if name not in pruned]
+                self.output.write(number + 2, self._stored(untouched) | packed)
+            file = self.output.shard(number + 2).name
+            known = {"file": file, "seconds": seconds, "layers": layers}
             self.output.note("block", block.name, known)
         return known
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from prunekit import allocator
 from prunekit.loading import Weights
+from prunekit.ranks import ALONE, Ranks
 from prunekit.stack import Context, StackRunner
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
@@ -26,7 +27,7 @@ class Visit:
     """One block with its weights loaded and the hidden states that it reads.
 
     ``hidden`` holds one tensor [B, T, D] a batch. Set ``onward`` to False when nobody reads what
-    the block gives.
+    the block gives. The other ``ranks`` visit the same block with other samples.
     """
 
     runner: StackRunner
@@ -34,6 +35,7 @@ class Visit:
     hidden: list[Tensor]
     contexts: list[Context]
     onward: bool = True
+    ranks: Ranks = ALONE
 
     @property
     def name(self) -> str:
@@ -74,6 +76,7 @@ def walk(
     stacks: Sequence[StackRunner],
     weights: Weights | None,
     ids: Sequence[Int[Tensor, "B T"]],
+    ranks: Ranks = ALONE,
 ) -> Iterator[Visit]:
     """Visit every block in run order; between two visits the hidden states move on.
 
@@ -85,6 +88,7 @@ def walk(
         stacks: Its stacks, in run order.
         weights: Where weights come from, or None when the model has them.
         ids: Token batches; a decoder that reads an encoder is given the same tokens.
+        ranks: Those who walk with other samples.
     """
     if weights:
         blocks = [block for runner in stacks for block in runner.blocks]
@@ -98,7 +102,7 @@ def walk(
                     with held(weights, *embeddings(model, [runner])):
                         hidden += map(runner.enter, ids, contexts)
                     allocator.give_back()
-                visit = Visit(runner, index, hidden, contexts)
+                visit = Visit(runner, index, hidden, contexts, ranks=ranks)
                 yield visit
                 if visit.onward:
                     visit.advance()

@@ -20,6 +20,7 @@ ROOT = environment.ROOT
 MOST_WORKERS = 4
 LINT_IMPORTS = "from importlinter.cli import lint_imports_command; lint_imports_command()"
 CUDA = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+ALONE = ("tests", "--ignore=tests/distributed")
 ORDINARY = "not interpret and not aot and not gpu"
 
 
@@ -35,12 +36,12 @@ def check() -> int:
 
 def fast() -> int:
     """``check``, and of ``cpu`` what is not slow."""
-    return check() | _pytest("-m", f"{ORDINARY} and not slow", "tests")
+    return check() | _pytest("-m", f"{ORDINARY} and not slow", *ALONE)
 
 
 def cpu() -> int:
     """Everything that needs neither a GPU nor Triton."""
-    return _pytest("-m", ORDINARY, "tests")
+    return _pytest("-m", ORDINARY, *ALONE)
 
 
 def interpret() -> int:
@@ -62,10 +63,7 @@ def gpu() -> int:
 
 def dist() -> int:
     """Several processes that share one job."""
-    if not (ROOT / "tests/distributed").is_dir():
-        return _skipped("dist", "there is no tests/distributed yet")
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
-    return _python(*launcher, "-m", "pytest", "-q", "tests/distributed")
+    return _pytest("tests/distributed", workers=1)
 
 
 ALL: tuple[Callable[[], int], ...] = (check, cpu, interpret, aot, gpu, dist)

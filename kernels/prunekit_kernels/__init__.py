@@ -21,6 +21,7 @@ from prunekit_kernels.selection import Groups, choose
 from prunekit_kernels.sparse24 import Sparse24, compress24, expand24
 from prunekit_kernels.sparse24_matmul import sparse24_matmul
 from prunekit_kernels.sparse24_mma import sparse24_mma
+from prunekit_kernels.spread import Others, choose_spread
 
 __all__ = [
     "Bitmask",
@@ -28,6 +29,7 @@ __all__ = [
     "Factor",
     "Groups",
     "NOfM",
+    "Others",
     "Sparse24",
     "Sweep",
     "admm",
@@ -36,6 +38,7 @@ __all__ = [
     "attention_entropy",
     "bitmask_matvec",
     "choose",
+    "choose_spread",
     "column_energy",
     "compress24",
     "compress_bitmask",

@@ -141,12 +141,12 @@ def keep_highest(score: Float[Tensor, "G N"], kept: int) -> Bool[Tensor, "G N"]:
     size = score.shape[1]
     if kept >= size or kept <= 0:
         return torch.full_like(score, kept > 0, dtype=torch.bool)
-    score = _without_nan(score)
+    score = without_nan(score)
     threshold = score.kthvalue(size - kept + 1, dim=1, keepdim=True).values
     keep = score >= threshold
     surplus = keep.sum(1, dtype=torch.int32) - kept
     if surplus.any():
-        _drop_last(keep, score == threshold, surplus)
+        drop_last(keep, score == threshold, surplus)
     return keep
 
 
@@ -156,7 +156,7 @@ def keep_neighbours(score: Float[Tensor, "O I"], n: int, m: int) -> Bool[Tensor,
     The rank of an entry is how many of its group beat it: m(m - 1)/2 comparisons of whole planes
     and no sort.
     """
-    planes = _without_nan(score).unflatten(1, (-1, m)).unbind(2)
+    planes = without_nan(score).unflatten(1, (-1, m)).unbind(2)
     beaten = score.new_zeros((m, *planes[0].shape), dtype=torch.int8)
     for first in range(m):
         for second in range(first + 1, m):
@@ -166,7 +166,7 @@ def keep_neighbours(score: Float[Tensor, "O I"], n: int, m: int) -> Bool[Tensor,
     return (beaten < n).movedim(0, 2).flatten(1)
 
 
-def _drop_last(keep: Tensor, tied: Tensor, surplus: Tensor) -> None:
+def drop_last(keep: Tensor, tied: Tensor, surplus: Tensor) -> None:
     """Clear the last ``surplus`` of the tied entries of each row."""
     tied &= (surplus > 0)[:, None]
     row, column = tied.nonzero(as_tuple=True)
@@ -179,14 +179,14 @@ def _drop_last(keep: Tensor, tied: Tensor, surplus: Tensor) -> None:
 def _tiles(score: Tensor, groups: Groups) -> Tensor:
     height, width = groups.tile
     # Summed in float64, then rounded: so the order of the sum, another on each device, is lost.
-    tall = _without_nan(score).unflatten(0, (-1, height)).sum(1, dtype=torch.float64)
+    tall = without_nan(score).unflatten(0, (-1, height)).sum(1, dtype=torch.float64)
     total = tall.unflatten(1, (-1, width)).sum(2).float()
     keep = choose(total, Groups(groups.rows, groups.columns, groups.pruned))
     shape = len(total), height, total.shape[1], width
     return keep[:, None, :, None].expand(shape).reshape(score.shape)
 
 
-def _without_nan(score: Tensor) -> Tensor:
+def without_nan(score: Tensor) -> Tensor:
     """Return the scores with NaN as the lowest; looking for one is cheaper than a copy."""
     if not score.sum().isnan():
         return score

@@ -47,14 +47,14 @@ class Alps(Method):
     @override
     def prune(self, layer: Layer) -> Pruned:
         project = Projection(layer.pattern, layer.sparsity)
-        found = search(layer, self.damping, project, self._rise(project))
+        found = search(layer, self.damping, project, self._rise(layer, project))
         return refine(layer, found, self.damping, self.refine_iterations)
 
-    def _rise(self, project: Projection) -> Iterator[float]:
+    def _rise(self, layer: Layer, project: Projection) -> Iterator[float]:
         penalty, before = self.first_penalty, project.keep
         for step in range(self.most_iterations):
             if step and step % EVERY == 0:
-                share = _changed(before, project.keep)
+                share = _changed(layer, before, project.keep)
                 if share == 0 or (step > LEAST and share < SETTLED):
                     return
                 penalty *= next(factor for least, factor in STEPS if share > least)
@@ -62,6 +62,10 @@ class Alps(Method):
             yield penalty
 
 
-def _changed(before: Tensor, after: Tensor) -> float:
-    """Return how many entries of a mask changed, as a share of those that stay."""
-    return int((before != after).sum()) / max(int(after.sum()), 1)
+def _changed(layer: Layer, before: Tensor, after: Tensor) -> float:
+    """Return how many entries of a layer's mask changed, as a share of those that stay."""
+    counts = (before != after).sum()[None].repeat(2)
+    counts[1] = after.sum()
+    layer.add(counts)
+    changed, stay = counts.tolist()
+    return changed / max(stay, 1)

@@ -31,4 +31,7 @@ class Random(Scored):
 
         digest = hashlib.sha256(f"{self.random_seed} {layer.name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-        return torch.rand(layer.weight.shape, generator=generator).to(layer.weight.device)
+        outputs, inputs = layer.weight.shape
+        start = layer.rows.start if layer.rows else 0
+        scores = torch.rand((layer.outputs, inputs), generator=generator)
+        return scores[start : start + outputs].to(layer.weight.device)

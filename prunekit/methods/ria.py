@@ -23,9 +23,14 @@ class Ria(Weighed):
 
     @override
     def factors(self, layer: Layer) -> Factors:
+        import torch
+
         magnitude = layer.weight.abs()
+        # In float64, then rounded: so it does not show over how many ranks the rows are spread.
+        total = magnitude.sum(0, dtype=torch.float64)
+        layer.add(total)
         # An all-zero row or column has score 0, not 0 / 0.
-        row, column = (1 / magnitude.sum(side).clamp_min(1e-38) for side in (1, 0))
+        row, column = (1 / part.float().clamp_min(1e-38) for part in (magnitude.sum(1), total))
         energy = layer.stats[ColumnEnergy]
         norm = (energy.total / max(energy.tokens, 1)).sqrt()
         return Factors(norm**self.activation_power, (row, column))

@@ -47,7 +47,7 @@ class SparseGPT(Method):
     @override
     def prune_together(self, layers: Sequence[Layer]) -> list[Pruned]:
         """Sweep narrow layers stacked: they share the factor, and each column costs a call."""
-        if sum(len(layer.weight) for layer in layers) > STACKED:
+        if sum(layer.outputs for layer in layers) > STACKED:
             return [self._sweep([layer])[0] for layer in layers]
         return self._sweep(layers) if layers else []
 
@@ -113,7 +113,7 @@ def _sweep(
 
     def choose(score: Tensor, start: int) -> Tensor:
         parts = zip(layers, score.split(rows), strict=True)
-        kept = [pattern.keep_columns(part, start, layer.sparsity) for layer, part in parts]
+        kept = [layer.pattern.keep_columns(part, start, layer.sparsity) for layer, part in parts]
         return torch.cat(kept)
 
     if neighbours := _neighbours(layers[0]):
@@ -124,7 +124,7 @@ def _sweep(
     if allowed is not None:
         scores.masked_fill_(~allowed, 0)
     parts = zip(layers, scores[:, back].split(rows), strict=True)
-    whole = torch.cat([pattern.keep(score, layer.sparsity) for layer, score in parts])
+    whole = torch.cat([layer.pattern.keep(score, layer.sparsity) for layer, score in parts])
     return obs_sweep(weight, factor.upper, whole[:, order], allowed=allowed)
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +57,10 @@ class Statistic(ABC):
         """Add what another instance saw, of other tokens or on another rank."""
         self.tokens += other.tokens
         self.total += other.total
+
+    def parts(self) -> Iterator[Shaped[Tensor, ...]]:
+        """Yield views of the sum that together are all of it that counts, each once."""
+        yield self.total
 
     def derive(self, kind: type[S]) -> S | None:  # noqa: ARG002  for subclasses
         """Return a smaller statistic that this one contains, or None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,6 +14,8 @@ from prunekit.statistics.column_energy import ColumnEnergy
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+PANEL = 256
 
 
 class Gram(Statistic):
@@ -30,6 +33,13 @@ class Gram(Statistic):
         from prunekit_kernels import gram
 
         gram(x, self.total)
+
+    @override
+    def parts(self) -> Iterator[Float[Tensor, "R C"]]:
+        """Yield the lower triangle in panels of rows: I (I + PANEL) / 2 numbers, not I²."""
+        for start in range(0, len(self.total), PANEL):
+            end = min(start + PANEL, len(self.total))
+            yield self.total[start:end, :end]
 
     @cached_property
     def full(self) -> Float[Tensor, "I I"]:

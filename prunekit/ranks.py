@@ -1,0 +1,222 @@
+"""The processes that share a run: what they add up, hand round and decide together.
+
+Samples and rows are split over them. A single process is a world of one, in which everything here
+returns at once what it was given, so that the engine is written once.
+
+Bytes that a rank sends, of N ranks: 2 (N − 1) / N of what is added, (N − 1) / N of what is put
+together, both as rings send them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from jaxtyping import Shaped
+
+from prunekit.errors import ConfigError, RankError, StoppedError
+from prunekit.watch import Watch
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from prunekit.statistics import Statistic
+
+T = TypeVar("T")
+FOREVER = timedelta(days=30)
+"""How long a rank waits for the others: one may write or judge for long, and deaths are seen by
+:mod:`prunekit.watch`."""
+
+
+class Ranks:
+    """This process among those that share the run; as a context it says what became of it.
+
+    Attributes:
+        rank: Which one this is, of 0..size - 1.
+        size: How many there are.
+        traffic: Bytes that this rank sent, by what they were for.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, watch: Watch | None = None) -> None:
+        self.rank, self.size, self.watch = rank, size, watch
+        self.traffic: Counter[str] = Counter()
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and speaks."""
+        return self.rank == 0
+
+    @property
+    def several(self) -> bool:
+        """Whether there are others."""
+        return self.size > 1
+
+    def parts(self, total: int, unit: int = 1) -> list[slice]:
+        """Return what each rank has of ``total`` items that are dealt out by ``unit`` together."""
+        ends = [total // unit * rank // self.size * unit for rank in range(self.size)] + [total]
+        return [slice(*pair) for pair in pairwise(ends)]
+
+    def part(self, total: int, unit: int = 1) -> slice:
+        """Return what this rank has of them."""
+        return self.parts(total, unit)[self.rank]
+
+    def place(self, device: torch.device) -> torch.device:
+        """Return the device of this rank, given what the config asks for.
+
+        Raises:
+            ConfigError: It names one GPU for all, or there are fewer than ranks on this machine.
+        """
+        import torch
+
+        if not self.several or device.type != "cuda":
+            return device
+        if device.index is not None:
+            raise ConfigError(
+                f'model.device: "{device}" is one GPU, but {self.size} processes share the run. '
+                'Say "cuda" or "auto": each then takes its own.'
+            )
+        local, count = _local_rank(self.rank), torch.cuda.device_count()
+        if local >= count:
+            raise ConfigError(
+                f"model.device: this machine has {count} GPUs; start at most as many processes."
+            )
+        return torch.device("cuda", local)
+
+    def add(self, tensor: Shaped[Tensor, ...], what: str) -> None:
+        """Add up a tensor over the ranks, in place; all end with the same bits."""
+        if not self.several:
+            return
+        from torch import distributed
+
+        with self._together():
+            distributed.all_reduce(tensor)
+        self.traffic[what] += 2 * tensor.nbytes * (self.size - 1) // self.size
+
+    def merge(self, statistics: Iterable[Statistic]) -> None:
+        """Make statistics those of the tokens of all ranks."""
+        if not self.several:
+            return
+        for statistic in statistics:
+            for part in statistic.parts():
+                whole = part.contiguous()
+                self.add(whole, "statistics")
+                if whole is not part:
+                    part.copy_(whole)
+            statistic.tokens = sum(self.exchange(statistic.tokens))
+
+    def join(self, own: Shaped[Tensor, "O I"], parts: list[slice]) -> Shaped[Tensor, "N I"]:
+        """Put together the rows of a matrix, of which each rank has one of ``parts``."""
+        if not self.several:
+            return own
+        import torch
+        from torch import distributed
+
+        rows = [part.stop - part.start for part in parts]
+        padded = own.new_zeros((max(rows), *own.shape[1:]))
+        padded[: len(own)] = own
+        # As bytes, since not every backend knows every type.
+        sent = padded.view(torch.uint8)
+        every = sent.new_empty((self.size * len(sent), *sent.shape[1:]))
+        with self._together():
+            distributed.all_gather_into_tensor(every, sent)
+        self.traffic["rows"] += (self.size - 1) * sent.nbytes
+        pieces = every.view(own.dtype).split(max(rows))
+        return torch.cat([piece[:count] for piece, count in zip(pieces, rows, strict=True)])
+
+    def exchange(self, value: T) -> list[T]:
+        """Return the small value that each rank has, in their order."""
+        if not self.several:
+            return [value]
+        from torch import distributed
+
+        values: list[Any] = [None] * self.size
+        with self._together():
+            distributed.all_gather_object(values, value)
+        return values
+
+    def lead(self, work: Callable[[], T]) -> T:
+        """Do something on the first rank alone; all return, or raise, what it did."""
+        if not self.several:
+            return work()
+        from torch import distributed
+
+        value, error = None, None
+        if self.first:
+            try:
+                value = work()
+            except Exception as raised:
+                error = raised
+        answer: list[Any] = [(value, error)]
+        with self._together():
+            distributed.broadcast_object_list(answer, src=0)
+        value, told = answer[0]
+        if error or told:
+            raise error or told
+        return value
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            assert self.watch is not None
+            raise RankError(self.watch.culprit()) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if self.watch is None:
+            return
+        # All have agreed to stop.
+        if error is not None and not isinstance(error, StoppedError):
+            self.watch.report(str(error) or type(error).__name__)
+            return
+        from torch import distributed
+
+        with self._together():
+            distributed.barrier()
+        self.watch.end()
+        distributed.destroy_process_group()
+
+
+ALONE = Ranks()
+"""The world of one."""
+
+
+def join(device: str = "auto") -> Ranks:
+    """Return this process among those that accelerate or torchrun started with it.
+
+    Args:
+        device: Where blocks will run, as in a config.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return ALONE
+    import torch
+    from torch import distributed
+
+    cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    store, rank, size = next(distributed.rendezvous("env://", timeout=FOREVER))  # pyright: ignore
+    if cuda:
+        torch.cuda.set_device(_local_rank(rank) % max(torch.cuda.device_count(), 1))
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        store=distributed.PrefixStore("prunekit", store),  # pyright: ignore
+        rank=rank,
+        world_size=size,
+        timeout=FOREVER,
+    )
+    watch = Watch(store, rank, size)
+    watch.start()
+    return Ranks(rank, size, watch)
+
+
+def _local_rank(rank: int) -> int:
+    return int(os.environ.get("LOCAL_RANK", rank))

@@ -1,0 +1,29 @@
+"""Writes configs of small runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def write(file: Path, model: Path, output: Path, **sections: Any) -> Path:
+    """Write a config; each section is laid over small ones, ``prune`` replaces it, None
+    leaves one out."""
+    text = str(model / "text.txt")
+    values: dict[str, Any] = {
+        "model": {"path": str(model), "device": "cpu"},
+        "calibration": {"data": text, "samples": 8, "length": 24},
+        "prune": {"method": "sparsegpt", "pattern": "2:4"},
+        "evaluate": {"data": text, "length": 12, "windows": 3},
+        "output": {"path": str(output)},
+    }
+    for name, section in sections.items():
+        values[name] = section if name == "prune" else section and values[name] | section
+    lines = []
+    for name, section in values.items():
+        if section is None:
+            continue
+        lines.append(f"[{name}]")
+        # Strings, numbers and booleans of TOML are those of JSON.
+        lines += [f"{key} = {json.dumps(value)}" for key, value in section.items()]
+    file.write_text("\n".join(lines) + "\n")
+    return file

@@ -1,0 +1,131 @@
+"""Forks ranks from a process that has imported everything and never computes.
+
+So a world of ranks is there in a tenth of a second. On its input each line asks for one; it answers
+with the process ids at once, and with the exit codes when all have ended.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from socket import socket
+
+ROOT = Path(__file__).parents[2]
+
+
+class Nursery:
+    """The forking process, seen from a test."""
+
+    def __init__(self) -> None:
+        path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        )
+
+    def start(self, folder: Path, size: int, script: str, *arguments: object) -> "World":
+        """Start ``size`` ranks that run ``script``; what they say goes to files of ``folder``.
+
+        The script knows ``rank`` and ``arguments``; None as its ``code`` is 0.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        job = {"folder": str(folder), "size": size, "script": script}
+        return World(self, folder, self.ask(job | {"arguments": [*map(str, arguments)]}))
+
+    def ask(self, job: object) -> list[int]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        return self.hear()
+
+    def hear(self) -> list[int]:
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+class World:
+    """Ranks that run."""
+
+    def __init__(self, nursery: Nursery, folder: Path, pids: list[int]) -> None:
+        self._nursery, self.folder, self.pids = nursery, folder, pids
+        self.began = time.monotonic()
+
+    def kill(self, rank: int, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.pids[rank], number)
+
+    def wait(self) -> list[int]:
+        """Return the exit code of each, negative for a signal."""
+        return self._nursery.hear()
+
+    def said(self, rank: int) -> str:
+        """Return what a rank wrote to its standard error."""
+        return (self.folder / f"{rank}.err").read_text()
+
+    def succeed(self) -> None:
+        codes = self.wait()
+        said = [self.said(rank) for rank in range(len(codes))]
+        assert not any(codes), f"{codes}\n" + "\n".join(said)
+
+
+def serve() -> None:
+    import torch
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401  both are lazy
+
+    from prunekit import cli, planning, progress, ranks, report, running  # noqa: F401
+
+    torch.set_num_threads(1)
+    report.render = lambda report: ""
+    for line in sys.stdin:
+        job = json.loads(line)
+        with socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        pids = [_fork(rank, port, job) for rank in range(job["size"])]
+        _tell(pids)
+        _tell([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids])
+
+
+def _tell(numbers: list[int]) -> None:
+    sys.stdout.write(json.dumps(numbers) + "\n")
+    sys.stdout.flush()
+
+
+def _fork(rank: int, port: int, job: dict) -> int:
+    if child := os.fork():
+        return child
+    if job["size"] > 1:
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(job["size"]),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    for number, ending in ((1, "out"), (2, "err")):
+        name = f"{job['folder']}/{rank}.{ending}"
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
+    names = {"rank": rank, "arguments": job["arguments"], "code": None}
+    try:
+        exec(job["script"], names)
+        code = names["code"] or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 99
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    serve()

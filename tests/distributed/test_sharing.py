@@ -1,0 +1,124 @@
+"""Several ranks prune as one does: the same masks, and weights that differ by rounding alone."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from tests import checkpoints
+from tests.distributed import configs
+
+ROWS = {"pattern": "unstructured", "sparsity": 0.5, "scope": "row"}
+LAYER = ROWS | {"scope": "layer"}
+BLOCK = ROWS | {"scope": "block"}
+CASES = {
+    "magnitude global": {"method": "magnitude", **LAYER, "allocation": "global"},
+    "magnitude tiles": {"method": "magnitude", "pattern": "block:4x4", "sparsity": 0.5},
+    "magnitude block": {"method": "magnitude", **BLOCK},
+    "random row": {"method": "random", "pattern": "row", "sparsity": 0.25},
+    "wanda row, owl": {"method": "wanda", **ROWS, "allocation": "owl"},
+    "wanda column": {"method": "wanda", "pattern": "column", "sparsity": 0.25},
+    "wanda 4:8, refined": {"method": "wanda", "pattern": "4:8", "refine": "pcg"},
+    "ria layer, steps": {"method": "ria", **LAYER, "steps": 2},
+    "sparsegpt 2:4": {"method": "sparsegpt", "pattern": "2:4"},
+    "sparsegpt block": {"method": "sparsegpt", **BLOCK, "propagation": "block"},
+    "sparsegpt layer, in order": {"method": "sparsegpt", **LAYER, "order": "energy"},
+    "admm 2:4": {"method": "admm", "pattern": "2:4"},
+    "alps layer": {"method": "alps", **LAYER, "most_iterations": 40},
+}
+FOUR = ("sparsegpt block", "wanda column", "magnitude tiles", "ria layer, steps")
+"""Cases that four ranks share, who add up in another order."""
+GPT2 = ("sparsegpt block",)
+"""Cases of a model whose weights are stored inputs first."""
+JUDGED = "sparsegpt 2:4"
+"""The case whose perplexity is measured, too."""
+TOLERANCE = 1e-4
+"""How far weights may be off where sums are added up in another order, relative to their norm."""
+RUN = """
+from prunekit import planning, running, walk
+from prunekit.config import load_config
+from prunekit.ranks import join
+
+# So that one rank and two add up the same sums in the same order: ADMM takes a small difference for
+# a reason to choose another mask.
+walk.BATCH_TOKENS["cpu"] = 4 * 24
+with join("cpu") as ranks:
+    for path in arguments:
+        for record in running.run(planning.plan(load_config(path), ranks)):
+            pass
+"""
+WORLDS = {1: [*CASES], 2: [*CASES], 4: FOUR}
+
+
+@pytest.fixture(scope="module")
+def outputs(nursery, tmp_path_factory):
+    """The folder of each run, by model, case and number of ranks."""
+    root = tmp_path_factory.mktemp("sharing")
+    models = {
+        "llama": checkpoints.write(root / "llama", num_hidden_layers=2),
+        "gpt2": checkpoints.write(root / "gpt2", "gpt2"),
+    }
+    found = {}
+    for size, names in WORLDS.items():
+        files = []
+        wanted = [("llama", name) for name in names] + [("gpt2", name) for name in GPT2]
+        for number, (model, name) in enumerate(wanted):
+            folder = root / f"{size}-{number}"
+            file = root / f"{size}-{number}.toml"
+            sections = {"prune": CASES[name]} | ({} if name == JUDGED else {"evaluate": None})
+            files.append(configs.write(file, models[model], folder, **sections))
+        nursery.start(root / f"world{size}", size, RUN, *files).succeed()
+        for number, key in enumerate(wanted):
+            found[(*key, size)] = root / f"{size}-{number}"
+    return found
+
+
+def compare(one, several, tolerance):
+    """Say that masks are equal, weights close, and what was measured is the same."""
+    report, other = (json.loads((folder / "report.json").read_text()) for folder in (one, several))
+    mine, theirs = checkpoints.tensors(one), checkpoints.tensors(several)
+    assert mine.keys() == theirs.keys()
+    for layer, found in zip(report["layers"], other["layers"], strict=True):
+        a, b = mine[layer["tensor"]], theirs[layer["tensor"]]
+        assert torch.equal(a == 0, b == 0), layer["name"]
+        assert float((a - b).norm()) <= tolerance * float(a.norm()), layer["name"]
+        assert layer["sparsity"] == found["sparsity"]
+        if layer["relative_error"] is not None:
+            assert found["relative_error"] == pytest.approx(layer["relative_error"], rel=1e-3)
+    for before, after in zip(report["evaluation"], other["evaluation"], strict=True):
+        assert after["before"] == pytest.approx(before["before"], rel=1e-6)
+        assert after["after"] == pytest.approx(before["after"], rel=1e-6)
+        assert after["protocol"] == before["protocol"]
+    assert other["sparsity"] == report["sparsity"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_give_the_bits_of_one(outputs, name):
+    compare(outputs["llama", name, 1], outputs["llama", name, 2], 0)
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_four_ranks_give_the_masks_of_one(outputs, name):
+    compare(outputs["llama", name, 1], outputs["llama", name, 4], TOLERANCE)
+
+
+@pytest.mark.parametrize(("size", "tolerance"), [(2, 0), (4, TOLERANCE)])
+@pytest.mark.parametrize("name", GPT2)
+def test_weights_that_are_stored_inputs_first_are_shared_too(outputs, name, size, tolerance):
+    compare(outputs["gpt2", name, 1], outputs["gpt2", name, size], tolerance)
+
+
+def test_the_traffic_of_a_rank_is_what_the_formulas_say(outputs):
+    folder = outputs["llama", JUDGED, 2]
+    report = json.loads((folder / "report.json").read_text())
+    size = len(report["ranks"])
+    weights = sum(math.prod(layer["shape"]) for layer in report["layers"])
+    # One Gram matrix a stage, of which all of these have less than a panel of rows.
+    stages = ("q_proj", "o_proj", "gate_proj", "down_proj")
+    inputs = [layer["shape"][1] for layer in report["layers"] if layer["name"].endswith(stages)]
+    grams = sum(width * width for width in inputs)
+    for rank in report["ranks"]:
+        assert rank["sent_bytes"]["rows"] == weights * 4 * (size - 1) // size
+        assert rank["sent_bytes"]["statistics"] == 2 * grams * 4 * (size - 1) // size
+        assert "thresholds" not in rank["sent_bytes"]

@@ -1,0 +1,85 @@
+"""Selection among rows that several processes hold, here threads: the same as of the whole."""
+
+from threading import Barrier, Thread
+
+import pytest
+import torch
+from prunekit_kernels import Groups, Others, choose, choose_spread
+
+
+class Sum:
+    """Adds up a tensor over threads, in place."""
+
+    def __init__(self, size):
+        self.barrier, self.parts = Barrier(size, timeout=30), [None] * size
+
+    def add(self, rank, tensor):
+        self.parts[rank] = tensor.clone()
+        self.barrier.wait()
+        tensor.copy_(torch.stack(self.parts).sum(0))
+        self.barrier.wait()
+
+
+def spread(score, groups, rows):
+    """Return the mask that threads with so many rows each find."""
+    total, found = Sum(len(rows)), [None] * len(rows)
+
+    def one(rank, part):
+        others = Others(rank, len(rows), len(score), lambda counts: total.add(rank, counts))
+        found[rank] = choose_spread(part, groups, others)
+
+    threads = [Thread(target=one, args=pair) for pair in enumerate(score.split(rows))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return torch.cat(found)
+
+
+def scores(kind, outputs=12, inputs=20):
+    generator = torch.Generator().manual_seed(3)
+    score = torch.randn(outputs, inputs, generator=generator)
+    match kind:
+        case "ties":
+            return score.round()
+        case "all equal":
+            return torch.zeros(outputs, inputs)
+        case "not numbers":
+            score[3, 4:9], score[5, 1], score[7, 2] = torch.nan, torch.inf, -torch.inf
+        case "zeros of both signs":
+            return torch.where(score > 0, 0.0, -0.0)
+    return score
+
+
+GROUPS = {
+    "all": Groups(None, None, (113,)),
+    "none of them": Groups(None, None, (0,)),
+    "every one": Groups(None, None, (240,)),
+    "windows": Groups(None, 8, (40, 0, 33)),
+    "rows": Groups(1, None, (7,)),
+    "n:m": Groups(1, 4, (2,)),
+    "tiles": Groups(None, None, (11,), (2, 5)),
+    "columns": Groups(None, None, (9,), (12, 1)),
+    "whole rows": Groups(None, None, (5,), (1, 20)),
+}
+KINDS = ("apart", "ties", "all equal", "not numbers", "zeros of both signs")
+
+
+@pytest.mark.parametrize("rows", [[12], [6, 6], [2, 6, 4]])
+@pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_stays_is_what_stays_of_the_whole(kind, groups, rows):
+    score = scores(kind)
+    assert torch.equal(spread(score, groups, rows), choose(score, groups))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_other_types_are_compared_as_they_are(dtype):
+    score = scores("apart").to(dtype)
+    assert torch.equal(spread(score, GROUPS["all"], [5, 7]), choose(score, GROUPS["all"]))
+
+
+def test_groups_that_do_not_divide_the_whole_are_refused():
+    others = Others(0, 2, 12, lambda counts: None)
+    with pytest.raises(ValueError, match="tiles have to divide"):
+        choose_spread(scores("apart")[:6], Groups(None, None, (1,), (5, 5)), others)
