@@ -3,7 +3,9 @@
 Only safetensors: reading a header reads no weight, and no code of the model's author runs.
 """
 
+import errno
 import json
+import math
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prunekit.errors import CheckpointError
+from prunekit.errors import CapacityError, CheckpointError
 from prunekit.storage import METHOD, Packed, packed_weights
 
 DTYPES: dict[str, torch.dtype] = {
@@ -101,9 +103,15 @@ class Checkpoint:
             by_file.setdefault(self.files[name].file, []).append(name)
         tensors = {}
         for file, wanted in by_file.items():
-            with safe_open(file, framework="pt") as opened:
-                for name in wanted:
-                    tensors[name] = opened.get_tensor(name)
+            try:
+                with safe_open(file, framework="pt") as opened:
+                    for name in wanted:
+                        tensors[name] = opened.get_tensor(name)
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(
+                    f"{file}: cannot be read any more ({error}). It was sound when the run began; "
+                    "leave it alone while one runs."
+                ) from error
         return tensors
 
     @cached_property
@@ -152,8 +160,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         CheckpointError: A file is missing, corrupt, or of a kind that is refused.
     """
     config = read_config(folder)
-    storage = config.get("quantization_config") or {}
-    if storage.get("quant_method") == METHOD:
+    storage = config.get("quantization_config")
+    if isinstance(storage, dict) and storage.get("quant_method") == METHOD:
         return with_packed(folder, config, packed_weights(folder, storage))
     for key, way_out in _REFUSED_CONFIGS.items():
         if config.get(key):
@@ -231,7 +239,7 @@ def read_header(file: Path) -> dict[str, Entry]:
             raise CheckpointError(f"{file}: is not safetensors, or is cut off within its header.")
         try:
             header = json.loads(stream.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{file}: its header is not JSON ({error}).") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{file}: its header is not a table of tensors.")
@@ -244,10 +252,13 @@ def _check_offsets(file: Path, header: dict[str, Any], space: int) -> dict[str, 
     for name, item in header.items():
         try:
             dtype, shape, (start, end) = DTYPES[item["dtype"]], item["shape"], item["data_offsets"]
-            fits = end - start == torch.Size(shape).numel() * dtype.itemsize
+            if not all(type(number) is int and number >= 0 for number in (*shape, start, end)):
+                raise TypeError("sizes and offsets are counts")  # noqa: TRY301
+            # In Python's integers, which do not overflow.
+            fits = end - start == math.prod(shape) * dtype.itemsize
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{file}: {name}: has a header that cannot be read.") from error
-        if not fits or start < 0 or end > space:
+        if not fits or end > space:
             raise CheckpointError(
                 f"{file}: {name}: bytes {start} to {end} do not fit its shape {shape} or the "
                 f"{space} bytes of the file. The file is truncated or corrupt; fetch it again."
@@ -289,7 +300,8 @@ def _shards(folder: Path) -> dict[Path, set[str]]:
             raise CheckpointError(
                 f"{folder / INDEX}: weight_map places {name} at {shard!r}, outside the folder."
             )
-        if not file.is_file():
+        # Unlike Path's, this one answers also for what no file can be called.
+        if not os.path.isfile(file):  # noqa: PTH113
             raise CheckpointError(f"{file}: is missing, though {INDEX} names it.")
         files.setdefault(file, set()).add(name)
     return files
@@ -300,7 +312,7 @@ def _read_json(file: Path, why: str) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{file}: is missing; {why}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: is not JSON ({error}).") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: is not a JSON object.")
@@ -328,12 +340,33 @@ def _whole_or_not(file: Path) -> Iterator[Path]:
     """Give a temporary path to write to; it takes the file's place once it is on the disk."""
     temporary = file.with_name(f".{file.name}.tmp")
     try:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(file)
+        with names_a_full_disk(file.parent):
+            yield temporary
+            _sync(temporary)
+            temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
     _sync(file.parent)
+
+
+@contextmanager
+def names_a_full_disk(folder: Path) -> Iterator[None]:
+    """Say what to do where the disk is full.
+
+    Raises:
+        CapacityError: It is.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        # safetensors tells what the system said, in words.
+        if not full and f"(os error {errno.ENOSPC})" not in str(error):
+            raise
+        raise CapacityError(
+            f"{folder}: the disk is full. What was finished is kept: make room, and run again with "
+            "--resume."
+        ) from error
 
 
 def _sync(path: Path) -> None:

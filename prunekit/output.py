@@ -3,18 +3,26 @@
 ``config.json`` and the index are written last, so that a folder which opens as a model is complete.
 """
 
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Mapping
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from prunekit.checkpoint import INDEX, Checkpoint, read_header, write_atomically, write_shard
-from prunekit.errors import ConfigError
+from prunekit.checkpoint import (
+    INDEX,
+    Checkpoint,
+    names_a_full_disk,
+    read_header,
+    write_atomically,
+    write_shard,
+)
+from prunekit.errors import CheckpointError, ConfigError
 from prunekit.formats import Format, Stored
 from prunekit.ranks import ALONE, Ranks
 from prunekit.storage import storage_config
@@ -36,6 +44,7 @@ class Output:
         self.shards = shards
         self.ranks = ranks
         self.done: dict[tuple[str, str], dict[str, Any]] = {}
+        self._journal: BinaryIO | None = None
 
     def begin(self, fingerprint: str, *, resume: bool, overwrite: bool) -> None:
         """Make the folder ready.
@@ -58,13 +67,35 @@ class Output:
 
     def _begin(self, fingerprint: str, *, resume: bool, overwrite: bool) -> None:
         ours = _is_ours(self.folder / JOURNAL)
+        if ours:
+            self._open()
         if resume and ours:
             self._take_up(fingerprint)
         elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             self._clear(ours, overwrite=overwrite)
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.done:
+            self.close()
+            self._open()
             self.note("start", "", {"fingerprint": fingerprint})
+
+    def _open(self) -> None:
+        """Open the journal and lock it: the lock goes with the process, however that ends."""
+        self._journal = (self.folder / JOURNAL).open("ab")
+        try:
+            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.close()
+            raise ConfigError(
+                f"output.path: another run is writing to {self.folder}. Wait until it has ended, "
+                "or choose another folder."
+            ) from error
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self._journal:
+            self._journal.close()
+        self._journal = None
 
     def _take_up(self, fingerprint: str) -> None:
         lines = (self.folder / JOURNAL).read_bytes().splitlines(keepends=True)
@@ -78,9 +109,17 @@ class Output:
                 "of prunekit, so --resume cannot go on with it. Run with --overwrite, or choose "
                 "another output.path."
             )
-        write_atomically(self.folder / JOURNAL, b"".join(whole))
+        assert self._journal is not None
+        self._journal.truncate(sum(map(len, whole)))
         for left in self.folder.glob(".*.tmp"):
             left.unlink()
+        for kind, name in list(self.done):
+            file = {"block": self.done[kind, name].get("file"), "rest": self.shard(1).name}.get(
+                kind
+            )
+            # So does a shard that is no longer what was written.
+            if file and not _is_sound(self.folder / file):
+                del self.done[kind, name]
 
     def _clear(self, ours: bool, *, overwrite: bool) -> None:  # noqa: FBT001
         if not overwrite:
@@ -98,12 +137,12 @@ class Output:
         self.done[kind, name] = values
         if not self.ranks.first:
             return
-        with (self.folder / JOURNAL).open("ab") as stream:
-            stream.write(
-                json.dumps({"kind": kind, "name": name, "values": values}).encode() + b"\n"
-            )
-            stream.flush()
-            os.fsync(stream.fileno())
+        assert self._journal is not None
+        with names_a_full_disk(self.folder):
+            line = json.dumps({"kind": kind, "name": name, "values": values})
+            self._journal.write(line.encode() + b"\n")
+            self._journal.flush()
+            os.fsync(self._journal.fileno())
 
     def shard(self, number: int) -> Path:
         """Return the path of shard ``number`` of 1..shards."""
@@ -159,3 +198,10 @@ def _is_whole(line: bytes) -> bool:
     except ValueError:
         return False
     return line.endswith(b"\n")
+
+
+def _is_sound(shard: Path) -> bool:
+    try:
+        return bool(read_header(shard))
+    except (CheckpointError, OSError):
+        return False

@@ -122,12 +122,12 @@ class Ranks:
         padded[: len(own)] = own
         # As bytes, since not every backend knows every type.
         sent = padded.view(torch.uint8)
-        every = sent.new_empty((self.size * len(sent), *sent.shape[1:]))
+        every = [torch.empty_like(sent) for _ in rows]
         with self._together():
-            distributed.all_gather_into_tensor(every, sent)
+            distributed.all_gather(every, sent)
         self.traffic["rows"] += (self.size - 1) * sent.nbytes
-        pieces = every.view(own.dtype).split(max(rows))
-        return torch.cat([piece[:count] for piece, count in zip(pieces, rows, strict=True)])
+        pieces = (piece.view(own.dtype)[:count] for piece, count in zip(every, rows, strict=True))
+        return torch.cat([*pieces])
 
     def exchange(self, value: T) -> list[T]:
         """Return the small value that each rank has, in their order."""

@@ -85,6 +85,12 @@ class Run:
 
     def records(self, *, resume: bool, overwrite: bool) -> Iterator[Record]:
         """Yield the records of the whole run."""
+        try:
+            yield from self._records(resume=resume, overwrite=overwrite)
+        finally:
+            self.output.close()
+
+    def _records(self, *, resume: bool, overwrite: bool) -> Iterator[Record]:
         plan = self.plan
         if plan.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(plan.device)

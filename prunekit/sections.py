@@ -84,7 +84,7 @@ class Model(Section):
     @classmethod
     def _folder_or_hub_id(cls, path: str, info: ValidationInfo) -> str:
         folder = _beside(path, info)
-        if Path(folder).is_dir():
+        if os.path.isdir(folder):  # noqa: PTH112  answers also for what no file can be called
             return folder
         if HUB_ID.fullmatch(path):
             return path

@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import importlib.util
 import json
+import os
 import platform
 import re
 import zlib
@@ -85,12 +86,13 @@ def _problem(source: str) -> str | None:
 
 def _file_problem(source: str) -> str | None:
     path = Path(source)
-    if path.is_dir():
+    # Unlike Path's, these answer also for what no file can be called.
+    if os.path.isdir(path):  # noqa: PTH112
         return f"{source}: is a folder; name the files in it"
     if not source.endswith(ENDINGS):
         allowed = ", ".join((*ENDINGS, *PYDOC, "hub:NAME:SPLIT"))
         return f"{source}: not a kind of text that can be read. Allowed: {allowed}"
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113
         return f"{source}: no such file"
     if path.stat().st_size == 0:
         return f"{source}: the file is empty"

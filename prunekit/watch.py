@@ -53,6 +53,8 @@ class Watch(Thread):
         """Tell the others that this rank fails; the first one to say so counts."""
         with suppress(RuntimeError):  # there may be nobody left to tell
             self._other.compare_set(FAILURE, "", f"rank {self.rank} failed: {message}")
+            if self.rank == 0:
+                time.sleep(4 * BEAT)  # so that they read it: the store may go with this process
         self._over.set()
 
     def culprit(self) -> str:

@@ -25,6 +25,9 @@ class Written:
             self.values = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(_syntax(file, str(error))) from None
+        except (RecursionError, ValueError) as error:
+            # Brackets that nest without end, or a number of thousands of digits.
+            raise ConfigError(f"{file}: cannot be read: {error}.") from None
         self._file = file
         # Where a table is named twice, as [a] and in [a.b], its first line counts.
         self._places: dict[Key, int | str] = dict(reversed([*_lines(text)]))
