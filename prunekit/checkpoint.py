@@ -252,13 +252,16 @@ def _check_offsets(file: Path, header: dict[str, Any], space: int) -> dict[str, 
     for name, item in header.items():
         try:
             dtype, shape, (start, end) = DTYPES[item["dtype"]], item["shape"], item["data_offsets"]
-            if not all(type(number) is int and number >= 0 for number in (*shape, start, end)):
-                raise TypeError("sizes and offsets are counts")  # noqa: TRY301
+            if (
+                any(type(number) is not int for number in (*shape, start, end))
+                or min(shape, default=0) < 0
+            ):
+                raise TypeError("sizes are counts and offsets integers")  # noqa: TRY301
             # In Python's integers, which do not overflow.
             fits = end - start == math.prod(shape) * dtype.itemsize
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{file}: {name}: has a header that cannot be read.") from error
-        if not fits or end > space:
+        if not fits or start < 0 or end > space:
             raise CheckpointError(
                 f"{file}: {name}: bytes {start} to {end} do not fit its shape {shape} or the "
                 f"{space} bytes of the file. The file is truncated or corrupt; fetch it again."

@@ -126,19 +126,38 @@ def _terminable() -> Iterator[Event]:
 
 
 @app.command
-def plan(config: Path, /, *, overrides: Overrides = ()) -> None:
+def plan(
+    config: Path,
+    /,
+    *,
+    world_size: int = 1,
+    device_memory: str | None = None,
+    overrides: Overrides = (),
+) -> None:
     """Show what a run would do, its memory and disk, without reading a weight.
+
+    Of the model its config.json is enough.
 
     Args:
         config: A TOML file.
+        world_size: Processes that would share the run; the memory shown is that of each.
+        device_memory: Of each GPU, such as 80GB, where the run is to be elsewhere.
         overrides: KEY=VALUE wins over the config, e.g. prune.sparsity=0.6; may be repeated.
     """
     from prunekit.config import load_config
+    from prunekit.units import bytes_of
 
     loaded = load_config(config, overrides)
+    memory = None if device_memory is None else bytes_of(device_memory)
+    if memory == 0:
+        raise ConfigError(f"--device-memory {device_memory}: write a number of GB, such as 80GB.")
+    if world_size < 1:
+        raise ConfigError(f"--world-size {world_size}: is at least 1.")
     from prunekit import planning
+    from prunekit.ranks import Ranks
 
-    _show(planning.plan(loaded).describe())
+    ranks, preflight = Ranks(0, world_size), planning.Preflight(memory)
+    _show(planning.plan(loaded, ranks, preflight).describe())
 
 
 @app.command

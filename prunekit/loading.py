@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
 import transformers
@@ -11,7 +12,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from prunekit.checkpoint import Checkpoint
+from prunekit.checkpoint import SINGLE, Checkpoint, Entry, read_config
 from prunekit.errors import CheckpointError
 
 
@@ -47,6 +48,31 @@ def empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
         if kind is None:
             return AutoModel.from_config(config, dtype=torch.float32).eval()
         return kind._from_config(config, dtype=torch.float32).eval()
+
+
+def has_weights(folder: Path) -> bool:
+    """Say whether a folder has weights of any kind beside its ``config.json``."""
+    return any(path.suffix in {".safetensors", ".bin", ".pt", ".pth"} for path in folder.iterdir())
+
+
+def outline(folder: Path) -> Checkpoint:
+    """Return the checkpoint that a ``config.json`` alone describes: names, shapes and types.
+
+    Raises:
+        CheckpointError: As :func:`empty_model`.
+    """
+    config = read_config(folder)
+    model = empty_model(Checkpoint(folder, config, {}, {}))
+    said = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    if said not in {"float32", "float16", "bfloat16"}:
+        raise CheckpointError(f"{folder / 'config.json'}: dtype {said!r} cannot be planned.")
+    dtype, tied = getattr(torch, said), getattr(model, "all_tied_weights_keys", {})
+    entries = {
+        name: Entry(folder / SINGLE, dtype, tuple(value.shape), value.numel() * dtype.itemsize)
+        for name, value in model.state_dict().items()
+        if name not in tied
+    }
+    return Checkpoint(folder, config, entries, entries)
 
 
 def longest(model: PreTrainedModel) -> int:

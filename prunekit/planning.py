@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any, cast
 
 import psutil
 import torch
@@ -27,7 +28,7 @@ from prunekit.evaluation import (
     stored_dtype,
 )
 from prunekit.layout import Block, Linear, Selection, layout, runners
-from prunekit.loading import empty_model, longest, stored_names
+from prunekit.loading import empty_model, has_weights, longest, outline, stored_names
 from prunekit.pruning import Recipe
 from prunekit.ranks import ALONE, Ranks
 from prunekit.stack import StackRunner
@@ -58,6 +59,17 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Preflight:
+    """A plan for another machine, of a model whose weights need not be here.
+
+    Attributes:
+        device_memory: Bytes of each of its GPUs; None for this machine's own device.
+    """
+
+    device_memory: int | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a run will do; made by :func:`plan`.
 
@@ -77,6 +89,7 @@ class Plan:
         memory: Peak bytes.
         notes: What the user should know: caps, skipped layers, probing.
         ranks: The processes that carry it out; memory is that of each.
+        preflight: What is assumed of another machine, where the plan is only to be looked at.
     """
 
     config: Config
@@ -94,11 +107,18 @@ class Plan:
     memory: Memory
     notes: tuple[str, ...]
     ranks: Ranks = ALONE
+    preflight: Preflight | None = None
+
+    @property
+    def available(self) -> int:
+        """Bytes that are free where blocks run, or that the user says will be."""
+        told = self.preflight and self.preflight.device_memory
+        return told or available_memory(self.device)
 
     @property
     def at_once(self) -> bool:
         """Whether there is memory for all batches to wait at each stage."""
-        return self.memory.total + self.memory.waiting < 0.9 * available_memory(self.device)
+        return self.memory.total + self.memory.waiting < 0.9 * self.available
 
     @property
     def linears(self) -> list[Linear]:
@@ -121,17 +141,20 @@ class Plan:
         return _describe(self)
 
 
-def plan(config: Config, ranks: Ranks = ALONE) -> Plan:
+def plan(config: Config, ranks: Ranks = ALONE, preflight: Preflight | None = None) -> Plan:
     """Decide everything that can be decided from ``config.json`` and safetensors headers.
 
     Args:
         config: What the user wrote.
         ranks: The processes that will share the run, from :func:`prunekit.join`.
+        preflight: For a plan that is only to be looked at.
 
     Raises:
         PrunekitError: Something cannot work; nothing was written and no weight read.
     """
-    checkpoint = open_checkpoint(find_checkpoint(config.model.path, config.model.revision))
+    folder = find_checkpoint(config.model.path, config.model.revision)
+    outlined = preflight is not None and not has_weights(folder)
+    checkpoint = outline(folder) if outlined else open_checkpoint(folder)
     model = empty_model(checkpoint)
     architecture = find(model)
     stacks = runners(model, architecture)
@@ -143,7 +166,9 @@ def plan(config: Config, ranks: Ranks = ALONE) -> Plan:
     prune = config.prune
     blocks = layout(stacks, Selection(prune.pattern, prune.skip, prune.on_indivisible))
     _check_skips(config, model, blocks)
-    device = ranks.place(device_of(config.model.device))
+    elsewhere = preflight is not None and preflight.device_memory is not None
+    device = torch.device("cuda") if elsewhere else device_of(config.model.device)
+    device = device if preflight else ranks.place(device)
     asked = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
     dtype = compute_dtype(asked or stored_dtype(checkpoint), device)
     lengths, notes = _lengths(config, longest(model))
@@ -154,7 +179,8 @@ def plan(config: Config, ranks: Ranks = ALONE) -> Plan:
         checkpoint=checkpoint,
         model=model,
         architecture=architecture,
-        tokenizer=load_tokenizer(checkpoint),
+        # Nothing is tokenised for a plan that is only looked at.
+        tokenizer=cast("Any", None) if outlined else load_tokenizer(checkpoint),
         stacks=stacks,
         blocks=blocks,
         recipe=recipe,
@@ -165,6 +191,7 @@ def plan(config: Config, ranks: Ranks = ALONE) -> Plan:
         memory=_memory(model, stacks, blocks, (recipe, dtype, tokens, device)),
         notes=(*notes, *_remarks(architecture, model, blocks)),
         ranks=ranks,
+        preflight=preflight,
     )
     _check_capacity(made)
     return made
@@ -273,13 +300,15 @@ def available_memory(device: torch.device) -> int:
 
 
 def _check_capacity(made: Plan) -> None:
-    available = available_memory(made.device)
+    available = made.available
     if made.memory.total > available:
         raise CapacityError(
             f"memory: the run needs about {size(made.memory.total)} on {made.device}, "
             f"{size(available)} are free. Lower calibration.samples or calibration.length"
             + (", or set measure_error = false." if made.recipe.measure_error else ".")
         )
+    if made.preflight and made.preflight.device_memory:
+        return  # its disk is not here
     folder = Path(made.config.output.path)
     existing = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
     if not os.access(existing, os.W_OK):

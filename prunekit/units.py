@@ -4,6 +4,7 @@ Strings are numbers too, as JSON has no infinity: ``report.json`` says "inf" and
 """
 
 import math
+import re
 
 MISSING = "—"
 
@@ -22,6 +23,15 @@ def number(value: Number) -> str:
     if abs(x) >= 1:
         return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.2f}"
     return f"{x:#.3g}"
+
+
+def bytes_of(text: str) -> int:
+    """Return the bytes that "80GB" or "64 GiB" says; 0 where that is no size."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B?", text.strip(), re.IGNORECASE)
+    if not found:
+        return 0
+    power = "KMGT".index(found[2].upper()) + 1
+    return round(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
 
 def percent(fraction: Number) -> str:

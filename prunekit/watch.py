@@ -37,6 +37,7 @@ class Watch(Thread):
         self._own, self._other = store.clone(), store.clone()  # pyright: ignore
         self._seen = {other: (0, time.monotonic()) for other in range(size) if other != rank}
         self._over = Event()
+        self._heard: str | None = None
 
     def run(self) -> None:
         """Beat and listen until the run is over."""
@@ -45,6 +46,7 @@ class Watch(Thread):
                 failure = self._listen()
             except RuntimeError:
                 failure = "rank 0, which the others meet at, does not answer; it has died."
+            self._heard = failure
             if failure and not self._over.wait(GRACE):
                 _say(f"Rank {self.rank} stops: {failure} {WAY_ON}")
                 os._exit(1)
@@ -61,6 +63,8 @@ class Watch(Thread):
         """Say who failed, now that the network says that somebody did; takes some seconds."""
         end = time.monotonic() + SUSPECT + 2 * BEAT
         while time.monotonic() < end and self.is_alive():
+            if self._heard:
+                return self._heard
             try:
                 if self._other.check([FAILURE]):
                     return self._other.get(FAILURE).decode()

@@ -1,5 +1,6 @@
 """Plans: what is decided before a weight is read, and what is refused."""
 
+import json
 import os
 import shutil
 import sys
@@ -13,8 +14,10 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from prunekit import planning
+from prunekit.config import Config
 from prunekit.errors import CapacityError, CheckpointError, ConfigError, ShapeError
 from prunekit.loading import longest
+from prunekit.ranks import Ranks
 from tests import checkpoints
 from tests.architectures import TINY, tiny
 from tests.checkpoints import planned
@@ -232,3 +235,58 @@ def test_planning_twice_gives_the_same(llama, output):
     assert first.blocks == second.blocks
     assert (first.memory, first.notes) == (second.memory, second.notes)
     assert isinstance(first, planning.Plan)
+
+
+LLAMA_2_70B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+    "dtype": "float16",
+}
+
+
+@pytest.fixture
+def outlined(tmp_path):
+    """A config for a model of which only config.json is here."""
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/config.json").write_text(json.dumps(LLAMA_2_70B))
+    (tmp_path / "text.txt").write_text("some text")
+    calibration = {"data": str(tmp_path / "text.txt"), "samples": 128, "length": 2048}
+    return Config.model_validate(
+        {
+            "model": {"path": str(tmp_path / "m")},
+            "calibration": calibration,
+            "prune": {"method": "sparsegpt", "pattern": "2:4"},
+            "output": {"path": str(tmp_path / "out")},
+        }
+    )
+
+
+def test_a_large_model_is_planned_for_other_machines_from_its_config_alone(outlined):
+    plans = {
+        size: planning.plan(outlined, Ranks(0, size), planning.Preflight(80 * 10**9))
+        for size in (1, 8)
+    }
+    for made in plans.values():
+        assert made.parameters == 68_976_648_192
+        assert made.dtype is torch.float16
+        assert made.device.type == "cuda"
+    alone, shared = plans[1].memory, plans[8].memory
+    assert alone.hidden == 128 * 2048 * 8192 * 2 == 8 * shared.hidden
+    assert shared.block == alone.block
+    assert "8: samples and rows are shared" in shown(plans[8])
+    with pytest.raises(CapacityError, match=r"needs about .* on cuda, .* are free"):
+        planning.plan(outlined, Ranks(0, 8), planning.Preflight(8 * 10**9))
+    with pytest.raises(ConfigError, match="cannot be shared by 129"):
+        planning.plan(outlined, Ranks(0, 129), planning.Preflight(80 * 10**9))
+
+
+def test_a_run_needs_the_weights(outlined):
+    with pytest.raises(CheckpointError, match="holds neither"):
+        planning.plan(outlined)
