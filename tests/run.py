@@ -63,11 +63,16 @@ def gpu() -> int:
 
 def dist() -> int:
     """Several processes that share one job."""
-    return _pytest("tests/distributed", workers=1)
+    return _pytest("-m", "not slow", "tests/distributed", workers=1)
+
+
+def soak() -> int:
+    """Fifty kills at random moments; some minutes, and not part of all."""
+    return _pytest("-m", "slow", "tests/distributed", workers=1)
 
 
 ALL: tuple[Callable[[], int], ...] = (check, cpu, interpret, aot, gpu, dist)
-TIERS = {tier.__name__: tier for tier in (fast, *ALL)}
+TIERS = {tier.__name__: tier for tier in (fast, soak, *ALL)}
 
 
 def main(arguments: list[str]) -> int:
@@ -75,7 +80,7 @@ def main(arguments: list[str]) -> int:
     described = "\n".join(f"  {name:10}{tier.__doc__}" for name, tier in TIERS.items())
     parser = argparse.ArgumentParser(
         description="Set up .venv and run the tests.",
-        epilog=f"tiers, where all is every one but fast:\n{described}",
+        epilog=f"tiers, where all is every one but fast and soak:\n{described}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("tiers", nargs="*", metavar="TIER", help=", ".join([*TIERS, "all"]))
