@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,14 +13,17 @@ from typing_extensions import override
 from prunekit.errors import NumericsError
 from prunekit.layer import Layer, Pruned
 from prunekit.methods.base import Method
-from prunekit.patterns import Pattern, Scope
+from prunekit.patterns import Scope
 from prunekit.refinement import refine
 from prunekit.statistics import Gram, Statistic
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-EVERY = 5  # iterations from one penalty to the next
+STAGES = 10
+"""Penalties, one after another: with 30 to 60 iterations, the fewest that err as little as more."""
+STACKED = 4096
+"""Rows up to which the layers of a stage are solved as one, so that they share the inverses."""
 
 
 class Admm(Method):
@@ -35,62 +38,93 @@ class Admm(Method):
 
     damping: float = Field(default=0.001, ge=0, le=1)
     """Added to the Gram matrix's diagonal, as a fraction of its mean."""
-    iterations: int = Field(default=30, ge=1)
-    """Steps of ADMM, a matrix product each; 60 err 1 to 2 % less."""
+    iterations: int = Field(default=40, ge=1)
+    """Steps of ADMM, a matrix product each; 60 err 0.5 % less."""
     first_penalty: float = Field(default=0.1, gt=0)
     """Weight of the constraint at the start, as a fraction of the Gram matrix's mean diagonal."""
-    last_penalty: float = Field(default=5.0, gt=0)
-    """Weight of the constraint in the last five steps."""
+    last_penalty: float = Field(default=2.0, gt=0)
+    """Weight of the constraint in the last tenth of the steps."""
     refine_iterations: int = Field(default=10, ge=0)
     """Steps of conjugate gradients at the end, a matrix product each."""
 
     @override
     def prune(self, layer: Layer) -> Pruned:
-        found = search(layer, self.damping, Projection(layer.pattern, layer.sparsity), self._rise())
-        return refine(layer, found, self.damping, self.refine_iterations)
+        return self.prune_together([layer])[0]
+
+    @override
+    def prune_together(self, layers: Sequence[Layer]) -> list[Pruned]:
+        """Search for the masks of narrow layers at once: they share the Gram matrix."""
+        if sum(layer.outputs for layer in layers) > STACKED:
+            return [self._solve([layer])[0] for layer in layers]
+        return self._solve(layers) if layers else []
+
+    def _solve(self, layers: Sequence[Layer]) -> list[Pruned]:
+        found = search(layers, self.damping, Projection(layers), self._rise())
+        return [
+            refine(layer, pruned, self.damping, self.refine_iterations)
+            for layer, pruned in zip(layers, found, strict=True)
+        ]
 
     def _rise(self) -> list[float]:
-        last = max((self.iterations - 1) // EVERY, 1)
-        ratio = self.last_penalty / self.first_penalty
+        stages = min(STAGES, self.iterations)
+        ratio = (self.last_penalty / self.first_penalty) ** (1 / max(stages - 1, 1))
         return [
-            self.first_penalty * ratio ** (step // EVERY / last) for step in range(self.iterations)
+            self.first_penalty * ratio ** (step * stages // self.iterations)
+            for step in range(self.iterations)
         ]
 
 
 @dataclass
 class Projection:
-    """Projects onto what a pattern allows; ``keep`` is the mask of the last time."""
+    """Projects stacked layers onto what their pattern allows; ``keep`` is the mask of last time."""
 
-    pattern: Pattern
-    sparsity: float
+    layers: Sequence[Layer]
     keep: Bool[Tensor, "O I"] = None  # pyright: ignore[reportAssignmentType]
 
     def __call__(self, x: Float[Tensor, "O I"], dual: Float[Tensor, "O I"]) -> None:
         """Replace ``x`` by the nearest allowed to x + dual, and ``dual`` by what is left."""
+        import torch
+
         x += dual
-        self.keep = self.pattern.keep(x.square(), self.sparsity)
+        parts = zip(self.layers, x.square().split(rows(self.layers)), strict=True)
+        keep = [layer.pattern.keep(part, layer.sparsity) for layer, part in parts]
+        self.keep = keep[0] if len(keep) == 1 else torch.cat(keep)
         dual.copy_(x).masked_fill_(self.keep, 0)
         x -= dual
 
 
-def search(layer: Layer, damping: float, project: Projection, penalties: Iterable[float]) -> Pruned:
-    """Return the mask that ADMM finds and the weights that it found with it.
+def rows(layers: Sequence[Layer]) -> list[int]:
+    """Return how many rows each layer has."""
+    return [len(layer.weight) for layer in layers]
 
-    A dead input never spoke, so its weights go first; those that may stay keep their value, as do
-    all where nothing is pruned.
+
+def search(
+    layers: Sequence[Layer], damping: float, project: Projection, penalties: Iterable[float]
+) -> list[Pruned]:
+    """Return the masks that ADMM finds and the weights that it found with them.
+
+    The layers read the same inputs. A dead one never spoke, so its weights go first; those that may
+    stay keep their value, as do all where nothing is pruned.
 
     Raises:
         NumericsError: The Gram matrix is not one.
     """
+    import torch
     from prunekit_kernels import admm, mean_diagonal, unit_scale
 
-    gram = layer.stats[Gram].full
+    gram = layers[0].stats[Gram].full
     scale = unit_scale(gram, damping * mean_diagonal(gram))
-    target = (layer.weight.contiguous() * scale).masked_fill_(gram.diagonal() == 0, 0)
+    weight = torch.cat([layer.weight for layer in layers])
+    target = (weight * scale).masked_fill_(gram.diagonal() == 0, 0)
     try:
         found = admm(target, gram, scale, project, penalties)
     except ArithmeticError as error:
-        raise NumericsError(f"{layer.name}: {error} Use more calibration tokens.") from error
+        raise NumericsError(f"{layers[0].name}: {error} Use more calibration tokens.") from error
     change = found.sub_(target).div_(scale)
-    weight = change.add_(layer.weight).masked_fill_(~project.keep, 0)
-    return Pruned(weight, project.keep, {"damping": damping})
+    weight = change.add_(weight).masked_fill_(~project.keep, 0)
+    return [
+        Pruned(weight, keep, {"damping": damping})
+        for weight, keep in zip(
+            weight.split(rows(layers)), project.keep.split(rows(layers)), strict=True
+        )
+    ]

@@ -46,8 +46,8 @@ class Alps(Method):
 
     @override
     def prune(self, layer: Layer) -> Pruned:
-        project = Projection(layer.pattern, layer.sparsity)
-        found = search(layer, self.damping, project, self._rise(layer, project))
+        project = Projection([layer])
+        (found,) = search([layer], self.damping, project, self._rise(layer, project))
         return refine(layer, found, self.damping, self.refine_iterations)
 
     def _rise(self, layer: Layer, project: Projection) -> Iterator[float]:

@@ -1,0 +1,103 @@
+"""How good the search for masks is: beside exact OBC, and on every layer of a real model."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prunekit.allocations.owl import Owl
+from prunekit.architectures import find
+from prunekit.layer import Layer
+from prunekit.layout import Selection, layout, runners
+from prunekit.methods.admm import Admm
+from prunekit.methods.sparsegpt import SparseGPT
+from prunekit.patterns import parse
+from prunekit.pruning import relative_error, survey
+from prunekit.refinement import refine
+from prunekit.statistics import Gathered, Gram
+from prunekit.walk import batches, walk
+from tests.kernels.layers import correlated, loss
+
+
+class Grams(Owl):
+    """Surveys the Gram matrices of the dense model."""
+
+    needs = frozenset({Gram})
+
+
+def obc(weight, gram, count):
+    """Prune ``count`` weights of each row, always the one that costs least, exactly (float64).
+
+    Frantar & Alistarh, Optimal Brain Compression, arXiv:2208.11580, Algorithm 1: every removal moves
+    the rest of the row to its new best, and takes the weight out of the inverse.
+    """
+    weight, each = weight.clone(), torch.arange(len(weight))
+    inverse = torch.linalg.inv(gram).repeat(len(weight), 1, 1)
+    gone = torch.zeros_like(weight, dtype=torch.bool)
+    for _ in range(count):
+        diagonal = inverse.diagonal(dim1=1, dim2=2)
+        worst = (weight.square() / diagonal).masked_fill_(gone, torch.inf).argmin(1)
+        column = inverse[each, worst]
+        pivot = column[each, worst, None]
+        weight -= weight[each, worst, None] / pivot * column
+        inverse.baddbmm_(column[:, :, None], (column / pivot)[:, None], alpha=-1)
+        gone[each, worst] = True
+        weight[gone] = 0
+        # Out of reach of rounding: what is gone takes no part.
+        inverse[each, worst] = 0
+        inverse[each, :, worst] = 0
+        inverse[each, worst, worst] = 1
+    return weight
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.7])
+def test_admm_errs_at_most_a_hundredth_more_than_exact_obc(sparsity):
+    weight, gram = correlated(8, 512)
+    gram += 0.001 * gram.diagonal().mean() * torch.eye(512, dtype=gram.dtype)
+    exact = loss(obc(weight, gram, int(sparsity * 512)), weight, gram)
+    statistic = Gram(512)
+    statistic.total = gram.float()
+    pattern = parse("unstructured", "row")
+    given = Layer("layer", weight.float(), Gathered([statistic]), pattern, sparsity)
+    found = Admm(damping=0).prune(given)
+    swept = refine(given, SparseGPT(damping=0.001).prune(given))
+    assert loss(found.weight, weight, gram) <= 1.01 * exact
+    assert loss(swept.weight, weight, gram) > 1.05 * exact
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sparsities"), [("unstructured", (0.2, 0.5, 0.7, 0.9)), ("2:4", (0.5,))]
+)
+def test_admm_errs_less_than_refined_sparsegpt_on_every_layer_of_a_model(
+    shared, pattern, sparsities
+):
+    folder = shared / "models/stories260K"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    text = (shared / "data/tinystories/train.txt").read_text()[:60_000]
+    ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt").input_ids[0]
+    ids = ids[: len(ids) // 256 * 256].view(-1, 256)
+    stacks = runners(model, find(model))
+    given = parse(pattern, "layer")
+    blocks = layout(stacks, Selection(given))
+
+    def visits():
+        return zip(walk(model, stacks, None, batches(ids, model.device)), blocks, strict=True)
+
+    names = set()
+    for layers in survey(visits, Grams(), given)():
+        for layer in layers:
+            names.add(layer.name)
+            for sparsity in sparsities:
+                ours, swept = (
+                    relative_error(layer.weight, found.weight, layer.stats)
+                    for found in both(layer, given, sparsity)
+                )
+                assert ours < swept, f"{layer.name} at {sparsity}"
+    assert len(names) == 35
+
+
+def both(layer, pattern, sparsity):
+    """Return a layer pruned by ADMM, and by SparseGPT in each scope that it is used with."""
+    given = Layer(layer.name, layer.weight, layer.stats, pattern, sparsity)
+    windows = pattern if pattern.sparsity else parse("unstructured", "block")
+    swept = Layer(layer.name, layer.weight, layer.stats, windows, sparsity)
+    return Admm().prune(given), refine(swept, SparseGPT().prune(swept))
