@@ -51,7 +51,7 @@ def obc(weight, gram, count):
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.7])
 def test_admm_errs_at_most_a_hundredth_more_than_exact_obc(sparsity):
-    weight, gram = correlated(8, 512)
+    weight, gram = correlated(4, 512)
     gram += 0.001 * gram.diagonal().mean() * torch.eye(512, dtype=gram.dtype)
     exact = loss(obc(weight, gram, int(sparsity * 512)), weight, gram)
     statistic = Gram(512)
@@ -65,7 +65,7 @@ def test_admm_errs_at_most_a_hundredth_more_than_exact_obc(sparsity):
 
 
 @pytest.mark.parametrize(
-    ("pattern", "sparsities"), [("unstructured", (0.2, 0.5, 0.7, 0.9)), ("2:4", (0.5,))]
+    ("pattern", "sparsities"), [("unstructured", (0.5, 0.8)), ("2:4", (0.5,))]
 )
 def test_admm_errs_less_than_refined_sparsegpt_on_every_layer_of_a_model(
     shared, pattern, sparsities
