@@ -117,7 +117,7 @@ SECTIONS: dict[str, type[Section]] = {
 def _needs_text(prune: object) -> bool:
     if not isinstance(prune, dict):
         return False
-    if prune.get("refine"):
+    if prune.get("refine") or prune.get("target") == "dense":
         return True
     allocation = prune.get("allocation")
     if isinstance(allocation, dict):

@@ -26,7 +26,7 @@ def prune(
     model: PreTrainedModel,
     tokens: Int[Tensor, "N T"] | None = None,
     *,
-    method: str = "sparsegpt",
+    method: str = "admm",
     pattern: str = "unstructured",
     **settings: Any,  # noqa: ANN401  the keys of [prune]
 ) -> list[dict[str, Any]]:
@@ -48,18 +48,19 @@ def prune(
     """
     section = _section({"method": method, "pattern": pattern, **settings})
     needs = section.method.needs | section.allocation.needs
-    if (needs or section.refine) and tokens is None:
+    recipe = Recipe.of(section, calibrated=tokens is not None)
+    if (needs or section.refine or recipe.beside) and tokens is None:
         user = f"refine {section.refine}" if section.refine else f"method {method}"
+        user = "target dense" if recipe.beside else user
         raise ConfigError(f"{user}: needs calibration tokens; pass tokens=[N, T].")
     stacks = runners(model, find(model))
     blocks = layout(stacks, Selection(section.pattern, section.skip, section.on_indivisible))
     ids = torch.zeros(1, 1, dtype=torch.int64) if tokens is None else tokens
 
-    def visits() -> Iterator[tuple[Visit, Block]]:
-        walked = walk(model, stacks, None, batches(ids, model.device))
+    def visits(*, beside: bool = False) -> Iterator[tuple[Visit, Block]]:
+        walked = walk(model, stacks, None, batches(ids, model.device), beside=beside)
         return zip(walked, blocks, strict=True)
 
-    recipe = Recipe.of(section, calibrated=tokens is not None)
     pruned = [linear for block in blocks for linear in block.pruned]
     dtypes = {linear.name: model.get_parameter(f"{linear.name}.weight").dtype for linear in pruned}
     with _still(model, stacks):
@@ -70,7 +71,9 @@ def prune(
         )
         pruner = BlockPruner(recipe, sparsities, dtypes)
         return [
-            outcome.entry for visit, block in visits() for outcome in pruner.prune(visit, block)
+            outcome.entry
+            for visit, block in visits(beside=recipe.beside)
+            for outcome in pruner.prune(visit, block)
         ]
 
 

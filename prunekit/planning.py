@@ -281,14 +281,15 @@ def _memory(
     width = max(linear.inputs for block in blocks for linear in block.linears)
     hidden = tokens * max(runner.features for runner in stacks) * dtype.itemsize
     batch = min(tokens, BATCH_TOKENS.get(device.type, 2048))
+    streams = 1 + recipe.beside  # the dense model's, with a block of its own
     ends = max((module.weight.numel() for module in vocabulary(model, stacks)), default=0)  # pyright: ignore
     return Memory(
-        block=largest * 2 * dtype.itemsize + 4 * 4 * matrix,
+        block=largest * (1 + streams) * dtype.itemsize + 4 * 4 * matrix,
         statistics=statistics + (2 * factor if Gram in recipe.needs else 0),
-        hidden=hidden,
+        hidden=streams * hidden,
         activations=4 * batch * width * dtype.itemsize,
         ends=ends * 2 * dtype.itemsize,
-        waiting=2 * tokens * width * dtype.itemsize,
+        waiting=2 * streams * tokens * width * dtype.itemsize,
     )
 
 

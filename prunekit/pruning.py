@@ -25,7 +25,8 @@ from prunekit.refinement import Refine, refine
 from prunekit.schedules import SCHEDULES
 from prunekit.sections import Prune
 from prunekit.spread import dealt, spread
-from prunekit.statistics import Gathered, Gram, Statistic, union
+from prunekit.statistics import Cross, Gathered, Gram, Statistic, union
+from prunekit.target import Target, aim
 from prunekit.walk import Visit
 
 Parts = list[slice] | None
@@ -44,6 +45,7 @@ class Recipe:
         propagation: "stage": each stage sees what the pruned stages before it give. "block": all
             see what the dense block gives, from one forward of its own.
         refine: What is done to the weights that stay.
+        target: What they aim at.
         steps: Prune in so many steps, gathering anew before each.
         schedule: Sparsity over the steps.
         initial_sparsity: Where the schedule starts.
@@ -54,6 +56,7 @@ class Recipe:
     pattern: Pattern
     propagation: Literal["block", "stage"] = "stage"
     refine: Refine | None = None
+    target: Target = "layer"
     steps: int = 1
     schedule: str = "cubic"
     initial_sparsity: float = 0.0
@@ -67,6 +70,7 @@ class Recipe:
             pattern=prune.pattern,
             propagation=prune.propagation,
             refine=prune.refine,
+            target=prune.target,
             steps=prune.steps,
             schedule=prune.schedule,
             initial_sparsity=prune.initial_sparsity,
@@ -76,7 +80,14 @@ class Recipe:
     @property
     def needs(self) -> tuple[type[Statistic], ...]:
         """What is gathered for each stage."""
-        return union([*self.method.needs, *([Gram] if self.refine or self.measure_error else [])])
+        grams = [Gram] if self.refine or self.measure_error else []
+        aims = [Gram, Cross] if self.beside else []
+        return union([*self.method.needs, *grams, *aims])
+
+    @property
+    def beside(self) -> bool:
+        """Whether the dense model is walked through beside the pruned one."""
+        return self.target == "dense"
 
     def sparsity(self, step: int, final: float) -> float:
         """Return the sparsity to reach in ``step`` of 1..steps; the last is always ``final``."""
@@ -118,6 +129,7 @@ class BlockPruner:
             NumericsError: A weight or an activation is NaN or inf; layer and sample are named.
         """
         several = self.recipe.steps > 1
+        visit.part()
         rows = {linear: self._dealt(visit, linear) for linear in plan.pruned}
 
         def own(linear: Linear) -> Tensor:
@@ -181,6 +193,7 @@ class BlockPruner:
         for linear, weight in dense.items():
             if (sparsity := self.recipe.sparsity(step, self.sparsities[linear.name])) > 0:
                 pattern, held = self._share(visit, linear, rows[linear])
+                weight = aim(weight, stats) if self.recipe.beside else weight  # noqa: PLW2901
                 layers[linear] = Layer(linear.name, weight, stats, pattern, sparsity, held)
         pruned = self.recipe.method.prune_together([*layers.values()])
         if self.recipe.refine:
@@ -292,17 +305,32 @@ def gather_at_once(
 
     With ``last`` what the pruned block gives takes the place of the hidden states.
     """
-    steps = Lockstep(list(visit.calls()))
-    modules = [[visit.block.get_submodule(linear.path) for linear in linears] for linears in stages]
-    with closing(steps.stages(modules)) as halts:
+    with ExitStack() as stack:
+        steps, halts = _in_step(visit, stages, stack)
+        apart, others = _in_step(visit.dense, stages, stack) if visit.dense else (None, None)
         for number, inputs in halts:
             statistics = _empty(visit, stages[number], needs)
+            dense = next(others)[1] if others else []
             while inputs:
-                _update(statistics, inputs.pop(0))
+                _update(statistics, inputs.pop(0), dense.pop(0) if dense else None)
             yield stages[number], _checked(visit, stages[number], statistics)
+        if apart and others:
+            next(others, None)  # on to the end
     if last:
         visit.hidden[:] = steps.outputs
         visit.onward = False
+        if apart and visit.dense:
+            visit.dense.hidden[:] = apart.outputs
+            visit.dense.onward = False
+
+
+def _in_step(
+    visit: Visit, stages: Sequence[Sequence[Linear]], stack: ExitStack
+) -> tuple[Lockstep, Iterator[tuple[int, list[Tensor]]]]:
+    """Return the forwards of a visited block and their halts, to which ``stack`` puts an end."""
+    steps = Lockstep(list(visit.calls()))
+    modules = [[visit.block.get_submodule(linear.path) for linear in linears] for linears in stages]
+    return steps, stack.enter_context(closing(steps.stages(modules)))
 
 
 def _empty(
@@ -311,9 +339,16 @@ def _empty(
     return tuple(kind(linears[0].inputs, visit.hidden[0].device) for kind in needs)
 
 
-def _update(statistics: tuple[Statistic, ...], x: Float[Tensor, "... I"]) -> None:
+def _update(
+    statistics: tuple[Statistic, ...],
+    x: Float[Tensor, "... I"],
+    dense: Float[Tensor, "... I"] | None = None,
+) -> None:
     for statistic in statistics:
-        statistic.update(x.flatten(0, -2))
+        if isinstance(statistic, Cross) and dense is not None:
+            statistic.update_pair(x.flatten(0, -2), dense.flatten(0, -2))
+        else:
+            statistic.update(x.flatten(0, -2))
 
 
 def _checked(
@@ -346,16 +381,25 @@ def survey(
 def _observe(
     visit: Visit, stages: Sequence[Sequence[Linear]], found: Sequence[tuple[Statistic, ...]]
 ) -> None:
+    read: dict[int, Tensor] = {}  # what the dense model's stages read, of the batch at hand
     with ExitStack() as stack:
-        for linears, statistics in zip(stages, found, strict=True):
-            module = visit.block.get_submodule(linears[0].path)
+        for number, (linears, statistics) in enumerate(zip(stages, found, strict=True)):
+            path = linears[0].path
 
-            def update(_: nn.Module, inputs: tuple, statistics: tuple = statistics) -> None:
-                _update(statistics, inputs[0])
+            def update(_: nn.Module, inputs: tuple, of: tuple = (number, statistics)) -> None:
+                _update(of[1], inputs[0], read.pop(of[0], None))
 
-            stack.callback(module.register_forward_pre_hook(update).remove)
-        for linear in stages[-1]:
-            stack.enter_context(_silent(visit.block.get_submodule(linear.path), linear.outputs))
+            def note(_: nn.Module, inputs: tuple, number: int = number) -> None:
+                read[number] = inputs[0]
+
+            for stream, look in ((visit, update), (visit.dense, note)):
+                if stream:
+                    module = stream.block.get_submodule(path)
+                    stack.callback(module.register_forward_pre_hook(look).remove)
+        for stream in (visit, visit.dense):
+            for linear in stages[-1] if stream else ():
+                module = stream.block.get_submodule(linear.path)
+                stack.enter_context(_silent(module, linear.outputs))
         visit.forward()
 
 

@@ -225,14 +225,16 @@ class Run:
             self.output.note("allocation", allocation.name, known)
         return known
 
-    def _visits(self, tokens: Tokens | None) -> Iterator[tuple[Visit, Block]]:
+    def _visits(
+        self, tokens: Tokens | None, *, beside: bool = False
+    ) -> Iterator[tuple[Visit, Block]]:
         """Visit every block with this rank's tokens, or with one token where none is needed."""
         plan = self.plan
         ids = torch.zeros(1, 1, dtype=torch.int64)
         if tokens:
             ids = tokens.ids[self.ranks.part(len(tokens.ids))]
         parts = batches(ids, plan.device)
-        visits = walk(plan.model, plan.stacks, self.weights, parts, self.ranks)
+        visits = walk(plan.model, plan.stacks, self.weights, parts, self.ranks, beside=beside)
         return zip(visits, plan.blocks, strict=True)
 
     def _prune(self, tokens: Tokens | None, sparsities: Mapping[str, float]) -> Iterator[Record]:
@@ -243,7 +245,8 @@ class Run:
         at_once = all(self.ranks.exchange(plan.at_once))
         pruner = BlockPruner(plan.recipe, sparsities, plan.stored, at_once)
         began = time.perf_counter()
-        for number, (visit, block) in enumerate(self._visits(tokens)):
+        visits = self._visits(tokens, beside=plan.recipe.beside)
+        for number, (visit, block) in enumerate(visits):
             # Nobody reads what the last block of the last stack gives.
             visit.onward = bool(plan.recipe.needs) and number + 1 < len(plan.blocks)
             known = self.output.done.get(("block", block.name))
@@ -319,6 +322,7 @@ class Run:
         self, visit: Visit, block: Block, number: int, layers: list[dict[str, Any]]
     ) -> None:
         """Give a visited block the weights that an earlier run pruned."""
+        visit.part()
         written = load_file(self.output.shard(number + 2))
         entries = {layer["name"]: layer for layer in layers}
         for linear in block.pruned:

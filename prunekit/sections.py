@@ -28,6 +28,7 @@ from prunekit.methods import Method, Propagation, methods
 from prunekit.mistakes import did_you_mean
 from prunekit.patterns import Pattern, Scope
 from prunekit.refinement import Refine
+from prunekit.target import Target
 from prunekit.written import shown
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -174,6 +175,12 @@ class Prune(Section):
     refine: Refine | None = None
     """What is done to the weights that stay once the method has chosen them; pcg: conjugate
     gradients towards what the dense layer gives, so that any mask errs less; needs calibration."""
+    target: Target = Field(default=None, validate_default=True)  # pyright: ignore
+    """What the weights that stay aim at. layer: what the dense layer would make of the inputs that
+    it has in the pruned model. dense: what it makes of its inputs in the dense model, so that what
+    the layers before it do wrong is made up for; holds the dense model's hidden states and one more
+    Gram matrix, and runs each block twice; needs calibration. Unless said, dense for admm in one
+    step, and layer, as they were published, for the others."""
     measure_error: bool = True
     """Gather the Gram matrix also for methods that do not need it, so that every layer's relative
     error can be reported; needs [calibration]."""
@@ -263,6 +270,18 @@ class Prune(Section):
         if steps > 1 and pattern and pattern.sparsity is not None:
             raise ValueError(f'"{pattern.name}" has one sparsity only, so there is 1 step.')
         return steps
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _as_measured(cls, value: object, info: ValidationInfo) -> object:
+        several = info.data.get("steps", 1) > 1
+        if value is None:
+            return "layer" if several else info.data.get("method", Method).target
+        if value == "dense" and several:
+            raise ValueError(
+                '"dense" goes with 1 step: later ones no longer have the dense weights.'
+            )
+        return value
 
     @field_validator("schedule", "initial_sparsity")
     @classmethod

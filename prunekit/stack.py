@@ -94,17 +94,22 @@ class StackRunner:
 
     @torch.inference_mode()
     def bind(
-        self, index: int, hidden: Float[Tensor, "B T D"], context: Context
+        self,
+        index: int,
+        hidden: Float[Tensor, "B T D"],
+        context: Context,
+        block: nn.Module | None = None,
     ) -> Callable[[], Float[Tensor, "B T D"]]:
         """Return the call of block ``index`` on ``hidden``, with all that the model gives it.
 
-        The call may be made later; it returns the hidden state after the block.
+        The call may be made later; it returns the hidden state after the block. ``block`` is run in
+        its place, if there is one.
         """
         passing = self._passing(index + 1, hidden)
         with self._only(passing):
             self.module(inputs_embeds=self._blank(hidden), **context)
         args, kwargs = passing[-1].__dict__["call"]
-        block = self.blocks[index]
+        block = block or self.blocks[index]
 
         def call() -> Tensor:
             result = block(hidden, *args, **kwargs)

@@ -3,6 +3,7 @@
 Shapes: N samples, T tokens, B samples of a batch, D features.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ class Visit:
     """One block with its weights loaded and the hidden states that it reads.
 
     ``hidden`` holds one tensor [B, T, D] a batch. Set ``onward`` to False when nobody reads what
-    the block gives. The other ``ranks`` visit the same block with other samples.
+    the block gives. The other ``ranks`` visit the same block with other samples. ``dense`` visits
+    it in the dense model: with the hidden states that blocks give there, and a ``twin`` of it.
     """
 
     runner: StackRunner
@@ -36,6 +38,8 @@ class Visit:
     contexts: list[Context]
     onward: bool = True
     ranks: Ranks = ALONE
+    dense: "Visit | None" = None
+    twin: nn.Module | None = None
 
     @property
     def name(self) -> str:
@@ -45,17 +49,26 @@ class Visit:
     @property
     def block(self) -> nn.Module:
         """The block itself."""
-        return self.runner.blocks[self.index]
+        return self.twin or self.runner.blocks[self.index]
+
+    def part(self) -> None:
+        """Let the dense model go on with a copy of the block, which is about to change."""
+        if self.dense:
+            self.dense.twin = copy.deepcopy(self.block)
+            self.dense.onward = self.onward
 
     def calls(self) -> Iterator[Callable[[], Tensor]]:
         """Give the call of the block on each batch in turn."""
         for hidden, context in zip(self.hidden, self.contexts, strict=True):
-            yield self.runner.bind(self.index, hidden, context)
+            yield self.runner.bind(self.index, hidden, context, self.twin)
 
     @torch.inference_mode()
     def forward(self) -> None:
-        """Run the block on each batch for what its hooks see."""
+        """Run the block on each batch for what its hooks see, in the dense model first."""
+        others = self.dense.calls() if self.dense else None
         for call in self.calls():
+            if others:
+                next(others)()
             call()
 
     @torch.inference_mode()
@@ -77,6 +90,8 @@ def walk(
     weights: Weights | None,
     ids: Sequence[Int[Tensor, "B T"]],
     ranks: Ranks = ALONE,
+    *,
+    beside: bool = False,
 ) -> Iterator[Visit]:
     """Visit every block in run order; between two visits the hidden states move on.
 
@@ -89,28 +104,43 @@ def walk(
         weights: Where weights come from, or None when the model has them.
         ids: Token batches; a decoder that reads an encoder is given the same tokens.
         ranks: Those who walk with other samples.
+        beside: Walk through the dense model too; whoever changes a block has it :meth:`Visit.part`
+            before.
     """
     if weights:
         blocks = [block for runner in stacks for block in runner.blocks]
         weights.load(model, without=[*blocks, *vocabulary(model, stacks)])
     contexts: list[Context] = [{} for _ in ids]
+    apart = contexts
     for runner in stacks:
         hidden: list[Tensor] = []
+        dense: list[Tensor] = []
         for index, block in enumerate(runner.blocks):
             with held(weights, block):
                 if index == 0:
                     with held(weights, *embeddings(model, [runner])):
                         hidden += map(runner.enter, ids, contexts)
+                    dense += hidden if beside else []
                     allocator.give_back()
                 visit = Visit(runner, index, hidden, contexts, ranks=ranks)
+                visit.dense = Visit(runner, index, dense, apart) if beside else None
                 yield visit
-                if visit.onward:
-                    visit.advance()
+                for stream in (visit, visit.dense):
+                    if stream and stream.onward:
+                        stream.advance()
         if runner is not stacks[-1]:
-            contexts = [
-                {"encoder_hidden_states": runner.finish(part, context)}
-                for part, context in zip(hidden, contexts, strict=True)
-            ]
+            contexts = _read(runner, hidden, contexts)
+            apart = _read(runner, dense, apart) if beside else contexts
+
+
+def _read(
+    runner: StackRunner, hidden: Sequence[Tensor], contexts: Sequence[Context]
+) -> list[Context]:
+    """Return what the next stack reads of this one, for each batch."""
+    return [
+        {"encoder_hidden_states": runner.finish(part, context)}
+        for part, context in zip(hidden, contexts, strict=True)
+    ]
 
 
 def vocabulary(model: PreTrainedModel, stacks: Sequence[StackRunner]) -> list[nn.Module]:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from prunekit.allocations import allocations
+from prunekit.allocations.curves import Curves, split
 from prunekit.allocations.global_ import Global
 from prunekit.allocations.owl import Owl
 from prunekit.allocations.uniform import Uniform
@@ -14,7 +15,7 @@ from prunekit.errors import ConfigError
 from prunekit.layer import Layer
 from prunekit.methods.magnitude import Magnitude
 from prunekit.patterns import parse, pruned_count
-from prunekit.statistics import ColumnEnergy, Gathered
+from prunekit.statistics import ColumnEnergy, Gathered, Gram
 
 sparsities = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1))
 seeds = st.integers(0, 1 << 30)
@@ -55,7 +56,7 @@ def flat(blocks):
 
 
 def test_the_allocations_are_all_here():
-    assert set(allocations().values()) == {Uniform, Owl, Global}
+    assert set(allocations().values()) == {Curves, Global, Owl, Uniform}
 
 
 # Uniform
@@ -252,3 +253,55 @@ def test_global_stands_for_magnitude_only_and_needs_no_tokens():
     assert Global.methods == {"magnitude"}
     assert not Global.needs
     assert Global.surveys
+
+
+# Curves
+
+
+def gram_blocks(*loudness):
+    """Return a block of one layer for each number: how much its inputs differ in loudness."""
+    generator = torch.Generator().manual_seed(0)
+    blocks = []
+    for number, spread in enumerate(loudness):
+        weight = torch.randn(16, 48, generator=generator)
+        x = torch.randn(300, 48, generator=generator)
+        gram = Gram(48)
+        gram.update(x * (spread * torch.randn(48, generator=generator)).exp())
+        pattern = parse("unstructured", "layer")
+        blocks.append([Layer(f"{number}", weight, Gathered([gram]), pattern, 0.0)])
+    return blocks
+
+
+@law
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=4), st.floats(0, 1))
+def test_curves_meet_the_budget_within_their_spread(loudness, sparsity):
+    blocks = gram_blocks(*loudness)
+    found = allocate(Curves(), blocks, sparsity)
+    assert sum(found.values()) / len(found) == pytest.approx(sparsity, abs=1e-9)
+    assert all(abs(value - sparsity) <= 0.1 + 1e-9 for value in found.values())
+    assert all(0 <= value <= 1 for value in found.values())
+
+
+def test_curves_take_more_where_few_inputs_matter():
+    found = allocate(Curves(), gram_blocks(0, 2), 0.5)
+    assert found["1"] > 0.5 > found["0"]
+
+
+def test_the_split_of_a_budget_is_the_best_there_is():
+    curves = {"a": [0, 1, 3, 6, 10], "b": [0, 4, 5, 6, 7], "c": [0, 0.5, 1, 8, 9]}
+    counts = dict.fromkeys(curves, 100)
+    grid = [0.3, 0.4, 0.5, 0.6, 0.7]
+    found = split(curves, counts, grid, 0.5)
+    assert sum(found.values()) == pytest.approx(1.5)
+    # Hull of b: it costs 7 / 4 a point of the grid. c goes to 0.5 for 1, a to 0.5 for 3, …
+    assert found == pytest.approx({"a": 0.4, "b": 0.6, "c": 0.5})
+
+
+def test_larger_layers_count_for_more():
+    found = split({"a": [0, 1], "b": [0, 1]}, {"a": 300, "b": 100}, [0.4, 0.6], 0.5)
+    assert found == pytest.approx({"a": 0.4 + 0.2 * 200 / 300, "b": 0.4})
+
+
+def test_curves_leave_out_what_is_not_pruned():
+    blocks = gram_blocks(0, 1)
+    assert set(Curves().allocate({"1": 768}, lambda: iter(blocks), 0.5)) == {"1"}

@@ -180,7 +180,7 @@ CLASHES = [
             "allocation, skip, propagation, steps, schedule, initial_sparsity, on_indivisible, "
             "refine, measure_error.",
             'config.toml:7: prune.allocation: "owls" is not an allocation. Did you mean "owl"? '
-            "Choose: global, owl, uniform.",
+            "Choose: curves, global, owl, uniform.",
         ],
     ),
     (

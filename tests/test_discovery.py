@@ -67,7 +67,7 @@ def installed(tmp_path, monkeypatch):
 
 def test_each_file_of_a_folder_adds_its_classes():
     assert list(methods()) == ["admm", "alps", "magnitude", "random", "ria", "sparsegpt", "wanda"]
-    assert list(allocations()) == ["global", "owl", "uniform"]
+    assert list(allocations()) == ["curves", "global", "owl", "uniform"]
     assert set(discovery.subclasses("prunekit.patterns", Pattern)) == {NOfM, Tiles, Unstructured}
 
 
@@ -103,7 +103,7 @@ def test_a_file_that_cannot_be_imported_is_not_silent(tmp_path, monkeypatch):
 def test_modules_come_in_name_order():
     names = [module.__name__ for module in discovery.modules("prunekit.allocations")]
     assert names == [
-        f"prunekit.allocations.{name}" for name in ("base", "global_", "owl", "uniform")
+        f"prunekit.allocations.{name}" for name in ("base", "curves", "global_", "owl", "uniform")
     ]
 
 
@@ -117,7 +117,7 @@ def test_another_distribution_adds_a_method(installed):
 def test_a_method_in_the_group_of_allocations_adds_nothing(installed):
     installed("prunekit.allocations", "Smallest")
     assert "another.smallest" not in methods()
-    assert list(allocations()) == ["global", "owl", "uniform"]
+    assert list(allocations()) == ["curves", "global", "owl", "uniform"]
 
 
 def test_an_unfinished_class_adds_nothing(installed):

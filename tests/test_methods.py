@@ -491,8 +491,8 @@ def test_layers_that_read_the_same_are_solved_together_as_each_by_itself(pattern
     )
     together = Admm().prune_together(layers)
     assert len(calls) == 10
-    for given, found in zip(layers, together, strict=True):
-        alone = Admm().prune(given)
+    for each, found in zip(layers, together, strict=True):
+        alone = Admm().prune(each)
         assert torch.equal(found.keep, alone.keep)
         torch.testing.assert_close(found.weight, alone.weight)
 
@@ -506,7 +506,7 @@ def test_more_iterations_err_no_more():
 def test_the_penalty_of_alps_follows_how_much_the_mask_changes():
     project = Projection([])
     project.keep = torch.arange(1000).view(1, -1) < 500
-    penalties = Alps()._rise(project)
+    penalties = Alps()._rise(layer(), project)
     shifts = [100, 4, 1]  # of 500 that stay, twice so many change: 40 %, 1.6 %, 0.4 %
     seen = []
     for shift in shifts:
@@ -519,7 +519,7 @@ def test_the_penalty_of_alps_follows_how_much_the_mask_changes():
 
 def test_alps_ends_when_the_mask_has_settled():
     project = Projection([], torch.ones(2, 8, dtype=torch.bool))
-    assert list(Alps()._rise(project)) == [0.1] * 3
+    assert list(Alps()._rise(layer(), project)) == [0.1] * 3
 
 
 @every_solver

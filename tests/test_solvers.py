@@ -27,8 +27,8 @@ class Grams(Owl):
 def obc(weight, gram, count):
     """Prune ``count`` weights of each row, always the one that costs least, exactly (float64).
 
-    Frantar & Alistarh, Optimal Brain Compression, arXiv:2208.11580, Algorithm 1: every removal moves
-    the rest of the row to its new best, and takes the weight out of the inverse.
+    Frantar & Alistarh, Optimal Brain Compression, arXiv:2208.11580, Algorithm 1: every removal
+    moves the rest of the row to its new best, and takes the weight out of the inverse.
     """
     weight, each = weight.clone(), torch.arange(len(weight))
     inverse = torch.linalg.inv(gram).repeat(len(weight), 1, 1)
@@ -51,7 +51,7 @@ def obc(weight, gram, count):
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.7])
 def test_admm_errs_at_most_a_hundredth_more_than_exact_obc(sparsity):
-    weight, gram = correlated(4, 512)
+    weight, gram = correlated(8, 512)
     gram += 0.001 * gram.diagonal().mean() * torch.eye(512, dtype=gram.dtype)
     exact = loss(obc(weight, gram, int(sparsity * 512)), weight, gram)
     statistic = Gram(512)
@@ -64,9 +64,7 @@ def test_admm_errs_at_most_a_hundredth_more_than_exact_obc(sparsity):
     assert loss(swept.weight, weight, gram) > 1.05 * exact
 
 
-@pytest.mark.parametrize(
-    ("pattern", "sparsities"), [("unstructured", (0.5, 0.8)), ("2:4", (0.5,))]
-)
+@pytest.mark.parametrize(("pattern", "sparsities"), [("unstructured", (0.5, 0.8)), ("2:4", (0.5,))])
 def test_admm_errs_less_than_refined_sparsegpt_on_every_layer_of_a_model(
     shared, pattern, sparsities
 ):

@@ -16,6 +16,7 @@ from prunekit.methods.base import Method
 from prunekit.patterns import Scope
 from prunekit.refinement import refine
 from prunekit.statistics import Gram, Statistic
+from prunekit.target import Target
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +36,7 @@ class Admm(Method):
     name: ClassVar[str] = "admm"
     needs: ClassVar[frozenset[type[Statistic]]] = frozenset({Gram})
     scope: ClassVar[Scope] = "layer"
+    target: ClassVar[Target] = "dense"
 
     damping: float = Field(default=0.001, ge=0, le=1)
     """Added to the Gram matrix's diagonal, as a fraction of its mean."""

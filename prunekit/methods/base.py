@@ -13,6 +13,7 @@ from typing_extensions import override
 from prunekit.layer import Layer, Pruned
 from prunekit.patterns import Grouped, Scope
 from prunekit.statistics import Statistic
+from prunekit.target import Target
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +27,7 @@ class Method(BaseModel, ABC):
     A subclass is also the part of ``[prune]`` that belongs to it: its fields are its settings,
     each documented by the string under it. ``needs`` are the statistics it reads, ``scope`` the
     group in which the published method compares unstructured scores, ``propagation`` how soon
-    layers should see the pruned ones before them.
+    layers should see the pruned ones before them, ``target`` what the weights that stay aim at.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -35,6 +36,7 @@ class Method(BaseModel, ABC):
     needs: ClassVar[frozenset[type[Statistic]]] = frozenset()
     scope: ClassVar[Scope] = "row"
     propagation: ClassVar[Propagation] = "stage"
+    target: ClassVar[Target] = "layer"
 
     @abstractmethod
     def prune(self, layer: Layer) -> Pruned:

@@ -2,6 +2,7 @@
 
 from prunekit.statistics.base import Gathered, Statistic, union
 from prunekit.statistics.column_energy import ColumnEnergy
+from prunekit.statistics.cross import Cross
 from prunekit.statistics.gram import Gram
 
-__all__ = ["ColumnEnergy", "Gathered", "Gram", "Statistic", "union"]
+__all__ = ["ColumnEnergy", "Cross", "Gathered", "Gram", "Statistic", "union"]

@@ -1,0 +1,186 @@
+"""What the weights that stay aim at: the layer's own outputs, or those in the dense model."""
+
+import copy
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+import prunekit
+from prunekit import target
+from prunekit.architectures import find
+from prunekit.errors import ConfigError, NumericsError
+from prunekit.layout import Selection, layout, runners
+from prunekit.pruning import BlockPruner, Recipe
+from prunekit.sections import Prune
+from prunekit.statistics import Cross, Gathered, Gram
+from prunekit.walk import batches, walk
+from tests.architectures import tiny
+from tests.checkpoints import planned, write
+from tests.test_methods import tokens, weights
+
+MOST = {"pattern": "unstructured", "sparsity": 0.7, "target": "dense"}
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(3, 60, (8, 16), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    monkeypatch.setitem(prunekit.walk.BATCH_TOKENS, "cpu", 48)
+
+
+def gathered(x, dense):
+    gram, cross = Gram(x.shape[1]), Cross(x.shape[1])
+    gram.update(x)
+    cross.update_pair(x, dense)
+    return Gathered([gram, cross])
+
+
+def test_is_the_ridge_regression_of_the_dense_output():
+    dense = tokens(2000)
+    x = dense + 0.3 * tokens(2000, seed=4)
+    weight = weights()
+    gram, cross = x.double().T @ x.double(), dense.double().T @ x.double()
+    ridge = target.RIDGE * gram.diagonal().mean() * torch.eye(len(gram))
+    best = torch.linalg.solve(gram + ridge, weight.double() @ (cross + ridge), left=False)
+    wanted = (1 - target.SHARE) * weight + target.SHARE * best
+    torch.testing.assert_close(
+        target.aim(weight, gathered(x, dense)).double(), wanted, rtol=1e-3, atol=1e-3
+    )
+
+
+def test_where_both_models_read_the_same_the_weight_stays():
+    x = tokens(500)
+    torch.testing.assert_close(
+        target.aim(weights(), gathered(x, x)), weights(), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_what_is_no_gram_matrix_is_told():
+    stats = gathered(tokens(50), tokens(50))
+    stats[Gram].total.neg_()
+    with pytest.raises(NumericsError, match="more calibration tokens"):
+        target.aim(weights(), stats)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "t5"])
+def test_the_dense_stream_is_that_of_the_dense_model(model_type, ids):
+    """Gathered Cᵀ is what hooks see in two whole models, the pruned one as it then is."""
+    model, dense = tiny(model_type), tiny(model_type)
+    recipe = Recipe.of(Prune.model_validate({"method": "magnitude", **MOST}), calibrated=True)
+    stacks = runners(model, find(model))
+    blocks = layout(stacks, Selection(recipe.pattern))
+    names = [linear.name for block in blocks for linear in block.linears]
+    pruner = BlockPruner(recipe, dict.fromkeys(names, 0.7), dict.fromkeys(names, torch.float32))
+    seen = {}
+    aim = target.aim
+
+    def look(weight, stats):
+        seen.setdefault(id(stats), stats[Cross].total.clone())
+        return aim(weight, stats)
+
+    last = stacks[-1].blocks[-1]
+    first = blocks[-1].stages[0][0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prunekit.pruning.aim", look)
+        walked = walk(model, stacks, None, batches(ids, torch.device("cpu")), beside=True)
+        for visit, block in zip(walked, blocks, strict=True):
+            if visit.block is last:
+                seen.clear()
+            list(pruner.prune(visit, block))
+    found = next(iter(seen.values()))
+    read = []
+    for each in (dense, model):  # only blocks before the last one reach its first stage
+        hook = each.get_submodule(first.name).register_forward_pre_hook(
+            lambda _, inputs: read.append(inputs[0].flatten(0, -2))
+        )
+        with torch.no_grad():
+            given = {"decoder_input_ids": ids} if model_type == "t5" else {}
+            each(input_ids=ids, use_cache=False, **given)
+        hook.remove()
+    torch.testing.assert_close(found, read[0].T @ read[1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "t5"])
+def test_at_once_and_stage_by_stage_give_the_same_bytes(model_type, ids):
+    results = []
+    for at_once in (True, False):
+        model = tiny(model_type)
+        section = Prune.model_validate({"method": "sparsegpt", **MOST})
+        recipe = Recipe.of(section, calibrated=True)
+        stacks = runners(model, find(model))
+        blocks = layout(stacks, Selection(recipe.pattern))
+        names = [linear.name for block in blocks for linear in block.linears]
+        kinds = dict.fromkeys(names, torch.float32)
+        pruner = BlockPruner(recipe, dict.fromkeys(names, 0.7), kinds, at_once)
+        walked = walk(model, stacks, None, batches(ids, torch.device("cpu")), beside=True)
+        for visit, block in zip(walked, blocks, strict=True):
+            list(pruner.prune(visit, block))
+        results.append(model.state_dict())
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+@pytest.mark.parametrize("propagation", ["stage", "block"])
+def test_the_outputs_come_nearer_to_those_of_the_dense_model(propagation, ids):
+    model = tiny("llama")
+    ids = torch.randint(3, 60, (24, 16), generator=torch.Generator().manual_seed(1))
+    misses = []
+    for aims in ("layer", "dense"):
+        pruned = copy.deepcopy(model)
+        settings = MOST | {"target": aims, "propagation": propagation}
+        prunekit.prune(pruned, ids, method="sparsegpt", **settings)
+        with torch.no_grad():
+            difference = model.model(ids)[0] - pruned.model(ids)[0]
+        misses.append(float(difference.square().mean()))
+    assert misses[1] < misses[0]
+
+
+def test_a_stopped_run_ends_with_the_same_bytes(tmp_path):
+    folder = write(tmp_path / "m")
+    sections = {"prune": {"method": "sparsegpt", **MOST}}
+    list(prunekit.run(planned(folder, tmp_path / "whole", **sections)))
+    records = prunekit.run(planned(folder, tmp_path / "out", **sections))
+    blocks = 0
+    for record in records:
+        blocks += record.kind == "block"
+        if blocks == 1 and record.kind == "layer":
+            records.close()
+    list(prunekit.run(planned(folder, tmp_path / "out", **sections), resume=True))
+    for file in (tmp_path / "whole").glob("*.safetensors"):
+        assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
+
+
+def test_the_plan_counts_the_dense_stream(tmp_path):
+    folder = write(tmp_path / "m")
+    plans = [
+        planned(folder, tmp_path / "out", prune={"method": "sparsegpt", **MOST, "target": aims})
+        for aims in ("layer", "dense")
+    ]
+    layer, dense = (plan.memory for plan in plans)
+    assert dense.hidden == 2 * layer.hidden
+    assert dense.waiting == 2 * layer.waiting
+    assert dense.statistics > layer.statistics
+    assert dense.block > layer.block
+    assert plans[1].recipe.needs == (Cross, Gram)
+
+
+def test_needs_tokens_and_one_step(ids):
+    with pytest.raises(ConfigError, match="target dense: needs calibration tokens"):
+        prunekit.prune(tiny("llama"), method="magnitude", **MOST)
+    with pytest.raises(ValidationError, match="goes with 1 step"):
+        Prune.model_validate({"method": "magnitude", "steps": 2, **MOST})
+
+
+def test_is_the_dense_model_by_default_where_it_was_measured_to_be_better():
+    half = {"pattern": "unstructured", "sparsity": 0.5}
+    targets = {
+        (method, steps): Prune.model_validate({"method": method, "steps": steps, **half}).target
+        for method in ("admm", "alps", "sparsegpt", "wanda")
+        for steps in (1, 2)
+    }
+    assert [key for key, value in targets.items() if value == "dense"] == [("admm", 1)]
+    said = {"method": "admm", "target": "layer", **half}
+    assert Prune.model_validate(said).target == "layer"
