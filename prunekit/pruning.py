@@ -396,8 +396,8 @@ def _observe(
                 if stream:
                     module = stream.block.get_submodule(path)
                     stack.callback(module.register_forward_pre_hook(look).remove)
-        for stream in (visit, visit.dense):
-            for linear in stages[-1] if stream else ():
+        for stream in filter(None, (visit, visit.dense)):
+            for linear in stages[-1]:
                 module = stream.block.get_submodule(linear.path)
                 stack.enter_context(_silent(module, linear.outputs))
         visit.forward()
