@@ -305,7 +305,7 @@ def test_init_writes_a_config_and_never_overwrites_one(tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     assert main(["init"]) == 0
     text = Path("config.toml").read_text(encoding="utf-8")
-    assert tomllib.loads(text)["prune"]["method"] == "sparsegpt"
+    assert tomllib.loads(text)["prune"]["method"] == "admm"
     Path("config.toml").write_text("mine")
     assert main(["init"]) == 2
     assert Path("config.toml").read_text() == "mine"

@@ -17,6 +17,7 @@ from prunekit.allocations.owl import Owl
 from prunekit.config import SECTIONS, Config, load_config, schema
 from prunekit.errors import ConfigError
 from prunekit.methods import methods
+from prunekit.methods.admm import Admm
 from prunekit.methods.sparsegpt import SparseGPT
 from prunekit.patterns.unstructured import Unstructured
 from prunekit.sections import Prune
@@ -464,6 +465,7 @@ def test_a_dump_has_the_keys_that_the_user_would_write(load):
             "propagation": "stage",
             "steps": 1,
             "on_indivisible": "error",
+            "target": "layer",
             "measure_error": True,
         },
         "output": {"path": str(Path.cwd() / "out"), "format": "dense"},
@@ -496,7 +498,7 @@ def test_every_key_and_setting_is_explained():
 
 def test_the_starter_is_right_as_it_stands(load):
     config = load(STARTER)
-    assert config.prune.method == SparseGPT()
+    assert config.prune.method == Admm()
     assert config.evaluate is not None
 
 
