@@ -1,7 +1,8 @@
 """The kernels of selection: scores are computed where they are compared, and never stored.
 
 Three kernels choose and write in one pass; :mod:`prunekit_kernels._radix` finds thresholds that
-no single program can see. Scores become int32 keys of the same order, NaN that of −inf.
+no single program can see, :mod:`prunekit_kernels._tiles` chooses blocks, rows and columns. Scores
+become integer keys of the same order, NaN that of −inf.
 Shapes: O output features, I input features, B = ⌈I / 8⌉ bytes.
 """
 
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from prunekit_kernels import _radix
+from prunekit_kernels import _radix, _tiles
 from prunekit_kernels._keys import DUAL, SCORE, WEIGHT, key_of, score_at, write
 from prunekit_kernels._triton import tl, triton
 
@@ -88,7 +89,9 @@ def launch(source: Source, groups: "Groups") -> Tensor:
     if not bits.numel():
         return bits
     with torch.cuda.device_of(source.x):
-        if groups.rows == 1 and groups.columns is not None:
+        if groups.tile != (1, 1):
+            _tiles.launch(source, groups, bits)
+        elif groups.rows == 1 and groups.columns is not None:
             _neighbours(source, groups.columns - groups.pruned[0], groups.columns, bits)
         elif groups.rows == 1 and inputs <= LONGEST_ROW:
             _rows(source, groups.pruned[0], bits)
@@ -134,6 +137,8 @@ def _row_kernel(
 ):  # fmt: skip
     # One program a row. The smallest key that at least `pruned` keys do not exceed is found by
     # bisection, which ends early where it separates exactly: 14 to 18 steps of 32.
+    # Of a row of 32768, 16 warps leave a thread 128 registers, of which keys take 64: ptxas spills
+    # up to 200 bytes of what bisection needs beside them. Two programs a row would have to meet.
     o = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, TILE_I)
     spot = i.to(tl.int64)

@@ -12,10 +12,13 @@ def score_at(
     x_o, x_i, dual_o, dual_i,
     EVICTION: tl.constexpr, KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    """Return the float32 scores at rows o and columns i, and the values they belong to."""
+    """Return the scores at rows o and columns i, and the values they belong to.
+
+    They are float32; given as they are to be compared (``SCORE``), float64 stays so.
+    """
     inside = (o < O) & (i < I)
     value = tl.load(x_ptr + o * x_o + i * x_i, inside, other=0.0, eviction_policy=EVICTION)
-    score = value.to(tl.float32)
+    score = value if value.dtype == tl.float64 else value.to(tl.float32)
     if KIND == 2:
         spot = dual_ptr + o * dual_o + i * dual_i
         value = score + tl.load(spot, inside, other=0.0, eviction_policy=EVICTION) * inverse
@@ -32,10 +35,16 @@ def score_at(
 
 @triton.jit
 def key_of(score):
-    """Return int32 keys of the same order as float32 scores; −0 equals 0 and NaN equals −inf."""
-    bits = (score + 0.0).to(tl.int32, bitcast=True)
-    key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return tl.where(score == score, key, -2139095041)  # noqa: PLR0124  the key of −inf
+    """Return integers of the same order and size; −0 equals 0 and NaN equals −inf."""
+    if score.dtype == tl.float64:
+        bits = (score + 0.0).to(tl.int64, bitcast=True)
+        key = bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF)
+        key = tl.where(score == score, key, -9218868437227405313)  # noqa: PLR0124  that of −inf
+    else:
+        bits = (score + 0.0).to(tl.int32, bitcast=True)
+        key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+        key = tl.where(score == score, key, -2139095041)  # noqa: PLR0124  that of −inf
+    return key
 
 
 @triton.jit

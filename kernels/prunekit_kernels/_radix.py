@@ -1,9 +1,10 @@
-"""Thresholds of groups that no single program can see: four passes over the bytes of the keys.
+"""Thresholds of groups that no single program can see: one pass for each byte of the keys.
 
-Each pass counts, for the keys that agree with the threshold so far, how often each next byte
-occurs; then the byte in which the count to prune is reached is known. Counts are integers, so that
-atomic additions give the same each time. Ties are cut at an index: a fifth pass counts them row by
-row, and the row in which the cut falls is looked at once more. The last pass writes.
+Keys have four bytes, those of float64 scores eight. Each pass counts, for the keys that agree with
+the threshold so far, how often each next byte occurs; then the byte in which the count to prune is
+reached is known. Counts are integers, so that atomic additions give the same each time. Ties are
+cut at an index: another pass counts them row by row, and the row in which the cut falls is looked
+at once more. The last pass writes.
 Shapes: O output features, I input features, G groups, P programs.
 """
 
@@ -33,21 +34,24 @@ def launch(source: "Source", groups: "Groups", bits: Tensor) -> None:
     # How many of the keys still in question have to go, of each group.
     left = torch.tensor(groups.pruned, device=device).clamp_(min=0)
     left = left.expand(outputs) if apart else left
-    prefix = torch.zeros(len(left), dtype=torch.int32, device=device)
-    rows = 1 if apart else ROWS
+    size = 8 if source.x.dtype == torch.float64 else 4
+    whole = torch.int64 if size == 8 else torch.int32
+    prefix = torch.zeros(len(left), dtype=whole, device=device)
+    rows = 1 if apart or outputs == 1 else ROWS
     tile = min(TILE_I, triton.next_power_of_2(width))
     grid = (triton.cdiv(outputs, rows), windows * triton.cdiv(width, tile))
     place = {"APART": apart, "TILE_I": tile, "num_warps": 4}
-    for shift in (24, 16, 8, 0):
+    for shift in range(8 * size - 8, -1, -8):
         counts = torch.zeros((len(left), 256), dtype=torch.int32, device=device)
         _count_kernel[grid](
-            *source.arguments(), width, prefix, counts, SHIFT=shift, ROWS=rows,
-            **place, **source.options(),
+            *source.arguments(), width, prefix, counts, SHIFT=shift, TOP=8 * size - 8,
+            ROWS=rows, **place, **source.options(),
         )  # fmt: skip
         until = counts.cumsum(1)
         byte = (until < left[:, None]).sum(1).clamp_(max=255)
         left = left - (until - counts).gather(1, byte[:, None])[:, 0]
-        prefix = prefix << 8 | byte.to(torch.int32)
+        # The highest byte of a key has a sign.
+        prefix = byte.to(whole) - 128 if shift == 8 * size - 8 else prefix << 8 | byte.to(whole)
     cut = _cut(source, width, prefix, left, apart=apart)
     spread = triton.next_power_of_2(min(TILE_I, max(inputs, 8)))
     _write_kernel[(outputs, triton.cdiv(inputs, spread))](
@@ -80,17 +84,11 @@ def _cut(source: "Source", width: int, prefix: Tensor, left: Tensor, *, apart: b
 
 
 @triton.jit
-def _unsigned(key):
-    """Return keys as they order without a sign, in int64."""
-    return key.to(tl.int64) + 2147483648
-
-
-@triton.jit
 def _count_kernel(
     x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, rho, O, I,  # noqa: ARG001, E741
     x_o, x_i, out_o, out_i, dual_o, dual_i, width, prefix_ptr, counts_ptr,  # noqa: ARG001
-    SHIFT: tl.constexpr, ROWS: tl.constexpr, APART: tl.constexpr, TILE_I: tl.constexpr,
-    KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
+    SHIFT: tl.constexpr, TOP: tl.constexpr, ROWS: tl.constexpr, APART: tl.constexpr,
+    TILE_I: tl.constexpr, KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     steps = tl.cdiv(width, TILE_I)
     window = tl.program_id(1) // steps
@@ -98,7 +96,7 @@ def _count_kernel(
     i = window.to(tl.int64) * width + within
     top = tl.program_id(0).to(tl.int64) * ROWS
     group = top if APART else window.to(tl.int64)
-    prefix = tl.load(prefix_ptr + group).to(tl.int64) & 0xFFFFFFFF
+    prefix = tl.load(prefix_ptr + group)
     total = tl.zeros((256,), tl.int32)
     for step in range(ROWS):
         o = top + step
@@ -106,11 +104,15 @@ def _count_kernel(
             x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, i, O, I,
             x_o, x_i, dual_o, dual_i, "", KIND, SHARES, SCALED,
         )  # fmt: skip
-        key = _unsigned(key_of(score))
+        key = key_of(score)
         inside = (o < O) & (i < I) & (within < width)
-        if SHIFT < 24:
-            inside = inside & ((key >> (SHIFT + 8)) == prefix)
-        byte = ((key >> SHIFT) & 0xFF).to(tl.int32)
+        byte = key >> SHIFT
+        if SHIFT == TOP:
+            byte += 128
+        else:
+            inside = inside & (byte >> 8 == prefix)
+            byte = byte & 0xFF
+        byte = byte.to(tl.int32)
         total += tl.histogram(byte, 256, inside)
     byte = tl.arange(0, 256)
     tl.atomic_add(counts_ptr + group * 256 + byte, total, total > 0)
@@ -126,7 +128,7 @@ def _tie_kernel(
     o = tl.program_id(0).to(tl.int64)
     window = tl.program_id(1).to(tl.int64)
     group = o if APART else window
-    threshold = tl.load(key_ptr + group).to(tl.int64) & 0xFFFFFFFF
+    threshold = tl.load(key_ptr + group)
     ties = tl.zeros((TILE_I,), tl.int32)
     for start in range(0, width, TILE_I):
         within = start + tl.arange(0, TILE_I)
@@ -135,7 +137,7 @@ def _tie_kernel(
             x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, i, O, I,
             x_o, x_i, dual_o, dual_i, "", KIND, SHARES, SCALED,
         )  # fmt: skip
-        tied = (_unsigned(key_of(score)) == threshold) & (i < I) & (within < width)
+        tied = (key_of(score) == threshold) & (i < I) & (within < width)
         ties += tied.to(tl.int32)
     tl.store(ties_ptr + window * O + o, tl.sum(ties, 0))
 
@@ -150,7 +152,7 @@ def _cut_kernel(
     group = tl.program_id(0).to(tl.int64)
     o = group if APART else tl.load(cut_row_ptr + group)
     window = group * 0 if APART else group
-    threshold = tl.load(key_ptr + group).to(tl.int64) & 0xFFFFFFFF
+    threshold = tl.load(key_ptr + group)
     stay = tl.load(stay_ptr + group).to(tl.int32)
     seen = stay * 0
     cut = stay * 0
@@ -161,7 +163,7 @@ def _cut_kernel(
             x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, i, O, I,
             x_o, x_i, dual_o, dual_i, "", KIND, SHARES, SCALED,
         )  # fmt: skip
-        tied = (_unsigned(key_of(score)) == threshold) & (i < I) & (within < width)
+        tied = (key_of(score) == threshold) & (i < I) & (within < width)
         rank = seen + tl.cumsum(tied.to(tl.int32), 0)
         # The cut is one past the last tie that stays.
         last = tl.max(tl.where(tied & (rank <= stay), within + 1, 0), 0)
@@ -186,11 +188,11 @@ def _write_kernel(
         x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, i, O, I,
         x_o, x_i, dual_o, dual_i, "", KIND, SHARES, SCALED,
     )  # fmt: skip
-    key = _unsigned(key_of(score))
+    key = key_of(score)
     # Divided in 32 bits, for which GPUs have fast ways.
     group = column * 0 + o if APART else column // width
     index = i if APART else o * width + column % width
-    threshold = tl.load(key_ptr + group, inside, other=0).to(tl.int64) & 0xFFFFFFFF
+    threshold = tl.load(key_ptr + group, inside, other=0)
     cut = tl.load(cut_ptr + group, inside, other=0)
     keep = ((key > threshold) | ((key == threshold) & (index < cut))) & inside
     out_spot, dual_spot = out_ptr + o * out_o + i * out_i, dual_ptr + o * dual_o + i * dual_i

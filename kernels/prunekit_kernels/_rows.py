@@ -11,7 +11,7 @@ ALL, LISTED, MASKED = 0, 1, 2
 
 
 def check_rows(rows: Tensor | None, x: Tensor) -> None:
-    """Check that rows can be taken of ``x``; whether they are in range is not looked at.
+    """Check that rows can be taken of ``x``; an op looks whether they are in range.
 
     Raises:
         ValueError: They are no mask of its length and no list of integers, or elsewhere.
@@ -28,12 +28,29 @@ def check_rows(rows: Tensor | None, x: Tensor) -> None:
 
 
 def taken(x: Tensor, rows: Tensor | None) -> Tensor:
-    """Return the rows that count."""
+    """Return the rows that count.
+
+    Raises:
+        RuntimeError: A listed row is not one of x.
+    """
+    _check_range(x, rows)
     return x if rows is None else x[rows]
 
 
 def arguments(x: Tensor, rows: Tensor | None) -> tuple[Tensor, int, int, int]:
-    """Return what a kernel is given: the rows, their stride, how many to look at, and the kind."""
+    """Return what a kernel is given: the rows, their stride, how many to look at, and the kind.
+
+    Raises:
+        RuntimeError: A listed row is not one of x; on CUDA when the device gets there, as PyTorch
+            does when it indexes.
+    """
+    _check_range(x, rows)
     if rows is None:
         return x, 0, len(x), ALL
     return rows, rows.stride(0), len(rows), MASKED if rows.dtype == torch.bool else LISTED
+
+
+def _check_range(x: Tensor, rows: Tensor | None) -> None:
+    if rows is not None and rows.dtype != torch.bool:
+        inside = ((rows >= 0) & (rows < len(x))).all()
+        torch._assert_async(inside, f"rows must be from 0 to {len(x) - 1}")

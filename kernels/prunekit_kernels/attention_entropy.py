@@ -297,6 +297,8 @@ def _kernel(  # noqa: C901, PLR0912, PLR0915  its branches are decided when it i
     BIASED: tl.constexpr, PADDED: tl.constexpr, D: tl.constexpr, TILE_D: tl.constexpr,
     PART_D: tl.constexpr, TILE_S: tl.constexpr, TILE_T: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
+    # For sm_100, whose products come back from a memory of their own, ptxas takes all 255 registers
+    # and may spill up to 64 bytes where the two loops over keys meet, outside of both.
     # The longest rows of causal attention are begun first.
     block = tl.num_programs(0) - 1 - tl.program_id(0)
     h = tl.program_id(1).to(tl.int64)

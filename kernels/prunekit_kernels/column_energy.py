@@ -23,13 +23,15 @@ def column_energy(
     """Add the energy of each column of ``x`` to ``out``, in place.
 
     Args:
-        x: Inputs of a linear layer; any float type, any strides. Summed in float32.
+        x: Inputs of a linear layer; any float type, any strides. Summed in float32, which squares
+            have to fit: below 1e-19 they are lost, above 1e19 infinite.
         out: Running sum, float32.
         rows: Only these count: a mask, or a list in which one may occur more than once.
 
     Raises:
         ValueError: ``out`` is not float32, on another device, or of another width; or ``rows``
             are neither.
+        RuntimeError: A listed row is not one of x.
     """
     if out.dtype != torch.float32 or out.shape != x.shape[1:] or out.device != x.device:
         raise ValueError(

@@ -14,11 +14,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prunekit_kernels._precision import dot_precision, full_precision
-from prunekit_kernels._rows import Rows, arguments, check_rows, taken
+from prunekit_kernels._rows import LISTED, Rows, arguments, check_rows, taken
 from prunekit_kernels._triton import runs_triton, tl, triton
 
 PANEL = 192  # columns at a time on the CPU: near the fastest of 96..576 at I = 288 to 1536
 CHUNK = 2048  # tokens at a time on the CPU, so that casting to float32 copies little
+# Tokens of one launch. Tensor cores cut off what they add instead of rounding it: 256 additions, of
+# 16 tokens each, lose up to 256 · 2⁻²³. What launches give is added in float32. A sum of every tile
+# in float32 would take twice the registers. Fixed, since it sets the order of summation.
+RUN = 4096
 
 
 def gram(x: Float[Tensor, "T I"], out: Float[Tensor, "I I"], rows: Rows | None = None) -> None:
@@ -29,13 +33,14 @@ def gram(x: Float[Tensor, "T I"], out: Float[Tensor, "I I"], rows: Rows | None =
     Args:
         x: Inputs of a linear layer; any float type, any strides. Products are summed in float32,
             on NVIDIA GPUs each as three TF32 products (22 bits); those of float16 and bfloat16 are
-            exact.
+            exact. Squares have to fit float32: below 1e-19 they are lost, above 1e19 infinite.
         out: Running sum, float32.
         rows: Only these count: a mask, or a list in which one may occur more than once.
 
     Raises:
         ValueError: ``out`` is not float32, on another device, or of another size; or ``rows`` are
             neither.
+        RuntimeError: A listed row is not one of x.
     """
     _check(out, x, x)
     check_rows(rows, x)
@@ -58,6 +63,7 @@ def cross_gram(
 
     Raises:
         ValueError: Shapes, types or devices do not fit.
+        RuntimeError: A listed row is not one of x.
     """
     if len(y) != len(x) or y.dtype != x.dtype or y.device != x.device:
         raise ValueError(
@@ -121,22 +127,25 @@ def _panels(x: Tensor, out: Tensor) -> None:
 
 
 def _launch(x: Tensor, y: Tensor | None, out: Tensor, rows: Tensor | None) -> None:
-    x, other = _narrow(x), _narrow(x if y is None else y)
-    inputs, outputs = x.shape[1], other.shape[1]
+    left, right = _narrow(x), _narrow(x if y is None else y)
+    inputs, outputs = left.shape[1], right.shape[1]
     listed, stride, tokens, kind = arguments(x, rows)
     # Narrow layers get smaller tiles, or most of the GPU would idle; not a reduction tile.
     tile = 128 if inputs > 2048 else 64
     tiles = triton.cdiv(inputs, tile)
     across = triton.cdiv(outputs, tile)
     grid = (tiles * (tiles + 1) // 2 if y is None else tiles * across,)
-    if tokens and out.numel():
+    wide = left.dtype == torch.float32
+    for start in range(0, tokens if out.numel() else 0, RUN):
+        run = slice(start, min(start + RUN, tokens))
+        # A list of rows is of rows anywhere.
+        parts = (left, right) if kind == LISTED else (left[run], right[run])
         with torch.cuda.device_of(x):
             _kernel[grid](
-                x, other, listed, out, tokens, inputs, outputs, *x.stride(), *other.stride(),
-                stride, *out.stride(), across, SYMMETRIC=y is None, ROWS=kind,
-                TILE_I=tile, TILE_T=32 if x.dtype == torch.float32 else 64,
-                PRECISION=dot_precision(),
-                num_warps=8 if tile == 128 else 4, num_stages=2 if x.dtype == torch.float32 else 3,
+                *parts, listed[run], out, run.stop - start, inputs, outputs, *left.stride(),
+                *right.stride(), stride, *out.stride(), across, SYMMETRIC=y is None, ROWS=kind,
+                TILE_I=tile, TILE_T=32 if wide else 64, PRECISION=dot_precision(),
+                num_warps=8 if tile == 128 else 4, num_stages=2 if wide else 3,
                 enable_fp_fusion=True,
             )  # fmt: skip
 
@@ -181,8 +190,8 @@ def _kernel(  # noqa: PLR0915  its branches are decided when it is compiled
         else:
             left_spot = left_ptr
             right_spot = right_ptr
-            left_ptr += TILE_T * x_t
-            right_ptr += TILE_T * y_t
+            left_ptr += tl.cast(x_t, tl.int64) * TILE_T
+            right_ptr += tl.cast(y_t, tl.int64) * TILE_T
         if ROWS == 2:
             spot = rows_ptr + (start + t) * stride_listed
             counts = counts & (tl.load(spot, counts, other=0) != 0)

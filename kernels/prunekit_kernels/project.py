@@ -15,7 +15,7 @@ from torch import Tensor
 from prunekit_kernels import _choosing
 from prunekit_kernels._triton import runs_triton
 from prunekit_kernels.packed_mask import pack, zero
-from prunekit_kernels.selection import Groups, choose, choose_reference, row_chunks
+from prunekit_kernels.selection import Groups, choose_reference, plain, row_chunks
 
 
 def project(
@@ -81,13 +81,13 @@ def _(x: Tensor, dual: Tensor, rho: float, groups: list[int]) -> Tensor:  # noqa
 
 
 def _run(x: Tensor, dual: Tensor, rho: float, groups: Groups, out: Tensor) -> Tensor:
-    if runs_triton(x) and x.dtype == torch.float32 and groups.tile == (1, 1):
+    if runs_triton(x) and x.dtype == torch.float32:
         return _choosing.launch(_choosing.iterate(x, dual, rho, out), groups)
     bits = torch.empty(x.shape[0], -(-x.shape[1] // 8), dtype=torch.uint8, device=x.device)
     for rows in row_chunks(groups, *x.shape):
         # Not addcmul, whose fused rounding is another than that of a product and a sum.
         target = (dual[rows] * (1 / rho)).add_(x[rows])
-        keep = choose(target.abs(), groups)
+        keep = plain(target.abs(), groups)
         bits[rows] = pack(keep)
         zero(torch.mul(target, rho, out=dual[rows]), ~keep)
         zero(target, keep)

@@ -3,12 +3,17 @@
 Per column, over the tokens that count: their number, the mean and the central moments
 Mₖ = Σ (h − mean)ᵏ of k = 2, 3, 4; Σ|h|, Σ|g|, Σ|h g|, Σ(h g)²; and Σ|h| · Σ|g| of each call, summed
 over calls. Moments are taken around a nearby mean and merged by Pébay's formulas, so that a large
-mean costs no digits (raw powers lose all of them); the state is float64.
+mean costs no digits (raw powers lose all of them); the state is float64. Fourth powers of float32
+overflow above 1e9 and vanish below 1e-9: so powers are those of numbers divided by a power of two
+near the largest, which loses nothing. Any finite h and g will do whose magnitudes, within one tile
+of 1024 tokens × 256 columns, are within 2²⁸ of each other; what is smaller than that may vanish.
 
 Source: Pébay, Sandia report SAND2008-6212, eq. 1.1 to 3.1; Zhao et al., APT, eq. 5,
 arXiv:2401.12200.
 Shapes: T tokens, F columns, P parts of the tokens.
 """
+
+import math
 
 import torch
 from jaxtyping import Bool, Float
@@ -57,10 +62,12 @@ def salience(
         raise ValueError(
             f"g must be of shape {tuple(h.shape)} on {h.device}, got {tuple(g.shape)} on {g.device}"
         )
-    if valid is not None and (valid.shape != h.shape[:1] or valid.dtype != torch.bool):
+    if valid is not None and (
+        valid.shape != h.shape[:1] or valid.dtype != torch.bool or valid.device != h.device
+    ):
         raise ValueError(
-            f"valid must be bool of shape {tuple(h.shape[:1])}, "
-            f"got {valid.dtype} of shape {tuple(valid.shape)}"
+            f"valid must be bool of shape {tuple(h.shape[:1])} on {h.device}, "
+            f"got {valid.dtype} of shape {tuple(valid.shape)} on {valid.device}"
         )
     _salience(h, g, state, valid)
 
@@ -131,6 +138,7 @@ def _(h: Tensor, g: Tensor | None, state: Tensor, valid: Tensor | None) -> None:
 def _chunk(h: Tensor, g: Tensor | None) -> Tensor:
     """Return the state of a few rows; ``calls`` is left 0."""
     found = new_state(h.shape[1], h.device)
+    h, unit = _unit(h)
     count, shift = len(h), h.mean(0)
     # The mean is rounded, so the first power of what is left of it is not quite 0.
     d = h - shift
@@ -138,15 +146,29 @@ def _chunk(h: Tensor, g: Tensor | None) -> Tensor:
     s1, s2 = d.sum(0).double(), square.sum(0).double()
     s3, s4 = torch.linalg.vecdot(square, d, dim=0).double(), square.square().sum(0).double()
     u = s1 / count
-    found[0], found[1], found[2] = count, shift.double() + u, s2 - u * s1
-    found[3] = s3 - u * (3 * s2 - 2 * u * s1)
-    found[4] = s4 - u * (4 * s3 - u * (6 * s2 - 3 * u * s1))
-    found[5] = h.abs().sum(0)
+    found[0], found[1], found[2] = count, (shift.double() + u) * unit, (s2 - u * s1) * unit**2
+    found[3] = (s3 - u * (3 * s2 - 2 * u * s1)) * unit**3
+    found[4] = (s4 - u * (4 * s3 - u * (6 * s2 - 3 * u * s1))) * unit**4
+    found[5] = h.abs().sum(0).double() * unit
     if g is not None:
+        g, other = _unit(g)
         product = d.copy_(h).mul_(g)
-        found[6], found[7] = g.abs().sum(0), product.abs().sum(0)
-        found[8] = product.square_().sum(0)
+        found[6] = g.abs().sum(0).double() * other
+        found[7] = product.abs().sum(0).double() * (unit * other)
+        found[8] = product.square_().sum(0).double() * (unit * other) ** 2
     return found
+
+
+def _unit(x: Tensor) -> tuple[Tensor, float]:
+    """Return x divided by a power of two near its largest magnitude, and that power."""
+    if not x.numel():
+        return x, 1.0
+    low, high = x.aminmax()
+    largest = max(-float(low), float(high))
+    exponent = math.frexp(largest)[1] if math.isfinite(largest) else 0
+    exponent = max(-126, min(126, exponent))
+    # So near 1 there is nothing to gain.
+    return (x, 1.0) if abs(exponent) < 8 else (x * 2.0**-exponent, 2.0**exponent)
 
 
 def _launch(h: Tensor, g: Tensor | None, state: Tensor, valid: Tensor | None) -> None:
@@ -155,7 +177,7 @@ def _launch(h: Tensor, g: Tensor | None, state: Tensor, valid: Tensor | None) ->
     if not h.numel():
         return
     parts = triton.cdiv(tokens, PART)
-    partial = torch.empty((parts, 9, columns), dtype=torch.float32, device=h.device)
+    partial = torch.empty((parts, 9, columns), dtype=torch.float64, device=h.device)
     other = h if g is None else g
     with torch.cuda.device_of(h):
         _part_kernel[(triton.cdiv(columns, TILE_F), parts)](
@@ -191,7 +213,16 @@ def _merged(na, ma, a2, a3, a4, nb, mb, b2, b3, b4):
 
 
 @triton.jit
-def _part_kernel(  # noqa: PLR0915  nine sums at once
+def _inverse(top):
+    """Return 2⁻ᵏ for the power of two 2ᵏ ≤ top, and 0 for 0."""
+    bits = top.to(tl.int32, bitcast=True) & 0x7F800000
+    bits = tl.minimum(tl.maximum(bits, 1 << 23), 253 << 23)
+    inverse = (2130706432 - bits).to(tl.float32, bitcast=True)
+    return tl.where(top > 0, inverse, 0.0)
+
+
+@triton.jit
+def _part_kernel(  # noqa: C901, PLR0915  nine sums at once
     h_ptr, g_ptr, valid_ptr, partial_ptr, T, F, h_t, h_f, g_t, g_f, valid_t,
     GRADIENTS: tl.constexpr, PADDED: tl.constexpr, PART: tl.constexpr, STRIDE: tl.constexpr,
     TILE_T: tl.constexpr, TILE_F: tl.constexpr,
@@ -210,24 +241,38 @@ def _part_kernel(  # noqa: PLR0915  nine sums at once
     sum_g = zero
     sum_hg = zero
     sum_hg2 = zero
-    for start in tl.range(0, PART, STRIDE * TILE_T):  # pyright: ignore
+    scale_h = tl.cast(0.0, tl.float32)
+    scale_g = tl.cast(0.0, tl.float32)
+    tokens = tl.minimum(T - part * PART, PART).to(tl.int32)
+    for start in tl.range(0, tokens, STRIDE * TILE_T):  # pyright: ignore
         s1 = zero
         s2 = zero
         s3 = zero
         s4 = zero
         count = tl.zeros((TILE_T, 1), tl.float32)
-        if tl.min(tl.min(n, 1), 0) == 0:
-            # A lane's first tokens that count are read twice: it has no mean to begin with.
+        if (tl.min(tl.min(n, 1), 0) == 0) | (scale_h == 0) | (GRADIENTS and scale_g == 0):
+            # A lane's first tokens that count are read twice, since it has no mean to begin with;
+            # and a program's first that are not 0, by which it scales.
             first = zero
+            top_h = zero
+            top_g = zero
             for step in tl.range(0, STRIDE):  # pyright: ignore
                 t = part * PART + start + step * TILE_T + lane
                 ok = t < T
                 if PADDED:
                     ok = ok & (tl.load(valid_ptr + t * valid_t, ok, other=0) != 0)
-                h = tl.load(h_ptr + t * h_t + f * h_f, ok & (f < F), other=0.0)
-                first += h.to(tl.float32)
+                inside = ok & (f < F)
+                h = tl.load(h_ptr + t * h_t + f * h_f, inside, other=0.0).to(tl.float32)
+                top_h = tl.maximum(top_h, tl.abs(h))
+                first += h * (1.0 / STRIDE)
                 count += ok.to(tl.float32)
-            mean = tl.where(n > 0, mean, first / tl.maximum(count, 1.0))
+                if GRADIENTS:
+                    g = tl.load(g_ptr + t * g_t + f * g_f, inside, other=0.0).to(tl.float32)
+                    top_g = tl.maximum(top_g, tl.abs(g))
+            scale_h = tl.where(scale_h > 0, scale_h, _inverse(tl.max(tl.max(top_h, 1), 0)))
+            scale_g = tl.where(scale_g > 0, scale_g, _inverse(tl.max(tl.max(top_g, 1), 0)))
+            first = first * scale_h * (STRIDE / tl.maximum(count, 1.0))
+            mean = tl.where(n > 0, mean, first)
             count = tl.zeros((TILE_T, 1), tl.float32)
         for step in tl.range(0, STRIDE, num_stages=4):  # pyright: ignore
             t = part * PART + start + step * TILE_T + lane
@@ -235,7 +280,7 @@ def _part_kernel(  # noqa: PLR0915  nine sums at once
             if PADDED:
                 ok = ok & (tl.load(valid_ptr + t * valid_t, ok, other=0) != 0)
             inside = ok & (f < F)
-            h = tl.load(h_ptr + t * h_t + f * h_f, inside, other=0.0).to(tl.float32)
+            h = tl.load(h_ptr + t * h_t + f * h_f, inside, other=0.0).to(tl.float32) * scale_h
             d = tl.where(inside, h - mean, 0.0)
             d2 = d * d
             s1 += d
@@ -245,7 +290,7 @@ def _part_kernel(  # noqa: PLR0915  nine sums at once
             count += ok.to(tl.float32)
             sum_h += tl.abs(h)
             if GRADIENTS:
-                g = tl.load(g_ptr + t * g_t + f * g_f, inside, other=0.0).to(tl.float32)
+                g = tl.load(g_ptr + t * g_t + f * g_f, inside, other=0.0).to(tl.float32) * scale_g
                 product = tl.abs(h * g)
                 sum_g += tl.abs(g)
                 sum_hg += product
@@ -263,18 +308,22 @@ def _part_kernel(  # noqa: PLR0915  nine sums at once
     common += tl.sum(n * (mean - common), 0)[None, :] / tl.maximum(total, 1.0)
     d = tl.where(n > 0, mean - common, 0.0)
     d2 = d * d
+    m4 += d * (4.0 * m3 + d * (6.0 * m2 + n * d2))
+    m3 += d * (3.0 * m2 + n * d2)
+    m2 += n * d2
+    u = 1.0 / tl.where(scale_h > 0, scale_h, 1.0).to(tl.float64)
+    v = u / tl.where(scale_g > 0, scale_g, 1.0).to(tl.float64)
     spot = partial_ptr + part * 9 * F + f
     inside = f < F
-    tl.store(spot, tl.zeros((1, TILE_F), tl.float32) + total, inside)
-    tl.store(spot + F, common, inside)
-    tl.store(spot + 2 * F, tl.sum(m2 + n * d2, 0)[None, :], inside)
-    tl.store(spot + 3 * F, tl.sum(m3 + d * (3.0 * m2 + n * d2), 0)[None, :], inside)
-    m4 += d * (4.0 * m3 + d * (6.0 * m2 + n * d2))
-    tl.store(spot + 4 * F, tl.sum(m4, 0)[None, :], inside)
-    tl.store(spot + 5 * F, tl.sum(sum_h, 0)[None, :], inside)
-    tl.store(spot + 6 * F, tl.sum(sum_g, 0)[None, :], inside)
-    tl.store(spot + 7 * F, tl.sum(sum_hg, 0)[None, :], inside)
-    tl.store(spot + 8 * F, tl.sum(sum_hg2, 0)[None, :], inside)
+    tl.store(spot, tl.zeros((1, TILE_F), tl.float64) + total, inside)
+    tl.store(spot + F, common.to(tl.float64) * u, inside)
+    tl.store(spot + 2 * F, tl.sum(m2, 0)[None, :].to(tl.float64) * (u * u), inside)
+    tl.store(spot + 3 * F, tl.sum(m3, 0)[None, :].to(tl.float64) * (u * u * u), inside)
+    tl.store(spot + 4 * F, tl.sum(m4, 0)[None, :].to(tl.float64) * (u * u * u * u), inside)
+    tl.store(spot + 5 * F, tl.sum(sum_h, 0)[None, :].to(tl.float64) * u, inside)
+    tl.store(spot + 6 * F, tl.sum(sum_g, 0)[None, :].to(tl.float64) * (v / u), inside)
+    tl.store(spot + 7 * F, tl.sum(sum_hg, 0)[None, :].to(tl.float64) * v, inside)
+    tl.store(spot + 8 * F, tl.sum(sum_hg2, 0)[None, :].to(tl.float64) * (v * v), inside)
 
 
 @triton.jit
@@ -296,16 +345,16 @@ def _merge_kernel(  # noqa: PLR0915  nine sums at once
     hg2 = zero
     spot = partial_ptr + f
     for _ in range(parts):
-        nb = tl.load(spot, inside, other=0.0).to(tl.float64)
-        mb = tl.load(spot + F, inside, other=0.0).to(tl.float64)
-        b2 = tl.load(spot + 2 * F, inside, other=0.0).to(tl.float64)
-        b3 = tl.load(spot + 3 * F, inside, other=0.0).to(tl.float64)
-        b4 = tl.load(spot + 4 * F, inside, other=0.0).to(tl.float64)
+        nb = tl.load(spot, inside, other=0.0)
+        mb = tl.load(spot + F, inside, other=0.0)
+        b2 = tl.load(spot + 2 * F, inside, other=0.0)
+        b3 = tl.load(spot + 3 * F, inside, other=0.0)
+        b4 = tl.load(spot + 4 * F, inside, other=0.0)
         n, mean, m2, m3, m4 = _merged(n, mean, m2, m3, m4, nb, mb, b2, b3, b4)
-        h += tl.load(spot + 5 * F, inside, other=0.0).to(tl.float64)
-        g += tl.load(spot + 6 * F, inside, other=0.0).to(tl.float64)
-        hg += tl.load(spot + 7 * F, inside, other=0.0).to(tl.float64)
-        hg2 += tl.load(spot + 8 * F, inside, other=0.0).to(tl.float64)
+        h += tl.load(spot + 5 * F, inside, other=0.0)
+        g += tl.load(spot + 6 * F, inside, other=0.0)
+        hg += tl.load(spot + 7 * F, inside, other=0.0)
+        hg2 += tl.load(spot + 8 * F, inside, other=0.0)
         spot += 9 * F
     out = state_ptr + f * state_f
     na = tl.load(out, inside, other=0.0)

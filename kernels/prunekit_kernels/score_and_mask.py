@@ -3,9 +3,9 @@
     score = |W| · (row + column) · scale
 
 Magnitude needs no factor, Wanda the norms of the inputs as ``scale``, RIA in addition the inverse
-sums of the rows and of the columns of |W| as ``shares``. A kernel stores no score: where a group
-fits one program, the weight is read, chosen and written in one pass. For tiles (blocks, rows and
-columns) and on the CPU the scores are a tensor, in PyTorch.
+sums of the rows and of the columns of |W| as ``shares``. A kernel stores no score but the sums of
+tiles (blocks, rows and columns): where a group fits one program, the weight is read, chosen and
+written in one pass. On the CPU the scores are a tensor, in PyTorch.
 
 Source: Han et al., arXiv:1506.02626; Sun et al., arXiv:2306.11695, eq. 1; Zhang et al., Plug-and-
 Play, ICLR 2024, eq. 4.
@@ -19,7 +19,7 @@ from torch import Tensor
 from prunekit_kernels import _choosing
 from prunekit_kernels._triton import runs_triton
 from prunekit_kernels.packed_mask import pack, zero
-from prunekit_kernels.selection import Groups, choose, choose_reference, row_chunks
+from prunekit_kernels.selection import Groups, choose_reference, plain, row_chunks
 
 Shares = tuple[Float[Tensor, " O"], Float[Tensor, " I"]]
 
@@ -99,13 +99,13 @@ def _score_and_mask(
     column: Tensor | None,
 ) -> Tensor:
     chosen = Groups.of(groups)
-    if runs_triton(weight) and weight.dtype != torch.float64 and chosen.tile == (1, 1):
+    if runs_triton(weight) and weight.dtype != torch.float64:
         return _launch(weight, chosen, scale, row, column)
     outputs, inputs = weight.shape
     bits = torch.empty(outputs, -(-inputs // 8), dtype=torch.uint8, device=weight.device)
     for rows in row_chunks(chosen, outputs, inputs):
         shares = None if row is None or column is None else (row[rows], column)
-        keep = choose(score(weight[rows], scale, shares), chosen)
+        keep = plain(score(weight[rows], scale, shares), chosen)
         zero(weight[rows], keep)
         bits[rows] = pack(keep)
     return bits

@@ -7,7 +7,7 @@ Shapes: O output features, I input features, G groups, N members of a group.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -31,7 +31,8 @@ class Groups:
         columns: Columns of a group, None for all; the last group of whole columns may have fewer.
         pruned: How many units of a group go; one number for all groups of single rows, otherwise
             one for each group.
-        tile: Rows and columns of a unit, whose score is the sum over it; only among all.
+        tile: Rows and columns of a unit, whose score is the sum over it, in float64; only among
+            all.
     """
 
     rows: int | None
@@ -84,11 +85,7 @@ def choose(score: Float[Tensor, "O I"], groups: Groups) -> Bool[Tensor, "O I"]:
         ValueError: The groups do not divide this matrix.
     """
     groups.check(*score.shape)
-    if groups.tile != (1, 1):
-        return _tiles(score, groups)
-    if runs_triton(score) and score.dtype != torch.float64:
-        return unpack(_choose(score, groups.numbers()), score.shape[1])
-    return plain(score, groups)
+    return _choose(score, groups.numbers())
 
 
 def choose_reference(score: Float[Tensor, "O I"], groups: Groups) -> Bool[Tensor, "O I"]:
@@ -113,7 +110,9 @@ def choose_reference(score: Float[Tensor, "O I"], groups: Groups) -> Bool[Tensor
 
 
 def plain(score: Float[Tensor, "O I"], groups: Groups) -> Bool[Tensor, "O I"]:
-    """Return what stays, in vectorised PyTorch; the units are single weights."""
+    """Return what stays, in vectorised PyTorch."""
+    if groups.tile != (1, 1):
+        return _tiles(score, groups)
     if groups.rows is None:
         columns = max(groups.columns or score.shape[1], 1)
         keep = torch.empty(score.shape, dtype=torch.bool, device=score.device)
@@ -178,10 +177,9 @@ def drop_last(keep: Tensor, tied: Tensor, surplus: Tensor) -> None:
 
 def _tiles(score: Tensor, groups: Groups) -> Tensor:
     height, width = groups.tile
-    # Summed in float64, then rounded: so the order of the sum, another on each device, is lost.
     tall = without_nan(score).unflatten(0, (-1, height)).sum(1, dtype=torch.float64)
-    total = tall.unflatten(1, (-1, width)).sum(2).float()
-    keep = choose(total, Groups(groups.rows, groups.columns, groups.pruned))
+    total = tall.unflatten(1, (-1, width)).sum(2)
+    keep = plain(total, replace(groups, tile=(1, 1)))
     shape = len(total), height, total.shape[1], width
     return keep[:, None, :, None].expand(shape).reshape(score.shape)
 
@@ -195,10 +193,12 @@ def without_nan(score: Tensor) -> Tensor:
 
 @torch.library.custom_op("prunekit::choose", mutates_args=())
 def _choose(score: Tensor, groups: list[int]) -> Tensor:
-    return _choosing.launch(_choosing.scores(score), Groups.of(groups))
+    chosen = Groups.of(groups)
+    if runs_triton(score) and score.dtype != torch.float64:
+        return unpack(_choosing.launch(_choosing.scores(score), chosen), score.shape[1])
+    return plain(score, chosen).contiguous()
 
 
 @_choose.register_fake
 def _(score: Tensor, groups: list[int]) -> Tensor:  # noqa: ARG001
-    outputs, inputs = score.shape
-    return score.new_empty((outputs, -(-inputs // 8)), dtype=torch.uint8)
+    return score.new_empty(score.shape, dtype=torch.bool)

@@ -1,7 +1,7 @@
 """Spread: selection among the rows of several processes, each of which holds some, in their order.
 
-The scores stay where they are. Three rounds find the key of the last weight that goes, 11, 11 and
-10 bits at a time: each process counts, for its keys that agree with what is known, how often each
+The scores stay where they are. Rounds find the key of the last weight that goes, some bits of it at
+a time: each process counts, for its keys that agree with what is known, how often each
 next digit occurs, and the counts are added up. Then each says how many of its keys tie with it, and
 of those the last ones go. Counts are integers, so all of this is exact and the same as
 :func:`prunekit_kernels.selection.choose` gives for the whole matrix.
@@ -17,8 +17,11 @@ from torch import Tensor
 
 from prunekit_kernels.selection import Groups, choose, drop_last, without_nan
 
-ROUNDS = ((21, 11), (10, 11), (0, 10))  # shift and width of each digit of a key
-SMALLEST = -(1 << 31)
+ROUNDS = {
+    torch.int32: ((21, 11), (10, 11), (0, 10)),
+    torch.int64: ((53, 11), (42, 11), (31, 11), (20, 11), (9, 11), (0, 9)),
+}
+"""Shift and width of each digit of a key."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ def choose_spread(
     """Return what stays of the rows that are here; every process has to call it.
 
     Args:
-        score: Higher stays, ties keep the lower index, NaN counts as lowest; compared as float32.
+        score: Higher stays, ties keep the lower index, NaN counts as lowest. float64 is compared as such, others as
+            float32.
         groups: Of the whole matrix. A tile lies within one process, or is as high as the matrix.
         others: The other processes.
 
@@ -60,11 +64,11 @@ def choose_spread(
 
 
 def _choose(score: Tensor, groups: Groups, others: Others) -> Tensor:
-    columns = max(groups.columns or score.shape[1], 1)
-    windows = [part.reshape(-1) for part in _keys(score).split(columns, 1)]
+    columns, every = max(groups.columns or score.shape[1], 1), _keys(score)
+    windows = [part.reshape(-1) for part in every.split(columns, 1)]
     left = torch.tensor(groups.pruned, device=score.device)
     threshold = torch.zeros_like(left)
-    for shift, width in ROUNDS:
+    for shift, width in ROUNDS[every.dtype]:
         counts = torch.stack(
             [
                 _histogram(keys, int(known), shift, width)
@@ -77,7 +81,7 @@ def _choose(score: Tensor, groups: Groups, others: Others) -> Tensor:
         left = left - (until - counts).gather(1, digit[:, None])[:, 0]
         threshold = threshold << width | digit
     # As numbers with a sign, in which order keys are held.
-    limits = (threshold + SMALLEST).tolist()
+    limits = (threshold + torch.iinfo(every.dtype).min).tolist()
     ties = torch.zeros((others.size, len(windows)), dtype=torch.int64, device=score.device)
     for group, (keys, limit) in enumerate(zip(windows, limits, strict=True)):
         ties[others.rank, group] = (keys == limit).sum()
@@ -94,17 +98,19 @@ def _choose(score: Tensor, groups: Groups, others: Others) -> Tensor:
 
 
 def _keys(score: Tensor) -> Tensor:
-    """Return int32 that order as the scores do; zeros of both signs are one."""
-    bits = without_nan(score.float()).add(0.0).view(torch.int32)
-    return bits ^ (bits >> 31 & 0x7FFFFFFF)
+    """Return integers that order as the scores do; zeros of both signs are one."""
+    whole = torch.int64 if score.dtype == torch.float64 else torch.int32
+    limits = torch.iinfo(whole)
+    bits = without_nan(score if limits.bits == 64 else score.float()).add(0.0).view(whole)
+    return bits ^ (bits >> (limits.bits - 1) & limits.max)
 
 
 def _histogram(keys: Tensor, known: int, shift: int, width: int) -> Int64[Tensor, " D"]:
     """Count the digits at ``shift`` of the keys whose digits above it are ``known``."""
-    unsigned = keys ^ SMALLEST
-    if shift + width < 32:
-        above = unsigned >> (shift + width) & ((1 << (32 - shift - width)) - 1)
-        unsigned = unsigned[above == known]
+    limits = torch.iinfo(keys.dtype)
+    unsigned, above = keys ^ limits.min, limits.bits - shift - width
+    if above:
+        unsigned = unsigned[unsigned >> (shift + width) & ((1 << above) - 1) == known]
     return torch.bincount(unsigned >> shift & ((1 << width) - 1), minlength=1 << width)
 
 
@@ -112,15 +118,15 @@ def _tiles(score: Tensor, groups: Groups, others: Others) -> Tensor:
     height, width = groups.tile
     whole = height == others.outputs
     own = len(score) if whole else height
-    # In float64, then rounded, as in one process: so the order of the sum is lost.
+    # In float64, as in one process.
     tall = without_nan(score).unflatten(0, (-1, own)).sum(1, dtype=torch.float64)
     total = tall.unflatten(1, (-1, width)).sum(2)
     units = Groups(None, None, groups.pruned)
     if whole:
         others.add(total)
-        keep = choose(total.float(), units)
+        keep = choose(total, units)
     else:
         rest = Others(others.rank, others.size, others.outputs // height, others.add)
-        keep = _choose(total.float(), units, rest)
+        keep = _choose(total, units, rest)
     shape = len(total), own, total.shape[1], width
     return keep[:, None, :, None].expand(shape).reshape(score.shape)

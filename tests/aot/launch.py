@@ -1,7 +1,7 @@
 """One launch that is compiled ahead of time."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -21,16 +21,20 @@ class Launch:
         op: Name of the file in ``kernels/prunekit_kernels``.
         what: The configuration, in words.
         run: Launches.
-        spills: How many bytes of a thread's stack it may take; more than a frame only for a
-            reason, given beside it.
+        spills: How many bytes of a thread's stack it may take on a target; more than a frame only
+            for a reason, given beside the kernel.
         targets: What it runs on.
     """
 
     op: str
     what: str
     run: Callable[[], object]
-    spills: int = FRAME
+    spills: Mapping[str, int] = field(default_factory=dict)
     targets: tuple[str, ...] = tuple(TARGETS)
+
+    def most_spilled(self, target: str) -> int:
+        """Return how many bytes of a thread's stack it may take on a target."""
+        return self.spills.get(target, FRAME)
 
     def __str__(self) -> str:
         return f"{self.op}: {self.what}"

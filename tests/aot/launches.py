@@ -1,6 +1,6 @@
 """Every launch that is compiled ahead of time: the real launchers, on meta tensors of real sizes.
 
-A kernel that spills registers says here why it may.
+A kernel that spills registers says beside its code why it may.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ from prunekit_kernels import (
 
 from tests.aot.compile_only import TARGETS
 from tests.aot.compressed import compressed
-from tests.aot.launch import BF16, F16, F32, FRAME, NAMES, ONE, Launch, meta
+from tests.aot.launch import BF16, F16, F32, NAMES, ONE, Launch, meta
 
 
 def launches() -> list[Launch]:
@@ -39,7 +39,8 @@ def everywhere() -> list[tuple[str, Launch]]:
 def _sums() -> Iterator[Launch]:
     # The assembler that comes with Triton 3.7 spills a few registers of gram's wide tiles, where
     # that of 3.6 and 3.9 spills none.
-    spills = 256 if triton.__version__.startswith(("3.7", "3.8")) else FRAME
+    old = triton.__version__.startswith(("3.7", "3.8"))
+    spills = dict.fromkeys(TARGETS, 256) if old else {}
     # SmolLM2-135M (576), Llama-3.1-8B's down_proj (14336), and an odd number; float16 compiles as
     # bfloat16 does, so once is enough.
     for dtype, inputs in [
@@ -69,32 +70,55 @@ def _sums() -> Iterator[Launch]:
 
 
 def _entropies() -> Iterator[Launch]:
-    # For sm_100, whose products come back from a memory of their own, ptxas takes all 255 registers
-    # and spills up to 40 bytes where the two loops over keys meet.
-    tensor = 64
+    tensor_memory = {"sm_100": 64}
     for dtype, size in [
         (BF16, 64), (BF16, 80), (BF16, 128), (BF16, 256), (F32, 64), (F32, 128), (F32, 256),
     ]:  # fmt: skip
         q, k = meta(2, 32, 2048, size, dtype=dtype), meta(2, 8, 2048, size, dtype=dtype)
         what = f"{NAMES[dtype]} D={size} causal"
         options = (None, None, None, 0.1, True, 0, 0.0)
-        yield Launch("attention_entropy", what, _call(attention_entropy, q, k, *options), tensor)
+        run = _call(attention_entropy, q, k, *options)
+        yield Launch("attention_entropy", what, run, tensor_memory)
+    valid, none = meta(2, 2048, dtype=torch.bool), (None, None)
     for dtype, size in [(BF16, 128), (F32, 64)]:
         q, k = meta(2, 32, 2048, size, dtype=dtype), meta(2, 8, 2048, size, dtype=dtype)
         for name, options in {
-            "window capped": (None, None, None, 0.1, True, 1024, 50.0),
+            "plain": (*none, None, 0.1, False, 0, 0.0),
+            "padded": (*none, valid, 0.1, True, 0, 0.0),
+            "window capped": (*none, None, 0.1, True, 1024, 50.0),
             "masked": (meta(2, 1, 1, 2048, dtype=torch.bool), None, None, 0.1, False, 0, 0.0),
+            "masked padded": (
+                meta(2, 1, 1, 2048, dtype=torch.bool),
+                None,
+                valid,
+                0.1,
+                True,
+                0,
+                0.0,
+            ),
             "biased": (None, meta(1, 32, 2048, 2048, dtype=dtype), None, 1.0, False, 0, 0.0),
         }.items():
             what = f"{NAMES[dtype]} D={size} {name}"
-            yield Launch("attention_entropy", what, _call(attention_entropy, q, k, *options))
+            run = _call(attention_entropy, q, k, *options)
+            yield Launch("attention_entropy", what, run, tensor_memory)
+        # A size of 1 is compiled into the kernel: decoding a token, and the first of all.
+        for rows, keys in ((1, 2048), (1, 1)):
+            few, options = (q[:, :, :rows], k[:, :, :keys]), (*none, None, 0.1, True, 0, 0.0)
+            what = f"{NAMES[dtype]} D={size} S={rows} T={keys}"
+            run = _call(attention_entropy, *few, *options)
+            yield Launch("attention_entropy", what, run, tensor_memory)
     for dtype in (F32, BF16):
         p, mask = meta(2, 32, 1024, 1024, dtype=dtype), meta(2, 1, 1, 1024, dtype=torch.bool)
-        what = f"{NAMES[dtype]} T=1024"
-        yield Launch("probability_entropy", what, _call(probability_entropy, p, None, None))
-        yield Launch(
-            "probability_entropy", f"{what} masked", _call(probability_entropy, p, mask, None)
-        )
+        valid, what = meta(2, 1024, dtype=torch.bool), f"{NAMES[dtype]} T=1024"
+        for name, given in {
+            "": (p, None, None),
+            " masked": (p, mask, None),
+            " padded": (p, None, valid),
+            " masked padded": (p, mask, valid),
+            " S=1": (p[:, :, :1], None, None),
+            " S=1 cut to 1": (p[:, :, :1, :1], None, None),
+        }.items():
+            yield Launch("probability_entropy", what + name, _call(probability_entropy, *given))
 
 
 WINDOWS = Groups(None, 128, (4096 * 64,) * 32)
@@ -103,25 +127,39 @@ SELECTIONS = {
     "1:2": Groups(1, 2, (1,)),
     "2:4": Groups(1, 4, (2,)),
     "4:8": Groups(1, 8, (4,)),
+    "5:10": Groups(1, 10, (5,)),
     "16:32": Groups(1, 32, (16,)),
     "layer": Groups(None, None, (4096 * 2048,)),
     "windows": WINDOWS,
+    "block 4x4": Groups(None, None, (4096 * 128,), (4, 4)),
+    "block 32x160": Groups(None, None, (1600,), (32, 160)),
+    "rows": Groups(None, None, (2048,), (1, 4000)),
+    "columns": Groups(None, None, (2000,), (4096, 1)),
 }
+
+RAGGED = ("5:10", "block 32x160", "rows", "columns")  # that do not divide 4096, or need not
 
 
 def _selections() -> Iterator[Launch]:
-    # A program that holds a row of 32768 keys has 128 registers a thread, 32 of them keys, and some
-    # of what bisection needs beside them is spilled.
-    long = 256
+    long = {"sm_80": 256, "sm_100": 128}
     for name, groups in SELECTIONS.items():
-        yield Launch("score_and_mask", f"bf16 I=4096 {name}", _chosen(_weight(4096, BF16), groups))
-        yield Launch("project", f"f32 I=4096 {name}", _chosen(_iterate(4096), groups))
-    for name in ("row", "2:4", "layer"):
+        inputs = 4000 if name in RAGGED else 4096
+        what, few = f"I={inputs} {name}", (*TARGETS,) if name in ("row", "2:4") else ONE
+        run = _chosen(_weight(inputs, BF16), groups)
+        yield Launch("score_and_mask", f"bf16 {what}", run)
+        yield Launch(
+            "project", f"f32 {what}", _chosen(_iterate(inputs), groups),
+            targets=ONE if name in RAGGED else (*TARGETS,),
+        )  # fmt: skip
+        for factors in ("magnitude", "wanda"):
+            run = _chosen(_weight(inputs, BF16, factors), groups)
+            yield Launch("score_and_mask", f"bf16 {what} {factors}", run, targets=few)
+    for name in ("row", "2:4", "layer", "block 4x4"):
         groups, what = SELECTIONS[name], f"f32 I=4096 {name}"
         yield Launch("score_and_mask", what, _chosen(_weight(4096, F32), groups))
         yield Launch("selection", what, _chosen(_score(4096), groups))
     for inputs in (576, 8192, 16384, 28672):
-        groups, spills = Groups(1, None, (inputs // 2,)), long if inputs > 16384 else FRAME
+        groups, spills = Groups(1, None, (inputs // 2,)), long if inputs > 16384 else {}
         what, targets = f"bf16 I={inputs} row", ONE if inputs < 16384 else (*TARGETS,)
         run = _chosen(_weight(inputs, BF16), groups)
         yield Launch("score_and_mask", what, run, spills, targets)
@@ -152,9 +190,10 @@ def _sweeps() -> Iterator[Launch]:
             yield Launch("obs_block", name, run, targets=targets)
 
 
-def _weight(inputs: int, dtype: torch.dtype) -> _choosing.Source:
-    weight = meta(4096, inputs, dtype=dtype)
-    return _choosing.weights(weight, meta(inputs), meta(4096), meta(inputs))
+def _weight(inputs: int, dtype: torch.dtype, factors: str = "ria") -> _choosing.Source:
+    scale = None if factors == "magnitude" else meta(inputs)
+    row, column = (meta(4096), meta(inputs)) if factors == "ria" else (None, None)
+    return _choosing.weights(meta(4096, inputs, dtype=dtype), scale, row, column)
 
 
 def _iterate(inputs: int) -> _choosing.Source:

@@ -25,15 +25,20 @@ def key(target: str, launch: Launch) -> tuple[str, str, str]:
 
 def rows(target: str) -> list[str]:
     """Compile everything for one target and return a row of JSON for each kernel."""
-    found = {}
+    found = []
     with pytest.MonkeyPatch.context() as patch:
         for launch in (launch for launch in launches() if target in launch.targets):
             with compile_only(target, patch) as launched:
                 launch.run()
-            for kernel in launched:
-                found[json.dumps(_row(target, launch, kernel))] = None
+            found += map(json.dumps, compiled(target, launch, launched))
             print(target, launch, flush=True)  # noqa: T201  a command
-    return list(found)
+    return found
+
+
+def compiled(target: str, launch: Launch, launched: list) -> list[dict]:
+    """Return a row for each kernel of a launch, for those that are launched again but one."""
+    found = (_row(target, launch, kernel) for kernel in launched)
+    return [json.loads(row) for row in dict.fromkeys(map(json.dumps, found))]
 
 
 def _row(target: str, launch: Launch, kernel) -> dict:

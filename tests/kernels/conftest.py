@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def poison(monkeypatch):
-    """Fill what ``torch.empty`` returns with NaN."""
+    """Fill what ``torch.empty`` returns with NaN, or what no result of integers is."""
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
 
@@ -14,6 +14,9 @@ def poison(monkeypatch):
 def _poisoned(allocate):
     def poisoned(*args, **kwargs):
         tensor = allocate(*args, **kwargs)
-        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+        if tensor.dtype == torch.bool:
+            return tensor.fill_(True)  # noqa: FBT003
+        whole = not tensor.is_floating_point()
+        return tensor.fill_(torch.iinfo(tensor.dtype).max - 1 if whole else float("nan"))
 
     return poisoned

@@ -59,6 +59,18 @@ def test_half_precision_is_summed_in_float32(dtype, device):
     assert energy(x).tolist() == [5000] * 3
 
 
+@pytest.mark.parametrize("scale", [1e-15, 1e15])
+def test_large_and_tiny_magnitudes(scale, device):
+    x = torch.randn(70, 20, device=device) * scale
+    assert_close(energy(x), x.double().square().sum(0), column_energy_reference(x))
+
+
+@pytest.mark.parametrize("row", [-1, 4])
+def test_refuses_rows_that_are_not_there(row):
+    with pytest.raises(RuntimeError, match="rows must be from 0 to 3"):
+        column_energy(torch.ones(4, 2), torch.zeros(2), torch.tensor([0, row]))
+
+
 def test_same_bits_each_time(device):
     x = torch.randn(600, 40, device=device)
     assert torch.equal(energy(x), energy(x))

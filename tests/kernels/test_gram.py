@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prunekit_kernels import cross_gram, gram, mirror
-from prunekit_kernels.gram import PANEL, _gram, gram_reference
+from prunekit_kernels.gram import PANEL, RUN, _gram, gram_reference
 
 from tests.closeness import assert_close
 
@@ -111,6 +111,28 @@ def test_refuses_rows_that_are_neither_mask_nor_list():
     for rows in (torch.ones(3, dtype=torch.bool), torch.ones(4), torch.ones(2, 2).long()):
         with pytest.raises(ValueError, match=r"rows must be bool of shape \(4,\)"):
             gram(torch.ones(4, 2), torch.zeros(2, 2), rows)
+
+
+@pytest.mark.parametrize("row", [-1, 4])
+def test_refuses_rows_that_are_not_there(row):
+    for other in (None, torch.ones(4, 2)):
+        with pytest.raises(RuntimeError, match="rows must be from 0 to 3"):
+            _gram(torch.ones(4, 2), other, torch.zeros(2, 2), torch.tensor([0, row]))
+
+
+@pytest.mark.parametrize("rows", [None, "mask", "list"])
+def test_runs_of_tokens_add_up(rows, device):
+    x = torch.randn(2 * RUN + 3, 5, device=device).bfloat16()
+    chosen = {
+        None: None,
+        "mask": torch.arange(len(x), device=device) % 3 > 0,
+        "list": torch.arange(len(x) - 1, -1, -1, device=device),
+    }[rows]
+    out = torch.zeros(5, 5, device=device)
+    gram(x, out, chosen)
+    taken = x if chosen is None else x[chosen]
+    exact = (taken.double().T @ taken.double()).tril()
+    assert_close(out.tril(), exact, gram_reference(taken).tril())
 
 
 def test_refuses_another_number_of_tokens():

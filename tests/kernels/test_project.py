@@ -34,7 +34,7 @@ def test_is_the_threshold_and_the_dual_update(kind, groups, device):
         assert_close(dual, exact_dual, plain_dual)
 
 
-@pytest.mark.parametrize("name", ["row", "layer", "2:4", "2:5"])
+@pytest.mark.parametrize("name", ["row", "layer", "2:4", "2:5", "tiles"])
 def test_may_write_over_its_input(name, device):
     x, dual = pair("normal", device)
     apart, expected = dual.clone(), torch.empty_like(x)
@@ -44,7 +44,7 @@ def test_may_write_over_its_input(name, device):
     assert torch.equal(dual, apart)
 
 
-@pytest.mark.parametrize("name", ["row", "layer", "2:4", "2:5"])
+@pytest.mark.parametrize("name", ["row", "layer", "2:4", "2:5", "tiles"])
 def test_any_strides(name, device):
     x, dual = pair("normal", device)
     plain, _ = project_reference(x, dual, RHO, GROUPS[name])
@@ -67,7 +67,12 @@ def test_float64(device):
     [
         (torch.ones(4, 8), 0.0, torch.ones(4, 8), "rho positive"),
         (torch.ones(4, 8), 1.0, torch.ones(4, 7), "out must be torch.float32 of shape"),
-        (torch.ones(4, 8).half(), 1.0, torch.ones(4, 8).half(), "must be torch.float16|float32"),
+        (
+            torch.ones(4, 8).half(),
+            1.0,
+            torch.ones(4, 8).half(),
+            "must be float32 or float64 and rho positive, got torch.float16",
+        ),
     ],
 )
 def test_refuses_what_does_not_fit(x, rho, out, reason):

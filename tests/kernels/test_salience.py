@@ -99,6 +99,24 @@ def test_constant_columns_have_no_spread(device):
     assert m2 == m3 == m4 == [0] * 4
 
 
+MAGNITUDES = [(1e-30, 1e-30), (1e-12, 1e-12), (1e-12, 1e25), (1e12, 1e12), (1e35, 1e-35)]
+
+
+@pytest.mark.parametrize(("loud", "steep"), MAGNITUDES, ids=str)
+def test_large_and_tiny_magnitudes(loud, steep, device):
+    # Zeros first, and columns of which some are 1e4 times as loud as others.
+    h, g = pair((150, 9), device)
+    h, g = h * loud, g * 1e3 * steep
+    h[:66] = g[:66] = 0
+    h[:, ::2] *= 1e-4
+    found = gathered(h, g)
+    exact = salience_reference(h.double(), g.double())
+    size = exact.abs()
+    size[1], size[3] = size[5] / 150, size[2] ** 1.5  # what has a sign may be near 0
+    assert found.isfinite().all()
+    assert ((found - exact).abs() <= 1e-4 * size).all()
+
+
 @settings(deadline=None, max_examples=10)
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 9))
 def test_parts_merge_into_the_whole(first, second, columns):
@@ -136,6 +154,7 @@ def test_same_bits_each_time(device):
         ({"state": torch.zeros(10, 4)}, "state must be float64 of shape"),
         ({"g": torch.ones(5, 3)}, r"g must be of shape \(5, 4\)"),
         ({"valid": torch.ones(4).bool()}, r"valid must be bool of shape \(5,\)"),
+        ({"valid": torch.ones(5, device="meta").bool()}, "on cpu, got torch.bool of shape .* meta"),
     ],
 )
 def test_refuses_what_does_not_fit(given, reason):

@@ -48,7 +48,7 @@ def test_any_method_in_any_float_type(name, method, dtype, device):
     check(weight, GROUPS[name], factors(method, weight.shape, device, wide))
 
 
-@pytest.mark.parametrize("name", ["row", "layer", "4:8", "3:10"])
+@pytest.mark.parametrize("name", ["row", "layer", "4:8", "3:10", "tiles", "rows", "columns"])
 def test_any_strides(name, device):
     weight = torch.randn(INPUTS, 2 * OUTPUTS, device=device).T[::2]
     check(weight, GROUPS[name], factors("wanda", weight.shape, device))
@@ -57,7 +57,7 @@ def test_any_strides(name, device):
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_large_and_tiny_magnitudes(scale, device):
     weight = torch.randn(OUTPUTS, INPUTS, device=device) * scale
-    for name in ("row", "layer", "2:4"):
+    for name in ("row", "layer", "2:4", "tiles", "columns"):
         check(weight.clone(), GROUPS[name], factors("wanda", weight.shape, device))
 
 

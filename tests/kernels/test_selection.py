@@ -7,9 +7,12 @@ from prunekit_kernels.selection import _choose, choose_reference
 
 from tests.kernels.selections import GROUPS, INPUTS, KINDS, OUTPUTS, hard_scores
 
+OPS = ["row", "layer", "2:4", "2:5", "tiles"]
 every_group = pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
 
 
+# NumPy, by which kernels are interpreted, warns of inf − inf.
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 @every_group
 @pytest.mark.parametrize("kind", KINDS)
 def test_chooses_what_sorting_chooses(kind, groups, device):
@@ -87,11 +90,51 @@ def test_groups_survive_as_numbers(groups):
     assert Groups.of(groups.numbers()) == groups
 
 
-@pytest.mark.interpret
-@pytest.mark.parametrize("name", ["row", "layer", "2:4", "2:5"])
+@pytest.mark.parametrize(
+    ("tile", "shape"),
+    [((1, 1100), (7, 1100)), ((130, 1), (130, 40)), ((2, 3), (12, 33)), ((9, 520), (9, 1040))],
+    ids=str,
+)
+def test_tiles_of_any_size(tile, shape, device):
+    score = hard_scores("equal", shape, device)
+    count = score.numel() // (tile[0] * tile[1])
+    groups = Groups(None, None, (count - count // 3,), tile)
+    assert torch.equal(choose(score, groups), choose_reference(score, groups))
+
+
+@pytest.mark.parametrize(
+    ("value", "more"), [(1.0, 2e-7), (3e38, 1e32), (1e-38, 1e-44), (-3e38, 1e32)], ids=str
+)
+def test_sums_of_tiles_are_not_rounded(value, more, device):
+    # In float32 four such scores overflow, or add up to what they did before.
+    score = torch.full((4, 64), value, device=device)
+    best = [5, 9, 2, 14]
+    for row, tile in enumerate(best):
+        score[row, 4 * tile] += more
+    keep = choose(score, Groups(None, None, (60,), (1, 4)))
+    assert [row.nonzero()[0].item() // 4 for row in keep] == best
+    assert keep.sum() == 16
+
+
+def test_sums_of_float64_are_as_exact():
+    score = torch.ones(2, 8, dtype=torch.float64)
+    score[1, 3] += 1e-12
+    keep = choose(score, Groups(None, None, (3,), (1, 4)))
+    assert keep.sum(1).tolist() == [0, 4]
+
+
+@pytest.mark.parametrize("name", OPS)
 def test_is_a_proper_op(name, device):
     score = hard_scores("normal", (OUTPUTS, INPUTS), device)
     torch.library.opcheck(_choose, (score, GROUPS[name].numbers()))
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_compiles_without_graph_break(name, device):
+    torch._dynamo.reset()  # one program for each group would be too many for one function
+    score = hard_scores("equal", (INPUTS, OUTPUTS), device).T
+    found = torch.compile(choose, backend="aot_eager", fullgraph=True)(score, GROUPS[name])
+    assert torch.equal(found, choose_reference(score, GROUPS[name]))
 
 
 @pytest.mark.gpu

@@ -83,3 +83,18 @@ def test_groups_that_do_not_divide_the_whole_are_refused():
     others = Others(0, 2, 12, lambda counts: None)
     with pytest.raises(ValueError, match="tiles have to divide"):
         choose_spread(scores("apart")[:6], Groups(None, None, (1,), (5, 5)), others)
+
+
+def test_sums_of_tiles_are_not_rounded():
+    score = torch.full((4, 64), -3e38)
+    for row, tile in enumerate((5, 9, 2, 14)):
+        score[row, 4 * tile] += 1e32
+    groups = Groups(None, None, (60,), (1, 4))
+    assert torch.equal(spread(score, groups, [2, 2]), choose(score, groups))
+
+
+def test_float64_is_compared_as_such():
+    score = 1 + 1e-12 * torch.arange(48, dtype=torch.float64).view(6, 8)
+    score = torch.cat([score.flip(0), -score])
+    groups = Groups(None, None, (70,))
+    assert torch.equal(spread(score, groups, [5, 4, 3]), choose(score, groups))
