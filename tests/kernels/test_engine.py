@@ -12,7 +12,7 @@ from prunekit.methods.magnitude import Magnitude
 from prunekit.methods.ria import Ria
 from prunekit.methods.wanda import Wanda
 from prunekit.patterns import parse
-from prunekit.statistics import ColumnEnergy, Gathered
+from prunekit.statistics import ColumnEnergy, Gathered, Gram
 
 METHODS = [Magnitude(), Wanda(), Ria()]
 PATTERNS = ["unstructured", "2:4", "4:8", "3:6", "block:4x4", "row", "column"]
@@ -50,6 +50,33 @@ def test_scores_and_masks_in_one_operation(text, method, device):
     keep = given.pattern.keep(method.score(given), 0.5)
     assert torch.equal(pruned.keep, keep)
     assert torch.equal(pruned.weight, given.weight.where(keep, 0))
+
+
+@pytest.mark.parametrize("statistic", [ColumnEnergy, Gram], ids=lambda kind: kind.name)
+def test_statistics_add_in_one_operation(statistic, device):
+    found = statistic(24, device)
+    with Recorded() as ran:
+        found.update(torch.randn(20, 24, device=device))
+    assert ran.operations == [f"prunekit.{statistic.name}.default"]
+
+
+@pytest.mark.parametrize(
+    ("ranker", "operation"),
+    [("entropy", "attention_entropy"), ("salience", "salience"), ("obs", "gram")],
+)
+def test_rankers_look_through_our_operations(ranker, operation, device):
+    pytest.importorskip("transformers", reason="rankers look at models")
+    import prunekit
+    from tests.units import batch, restless
+
+    model = restless("llama").to(device)
+    given = {name: part.to(device) for name, part in batch(model).items()}
+    gates = prunekit.heads(model)
+    with Recorded() as ran:
+        gates.score(ranker, [given])
+    gates.detach()
+    assert set(ran.operations) == {f"prunekit.{operation}.default"}
+    assert len(ran.operations) >= len(gates.sites)
 
 
 @pytest.mark.interpret
