@@ -36,7 +36,7 @@ def main(chosen: list[str]) -> int:
         if not tested and _red(op):
             print(f"{op}: its tests fail, so its speed says nothing; not measured.")
             return 1
-        harness.measure(op, importlib.import_module(f"bench.{op}").cases)
+        harness.measure(op, importlib.import_module(f"bench.{op}"))
     return 0
 
 

@@ -14,6 +14,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from bench.harness import Case, compiled
 from bench.layers import ATTENTION, Attention
 
+WHY = {
+    "cpu": "it spends its time in exp and in four passes over the scores, chunk by chunk in cache;"
+    " the products alone would reach the floor."
+}
+
 
 def cases(device: torch.device) -> Iterator[Case]:
     """Yield causal attention of real layers."""

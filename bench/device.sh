@@ -3,15 +3,15 @@
 # On a GPU machine without a package index: test the kernels compiled, measure them, and leave at
 # most 8 files in OUT. Meant to end within ten minutes; a failing step does not hide the next.
 out=${1:?usage: bench/device.sh OUT}
+mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
 cd "$(dirname "$0")/.." || exit 2
 export PYTHONPATH=.:kernels PYTHONUNBUFFERED=1
 python=${PYTHON:-python3}
-mkdir -p "$out"
 status=0
 step() {
   name=$1 limit=$2
   shift 2
-  timeout "$limit" "$@" >"$out/$name.log" 2>&1
+  timeout -k 5 "$limit" "$@" >"$out/$name.log" 2>&1
   code=$?
   [ "$code" = 0 ] || { status=1; echo "$name: failed ($code)"; }
   tail -n 15 "$out/$name.log"

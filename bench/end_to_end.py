@@ -20,12 +20,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from bench.harness import RESULTS, describe, product_rate
+from bench.harness import RESULTS, describe
 from prunekit.config import load_config
 from prunekit.data import calibration_tokens
 from prunekit.demo import smollm2
 from prunekit.evaluation import evaluate
 from prunekit.planning import Plan, plan
+from prunekit.speed import product_rate
 from prunekit.statistics import Gram
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -208,7 +209,7 @@ def main() -> None:
     if not options.peer:
         print("llm-compressor: left out, give its interpreter with --peer")
     device = torch.device("cpu")
-    machine, rate = describe(device), product_rate(torch.float32, device)
+    machine, rate = describe(device), product_rate(device, torch.float32)
     rows = []
     for job in (job for job in jobs() if not options.models or job.name in options.models):
         for method in ("sparsegpt", "wanda"):

@@ -1,12 +1,16 @@
-"""Gram matrix: bound by matrix products, half of which symmetry saves."""
+"""Gram matrix: bound by matrix products, half of which symmetry saves; cross product: by all.
 
-from collections.abc import Iterator
+``product`` is what the vendor's library does: on a GPU products of bfloat16 with a float32 result,
+where it has them; elsewhere of float32.
+"""
+
+from collections.abc import Callable, Iterator
 
 import torch
-from prunekit_kernels import gram
+from prunekit_kernels import cross_gram, gram
 from prunekit_kernels.gram import gram_reference
 
-from bench.harness import Case
+from bench.harness import Case, compiled
 
 CPU = [
     ("smollm2-135m.q_proj", 2048, 576),
@@ -25,12 +29,16 @@ def cases(device: torch.device) -> Iterator[Case]:
     cuda = device.type == "cuda"
     for name, tokens, inputs in CUDA if cuda else CPU:
         for dtype in (torch.float32, torch.bfloat16) if cuda else (torch.float32,):
-            yield _case(name, torch.randn(tokens, inputs, device=device).to(dtype))
+            x, y = torch.randn(2, tokens, inputs, device=device).to(dtype)
+            yield _case(name, x)
+            if inputs < 10000:
+                yield _cross(name, x, y)
 
 
 def _case(name: str, x: torch.Tensor) -> Case:
     tokens, inputs = x.shape
     out = torch.zeros(inputs, inputs, device=x.device)
+    fast = compiled(gram_reference)
     return Case(
         name,
         {"T": tokens, "I": inputs},
@@ -39,7 +47,35 @@ def _case(name: str, x: torch.Tensor) -> Case:
         flops=tokens * inputs * (inputs + 1),
         contestants={
             "prunekit": lambda: gram(x, out),
-            "float32 addmm": lambda: out.addmm_(x.float().T, x.float()),
+            "product": _product(x, x, out),
             "published": lambda: out.add_(gram_reference(x)),
+            "torch.compile": lambda: out.add_(fast(x)),
         },
     )
+
+
+def _cross(name: str, x: torch.Tensor, y: torch.Tensor) -> Case:
+    tokens, inputs = x.shape
+    out = torch.zeros(inputs, inputs, device=x.device)
+    return Case(
+        f"{name} cross",
+        {"T": tokens, "I": inputs},
+        x.dtype,
+        bytes=2 * (x.nbytes + out.nbytes),
+        flops=2 * tokens * inputs**2,
+        contestants={
+            "prunekit": lambda: cross_gram(x, y, out),
+            "product": _product(x, y, out),
+        },
+    )
+
+
+def _product(x: torch.Tensor, y: torch.Tensor, out: torch.Tensor) -> Callable[[], object]:
+    if x.is_cuda and x.dtype != torch.float32:
+        try:
+            torch.mm(x[:16].T, y[:16], out_dtype=torch.float32)
+        except (TypeError, RuntimeError):
+            pass  # this PyTorch has none
+        else:
+            return lambda: out.add_(torch.mm(x.T, y, out_dtype=torch.float32))
+    return lambda: out.addmm_(x.float().T, y.float())

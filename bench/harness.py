@@ -2,26 +2,30 @@
 
 A bench gives cases; each holds contestants that do the same work, and the bytes and operations that
 this work cannot do without. The floor of a case is the longer of bytes / copy bandwidth and
-operations / matrix product rate, both measured here, just before.
+operations / matrix product rate, both measured here, just before. A bench whose kernel stays below
+half of it says why, for each kind of device, in its ``WHY``.
 """
 
 import json
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 
 from bench import roofline, table
+from prunekit.speed import copy_rate, product_rate
 
 RESULTS = Path(__file__).parent / "results"
 BUDGET_SECONDS = {"cpu": 2.0, "cuda": 0.3}  # a contestant, after one warm-up
@@ -39,6 +43,7 @@ class Case:
         bytes: Least memory traffic.
         flops: Least operations; a multiplication and an addition are two.
         contestants: What to run, ours first.
+        prepare: Called before each run, and not timed; for work that is done in place.
     """
 
     name: str
@@ -47,21 +52,22 @@ class Case:
     bytes: int
     flops: int
     contestants: dict[str, Callable[[], object]]
+    prepare: Callable[[], object] | None = None
 
 
-def measure(op: str, cases: Callable[[torch.device], Iterable[Case]]) -> None:
-    """Measure all cases, print them, and rewrite ``bench/results/<machine>/<op>.json``."""
+def measure(op: str, bench: ModuleType) -> None:
+    """Measure a bench's cases, print them, and rewrite ``bench/results/<machine>/<op>.json``."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     machine = describe(device)
-    peaks: dict[str, float] = {"copy": copy_bandwidth(device)}
+    peaks: dict[str, float] = {"copy": copy_rate(device)}
     rows = []
-    for case in cases(device):
+    for case in bench.cases(device):
         floor = case.bytes / peaks["copy"]
         if case.flops:
             rate = str(case.dtype)
             if rate not in peaks:
-                peaks[rate] = product_rate(case.dtype, device)
+                peaks[rate] = product_rate(device, case.dtype)
             floor = max(floor, case.flops / peaks[rate])
         for name, contestant in case.contestants.items():
             rows.append(_row(case, name, contestant, floor, device))
@@ -70,40 +76,34 @@ def measure(op: str, cases: Callable[[torch.device], Iterable[Case]]) -> None:
     machine["product_flops_per_second"] = peaks
     file = RESULTS / machine["name"] / f"{op}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    result = {"machine": machine, "why": getattr(bench, "WHY", {}).get(device.type), "rows": rows}
+    file.write_text(json.dumps(result, indent=1) + "\n")
     for written in (file, roofline.draw(file.parent), table.write(file.parent)):
         print(f"written: {written}")
 
 
 def compiled(function: Callable[..., object]) -> Callable[..., object]:
     """Return a contestant that ``torch.compile`` makes; its first call, which compiles, is long."""
+    torch._dynamo.reset()  # of one function only so many are kept, and then it runs as it is
     return torch.compile(function, dynamic=False)
 
 
-def seconds(contestant: Callable[[], object], device: torch.device) -> list[float]:
+def seconds(
+    contestant: Callable[[], object],
+    device: torch.device,
+    prepare: Callable[[], object] | None = None,
+) -> list[float]:
     """Return the sorted times of single calls, after one call to warm up."""
+    prepare = prepare or (lambda: None)
+    prepare()
     _timed(contestant, device)
     least, most = REPEATS
     budget = BUDGET_SECONDS[device.type]
     times: list[float] = []
     while len(times) < least or (sum(times) < budget and len(times) < most):
+        prepare()
         times.append(_timed(contestant, device))
     return sorted(times)
-
-
-def copy_bandwidth(device: torch.device) -> float:
-    """Return the bytes read and written in a second by copying what no cache holds."""
-    source = torch.zeros(2**26 if device.type == "cpu" else 2**29, device=device)
-    target = torch.empty_like(source)
-    return 8 * source.numel() / seconds(lambda: target.copy_(source), device)[0]
-
-
-def product_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Return the operations in a second of a large square matrix product, TF32 off."""
-    size = 2048 if device.type == "cpu" else 8192
-    matrix = torch.randn(size, size, device=device).to(dtype)
-    out = torch.empty_like(matrix)
-    return 2 * size**3 / seconds(lambda: torch.mm(matrix, matrix, out=out), device)[0]
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 def _row(
     case: Case, name: str, contestant: Callable[[], object], floor: float, device: torch.device
 ) -> dict[str, Any]:
-    times = seconds(contestant, device)
+    times = seconds(contestant, device, case.prepare)
     median = statistics.median(times)
     fifth = statistics.quantiles(times, n=5, method="inclusive")
     return {
@@ -191,5 +191,8 @@ def _version(package: str) -> str | None:
 
 
 def _output(*command: str) -> str | None:
+    """Return what a command says, or None where there is no such command."""
+    if shutil.which(command[0]) is None:
+        return None
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or None

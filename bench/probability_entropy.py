@@ -9,6 +9,11 @@ from prunekit_kernels.probability_entropy import probability_entropy_reference
 from bench.harness import Case, compiled
 from bench.layers import ATTENTION
 
+WHY = {
+    "cpu": "it spends its time in log and in four passes, chunk by chunk in cache; with a C++"
+    " compiler at hand `torch.compile` fuses them."
+}
+
 
 def cases(device: torch.device) -> Iterator[Case]:
     """Yield the attention of real layers, one sequence of it."""

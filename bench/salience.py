@@ -11,6 +11,10 @@ from prunekit_kernels.salience import salience_reference
 
 from bench.harness import Case, compiled
 
+WHY = {
+    "cpu": "its nine sums take 14 passes over H or G, squares and products written out between"
+    " them; with a C++ compiler at hand `torch.compile` fuses such a chain."
+}
 CPU = [("smollm2-135m.down_proj", 2048, 1536)]
 CUDA = [("llama2-7b.down_proj", 16384, 11008), ("llama3-8b.down_proj", 16384, 14336)]
 

@@ -205,7 +205,7 @@ def copy_rate(device: torch.device) -> float:
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Return the operations in a second of a large square product."""
-    size = 8192 if device.type == "cuda" else 1024
+    size = 8192 if device.type == "cuda" else 2048
     square = torch.randn(size, size, device=device).to(dtype)
     return 2 * size**3 / median_seconds([lambda: square @ square], device)
 

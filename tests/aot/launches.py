@@ -106,7 +106,7 @@ def _entropies() -> Iterator[Launch]:
             few, options = (q[:, :, :rows], k[:, :, :keys]), (*none, None, 0.1, True, 0, 0.0)
             what = f"{NAMES[dtype]} D={size} S={rows} T={keys}"
             run = _call(attention_entropy, *few, *options)
-            yield Launch("attention_entropy", what, run, tensor_memory)
+            yield Launch("attention_entropy", what, run, targets=ONE)
     for dtype in (F32, BF16):
         p, mask = meta(2, 32, 1024, 1024, dtype=dtype), meta(2, 1, 1, 1024, dtype=torch.bool)
         valid, what = meta(2, 1024, dtype=torch.bool), f"{NAMES[dtype]} T=1024"

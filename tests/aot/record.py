@@ -1,10 +1,12 @@
 """Write ``bench/results/aot.json``: what every kernel takes on GPUs that need not be here.
 
-``python -m tests.aot.record``, in the root of the checkout.
+``python -m tests.aot.record [OP …]``, in the root of the checkout; of some ops only their rows are
+written anew.
 """
 
 import json
 import os
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import torch
 import triton
 
 from tests.aot.compile_only import TARGETS, compile_only, usage
-from tests.aot.launches import Launch, launches
+from tests.aot.launches import Launch, everywhere, launches
 
 FILE = Path(__file__).parents[2] / "bench" / "results" / "aot.json"
 
@@ -23,15 +25,16 @@ def key(target: str, launch: Launch) -> tuple[str, str, str]:
     return target, launch.op, launch.what
 
 
-def rows(target: str) -> list[str]:
-    """Compile everything for one target and return a row of JSON for each kernel."""
+def rows(target: str, ops: set[str]) -> list[dict]:
+    """Compile all of these ops for one target and return a row for each kernel."""
     found = []
     with pytest.MonkeyPatch.context() as patch:
-        for launch in (launch for launch in launches() if target in launch.targets):
-            with compile_only(target, patch) as launched:
-                launch.run()
-            found += map(json.dumps, compiled(target, launch, launched))
-            print(target, launch, flush=True)  # noqa: T201  a command
+        for launch in launches():
+            if target in launch.targets and launch.op in ops:
+                with compile_only(target, patch) as launched:
+                    launch.run()
+                found += compiled(target, launch, launched)
+                print(target, launch, flush=True)  # noqa: T201  a command
     return found
 
 
@@ -55,12 +58,29 @@ def _row(target: str, launch: Launch, kernel) -> dict:
     }
 
 
-def main() -> None:
+def main(chosen: list[str]) -> None:
+    """Write the rows of the ops chosen, or of all."""
+    order = {key(*each): place for place, each in enumerate(everywhere())}
+    ops = {op for _, op, _ in order}
+    if unknown := set(chosen) - ops:
+        sys.exit(f"no such op: {', '.join(sorted(unknown))}. Choose: {', '.join(sorted(ops))}.")
+    anew = set(chosen) or ops
     versions = {"torch": torch.__version__, "triton": triton.__version__}
+    old = json.loads(FILE.read_text()) if anew != ops else {"versions": versions, "rows": []}
+    if old["versions"] != versions:
+        sys.exit(f"the other rows are of {old['versions']}, these would be of {versions}: do all.")
+    found = [row for row in old["rows"] if row["op"] not in anew and _key(row) in order]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        lines = ",\n".join(row for part in pool.map(rows, TARGETS) for row in part)
+        for part in pool.map(rows, TARGETS, [anew] * len(TARGETS)):
+            found += part
+    found.sort(key=lambda row: order[_key(row)])
+    lines = ",\n".join(map(json.dumps, found))
     FILE.write_text(f'{{"versions": {json.dumps(versions)}, "rows": [\n{lines}\n]}}\n')
 
 
+def _key(row: dict) -> tuple[str, str, str]:
+    return row["target"], row["op"], row["what"]
+
+
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -22,7 +22,7 @@ from tests.aot.launches import everywhere, launches  # noqa: E402
 from tests.aot.record import FILE, compiled, key  # noqa: E402
 
 RECORD = json.loads(FILE.read_text())
-STALE = "bench/results/aot.json is of other kernels: run python -m tests.aot.record"
+STALE = "bench/results/aot.json is of other kernels: run python -m tests.aot.record [OP …]"
 
 
 @pytest.mark.parametrize(("target", "launch"), everywhere(), ids=str)

@@ -1,0 +1,71 @@
+"""What benches write of what they measured."""
+
+import json
+import sys
+import types
+
+import pytest
+import torch
+
+from bench import harness, table
+
+
+def result(share, why=None):
+    row = {
+        "case": "a", "dtype": "float32", "contestant": "prunekit", "share_of_floor": share,
+        "milliseconds": {"median": 2.0}, "bytes_per_second": 1.0, "flops_per_second": 0.0,
+    }  # fmt: skip
+    return {"machine": {"copy_bytes_per_second": 1.0}, "why": why, "rows": [row]}
+
+
+def written(folder, **results):
+    for op, found in results.items():
+        (folder / f"{op}.json").write_text(json.dumps(found))
+    return table.write(folder).read_text()
+
+
+def test_the_table_says_why_a_kernel_stays_below_half_of_its_floor(tmp_path):
+    text = written(
+        tmp_path,
+        slow=result(0.1, "it makes\n four passes."),
+        quick=result(0.7, "nobody asks."),
+        new=result(0.2),
+    )
+    assert "- `slow`: it makes four passes." in text
+    assert "- `new`: not analysed yet." in text
+    assert "nobody asks" not in text
+
+
+def test_no_heading_where_all_are_near_their_floor(tmp_path):
+    assert "Why" not in written(tmp_path, quick=result(0.7))
+
+
+def test_work_in_place_is_prepared_before_each_run_and_not_timed(tmp_path, monkeypatch):
+    calls = []
+    case = harness.Case(
+        "a", {}, torch.float32, bytes=8, flops=0,
+        contestants={"prunekit": lambda: calls.append("run")},
+        prepare=lambda: calls.append("prepare"),
+    )  # fmt: skip
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(harness, "copy_rate", lambda _: 1.0)
+    monkeypatch.setattr(harness.roofline, "draw", lambda folder: folder)
+    harness.measure("op", types.SimpleNamespace(cases=lambda _: [case], WHY={"cpu": "so"}))
+    assert set(zip(calls[::2], calls[1::2], strict=True)) == {("prepare", "run")}
+    (file,) = tmp_path.glob("*/op.json")
+    found = json.loads(file.read_text())
+    assert found["rows"][0]["runs"] == len(calls) // 2 - 1
+    assert found["why"] == ("so" if not torch.cuda.is_available() else None)
+
+
+def test_a_machine_without_a_command_is_described_without_it():
+    assert harness._output("no-such-command-anywhere") is None
+    assert harness._output(sys.executable, "-c", "print(1)") == "1"
+
+
+@pytest.mark.parametrize("op", ["column_energy", "gram", "packed_mask", "selection"])
+def test_benches_of_kernels_yield_cases_with_ours_first(op):
+    module = __import__(f"bench.{op}", fromlist=["cases"])
+    case = next(module.cases(torch.device("cpu")))
+    assert next(iter(case.contestants)) == "prunekit"
+    assert case.bytes > 0
