@@ -47,8 +47,8 @@ def choose_spread(
     """Return what stays of the rows that are here; every process has to call it.
 
     Args:
-        score: Higher stays, ties keep the lower index, NaN counts as lowest. float64 is compared as such, others as
-            float32.
+        score: Higher stays, ties keep the lower index, NaN counts as lowest. float64 is compared
+            as such, others as float32.
         groups: Of the whole matrix. A tile lies within one process, or is as high as the matrix.
         others: The other processes.
 
