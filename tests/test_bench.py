@@ -63,6 +63,8 @@ def test_a_machine_without_a_command_is_described_without_it():
     assert harness._output(sys.executable, "-c", "print(1)") == "1"
 
 
+# PyTorch warns of itself when its compiler is imported.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("op", ["column_energy", "gram", "packed_mask", "selection"])
 def test_benches_of_kernels_yield_cases_with_ours_first(op):
     module = __import__(f"bench.{op}", fromlist=["cases"])

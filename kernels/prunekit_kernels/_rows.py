@@ -53,4 +53,5 @@ def arguments(x: Tensor, rows: Tensor | None) -> tuple[Tensor, int, int, int]:
 def _check_range(x: Tensor, rows: Tensor | None) -> None:
     if rows is not None and rows.dtype != torch.bool:
         inside = ((rows >= 0) & (rows < len(x))).all()
-        torch._assert_async(inside, f"rows must be from 0 to {len(x) - 1}")
+        message = f"rows must be from 0 to {len(x) - 1}"
+        torch._assert_async(inside, message)  # pyright: ignore[reportPrivateImportUsage]
