@@ -22,9 +22,12 @@ from torch import Tensor
 
 from prunekit_kernels._precision import full_precision
 from prunekit_kernels._triton import INTERPRETED, runs_triton, tl, triton
+from prunekit_kernels.packed_mask import INTEGERS
+from prunekit_kernels.selection import arrays, highest, without_nan
 
 BLOCK = 128  # columns of a launch
-LEAF = 16  # columns swept one by one between matrix products on a CPU: fastest of 4..32
+LEAF = 16  # columns swept one by one between matrix products on a CPU: fastest of 8..32
+TOGETHER = 4  # of them that one product brings up to date where n:m does not say how many
 PANEL = 16  # columns that a thread of the kernel holds; 32 would not fit in its registers
 
 
@@ -42,7 +45,8 @@ class Sweep(NamedTuple):
     """The state of a sweep, transposed.
 
     Attributes:
-        work: The weight; finished columns are exactly 0 where pruned.
+        work: The weight; finished columns are exactly 0 where pruned. Of any strides on a CPU, as
+            ``keep``; contiguous for a kernel.
         errors: What finished columns have left to make up for; of other columns never read.
         keep: In finished columns what stays, in others what may.
         upper: U.
@@ -72,15 +76,18 @@ class Sweep(NamedTuple):
     def score(self, start: int, end: int) -> Float[Tensor, "C O"]:
         """Return w² / U[j, j]² of columns that are up to date; −inf where none may stay."""
         score = (self.work[start:end] / self.upper.diagonal()[start:end, None]).square_()
-        return score.masked_fill_(~self.keep[start:end], -torch.inf)
+        may = self.keep[start:end]
+        # On a CPU it takes ten times as long to fill as to see that there is nothing to fill.
+        filled = score.is_cuda or not may.view(torch.int8).amin()
+        return score.masked_fill_(~may, -torch.inf) if filled else score
 
 
 def obs_block(sweep: Sweep, start: int, end: int, choice: NOfM | None = None) -> None:
     """Prune columns ``start`` to ``end``, in place, where ``keep`` or ``choice`` says so.
 
     Args:
-        sweep: Up to date in these columns; all parts contiguous but for ``upper``. Products are in
-            the weight's type, float32 without TF32, which would change masks.
+        sweep: Up to date in these columns. Products are in the weight's type, float32 without TF32,
+            which would change masks.
         start: First column.
         end: One past the last.
         choice: What stays of what ``keep`` allows; None for all of it.
@@ -95,8 +102,8 @@ def obs_block_reference(sweep: Sweep, start: int, end: int, choice: NOfM | None 
     upper = sweep.upper[start:end, start:end]
     for j in range(end - start):
         if choice and j % choice.m == 0:
-            group = slice(start + j, start + j + choice.m)
-            keep[j : j + choice.m] &= _highest(sweep.score(group.start, group.stop), *choice)
+            score = sweep.score(start + j, start + j + choice.m)
+            keep[j : j + choice.m] &= highest(without_nan(score), choice.n)
         errors[j] = torch.where(keep[j], 0, work[j] / upper[j, j])
         work[j:] -= upper[j, j:, None] * errors[j]
         work[j].masked_fill_(~keep[j], 0)
@@ -125,9 +132,7 @@ def _obs_block(
                 return
             sweep.make_up(start, whole, end)
             start = whole
-        choice = NOfM(n, m) if n else None
-        leaf = max(LEAF // m * m, m)
-        sweep.halves(start, end, leaf, lambda first, last: _columns(sweep, first, last, choice))
+        _in_cache(sweep, start, end, NOfM(n, m) if n else None)
 
 
 @_obs_block.register_fake
@@ -144,35 +149,51 @@ def _(
     pass
 
 
+def _in_cache(sweep: Sweep, start: int, end: int, choice: NOfM | None) -> None:
+    """Sweep a block in a copy whose columns are contiguous, unless they are so as they stand."""
+    span = slice(start, end)
+    work, keep = _contiguous(sweep.work[span]), _contiguous(sweep.keep[span])
+    block = Sweep(work, sweep.errors[span], keep, sweep.upper[span, span])
+    leaf = max(LEAF // choice.m * choice.m, choice.m) if choice else LEAF
+    block.halves(0, end - start, leaf, lambda first, last: _columns(block, first, last, choice))
+    for whole, part in ((sweep.work, work), (sweep.keep, keep)):
+        if part.data_ptr() != whole[start].data_ptr():
+            whole[span] = part.T.contiguous().T
+
+
+def _contiguous(part: Tensor) -> Tensor:
+    """Return the same, contiguous; to transpose what is dense is several times as fast."""
+    return part if part.is_contiguous() else part.T.contiguous().T.contiguous()
+
+
 def _columns(sweep: Sweep, first: int, last: int, choice: NOfM | None) -> None:
-    """Sweep a few columns one by one; each makes up for the earlier ones just in time."""
+    """Sweep a few columns one by one, groups of them brought up to date by a product."""
     work, errors, keep = (part[first:last] for part in sweep[:3])
-    costs = sweep.upper[first:last, first:last].T.contiguous()
-    together = choice.m if choice else last - first
+    upper = sweep.upper[first:last, first:last]
+    diagonal = upper.diagonal()[:, None]
+    # What column j takes for each unit of a weight that went: so errors are divided by U[j, j] only
+    # at the end, all at once.
+    costs = (upper / diagonal).T.contiguous()
+    # All bits where a weight goes, as in `zero`: NaN and inf too become exactly 0.
+    integers = INTEGERS[work.itemsize]
+    goes = torch.empty_like(work, dtype=integers)
+    parts = (work, errors, costs, work.view(integers), errors.view(integers), goes)
+    w, e, c, bits, gone, all_bits = arrays(*parts)
+    together = choice.m if choice else TOGETHER
     for start in range(0, last - first, together):
-        group = slice(start, start + together)
+        group = slice(start, min(start + together, last - first))
+        if start:
+            work[group].addmm_(costs[group, :start], errors[:start], alpha=-1)
         if choice:
-            for j in range(start, start + together) if start else ():
-                work[j].addmv_(errors[:start].T, costs[j, :start], alpha=-1)
-            score = sweep.score(first + start, first + start + together)
-            keep[group] &= _highest(score, *choice)
-        pruned = (~keep[group]).to(work.dtype).div_(costs.diagonal()[group, None])
-        for j, gone in enumerate(pruned, start):
-            if j > start:
-                work[j].addmv_(errors[start:j].T, costs[j, start:j], alpha=-1)
-            torch.mul(work[j], gone, out=errors[j])
-    work.masked_fill_(~keep, 0)
-
-
-def _highest(score: Float[Tensor, "m O"], n: int, m: int) -> Bool[Tensor, "m O"]:
-    """Keep the n highest of each column: by the n-th value, or where it is tied by ranks."""
-    score = score.nan_to_num(nan=-1, posinf=torch.inf, neginf=-torch.inf)
-    keep = score >= score.kthvalue(m - n + 1, 0, keepdim=True).values
-    if int(keep.sum()) > n * score.shape[1]:
-        other, own = score[:, None], score[None]
-        first = torch.ones(m, m, dtype=torch.bool, device=score.device).triu(1)[:, :, None]
-        keep = ((other > own) | ((other == own) & first)).sum(0) < n
-    return keep
+            score = sweep.score(first + group.start, first + group.stop)
+            keep[group] &= highest(without_nan(score), choice.n)
+        goes[group].copy_(keep[group].view(torch.int8)).sub_(1)
+        for j in range(group.start, group.stop):
+            gone[j] = bits[j] & all_bits[j]
+            later = slice(j + 1, group.stop)
+            w[later] -= c[later, j, None] * e[j]
+    work.view(integers).bitwise_and_(goes.bitwise_not_())
+    errors /= diagonal
 
 
 def _rows(outputs: int) -> int:

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from prunekit_kernels._precision import full_precision
+from prunekit_kernels._triton import runs_triton
 from prunekit_kernels.obs_block import BLOCK, PANEL, NOfM, Sweep, obs_block
 
 Choose = Callable[[Float[Tensor, "O C"], int], Bool[Tensor, "O C"]]
@@ -33,9 +34,10 @@ def obs_sweep(
     Rows do not mix, unless ``choose`` mixes them: a slice of rows is pruned as it is among all.
 
     Args:
-        weight: Float32 or float64. Beside it, two matrices of its size and two masks are allocated,
-            and what ``choose`` takes. Products are in its type, float32 without TF32, which would
-            change masks.
+        weight: Float32 or float64. Beside it, a matrix of its size, a mask and blocks of columns
+            are allocated, for a kernel another matrix and mask, and what ``choose`` takes. Products
+            are in its type, float32 without TF32: that rounds to 11 bits, errs 3e-4 of a product,
+            and scores nearer than that would change places.
         upper: U of the layer's inputs, of the same type.
         choose: n:m; or a mask of what stays; or ``choose(score, start) -> keep`` for columns
             ``start`` and on, where ``score`` is w² / U[j, j]² of the weight as it is by then: what
@@ -48,18 +50,20 @@ def obs_sweep(
         ValueError: Shapes or types do not fit, or ``choose`` returns another shape.
     """
     _check(weight, upper, choose, allowed)
-    # Transposed, a column is contiguous.
-    work = weight.T.contiguous()
-    keep = torch.ones_like(work, dtype=torch.bool)
+    stays = torch.ones_like(weight, dtype=torch.bool, memory_format=torch.contiguous_format)
     for mask in (allowed, choose):
         if isinstance(mask, Tensor):
-            keep &= mask.T
-    sweep = Sweep(work, torch.empty_like(work), keep, upper)
-
+            stays &= mask
+    # Transposed, a column is contiguous: a kernel wants it so, on a CPU each block is made so.
+    work, keep = weight.T, stays.T
+    if runs_triton(weight):
+        work, keep = work.contiguous(), keep.contiguous()
+    sweep = Sweep(work, torch.empty(work.shape, dtype=work.dtype, device=work.device), keep, upper)
     if weight.numel():
         with full_precision():
             sweep.halves(0, weight.shape[1], *_step(sweep, choose, stride))
-    weight.copy_(work.T)
+    if runs_triton(weight):
+        weight.copy_(work.T)
     return keep.T.contiguous()
 
 

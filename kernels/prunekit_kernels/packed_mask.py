@@ -19,6 +19,9 @@ TILE_I = 512
 # Multiplied by this, the eight bytes of a word, each 0 or 1, line up as bits in its highest byte.
 GATHER = sum(1 << (56 - 7 * byte) for byte in range(8))
 
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""The integers of so many bytes."""
+
 
 def pack(keep: Bool[Tensor, "O I"]) -> UInt8[Tensor, "O B"]:
     """Return the bits of a mask."""
@@ -77,8 +80,7 @@ def apply(weight: Float[Tensor, "O I"], bits: UInt8[Tensor, "O B"]) -> None:
 def zero(weight: Float[Tensor, "O I"], keep: Bool[Tensor, "O I"]) -> None:
     """Do what :func:`apply` does with a mask that is not packed, in PyTorch."""
     # All bits or none, of any value: on the CPU four times as fast as `masked_fill_`.
-    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    whole = weight.view(integers[weight.itemsize])
+    whole = weight.view(INTEGERS[weight.itemsize])
     whole &= keep.to(whole.dtype).neg_()
 
 

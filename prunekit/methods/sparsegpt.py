@@ -56,13 +56,19 @@ class SparseGPT(Method):
 
         order, back = self._order(layers[0])
         factor = self._factor(layers[0], order)
-        dense = torch.cat([layer.weight for layer in layers])[:, order]
+        if len(layers) > 1:
+            weight = torch.cat([layer.weight for layer in layers])[:, order]
+        else:
+            weight = layers[0].weight.clone()[:, order]
+        allowed = weight != 0 if self.keep_zeros else None
         # A dead input never spoke, so its weights go first, as in the published code; those that
         # may stay keep their value, so that the count of zeros is exact.
-        weight = dense.masked_fill(factor.dead, 0)
-        allowed = dense != 0 if self.keep_zeros else None
+        dead = factor.dead.nonzero().flatten()
+        silent = weight[:, dead]
+        weight[:, dead] = 0
         keep = _sweep(layers, weight, factor, (allowed, order, back))
-        weight = dense.where(keep & factor.dead, weight)[:, back]
+        weight[:, dead] = silent.where(keep[:, dead], 0)
+        weight = weight[:, back]
         rows = [len(layer.weight) for layer in layers]
         facts = {"damping": factor.damping}
         return [

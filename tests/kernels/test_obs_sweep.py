@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prunekit_kernels import NOfM, inverse_factor, obs_sweep
-from prunekit_kernels._triton import INTERPRETED
+from prunekit_kernels._triton import INTERPRETED, runs_triton
 from prunekit_kernels.obs_sweep import obs_sweep_reference
 
 from tests.kernels.allocation import peak_bytes
@@ -134,9 +134,9 @@ def test_works_on_a_view_in_place(device):
     weight, upper = layer(8, 24, device=device)
     stored = weight.T.contiguous()
     expected = weight.clone()
-    obs_sweep(expected, upper, n_of_m(2, 4), 4)
-    obs_sweep(stored.T, upper, n_of_m(2, 4), 4)
-    assert torch.equal(stored.T, expected)
+    keep = obs_sweep(expected, upper, n_of_m(2, 4), 4)
+    assert torch.equal(obs_sweep(stored.T, upper, n_of_m(2, 4), 4), keep)
+    torch.testing.assert_close(stored.T, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0)])
@@ -250,12 +250,14 @@ def test_refuses_choices_that_do_not_fit(choose, allowed, problem):
         obs_sweep(torch.zeros(2, 3), torch.eye(3), choose, allowed=allowed)
 
 
-def test_allocates_two_weights_and_two_masks(device):
+def test_allocates_two_weights_and_two_masks_at_most(device):
     weight, upper = layer(512, 512, device=device, dtype=torch.float32)
     mask = torch.rand(512, 512, device=device) > 0.5
-    most = peak_bytes(lambda: obs_sweep(weight, upper, mask))
-    assert 2.5 <= most / weight.nbytes <= 2.8
-    assert peak_bytes(lambda: obs_sweep(weight, upper, NOfM(2, 4))) / weight.nbytes <= 2.8
+    # On a CPU the weight is swept where it is, in blocks of 128 columns; a kernel has a copy.
+    least, most = (2.5, 2.8) if runs_triton(weight) else (1.25, 1.85)
+    for choose in (mask, NOfM(2, 4)):
+        taken = peak_bytes(lambda choose=choose: obs_sweep(weight, upper, choose)) / weight.nbytes
+        assert least <= taken <= most
 
 
 def test_same_bits_each_time(device):
