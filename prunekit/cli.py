@@ -187,9 +187,14 @@ def evaluate(
     if problems := sources.check_sources(data):
         raise ConfigError("\n".join(f"--data {problem}." for problem in problems))
     from prunekit import evaluation
+    from prunekit.ranks import join
     from prunekit.units import number
 
-    for found in evaluation.evaluate(model, data, length, windows):
+    with join() as ranks:
+        results = evaluation.evaluate(model, data, length, windows, ranks=ranks)
+    if not ranks.first:
+        return
+    for found in results:
         _say(f"{found['data']}: {found['metric']} {number(found['value'])}")
         _say(f"  {found['protocol']}")
     if generate:

@@ -160,18 +160,23 @@ def perplexity_of(loss: float, count: int) -> float:
 
 
 def evaluate(
-    path: str, sources: Sequence[str], length: int, windows: int | None, device: str = "auto"
+    path: str,
+    sources: Sequence[str],
+    length: int,
+    windows: int | None,
+    device: str = "auto",
+    ranks: Ranks = ALONE,
 ) -> list[dict[str, Any]]:
     """Return the perplexity of a checkpoint on each source, with the protocol of each.
 
-    ``length`` is capped at what the model takes.
+    ``length`` is capped at what the model takes. The windows are split over ``ranks``.
     """
     checkpoint = open_checkpoint(find_checkpoint(path))
-    evaluator = Evaluator(checkpoint, device_of(device))
+    evaluator = Evaluator(checkpoint, ranks.place(device_of(device)))
     length = min(length, longest(evaluator.model))
     tokenizer = load_tokenizer(checkpoint)
     results = []
     for source in sources:
         tokens = evaluation_tokens(tokenizer, [source], length, windows)
-        results.append({"data": title(source), **evaluator.perplexity(tokens)})
+        results.append({"data": title(source), **evaluator.perplexity(tokens, ranks)})
     return results

@@ -54,10 +54,11 @@ def replace(monkeypatch):
 def run(replace):
     """Let ``prunekit run`` carry out ``records`` and return the options that it was given."""
 
-    def run(records=lambda: iter(()), plan=lambda config: config):
+    def run(records=lambda: iter(()), plan=lambda config, ranks: config):
         seen = {}
 
-        def start(plan, **options):
+        def start(plan, *, stop, **options):
+            assert not stop()
             seen.update(options, plan=plan)
             return records()
 
@@ -220,8 +221,9 @@ def test_ctrl_c_ends_a_process_without_traceback(config):
         "import os, signal, sys, types, prunekit; "
         # A process in the background of a shell is born deaf to Ctrl-C.
         "signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "stop = lambda config: os.kill(os.getpid(), signal.SIGINT); "
-        "sys.modules['prunekit.planning'] = prunekit.planning = types.SimpleNamespace(plan=stop); "
+        "stop = lambda *_: os.kill(os.getpid(), signal.SIGINT); "
+        "planning = types.SimpleNamespace(plan=stop, Preflight=lambda memory: None); "
+        "sys.modules['prunekit.planning'] = prunekit.planning = planning; "
         "from prunekit.cli import main; sys.exit(main(['plan', 'config.toml']))"
     )
     done = python("-c", code)
@@ -231,13 +233,24 @@ def test_ctrl_c_ends_a_process_without_traceback(config):
 
 def test_plan_prints_the_plan(config, replace, capsys):
     made = SimpleNamespace(describe=lambda: "[bold]a plan")
-    replace(planning={"plan": lambda config: made})
-    assert main(["plan", config]) == 0
+
+    def plan(config, ranks, preflight):
+        assert (ranks.size, preflight) == (8, 80 * 10**9)
+        return made
+
+    replace(planning={"plan": plan, "Preflight": lambda memory: memory})
+    assert main(["plan", config, "--world-size", "8", "--device-memory", "80GB"]) == 0
     assert capsys.readouterr().out == "a plan\n"
 
 
+@pytest.mark.parametrize("option", [["--device-memory", "much"], ["--world-size", "0"]])
+def test_plan_refuses_what_no_machine_is(config, option, capsys):
+    assert main(["plan", config, *option]) == 2
+    assert option[0] in capsys.readouterr().err
+
+
 def test_evaluate_prints_what_was_measured(replace, capsys):
-    def evaluate(*arguments):
+    def evaluate(*arguments, ranks):
         assert arguments == ("m", ("pydoc:test", "pydoc:train"), 64, 3)
         return [{"data": "a.txt", "metric": "perplexity", "value": 20.7, "protocol": "3 windows"}]
 

@@ -122,3 +122,21 @@ def test_the_traffic_of_a_rank_is_what_the_formulas_say(outputs):
         assert rank["sent_bytes"]["rows"] == weights * 4 * (size - 1) // size
         assert rank["sent_bytes"]["statistics"] == 2 * grams * 4 * (size - 1) // size
         assert "thresholds" not in rank["sent_bytes"]
+
+
+EVALUATE = """
+from prunekit import cli
+code = cli.main(["evaluate", *arguments, "--length", "12", "--windows", "5"])
+"""
+
+
+def test_perplexity_is_measured_by_all_and_said_by_one(nursery, tmp_path):
+    model = checkpoints.write(tmp_path / "m", num_hidden_layers=1)
+    said = []
+    for size in (1, 2):
+        arguments = (model, "--data", model / "text.txt")
+        world = nursery.start(tmp_path / str(size), size, EVALUATE, *arguments)
+        world.succeed()
+        said.append((world.folder / "0.out").read_text())
+    assert said[0] == said[1] != ""
+    assert (world.folder / "1.out").read_text() == ""
