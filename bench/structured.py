@@ -27,12 +27,12 @@ import prunekit
 from bench.end_to_end import SHARED
 from bench.harness import RESULTS, describe
 from bench.quality import all_jobs
+from prunekit.agreement import spearman
 from prunekit.data import calibration_tokens, evaluation_tokens
 from prunekit.errors import ConfigError
 from prunekit.gated import Gates
 from prunekit.probes.batches import IGNORED, Batch, mean_loss
 from prunekit.rankers import Scores, rankers
-from prunekit.rankers.agreement import spearman
 
 LEVELS = (0.1, 0.3, 0.5, 0.7)
 STEPWISE = ("gradient", "obs")  # also scored anew after each twentieth of the units is gone

@@ -15,14 +15,15 @@ if TYPE_CHECKING:
     from prunekit.architectures import Architecture
     from prunekit.config import Config, load_config
     from prunekit.errors import PrunekitError
+    from prunekit.framing import Record
     from prunekit.gated import heads, neurons
     from prunekit.inplace import prune
+    from prunekit.jobs import plan, run
     from prunekit.methods import Method
     from prunekit.patterns import Pattern
-    from prunekit.planning import Plan, plan
+    from prunekit.planning import Plan
     from prunekit.rankers import Ranker
     from prunekit.ranks import join
-    from prunekit.running import Record, run
     from prunekit.shrunk import load
     from prunekit.sparse_linear import SparseLinear
     from prunekit.statistics import Statistic
@@ -62,7 +63,7 @@ _HOMES = {
     "Plan": "planning",
     "PrunekitError": "errors",
     "Ranker": "rankers",
-    "Record": "running",
+    "Record": "framing",
     "SparseLinear": "sparse_linear",
     "Statistic": "statistics",
     "heads": "gated",
@@ -70,9 +71,9 @@ _HOMES = {
     "load": "shrunk",
     "load_config": "config",
     "neurons": "gated",
-    "plan": "planning",
+    "plan": "jobs",
     "prune": "inplace",
-    "run": "running",
+    "run": "jobs",
 }
 
 

@@ -10,7 +10,9 @@ from prunekit import architectures, patterns
 from prunekit.allocations import allocations
 from prunekit.choice import summary
 from prunekit.formats import formats
+from prunekit.kinds import KINDS
 from prunekit.methods import methods
+from prunekit.rankers import rankers
 from prunekit.schedules import SCHEDULES
 
 Row = tuple[str, str]
@@ -29,8 +31,10 @@ def catalogue() -> Table:
 
 def _sections() -> Iterator[tuple[str, list[Row]]]:
     yield "method", [*_kinds(methods())]
+    yield f"method where pattern is {' or '.join(KINDS)}", [*_kinds(rankers())]
     yield "allocation", [*_kinds(allocations())]
-    yield "pattern", [(spelling, "") for spelling in patterns.spellings()]
+    spellings = [*patterns.spellings(), *(f'"{kind}"' for kind in KINDS)]
+    yield "pattern", [(spelling, "") for spelling in spellings]
     yield "format", [(name, _plain(summary(kind))) for name, kind in formats().items()]
     yield "schedule", [(name, _plain(rule.__doc__)) for name, rule in SCHEDULES.items()]
     yield "architecture", [("", ", ".join(architectures.names()))]

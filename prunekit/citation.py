@@ -59,6 +59,8 @@ def _prune(report: dict[str, Any]) -> dict[str, Any]:
 
 def _pruning(report: dict[str, Any]) -> str:
     model, sparsity, linears = report["model"], report["sparsity"], len(report["layers"])
+    if "removed" in sparsity:
+        return _removing(report)
     chosen, allocation = settings(report), _prune(report).get("allocation")
     count, whole = model.get("parameters"), sparsity.get("whole_model")
     facts = [model.get("architecture"), count and f"{units.count(count)} parameters"]
@@ -69,6 +71,20 @@ def _pruning(report: dict[str, Any]) -> str:
         f"{units.percent(sparsity['achieved'])} of the {units.count(sparsity.get('of'))} weights "
         f"in {linears:,} linear layer{'s' * (linears != 1)} are zero"
         f"{'' if whole is None else _aside(f'{units.percent(whole)} of the whole model')}."
+    )
+
+
+def _removing(report: dict[str, Any]) -> str:
+    model, sparsity = report["model"], report["sparsity"]
+    before, after = sparsity["parameters"]
+    gone = " and ".join(
+        f"{part:,} of {whole:,} {kind}" for kind, (part, whole) in sparsity["removed"].items()
+    )
+    facts = f"{model.get('architecture')}, {units.count(before)} parameters"
+    return (
+        f"{gone} were removed from {model_name(report)} ({facts}), ranked by "
+        f"{method_name(report)}{_aside(settings(report))}: {units.count(after)} parameters are "
+        f"left, {units.percent(sparsity['whole_model'])} fewer."
     )
 
 

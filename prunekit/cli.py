@@ -88,7 +88,7 @@ def run(
     loaded = load_config(config, overrides)
     # A fifth of the time that these imports take goes to looking for garbage, and there is none.
     gc.disable()
-    from prunekit import allocator, planning, progress, running
+    from prunekit import allocator, jobs, progress
     from prunekit.ranks import join
 
     gc.enable()
@@ -97,8 +97,8 @@ def run(
     plan = None
     try:
         with join(loaded.model.device) as ranks, _terminable() as asked:
-            plan = planning.plan(loaded, ranks)
-            records = running.run(plan, resume=resume, overwrite=overwrite, stop=asked.is_set)
+            plan = jobs.plan(loaded, ranks)
+            records = jobs.run(plan, resume=resume, overwrite=overwrite, stop=asked.is_set)
             progress.show(records, quiet=quiet or not ranks.first)
     except (CheckpointError, ShapeError, CapacityError) as error:
         if plan is None:
@@ -153,11 +153,11 @@ def plan(
         raise ConfigError(f"--device-memory {device_memory}: write a number of GB, such as 80GB.")
     if world_size < 1:
         raise ConfigError(f"--world-size {world_size}: is at least 1.")
-    from prunekit import planning
+    from prunekit import jobs
     from prunekit.ranks import Ranks
 
-    ranks, preflight = Ranks(0, world_size), planning.Preflight(memory)
-    _show(planning.plan(loaded, ranks, preflight).describe())
+    ranks, preflight = Ranks(0, world_size), jobs.Preflight(memory)
+    _show(jobs.plan(loaded, ranks, preflight).describe())
 
 
 @app.command

@@ -1,10 +1,17 @@
 """What the user wrote: typed, frozen, and every mistake said at once with its line."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from pydantic import PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import ErrorDetails
 from pydantic_core.core_schema import NullableSchema, WithDefaultSchema
@@ -12,13 +19,18 @@ from pydantic_core.core_schema import NullableSchema, WithDefaultSchema
 from prunekit.allocations import allocations
 from prunekit.errors import ConfigError
 from prunekit.formats import formats
+from prunekit.kinds import KINDS
 from prunekit.methods import methods
 from prunekit.mistakes import explain
+from prunekit.rankers import rankers
 from prunekit.sections import Calibration, Evaluate, Model, Output, Prune, Section
+from prunekit.shrink_section import Shrink, names_units
 from prunekit.written import Key, Written
 
+P = TypeVar("P", Prune, Shrink)
 
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> "Config":
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> "Config | ShrinkConfig":
     """Read a config file.
 
     Args:
@@ -35,11 +47,12 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> "Config":
             written.override(assignment)
         except ConfigError as error:
             mistakes.append(str(error))
+    kind = ShrinkConfig if names_units(written.values.get("prune")) else Config
     try:
         context = {"folder": Path(path).parent}
-        config = Config.model_validate(written.values, strict=True, context=context)
+        config = kind.model_validate(written.values, strict=True, context=context)
     except ValidationError as error:
-        mistakes += _mistakes(error, written)
+        mistakes += _mistakes(error, written, kind)
     if config is None or mistakes:
         raise ConfigError("\n".join(mistakes))
     config._text = written.text
@@ -48,17 +61,28 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> "Config":
 
 def schema() -> dict[str, Any]:
     """Return the JSON schema of a config, from which editors complete and explain keys."""
-    return Config.model_json_schema(schema_generator=_TomlSchema)
+    made, units = (
+        kind.model_json_schema(schema_generator=_TomlSchema) for kind in (Config, ShrinkConfig)
+    )
+    for table in made["$defs"]["Prune"]["oneOf"]:
+        table["properties"]["pattern"]["not"] = {"enum": [*KINDS]}
+    made["$defs"] = units["$defs"] | made["$defs"]
+    prune = made["properties"]["prune"]
+    made["properties"]["prune"] = {
+        "description": prune.pop("description"),
+        "oneOf": [prune, {"$ref": "#/$defs/Shrink"}],
+    }
+    return made
 
 
-class Config(Section):
-    """One run, as the user wrote it and with every default filled in."""
+class Settings(Section, Generic[P]):
+    """What every run has; ``P`` says what it does to the model."""
 
     model: Model
     """The model to prune."""
     calibration: Calibration | None = None
     """The text from which statistics are gathered."""
-    prune: Prune
+    prune: P
     """What is pruned and how."""
     evaluate: Evaluate | None = None
     """The text on which perplexity is measured, before and after."""
@@ -82,7 +106,9 @@ class Config(Section):
         """Where statistics are needed but no [calibration] is written, let its keys be missed."""
         if not isinstance(values, dict) or "calibration" in values:
             return values
-        return {**values, "calibration": {}} if _needs_text(values.get("prune")) else values
+        prune = values.get("prune")
+        needs_text = _rank_from_text if names_units(prune) else _prune_from_text
+        return {**values, "calibration": {}} if needs_text(prune) else values
 
     @field_validator("output")
     @classmethod
@@ -91,6 +117,10 @@ class Config(Section):
         if model and Path(model.path).is_relative_to(output.path):
             raise ValueError(f"the folder {output.path} holds the model itself; name another.")
         return output
+
+
+class Config(Settings[Prune]):
+    """A run that sets weights to zero, as the user wrote it and with every default filled in."""
 
     @field_validator("output")
     @classmethod
@@ -105,6 +135,20 @@ class Config(Section):
         return output
 
 
+class ShrinkConfig(Settings[Shrink]):
+    """A run that takes units out, as the user wrote it and with every default filled in."""
+
+    @field_validator("output")
+    @classmethod
+    def _is_dense(cls, output: Output) -> Output:
+        if output.format != "dense":
+            raise ValueError(
+                f'format "{output.format}" stores zeros, of which units that are gone leave none. '
+                'Choose "dense"; afterwards the smaller model can be pruned as any other.'
+            )
+        return output
+
+
 SECTIONS: dict[str, type[Section]] = {
     "model": Model,
     "calibration": Calibration,
@@ -114,7 +158,7 @@ SECTIONS: dict[str, type[Section]] = {
 }
 
 
-def _needs_text(prune: object) -> bool:
+def _prune_from_text(prune: object) -> bool:
     if not isinstance(prune, dict):
         return False
     if prune.get("refine") or prune.get("target") == "dense":
@@ -124,6 +168,13 @@ def _needs_text(prune: object) -> bool:
         allocation = allocation.get("name")
     chosen = methods().get(str(prune.get("method"))), allocations().get(str(allocation))
     return any(kind is not None and kind.needs for kind in chosen)
+
+
+def _rank_from_text(prune: object) -> bool:
+    assert isinstance(prune, dict)
+    ranker = rankers().get(str(prune.get("method")))
+    compensate = prune.get("compensate", ranker and ranker.compensate)
+    return bool(ranker and ranker.needs_data) or compensate == "refit"
 
 
 class _TomlSchema(GenerateJsonSchema):
@@ -138,10 +189,12 @@ class _TomlSchema(GenerateJsonSchema):
         return super().default_schema(schema)
 
 
-def _mistakes(error: ValidationError, written: Written) -> list[str]:
+def _mistakes(
+    error: ValidationError, written: Written, kind: type[Config] | type[ShrinkConfig]
+) -> list[str]:
     found = [(_key(details["loc"]), details) for details in error.errors()]
     found.sort(key=lambda mistake: written.order(mistake[0]))
-    return [written.point(key, _sentence(key, details)) for key, details in found]
+    return [written.point(key, _sentence(key, details, kind)) for key, details in found]
 
 
 def _key(loc: tuple[int | str, ...]) -> Key:
@@ -154,23 +207,28 @@ def _key(loc: tuple[int | str, ...]) -> Key:
     return tuple(key)
 
 
-def _sentence(key: Key, error: ErrorDetails) -> str:
-    owners = [name for name, kind in methods().items() if key[-1] in kind.model_fields]
+def _sentence(key: Key, error: ErrorDetails, kind: type[Config] | type[ShrinkConfig]) -> str:
+    owners = [name for name, choice in _choices(kind).items() if key[-1] in choice.model_fields]
     if owners and error["type"] == "extra_forbidden" and error["loc"][:2] == ("prune", "method"):
         return f"a setting of {', '.join(owners)}, not of {error['loc'][2]}."
-    return explain(error, key[-1], _allowed(error["loc"]))
+    return explain(error, key[-1], _allowed(error["loc"], kind))
 
 
-def _allowed(loc: tuple[int | str, ...]) -> dict[str, str]:
+def _choices(kind: type[Config] | type[ShrinkConfig]) -> Mapping[str, type[BaseModel]]:
+    return methods() if kind is Config else rankers()
+
+
+def _allowed(loc: tuple[int | str, ...], kind: type[Config] | type[ShrinkConfig]) -> dict[str, str]:
     """Return the keys of the table in which ``loc`` is, with what each means."""
+    sections = SECTIONS if kind is Config else {**SECTIONS, "prune": Shrink}
     match loc:
         case ("prune", "method", str(name), *_):
-            kinds = [Prune, methods()[name]]
+            kinds = [sections["prune"], _choices(kind)[name]]
         case ("prune", "allocation", str(name), *_):
             kinds = [allocations()[name]]
         case (str(section), _, *_):
-            kinds = [SECTIONS[section]]
+            kinds = [sections[section]]
         case _:
-            kinds = [Config]
+            kinds = [kind]
     fields = [field for kind in kinds for field in kind.model_fields.items()]
     return {name: field.description or "" for name, field in fields}

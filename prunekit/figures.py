@@ -37,12 +37,16 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One square of a heat map: its place, its value (None: not measured) and its tooltip."""
+    """One square of a heat map: its place, its value (None: not measured) and its tooltip.
+
+    ``frame`` is the colour of a line around it, if it has one.
+    """
 
     row: int
     column: int
     value: float | None
     tip: str
+    frame: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def grid(layers: Sequence[dict[str, Any]], key: str, show: Callable[[Any], str])
     """
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for layer in layers:
-        groups.setdefault(_split(layer["name"]), []).append(layer)
+        groups.setdefault(split(layer["name"]), []).append(layer)
     blocks, linears = (list(dict.fromkeys(part)) for part in zip(*groups, strict=True))
     cells = []
     for (block, linear), group in groups.items():
@@ -80,7 +84,7 @@ def grid(layers: Sequence[dict[str, Any]], key: str, show: Callable[[Any], str])
         name = group[0]["name"] if len(group) == 1 else f"{block}.{linear}, mean of {len(group)}"
         tip = f"{name}: {'not measured' if value is None else show(value)}"
         cells.append(Cell(blocks.index(block), linears.index(linear), value, tip))
-    return Grid(_block_labels(blocks), _linear_labels(linears), cells)
+    return Grid(block_labels(blocks), linear_labels(linears), cells)
 
 
 def sparsity_map(layers: Sequence[dict[str, Any]]) -> str:
@@ -93,7 +97,7 @@ def sparsity_map(layers: Sequence[dict[str, Any]]) -> str:
     # At least ten points wide, so that rounding does not look like a difference.
     centre, half = (low + high) / 2, max(high - low, 0.1) / 2
     norm = Normalize(max(0, centre - half), min(1, centre + half))
-    return _draw(cells, Scale("sparsity", "viridis", norm, PercentFormatter(1, 0, " %")))
+    return draw(cells, Scale("sparsity", "viridis", norm, PercentFormatter(1, 0, " %")))
 
 
 def error_map(layers: Sequence[dict[str, Any]]) -> str | None:
@@ -111,10 +115,10 @@ def error_map(layers: Sequence[dict[str, Any]]) -> str | None:
     norm = LogNorm(middle / half, middle * half, clip=True)
     ticks = LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,))
     write = FuncFormatter(lambda x, _: f"{x:.2g}")
-    return _draw(cells, Scale("relative error (log scale)", "plasma", norm, write, ticks))
+    return draw(cells, Scale("relative error (log scale)", "plasma", norm, write, ticks))
 
 
-def _split(name: str) -> tuple[str, str]:
+def split(name: str) -> tuple[str, str]:
     """Split at the first number: layers.3.mlp.experts.7.up → layers.3 and mlp.experts.*.up."""
     found = re.match(r"(.*?(?:^|\.)\d+)\.(.+)", name)
     block, linear = found.groups() if found else ("", name)
@@ -126,14 +130,14 @@ def _mean(values: list[float | str | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _block_labels(blocks: list[str]) -> list[str]:
+def block_labels(blocks: list[str]) -> list[str]:
     """Number the blocks, and name their stack where there are several: "encoder 0"."""
     stacks = {block.rpartition(".")[0] for block in blocks}
     shared = set.intersection(*(set(stack.split(".")) for stack in stacks))
     return [" ".join(part for part in block.split(".") if part not in shared) for block in blocks]
 
 
-def _linear_labels(linears: list[str]) -> list[str]:
+def linear_labels(linears: list[str]) -> list[str]:
     """Keep as many last parts of the names as tell them all apart."""
     for parts in range(1, max(linear.count(".") for linear in linears) + 2):
         labels = [".".join(linear.split(".")[-parts:]) for linear in linears]
@@ -148,13 +152,14 @@ def _range(cells: Grid, above: float = -math.inf) -> tuple[float, float] | None:
     return (min(known), max(known)) if known else None
 
 
-def _draw(cells: Grid, scale: Scale) -> str:
+def draw(cells: Grid, scale: Scale, salt: str = "") -> str:
+    """Return the SVG of a heat map; ``salt`` tells it from others of the same scale on a page."""
     import matplotlib as mpl
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
     # The salt makes ids reproducible, and different from those of the other figures of a page.
-    with mpl.rc_context({**STYLE, "svg.hashsalt": scale.label}):
+    with mpl.rc_context({**STYLE, "svg.hashsalt": salt + scale.label}):
         # 47 steps: smooth to the eye, odd so that the centre is no border, and below the 50 from
         # which matplotlib draws the bar as a picture.
         palette = mpl.colormaps[scale.colours].resampled(47).with_extremes(bad=UNKNOWN)
@@ -207,6 +212,8 @@ def _fill(axes: "Axes", cells: Grid, colours: "ScalarMappable") -> None:
     palette = colours.to_rgba(np.array(values))
     for index, (cell, colour) in enumerate(zip(cells.cells, palette, strict=True)):
         square = Rectangle((cell.column + 0.03, cell.row + 0.04), 0.94, 0.92, color=colour, lw=0)
+        if cell.frame:
+            square.set(edgecolor=cell.frame, linewidth=1.5)
         square.set(gid=f"cell{index}", clip_on=False)
         axes.add_patch(square)
 

@@ -10,7 +10,7 @@ units are counted from 0; a layer is one of ``heads.sites``.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,15 +18,17 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prunekit.agreement import redundancy
 from prunekit.choosing import Removed, Scope, choose
 from prunekit.errors import ConfigError, PrunekitError, ShapeError
+from prunekit.kinds import Kind
 from prunekit.probes.batches import Batch, Data, batches, still
 from prunekit.probes.gates import Gate
 from prunekit.rankers import Ranker, Scores, Subject, rankers
-from prunekit.rankers.agreement import redundancy
-from prunekit.rankers.obs import gather, refit
+from prunekit.refitting import gather, refit
 from prunekit.removal import parameters, refuse_unequal, settle
-from prunekit.sites import Kind, matrix, sites
+from prunekit.schedules import linear
+from prunekit.sites import matrix, sites
 from prunekit.stock import refuse_recorded, stock_entries
 
 ACTIVE = 0.01
@@ -34,8 +36,8 @@ ACTIVE = 0.01
 
 STOCK = "A stock Hugging Face model: save_pretrained writes a folder that any tool opens."
 OWN = (
-    "save_pretrained writes a folder that prunekit.load opens; stock from_pretrained refuses it, "
-    "with an error about mismatched sizes."
+    "save_pretrained writes a folder that prunekit.load opens, and from_pretrained after `import "
+    "prunekit`; without prunekit it is refused, with an error about mismatched sizes."
 )
 
 
@@ -76,11 +78,10 @@ class Gates:
             ConfigError: There is no such ranker or setting, or the data does not do.
         """
         chosen = _ranker(ranker, settings)
-        if self.kind not in chosen.kinds:
-            raise ConfigError(
-                f"ranker {chosen.name}: it ranks {' and '.join(sorted(chosen.kinds))}, "
-                f"not {self.kind}."
-            )
+        for part in chosen.parts:
+            if self.kind not in part.kinds:
+                ranked = " and ".join(sorted(part.kinds))
+                raise ConfigError(f"ranker {part.name}: it ranks {ranked}, not {self.kind}.")
         found = batches(data, self.model) if chosen.needs_data else []
         with still(self.model):
             return chosen.score(self._subject(found))
@@ -113,10 +114,10 @@ class Gates:
             raise ConfigError(f"steps: {steps} is not at least 1.")
         units = sum(site.units for site in self.sites)
         start = sum(int((~keep).sum()) for keep in self.keep.values()) / units
-        between = [start + (sparsity - start) * step / steps for step in range(1, steps)]
+        parts = [linear(step, steps, sparsity, start) for step in range(1, steps + 1)]
         depth, removed = len(self._history), []
         try:
-            for part in (*between, sparsity):
+            for part in parts:
                 removed += self.prune(self.score(ranker, data), part, scope=scope)
         except PrunekitError:
             while len(self._history) > depth:
@@ -163,6 +164,11 @@ class Gates:
         """Which units are not pruned, by site, on the CPU."""
         return {name: gate.keep.cpu() for name, gate in self.gates.items()}
 
+    @property
+    def kept(self) -> dict[str, list[int]]:
+        """The units that are not pruned, by site, in ascending order."""
+        return {name: keep.nonzero().flatten().tolist() for name, keep in self.keep.items()}
+
     def active(self, threshold: float = ACTIVE) -> int:
         """Return how many units have a factor above ``threshold``."""
         return sum(int((gate.factor > threshold).sum()) for gate in self.gates.values())
@@ -181,7 +187,7 @@ class Gates:
             ShapeError: ``stock`` cannot be had; the message names the constraint.
             CheckpointError: See :func:`prunekit.removal.refuse_unequal`.
         """
-        kept = {name: keep.nonzero().flatten().tolist() for name, keep in self.keep.items()}
+        kept = self.kept
         entries, note = None, STOCK
         try:
             entries = stock_entries(self.model, self.sites, kept)
@@ -200,6 +206,13 @@ class Gates:
         settle(self.model, self.sites, kept, entries)
         self._attach()
         return Finalized(kept, (before, parameters(self.model)), note == STOCK, note)
+
+    def __enter__(self) -> Self:
+        """Return itself; the gates are taken out at the end of the ``with`` block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
 
     def detach(self) -> None:
         """Take all gates out of the model, which then computes what its weights say."""

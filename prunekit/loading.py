@@ -14,10 +14,13 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from prunekit.checkpoint import SINGLE, Checkpoint, Entry, read_config
 from prunekit.errors import CheckpointError
+from prunekit.removal import restore
 
 
 def empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
     """Build the model that ``config.json`` describes on the meta device: its shape, no weight.
+
+    Where units were taken out, it has what is left of them.
 
     Buffers that no checkpoint stores (rotary frequencies) are real.
 
@@ -47,7 +50,9 @@ def empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
     with init_empty_weights(include_buffers=False):
         if kind is None:
             return AutoModel.from_config(config, dtype=torch.float32).eval()
-        return kind._from_config(config, dtype=torch.float32).eval()
+        model: PreTrainedModel = kind._from_config(config, dtype=torch.float32).eval()
+    restore(model)
+    return model
 
 
 def has_weights(folder: Path) -> bool:

@@ -25,6 +25,7 @@ from prunekit.checkpoint import (
 from prunekit.errors import CheckpointError, ConfigError
 from prunekit.formats import Format, Stored
 from prunekit.ranks import ALONE, Ranks
+from prunekit.removal import OPENS, RECORD
 from prunekit.storage import storage_config
 
 JOURNAL = "journal.jsonl"
@@ -177,6 +178,8 @@ class Output:
         if dtype:
             kept = {key: value for key, value in config.items() if key != "torch_dtype"}
             config = kept | {"dtype": dtype}
+        if RECORD in config:
+            config = config | {"quantization_config": OPENS}
         if kind and linears:
             config = config | {"quantization_config": storage_config(kind, linears)}
         content = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prunekit.architectures import Architecture, find
 from prunekit.checkpoint import Checkpoint, open_checkpoint
 from prunekit.checkpoint import find as find_checkpoint
-from prunekit.config import Config
+from prunekit.config import Config, ShrinkConfig
 from prunekit.errors import CapacityError, ConfigError
 from prunekit.evaluation import (
     compute_dtype,
@@ -158,11 +158,7 @@ def plan(config: Config, ranks: Ranks = ALONE, preflight: Preflight | None = Non
     model = empty_model(checkpoint)
     architecture = find(model)
     stacks = runners(model, architecture)
-    if config.evaluate and not is_causal_language_model(model, stacks):
-        raise ConfigError(
-            f"{config.model.path}: {type(model).__name__} has no perplexity, which is for causal "
-            "language models. Leave out [evaluate]."
-        )
+    check_judged(config, model, stacks)
     prune = config.prune
     blocks = layout(stacks, Selection(prune.pattern, prune.skip, prune.on_indivisible))
     _check_skips(config, model, blocks)
@@ -171,7 +167,7 @@ def plan(config: Config, ranks: Ranks = ALONE, preflight: Preflight | None = Non
     device = device if preflight else ranks.place(device)
     asked = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
     dtype = compute_dtype(asked or stored_dtype(checkpoint), device)
-    lengths, notes = _lengths(config, longest(model))
+    lengths, notes = capped(config, longest(model))
     recipe = Recipe.of(prune, calibrated=config.calibration is not None)
     tokens = _share(config, ranks) * lengths[0]
     made = Plan(
@@ -208,7 +204,23 @@ def _share(config: Config, ranks: Ranks) -> int:
     return -(-samples // ranks.size)
 
 
-def _lengths(config: Config, limit: int) -> tuple[tuple[int, int], list[str]]:
+def check_judged(
+    config: Config | ShrinkConfig, model: PreTrainedModel, stacks: list[StackRunner]
+) -> None:
+    """Refuse to measure the perplexity of what has none.
+
+    Raises:
+        ConfigError: It is asked for, and the model is not a causal language model.
+    """
+    if config.evaluate and not is_causal_language_model(model, stacks):
+        raise ConfigError(
+            f"{config.model.path}: {type(model).__name__} has no perplexity, which is for causal "
+            "language models. Leave out [evaluate]."
+        )
+
+
+def capped(config: Config | ShrinkConfig, limit: int) -> tuple[tuple[int, int], list[str]]:
+    """Return the tokens of a calibration sample and of an evaluation window, and what to say."""
     asked = {
         "calibration.length": config.calibration.length if config.calibration else 1,
         "evaluate.length": config.evaluate.length if config.evaluate else 1,
@@ -310,15 +322,23 @@ def _check_capacity(made: Plan) -> None:
         )
     if made.preflight and made.preflight.device_memory:
         return  # its disk is not here
-    folder = Path(made.config.output.path)
+    check_disk(made.config.output.path, made.checkpoint.nbytes)
+
+
+def check_disk(path: str, needed: int) -> None:
+    """Refuse an output folder that cannot be written.
+
+    Raises:
+        CapacityError: It is not ours to write to, or too little is free.
+    """
+    folder = Path(path)
     existing = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
     if not os.access(existing, os.W_OK):
         raise CapacityError(f"output.path: {existing} cannot be written to.")
     free = shutil.disk_usage(existing).free
-    if made.checkpoint.nbytes > free:
+    if needed > free:
         raise CapacityError(
-            f"output.path: {existing} has {size(free)} free, the checkpoint needs "
-            f"{size(made.checkpoint.nbytes)}."
+            f"output.path: {existing} has {size(free)} free, the checkpoint needs {size(needed)}."
         )
 
 

@@ -21,7 +21,7 @@ from rich.text import Text
 from prunekit import units
 
 if TYPE_CHECKING:
-    from prunekit.running import Record
+    from prunekit.framing import Record
 
 
 def show(
@@ -134,8 +134,14 @@ def summary(report: dict[str, Any]) -> Table:
     def add(name: str, value: str) -> None:
         table.add_row(Text(name), Text(value))
 
+    for kind, (gone, whole) in sparsity.get("removed", {}).items():
+        add(kind, f"{whole:,} → {whole - gone:,}")
+    if "removed" in sparsity:
+        before, after = map(units.count, sparsity["parameters"])
+        add("parameters", f"{before} → {after}")
     zeros = f"{units.percent(sparsity['achieved'])}, {sparsity.get('pattern', 'unstructured')}"
-    add("sparsity", f"{zeros} in {len(report['layers']):,} layers")
+    if "removed" not in sparsity:
+        add("sparsity", f"{zeros} in {len(report['layers']):,} layers")
     for found in report.get("evaluation") or []:
         before, after = found.get("before"), found.get("after")
         values = f"{units.number(before)} → {units.number(after)}"

@@ -1,4 +1,4 @@
-"""How transformers loads a checkpoint that prunekit compressed.
+"""How transformers loads a checkpoint that prunekit compressed, or whose blocks differ in size.
 
 transformers calls everything that changes how weights are stored a quantizer. This is imported
 while transformers still imports itself, so of it only what quantizers derive from is there; the
@@ -37,14 +37,16 @@ class SparseConfig(QuantizationConfigMixin):
 
 
 class SparseQuantizer(HfQuantizer):
-    """Puts sparse layers in the place of linear ones before their weights are read."""
+    """Puts what the files hold in the place of dense linear layers before weights are read."""
 
     quantization_config: SparseConfig
 
     @override
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+        from prunekit.removal import restore
         from prunekit.sparse_linear import SparseLinear
 
+        restore(model)
         kind = format_named(self.quantization_config.format)
         linears = {name: Stored(*said) for name, said in self.quantization_config.linears.items()}
         prefix = f"{model.base_model_prefix}."
@@ -65,7 +67,7 @@ class SparseQuantizer(HfQuantizer):
                 )
             model.set_submodule(name, sparse.train(module.training))
             replaced += 1
-        if not replaced:
+        if linears and not replaced:
             raise CheckpointError(
                 f"config.json: none of the {len(linears)} layers that it calls compressed is in "
                 f"{type(model).__name__}. The config belongs to another model."

@@ -1,7 +1,8 @@
 """Takes heads and neurons out of a model for good: fewer rows and columns, the same answers.
 
 Where all blocks keep equally many, the config can say so and the model is a stock one. Where they
-do not, the config says which units are left (``RECORD``), and ``prunekit.load`` opens the folder.
+do not, the config says which units are left (``RECORD``), and that transformers needs prunekit to
+open the folder.
 """
 
 import copy
@@ -15,12 +16,16 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prunekit.architectures import Attention
+from prunekit.formats import METHOD
 from prunekit.probes.attention import configs, implement, refuse_unseen
 from prunekit.sites import Site, counts, matrix, sites
 
 RECORD = "prunekit_kept"
 """Entry of a config: how many units each site has left, where the config says more; of heads with
 a position bias, which."""
+
+OPENS = {"quant_method": METHOD, "format": "dense", "linears": {}}
+"""Makes transformers call prunekit before it reads weights into a model that a config describes."""
 
 Kept = Mapping[str, Sequence[int]]
 """The units that each site keeps, by the site's name, in ascending order."""
@@ -85,8 +90,17 @@ def settle(
                 setattr(config, name, value)
     if others or record:
         setattr(model.config, RECORD, {**others, **record})
+        _mark(model)
     elif said:
         delattr(model.config, RECORD)
+        if not storage(model)["linears"]:
+            delattr(model.config, "quantization_config")
+
+
+def storage(model: PreTrainedModel) -> dict[str, Any]:
+    """Return what the config says of how weights are stored."""
+    said = model.config.quantization_config
+    return said if isinstance(said, dict) else said.to_dict()
 
 
 def restore(model: PreTrainedModel) -> None:
@@ -94,11 +108,18 @@ def restore(model: PreTrainedModel) -> None:
     record: dict[str, int | list[int]] = getattr(model.config, RECORD, {})
     if not record:
         return
-    for found in (sites(model, "heads"), sites(model, "neurons")):
-        for site in found:
-            left = record.get(site.name, site.units)
-            remove(site, range(left) if isinstance(left, int) else left)
-        _keep_biases(model, found)
+    _mark(model)
+    with torch.device("cpu"):  # transformers builds models where nothing can be counted
+        for found in (sites(model, "heads"), sites(model, "neurons")):
+            for site in found:
+                left = record.get(site.name, site.units)
+                remove(site, range(left) if isinstance(left, int) else left)
+            _keep_biases(model, found)
+
+
+def _mark(model: PreTrainedModel) -> None:
+    if not hasattr(model.config, "quantization_config"):
+        model.config.quantization_config = dict(OPENS)
 
 
 def _narrow(linear: Any, keep: Int[Tensor, " K"], *, outputs: bool) -> None:  # noqa: ANN401
@@ -130,12 +151,11 @@ def _tell(site: Site, declared: Attention, units: int) -> None:
             setattr(site.module, name, said[count])
 
 
-def _choose_bias(module: nn.Module, keep: Sequence[int]) -> None:
+def _choose_bias(module: Any, keep: Sequence[int]) -> None:  # noqa: ANN401
     """Let an attention take its columns of the bias that the first block makes for all."""
+    # No buffer: transformers fills those that no file holds with whatever memory held.
     before = getattr(module, "kept_heads", None)
-    index = torch.tensor(keep, device=next(module.parameters()).device)
-    chosen = index if before is None else before.to(index.device)[index]
-    module.register_buffer("kept_heads", chosen, persistent=False)
+    module.kept_heads = [*keep] if before is None else [before[head] for head in keep]
 
 
 def _adds(site: Site) -> bool:
@@ -151,7 +171,7 @@ def biased(site: Site) -> bool:
 def original(site: Site, keep: Sequence[int]) -> list[int]:
     """Return heads with a bias as its columns count them, some of which may be gone already."""
     before = getattr(site.module, "kept_heads", None)
-    return list(keep) if before is None else before[list(keep)].tolist()
+    return list(keep) if before is None else [before[head] for head in keep]
 
 
 def _keep_biases(model: PreTrainedModel, found: Sequence[Site]) -> None:
@@ -166,7 +186,7 @@ def _narrow_biases(found: Sequence[Site]) -> None:
     for site in filter(_adds, found):
         embedding = getattr(site.module, cast("Attention", site.declared).bias or "", None)
         if isinstance(embedding, nn.Embedding):
-            keep = cast("Tensor", site.module.kept_heads)
+            keep = torch.tensor(site.module.kept_heads)
             weight = cast("nn.Parameter", embedding.weight)
             embedding.weight = _selected(weight, 1, keep)
             embedding.embedding_dim = len(keep)

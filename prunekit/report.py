@@ -11,11 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prunekit import citation, figures, units
+from prunekit import citation, figures, unit_figures, units
 from prunekit.errors import CheckpointError, ConfigError
 
 JSON, HTML = "report.json", "report.html"
 Show = Callable[[Any], str]
+UNITS = "units"
+"""``kind`` of a report about units that were taken out."""
 NEEDED = ("prunekit", "model", "sparsity", "layers")
 LAYERS_SHOWN = 2000  # a mixture of experts has tens of thousands, which no reader scrolls through
 PARTS = {
@@ -77,7 +79,7 @@ def render(report: dict[str, Any]) -> str:
     template = page.from_string(Path(__file__).with_name("report.html.j2").read_text("utf-8"))
     return template.render(
         report=report,
-        maps=_maps(report["layers"]),
+        maps=_maps(report),
         layers=report["layers"][:LAYERS_SHOWN],
         evaluation=[_evaluated(found) for found in report.get("evaluation") or []],
         phases=_phases(report.get("seconds") or {}),
@@ -117,18 +119,24 @@ def _or_missing(show: Show) -> Show:
     return lambda value: show(None if isinstance(value, jinja2.Undefined) else value)
 
 
-def _maps(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _maps(report: dict[str, Any]) -> list[dict[str, Any]]:
     """Return title, SVG (made by matplotlib and escaped by us), and caption of each heat map."""
     from markupsafe import Markup
 
+    layers = report["layers"]
     if not layers:
         return []
-    return [
-        {"title": title, "svg": Markup(svg) if svg else None, "caption": caption}
-        for title, svg, caption in (
+    if report.get("kind") == UNITS:
+        found = [("Share of units that went", figures.sparsity_map(layers), _spread(layers))]
+        found += unit_figures.maps(layers)
+    else:
+        found = [
             ("Sparsity", figures.sparsity_map(layers), _spread(layers)),
             ("Relative squared error of the output", figures.error_map(layers), _worst(layers)),
-        )
+        ]
+    return [
+        {"title": title, "svg": Markup(svg) if svg else None, "caption": caption}
+        for title, svg, caption in found
     ]
 
 

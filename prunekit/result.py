@@ -16,6 +16,7 @@ from prunekit import tuning
 from prunekit.data import Tokens
 from prunekit.formats import Stored
 from prunekit.planning import Plan
+from prunekit.shrink_planning import ShrinkPlan
 
 PACKAGES = ("torch", "transformers", "triton", "safetensors", "accelerate")
 
@@ -59,7 +60,7 @@ def model_facts(plan: Plan) -> dict[str, Any]:
     }
 
 
-def calibration_facts(plan: Plan, tokens: Tokens | None) -> dict[str, Any] | None:
+def calibration_facts(plan: Plan | ShrinkPlan, tokens: Tokens | None) -> dict[str, Any] | None:
     """Return what the statistics were gathered from."""
     if tokens is None or plan.config.calibration is None:
         return None

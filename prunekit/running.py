@@ -3,12 +3,8 @@
 Nothing is printed here: progress bar, journal and report are readers of the same records.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,34 +14,17 @@ from torch import Tensor
 from prunekit import allocator, result
 from prunekit import report as reports
 from prunekit.checkpoint import open_checkpoint
-from prunekit.data import Tokens, calibration_tokens, evaluation_tokens
-from prunekit.errors import ConfigError, StoppedError
-from prunekit.evaluation import Evaluator
+from prunekit.data import Tokens
+from prunekit.errors import StoppedError
 from prunekit.formats import Stored, format_named
+from prunekit.framing import Framed, Record
 from prunekit.layout import Block, orientation
 from prunekit.loading import Weights
-from prunekit.output import Output
 from prunekit.planning import Plan
 from prunekit.pruning import BlockPruner, Outcome, survey
-from prunekit.sources import title
 from prunekit.storage import layer_of, pack, unpack
 from prunekit.verify import prove, recount
 from prunekit.walk import Visit, batches, walk
-
-
-@dataclass(frozen=True)
-class Record:
-    """One measured fact of a run.
-
-    Attributes:
-        kind: start, phase, step, layer, block, evaluation or finish.
-        name: What it is about: a phase, a block, a linear.
-        values: The facts; those of ``finish`` are the whole report.
-    """
-
-    kind: str
-    name: str
-    values: dict[str, Any] = field(default_factory=dict)
 
 
 def run(
@@ -68,20 +47,16 @@ def run(
     yield from Run(plan, stop).records(resume=resume, overwrite=overwrite)
 
 
-class Run:
+class Run(Framed[Plan]):
     """One run and what it has measured so far."""
 
     def __init__(self, plan: Plan, stop: Callable[[], bool] = lambda: False) -> None:
-        self.plan, self.stop = plan, stop
-        self.ranks = plan.ranks
+        super().__init__(plan, len(plan.blocks) + 1, plan.ranks)
+        self.stop = stop
         self.ranks.traffic.clear()
-        self.output = Output(Path(plan.config.output.path), len(plan.blocks) + 1, plan.ranks)
         self.weights = Weights(plan.model, plan.checkpoint, plan.dtype, plan.device)
         self.format = format_named(plan.config.output.format)
-        phases = ("calibrate", "prune", "evaluate", "write", "verify")
-        self.seconds: dict[str, float] = dict.fromkeys(phases, 0.0)
         self.layers: list[dict[str, Any]] = []
-        self.began = time.perf_counter()
 
     def records(self, *, resume: bool, overwrite: bool) -> Iterator[Record]:
         """Yield the records of the whole run."""
@@ -143,73 +118,6 @@ class Run:
             for layer in self.layers
             if "stored" in layer
         }
-
-    def _timed(self, phase: str) -> "_Timer":
-        return _Timer(self.seconds, phase)
-
-    def _calibration(self) -> Tokens | None:
-        config = self.plan.config.calibration
-        if config is None:
-            return None
-        tokens = calibration_tokens(
-            self.plan.tokenizer, config.data, config.samples, self.plan.lengths[0], config.seed
-        )
-        if len(tokens.ids) < self.ranks.size:
-            raise ConfigError(
-                f"calibration.data: there is text for {len(tokens.ids)} samples, which "
-                f"{self.ranks.size} processes cannot share. Start fewer, or use more text."
-            )
-        return tokens
-
-    def _evaluation_tokens(self) -> dict[str, Tokens]:
-        config = self.plan.config.evaluate
-        if config is None:
-            return {}
-        return {
-            source: evaluation_tokens(
-                self.plan.tokenizer, [source], self.plan.lengths[1], config.windows
-            )
-            for source in config.data
-        }
-
-    def _fingerprint(self, tokens: Tokens | None) -> str:
-        from prunekit import __version__
-
-        config = self.plan.config.dump()
-        config.pop("output")
-        files = sorted({entry.file for entry in self.plan.checkpoint.entries.values()})
-        facts = {
-            "prunekit": __version__,
-            "config": config,
-            "calibration": tokens.digest if tokens else None,
-            "files": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
-        }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-    def _evaluate(self, which: str, judged: Mapping[str, Tokens]) -> Iterator[Record]:
-        if not judged:
-            return
-        yield Record("phase", f"evaluate {which}", {"steps": len(judged)})
-        evaluator: Evaluator | None = None
-        for source, tokens in judged.items():
-            key = f"{which} {source}"
-            known = self.output.done.get(("evaluation", key))
-            with self._timed("evaluate"):
-                if known is None:
-                    evaluator = evaluator or self._evaluator(which)
-                    known = {
-                        "data": title(source),
-                        "source": source,
-                        "which": which,
-                        **evaluator.perplexity(tokens, self.ranks),
-                    }
-                    self.output.note("evaluation", key, known)
-            yield Record("evaluation", source, known)
-
-    def _evaluator(self, which: str) -> Evaluator:
-        before = which == "before"
-        checkpoint = self.plan.checkpoint if before else open_checkpoint(self.output.folder)
-        return Evaluator(checkpoint, self.plan.device)
 
     def _allocate(self, tokens: Tokens | None) -> Iterator[Record]:
         """Yield progress and return the sparsity of each linear."""
@@ -352,7 +260,7 @@ class Run:
             ),
             "layers": self.layers,
             "evaluation": result.paired(judged),
-            "seconds": {**self.seconds, "total": time.perf_counter() - self.began},
+            "seconds": {**self.seconds, "total": self.elapsed},
             "memory": {
                 **peaks,
                 "block_bytes": needs.block,
@@ -364,16 +272,3 @@ class Run:
             "notes": list(plan.notes),
             "proof": proof,
         }
-
-
-class _Timer:
-    """Adds the seconds of a ``with`` block to a phase."""
-
-    def __init__(self, seconds: dict[str, float], phase: str) -> None:
-        self.seconds, self.phase = seconds, phase
-
-    def __enter__(self) -> None:
-        self.began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds[self.phase] += time.perf_counter() - self.began

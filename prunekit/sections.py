@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -50,13 +51,41 @@ def _source(source: str, info: ValidationInfo) -> str:
     return source
 
 
-def _as_list(value: object) -> object:
+def as_list(value: object) -> object:
+    """Let one string stand for a list of it."""
     return [value] if isinstance(value, str) else value
+
+
+def gather_settings(
+    values: object, ours: Collection[str], kinds: Mapping[str, type[BaseModel]]
+) -> object:
+    """Move the keys that are not ``ours`` to the method, which says which ones it knows."""
+    if not isinstance(values, dict):
+        return values
+    own = {key: value for key, value in values.items() if key in ours}
+    others = {key: value for key, value in values.items() if key not in ours}
+    name = values.get("method")
+    if isinstance(name, str) and name in kinds:
+        return {**own, "method": {"name": name, **others}}
+    # Without a method it does not show whose settings they are; what nobody knows does.
+    known = {setting for kind in kinds.values() for setting in kind.model_fields}
+    return own | {key: value for key, value in others.items() if key not in known}
+
+
+def keys_beside(
+    section: type[BaseModel], choice: Choice, shared: dict[str, Any], handler: GetJsonSchemaHandler
+) -> dict[str, Any]:
+    """Return the JSON schema of a section whose methods have their settings beside its own keys."""
+    tables = choice.tables("method", handler)
+    for table in tables:
+        table["properties"] = {**shared["properties"], **table["properties"]}
+        table["required"] = [*shared["required"], *table["required"][1:]]
+    return {"description": section.__doc__, "oneOf": tables}
 
 
 Sources = Annotated[
     list[Annotated[str, AfterValidator(_source)]],
-    BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
+    BeforeValidator(as_list, json_schema_input_type=str | list[str]),
     Field(min_length=1),
 ]
 
@@ -188,17 +217,7 @@ class Prune(Section):
     @model_validator(mode="before")
     @classmethod
     def _gather_settings(cls, values: object) -> object:
-        """Move the keys that are not ours to the method, which says which ones it knows."""
-        if not isinstance(values, dict):
-            return values
-        ours = {key: value for key, value in values.items() if key in cls.model_fields}
-        others = {key: value for key, value in values.items() if key not in ours}
-        name = values.get("method")
-        if isinstance(name, str) and name in methods():
-            return {**ours, "method": {"name": name, **others}}
-        # Without a method it does not show whose settings they are; what nobody knows does.
-        known = {setting for kind in methods().values() for setting in kind.model_fields}
-        return ours | {key: value for key, value in others.items() if key not in known}
+        return gather_settings(values, cls.model_fields, methods())
 
     @field_validator("pattern", mode="plain", json_schema_input_type=str)
     @classmethod
@@ -312,9 +331,4 @@ class Prune(Section):
     def __get_pydantic_json_schema__(
         cls, core: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        shared = handler.resolve_ref_schema(handler(core))
-        tables = METHODS.tables("method", handler)
-        for table in tables:
-            table["properties"] = {**shared["properties"], **table["properties"]}
-            table["required"] = [*shared["required"], *table["required"][1:]]
-        return {"description": cls.__doc__, "oneOf": tables}
+        return keys_beside(cls, METHODS, handler.resolve_ref_schema(handler(core)), handler)

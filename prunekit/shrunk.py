@@ -33,6 +33,8 @@ def load(path: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
             f"{checkpoint.folder / 'config.json'}: architectures names {name!r}, which "
             f"transformers {transformers.__version__} does not have."
         )
+    # What is stored compressed, the checkpoint gives dense.
+    vars(config).pop("quantization_config", None)
     with no_init_weights():
         model: PreTrainedModel = kind._from_config(config, dtype=dtype or config.dtype)
     restore(model)

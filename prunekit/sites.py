@@ -8,7 +8,7 @@ Shapes: U units, P parts of a unit (the query heads of a group), R rows or colum
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -20,8 +20,7 @@ from prunekit.architectures import Attention, FeedForward, Stack, find
 from prunekit.architectures.base import Count
 from prunekit.architectures.coverage import ADVICE, holds, prefix
 from prunekit.errors import CheckpointError
-
-Kind = Literal["heads", "neurons"]
+from prunekit.kinds import Kind
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,12 @@ def sites(model: PreTrainedModel, kind: Kind) -> list[Site]:
 
 def matrix(linear: nn.Module) -> Float[Tensor, "O I"]:
     """Return a view of a linear's weight, outputs first."""
-    weight = cast("Tensor", linear.weight)
-    return weight.T if isinstance(linear, Conv1D) else weight
+    return oriented(linear, cast("Tensor", linear.weight))
+
+
+def oriented(linear: nn.Module, value: Tensor) -> Float[Tensor, "O I"]:
+    """Return what lies as a linear's weight does, outputs first."""
+    return value.T if isinstance(linear, Conv1D) else value
 
 
 def counts(site: Site, units: int) -> dict[Count, int]:

@@ -73,7 +73,8 @@ def _try(
         ShapeError: transformers refuses the config, or it describes another shape.
     """
     said: dict[str, Any] = {**model.config.to_dict(), **entries}
-    said.pop(RECORD, None)
+    for ours in (RECORD, "quantization_config"):
+        said.pop(ours, None)
     shown = ", ".join(f"{name} = {value}" for name, value in entries.items())
     try:
         config = type(model.config).from_dict(said)

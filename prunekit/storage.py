@@ -6,13 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import CheckpointError, ConfigError
-from prunekit.formats import Format, Parts, Stored, format_named
+from prunekit.formats import METHOD, Format, Parts, Stored, format_named
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-METHOD = "prunekit"
-"""What ``quant_method`` of ``config.json`` says where prunekit compressed weights."""
 
 
 @dataclass(frozen=True)

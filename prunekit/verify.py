@@ -19,7 +19,10 @@ from prunekit import report as reports
 from prunekit.checkpoint import Checkpoint, open_checkpoint
 from prunekit.errors import CheckpointError
 from prunekit.evaluation import Evaluator
+from prunekit.loading import empty_model, stored_names
 from prunekit.patterns import Pattern, parse
+from prunekit.removal import RECORD
+from prunekit.sites import sites
 
 PROOF_TOKENS = 16
 PROOF_ANSWERS = 32
@@ -89,6 +92,8 @@ def verify(path: str | Path) -> list[Check]:
     folder = Path(path)
     report = reports.load(folder)
     checkpoint = open_checkpoint(folder)
+    if report.get("kind") == reports.UNITS:
+        return [_check_units(checkpoint, report), _check_answers(checkpoint, report["proof"])]
     missing = [
         layer["tensor"] for layer in report["layers"] if layer["tensor"] not in checkpoint.entries
     ]
@@ -118,13 +123,27 @@ def verify(path: str | Path) -> list[Check]:
     ]
 
 
+def _check_units(checkpoint: Checkpoint, report: dict[str, Any]) -> Check:
+    """Count the units of each layer by the shapes in the files."""
+    model = empty_model(checkpoint)
+    stored_names(model, checkpoint)  # refuses files of other shapes than the config makes
+    left = {layer["name"]: len(layer["kept"]) for layer in report["layers"]}
+    kinds = dict.fromkeys(layer["kind"] for layer in report["layers"])
+    found = {site.name: site.units for kind in kinds for site in sites(model, kind)}
+    wrong = [name for name in left if found.get(name) != left[name]]
+    detail = f"{sum(found.values()):,} units in {len(found)} layers, as the report says"
+    if wrong:
+        detail = f"{wrong[0]} has {found.get(wrong[0], 'none')}, the report says {left[wrong[0]]}"
+    return Check("units", not wrong, detail)
+
+
 def _check_answers(checkpoint: Checkpoint, proof: dict[str, Any]) -> Check:
     """Compare answers that a process of its own gives.
 
     Stock transformers, which cannot see prunekit, where weights are dense; with prunekit imported
-    where they are compressed.
+    where they are compressed or blocks differ in size.
     """
-    who = "transformers with prunekit" if checkpoint.packed else "stock transformers"
+    who = "transformers with prunekit" if _needs_us(checkpoint) else "stock transformers"
     if proof["device"] != "cpu" and not torch.cuda.is_available():
         detail = f"recorded on {proof['device']}, which is not here; nothing was compared"
         return Check("answers", passed=False, detail=detail)
@@ -151,8 +170,13 @@ def _check_answers(checkpoint: Checkpoint, proof: dict[str, Any]) -> Check:
     return Check("answers", differ <= allowed, detail)
 
 
+def _needs_us(checkpoint: Checkpoint) -> bool:
+    """Say whether stock transformers alone cannot open it."""
+    return bool(checkpoint.packed) or RECORD in checkpoint.config
+
+
 def _python(checkpoint: Checkpoint) -> list[str]:
-    if not checkpoint.packed:
+    if not _needs_us(checkpoint):
         return [sys.executable, "-I", "-c", _STOCK + _ALONE + _ANSWER]
     import prunekit_kernels
 

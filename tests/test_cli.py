@@ -66,7 +66,7 @@ def run(replace):
             seen["quiet"] = quiet
             return list(records)
 
-        replace(planning={"plan": plan}, running={"run": start}, progress={"show": show})
+        replace(jobs={"plan": plan, "run": start}, progress={"show": show})
         return seen
 
     return run
@@ -222,8 +222,8 @@ def test_ctrl_c_ends_a_process_without_traceback(config):
         # A process in the background of a shell is born deaf to Ctrl-C.
         "signal.signal(signal.SIGINT, signal.default_int_handler); "
         "stop = lambda *_: os.kill(os.getpid(), signal.SIGINT); "
-        "planning = types.SimpleNamespace(plan=stop, Preflight=lambda memory: None); "
-        "sys.modules['prunekit.planning'] = prunekit.planning = planning; "
+        "jobs = types.SimpleNamespace(plan=stop, Preflight=lambda memory: None); "
+        "sys.modules['prunekit.jobs'] = prunekit.jobs = jobs; "
         "from prunekit.cli import main; sys.exit(main(['plan', 'config.toml']))"
     )
     done = python("-c", code)
@@ -238,7 +238,7 @@ def test_plan_prints_the_plan(config, replace, capsys):
         assert (ranks.size, preflight) == (8, 80 * 10**9)
         return made
 
-    replace(planning={"plan": plan, "Preflight": lambda memory: memory})
+    replace(jobs={"plan": plan, "Preflight": lambda memory: memory})
     assert main(["plan", config, "--world-size", "8", "--device-memory", "80GB"]) == 0
     assert capsys.readouterr().out == "a plan\n"
 
@@ -333,12 +333,11 @@ def test_demo_shows_its_runs_side_by_side(replace, capsys):
 
 
 def test_the_namespace_gives_what_it_promises():
-    import prunekit.planning
-    import prunekit.running
+    import prunekit.jobs
 
     # Importing a submodule sets it as an attribute, which must not hide a promised name.
-    assert prunekit.plan is prunekit.planning.plan
-    assert prunekit.run is prunekit.running.run
+    assert prunekit.plan is prunekit.jobs.plan
+    assert prunekit.run is prunekit.jobs.run
     modules = {path.stem for path in Path(prunekit.__file__).parent.iterdir()}
     assert not modules & set(prunekit.__all__)
     assert set(prunekit.__all__) <= set(dir(prunekit))

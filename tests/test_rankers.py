@@ -6,11 +6,11 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification
 
 import prunekit
+from prunekit.agreement import spearman
 from prunekit.errors import ConfigError, NumericsError
 from prunekit.probes.batches import losses, mean_loss
 from prunekit.rankers import Ranker, rankers
-from prunekit.rankers.agreement import spearman
-from prunekit.rankers.obs import refit
+from prunekit.refitting import refit
 from prunekit.sites import matrix, sites
 from tests.architectures import TINY, tiny
 from tests.units import batch, needs_interface, restless
@@ -320,3 +320,50 @@ def test_a_ranker_of_ones_own_is_taken_as_it_is():
 
     found = prunekit.heads(tiny("bert")).score(First())
     assert flat(found).tolist() == [0, 1, 2, 3] * 2
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_parameter_gradients_and_llm_pruner_are_sums_over_the_weights_of_a_unit(model_type):
+    """Against a backward of the loss of all predictions, frozen weights included."""
+    model = restless(model_type)
+    gates = prunekit.neurons(model)
+    site = gates.sites[1]
+    linears = [part.linear for part in (*site.writers, site.reader)]
+    for linear in linears:
+        linear.weight.requires_grad_(requires_grad=False)
+    norms = gates.score("parameter-gradient", TOKENS)[site.name]
+    products = gates.score("llm-pruner", TOKENS)[site.name]
+    assert not any(linear.weight.requires_grad for linear in linears)
+    model.requires_grad_(requires_grad=True)
+    loss, predictions = losses(model, {"input_ids": TOKENS})
+    (loss.sum() / predictions.sum()).backward()
+    expected_norm = expected_product = 0.0
+    for part in (*site.writers, site.reader):
+        weight, gradient = part.linear.weight, part.linear.weight.grad
+        if model_type == "gpt2":
+            weight, gradient = weight.T, gradient.T
+        if part is site.reader:
+            weight, gradient = weight.T, gradient.T
+        at = part.index[3].flatten()
+        expected_norm += gradient[at].norm().item()
+        expected_product += (weight * gradient)[at].abs().sum().item()
+    assert float(norms[3]) == pytest.approx(expected_norm, rel=1e-4)
+    assert float(products[3]) == pytest.approx(expected_product, rel=1e-4)
+
+
+def test_flap_is_the_variance_of_inputs_times_the_norm_of_their_weights():
+    """Over all batches at once; a layer's scores are then standardised."""
+    model = restless("llama")
+    gates = prunekit.heads(model)
+    site, seen = gates.sites[0], []
+    hook = site.reader.linear.register_forward_pre_hook(
+        lambda _, x: seen.append(x[0].flatten(0, 1))
+    )
+    raw = gates.score("flap", TOKENS, standardised=False)[site.name]
+    hook.remove()
+    x = torch.cat(seen).double()
+    each = x.var(0) * site.reader.linear.weight.double().square().sum(0)
+    expected = each.detach()[site.reader.index].mean((1, 2))
+    torch.testing.assert_close(raw, expected)
+    scores = gates.score("flap", TOKENS)[site.name]
+    torch.testing.assert_close(scores, (expected - expected.mean()) / expected.std())

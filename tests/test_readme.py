@@ -36,6 +36,8 @@ def test_config_is_accepted_as_it_stands(tmp_path):
     (tmp_path / "config.toml").write_text(blocks(README, "toml")[0])
     config = prunekit.load_config(tmp_path / "config.toml", ["prune.pattern=4:8"])
     assert config.prune.pattern.name == "4:8"
+    (tmp_path / "units.toml").write_text(blocks(README, "toml")[1])
+    assert prunekit.load_config(tmp_path / "units.toml").prune.pattern == ["heads", "neurons"]
 
 
 def test_tables_name_what_there_is():
@@ -63,7 +65,7 @@ def test_example_method_is_a_method():
     stats = {space["ColumnEnergy"]: energy}
     layer = SimpleNamespace(weight=torch.tensor([[-3.0, 2.0]]), stats=stats)
     assert method.score(layer).tolist() == [[18.0, 16.0]]
-    entry = tomllib.loads(blocks(README, "toml")[1])["project"]["entry-points"]
+    entry = tomllib.loads(blocks(README, "toml")[-1])["project"]["entry-points"]
     assert list(entry) == ["prunekit.methods"]
 
 

@@ -2,9 +2,9 @@
 
 from prunekit.discovery import by_name
 from prunekit.errors import ConfigError
-from prunekit.formats.base import Format, Parts, Stored
+from prunekit.formats.base import METHOD, Format, Parts, Stored
 
-__all__ = ["Format", "Parts", "Stored", "format_named", "formats"]
+__all__ = ["METHOD", "Format", "Parts", "Stored", "format_named", "formats"]
 
 
 def formats() -> dict[str, type[Format]]:

@@ -20,6 +20,10 @@ Parts = Mapping[str, "Tensor"]
 """What a weight becomes in a file, by the last part of its name: ``weight``, ``keep``, …"""
 
 
+METHOD = "prunekit"
+"""``quant_method`` of a ``config.json`` that transformers needs prunekit for."""
+
+
 class Format(ABC):
     """A way of storing the weight of a linear layer, outputs first, and getting it back exactly.
 

@@ -3,22 +3,27 @@
 Shapes: U units of a site, B samples, T tokens, I inputs of the linear that reads the units.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
-import torch
-from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from prunekit.probes.batches import Batch, valid_tokens
-from prunekit.probes.gates import Gate
-from prunekit.sites import Kind, Site
+from prunekit.kinds import Compensation, Kind
 
-Scores = dict[str, Float[Tensor, " U"]]
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from prunekit.probes.batches import Batch
+    from prunekit.probes.gates import Gate
+    from prunekit.sites import Site
+
+Scores: TypeAlias = "dict[str, Float[Tensor, ' U']]"
 """A score of each unit, by the name of its site; float64 on the CPU, higher stays."""
 
 
@@ -43,7 +48,8 @@ class Ranker(BaseModel, ABC):
     """Weights, and what a model does with samples, → a score of each unit.
 
     Fields are settings, each documented by the string under it. ``kinds`` are the units it can
-    rank; ``needs_data`` says whether it runs the model.
+    rank; ``needs_data`` says whether it runs the model, ``needs_loss`` whether it also asks how
+    well the model predicts; ``compensate`` is what suits what it leaves.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -51,40 +57,14 @@ class Ranker(BaseModel, ABC):
     name: ClassVar[str]
     kinds: ClassVar[frozenset[Kind]] = frozenset({"heads", "neurons"})
     needs_data: ClassVar[bool] = True
+    needs_loss: ClassVar[bool] = False
+    compensate: ClassVar[Compensation] = "none"
+
+    @property
+    def parts(self) -> list[Ranker]:
+        """The rankers that it asks: itself, or those that it puts together."""
+        return [self]
 
     @abstractmethod
     def score(self, subject: Subject) -> Scores:
         """Return the scores; higher stays."""
-
-
-def look(
-    subject: Subject, see: Callable[[Site, Float[Tensor, "T I"]], None], *, gated: bool = True
-) -> None:
-    """Run the batches and show what the linear of each site reads, padding left out.
-
-    ``gated``: as it is after the gates; otherwise as it is before its own.
-    """
-    for batch in subject.batches:
-        handles = [
-            site.reader.linear.register_forward_pre_hook(
-                _showing(site, valid_tokens(batch, decodes=site.stack.reads is not None), see),
-                prepend=not gated,
-            )
-            for site in subject.sites
-        ]
-        try:
-            with torch.no_grad():
-                subject.model(**batch)
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
-def _showing(
-    site: Site, valid: Tensor | None, see: Callable[[Site, Tensor], None]
-) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        rows = inputs[0].flatten(0, -2)
-        see(site, rows if valid is None else rows[valid.flatten()])
-
-    return hook

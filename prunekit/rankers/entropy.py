@@ -1,14 +1,17 @@
 """Attention entropy: heads that look everywhere alike go first."""
 
-from typing import ClassVar
+from __future__ import annotations
 
-from prunekit_kernels import Entropy
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
+
 from typing_extensions import override
 
-from prunekit.probes.entropy import measure
+from prunekit.kinds import Kind
 from prunekit.rankers.base import Ranker, Scores, Subject
-from prunekit.sites import Kind
+
+if TYPE_CHECKING:
+    from prunekit_kernels import Entropy
+    from torch import Tensor
 
 
 class AttentionEntropy(Ranker):
@@ -27,6 +30,8 @@ class AttentionEntropy(Ranker):
 
     @override
     def score(self, subject: Subject) -> Scores:
+        from prunekit.probes.entropy import measure
+
         found = measure(subject.model, subject.sites, subject.batches)
         return {
             site.name: -self._mean(found[site.name]).view(site.units, -1).mean(1).cpu()

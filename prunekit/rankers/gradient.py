@@ -1,12 +1,12 @@
 """Gradient of the gates: units that move the loss of a sample least go first."""
 
+from __future__ import annotations
+
 from contextlib import ExitStack
 from typing import ClassVar
 
-import torch
 from typing_extensions import override
 
-from prunekit.probes.batches import losses
 from prunekit.rankers.base import Ranker, Scores, Subject
 
 
@@ -18,12 +18,17 @@ class Gradient(Ranker):
     """
 
     name: ClassVar[str] = "gradient"
+    needs_loss: ClassVar[bool] = True
 
     normalised: bool = False
     """Scores of a layer are divided by their Euclidean norm, as the paper does."""
 
     @override
     def score(self, subject: Subject) -> Scores:
+        import torch
+
+        from prunekit.probes.batches import losses
+
         sums = {site.name: torch.zeros(site.units, dtype=torch.float64) for site in subject.sites}
         samples = 0
         for batch in subject.batches:

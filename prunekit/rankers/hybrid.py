@@ -1,16 +1,17 @@
 """Hybrids: several rankers, made comparable and added up."""
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+from __future__ import annotations
 
-import torch
-from pydantic import Field
-from torch import Tensor
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, field_validator
 from typing_extensions import override
 
-from prunekit.errors import ConfigError
-from prunekit.rankers.agreement import places
 from prunekit.rankers.base import Ranker, Scores, Subject
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Hybrid(Ranker):
@@ -24,20 +25,38 @@ class Hybrid(Ranker):
     by: Literal["z-score", "rank"] = "z-score"
     """Deviations from the mean over all units, or places from 0 to 1 (equal scores share one)."""
 
+    @field_validator("of")
+    @classmethod
+    def _known(cls, of: Mapping[str, float]) -> Mapping[str, float]:
+        for name in of:
+            if name not in _known():
+                raise ValueError(f"{name!r} is no ranker. Choose: {', '.join(_known())}.")
+        return of
+
+    @property
+    @override
+    def parts(self) -> list[Ranker]:
+        return [_known()[name]() for name in self.of]
+
     @override
     def score(self, subject: Subject) -> Scores:
-        from prunekit.rankers import rankers
+        import torch
 
-        known = {name: kind for name, kind in rankers().items() if kind is not Hybrid}
+        from prunekit.agreement import places
+
         total = torch.zeros(sum(site.units for site in subject.sites), dtype=torch.float64)
-        for name, weight in self.of.items():
-            if name not in known:
-                raise ConfigError(f"hybrid: {name!r} is no ranker. Choose: {', '.join(known)}.")
-            scores = known[name]().score(subject)
+        for part, weight in zip(self.parts, self.of.values(), strict=True):
+            scores = part.score(subject)
             flat = torch.cat([scores[site.name] for site in subject.sites])
             total += weight * (_z_scores(flat) if self.by == "z-score" else places(flat))
         parts = total.split([site.units for site in subject.sites])
         return {site.name: part for site, part in zip(subject.sites, parts, strict=True)}
+
+
+def _known() -> dict[str, type[Ranker]]:
+    from prunekit.rankers import rankers
+
+    return {name: kind for name, kind in rankers().items() if kind is not Hybrid}
 
 
 def _z_scores(scores: Tensor) -> Tensor:

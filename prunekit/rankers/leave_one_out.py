@@ -1,11 +1,11 @@
 """Leave one out: what the loss becomes without each unit; the truth that rankers are judged by."""
 
+from __future__ import annotations
+
 from typing import ClassVar
 
-import torch
 from typing_extensions import override
 
-from prunekit.probes.batches import mean_loss
 from prunekit.rankers.base import Ranker, Scores, Subject
 
 
@@ -17,9 +17,14 @@ class LeaveOneOut(Ranker):
     """
 
     name: ClassVar[str] = "leave-one-out"
+    needs_loss: ClassVar[bool] = True
 
     @override
     def score(self, subject: Subject) -> Scores:
+        import torch
+
+        from prunekit.probes.batches import mean_loss
+
         before = mean_loss(subject.model, subject.batches)
         scores = {}
         for site in subject.sites:

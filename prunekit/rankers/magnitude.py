@@ -1,11 +1,12 @@
 """Magnitude: units with small weights go first."""
 
+from __future__ import annotations
+
 from typing import ClassVar
 
 from typing_extensions import override
 
 from prunekit.rankers.base import Ranker, Scores, Subject
-from prunekit.sites import matrix
 
 
 class UnitMagnitude(Ranker):
@@ -19,6 +20,8 @@ class UnitMagnitude(Ranker):
 
     @override
     def score(self, subject: Subject) -> Scores:
+        from prunekit.sites import matrix
+
         scores = {}
         for site in subject.sites:
             read = matrix(site.reader.linear).detach().T

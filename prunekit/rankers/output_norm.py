@@ -3,14 +3,18 @@
 Shapes: T tokens, O outputs of the linear that reads the units, U units, S of its inputs in each.
 """
 
-from typing import ClassVar
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
+
 from typing_extensions import override
 
-from prunekit.rankers.base import Ranker, Scores, Subject, look
-from prunekit.sites import Site, matrix
+from prunekit.rankers.base import Ranker, Scores, Subject
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prunekit.sites import Site
 
 
 class OutputNorm(Ranker):
@@ -23,6 +27,10 @@ class OutputNorm(Ranker):
 
     @override
     def score(self, subject: Subject) -> Scores:
+        import torch
+
+        from prunekit.probes.looking import look
+
         products = {site.name: _products(site) for site in subject.sites}
         sums = {site.name: torch.zeros(site.units, dtype=torch.float64) for site in subject.sites}
         tokens = dict.fromkeys(sums, 0)
@@ -40,6 +48,10 @@ class OutputNorm(Ranker):
 
 def _products(site: Site) -> Tensor:
     """Return WᵀW of each unit, [U, S, S]."""
+    import torch
+
+    from prunekit.sites import matrix
+
     weight = matrix(site.reader.linear).detach().float()
     columns = weight[:, site.reader.index.flatten(1).to(weight.device)]  # [O, U, S]
     return torch.einsum("ous,our->usr", columns, columns)

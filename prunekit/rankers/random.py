@@ -1,8 +1,9 @@
 """Random: the baseline that every ranker has to beat."""
 
+from __future__ import annotations
+
 from typing import ClassVar
 
-import torch
 from typing_extensions import override
 
 from prunekit.rankers.base import Ranker, Scores, Subject
@@ -19,6 +20,8 @@ class RandomUnits(Ranker):
 
     @override
     def score(self, subject: Subject) -> Scores:
+        import torch
+
         generator = torch.Generator().manual_seed(self.seed)
         return {
             site.name: torch.rand(site.units, generator=generator, dtype=torch.float64)

@@ -1,17 +1,19 @@
 """Outlier-aware salience: how much a unit gives and how much the loss minds, plus its outliers."""
 
-from contextlib import ExitStack
-from typing import ClassVar
+from __future__ import annotations
 
-import torch
-from prunekit_kernels import apt_score, new_state, salience, weight_moments
-from prunekit_kernels.apt_score import Product
-from torch import Tensor, nn
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, ClassVar, Literal
+
 from typing_extensions import override
 
-from prunekit.probes.batches import Batch, losses, valid_tokens
 from prunekit.rankers.base import Ranker, Scores, Subject
-from prunekit.sites import Site, matrix
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from prunekit.probes.batches import Batch
+    from prunekit.sites import Site
 
 
 class Salience(Ranker):
@@ -23,8 +25,9 @@ class Salience(Ranker):
     """
 
     name: ClassVar[str] = "salience"
+    needs_loss: ClassVar[bool] = True
 
-    product: Product = "sums"
+    product: Literal["sums", "calls", "elements"] = "sums"
     """Of sums over all batches; "calls": added up over batches; "elements": ``Σ|h g|``."""
 
     outliers: bool = True
@@ -38,6 +41,11 @@ class Salience(Ranker):
         return {site.name: self._score(site, states[site.name]).cpu() for site in subject.sites}
 
     def _score(self, site: Site, state: Tensor) -> Tensor:
+        import torch
+        from prunekit_kernels import apt_score, weight_moments
+
+        from prunekit.sites import matrix
+
         weight = matrix(site.reader.linear).detach().float()
         moments = weight_moments(weight)
         if not self.outliers:
@@ -46,6 +54,11 @@ class Salience(Ranker):
 
     def _add(self, subject: Subject, batch: Batch, states: dict[str, Tensor]) -> None:
         """Run one batch forward and backward, and add what each linear reads and its gradient."""
+        import torch
+        from prunekit_kernels import salience
+
+        from prunekit.probes.batches import losses, valid_tokens
+
         found: dict[str, Tensor] = {}
 
         def keeping(site: Site):  # noqa: ANN202
@@ -72,5 +85,9 @@ class Salience(Ranker):
 
 
 def _state(site: Site) -> Tensor:
+    from prunekit_kernels import new_state
+
+    from prunekit.sites import matrix
+
     weight = matrix(site.reader.linear)
     return new_state(weight.shape[1], weight.device)

@@ -3,12 +3,18 @@
 Shapes: U units of a site, I inputs of the linear that reads them.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prunekit.rankers.base import Scores
 from prunekit.sites import Site
+
+if TYPE_CHECKING:
+    from prunekit.rankers.base import Scores
 
 
 def spearman(first: Scores, second: Scores) -> float:

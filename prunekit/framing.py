@@ -1,0 +1,141 @@
+"""What every run does around what it does to the model: texts, evaluations, time, fingerprint."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from prunekit.checkpoint import open_checkpoint
+from prunekit.data import Tokens, calibration_tokens, evaluation_tokens
+from prunekit.errors import ConfigError
+from prunekit.evaluation import Evaluator
+from prunekit.output import Output
+from prunekit.planning import Plan
+from prunekit.ranks import ALONE, Ranks
+from prunekit.shrink_planning import ShrinkPlan
+from prunekit.sources import title
+
+P = TypeVar("P", Plan, ShrinkPlan)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measured fact of a run.
+
+    Attributes:
+        kind: start, phase, step, layer, block, evaluation or finish.
+        name: What it is about: a phase, a block, a linear.
+        values: The facts; those of ``finish`` are the whole report.
+    """
+
+    kind: str
+    name: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+class Framed(Generic[P]):
+    """A run but for its middle.
+
+    Attributes:
+        plan: What it carries out.
+        output: The folder it writes, in so many ``shards``.
+        ranks: The processes that share it.
+        seconds: Time spent in each phase so far.
+        began: When the run began.
+    """
+
+    def __init__(self, plan: P, shards: int, ranks: Ranks = ALONE) -> None:
+        self.plan: P = plan
+        self.ranks = ranks
+        self.output = Output(Path(plan.config.output.path), shards, ranks)
+        phases = ("calibrate", "prune", "evaluate", "write", "verify")
+        self.seconds: dict[str, float] = dict.fromkeys(phases, 0.0)
+        self.began = time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        return time.perf_counter() - self.began
+
+    def _timed(self, phase: str) -> "_Timer":
+        return _Timer(self.seconds, phase)
+
+    def _calibration(self) -> Tokens | None:
+        config = self.plan.config.calibration
+        if config is None:
+            return None
+        tokens = calibration_tokens(
+            self.plan.tokenizer, config.data, config.samples, self.plan.lengths[0], config.seed
+        )
+        if len(tokens.ids) < self.ranks.size:
+            raise ConfigError(
+                f"calibration.data: there is text for {len(tokens.ids)} samples, which "
+                f"{self.ranks.size} processes cannot share. Start fewer, or use more text."
+            )
+        return tokens
+
+    def _evaluation_tokens(self) -> dict[str, Tokens]:
+        config = self.plan.config.evaluate
+        if config is None:
+            return {}
+        return {
+            source: evaluation_tokens(
+                self.plan.tokenizer, [source], self.plan.lengths[1], config.windows
+            )
+            for source in config.data
+        }
+
+    def _fingerprint(self, tokens: Tokens | None) -> str:
+        from prunekit import __version__
+
+        config = self.plan.config.dump()
+        config.pop("output")
+        files = sorted({entry.file for entry in self.plan.checkpoint.entries.values()})
+        facts = {
+            "prunekit": __version__,
+            "config": config,
+            "calibration": tokens.digest if tokens else None,
+            "files": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def _evaluate(self, which: str, judged: Mapping[str, Tokens]) -> Iterator[Record]:
+        if not judged:
+            return
+        yield Record("phase", f"evaluate {which}", {"steps": len(judged)})
+        evaluator: Evaluator | None = None
+        for source, tokens in judged.items():
+            key = f"{which} {source}"
+            known = self.output.done.get(("evaluation", key))
+            with self._timed("evaluate"):
+                if known is None:
+                    evaluator = evaluator or self._evaluator(which)
+                    known = {
+                        "data": title(source),
+                        "source": source,
+                        "which": which,
+                        **evaluator.perplexity(tokens, self.ranks),
+                    }
+                    self.output.note("evaluation", key, known)
+            yield Record("evaluation", source, known)
+
+    def _evaluator(self, which: str) -> Evaluator:
+        before = which == "before"
+        checkpoint = self.plan.checkpoint if before else open_checkpoint(self.output.folder)
+        return Evaluator(checkpoint, self.plan.device)
+
+
+class _Timer:
+    """Adds the seconds of a ``with`` block to a phase."""
+
+    def __init__(self, seconds: dict[str, float], phase: str) -> None:
+        self.seconds, self.phase = seconds, phase
+
+    def __enter__(self) -> None:
+        self.began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.phase] += time.perf_counter() - self.began

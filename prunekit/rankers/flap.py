@@ -1,0 +1,62 @@
+"""FLAP: units whose inputs hardly fluctuate go first, since a constant can stand for them.
+
+Shapes: T tokens, I inputs of the linear that reads the units.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from typing_extensions import override
+
+from prunekit.rankers.base import Ranker, Scores, Subject
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prunekit.sites import Site
+
+
+class Flap(Ranker):
+    """``Var(xⱼ) · ‖W_:ⱼ‖²``, mean over the inputs j of a unit (An et al. 2024, WIFV).
+
+    Source: arXiv:2312.11983, eq. 4 and 6.
+    """
+
+    name: ClassVar[str] = "flap"
+
+    standardised: bool = True
+    """Deviations from the mean of the layer, in its standard deviations, as the paper compares
+    layers."""
+
+    @override
+    def score(self, subject: Subject) -> Scores:
+        import torch
+
+        from prunekit.probes.looking import look
+        from prunekit.sites import matrix
+
+        # Tokens, means, and sums of squared deviations, merged batch by batch as by Chan et al.
+        states: dict[str, tuple[int, Tensor, Tensor]] = {}
+
+        def see(site: Site, x: Tensor) -> None:
+            x = x.double()
+            new = len(x), x.mean(0), (x - x.mean(0)).square().sum(0)
+            old = states.get(site.name, (0, torch.zeros_like(new[1]), torch.zeros_like(new[1])))
+            count, apart = old[0] + new[0], new[1] - old[1]
+            states[site.name] = (
+                count,
+                old[1] + apart * (new[0] / count),
+                old[2] + new[2] + apart.square() * (old[0] * new[0] / count),
+            )
+
+        look(subject, see)
+        scores = {}
+        for site in subject.sites:
+            count, _, squares = states[site.name]
+            norms = matrix(site.reader.linear).detach().double().square().sum(0)
+            score = (squares / max(count - 1, 1) * norms).cpu()[site.reader.index].mean((1, 2))
+            if self.standardised and len(score) > 1:
+                score = (score - score.mean()) / score.std().clamp_min(1e-300)
+            scores[site.name] = score
+        return scores

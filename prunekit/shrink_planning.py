@@ -1,0 +1,219 @@
+"""What a run that takes units out will do, decided before weights are read."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from rich.console import Group, RenderableType
+from rich.table import Table
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prunekit.architectures import find
+from prunekit.checkpoint import Checkpoint, open_checkpoint
+from prunekit.checkpoint import find as find_checkpoint
+from prunekit.choosing import choose
+from prunekit.config import ShrinkConfig
+from prunekit.errors import CapacityError, ConfigError
+from prunekit.evaluation import compute_dtype, device_of, load_tokenizer, stored_dtype
+from prunekit.kinds import Kind
+from prunekit.layout import runners
+from prunekit.loading import empty_model, longest, stored_names
+from prunekit.planning import available_memory, capped, check_disk, check_judged
+from prunekit.removal import RECORD, refuse_unequal
+from prunekit.shrink_section import Shrink
+from prunekit.sites import Site, matrix, sites
+from prunekit.stack import StackRunner
+from prunekit.stock import stock_entries
+from prunekit.units import count, percent, size
+from prunekit.walk import BATCH_TOKENS
+
+
+@dataclass(frozen=True)
+class ShrinkPlan:
+    """What a run will take out; made by :func:`plan`.
+
+    Attributes:
+        config: What the user wrote.
+        checkpoint: The model's files.
+        model: The model without weights.
+        tokenizer: The tokenizer beside the checkpoint.
+        stacks: Runners of its stacks.
+        sites: Where its units are, of each kind that goes.
+        device: Where the model runs.
+        dtype: The type in which it runs.
+        stored: Name of each parameter → its name in the checkpoint.
+        lengths: Tokens of a calibration sample and of an evaluation window, after the cap.
+        notes: What the user should know.
+    """
+
+    config: ShrinkConfig
+    checkpoint: Checkpoint
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    stacks: list[StackRunner]
+    sites: dict[Kind, list[Site]]
+    device: torch.device
+    dtype: torch.dtype
+    stored: dict[str, str]
+    lengths: tuple[int, int]
+    notes: tuple[str, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model; tied ones count once."""
+        return sum(
+            math.prod(self.checkpoint.entries[name].shape) for name in set(self.stored.values())
+        )
+
+    @property
+    def prunable(self) -> int:
+        """Parameters of all units of the kinds that go."""
+        every = [site for found in self.sites.values() for site in found]
+        return sum(site.units * site.parameters for site in every)
+
+    @cached_property
+    def memory(self) -> dict[str, int]:
+        """Peak bytes by what they are for: the whole model is in memory while it is ranked."""
+        asks = any(part.needs_loss for part in self.config.prune.method.parts)
+        model = self.parameters * self.dtype.itemsize
+        widths = [
+            matrix(site.reader.linear).shape[1] for found in self.sites.values() for site in found
+        ]
+        config = self.config.calibration
+        tokens = min(BATCH_TOKENS["cpu"], config.samples * self.lengths[0]) if config else 0
+        words = getattr(self.model.config, "vocab_size", 0)
+        # For the gradient every block's activations are held, and the logits thrice.
+        kept = len(self.stacks[0].blocks) * 12 if asks else 8
+        activations = 4 * tokens * (kept * max(widths) + 3 * asks * words)
+        return {
+            "model": model,
+            "statistics": 4 * sum(width**2 for width in widths) + 3 * 8 * max(widths) ** 2,
+            "activations": activations,
+        }
+
+    def describe(self) -> RenderableType:
+        """Return the plan as a table to print."""
+        return _describe(self)
+
+
+def plan(config: ShrinkConfig) -> ShrinkPlan:
+    """Decide everything that can be decided from ``config.json`` and safetensors headers.
+
+    Raises:
+        PrunekitError: Something cannot work; nothing was written and no weight read.
+    """
+    checkpoint = open_checkpoint(find_checkpoint(config.model.path, config.model.revision))
+    model = empty_model(checkpoint)
+    stacks = runners(model, find(model))
+    check_judged(config, model, stacks)
+    _check_loss(config, model)
+    device = device_of(config.model.device)
+    asked = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
+    lengths, notes = capped(config, longest(model))
+    made = ShrinkPlan(
+        config=config,
+        checkpoint=checkpoint,
+        model=model,
+        tokenizer=load_tokenizer(checkpoint),
+        stacks=stacks,
+        sites={kind: sites(model, kind) for kind in config.prune.pattern},
+        device=device,
+        dtype=compute_dtype(asked or stored_dtype(checkpoint), device),
+        stored=stored_names(model, checkpoint),
+        lengths=lengths,
+        notes=(*notes, *_remarks(config.prune)),
+    )
+    for found in made.sites.values():
+        _check_shape(made, found)
+    _check_capacity(made)
+    return made
+
+
+def _check_loss(config: ShrinkConfig, model: PreTrainedModel) -> None:
+    ranker, kind = config.prune.method, type(model).__name__
+    asks = [part.name for part in ranker.parts if part.needs_loss]
+    if asks and not kind.endswith(("ForCausalLM", "LMHeadModel")):
+        raise ConfigError(
+            f"prune.method: {asks[0]} asks how well the model predicts, and for {kind} a text does "
+            "not say what would be right. Choose a ranker that only looks at what units give, such "
+            "as obs or output-norm, or rank labelled data in Python: prunekit.heads(model)."
+        )
+
+
+def _check_shape(made: ShrinkPlan, found: list[Site]) -> None:
+    """Refuse a number of units that cannot go, or cannot be said afterwards."""
+    prune = made.config.prune
+    keep = {site.name: torch.ones(site.units, dtype=torch.bool) for site in found}
+    nothing = {site.name: torch.zeros(site.units) for site in found}
+    gone = choose(nothing, keep, prune.sparsity, scope=prune.scope, least=prune.least)
+    if not prune.uniform:
+        return refuse_unequal(found)
+    left = {site.name: site.units for site in found}
+    for unit in gone:
+        left[found[unit.layer].name] -= 1
+    kept = {name: range(units) for name, units in left.items()}
+    others = getattr(made.model.config, RECORD, {}).keys() - kept.keys()
+    if others:
+        raise ConfigError(
+            f"prune.uniform: {made.config.model.path} was left with unequal layers by an earlier "
+            f"run ({len(others)} of them stay so), which no stock config.json can say."
+        )
+    stock_entries(made.model, found, kept)
+    return None
+
+
+def _check_capacity(made: ShrinkPlan) -> None:
+    available, needed = available_memory(made.device), sum(made.memory.values())
+    if needed > available:
+        raise CapacityError(
+            f"memory: heads and neurons are ranked with the whole model in memory, about "
+            f"{size(needed)} on {made.device}; {size(available)} are free. Take a smaller model, "
+            "or a ranker that gathers less."
+        )
+    check_disk(made.config.output.path, made.checkpoint.nbytes)
+
+
+def _remarks(prune: Shrink) -> list[str]:
+    if prune.uniform:
+        return []
+    return [
+        "Layers may keep different numbers of units: the folder opens with prunekit.load, and with "
+        "transformers after `import prunekit`. uniform = true makes it one that any tool opens."
+    ]
+
+
+def _describe(made: ShrinkPlan) -> RenderableType:
+    config, prune = made.config, made.config.prune
+    facts = Table.grid(padding=(0, 2))
+    ranked = f"by {prune.method.name}, compared {'in each layer' * (prune.scope == 'layer')}"
+    if prune.scope == "global":
+        ranked += "across layers"
+    rows = {
+        "model": f"{config.model.path}  ({type(made.model).__name__}, "
+        f"{count(made.parameters)} parameters, {sum(len(s.blocks) for s in made.stacks)} blocks)",
+        "prune": f"{percent(prune.sparsity)} of {' and '.join(prune.pattern)}, {ranked}, steps "
+        f"{prune.steps}, compensate {prune.compensate}, uniform {str(prune.uniform).lower()}",
+        "runs": f"on {made.device} in {str(made.dtype).removeprefix('torch.')}",
+        "output": f"{config.output.path}  (at most {size(made.checkpoint.nbytes)})",
+        "memory": "about "
+        + ", ".join(f"{name} {size(value)}" for name, value in made.memory.items()),
+    }
+    if config.calibration:
+        rows["calibration"] = (
+            f"{config.calibration.samples} samples of {made.lengths[0]} tokens, seed "
+            f"{config.calibration.seed}"
+        )
+    for key, value in rows.items():
+        facts.add_row(f"[bold]{key}", value)
+    table = Table("units", "layers", "in a layer", "parameters of one", "of the model")
+    for kind, found in made.sites.items():
+        held = sum(site.units * site.parameters for site in found)
+        table.add_row(
+            kind,
+            str(len(found)),
+            ", ".join(map(str, sorted({site.units for site in found}))),
+            ", ".join(map(count, sorted({site.parameters for site in found}))),
+            percent(held / made.parameters),
+        )
+    return Group(facts, "", table, *[f"[yellow]note[/] {note}" for note in made.notes])

@@ -1,0 +1,302 @@
+"""A run that takes units out: rank, close gates, make up for what goes, remove, write, prove.
+
+The whole model is in memory, since what is compared are units of all layers. The checkpoint is
+written in one piece: a run that was stopped before that begins again, but for what it measured.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prunekit import allocator, result
+from prunekit import report as reports
+from prunekit.checkpoint import open_checkpoint
+from prunekit.compensation import compensate
+from prunekit.data import Tokens
+from prunekit.errors import StoppedError
+from prunekit.framing import Framed, Record
+from prunekit.gated import Finalized, Gates
+from prunekit.kinds import Kind
+from prunekit.probes.batches import Batch
+from prunekit.probes.entropy import measure
+from prunekit.rankers import Scores
+from prunekit.schedules import SCHEDULES
+from prunekit.shrink_planning import ShrinkPlan
+from prunekit.shrunk import load
+from prunekit.sites import Site
+from prunekit.units import percent
+from prunekit.verify import prove
+from prunekit.walk import BATCH_TOKENS
+
+
+def run(
+    plan: ShrinkPlan,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Record]:
+    """Carry out a plan and yield what was measured; ``stop`` is asked after each record.
+
+    Raises:
+        StoppedError: So it was asked.
+        PrunekitError: See each kind; the folder then stays resumable.
+    """
+    work = ShrinkRun(plan)
+    try:
+        for record in work.records(resume=resume, overwrite=overwrite):
+            yield record
+            if stop() and record.kind != "finish":
+                raise StoppedError("Stopped as asked.")
+    finally:
+        work.output.close()
+
+
+class ShrinkRun(Framed[ShrinkPlan]):
+    """One run and what it has measured so far."""
+
+    def __init__(self, plan: ShrinkPlan) -> None:
+        super().__init__(plan, shards=1)
+
+    def records(self, *, resume: bool, overwrite: bool) -> Iterator[Record]:
+        """Yield the records of the whole run."""
+        plan = self.plan
+        if plan.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(plan.device)
+        with self._timed("calibrate"):
+            tokens = self._calibration()
+            judged = self._evaluation_tokens()
+        allocator.give_back()
+        self.output.begin(self._fingerprint(tokens), resume=resume, overwrite=overwrite)
+        blocks = sum(len(runner.blocks) for runner in plan.stacks)
+        sites = sum(map(len, plan.sites.values()))
+        count = tokens.ids.numel() if tokens else 0
+        yield Record("start", "", {"blocks": blocks, "linears": sites, "tokens": count})
+        yield from self._evaluate("before", judged)
+        if ("shrunk", "") not in self.output.done:
+            yield from self._shrink(tokens)
+        shrunk = self.output.done["shrunk", ""]
+        for entry in shrunk["layers"]:
+            yield Record("layer", entry["name"], entry)
+        with self._timed("write"):
+            dtype = None if plan.config.model.dtype == "auto" else plan.config.model.dtype
+            config = plan.checkpoint.config | shrunk["config"]
+            config = {key: value for key, value in config.items() if key not in shrunk["dropped"]}
+            self.output.finish(replace(plan.checkpoint, config=config), dtype)
+        yield from self._evaluate("after", judged)
+        yield Record("phase", "verify", {"steps": 1})
+        with self._timed("verify"):
+            proof = prove(open_checkpoint(self.output.folder), plan.device)
+        report = self._report(tokens, shrunk, proof)
+        reports.write(report, self.output.folder)
+        self.output.note("finish", "", {"seconds": report["seconds"]["total"]})
+        yield Record("finish", str(self.output.folder), report)
+
+    def _shrink(self, tokens: Tokens | None) -> Iterator[Record]:
+        """Take the units out and write what is left."""
+        plan, prune = self.plan, self.plan.config.prune
+        with self._timed("calibrate"):
+            model = load(plan.checkpoint.folder, plan.dtype)
+            model.to(plan.device)  # pyright: ignore
+            before = model.config.to_dict()
+            read = _batches(tokens, model)
+        with ExitStack() as stack:
+            gates = [stack.enter_context(Gates(model, kind)) for kind in prune.pattern]
+            entries = {}
+            for kind, each in zip(prune.pattern, gates, strict=True):
+                yield Record("phase", f"rank {kind}", {"steps": prune.steps})
+                with self._timed("calibrate"):
+                    entropies = self._entropies(kind, each, read)
+                yield from self._rank(each, read, entropies, entries)
+            if prune.compensate == "refit" and tokens:
+                yield from self._refit(model, gates, tokens)
+            with self._timed("prune"):
+                done = [each.finalize(stock=prune.uniform) for each in gates]
+        with self._timed("write"):
+            self.output.write(1, self._tensors(model))
+            after = model.config.to_dict()
+            facts = {
+                "layers": [entries[name] for name in _in_run_order(model, entries)],
+                "parameters": [plan.parameters, done[-1].parameters[1]],
+                "stock": all(each.stock for each in done),
+                "note": _note(done),
+                "config": {
+                    key: value
+                    for key, value in after.items()
+                    if key != "quantization_config" and before.get(key) != value
+                },
+                "dropped": sorted(before.keys() - after.keys()),
+            }
+            self.output.note("shrunk", "", facts)
+
+    def _rank(
+        self,
+        gates: Gates,
+        read: list[Batch],
+        entropies: dict[str, list[float]],
+        entries: dict[str, dict[str, Any]],
+    ) -> Iterator[Record]:
+        """Close the gates of what goes, step by step, and describe each site."""
+        prune = self.plan.config.prune
+        schedule, scores = SCHEDULES[prune.schedule], {}
+        for step in range(1, prune.steps + 1):
+            with self._timed("prune"):
+                found = gates.score(prune.method, read or None)
+                scores = scores or found
+                if prune.uniform:
+                    found = _shared(gates.sites, found)
+                part = schedule(step, prune.steps, prune.sparsity, 0.0)
+                gates.prune(found, part, scope=prune.scope, least=prune.least)
+            yield Record("step", f"{percent(part)} of {gates.kind}")
+        kept = gates.kept
+        for site in gates.sites:
+            entries[site.name] = {
+                "name": site.name,
+                "kind": gates.kind,
+                "units": site.units,
+                "kept": kept[site.name],
+                "sparsity": 1 - len(kept[site.name]) / site.units,
+                "parameters": site.parameters,
+                "scores": scores[site.name].tolist(),
+                "entropy": entropies.get(site.name),
+            }
+
+    def _entropies(self, kind: Kind, gates: Gates, read: list[Batch]) -> dict[str, list[float]]:
+        """Return the normalised attention entropy of each head, for the report."""
+        if kind != "heads" or not read:
+            return {}
+        found = measure(gates.model, gates.sites, read)
+        return {
+            name: (sums.entropy / sums.log_keys.clamp_min(1e-12)).tolist()
+            for name, sums in found.items()
+        }
+
+    def _refit(
+        self, model: PreTrainedModel, gates: list[Gates], tokens: Tokens
+    ) -> Iterator[Record]:
+        kept, found = {}, []
+        for each in gates:
+            kept |= each.kept
+            found += each.sites
+            each.detach()
+        yield Record("phase", "refit", {"steps": sum(len(s.blocks) for s in self.plan.stacks)})
+        blocks = compensate(model, found, kept, tokens.ids)
+        while True:
+            with self._timed("prune"):
+                name = next(blocks, None)
+            if name is None:
+                break
+            yield Record("step", name)
+
+    def _tensors(self, model: PreTrainedModel) -> dict[str, Tensor]:
+        """Return what the checkpoint holds, by the names that it has there."""
+        checkpoint, config = self.plan.checkpoint, self.plan.config
+        asked = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
+        values, stored = model.state_dict(), self.plan.stored
+        rest = checkpoint.read(checkpoint.entries.keys() - set(stored.values()))
+        found = rest | {stored[name]: values[name] for name in stored}
+        return {
+            name: _stored(value, asked or checkpoint.entries[name].dtype)
+            for name, value in found.items()
+        }
+
+    def _report(
+        self, tokens: Tokens | None, shrunk: dict[str, Any], proof: dict[str, Any]
+    ) -> dict[str, Any]:
+        from prunekit import __version__
+
+        plan, layers = self.plan, shrunk["layers"]
+        judged = [values for (kind, _), values in self.output.done.items() if kind == "evaluation"]
+        gone = {
+            kind: [
+                sum(layer["units"] - len(layer["kept"]) for layer in found),
+                sum(layer["units"] for layer in found),
+            ]
+            for kind in plan.config.prune.pattern
+            for found in [[layer for layer in layers if layer["kind"] == kind]]
+        }
+        before, after = shrunk["parameters"]
+        return {
+            "prunekit": __version__,
+            "kind": reports.UNITS,
+            "config": plan.config.dump(),
+            "config_text": plan.config.text,
+            "model": {
+                "path": plan.config.model.path,
+                "architecture": type(plan.model).__name__,
+                "model_type": plan.model.config.model_type,
+                "parameters": before,
+                "prunable_parameters": plan.prunable,
+                "blocks": sum(len(runner.blocks) for runner in plan.stacks),
+                "compute_dtype": str(plan.dtype).removeprefix("torch."),
+            },
+            "calibration": result.calibration_facts(plan, tokens),
+            "sparsity": {
+                "target": plan.config.prune.sparsity,
+                "achieved": sum(part for part, _ in gone.values())
+                / sum(whole for _, whole in gone.values()),
+                "pattern": " and ".join(plan.config.prune.pattern),
+                "removed": gone,
+                "parameters": [before, after],
+                "whole_model": 1 - after / before,
+            },
+            "layers": layers,
+            "stock": shrunk["stock"],
+            "evaluation": result.paired(judged),
+            "seconds": {**self.seconds, "total": self.elapsed},
+            "memory": {
+                **result.peak_memory(plan.device),
+                **{f"{name}_bytes": value for name, value in plan.memory.items()},
+            },
+            "seed": plan.config.calibration.seed if plan.config.calibration else None,
+            "environment": result.environment(plan.device),
+            "notes": [*plan.notes, shrunk["note"]],
+            "proof": proof,
+        }
+
+
+def _batches(tokens: Tokens | None, model: PreTrainedModel) -> list[Batch]:
+    if tokens is None:
+        return []
+    size = max(1, BATCH_TOKENS["cpu"] // tokens.ids.shape[1])
+    reads = (
+        ("input_ids", "decoder_input_ids") if model.config.is_encoder_decoder else ("input_ids",)
+    )
+    return [dict.fromkeys(reads, part) for part in tokens.ids.split(size)]
+
+
+def _shared(sites: list[Site], scores: Scores) -> Scores:
+    """Give heads of blocks that share a position bias one score, so that the same ones stay."""
+    from prunekit.removal import biased
+
+    groups: dict[str, list[str]] = {}
+    for site in sites:
+        if biased(site):
+            groups.setdefault(site.stack.blocks, []).append(site.name)
+    totals = {
+        name: torch.stack(
+            [scores[other] / scores[other].abs().sum().clamp_min(1e-300) for other in names]
+        ).sum(0)
+        for names in groups.values()
+        for name in names
+    }
+    return scores | totals
+
+
+def _in_run_order(model: PreTrainedModel, names: dict[str, Any]) -> list[str]:
+    order = {name: place for place, (name, _) in enumerate(model.named_modules())}
+    return sorted(names, key=lambda name: order[name])
+
+
+def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
+    value = value.detach().cpu()
+    return value.to(dtype).contiguous() if value.is_floating_point() else value.contiguous()
+
+
+def _note(done: list[Finalized]) -> str:
+    return next((each.note for each in done if not each.stock), done[0].note)

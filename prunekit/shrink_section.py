@@ -1,0 +1,119 @@
+"""``[prune]`` where its pattern names units that are taken out whole: heads, neurons."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import CoreSchema
+
+from prunekit.choice import Choice
+from prunekit.kinds import KINDS, Compensation, Kind
+from prunekit.rankers import Ranker, rankers
+from prunekit.sections import Section, as_list, gather_settings, keys_beside
+
+RANKERS = Choice(rankers)
+
+
+def names_units(prune: object) -> bool:
+    """Say whether a ``[prune]``, as it is written, is about units and not about weights."""
+    pattern = prune.get("pattern") if isinstance(prune, dict) else None
+    return isinstance(pattern, list) or pattern in KINDS
+
+
+class Shrink(Section):
+    """What is taken out whole and how; the settings of the ranker stand beside these keys."""
+
+    method: Annotated[Ranker, RANKERS]
+    """Name of the ranker, which says what goes first; "prunekit list" shows all with their
+    settings."""
+    pattern: Annotated[
+        list[Kind],
+        BeforeValidator(as_list, json_schema_input_type=Kind | list[Kind]),
+        Field(min_length=1),
+    ]
+    """What goes: heads (under grouped queries a key head with its query heads), neurons, or a list
+    of both."""
+    sparsity: float = Field(ge=0, lt=1)
+    """Fraction of the units of each kind that go, from 0 up to 1."""
+    uniform: bool = False
+    """Every layer keeps equally many, so that a stock config.json can say it; where it cannot, the
+    plan is refused."""
+    scope: Literal["global", "layer"] = Field(default=None, validate_default=True)  # pyright: ignore
+    """Which units are compared with each other: those of all layers, or those of each layer, which
+    then keeps the same part; unless said, global, and layer if uniform."""
+    least: int = Field(default=1, ge=1)
+    """Units that every layer keeps."""
+    steps: int = Field(default=1, ge=1)
+    """In how many steps the sparsity is reached; what is left is ranked anew for each."""
+    schedule: Literal["one-shot", "linear", "cubic"] = "cubic"
+    """Sparsity over the steps, if there are several."""
+    compensate: Compensation = Field(default=None, validate_default=True)  # pyright: ignore
+    """What makes up for what goes. refit: the linear that reads the units is fitted anew, block
+    after block, to what it gave with all of them on the calibration text; none: nothing. Unless
+    said, as suits the ranker."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_settings(cls, values: object) -> object:
+        return gather_settings(values, cls.model_fields, rankers())
+
+    @field_validator("pattern")
+    @classmethod
+    def _once_each(cls, pattern: list[Kind], info: ValidationInfo) -> list[Kind]:
+        ranker = info.data.get("method")
+        for kind in pattern:
+            if pattern.count(kind) > 1:
+                raise ValueError(f'"{kind}" is there twice.')
+            for part in ranker.parts if ranker else []:
+                if kind not in part.kinds:
+                    ranked = " and ".join(sorted(part.kinds))
+                    raise ValueError(f"{part.name} ranks {ranked}, not {kind}.")
+        return pattern
+
+    @field_validator("scope", mode="before")
+    @classmethod
+    def _as_uniform(cls, scope: object, info: ValidationInfo) -> object:
+        uniform = info.data.get("uniform")
+        if scope == "global" and uniform:
+            raise ValueError('"global" leaves layers of different sizes; uniform = true does not.')
+        return ("layer" if uniform else "global") if scope is None else scope
+
+    @field_validator("schedule")
+    @classmethod
+    def _over_steps(cls, schedule: str, info: ValidationInfo) -> str:
+        if info.data.get("steps") == 1:
+            raise ValueError("has a meaning only with steps of 2 or more.")
+        return schedule
+
+    @field_validator("compensate", mode="before")
+    @classmethod
+    def _of_the_ranker(cls, compensate: object, info: ValidationInfo) -> object:
+        # Without a ranker its mistake is said, and this key cannot be judged.
+        kind = info.data.get("method", Ranker)
+        return kind.compensate if compensate is None else compensate
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        object.__setattr__(self, "pattern", [kind for kind in KINDS if kind in self.pattern])
+        return self
+
+    @model_serializer
+    def _as_written(self) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        values |= {"method": self.method.name, **self.method.model_dump(mode="json")}
+        if self.steps == 1:
+            del values["schedule"]
+        return values
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return keys_beside(cls, RANKERS, handler.resolve_ref_schema(handler(core)), handler)
