@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from statistics import median
 
 import torch
-from prunekit_kernels import NOfM, inverse_factor, obs_sweep
+from prunekit_kernels import Groups, NOfM, choose, inverse_factor, obs_sweep
 from torch import Tensor
 
 from bench.harness import RESULTS, Case, describe, seconds
@@ -46,9 +46,9 @@ def cases(device: torch.device) -> Iterator[Case]:
 
 
 def _contestants(weight: Tensor, upper: Tensor, m: int) -> dict:
-    choose = NOfM(m // 2, m) if m else half
+    way = NOfM(m // 2, m) if m else half
     return {
-        "prunekit": lambda: obs_sweep(weight.clone(), upper, choose),
+        "prunekit": lambda: obs_sweep(weight.clone(), upper, way),
         "published": lambda: published(weight.clone(), upper, m),
     }
 
@@ -79,12 +79,12 @@ def published(weight: Tensor, upper: Tensor, m: int) -> None:
 
 
 def half(score: Tensor, start: int) -> Tensor:  # noqa: ARG001  a choose
-    """Keep the higher half of all scores."""
-    return score > score.flatten().kthvalue(score.numel() // 2).values
+    """Keep the higher half of all scores, as the engine does."""
+    return choose(score, Groups(None, None, (score.numel() // 2,)))
 
 
 def profile() -> None:
-    """Time the parts of solving one block, and rewrite ``…/profile_obs_sweep.json``."""
+    """Time the parts of solving one block, and rewrite ``…/profile_obs_sweep.{json,md}``."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = []
     for name, (outputs, inputs) in BLOCK.items():
@@ -99,7 +99,22 @@ def profile() -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     found = {"machine": machine, "block_seconds": solved, "rows": rows}
     file.write_text(json.dumps(found, indent=1) + "\n")
+    file.with_suffix(".md").write_text(_table(rows, solved))
     print(f"written: {file}")
+
+
+def _table(rows: list[dict], solved: float) -> str:
+    """Return what was measured as Markdown."""
+    parts = [*rows[0]["seconds"]]
+    lines = [
+        f"Seconds of one block of Llama-2-7B's shape: {solved:.2f} to factor and to sweep 2:4.\n",
+        f"| linears | O | I | {' | '.join(parts)} |",
+        "|---" * (3 + len(parts)) + "|",
+    ]
+    for row in rows:
+        times = " | ".join(f"{row['seconds'][part]:.2f}" for part in parts)
+        lines.append(f"| {row['linears']} | {row['O']} | {row['I']} | {times} |")
+    return "\n".join(lines) + "\n"
 
 
 def _parts(outputs: int, inputs: int, device: torch.device) -> Iterator[tuple[str, float]]:

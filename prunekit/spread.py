@@ -45,7 +45,7 @@ class Spread(Pattern):
     spelling = "none: it is not written, but made of one that is"
 
     def __init__(self, whole: Grouped, ranks: Ranks, outputs: int) -> None:
-        self.name, self.stride = whole.name, whole.stride
+        self.name, self.stride, self.tiled = whole.name, whole.stride, whole.tiled
         self._whole, self._ranks, self._outputs = whole, ranks, outputs
 
     @classmethod

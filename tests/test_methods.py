@@ -504,21 +504,22 @@ def test_more_iterations_err_no_more():
 
 
 def test_the_penalty_of_alps_follows_how_much_the_mask_changes():
-    project = Projection([])
-    project.keep = torch.arange(1000).view(1, -1) < 500
+    keep = torch.arange(1000).view(1, -1) < 500
+    project = Projection([], [prunekit_kernels.pack(keep)])
     penalties = Alps()._rise(layer(), project)
     shifts = [100, 4, 1]  # of 500 that stay, twice so many change: 40 %, 1.6 %, 0.4 %
     seen = []
     for shift in shifts:
         seen.append([next(penalties) for _ in range(3)])
-        project.keep = project.keep.roll(shift, 1)
+        keep = keep.roll(shift, 1)
+        project.bits = [prunekit_kernels.pack(keep)]
     seen.append([next(penalties)])
     assert [steps[0] for steps in seen] == pytest.approx([0.1, 0.13, 0.156, 0.1716])
     assert all(len(set(steps)) == 1 for steps in seen)
 
 
 def test_alps_ends_when_the_mask_has_settled():
-    project = Projection([], torch.ones(2, 8, dtype=torch.bool))
+    project = Projection([], [torch.full((2, 1), 255, dtype=torch.uint8)])
     assert list(Alps()._rise(layer(), project)) == [0.1] * 3
 
 

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from pydantic import Field
 from typing_extensions import override
 
 from prunekit.errors import NumericsError
 from prunekit.layer import Layer, Pruned
 from prunekit.methods.base import Method
-from prunekit.patterns import Scope
+from prunekit.patterns import Grouped, Scope
 from prunekit.refinement import refine
 from prunekit.statistics import Gram, Statistic
 from prunekit.target import Target
@@ -78,21 +78,47 @@ class Admm(Method):
 
 @dataclass
 class Projection:
-    """Projects stacked layers onto what their pattern allows; ``keep`` is the mask of last time."""
+    """Projects stacked layers onto what their pattern allows.
+
+    Attributes:
+        layers: One above the other.
+        bits: The packed mask of each, as the last projection chose it.
+    """
 
     layers: Sequence[Layer]
-    keep: Bool[Tensor, "O I"] = None  # pyright: ignore[reportAssignmentType]
+    bits: Sequence[UInt8[Tensor, "O B"]] = ()
 
     def __call__(self, x: Float[Tensor, "O I"], dual: Float[Tensor, "O I"]) -> None:
         """Replace ``x`` by the nearest allowed to x + dual, and ``dual`` by what is left."""
-        import torch
+        counts = rows(self.layers)
+        parts = zip(self.layers, x.split(counts), dual.split(counts), strict=True)
+        self.bits = [_project(*part) for part in parts]
 
-        x += dual
-        parts = zip(self.layers, x.square().split(rows(self.layers)), strict=True)
-        keep = [layer.pattern.keep(part, layer.sparsity) for layer, part in parts]
-        self.keep = keep[0] if len(keep) == 1 else torch.cat(keep)
-        dual.copy_(x).masked_fill_(self.keep, 0)
-        x -= dual
+    @property
+    def keep(self) -> Bool[Tensor, "O I"]:
+        """What stays."""
+        import torch
+        from prunekit_kernels import unpack
+
+        inputs = self.layers[0].weight.shape[1]
+        return torch.cat([unpack(bits, inputs) for bits in self.bits])
+
+
+def _project(
+    layer: Layer, x: Float[Tensor, "O I"], dual: Float[Tensor, "O I"]
+) -> UInt8[Tensor, "O B"]:
+    from prunekit_kernels import pack, project
+
+    pattern = layer.pattern
+    if isinstance(pattern, Grouped) and not pattern.tiled:
+        return project(x, dual, 1.0, pattern.groups(*x.shape, layer.sparsity), x)
+    # Tiles that lose the least Σ T² are nearest, where `project` compares Σ |T|; single weights are
+    # compared as it does, so that the rows of several ranks are chosen as those of one.
+    x += dual
+    keep = pattern.keep(x.square() if pattern.tiled else x.abs(), layer.sparsity)
+    dual.copy_(x).masked_fill_(keep, 0)
+    x -= dual
+    return pack(keep)
 
 
 def rows(layers: Sequence[Layer]) -> list[int]:
@@ -123,10 +149,10 @@ def search(
     except ArithmeticError as error:
         raise NumericsError(f"{layers[0].name}: {error} Use more calibration tokens.") from error
     change = found.sub_(target).div_(scale)
-    weight = change.add_(weight).masked_fill_(~project.keep, 0)
+    keep = project.keep
+    weight = change.add_(weight).masked_fill_(~keep, 0)
+    counts = rows(layers)
     return [
         Pruned(weight, keep, {"damping": damping})
-        for weight, keep in zip(
-            weight.split(rows(layers)), project.keep.split(rows(layers)), strict=True
-        )
+        for weight, keep in zip(weight.split(counts), keep.split(counts), strict=True)
     ]

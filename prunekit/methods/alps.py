@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
+from jaxtyping import UInt8
 from pydantic import Field
 from typing_extensions import override
 
@@ -51,21 +52,23 @@ class Alps(Method):
         return refine(layer, found, self.damping, self.refine_iterations)
 
     def _rise(self, layer: Layer, project: Projection) -> Iterator[float]:
-        penalty, before = self.first_penalty, project.keep
+        penalty, before = self.first_penalty, project.bits
         for step in range(self.most_iterations):
             if step and step % EVERY == 0:
-                share = _changed(layer, before, project.keep)
+                share = _changed(layer, before[0], project.bits[0])
                 if share == 0 or (step > LEAST and share < SETTLED):
                     return
                 penalty *= next(factor for least, factor in STEPS if share > least)
-                before = project.keep
+                before = project.bits
             yield penalty
 
 
-def _changed(layer: Layer, before: Tensor, after: Tensor) -> float:
-    """Return how many entries of a layer's mask changed, as a share of those that stay."""
-    counts = (before != after).sum()[None].repeat(2)
-    counts[1] = after.sum()
+def _changed(layer: Layer, before: UInt8[Tensor, "O B"], after: UInt8[Tensor, "O B"]) -> float:
+    """Return how many entries of a layer's packed mask changed, as a share of those that stay."""
+    from prunekit_kernels import popcount
+
+    counts = popcount(before ^ after).sum()[None].repeat(2)
+    counts[1] = popcount(after).sum()
     layer.add(counts)
     changed, stay = counts.tolist()
     return changed / max(stay, 1)

@@ -27,11 +27,13 @@ class Pattern(ABC):
         stride: How many neighbouring columns are chosen together, by :meth:`keep_columns`, while a
             column sweep (SparseGPT) moves over the weight; None when the whole matrix has to be
             chosen before.
+        tiled: Whether scores are summed over weights that stay or go together.
     """
 
     name: str
     stride: int | None
     spelling: ClassVar[str]
+    tiled: bool = False
 
     @classmethod
     @abstractmethod

@@ -21,6 +21,7 @@ class Tiles(Grouped):
 
     spelling: ClassVar[str] = "block:RxC, e.g. block:16x16; row; column"
     stride = None
+    tiled = True
 
     def __init__(self, name: str, rows: int | None, columns: int | None) -> None:
         if rows == 0 or columns == 0:

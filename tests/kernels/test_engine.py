@@ -8,6 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 pytest.importorskip("pydantic", reason="the engine needs pydantic, the kernels alone do not")
 
 from prunekit.layer import Layer
+from prunekit.methods.admm import Admm
+from prunekit.methods.alps import Alps
 from prunekit.methods.magnitude import Magnitude
 from prunekit.methods.ria import Ria
 from prunekit.methods.wanda import Wanda
@@ -92,3 +94,41 @@ def test_its_kernels_run_where_triton_does(text, method, device, monkeypatch):
     monkeypatch.setattr(_choosing, "launch", counted)
     method.prune(layer(parse(text, method.scope), device))
     assert len(launched) == 1
+
+
+SOLVERS = pytest.mark.parametrize(
+    "method", [Admm(iterations=3), Alps(most_iterations=3)], ids=lambda method: method.name
+)
+
+
+def with_gram(text, device):
+    given = layer(parse(text, "layer"), device)
+    gram = Gram(24, device)
+    gram.update(torch.randn(200, 24, device=device))
+    return Layer("a", given.weight, Gathered([gram]), given.pattern, given.sparsity)
+
+
+@SOLVERS
+@pytest.mark.parametrize("text", PATTERNS)
+def test_solvers_project_in_one_operation(text, method, device):
+    with Recorded() as ran:
+        pruned = method.prune(with_gram(text, device))
+    tiles = text in ("block:4x4", "row", "column")
+    projected = ran.operations.count("prunekit.project_in_place.default")
+    assert projected == (0 if tiles else 1 + 3)
+    assert ran.operations[-1] == "prunekit.pcg.default"
+    assert not pruned.weight[~pruned.keep].any()
+
+
+@pytest.mark.interpret
+@SOLVERS
+def test_their_projection_is_a_kernel_where_triton_runs(method, device, monkeypatch):
+    launch, launched = _choosing.launch, []
+
+    def counted(source, groups):
+        launched.append(source.kind)
+        return launch(source, groups)
+
+    monkeypatch.setattr(_choosing, "launch", counted)
+    method.prune(with_gram("unstructured", device))
+    assert launched == 4 * [_choosing.DUAL]
