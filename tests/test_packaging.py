@@ -105,7 +105,7 @@ def test_metadata_says_what_the_package_says(metadata, wheel, names):
 
 def test_dev_brings_the_extras_that_tests_use_and_not_itself(metadata):
     own = [line for line in metadata.get_all("Requires-Dist") if line.startswith("prunekit")]
-    assert own == ['prunekit[demo,parquet]; extra == "dev"']
+    assert own == ['prunekit[demo,lora,parquet]; extra == "dev"']
 
 
 @pytest.mark.slow
