@@ -207,7 +207,9 @@ def test_a_hybrid_adds_z_scores_or_places_of_its_parts():
     torch.testing.assert_close(found, 0.7 * z[0] - 0.3 * z[1])
     found = flat(gates.score("hybrid", TOKENS, of={"magnitude": 1}, by="rank"))
     assert (found * 7).round().tolist() == a.argsort().argsort().double().tolist()
-    with pytest.raises(ConfigError, match=r"'weight' is no ranker\. Choose: entropy, flap, gradient"):
+    with pytest.raises(
+        ConfigError, match=r"'weight' is no ranker\. Choose: entropy, flap, gradient"
+    ):
         gates.score("hybrid", TOKENS, of={"weight": 1})
 
 

@@ -1,10 +1,23 @@
 """Selection among rows that several processes hold, here threads: the same as of the whole."""
 
-from threading import Barrier, Thread
+import importlib
+from threading import Barrier, Lock, Thread
 
 import pytest
 import torch
 from prunekit_kernels import Groups, Others, choose, choose_spread
+
+
+@pytest.fixture(autouse=True)
+def one_kernel_at_a_time(monkeypatch):
+    """Triton's interpreter has one grid for all threads."""
+    lock = Lock()
+
+    def locked(score, groups):
+        with lock:
+            return choose(score, groups)
+
+    monkeypatch.setattr(importlib.import_module("prunekit_kernels.spread"), "choose", locked)
 
 
 class Sum:
