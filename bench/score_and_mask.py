@@ -14,10 +14,8 @@ from bench.harness import Case, compiled
 from bench.layers import LINEAR, linears
 
 WHY = {
-    "cpu": "the exact k-th value comes from a quickselect, which compares one number after another:"
-    " 9 to 12 ns a weight by row, 17 to 21 ns by layer, where the floor allows about 0.6. n:m needs"
-    " no selection, but each of its m(m - 1)/2 comparisons is a pass over cache, and scoring,"
-    " zeroing and packing are passes too; so are the sums of tiles."
+    "cpu": "a partition for the exact k-th value, or for n:m the m - 1 comparisons of planes, are"
+    " passes over cache, and so are scoring, zeroing and packing; the sums of tiles are in float64."
 }
 BIG = "llama2-7b.down_proj"  # on a CPU only what ends within seconds
 Published = Callable[[torch.Tensor, torch.Tensor], None]

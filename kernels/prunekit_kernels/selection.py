@@ -19,6 +19,7 @@ from prunekit_kernels import _choosing
 from prunekit_kernels._triton import runs_triton
 from prunekit_kernels.packed_mask import unpack
 
+PIECE = 16  # rows that are summed at once
 CHUNK = 1 << 19  # scores looked at together on the CPU, whose caches then hold them
 NEIGHBOURS = 64  # so many columns at most are compared one with another
 
@@ -166,7 +167,7 @@ def keep_neighbours(score: Float[Tensor, "O I"], n: int, m: int) -> Bool[Tensor,
     further on, and no sort.
     """
     score = score if score.dtype == torch.float64 else score.float()
-    planes = without_nan(score).unflatten(1, (-1, m)).movedim(2, 0)
+    planes = without_nan(score).unflatten(1, (-1, m)).movedim(2, 0).contiguous()
     return highest(planes, n).movedim(0, 2).flatten(1)
 
 
@@ -201,11 +202,21 @@ def drop_last(keep: Tensor, tied: Tensor, surplus: Tensor) -> None:
 
 def _tiles(score: Tensor, groups: Groups) -> Tensor:
     height, width = groups.tile
-    tall = without_nan(score).unflatten(0, (-1, height)).sum(1, dtype=torch.float64)
-    total = tall.unflatten(1, (-1, width)).sum(2)
+    total = row_sums(without_nan(score), height).unflatten(1, (-1, width)).sum(2)
     keep = plain(total, replace(groups, tile=(1, 1)))
-    shape = len(total), height, total.shape[1], width
-    return keep[:, None, :, None].expand(shape).reshape(score.shape)
+    return keep.repeat_interleave(width, 1).repeat_interleave(height, 0)
+
+
+def row_sums(score: Float[Tensor, "O I"], height: int) -> Float[Tensor, "R I"]:
+    """Sum ``height`` rows at a time in float64, by pieces whose float64 copy stays in cache."""
+    tall = score.new_zeros((len(score) // height, score.shape[1]), dtype=torch.float64)
+    step = max(PIECE // height, 1) * height
+    for start in range(0, len(score), step):
+        rows = score[start : start + step].unflatten(0, (-1, height))
+        part = tall[start // height : (start + step) // height]
+        for piece in rows.split(PIECE, 1):
+            part += piece.double().sum(1)
+    return tall
 
 
 def without_nan(score: Tensor) -> Tensor:

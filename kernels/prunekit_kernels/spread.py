@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from prunekit_kernels.selection import Groups, choose, drop_last, without_nan
+from prunekit_kernels.selection import Groups, choose, drop_last, row_sums, without_nan
 
 ROUNDS = {
     torch.int32: ((21, 11), (10, 11), (0, 10)),
@@ -119,8 +119,7 @@ def _tiles(score: Tensor, groups: Groups, others: Others) -> Tensor:
     whole = height == others.outputs
     own = len(score) if whole else height
     # In float64, as in one process.
-    tall = without_nan(score).unflatten(0, (-1, own)).sum(1, dtype=torch.float64)
-    total = tall.unflatten(1, (-1, width)).sum(2)
+    total = row_sums(without_nan(score), own).unflatten(1, (-1, width)).sum(2)
     units = Groups(None, None, groups.pruned)
     if whole:
         others.add(total)
@@ -128,5 +127,4 @@ def _tiles(score: Tensor, groups: Groups, others: Others) -> Tensor:
     else:
         rest = Others(others.rank, others.size, others.outputs // height, others.add)
         keep = _choose(total, units, rest)
-    shape = len(total), own, total.shape[1], width
-    return keep[:, None, :, None].expand(shape).reshape(score.shape)
+    return keep.repeat_interleave(width, 1).repeat_interleave(own, 0)
