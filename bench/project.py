@@ -14,9 +14,8 @@ from bench.layers import linears
 
 RHO = 1.3
 WHY = {
-    "cpu": "the exact k-th value comes from a quickselect, which compares one number after another:"
-    " 9 to 12 ns a weight by row, 17 to 21 ns by layer, where the floor allows about 1. n:m needs"
-    " no selection, but each of its m(m - 1)/2 comparisons is a pass over cache."
+    "cpu": "a partition for the exact k-th value, or for n:m the m - 1 comparisons of planes, are"
+    " passes over cache, where a copy is one.",
 }
 
 

@@ -9,9 +9,8 @@ from bench.harness import Case, compiled
 from bench.layers import linears
 
 WHY = {
-    "cpu": "the exact k-th value comes from a quickselect, which compares one number after another:"
-    " 7 ns a score by row, 16 ns by layer, where the floor allows 0.2. n:m needs no selection, but"
-    " each of its m(m - 1)/2 comparisons is a pass over cache."
+    "cpu": "a partition for the exact k-th value, or for n:m the m - 1 comparisons of planes, are"
+    " passes over cache, where a copy is one.",
 }
 
 
