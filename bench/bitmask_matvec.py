@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from itertools import cycle
 
 import torch
-from prunekit_kernels import Bitmask, bitmask_matvec, compress_bitmask
+from prunekit_kernels import Bitmask, bitmask_matvec, compress_bitmask, expand_bitmask
 
 from bench.harness import Case
-from bench.sparse24_matmul import COLD_BYTES, CPU, CUDA
+from bench.sparse24_matmul import COLD_BYTES, CPU, CUDA, WHY
+
+__all__ = ["WHY", "cases"]
 
 
 def cases(device: torch.device) -> Iterator[Case]:
@@ -40,7 +42,7 @@ def _case(name: str, x: torch.Tensor, weight: torch.Tensor) -> Case:
         flops=2 * len(x) * parts.values.numel(),
         contestants={
             "prunekit": lambda: bitmask_matvec(x, next(packed)),
-            "prunekit expanded": lambda: bitmask_matvec(x, next(packed), reach=0),
+            "expanded, then dense": lambda: x @ expand_bitmask(next(packed), inputs).T,
             "dense": lambda: x @ next(dense).T,
         },
     )

@@ -85,8 +85,10 @@ def _(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _in_chunks(x: Tensor, values: Tensor, keep: Tensor, row_offsets: Tensor) -> Tensor:
     """Expand and multiply some rows at a time."""
-    out = x.new_empty(len(x), len(keep))
     rows = max(1, CHUNK // max(1, x.shape[1]))
+    if len(keep) <= rows:
+        return x @ expand_bitmask_reference(values, keep, x.shape[1]).T
+    out = x.new_empty(len(x), len(keep))
     for start in range(0, len(keep), rows):
         part = slice(start, start + rows)
         weight = expand_bitmask_reference(values[row_offsets[start] :], keep[part], x.shape[1])

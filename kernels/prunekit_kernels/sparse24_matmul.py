@@ -101,8 +101,10 @@ def _(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _in_chunks(x: Tensor, values: Tensor, keep: Tensor) -> Tensor:
     """Expand and multiply some rows at a time."""
-    out = x.new_empty(len(x), len(values))
     rows = max(1, CHUNK // max(1, x.shape[1]))
+    if len(values) <= rows:
+        return x @ expand24_reference(values, keep).T
+    out = x.new_empty(len(x), len(values))
     for start in range(0, len(values), rows):
         part = slice(start, start + rows)
         out[:, part] = x @ expand24_reference(values[part], keep[part]).T
