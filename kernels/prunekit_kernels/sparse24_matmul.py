@@ -25,7 +25,7 @@ from prunekit_kernels.sparse24 import check24, expand24, expand24_reference, int
 
 FEW = 16  # tokens: the least that a tensor core's tile takes
 REACH = 256  # tokens up to which no expanded weight is made, where nothing was measured
-CHUNK = 2**20  # weights expanded at a time on a CPU: no dense copy is ever held
+CHUNK = 2**22  # weights expanded at a time on a CPU: no dense copy is ever held
 PROGRAMS = 512  # to aim at where few output rows would leave most of a GPU idle
 # Groups a step, by bytes of a weight: fixed, since it sets the order of summation. More spill.
 FEW_G = {2: 32, 4: 16}
