@@ -111,7 +111,8 @@ def _project(
 
     pattern = layer.pattern
     if isinstance(pattern, Grouped) and not pattern.tiled:
-        return project(x, dual, 1.0, pattern.groups(*x.shape, layer.sparsity), x)
+        outputs, inputs = x.shape
+        return project(x, dual, 1.0, pattern.groups(outputs, inputs, layer.sparsity), x)
     # Tiles that lose the least Σ T² are nearest, where `project` compares Σ |T|; single weights are
     # compared as it does, so that the rows of several ranks are chosen as those of one.
     x += dual
