@@ -11,6 +11,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,16 @@ def all_jobs() -> list[Job]:
 
 def measure(job: Job, pattern: str, peer: str | None) -> Row:
     """Return a row: perplexity dense, and by each method, ours and the peer's."""
-    row: Row = {"model": job.name, "pattern": pattern, "dense": judge(job, job.model)}
+    row: Row = {"model": job.name, "pattern": pattern, "dense": _dense(job)}
     for method in METHODS:
         with tempfile.TemporaryDirectory() as name:
             row |= _perplexities(job, (method, pattern), peer, Path(name))
     return row
+
+
+@cache
+def _dense(job: Job) -> float:
+    return judge(job, job.model)
 
 
 def _perplexities(

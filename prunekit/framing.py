@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import torch
+
+from prunekit import allocator
 from prunekit.checkpoint import open_checkpoint
 from prunekit.data import Tokens, calibration_tokens, evaluation_tokens
 from prunekit.errors import ConfigError
@@ -59,6 +62,23 @@ class Framed(Generic[P]):
     def elapsed(self) -> float:
         """Seconds since the run began."""
         return time.perf_counter() - self.began
+
+    @property
+    def dtype(self) -> str | None:
+        """The type in which weights are written; None for that of the checkpoint."""
+        dtype = self.plan.config.model.dtype
+        return None if dtype == "auto" else dtype
+
+    def _begin(self, *, resume: bool, overwrite: bool) -> tuple[Tokens | None, dict[str, Tokens]]:
+        """Read the texts, claim the output folder, and return what calibrates and what judges."""
+        if self.plan.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.plan.device)
+        with self._timed("calibrate"):
+            tokens = self._calibration()
+            judged = self._evaluation_tokens()
+        allocator.give_back()
+        self.output.begin(self._fingerprint(tokens), resume=resume, overwrite=overwrite)
+        return tokens, judged
 
     def _timed(self, phase: str) -> "_Timer":
         return _Timer(self.seconds, phase)

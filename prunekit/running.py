@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prunekit import allocator, result
 from prunekit import report as reports
+from prunekit import result
 from prunekit.checkpoint import open_checkpoint
 from prunekit.data import Tokens
 from prunekit.errors import StoppedError
@@ -67,13 +67,7 @@ class Run(Framed[Plan]):
 
     def _records(self, *, resume: bool, overwrite: bool) -> Iterator[Record]:
         plan = self.plan
-        if plan.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(plan.device)
-        with self._timed("calibrate"):
-            tokens = self._calibration()
-            judged = self._evaluation_tokens()
-        allocator.give_back()
-        self.output.begin(self._fingerprint(tokens), resume=resume, overwrite=overwrite)
+        tokens, judged = self._begin(resume=resume, overwrite=overwrite)
         count = tokens.ids.numel() if tokens else 0
         blocks, linears = len(plan.blocks), len(plan.sizes)
         yield Record("start", "", {"blocks": blocks, "linears": linears, "tokens": count})
@@ -90,9 +84,7 @@ class Run(Framed[Plan]):
         yield Record("finish", str(self.output.folder), report)
 
     def _finish(self) -> None:
-        plan = self.plan
-        dtype = None if plan.config.model.dtype == "auto" else plan.config.model.dtype
-        self.output.finish(plan.checkpoint, dtype, self.format, self._compressed())
+        self.output.finish(self.plan.checkpoint, self.dtype, self.format, self._compressed())
 
     def _prove(
         self, tokens: Tokens | None, peaks: list[dict[str, int]], sent: list[dict[str, int]]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunekit import allocator, result
 from prunekit import report as reports
+from prunekit import result
 from prunekit.checkpoint import open_checkpoint
 from prunekit.compensation import compensate
 from prunekit.data import Tokens
@@ -66,13 +66,7 @@ class ShrinkRun(Framed[ShrinkPlan]):
     def records(self, *, resume: bool, overwrite: bool) -> Iterator[Record]:
         """Yield the records of the whole run."""
         plan = self.plan
-        if plan.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(plan.device)
-        with self._timed("calibrate"):
-            tokens = self._calibration()
-            judged = self._evaluation_tokens()
-        allocator.give_back()
-        self.output.begin(self._fingerprint(tokens), resume=resume, overwrite=overwrite)
+        tokens, judged = self._begin(resume=resume, overwrite=overwrite)
         blocks = sum(len(runner.blocks) for runner in plan.stacks)
         sites = sum(map(len, plan.sites.values()))
         count = tokens.ids.numel() if tokens else 0
@@ -84,10 +78,9 @@ class ShrinkRun(Framed[ShrinkPlan]):
         for entry in shrunk["layers"]:
             yield Record("layer", entry["name"], entry)
         with self._timed("write"):
-            dtype = None if plan.config.model.dtype == "auto" else plan.config.model.dtype
             config = plan.checkpoint.config | shrunk["config"]
             config = {key: value for key, value in config.items() if key not in shrunk["dropped"]}
-            self.output.finish(replace(plan.checkpoint, config=config), dtype)
+            self.output.finish(replace(plan.checkpoint, config=config), self.dtype)
         yield from self._evaluate("after", judged)
         yield Record("phase", "verify", {"steps": 1})
         with self._timed("verify"):
