@@ -1,331 +1,220 @@
 """Rankers of heads and neurons beside each other and random, and what removal is worth.
 
-    python -m bench.structured [--models NAME …] [--kinds heads neurons] [--no-speed]
+    python -m bench.structured [--models NAME …] [--kinds heads neurons] [--minutes N]
+    python -m bench.structured --speed [--models NAME …]
 
-For every ranker: quality with 10, 30, 50 and 70 % of the units gated off (``obs + refit`` removes
-them and refits), random with mean and deviation of five seeds, and Spearman's ρ to leave-one-out.
-Then, with half of the heads and neurons of every layer: tokens a second and bytes of the folder of
-the dense, the gated and the smaller model. Speed needs an idle machine, quality does not.
+For every contestant: quality with 10, 30, 50 and 70 % of the units gone, random with five seeds,
+and for heads Spearman's ρ to leave-one-out. Rows that ``bench/results/structured/<model>.json`` has
+already are not measured again, unless what they were measured on or the ranker's settings have
+changed; so it can be run in pieces, and the machine need not be idle. ``--speed`` measures, with
+half of the heads and neurons of every layer: tokens a second and bytes of the folder of the dense,
+the gated and the smaller model; it does need an idle machine.
 """
 
 import argparse
 import json
-import random
-import statistics
-import tempfile
+import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from string import ascii_lowercase
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 import prunekit
-from bench.end_to_end import SHARED
 from bench.harness import RESULTS, describe
-from bench.quality import all_jobs
-from prunekit.agreement import spearman
-from prunekit.data import calibration_tokens, evaluation_tokens
+from bench.structured_speed import speed
+from bench.structured_table import LEVELS, Row, page
+from bench.tasks import Task, tasks
+from prunekit.compensation import compensate
 from prunekit.errors import ConfigError
 from prunekit.gated import Gates
-from prunekit.probes.batches import IGNORED, Batch, mean_loss
-from prunekit.rankers import Scores, rankers
+from prunekit.kinds import Kind
+from prunekit.probes.batches import Batch
+from prunekit.rankers import Ranker, Scores, rankers
 
-LEVELS = (0.1, 0.3, 0.5, 0.7)
-STEPWISE = ("gradient", "obs")  # also scored anew after each twentieth of the units is gone
-SEEDS = range(5)
-WINDOWS = 40  # of evaluation text: some sixty variants of each model are judged on it
-RANKERS: dict[str, dict[str, Any]] = {
-    "entropy": {},
-    "magnitude": {},
-    "gradient": {},
-    "output-norm": {},
-    "salience": {},
-    "obs": {},
-    "hybrid": {},
-    "hybrid of entropy and gradient": {"of": {"entropy": 0.7, "gradient": 0.3}},
-    "leave-one-out": {},
-}
-FOR_HEADS = ("entropy", "hybrid of entropy and gradient", "leave-one-out")
-PROMPT, WRITTEN, RUNS = 64, 64, 5
+FOLDER = RESULTS / "structured"
 
 
 @dataclass(frozen=True)
-class Task:
-    """A model, what its units are scored on, and what it is judged on.
+class Contestant:
+    """A ranker, and how what it says is carried out.
 
-    ``few`` is for what runs the model once a unit; ``metric`` is perplexity, or the accuracy that
-    a sample counts for whose every prediction is right.
+    ``refit``: the linears that read the units are fitted anew. ``rounds``: what is left is ranked
+    again after each tenth of the units is gone. ``seeds``: how many there are to measure.
     """
 
-    name: str
-    model: Path
-    calibration: list[Batch]
-    few: list[Batch]
-    evaluation: list[Batch]
-    metric: str
+    ranker: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    refit: bool = False
+    rounds: bool = False
+    seeds: int = 1
 
-    def load(self) -> PreTrainedModel:
-        """Return the dense model in float32."""
-        return prunekit.load(self.model, torch.float32)
+    def made(self, seed: int) -> Ranker:
+        """Return its ranker."""
+        seeded = {"seed": seed} if self.ranker == "random" else {}
+        return rankers()[self.ranker](**self.settings, **seeded)
 
-    def quality(self, model: PreTrainedModel) -> float:
-        """Judge a model."""
-        if self.metric == "perplexity":
-            return float(torch.tensor(mean_loss(model, self.evaluation)).exp())
-        return _accuracy(model, self.evaluation)
-
-
-def _accuracy(model: PreTrainedModel, batches: list[Batch]) -> float:
-    right = total = 0
-    for batch in batches:
-        labels = batch["labels"]
-        with torch.inference_mode():
-            found = model(**batch).logits.argmax(-1)
-        if type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")):
-            found, labels = found[:, :-1], labels[:, 1:]
-        same = (found == labels) | (labels == IGNORED)
-        right += int(same.view(len(labels), -1).all(1).sum())
-        total += len(labels)
-    return right / total
+    def described(self, kind: Kind) -> Row | None:
+        """Return its settings with all defaults; None if it does not rank such units."""
+        made = self.made(0)
+        if any(kind not in part.kinds for part in made.parts):
+            return None
+        return {**made.model_dump(), "refit": self.refit, "rounds": self.rounds}
 
 
-def tasks(wanted: list[str] | None) -> Iterator[Task]:
-    """Yield every model that is here, with its task."""
-    for job in all_jobs():
-        if not wanted or job.name in wanted:
-            tokenizer = AutoTokenizer.from_pretrained(job.model)
-            source = [str(job.calibration)]
-            ids = calibration_tokens(tokenizer, source, job.samples, job.length, 0).ids
-            text = evaluation_tokens(tokenizer, [str(job.evaluation)], job.length, WINDOWS).ids
-            read, judged = ([{"input_ids": p} for p in part.split(4)] for part in (ids, text))
-            yield Task(job.name, job.model, read, read[:4], judged, "perplexity")
-    labelled = {
-        "minilm-l6-sst2": _sentences,
-        "gpt2-nano-sort": _digits,
-        "t5-nano-sort": _letters,
-    }
-    for name, make in labelled.items():
-        if (SHARED / "models" / name).is_dir() and (not wanted or name in wanted):
-            read, judged = make(SHARED / "models" / name)
-            yield Task(name, SHARED / "models" / name, read, read[:4], judged, "accuracy")
+CONTESTANTS = {
+    "random": Contestant("random", seeds=5),
+    "entropy": Contestant("entropy"),
+    "magnitude": Contestant("magnitude"),
+    "gradient": Contestant("gradient"),
+    "leave-one-out": Contestant("leave-one-out"),
+    "output-norm": Contestant("output-norm"),
+    "flap": Contestant("flap"),
+    "llm-pruner": Contestant("llm-pruner"),
+    "salience": Contestant("salience"),
+    "hybrid": Contestant("hybrid"),
+    "obs": Contestant("obs"),
+    "random + refit": Contestant("random", refit=True),
+    "hybrid + refit": Contestant("hybrid", refit=True),
+    "obs + refit": Contestant("obs", refit=True),
+    "obs in rounds + refit": Contestant("obs", refit=True, rounds=True),
+}
+FOR_HEADS = ("leave-one-out",)  # a run for each unit, and neurons are too many
 
 
-def _sentences(model: Path) -> tuple[list[Batch], list[Batch]]:
-    """Return SST-2: 256 samples of the training set, and the whole development set."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
+class Bench:
+    """One model and one kind of its units: loaded when something is to be measured."""
 
-    def batches(file: str, count: int | None) -> list[Batch]:
-        lines = (SHARED / "data/sst2" / file).read_text().splitlines()[1:][:count]
-        rows = [line.split("\t") for line in lines]
-        return [
-            {
-                **tokenizer([row[0] for row in part], padding=True, return_tensors="pt"),
-                "labels": torch.tensor([int(row[1]) for row in part]),
+    def __init__(self, task: Task, kind: Kind) -> None:
+        self.task, self.kind = task, kind
+        self._known: dict[tuple[str, str, bool], Scores] = {}
+
+    @cached_property
+    def gates(self) -> Gates:
+        """Gates on the dense model."""
+        return getattr(prunekit, self.kind)(self.task.load())
+
+    def row(self, contestant: Contestant, seed: int) -> Row:
+        """Measure a contestant at every level; a quality is None where too few units may go."""
+        began = time.perf_counter()
+        scores = self._scores(contestant.made(seed), rounds=contestant.rounds)
+        found = [self._quality(scores, level, refit=contestant.refit) for level in LEVELS]
+        row: Row = {"quality": found, "seconds": time.perf_counter() - began}
+        if self.kind == "heads":
+            row["scores"] = torch.cat([*scores.values()]).tolist()
+        return row | {"units": sum(site.units for site in self.gates.sites)}
+
+    def _scores(self, ranker: Ranker, *, rounds: bool) -> Scores:
+        data = self.task.few if ranker.name == "leave-one-out" else self.task.calibration
+        key = (ranker.name, ranker.model_dump_json(), rounds)
+        if key not in self._known:
+            order = self._order if rounds else self.gates.score
+            self._known[key] = order(ranker, data)
+        return self._known[key]
+
+    def _order(self, ranker: Ranker, data: list[Batch]) -> Scores:
+        """Return as scores the places in which units go if the rest is ranked again and again."""
+        for level in reversed(LEVELS):
+            try:
+                gone = self.gates.prune_in_steps(ranker, data, level, steps=round(10 * level))
+            except ConfigError:  # every layer keeps a unit, and there are too few for this level
+                continue
+            self.gates.undo()
+            scores = {
+                site.name: torch.full((site.units,), float(len(gone)), dtype=torch.float64)
+                for site in self.gates.sites
             }
-            for part in (rows[start : start + 32] for start in range(0, len(rows), 32))
-        ]
+            for place, (layer, unit, _) in enumerate(gone):
+                scores[self.gates.sites[layer].name][unit] = place
+            return scores
+        raise AssertionError("there are too few units for any level")
 
-    return batches("train_12k.tsv", 256), batches("dev.tsv", None)
-
-
-def _digits(_: Path) -> tuple[list[Batch], list[Batch]]:
-    """Return all inputs of the sorter of six digits, a third of them to calibrate on."""
-    digits = torch.cartesian_prod(*[torch.arange(3)] * 6)
-    whole = torch.cat([digits, digits.sort(1).values], 1)
-    labels = whole.clone()
-    labels[:, :6] = IGNORED
-    batch = {"input_ids": whole[:, :-1], "labels": labels[:, :-1]}
-    third = {name: part[::3] for name, part in batch.items()}
-    return [third], [batch]
-
-
-def _letters(model: Path) -> tuple[list[Batch], list[Batch]]:
-    """Return random strings of 4 to 16 letters and, as labels, the same letters in order."""
-    tokenizer, choice = AutoTokenizer.from_pretrained(model), random.Random(0)
-    words = ["".join(choice.choices(ascii_lowercase, k=choice.randint(4, 16))) for _ in range(800)]
-    batches = []
-    for start in range(0, len(words), 100):
-        part = words[start : start + 100]
-        batch = tokenizer(part, padding=True, return_tensors="pt")
-        answers = tokenizer(["".join(sorted(word)) for word in part], padding=True)
-        labels = torch.tensor(answers["input_ids"])
-        padding = torch.tensor(answers["attention_mask"]) == 0
-        batches.append({**batch, "labels": labels.masked_fill(padding, IGNORED)})
-    return batches[:3], batches[3:]
-
-
-def measure(task: Task, kind: str) -> Iterator[dict[str, Any]]:
-    """Yield a row for each ranker: quality by level, and ρ to leave-one-out."""
-    model = task.load()
-    gates: Gates = getattr(prunekit, kind)(model)
-    base = {"model": task.name, "kind": kind, "metric": task.metric, "units": gates.active()}
-    yield base | {"ranker": "dense", "quality": [task.quality(model)] * len(LEVELS)}
-    names = [name for name in RANKERS if kind == "heads" or name not in FOR_HEADS]
-    scores = {name: _score(task, gates, name) for name in names}
-    for name in names:
-        row = base | {"ranker": name, "quality": _levels(task, gates, scores[name])}
-        if kind == "heads":
-            row["rho"] = spearman(scores[name], scores["leave-one-out"])
-        yield row
-    for name in STEPWISE:
-        found = [_stepwise(task, gates, name, level) for level in LEVELS]
-        yield base | {"ranker": f"{name}, in steps", "quality": found}
-    seeds = [_levels(task, gates, gates.score("random", seed=seed)) for seed in SEEDS]
-    spread = [
-        [found[index] for found in seeds if found[index] is not None]
-        for index in range(len(LEVELS))
-    ]
-    yield base | {
-        "ranker": "random",
-        "quality": [statistics.mean(found) if found else None for found in spread],
-        "deviation": [statistics.stdev(found) if found else None for found in spread],
-    }
-    refitted = [_refitted(task, kind, scores["obs"], level) for level in LEVELS]
-    yield base | {"ranker": "obs + refit", "quality": refitted}
-
-
-def _score(task: Task, gates: Gates, name: str) -> Scores:
-    ranker = "hybrid" if name.startswith("hybrid") else name
-    data = task.few if name == "leave-one-out" else task.calibration
-    return gates.score(ranker, data, **RANKERS[name])
-
-
-def _levels(task: Task, gates: Gates, scores: Scores) -> list[float | None]:
-    found: list[float | None] = []
-    for level in LEVELS:
+    def _quality(self, scores: Scores, level: float, *, refit: bool) -> float | None:
+        gates = getattr(prunekit, self.kind)(self.task.load()) if refit else self.gates
         try:
             gates.prune(scores, level)
-        except ConfigError:  # every layer keeps a unit, and there are too few for this level
-            found.append(None)
-            continue
-        found.append(task.quality(gates.model))
+        except ConfigError:  # as above
+            return None
+        if refit:
+            return self.task.quality(self._refitted(gates))
+        found = self.task.quality(gates.model)
         gates.undo()
-    return found
+        return found
+
+    def _refitted(self, gates: Gates) -> PreTrainedModel:
+        if self.task.metric != "perplexity":
+            gates.finalize(self.task.calibration)
+        else:  # in one walk, as the engine does
+            gates.detach()
+            ids = torch.cat([batch["input_ids"] for batch in self.task.calibration])
+            for _ in compensate(gates.model, gates.sites, gates.kept, ids):
+                pass
+        return gates.model
 
 
-def _stepwise(task: Task, gates: Gates, name: str, level: float) -> float | None:
-    try:
-        gates.prune_in_steps(rankers()[name](), task.calibration, level, steps=round(level * 20))
-    except ConfigError:  # as above
-        return None
-    found = task.quality(gates.model)
-    gates.undo()
-    return found
+def measure(task: Task, kind: Kind, known: list[Row]) -> Iterator[Row]:
+    """Yield what is not known yet of a model and a kind, a row for each contestant and seed."""
+    bench = Bench(task, kind)
+    have = {_key(row) for row in known}
+    base = {"model": task.name, "kind": kind, "metric": task.metric, "protocol": task.protocol}
+    for name, contestant in CONTESTANTS.items():
+        settings = contestant.described(kind)
+        if settings is None or (kind != "heads" and name in FOR_HEADS):
+            continue
+        for seed in range(contestant.seeds):
+            row = base | {"contestant": name, "seed": seed, "settings": settings}
+            if _key(row) not in have:
+                yield row | bench.row(contestant, seed)
 
 
-def _refitted(task: Task, kind: str, scores: Scores, level: float) -> float | None:
-    model = task.load()
-    gates: Gates = getattr(prunekit, kind)(model)
-    try:
-        gates.prune(scores, level)
-    except ConfigError:
-        return None
-    gates.finalize(task.calibration)
-    return task.quality(model)
+def _key(row: Row) -> str:
+    names = ("model", "kind", "contestant", "seed", "settings", "protocol")
+    return json.dumps([row[name] for name in names], sort_keys=True)
 
 
-def speed(task: Task) -> Iterator[dict[str, Any]]:
-    """Yield tokens a second and bytes of a folder: dense, half gated off, half removed."""
-    model = task.load()
-    yield _speed(task, model, "dense")
-    both = [prunekit.heads(model), prunekit.neurons(model)]
-    for gates in both:
-        gates.prune(gates.score("output-norm", task.calibration), 0.5, scope="layer")
-    yield _speed(task, model, "gated")
-    stock = [gates.finalize().stock for gates in both]
-    for gates in both:
-        gates.detach()
-    yield _speed(task, model, "removed") | {"stock": all(stock)}
-
-
-def _speed(task: Task, model: PreTrainedModel, name: str) -> dict[str, Any]:
-    batch = {key: part[:1] for key, part in task.evaluation[0].items()}
-    tokens = batch["input_ids"].shape[1]
-    row: dict[str, Any] = {"model": task.name, "variant": name}
-    row["parameters"] = model.num_parameters()
-    row["quality"] = task.quality(model)
-    row["read"] = tokens / _seconds(lambda: model(**batch))
-    if task.metric == "perplexity":
-        ids = batch["input_ids"][:, :PROMPT]
-        limits = {"min_new_tokens": WRITTEN, "max_new_tokens": WRITTEN, "do_sample": False}
-        alone = _seconds(lambda: model(input_ids=ids))
-        whole = _seconds(lambda: model.generate(ids, pad_token_id=0, **limits))  # pyright: ignore
-        row["write"] = (WRITTEN - 1) / max(whole - alone, 1e-9)
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        row["bytes"] = sum(file.stat().st_size for file in Path(folder).iterdir())
-    return row
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    with torch.inference_mode():
-        call()
-        found = []
-        for _ in range(RUNS):
-            began = time.perf_counter()
-            call()
-            found.append(time.perf_counter() - began)
-    return statistics.median(found)
-
-
-def _cell(value: float | None, deviation: float | None = None) -> str:
-    if value is None:
-        return "—"
-    return f"{value:.4g}" + (f" ± {deviation:.2g}" if deviation is not None else "")
-
-
-def _quality_line(row: dict[str, Any]) -> str:
-    deviations = row.get("deviation", [None] * len(LEVELS))
-    cells = [_cell(*pair) for pair in zip(row["quality"], deviations, strict=True)]
-    what = f"{row['units']} {row['kind']}"
-    names = [row["model"], what, row["metric"], row["ranker"]]
-    return f"| {' | '.join([*names, *cells, _cell(row.get('rho'))])} |"
-
-
-def _speed_line(row: dict[str, Any]) -> str:
-    keys = ("parameters", "quality", "read", "write", "bytes")
-    cells = [f"{row[key]:,.4g}" if key in row else "—" for key in keys]
-    return f"| {' | '.join([row['model'], row['variant'], *cells])} |"
+def save(found: dict[str, Any], file: Path) -> None:
+    """Write what is known of a model, and the page of all models again."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(found, indent=1) + "\n")
+    temporary.replace(file)
+    every = [json.loads(other.read_text()) for other in sorted(file.parent.glob("*.json"))]
+    (file.parent / "structured.md").write_text(page([one for one in every if one["rows"]]))
 
 
 def main() -> None:
-    """Measure and rewrite ``bench/results/<machine>/structured.{json,md}``."""
+    """Measure what is missing and rewrite the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", help="only these")
     parser.add_argument("--kinds", nargs="*", default=["heads", "neurons"])
-    parser.add_argument("--no-speed", action="store_true", help="quality alone")
-    parser.add_argument("--out", type=Path, help="folder, if not that of this machine's results")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no row after these")
+    parser.add_argument("--speed", action="store_true", help="speed and size, not quality")
     options = parser.parse_args()
-    header = ["model", "units", "metric", "ranker", *(f"{level:.0%}" for level in LEVELS), "ρ"]
-    lines, quality, timed = [_header(header)], [], []
+    began = time.monotonic()
     for task in tasks(options.models):
+        file = FOLDER / f"{task.name}.json"
+        found: Row = {"rows": [], "speed": []}
+        if file.is_file():
+            found = json.loads(file.read_text())
+        found["machine"] = describe(torch.device("cpu"))
+        if options.speed:
+            found["speed"] = [*speed(task)]
+            save(found, file)
+            continue
+        found.setdefault("dense", task.quality(task.load()))
         for kind in options.kinds:
-            for row in measure(task, kind):
-                quality.append(row)
-                print(_quality_line(row), flush=True)
-        if not options.no_speed:
-            for row in speed(task):
-                timed.append(row)
-                print(_speed_line(row), flush=True)
-    lines += [*map(_quality_line, quality)]
-    if timed:
-        names = ["model", "half of heads and neurons", "parameters", "quality"]
-        names += ["tokens/s read", "tokens/s written", "bytes"]
-        lines += ["", _header(names), *map(_speed_line, timed)]
-    machine = describe(torch.device("cpu"))
-    folder = options.out or RESULTS / machine["name"]
-    folder.mkdir(parents=True, exist_ok=True)
-    found = {"machine": machine, "levels": LEVELS, "quality": quality, "speed": timed}
-    (folder / "structured.json").write_text(json.dumps(found, indent=1) + "\n")
-    (folder / "structured.md").write_text("\n".join(lines) + "\n")
-
-
-def _header(names: list[str]) -> str:
-    return f"| {' | '.join(names)} |\n{'|---' * len(names)}|"
+            for row in measure(task, kind, found["rows"]):
+                same = ("kind", "contestant", "seed")
+                others = [r for r in found["rows"] if any(r[name] != row[name] for name in same)]
+                found["rows"] = [*others, row]
+                save(found, file)
+                print(row["model"], kind, row["contestant"], row["quality"], flush=True)
+                if time.monotonic() - began > 60 * options.minutes:
+                    return
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 
-from bench import harness, table
+from bench import harness, structured_table, table
 
 
 def result(share, why=None):
@@ -71,3 +71,25 @@ def test_benches_of_kernels_yield_cases_with_ours_first(op):
     case = next(module.cases(torch.device("cpu")))
     assert next(iter(case.contestants)) == "prunekit"
     assert case.bytes > 0
+
+
+def row(contestant, quality, seed=0, scores=(1.0, 2.0, 3.0)):
+    return {
+        "model": "m", "kind": "heads", "metric": "perplexity", "units": 3, "seed": seed,
+        "contestant": contestant, "quality": quality, "scores": list(scores),
+    }  # fmt: skip
+
+
+def test_who_beats_random_is_counted_only_beyond_its_deviation():
+    rows = [
+        row("random", [10.0, 20.0, 30.0, None]),
+        row("random", [12.0, 24.0, 30.0, None], seed=1),
+        row("entropy", [10.5, 18.0, 29.0, None], scores=(3.0, 2.0, 1.0)),
+        row("leave-one-out", [9.0, 25.0, 30.0, 99.0]),
+    ]
+    text = structured_table.page([{"dense": 8.0, "rows": rows, "speed": []}])
+    # 11 ± 1.4, 22 ± 2.8 and 30 ± 0, and no fourth level to compare.
+    assert "| random | 11 ± 1.4 | 22 ± 2.8 | 30 | — | 1.00 |" in text
+    assert "| entropy | 10.5 | **18** | **29** | — | -1.00 |" in text
+    assert "| entropy | 2 | 3 |" in text
+    assert "| leave-one-out | 1 | 3 |" in text
