@@ -1,4 +1,4 @@
-"""ADMM: one product of [O, I] by [I, I] an iteration, one inverse for each of six penalties.
+"""ADMM: one product of [O, I] by [I, I] an iteration, one inverse for each of ten penalties.
 
 The projection is half of every row, by ``topk``: what it takes counts.
 """
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bench.harness import Case
 
-ITERATIONS, EVERY = 30, 5
-PENALTIES = [0.1 * 50 ** (step // EVERY / 5) for step in range(ITERATIONS)]
+ITERATIONS, EVERY = 30, 3
+PENALTIES = [0.1 * 20 ** (step // EVERY / 9) for step in range(ITERATIONS)]
 LAYERS = [
     ("smollm2-135m.gate_proj", 1536, 576),
     ("smollm2-135m.down_proj", 576, 1536),

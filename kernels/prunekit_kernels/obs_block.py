@@ -9,7 +9,8 @@ Source: Frantar & Alistarh, SparseGPT, Algorithm 1, arXiv:2301.00774.
 Shapes: O output features, I input features. Everything is transposed, so that a column is
 contiguous, and a row of the weight is one thread of the kernel: it holds a panel of 16 columns in
 registers, chooses in it and subtracts in it, and brings the next panel up to date from the errors
-that it wrote before; threads share nothing. The block reads and writes 9 bytes a weight and reads
+that it wrote before; threads share nothing. Groups of more than a panel are chosen before their
+columns are swept. The block reads and writes 9 bytes a weight and reads
 4 bytes of errors for every panel that is to come: bound by instructions, not by memory.
 """
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from prunekit_kernels._precision import full_precision
 from prunekit_kernels._triton import INTERPRETED, runs_triton, tl, triton
 from prunekit_kernels.packed_mask import INTEGERS
-from prunekit_kernels.selection import arrays, highest, without_nan
+from prunekit_kernels.selection import Groups, arrays, choose, highest, without_nan
 
 BLOCK = 128  # columns of a launch
 LEAF = 16  # columns swept one by one between matrix products on a CPU: fastest of 8..32
@@ -124,15 +125,12 @@ def _obs_block(
     with full_precision():
         if end == start:
             return
-        if runs_triton(work) and work.dtype == torch.float32 and m <= PANEL:
-            # The last columns may not fill a panel.
-            whole = end - (end - start) % (PANEL // m * m)
-            _launch(sweep, start, whole, n, m)
-            if whole == end:
-                return
-            sweep.make_up(start, whole, end)
-            start = whole
-        _in_cache(sweep, start, end, NOfM(n, m) if n else None)
+        if not (runs_triton(work) and work.dtype == torch.float32):
+            _in_cache(sweep, start, end, NOfM(n, m) if n else None)
+        elif m <= PANEL:
+            _in_registers(sweep, start, end, n, m)
+        else:
+            sweep.halves(start, end, m, lambda *group: _wide(sweep, *group, n))
 
 
 @_obs_block.register_fake
@@ -203,9 +201,28 @@ def _rows(outputs: int) -> int:
     return 64 if torch.version.hip else 32
 
 
-def _launch(sweep: Sweep, start: int, end: int, n: int, m: int) -> None:
+def _in_registers(sweep: Sweep, start: int, end: int, n: int, m: int) -> None:
+    """Sweep a block by one launch, or two where its last columns do not fill a panel."""
+    panel = PANEL // m * m
+    whole = end - (end - start) % panel
+    if start < whole:
+        _launch(sweep, start, whole, n, m, panel)
+    if start < whole < end:
+        sweep.make_up(start, whole, end)
+    if whole < end:
+        _launch(sweep, whole, end, n, m, end - whole)
+
+
+def _wide(sweep: Sweep, start: int, end: int, n: int) -> None:
+    """Sweep a group that is wider than a panel, and than what a thread can hold: choose first."""
+    m = end - start
+    sweep.keep[start:end] &= choose(sweep.score(start, end).T, Groups(1, m, (m - n,))).T
+    _in_registers(sweep, start, end, 0, 1)
+
+
+def _launch(sweep: Sweep, start: int, end: int, n: int, m: int, panel: int) -> None:
     outputs = sweep.work.shape[1]
-    if start == end or not outputs:
+    if not outputs:
         return
     rows = _rows(outputs)
     # The factor may be stored by columns; the kernel reads short rows of it, four numbers at once.
@@ -213,7 +230,7 @@ def _launch(sweep: Sweep, start: int, end: int, n: int, m: int) -> None:
     with torch.cuda.device_of(sweep.work):
         _kernel[(triton.cdiv(outputs, rows),)](
             sweep.work, sweep.errors, sweep.keep.view(torch.uint8), upper, start, end, outputs,
-            N=n, M=m, PANEL=PANEL // m * m, TILE_I=PANEL, TILE_O=rows,
+            N=n, M=m, PANEL=panel, TILE_I=PANEL, TILE_O=rows,
             num_warps=1, enable_fp_fusion=True,
         )  # fmt: skip
 

@@ -5,6 +5,14 @@ subtracting what that half's errors cost the right half, and sweeping the right 
 of a range are up to date whenever its sweep begins, which is when they are chosen. What happens
 inside of a block of columns is :mod:`prunekit_kernels.obs_block`.
 
+n:m is chosen by each row for itself, so inside of that launch. Half of a block, or of a row, is
+chosen before it, once its columns are up to date: a threshold over all rows is seen by no program
+of the launch, and a barrier among them would allow only as many rows as are resident at once. The
+price is 4 bytes of score and 1 of mask a weight, beside the 9 of the sweep.
+
+Halving leaves no far update to overlap with: half of all updates' work is one product over half of
+the matrix, and every sweep waits for the product just before it.
+
 Source: Frantar & Alistarh, SparseGPT, Algorithm 1, arXiv:2301.00774.
 Shapes: O output features, I input features, C columns chosen together.
 """

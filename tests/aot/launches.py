@@ -186,8 +186,9 @@ def _sweeps() -> Iterator[Launch]:
             work, upper = meta(size, size), meta(size, size)
             sweep = Sweep(work, work, meta(size, size, dtype=torch.bool), upper)
             name = f"f32 O={size} {f'{n}:{m}' if choice else 'given'}"
-            run = _call(obs_block, sweep, 0, 128 // panel * panel, n, m)
+            run = _call(obs_block, sweep, 0, 128 // panel * panel, n, m, panel)
             yield Launch("obs_block", name, run, targets=targets)
+    yield Launch("obs_block", "f32 O=1001 given, 9 columns", _call(obs_block, sweep, 0, 9, 0, 1, 9))
 
 
 def _weight(inputs: int, dtype: torch.dtype, factors: str = "ria") -> _choosing.Source:

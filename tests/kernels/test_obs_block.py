@@ -1,3 +1,5 @@
+import importlib
+
 import pytest
 import torch
 from prunekit_kernels import NOfM, Sweep, inverse_factor, obs_block
@@ -7,7 +9,9 @@ from tests.closeness import assert_close
 from tests.kernels.layers import correlated
 
 CHOICES = [None, NOfM(1, 1), NOfM(1, 2), NOfM(2, 4), NOfM(4, 8), NOfM(2, 3), NOfM(5, 12)]
+WIDE = [NOfM(1, 17), NOfM(16, 32)]  # of more than a panel of the kernel
 names = str
+module = importlib.import_module("prunekit_kernels.obs_block")
 
 
 def sweep(outputs, inputs, *, kept=0.5, device="cpu", dtype=torch.float32):
@@ -57,6 +61,38 @@ def test_is_the_published_block_for_any_choice(choice, device):
     inputs = 48 if choice is None or 48 % choice.m == 0 else 45
     state = sweep(33, inputs, kept=1.0 if choice else 0.5, device=device)
     check(state, 0, inputs, choice)
+
+
+@pytest.mark.parametrize("choice", WIDE, ids=names)
+def test_is_the_published_block_for_groups_of_more_than_a_panel(choice, device):
+    inputs = 34 if choice.m == 17 else 32
+    check(sweep(3, inputs, kept=0.9, device=device), 0, inputs, choice)
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize(
+    ("choice", "columns", "launches"),
+    [
+        (None, 32, [16]),
+        (None, 21, [16, 5]),
+        (None, 7, [7]),
+        (NOfM(2, 4), 32, [16]),
+        (NOfM(2, 3), 21, [15, 6]),
+        (NOfM(9, 18), 36, [16, 2] * 2),
+    ],
+    ids=names,
+)
+def test_every_column_is_swept_by_the_kernel(choice, columns, launches, device, monkeypatch):
+    launch, panels = module._launch, []
+
+    def counted(*given):
+        panels.append(given[-1])
+        launch(*given)
+
+    monkeypatch.setattr(module, "_launch", counted)
+    monkeypatch.delattr(module, "_in_cache")
+    obs_block(sweep(3, columns, device=device), 0, columns, choice)
+    assert panels == launches
 
 
 @pytest.mark.parametrize("span", [(0, 0), (0, 1), (5, 6), (16, 32), (7, 30), (40, 61)], ids=str)
