@@ -130,7 +130,7 @@ def _obs_block(
         elif m <= PANEL:
             _in_registers(sweep, start, end, n, m)
         else:
-            sweep.halves(start, end, m, lambda *group: _wide(sweep, *group, n))
+            sweep.halves(start, end, m, lambda first, last: _wide(sweep, first, last, n))
 
 
 @_obs_block.register_fake
