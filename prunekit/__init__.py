@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prunekit.config import Config, load_config
     from prunekit.errors import PrunekitError
     from prunekit.framing import Record
-    from prunekit.gated import heads, neurons
+    from prunekit.gated import blocks, heads, hidden, neurons
     from prunekit.inplace import prune
     from prunekit.jobs import plan, run
     from prunekit.methods import Method
@@ -44,7 +44,9 @@ __all__ = [
     "Record",
     "SparseLinear",
     "Statistic",
+    "blocks",
     "heads",
+    "hidden",
     "join",
     "load",
     "load_config",
@@ -66,7 +68,9 @@ _HOMES = {
     "Record": "framing",
     "SparseLinear": "sparse_linear",
     "Statistic": "statistics",
+    "blocks": "gated",
     "heads": "gated",
+    "hidden": "gated",
     "join": "ranks",
     "load": "shrunk",
     "load_config": "config",

@@ -1,16 +1,16 @@
-"""Heads or neurons of a model in memory: scored, gated, pruned, taken back, and at last removed.
+"""Units of a model in memory: scored, gated, pruned, taken back, and at last removed.
 
     heads = prunekit.heads(model)
     heads.prune(heads.score("output-norm", tokens), 0.3)
     heads.finalize()
 
 Until ``finalize`` nothing of the model is changed, and ``undo`` takes back each step. Layers and
-units are counted from 0; a layer is one of ``heads.sites``.
+units are counted from 0; a layer is one of ``heads.places``.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,14 +21,15 @@ from transformers import PreTrainedModel
 from prunekit.agreement import redundancy
 from prunekit.choosing import Removed, Scope, choose
 from prunekit.errors import ConfigError, PrunekitError, ShapeError
-from prunekit.kinds import Kind
+from prunekit.kinds import WHOLE, Kind
+from prunekit.places import places
 from prunekit.probes.batches import Batch, Data, batches, still
 from prunekit.probes.gates import Gate
 from prunekit.rankers import Ranker, Scores, Subject, rankers
 from prunekit.refitting import gather, refit
 from prunekit.removal import parameters, refuse_unequal, settle
 from prunekit.schedules import linear
-from prunekit.sites import matrix, sites
+from prunekit.sites import Site, matrix
 from prunekit.stock import refuse_recorded, stock_entries
 
 ACTIVE = 0.01
@@ -46,7 +47,7 @@ class Finalized:
     """What became of a model.
 
     Attributes:
-        kept: The units that each site kept.
+        kept: The units that each place kept.
         parameters: How many parameters the model had and has.
         stock: Whether its config says its shape, so that any tool opens what is saved.
         note: The same in words; where it does not, why.
@@ -59,7 +60,15 @@ class Finalized:
 
 
 class Gates:
-    """Gates on all heads, or all neurons, of a model."""
+    """Gates on all units of one kind of a model.
+
+    Attributes:
+        model: The model.
+        kind: What the units are.
+        places: Where they are.
+        sites: The same of heads and neurons, which one linear reads.
+        gates: The gate of each place, by its name.
+    """
 
     def __init__(self, model: PreTrainedModel, kind: Kind) -> None:
         self.model = model
@@ -112,7 +121,7 @@ class Gates:
         """
         if steps < 1:
             raise ConfigError(f"steps: {steps} is not at least 1.")
-        units = sum(site.units for site in self.sites)
+        units = sum(place.units for place in self.places)
         start = sum(int((~keep).sum()) for keep in self.keep.values()) / units
         parts = [linear(step, steps, sparsity, start) for step in range(1, steps + 1)]
         depth, removed = len(self._history), []
@@ -184,16 +193,20 @@ class Gates:
             stock: Refuse, before anything is changed, if a stock config cannot say the new shape.
 
         Raises:
-            ShapeError: ``stock`` cannot be had; the message names the constraint.
+            ConfigError: There is data but nothing that could be refitted, or a gate is neither open
+                nor closed and no weight can stand for it.
+            ShapeError: ``stock``, or the kind, wants a config to say the new shape, and it cannot;
+                the message names the constraint.
             CheckpointError: See :func:`prunekit.removal.refuse_unequal`.
         """
         kept = self.kept
+        self._refuse_halves(data)
         entries, note = None, STOCK
         try:
-            entries = stock_entries(self.model, self.sites, kept)
+            entries = stock_entries(self.model, self.places, kept)
             refuse_recorded(self.model, kept)
         except ShapeError as error:
-            if stock:
+            if stock or (entries is None and self.kind in WHOLE):
                 raise
             if entries is None:
                 refuse_unequal(self.sites)
@@ -203,7 +216,7 @@ class Gates:
             self._refit(batches(data, self.model), kept)
         self._fold()
         self.detach()
-        settle(self.model, self.sites, kept, entries)
+        settle(self.model, self.places, kept, entries)
         self._attach()
         return Finalized(kept, (before, parameters(self.model)), note == STOCK, note)
 
@@ -220,20 +233,35 @@ class Gates:
             gate.detach()
 
     def _attach(self) -> None:
-        self.sites = sites(self.model, self.kind)
-        self.gates = {site.name: Gate(site) for site in self.sites}
+        self.places = places(self.model, self.kind)
+        self.sites = [place for place in self.places if isinstance(place, Site)]
+        self.gates = {place.name: Gate(place) for place in self.places}
         self._history: list[list[tuple[Tensor, Tensor]]] = []
 
     def _subject(self, found: list[Batch]) -> Subject:
-        return Subject(self.model, self.sites, self.gates, found)
+        # A ranker says which kinds it ranks, and reads no more of a place than all of these have.
+        return Subject(self.model, cast("list[Site]", self.places), self.gates, found)
 
     def _gate(self, layer: int, unit: int) -> Gate:
-        if not 0 <= layer < len(self.sites) or not 0 <= unit < self.sites[layer].units:
+        if not 0 <= layer < len(self.places) or not 0 <= unit < self.places[layer].units:
             raise ConfigError(
-                f"({layer}, {unit}): there is no such unit; layers go to {len(self.sites) - 1}, "
-                f"units to {max(site.units for site in self.sites) - 1}."
+                f"({layer}, {unit}): there is no such unit; layers go to {len(self.places) - 1}, "
+                f"units to {max(place.units for place in self.places) - 1}."
             )
-        return self.gates[self.sites[layer].name]
+        return self.gates[self.places[layer].name]
+
+    def _refuse_halves(self, data: Data | None) -> None:
+        if self.kind not in WHOLE:
+            return
+        if data is not None:
+            raise ConfigError(f"data: no linear that could be refitted reads {self.kind}.")
+        for name, gate in self.gates.items():
+            half = gate.keep & (gate.value != 1)
+            if bool(half.any()):
+                raise ConfigError(
+                    f"{name}: the gate of unit {int(half.nonzero()[0])} is neither 0 nor 1, and no "
+                    f"weight can stand for a factor of {self.kind}. Prune it, or set it to 1."
+                )
 
     def _remember(self) -> None:
         self._history.append(
@@ -266,6 +294,25 @@ def heads(model: PreTrainedModel) -> Gates:
         CheckpointError: The family is not declared.
     """
     return Gates(model, "heads")
+
+
+def blocks(model: PreTrainedModel) -> Gates:
+    """Return gates on the whole blocks of a model; a closed one gives on what it reads.
+
+    Raises:
+        CheckpointError: The family is not declared and cannot be probed.
+    """
+    return Gates(model, "blocks")
+
+
+def hidden(model: PreTrainedModel) -> Gates:
+    """Return gates on the coordinates of a model's residual stream.
+
+    Raises:
+        CheckpointError: The family is not declared and cannot be probed.
+        ShapeError: They cannot be taken out of it; the message names the constraint.
+    """
+    return Gates(model, "hidden")
 
 
 def neurons(model: PreTrainedModel) -> Gates:

@@ -2,10 +2,15 @@
 
 from typing import Literal, get_args
 
-Kind = Literal["heads", "neurons"]
-"""What a unit is."""
+Kind = Literal["blocks", "hidden", "heads", "neurons"]
+"""What a unit is; hidden: a coordinate of the residual stream."""
 
 Compensation = Literal["none", "refit"]
 """What is done for the weights that stay."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
+"""All of them, in the order in which they are taken out."""
+
+WHOLE: frozenset[Kind] = frozenset({"blocks", "hidden"})
+"""Those of which a config always has to say how many are left, and whose gates have to be open or
+closed by then: no weight stands for a half-open one."""

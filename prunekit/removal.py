@@ -1,4 +1,4 @@
-"""Takes heads and neurons out of a model for good: fewer rows and columns, the same answers.
+"""Takes units out of a model for good: smaller matrices, the same answers.
 
 Where all blocks keep equally many, the config can say so and the model is a stock one. Where they
 do not, the config says which units are left (``RECORD``), and that transformers needs prunekit to
@@ -16,13 +16,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prunekit.architectures import Attention
+from prunekit.depth import Depth, take_out
 from prunekit.formats import METHOD
 from prunekit.probes.attention import configs, implement, refuse_unseen
-from prunekit.sites import Site, counts, matrix, sites
-
-RECORD = "prunekit_kept"
-"""Entry of a config: how many units each site has left, where the config says more; of heads with
-a position bias, which."""
+from prunekit.sites import Place, Site, counts, matrix, sites
+from prunekit.twin import RECORD
+from prunekit.width import Width, narrow
 
 OPENS = {"quant_method": METHOD, "format": "dense", "linears": {}}
 """Makes transformers call prunekit before it reads weights into a model that a config describes."""
@@ -62,16 +61,30 @@ def refuse_unequal(found: Sequence[Site]) -> None:
 
 
 def settle(
-    model: PreTrainedModel, found: Sequence[Site], kept: Kept, entries: Mapping[str, int] | None
+    model: PreTrainedModel, found: Sequence[Place], kept: Kept, entries: Mapping[str, Any] | None
 ) -> None:
     """Remove all but the kept units and let the config say what is left.
 
     Args:
         model: Changed in place.
-        found: All sites of one kind, as they are now.
+        found: All places of one kind, as they are now.
         kept: Their units that stay.
-        entries: What :func:`prunekit.stock.stock_entries` returned; None records the units instead.
+        entries: What :func:`prunekit.stock.stock_entries` returned; None, of heads and neurons,
+            records the units instead.
     """
+    first = found[0]
+    if isinstance(first, Depth):
+        take_out(model, cast("Sequence[Depth]", found), kept, entries or {})
+    elif isinstance(first, Width):
+        narrow(model, first, kept[first.name], entries or {})
+        _configure(model, entries or {})
+    else:
+        _settle(model, cast("Sequence[Site]", found), kept, entries)
+
+
+def _settle(
+    model: PreTrainedModel, found: Sequence[Site], kept: Kept, entries: Mapping[str, Any] | None
+) -> None:
     record: dict[str, int | list[int]] = {
         site.name: original(site, kept[site.name]) if biased(site) else len(kept[site.name])
         for site in found
@@ -85,9 +98,7 @@ def settle(
     else:
         record = {}
         _narrow_biases(found)
-        for config in configs(model):
-            for name, value in entries.items():
-                setattr(config, name, value)
+        _configure(model, entries)
     if others or record:
         setattr(model.config, RECORD, {**others, **record})
         _mark(model)
@@ -95,6 +106,12 @@ def settle(
         delattr(model.config, RECORD)
         if not storage(model)["linears"]:
             delattr(model.config, "quantization_config")
+
+
+def _configure(model: PreTrainedModel, entries: Mapping[str, Any]) -> None:
+    for config in configs(model):
+        for name, value in entries.items():
+            setattr(config, name, value)
 
 
 def storage(model: PreTrainedModel) -> dict[str, Any]:

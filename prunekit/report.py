@@ -13,6 +13,7 @@ from typing import Any
 
 from prunekit import citation, figures, unit_figures, units
 from prunekit.errors import CheckpointError, ConfigError
+from prunekit.kinds import WHOLE
 
 JSON, HTML = "report.json", "report.html"
 Show = Callable[[Any], str]
@@ -127,8 +128,10 @@ def _maps(report: dict[str, Any]) -> list[dict[str, Any]]:
     if not layers:
         return []
     if report.get("kind") == UNITS:
-        found = [("Share of units that went", figures.sparsity_map(layers), _spread(layers))]
-        found += unit_figures.maps(layers)
+        found = unit_figures.maps(layers)
+        if inside := [layer for layer in layers if layer["kind"] not in WHOLE]:
+            share = "Share of units that went"
+            found.insert(0, (share, figures.sparsity_map(inside), _spread(inside)))
     else:
         found = [
             ("Sparsity", figures.sparsity_map(layers), _spread(layers)),

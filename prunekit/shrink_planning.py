@@ -1,6 +1,7 @@
 """What a run that takes units out will do, decided before weights are read."""
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,15 +15,16 @@ from prunekit.checkpoint import Checkpoint, open_checkpoint
 from prunekit.checkpoint import find as find_checkpoint
 from prunekit.choosing import choose
 from prunekit.config import ShrinkConfig
-from prunekit.errors import CapacityError, ConfigError
+from prunekit.errors import CapacityError, ConfigError, ShapeError
 from prunekit.evaluation import compute_dtype, device_of, load_tokenizer, stored_dtype
-from prunekit.kinds import Kind
+from prunekit.kinds import WHOLE, Kind
 from prunekit.layout import runners
 from prunekit.loading import empty_model, longest, stored_names
+from prunekit.places import places
 from prunekit.planning import available_memory, capped, check_disk, check_judged
 from prunekit.removal import RECORD, refuse_unequal
 from prunekit.shrink_section import Shrink
-from prunekit.sites import Site, matrix, sites
+from prunekit.sites import Place, Site, matrix
 from prunekit.stack import StackRunner
 from prunekit.stock import stock_entries
 from prunekit.units import count, percent, size
@@ -39,7 +41,7 @@ class ShrinkPlan:
         model: The model without weights.
         tokenizer: The tokenizer beside the checkpoint.
         stacks: Runners of its stacks.
-        sites: Where its units are, of each kind that goes.
+        places: Where its units are, of each kind that goes.
         device: Where the model runs.
         dtype: The type in which it runs.
         stored: Name of each parameter → its name in the checkpoint.
@@ -52,7 +54,7 @@ class ShrinkPlan:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     stacks: list[StackRunner]
-    sites: dict[Kind, list[Site]]
+    places: dict[Kind, Sequence[Place]]
     device: torch.device
     dtype: torch.dtype
     stored: dict[str, str]
@@ -68,17 +70,19 @@ class ShrinkPlan:
 
     @property
     def prunable(self) -> int:
-        """Parameters of all units of the kinds that go."""
-        every = [site for found in self.sites.values() for site in found]
-        return sum(site.units * site.parameters for site in every)
+        """Parameters that hold something of a unit of the kinds that go."""
+        return held(place for found in self.places.values() for place in found)
 
     @cached_property
     def memory(self) -> dict[str, int]:
         """Peak bytes by what they are for: the whole model is in memory while it is ranked."""
         asks = any(part.needs_loss for part in self.config.prune.method.parts)
         model = self.parameters * self.dtype.itemsize
-        widths = [
-            matrix(site.reader.linear).shape[1] for found in self.sites.values() for site in found
+        widths = [self.stacks[0].features] + [
+            matrix(place.reader.linear).shape[1]
+            for found in self.places.values()
+            for place in found
+            if isinstance(place, Site)
         ]
         config = self.config.calibration
         tokens = min(BATCH_TOKENS["cpu"], config.samples * self.lengths[0]) if config else 0
@@ -117,15 +121,16 @@ def plan(config: ShrinkConfig) -> ShrinkPlan:
         model=model,
         tokenizer=load_tokenizer(checkpoint),
         stacks=stacks,
-        sites={kind: sites(model, kind) for kind in config.prune.pattern},
+        places={kind: places(model, kind) for kind in config.prune.pattern},
         device=device,
         dtype=compute_dtype(asked or stored_dtype(checkpoint), device),
         stored=stored_names(model, checkpoint),
         lengths=lengths,
         notes=(*notes, *_remarks(config.prune)),
     )
-    for found in made.sites.values():
+    for found in made.places.values():
         _check_shape(made, found)
+    _check_unread(made)
     _check_capacity(made)
     return made
 
@@ -141,20 +146,26 @@ def _check_loss(config: ShrinkConfig, model: PreTrainedModel) -> None:
         )
 
 
-def _check_shape(made: ShrinkPlan, found: list[Site]) -> None:
+def held(found: Iterable[Place]) -> int:
+    """Return how many parameters hold something of the units of these places."""
+    shares = [share for place in found for share in place.shares]
+    return sum({id(share.parameter): share.parameter.numel() for share in shares}.values())
+
+
+def _check_shape(made: ShrinkPlan, found: Sequence[Place]) -> None:
     """Refuse a number of units that cannot go, or cannot be said afterwards."""
     prune = made.config.prune
-    keep = {site.name: torch.ones(site.units, dtype=torch.bool) for site in found}
-    nothing = {site.name: torch.zeros(site.units) for site in found}
+    keep = {place.name: torch.ones(place.units, dtype=torch.bool) for place in found}
+    nothing = {place.name: torch.zeros(place.units) for place in found}
     gone = choose(nothing, keep, prune.sparsity, scope=prune.scope, least=prune.least)
-    if not prune.uniform:
-        return refuse_unequal(found)
-    left = {site.name: site.units for site in found}
+    if not prune.uniform and found[0].kind not in WHOLE:
+        return refuse_unequal([place for place in found if isinstance(place, Site)])
+    left = {place.name: place.units for place in found}
     for unit in gone:
         left[found[unit.layer].name] -= 1
     kept = {name: range(units) for name, units in left.items()}
     others = getattr(made.model.config, RECORD, {}).keys() - kept.keys()
-    if others:
+    if others and prune.uniform:
         raise ConfigError(
             f"prune.uniform: {made.config.model.path} was left with unequal layers by an earlier "
             f"run ({len(others)} of them stay so), which no stock config.json can say."
@@ -163,11 +174,25 @@ def _check_shape(made: ShrinkPlan, found: list[Site]) -> None:
     return None
 
 
+def _check_unread(made: ShrinkPlan) -> None:
+    """Refuse tensors that no module reads and that would keep coordinates that go."""
+    widths = {place.units for place in made.places.get("hidden", ())}
+    unread = made.checkpoint.entries.keys() - set(made.stored.values())
+    for name in sorted(unread):
+        entry = made.checkpoint.entries[name]
+        if entry.dtype.is_floating_point and widths & {*entry.shape}:
+            raise ShapeError(
+                f"{entry.file}: {type(made.model).__name__} does not read {name}, which has shape "
+                f"{list(entry.shape)} and would stay that wide. Remove it from the checkpoint "
+                "first: open the model with transformers and save it again."
+            )
+
+
 def _check_capacity(made: ShrinkPlan) -> None:
     available, needed = available_memory(made.device), sum(made.memory.values())
     if needed > available:
         raise CapacityError(
-            f"memory: heads and neurons are ranked with the whole model in memory, about "
+            f"memory: {' and '.join(made.places)} are ranked with the whole model in memory, about "
             f"{size(needed)} on {made.device}; {size(available)} are free. Take a smaller model, "
             "or a ranker that gathers less."
         )
@@ -175,7 +200,7 @@ def _check_capacity(made: ShrinkPlan) -> None:
 
 
 def _remarks(prune: Shrink) -> list[str]:
-    if prune.uniform:
+    if prune.uniform or WHOLE.issuperset(prune.pattern):
         return []
     return [
         "Layers may keep different numbers of units: the folder opens with prunekit.load, and with "
@@ -207,13 +232,12 @@ def _describe(made: ShrinkPlan) -> RenderableType:
     for key, value in rows.items():
         facts.add_row(f"[bold]{key}", value)
     table = Table("units", "layers", "in a layer", "parameters of one", "of the model")
-    for kind, found in made.sites.items():
-        held = sum(site.units * site.parameters for site in found)
+    for kind, found in made.places.items():
         table.add_row(
             kind,
             str(len(found)),
-            ", ".join(map(str, sorted({site.units for site in found}))),
-            ", ".join(map(count, sorted({site.parameters for site in found}))),
-            percent(held / made.parameters),
+            ", ".join(map(str, sorted({place.units for place in found}))),
+            ", ".join(map(count, sorted({place.parameters for place in found}))),
+            percent(held(found) / made.parameters),
         )
     return Group(facts, "", table, *[f"[yellow]note[/] {note}" for note in made.notes])

@@ -4,6 +4,7 @@ The whole model is in memory, since what is compared are units of all layers. Th
 written in one piece: a run that was stopped before that begins again, but for what it measured.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,10 +19,11 @@ from prunekit import result
 from prunekit.checkpoint import open_checkpoint
 from prunekit.compensation import compensate
 from prunekit.data import Tokens
+from prunekit.depth import depths
 from prunekit.errors import StoppedError
 from prunekit.framing import Framed, Record
 from prunekit.gated import Finalized, Gates
-from prunekit.kinds import Kind
+from prunekit.kinds import WHOLE, Kind
 from prunekit.probes.batches import Batch
 from prunekit.probes.entropy import measure
 from prunekit.rankers import Scores
@@ -68,7 +70,7 @@ class ShrinkRun(Framed[ShrinkPlan]):
         plan = self.plan
         tokens, judged = self._begin(resume=resume, overwrite=overwrite)
         blocks = sum(len(runner.blocks) for runner in plan.stacks)
-        sites = sum(map(len, plan.sites.values()))
+        sites = sum(map(len, plan.places.values()))
         count = tokens.ids.numel() if tokens else 0
         yield Record("start", "", {"blocks": blocks, "linears": sites, "tokens": count})
         yield from self._evaluate("before", judged)
@@ -99,17 +101,25 @@ class ShrinkRun(Framed[ShrinkPlan]):
             before = model.config.to_dict()
             read = _batches(tokens, model)
         with ExitStack() as stack:
-            gates = [stack.enter_context(Gates(model, kind)) for kind in prune.pattern]
+            gates: list[Gates] = []
+            done: list[Finalized] = []
             entries = {}
-            for kind, each in zip(prune.pattern, gates, strict=True):
+            for kind in prune.pattern:
+                each = stack.enter_context(Gates(model, kind))
                 yield Record("phase", f"rank {kind}", {"steps": prune.steps})
                 with self._timed("calibrate"):
                     entropies = self._entropies(kind, each, read)
                 yield from self._rank(each, read, entropies, entries)
-            if prune.compensate == "refit" and tokens:
+                if kind in WHOLE:  # what is ranked after it is ranked in what is left
+                    with self._timed("prune"):
+                        done.append(each.finalize(stock=prune.uniform))
+                    each.detach()
+                else:
+                    gates.append(each)
+            if prune.compensate == "refit" and tokens and gates:
                 yield from self._refit(model, gates, tokens)
             with self._timed("prune"):
-                done = [each.finalize(stock=prune.uniform) for each in gates]
+                done += [each.finalize(stock=prune.uniform) for each in gates]
         with self._timed("write"):
             self.output.write(1, self._tensors(model))
             after = model.config.to_dict()
@@ -147,16 +157,16 @@ class ShrinkRun(Framed[ShrinkPlan]):
                 gates.prune(found, part, scope=prune.scope, least=prune.least)
             yield Record("step", f"{percent(part)} of {gates.kind}")
         kept = gates.kept
-        for site in gates.sites:
-            entries[site.name] = {
-                "name": site.name,
+        for place in gates.places:
+            entries[place.name] = {
+                "name": place.name,
                 "kind": gates.kind,
-                "units": site.units,
-                "kept": kept[site.name],
-                "sparsity": 1 - len(kept[site.name]) / site.units,
-                "parameters": site.parameters,
-                "scores": scores[site.name].tolist(),
-                "entropy": entropies.get(site.name),
+                "units": place.units,
+                "kept": kept[place.name],
+                "sparsity": 1 - len(kept[place.name]) / place.units,
+                "parameters": place.parameters,
+                "scores": scores[place.name].tolist(),
+                "entropy": entropies.get(place.name),
             }
 
     def _entropies(self, kind: Kind, gates: Gates, read: list[Batch]) -> dict[str, list[float]]:
@@ -191,8 +201,9 @@ class ShrinkRun(Framed[ShrinkPlan]):
         checkpoint, config = self.plan.checkpoint, self.plan.config
         asked = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
         values, stored = model.state_dict(), self.plan.stored
-        rest = checkpoint.read(checkpoint.entries.keys() - set(stored.values()))
-        found = rest | {stored[name]: values[name] for name in stored}
+        rest = checkpoint.entries.keys() - set(stored.values())
+        found = checkpoint.read(name for name in rest if not _of_no_block(model, name))
+        found |= {stored[name]: values[name] for name in stored if name in values}
         return {
             name: _stored(value, asked or checkpoint.entries[name].dtype)
             for name, value in found.items()
@@ -289,6 +300,18 @@ def _in_run_order(model: PreTrainedModel, names: dict[str, Any]) -> list[str]:
 def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
     value = value.detach().cpu()
     return value.to(dtype).contiguous() if value.is_floating_point() else value.contiguous()
+
+
+def _of_no_block(model: PreTrainedModel, name: str) -> bool:
+    """Say whether a tensor that no module reads, as GPT-2's masks, is of a block that went.
+
+    Blocks are numbered anew, so that it is the names of the last ones that are left over.
+    """
+    for place in depths(model):
+        found = re.search(rf"(?:^|\.){re.escape(place.stack.blocks)}\.(\d+)\.", name)
+        if found and int(found[1]) >= place.units:
+            return True
+    return False
 
 
 def _note(done: list[Finalized]) -> str:

@@ -1,4 +1,4 @@
-"""``[prune]`` where its pattern names units that are taken out whole: heads, neurons."""
+"""``[prune]`` where its pattern names units that are taken out whole: blocks, heads, neurons."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -14,7 +14,7 @@ from pydantic import (
 from pydantic_core import CoreSchema
 
 from prunekit.choice import Choice
-from prunekit.kinds import KINDS, Compensation, Kind
+from prunekit.kinds import KINDS, WHOLE, Compensation, Kind
 from prunekit.rankers import Ranker, rankers
 from prunekit.sections import Section, as_list, gather_settings, keys_beside
 
@@ -38,8 +38,9 @@ class Shrink(Section):
         BeforeValidator(as_list, json_schema_input_type=Kind | list[Kind]),
         Field(min_length=1),
     ]
-    """What goes: heads (under grouped queries a key head with its query heads), neurons, or a list
-    of both."""
+    """What goes: whole blocks, hidden (coordinates of the residual stream), heads (under grouped
+    queries a key head with its query heads), neurons, or a list of several; those named later here
+    are ranked in what the earlier leave."""
     sparsity: float = Field(ge=0, lt=1)
     """Fraction of the units of each kind that go, from 0 up to 1."""
     uniform: bool = False
@@ -97,7 +98,12 @@ class Shrink(Section):
     def _of_the_ranker(cls, compensate: object, info: ValidationInfo) -> object:
         # Without a ranker its mistake is said, and this key cannot be judged.
         kind = info.data.get("method", Ranker)
-        return kind.compensate if compensate is None else compensate
+        whole = WHOLE.issuperset(info.data.get("pattern", KINDS))
+        if compensate == "refit" and whole:
+            raise ValueError('"refit" fits what reads heads or neurons anew; none of them go.')
+        if compensate is None:
+            return "none" if whole else kind.compensate
+        return compensate
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:

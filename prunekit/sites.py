@@ -6,21 +6,81 @@ with the query heads that share it. A site is the attention or feed-forward whos
 Shapes: U units, P parts of a unit (the query heads of a group), R rows or columns of a part.
 """
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+from typing_extensions import override
 
 from prunekit.architectures import Attention, FeedForward, Stack, find
 from prunekit.architectures.base import Count
 from prunekit.architectures.coverage import ADVICE, holds, prefix
 from prunekit.errors import CheckpointError
 from prunekit.kinds import Kind
+
+Factor = Callable[[], Float[Tensor, "*B U"]]
+"""What each unit is multiplied by, float32 [U], or [B, 1, U] for a factor a sample."""
+
+
+class Share(NamedTuple):
+    """Which unit the rows of a parameter along an axis go with: all of them go with one."""
+
+    parameter: nn.Parameter
+    axis: int
+    owner: Int[Tensor, " R"]
+
+
+@dataclass(frozen=True)
+class Place(ABC):
+    """Where units of one kind are.
+
+    Attributes:
+        name: Full name of a module that stands for it.
+        kind: What the units are.
+    """
+
+    name: str
+    kind: Kind
+
+    @property
+    @abstractmethod
+    def units(self) -> int:
+        """How many units there are."""
+
+    @property
+    @abstractmethod
+    def shares(self) -> tuple[Share, ...]:
+        """What belongs to the units, of each parameter that is theirs."""
+
+    @abstractmethod
+    def hook(self, factor: Factor) -> list[RemovableHandle]:
+        """Multiply what each unit gives by its factor, whenever the model runs."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.shares[0].parameter.device
+
+    @property
+    def costs(self) -> Float[Tensor, " U"]:
+        """Parameters that go with each unit, biases included; counted from the shapes."""
+        total = torch.zeros(self.units, dtype=torch.float64)
+        for parameter, axis, owner in self.shares:
+            rows = torch.bincount(owner, minlength=self.units)
+            total += rows * (parameter.numel() // max(parameter.shape[axis], 1))
+        return total
+
+    @property
+    def parameters(self) -> int:
+        """Parameters that go with one unit, on average."""
+        return round(float(self.costs.mean()))
 
 
 @dataclass(frozen=True)
@@ -32,8 +92,8 @@ class Slices:
 
 
 @dataclass(frozen=True)
-class Site:
-    """One attention or feed-forward and its units.
+class Site(Place):
+    """One attention or feed-forward and its heads or neurons.
 
     Attributes:
         name: Full name of the attention, or of the linear that reads the neurons.
@@ -45,8 +105,6 @@ class Site:
         reader: Inputs of the one linear that reads them.
     """
 
-    name: str
-    kind: Kind
     stack: Stack
     module: nn.Module
     declared: Attention | FeedForward
@@ -54,8 +112,8 @@ class Site:
     reader: Slices
 
     @property
+    @override
     def units(self) -> int:
-        """How many units there are."""
         return len(self.reader.index)
 
     @property
@@ -64,13 +122,33 @@ class Site:
         return self.reader.index[0].numel()
 
     @property
-    def parameters(self) -> int:
-        """Parameters that go with one unit, biases included; counted from the shapes."""
-        total = matrix(self.reader.linear).shape[0] * self.span
-        for part in self.writers:
-            biased = part.linear.bias is not None
-            total += (matrix(part.linear).shape[1] + biased) * part.index[0].numel()
-        return total
+    @override
+    def shares(self) -> tuple[Share, ...]:
+        found = [Share(_weight(self.reader.linear), _axis(self.reader.linear, 1), self.owner)]
+        for linear in dict.fromkeys(part.linear for part in self.writers):
+            owner = torch.empty(len(matrix(linear)), dtype=torch.int64)
+            for part in self.writers:
+                if part.linear is linear:
+                    rows = part.index[0].numel()
+                    units = torch.arange(self.units).repeat_interleave(rows)
+                    owner[part.index.flatten()] = units
+            found.append(Share(_weight(linear), _axis(linear, 0), owner))
+            if linear.bias is not None:
+                found.append(Share(cast("nn.Parameter", linear.bias), 0, owner))
+        return tuple(found)
+
+    @override
+    def hook(self, factor: Factor) -> list[RemovableHandle]:
+        owner = self.owner.to(self.device)
+
+        def scale(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+            (x,) = inputs
+            each = factor()[..., owner].to(x.dtype)
+            if each.ndim > x.ndim:  # one a sample, where batch and tokens were joined
+                each = each.flatten(0, 1).repeat_interleave(len(x) // len(each), 0)
+            return (x * each,)
+
+        return [self.reader.linear.register_forward_pre_hook(scale)]
 
     @property
     def owner(self) -> Int[Tensor, " I"]:
@@ -98,6 +176,15 @@ def sites(model: PreTrainedModel, kind: Kind) -> list[Site]:
 def matrix(linear: nn.Module) -> Float[Tensor, "O I"]:
     """Return a view of a linear's weight, outputs first."""
     return oriented(linear, cast("Tensor", linear.weight))
+
+
+def _weight(linear: nn.Module) -> nn.Parameter:
+    return cast("nn.Parameter", linear.weight)
+
+
+def _axis(linear: nn.Module, axis: int) -> int:
+    """Return where the outputs (0) or inputs (1) of a linear lie in its weight."""
+    return 1 - axis if isinstance(linear, Conv1D) else axis
 
 
 def oriented(linear: nn.Module, value: Tensor) -> Float[Tensor, "O I"]:

@@ -1,24 +1,34 @@
-"""What a stock ``config.json`` can say of a model whose heads or neurons are fewer."""
+"""What a stock ``config.json`` can say of a model whose units are fewer."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
-from accelerate import init_empty_weights
-from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
 from prunekit.architectures import Attention
+from prunekit.depth import Depth, depth_entries
 from prunekit.errors import ShapeError
 from prunekit.removal import RECORD, Kept, biased, original
-from prunekit.sites import Site, counts, sites
+from prunekit.sites import Place, Site, counts, sites
+from prunekit.twin import shown, twin
+from prunekit.width import Width, width_entries
 
 
-def stock_entries(model: PreTrainedModel, found: Sequence[Site], kept: Kept) -> dict[str, int]:
-    """Return what ``config.json`` has to say of a model whose sites keep these units.
+def stock_entries(model: PreTrainedModel, found: Sequence[Place], kept: Kept) -> dict[str, Any]:
+    """Return what ``config.json`` has to say of a model whose places keep these units.
 
     Raises:
         ShapeError: A stock config cannot say it; the message names the constraint.
     """
+    first = found[0]
+    if isinstance(first, Width):
+        return width_entries(model, first, kept[first.name])
+    if isinstance(first, Depth):
+        return depth_entries(model, cast("Sequence[Depth]", found), kept)
+    return _site_entries(model, cast("Sequence[Site]", found), kept)
+
+
+def _site_entries(model: PreTrainedModel, found: Sequence[Site], kept: Kept) -> dict[str, int]:
     sizes = {len(kept[site.name]) for site in found}
     kind, family = found[0].kind, model.config.model_type
     if len(sizes) > 1:
@@ -72,22 +82,10 @@ def _try(
     Raises:
         ShapeError: transformers refuses the config, or it describes another shape.
     """
-    said: dict[str, Any] = {**model.config.to_dict(), **entries}
-    for ours in (RECORD, "quantization_config"):
-        said.pop(ours, None)
-    shown = ", ".join(f"{name} = {value}" for name, value in entries.items())
-    try:
-        config = type(model.config).from_dict(said)
-        with init_empty_weights(include_buffers=True):
-            trial = type(model)._from_config(config)
-    except (StrictDataclassError, ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ShapeError(
-            f"{found[0].kind}: transformers refuses a config with {shown}: {reason}"
-        ) from error
-    for site, other in zip(found, sites(trial, found[0].kind), strict=True):
+    kind = found[0].kind
+    for site, other in zip(found, sites(twin(model, entries, kind), kind), strict=True):
         if (other.units, other.span) != (len(kept[site.name]), site.span):
             raise ShapeError(
-                f"{site.name}: a config with {shown} makes {other.units} {site.kind} of "
+                f"{site.name}: a config with {shown(entries)} makes {other.units} {kind} of "
                 f"{other.span} features, not {len(kept[site.name])} of {site.span}."
             )

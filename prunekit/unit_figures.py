@@ -74,6 +74,8 @@ def _map(
 
 def _rows(layers: Sequence[dict[str, Any]]) -> list[str]:
     parts = [split(layer["name"]) for layer in layers]
+    if not all(block for block, _ in parts):  # a list of blocks is in none
+        return [layer["name"] for layer in layers]
     blocks, inside = [block for block, _ in parts], [rest for _, rest in parts]
     if len(set(blocks)) == len(blocks):
         return block_labels(blocks)

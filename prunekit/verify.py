@@ -21,8 +21,8 @@ from prunekit.errors import CheckpointError
 from prunekit.evaluation import Evaluator
 from prunekit.loading import empty_model, stored_names
 from prunekit.patterns import Pattern, parse
+from prunekit.places import places
 from prunekit.removal import RECORD
-from prunekit.sites import sites
 
 PROOF_TOKENS = 16
 PROOF_ANSWERS = 32
@@ -124,14 +124,14 @@ def verify(path: str | Path) -> list[Check]:
 
 
 def _check_units(checkpoint: Checkpoint, report: dict[str, Any]) -> Check:
-    """Count the units of each layer by the shapes in the files."""
+    """Count the units of each place by the shapes in the files."""
     model = empty_model(checkpoint)
     stored_names(model, checkpoint)  # refuses files of other shapes than the config makes
     left = {layer["name"]: len(layer["kept"]) for layer in report["layers"]}
     kinds = dict.fromkeys(layer["kind"] for layer in report["layers"])
-    found = {site.name: site.units for kind in kinds for site in sites(model, kind)}
+    found = {place.name: place.units for kind in kinds for place in places(model, kind)}
     wrong = [name for name in left if found.get(name) != left[name]]
-    detail = f"{sum(found.values()):,} units in {len(found)} layers, as the report says"
+    detail = f"{sum(found.values()):,} units in {len(found)} places, as the report says"
     if wrong:
         detail = f"{wrong[0]} has {found.get(wrong[0], 'none')}, the report says {left[wrong[0]]}"
     return Check("units", not wrong, detail)

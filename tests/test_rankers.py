@@ -208,7 +208,7 @@ def test_a_hybrid_adds_z_scores_or_places_of_its_parts():
     found = flat(gates.score("hybrid", TOKENS, of={"magnitude": 1}, by="rank"))
     assert (found * 7).round().tolist() == a.argsort().argsort().double().tolist()
     with pytest.raises(
-        ConfigError, match=r"'weight' is no ranker\. Choose: entropy, flap, gradient"
+        ConfigError, match=r"'weight' is no ranker\. Choose: block-influence, entropy"
     ):
         gates.score("hybrid", TOKENS, of={"weight": 1})
 
@@ -292,7 +292,7 @@ def test_the_mean_loss_counts_predictions_not_batches_and_leaves_padding_out():
     ("kind", "ranker", "data", "message"),
     [
         ("neurons", "entropy", TOKENS, "ranker entropy: it ranks heads, not neurons"),
-        ("heads", "entropie", TOKENS, "'entropie' is none. Choose: entropy, flap, gradient"),
+        ("heads", "entropie", TOKENS, "'entropie' is none. Choose: block-influence, entropy"),
         ("heads", "gradient", None, "there is none; pass tokens"),
         ("heads", "gradient", [{"ids": TOKENS}], "reads input_ids, and a batch has only ids"),
         ("heads", "random", None, "ranker random: sed: Extra inputs are not permitted"),

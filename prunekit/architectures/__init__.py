@@ -10,13 +10,13 @@ from importlib.metadata import entry_points
 
 from transformers import PreTrainedModel
 
-from prunekit.architectures.base import Architecture, Attention, FeedForward, Stack, Stage
+from prunekit.architectures.base import Architecture, Attention, FeedForward, Stack, Stage, Stream
 from prunekit.architectures.coverage import ADVICE, check, holds
 from prunekit.architectures.probing import probe
 from prunekit.discovery import modules
 from prunekit.errors import CheckpointError
 
-__all__ = ["Architecture", "Attention", "FeedForward", "Stack", "Stage", "find", "names"]
+__all__ = ["Architecture", "Attention", "FeedForward", "Stack", "Stage", "Stream", "find", "names"]
 
 
 def find(model: PreTrainedModel) -> Architecture:

@@ -81,6 +81,8 @@ class Stack:
         optional: Linears that only some configs of the family have.
         attentions: Where the heads of a block are.
         feed_forwards: Where the neurons of a block are.
+        depth: Entry of ``config.json`` for the number of blocks, as most families call it.
+        per_block: Entries with a value for each block, where a config has them.
     """
 
     blocks: str
@@ -90,12 +92,36 @@ class Stack:
     optional: frozenset[str] = frozenset()
     attentions: tuple[Attention, ...] = ()
     feed_forwards: tuple[FeedForward, ...] = ()
+    depth: str = "num_hidden_layers"
+    per_block: tuple[str, ...] = ("layer_types", "mlp_layer_types", "no_rope_layers")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How a family treats the residual stream, whose every reader is an RMSNorm.
+
+    Attributes:
+        epsilon: Entry of ``config.json`` that its norms add to the mean square.
+        offset: What its norms add to their weights before they multiply with them.
+        scaled: The embeddings are multiplied by the root of the width.
+        divided: Entries of which the first that a config has says whether the last hidden state is
+            divided by the root of the width before the head reads it.
+    """
+
+    epsilon: str = "rms_norm_eps"
+    offset: float = 0.0
+    scaled: bool = False
+    divided: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model family: which ``config.model_type`` values it covers and its stacks, in run order."""
+    """A model family: which ``config.model_type`` values it covers and its stacks, in run order.
+
+    ``stream`` is None where coordinates of the residual stream cannot be taken out.
+    """
 
     model_types: tuple[str, ...]
     stacks: tuple[Stack, ...]
     probed: bool = False
+    stream: Stream | None = None

@@ -1,6 +1,6 @@
 """Llama and the families that keep its names."""
 
-from prunekit.architectures.base import Architecture, Attention, FeedForward, Stack, Stage
+from prunekit.architectures.base import Architecture, Attention, FeedForward, Stack, Stage, Stream
 
 STAGES = (
     Stage("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -24,7 +24,7 @@ ATTENTION = Attention(
 FEED_FORWARD = FeedForward(inputs=("mlp.gate_proj", "mlp.up_proj"), output="mlp.down_proj")
 
 LLAMA = Architecture(
-    model_types=("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"),
+    model_types=("llama", "mistral", "qwen2", "qwen3"),
     stacks=(
         Stack(
             blocks="layers",
@@ -33,4 +33,5 @@ LLAMA = Architecture(
             feed_forwards=(FEED_FORWARD,),
         ),
     ),
+    stream=Stream(),
 )

@@ -1,6 +1,6 @@
 """Phi-3: Llama with query, key and value in one linear, gate and up in another."""
 
-from prunekit.architectures.base import Architecture, Attention, FeedForward, Stack, Stage
+from prunekit.architectures.base import Architecture, Attention, FeedForward, Stack, Stage, Stream
 
 STAGES = (
     Stage("self_attn.qkv_proj"),
@@ -34,4 +34,5 @@ PHI3 = Architecture(
             feed_forwards=(FEED_FORWARD,),
         ),
     ),
+    stream=Stream(),
 )

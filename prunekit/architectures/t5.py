@@ -3,7 +3,7 @@
 The feed-forward has one input linear (``wi``, T5 1.0) or a gate and one (``wi_0``, ``wi_1``, 1.1).
 """
 
-from prunekit.architectures.base import Architecture, Attention, FeedForward, Stack, Stage
+from prunekit.architectures.base import Architecture, Attention, FeedForward, Stack, Stage, Stream
 
 SELF_ATTENTION = (
     Stage("layer.0.SelfAttention.q", "layer.0.SelfAttention.k", "layer.0.SelfAttention.v"),
@@ -70,6 +70,10 @@ T5 = Architecture(
             optional=DECODER_OPTIONAL,
             attentions=(SELF_HEADS, CROSS_HEADS),
             feed_forwards=(_neurons("layer.2"),),
+            depth="num_decoder_layers",
         ),
+    ),
+    stream=Stream(
+        epsilon="layer_norm_epsilon", divided=("scale_decoder_outputs", "tie_word_embeddings")
     ),
 )

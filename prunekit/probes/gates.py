@@ -1,9 +1,9 @@
-"""Gates: a factor on what each head or neuron gives, differentiable, exactly absent at 1.
+"""Gates: a factor on what each unit gives, differentiable, exactly absent at 1.
 
-A gate multiplies the inputs of the linear that reads the units, so that it is the same for every
-family and every implementation of attention, and a gate of 0 is the removal of the unit.
+Of heads and neurons it multiplies the inputs of the linear that reads them, so that it is the same
+for every family and every implementation of attention. A gate of 0 is the removal of the unit.
 
-Shapes: U units, B samples, T tokens, I inputs of the linear.
+Shapes: U units, B samples.
 """
 
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from prunekit.sites import Site, matrix
+from prunekit.sites import Place
 
 
 class Gate:
-    """The gate of one site.
+    """The gate of the units of one place.
 
     Attributes:
         value: Factors, float32 [U], or [B, 1, U] for a factor a sample; may require a gradient.
@@ -25,12 +25,11 @@ class Gate:
             ``value`` gets no gradient there, so that training cannot open them again.
     """
 
-    def __init__(self, site: Site) -> None:
-        device = matrix(site.reader.linear).device
-        self.value: Float[Tensor, "*B U"] = torch.ones(site.units, device=device)
-        self.keep: Bool[Tensor, " U"] = torch.ones(site.units, dtype=torch.bool, device=device)
-        self._owner = site.owner.to(device)
-        self._handle = site.reader.linear.register_forward_pre_hook(self._scale)
+    def __init__(self, place: Place) -> None:
+        units, device = place.units, place.device
+        self.value: Float[Tensor, "*B U"] = torch.ones(units, device=device)
+        self.keep: Bool[Tensor, " U"] = torch.ones(units, dtype=torch.bool, device=device)
+        self._handles = place.hook(lambda: self.factor)
 
     @property
     def factor(self) -> Float[Tensor, "*B U"]:
@@ -39,7 +38,8 @@ class Gate:
 
     def detach(self) -> None:
         """Take the gate out of the model."""
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
 
     @contextmanager
     def holding(self, value: Float[Tensor, "*B U"]) -> Iterator[Tensor]:
@@ -49,10 +49,3 @@ class Gate:
             yield value
         finally:
             self.value = before
-
-    def _scale(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-        (x,) = inputs
-        factor = self.factor[..., self._owner].to(x.dtype)
-        if factor.ndim > x.ndim:  # one a sample, where batch and tokens were joined
-            factor = factor.flatten(0, 1).repeat_interleave(len(x) // len(factor), 0)
-        return (x * factor,)

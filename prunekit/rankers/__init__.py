@@ -1,4 +1,4 @@
-"""Rankers of heads and neurons: one file each, found by their ``name``."""
+"""Rankers of units: one file each, found by their ``name``."""
 
 from prunekit.discovery import by_name
 from prunekit.rankers.base import Ranker, Scores, Subject

@@ -1,4 +1,4 @@
-"""A ranker says how much each head or neuron matters.
+"""A ranker says how much each unit matters.
 
 Shapes: U units of a site, B samples, T tokens, I inputs of the linear that reads the units.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from prunekit.sites import Site
 
 Scores: TypeAlias = "dict[str, Float[Tensor, ' U']]"
-"""A score of each unit, by the name of its site; float64 on the CPU, higher stays."""
+"""A score of each unit, by the name of its place; float64 on the CPU, higher stays."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Subject:
 
     Attributes:
         model: In eval mode.
-        sites: Where its units are, all of one kind.
+        sites: Where its units are, all of one kind; of blocks, which no linear reads, such as have
+            what every :class:`prunekit.sites.Place` has.
         gates: The gate of each site, by its name.
         batches: What it is run on; none for a ranker that reads weights alone.
     """

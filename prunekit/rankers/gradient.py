@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from typing_extensions import override
 
+from prunekit.kinds import KINDS, Kind
 from prunekit.rankers.base import Ranker, Scores, Subject
 
 
@@ -18,6 +19,7 @@ class Gradient(Ranker):
     """
 
     name: ClassVar[str] = "gradient"
+    kinds: ClassVar[frozenset[Kind]] = frozenset(KINDS)
     needs_loss: ClassVar[bool] = True
 
     normalised: bool = False

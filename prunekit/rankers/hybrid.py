@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, field_validator
 from typing_extensions import override
 
+from prunekit.kinds import KINDS, Kind
 from prunekit.rankers.base import Ranker, Scores, Subject
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ class Hybrid(Ranker):
     """``Σ weight · z-score`` (or rank) of other rankers with their default settings."""
 
     name: ClassVar[str] = "hybrid"
+    kinds: ClassVar[frozenset[Kind]] = frozenset(KINDS)
 
     of: Mapping[str, float] = Field(default={"output-norm": 1.0, "gradient": 1.0}, min_length=1)
     """The rankers and their weights."""

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from typing_extensions import override
 
+from prunekit.kinds import KINDS, Kind
 from prunekit.rankers.base import Ranker, Scores, Subject
 
 
@@ -17,6 +18,7 @@ class LeaveOneOut(Ranker):
     """
 
     name: ClassVar[str] = "leave-one-out"
+    kinds: ClassVar[frozenset[Kind]] = frozenset(KINDS)
     needs_loss: ClassVar[bool] = True
 
     @override

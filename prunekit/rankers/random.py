@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from typing_extensions import override
 
+from prunekit.kinds import KINDS, Kind
 from prunekit.rankers.base import Ranker, Scores, Subject
 
 
@@ -13,6 +14,7 @@ class RandomUnits(Ranker):
     """Uniform, without replacement, over all units; the same seed gives the same units."""
 
     name: ClassVar[str] = "random"
+    kinds: ClassVar[frozenset[Kind]] = frozenset(KINDS)
     needs_data: ClassVar[bool] = False
 
     seed: int = 0
