@@ -24,8 +24,10 @@ from prunekit.errors import ShapeError
 from prunekit.planning import plan
 from prunekit.running import run
 
-METHODS = ("magnitude", "wanda", "sparsegpt")
-PEER_METHODS = ("wanda", "sparsegpt")
+BLOCK = " by block"
+"""Each linear sees what the dense block gives it: as published, and as the peer does."""
+METHODS = ("magnitude", "wanda", "sparsegpt", f"sparsegpt{BLOCK}", "admm")
+PEER_METHODS = ("wanda", f"sparsegpt{BLOCK}")
 PEER = " of llm-compressor"
 Row = dict[str, Any]
 
@@ -59,23 +61,27 @@ def _dense(job: Job) -> float:
 def _perplexities(
     job: Job, task: tuple[str, str], peer: str | None, folder: Path
 ) -> dict[str, float | None]:
-    method, _ = task
+    variant, pattern = task
+    method = variant.removesuffix(BLOCK)
     config = folder / "job.toml"
-    config.write_text(config_text(job, *task, folder / "ours"))
+    config.write_text(config_text(job, method, pattern, folder / "ours"))
     try:
-        made = plan(load_config(config))
+        made = plan(load_config(config, ['prune.propagation="block"'] if method != variant else []))
     except ShapeError:
-        return {method: None}
+        return {variant: None}
     for _ in run(made):
         pass
-    found: dict[str, float | None] = {method: judge(job, folder / "ours")}
-    if peer and method in PEER_METHODS:
-        run_peer(peer, job, made, task, folder)
+    found: dict[str, float | None] = {variant: judge(job, folder / "ours")}
+    if peer and variant in PEER_METHODS:
+        run_peer(peer, job, made, (method, pattern), folder)
         found[f"{method}{PEER}"] = judge(job, folder / "peer")
     return found
 
 
-COLUMNS = ("dense", "magnitude", "wanda", f"wanda{PEER}", "sparsegpt", f"sparsegpt{PEER}")
+COLUMNS = (
+    *("dense", "magnitude", "wanda", f"wanda{PEER}", f"sparsegpt{PEER}", f"sparsegpt{BLOCK}"),
+    *("sparsegpt", "admm"),
+)
 
 
 def _line(row: Row) -> str:
