@@ -1,5 +1,6 @@
-"""Which heads or neurons go: exact counts, and no layer without any."""
+"""Which units go: exact counts, and no layer without any."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
@@ -25,6 +26,7 @@ def choose(
     *,
     scope: Scope = "global",
     least: int = 1,
+    multiples: Mapping[str, int] | None = None,
 ) -> list[Removed]:
     """Return the units with the lowest scores that go, lowest first.
 
@@ -35,6 +37,7 @@ def choose(
             rounded to the nearest integer, half up.
         scope: "global" compares units of all layers, "layer" takes the same part of each.
         least: Units that every layer keeps, 1 or more.
+        multiples: The units that stay of a layer are rounded up to a multiple of this, or all stay.
 
     Raises:
         ConfigError: This cannot be had, or a score is not a number.
@@ -43,10 +46,7 @@ def choose(
         raise ConfigError(f"sparsity: {sparsity} is not from 0 up to, but without, 1.")
     if least < 1:
         raise ConfigError(f"least: {least} would leave layers without any; it is at least 1.")
-    for name, score in scores.items():
-        if score.isnan().any():
-            unit = int(score.isnan().nonzero()[0])
-            raise ConfigError(f"{name}: the score of unit {unit} is not a number.")
+    refuse_no_numbers(scores)
     groups = [[name] for name in keep] if scope == "layer" else [[*keep]]
     layers = {name: layer for layer, name in enumerate(keep)}
     removed: list[Removed] = []
@@ -62,7 +62,41 @@ def choose(
             count,
             {layers[name]: int(keep[name].sum()) - least for name in names},
         )
-    return removed
+    left = {layers[name]: int(units.sum()) for name, units in keep.items()}
+    return _restore(removed, left, {layers[name]: each for name, each in (multiples or {}).items()})
+
+
+def refuse_no_numbers(scores: Mapping[str, Tensor]) -> None:
+    """Refuse scores that cannot be compared.
+
+    Raises:
+        ConfigError: Names the first that is not a number.
+    """
+    for name, score in scores.items():
+        if score.isnan().any():
+            unit = int(score.isnan().nonzero()[0])
+            raise ConfigError(f"{name}: the score of unit {unit} is not a number.")
+
+
+def _restore(
+    removed: list[Removed], left: Mapping[int, int], multiples: Mapping[int, int]
+) -> list[Removed]:
+    """Return what goes if the units that stay of each layer are rounded up to a multiple.
+
+    Of a layer those that go last are kept.
+    """
+    gone = Counter(unit.layer for unit in removed)
+    spared = {
+        layer: min(count, -(left[layer] - count) % multiples.get(layer, 1))
+        for layer, count in gone.items()
+    }
+    found = []
+    for unit in reversed(removed):
+        if spared[unit.layer] > 0:
+            spared[unit.layer] -= 1
+        else:
+            found.append(unit)
+    return found[::-1]
 
 
 def _lowest(candidates: list[Removed], count: int, spare: dict[int, int]) -> list[Removed]:

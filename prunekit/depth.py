@@ -61,6 +61,10 @@ class Depth(Place):
         )
 
     @override
+    def multiple(self, of: int) -> int:
+        return 1  # of blocks no width is made up
+
+    @override
     def hook(self, factor: Factor) -> list[RemovableHandle]:
         return [
             block.register_forward_hook(_mixing(unit, factor), with_kwargs=True)

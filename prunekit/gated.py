@@ -29,7 +29,7 @@ from prunekit.rankers import Ranker, Scores, Subject, rankers
 from prunekit.refitting import gather, refit
 from prunekit.removal import parameters, refuse_unequal, settle
 from prunekit.schedules import linear
-from prunekit.sites import Site, matrix
+from prunekit.sites import Place, Site, matrix
 from prunekit.stock import refuse_recorded, stock_entries
 
 ACTIVE = 0.01
@@ -96,10 +96,20 @@ class Gates:
             return chosen.score(self._subject(found))
 
     def prune(
-        self, scores: Scores, sparsity: float, *, scope: Scope = "global", least: int = 1
+        self,
+        scores: Scores,
+        sparsity: float,
+        *,
+        scope: Scope = "global",
+        least: int = 1,
+        round_to: int = 1,
     ) -> list[Removed]:
-        """Close the gates of the lowest scores; see :func:`prunekit.choosing.choose`."""
-        chosen = choose(scores, self.keep, sparsity, scope=scope, least=least)
+        """Close the gates of the lowest scores; see :func:`prunekit.choosing.choose`.
+
+        ``round_to``: every width that the units which stay make up is rounded up to a multiple.
+        """
+        multiples = {place.name: place.multiple(round_to) for place in self.places}
+        chosen = choose(scores, self.keep, sparsity, scope=scope, least=least, multiples=multiples)
         self._remember()
         for layer, unit, _ in chosen:
             self._gate(layer, unit).keep[unit] = False
@@ -134,6 +144,28 @@ class Gates:
             raise
         del self._history[depth + 1 :]
         return removed
+
+    def close(self, keep: Mapping[str, Bool[Tensor, " U"]]) -> None:
+        """Close the gates of all other units, by place; what is closed already stays so."""
+        self._remember()
+        for name, gate in self.gates.items():
+            gate.keep &= keep[name].to(gate.keep.device)
+
+    def follow(self) -> dict[str, str]:
+        """Find the places anew after blocks were taken out; there is nothing to undo afterwards.
+
+        Returns:
+            The name that each place had, by the one that it has now.
+        """
+        before = {_anchor(place): (place.name, self.gates[place.name]) for place in self.places}
+        self.detach()
+        self._attach()
+        names = {}
+        for place in self.places:
+            names[place.name], old = before[_anchor(place)]
+            gate = self.gates[place.name]
+            gate.value, gate.keep = old.value, old.keep
+        return names
 
     def reactivate(self, units: Iterable[tuple[int, int]]) -> None:
         """Open pruned units (layer, unit) again, with the factor they had."""
@@ -322,6 +354,11 @@ def neurons(model: PreTrainedModel) -> Gates:
         CheckpointError: The family is not declared.
     """
     return Gates(model, "neurons")
+
+
+def _anchor(place: Place) -> object:
+    """Return what stays the same of a place when blocks before it go."""
+    return place.module if isinstance(place, Site) else place.name
 
 
 def _ranker(ranker: str | Ranker, settings: dict[str, Any]) -> Ranker:

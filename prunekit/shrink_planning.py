@@ -1,8 +1,8 @@
 """What a run that takes units out will do, decided before weights are read."""
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -11,6 +11,7 @@ from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunekit.architectures import find
+from prunekit.budget import Terms, choose_within
 from prunekit.checkpoint import Checkpoint, open_checkpoint
 from prunekit.checkpoint import find as find_checkpoint
 from prunekit.choosing import choose
@@ -23,10 +24,9 @@ from prunekit.loading import empty_model, longest, stored_names
 from prunekit.places import places
 from prunekit.planning import available_memory, capped, check_disk, check_judged
 from prunekit.removal import RECORD, refuse_unequal
-from prunekit.shrink_section import Shrink
 from prunekit.sites import Place, Site, matrix
 from prunekit.stack import StackRunner
-from prunekit.stock import stock_entries
+from prunekit.stock import sayable, stock_entries
 from prunekit.units import count, percent, size
 from prunekit.walk import BATCH_TOKENS
 
@@ -126,10 +126,12 @@ def plan(config: ShrinkConfig) -> ShrinkPlan:
         dtype=compute_dtype(asked or stored_dtype(checkpoint), device),
         stored=stored_names(model, checkpoint),
         lengths=lengths,
-        notes=(*notes, *_remarks(config.prune)),
+        notes=tuple(notes),
     )
+    made = replace(made, notes=(*notes, *_remarks(made)))
     for found in made.places.values():
         _check_shape(made, found)
+    _check_budget(made)
     _check_unread(made)
     _check_capacity(made)
     return made
@@ -155,23 +157,76 @@ def held(found: Iterable[Place]) -> int:
 def _check_shape(made: ShrinkPlan, found: Sequence[Place]) -> None:
     """Refuse a number of units that cannot go, or cannot be said afterwards."""
     prune = made.config.prune
+    multiples = {place.name: place.multiple(prune.round_to) for place in found}
+    if all(multiples[place.name] >= place.units for place in found) and prune.round_to > 1:
+        raise ConfigError(
+            f"prune.round_to: {found[0].kind} stay in multiples of {min(multiples.values())}, and "
+            f"no layer has more than {max(place.units for place in found)}, so that none could go."
+        )
+    if prune.sparsity is None:
+        return None
     keep = {place.name: torch.ones(place.units, dtype=torch.bool) for place in found}
     nothing = {place.name: torch.zeros(place.units) for place in found}
-    gone = choose(nothing, keep, prune.sparsity, scope=prune.scope, least=prune.least)
+    gone = choose(
+        nothing,
+        keep,
+        prune.sparsity,
+        scope=prune.scope,
+        least=prune.least,
+        multiples=multiples,
+    )
     if not prune.uniform and found[0].kind not in WHOLE:
         return refuse_unequal([place for place in found if isinstance(place, Site)])
     left = {place.name: place.units for place in found}
     for unit in gone:
         left[found[unit.layer].name] -= 1
     kept = {name: range(units) for name, units in left.items()}
-    others = getattr(made.model.config, RECORD, {}).keys() - kept.keys()
-    if others and prune.uniform:
+    _check_recorded(made, kept)
+    stock_entries(made.model, found, kept)
+    return None
+
+
+def _check_recorded(made: ShrinkPlan, kept: Container[str]) -> None:
+    others = [name for name in getattr(made.model.config, RECORD, {}) if name not in kept]
+    if others and made.config.prune.uniform:
         raise ConfigError(
             f"prune.uniform: {made.config.model.path} was left with unequal layers by an earlier "
             f"run ({len(others)} of them stay so), which no stock config.json can say."
         )
-    stock_entries(made.model, found, kept)
-    return None
+
+
+def terms(made: ShrinkPlan, model: PreTrainedModel, parameters: float) -> Terms:
+    """Return what a budget of so large a part of the parameters asks for.
+
+    Args:
+        made: The plan.
+        model: Whose units go, with or without weights.
+        parameters: The part of all parameters that may stay.
+    """
+    prune = made.config.prune
+    every = [place for kind in made.places for place in places(model, kind)]
+    return Terms(
+        parameters=int(parameters * made.parameters),
+        scope=prune.scope,
+        least=prune.least,
+        multiples={place.name: place.multiple(prune.round_to) for place in every},
+        allowed=sayable(model, [place for place in every if prune.uniform or place.kind in WHOLE]),
+    )
+
+
+def _check_budget(made: ShrinkPlan) -> None:
+    """Refuse a budget that cannot be met."""
+    prune = made.config.prune
+    if prune.parameters is None:
+        return
+    every = [place for found in made.places.values() for place in found]
+    if not prune.uniform:
+        refuse_unequal([place for place in every if isinstance(place, Site)])
+    _check_recorded(made, [place.name for place in every])
+    keep = {place.name: torch.ones(place.units, dtype=torch.bool) for place in every}
+    equal = {place.name: torch.ones(place.units, dtype=torch.float64) for place in every}
+    asked = terms(made, made.model, prune.parameters)
+    choose_within(every, equal, keep, made.parameters, asked)
 
 
 def _check_unread(made: ShrinkPlan) -> None:
@@ -199,26 +254,40 @@ def _check_capacity(made: ShrinkPlan) -> None:
     check_disk(made.config.output.path, made.checkpoint.nbytes)
 
 
-def _remarks(prune: Shrink) -> list[str]:
-    if prune.uniform or WHOLE.issuperset(prune.pattern):
-        return []
-    return [
-        "Layers may keep different numbers of units: the folder opens with prunekit.load, and with "
-        "transformers after `import prunekit`. uniform = true makes it one that any tool opens."
+def _remarks(made: ShrinkPlan) -> list[str]:
+    prune = made.config.prune
+    remarks = [
+        f"Of hidden dimensions a multiple of {place.multiple(prune.round_to)} stays, rounded up: "
+        "transformers wants a number that the heads divide."
+        for place in made.places.get("hidden", ())
+        if place.multiple(1) > 1
     ]
+    if not prune.uniform and not WHOLE.issuperset(prune.pattern):
+        remarks.append(
+            "Layers may keep different numbers of units: the folder opens with prunekit.load, and "
+            "with transformers after `import prunekit`. uniform = true makes it one that any tool "
+            "opens."
+        )
+    return remarks
 
 
 def _describe(made: ShrinkPlan) -> RenderableType:
     config, prune = made.config, made.config.prune
     facts = Table.grid(padding=(0, 2))
+    asked = (
+        f"{percent(prune.sparsity)} of {' and '.join(prune.pattern)}"
+        if prune.sparsity is not None
+        else f"{' and '.join(prune.pattern)}, {percent(prune.parameters)} of the parameters stay"
+    )
     ranked = f"by {prune.method.name}, compared {'in each layer' * (prune.scope == 'layer')}"
     if prune.scope == "global":
         ranked += "across layers"
     rows = {
         "model": f"{config.model.path}  ({type(made.model).__name__}, "
         f"{count(made.parameters)} parameters, {sum(len(s.blocks) for s in made.stacks)} blocks)",
-        "prune": f"{percent(prune.sparsity)} of {' and '.join(prune.pattern)}, {ranked}, steps "
-        f"{prune.steps}, compensate {prune.compensate}, uniform {str(prune.uniform).lower()}",
+        "prune": f"{asked}, {ranked}, steps "
+        f"{prune.steps}, compensate {prune.compensate}, uniform {str(prune.uniform).lower()}, "
+        f"rounded up to {prune.round_to}",
         "runs": f"on {made.device} in {str(made.dtype).removeprefix('torch.')}",
         "output": f"{config.output.path}  (at most {size(made.checkpoint.nbytes)})",
         "memory": "about "

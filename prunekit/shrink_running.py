@@ -5,7 +5,7 @@ written in one piece: a run that was stopped before that begins again, but for w
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from prunekit import report as reports
 from prunekit import result
+from prunekit.budget import choose_within
 from prunekit.checkpoint import open_checkpoint
 from prunekit.compensation import compensate
 from prunekit.data import Tokens
@@ -27,8 +28,8 @@ from prunekit.kinds import WHOLE, Kind
 from prunekit.probes.batches import Batch
 from prunekit.probes.entropy import measure
 from prunekit.rankers import Scores
-from prunekit.schedules import SCHEDULES
-from prunekit.shrink_planning import ShrinkPlan
+from prunekit.schedules import SCHEDULES, Schedule
+from prunekit.shrink_planning import ShrinkPlan, terms
 from prunekit.shrunk import load
 from prunekit.sites import Site
 from prunekit.units import percent
@@ -100,22 +101,13 @@ class ShrinkRun(Framed[ShrinkPlan]):
             model.to(plan.device)  # pyright: ignore
             before = model.config.to_dict()
             read = _batches(tokens, model)
+        entries: dict[str, dict[str, Any]] = {}
         with ExitStack() as stack:
-            gates: list[Gates] = []
-            done: list[Finalized] = []
-            entries = {}
-            for kind in prune.pattern:
-                each = stack.enter_context(Gates(model, kind))
-                yield Record("phase", f"rank {kind}", {"steps": prune.steps})
-                with self._timed("calibrate"):
-                    entropies = self._entropies(kind, each, read)
-                yield from self._rank(each, read, entropies, entries)
-                if kind in WHOLE:  # what is ranked after it is ranked in what is left
-                    with self._timed("prune"):
-                        done.append(each.finalize(stock=prune.uniform))
-                    each.detach()
-                else:
-                    gates.append(each)
+            if prune.parameters is None:
+                made = self._rank_in_turn(model, stack, read, entries)
+            else:
+                made = self._rank_together(model, stack, read, entries)
+            gates, done = yield from made
             if prune.compensate == "refit" and tokens and gates:
                 yield from self._refit(model, gates, tokens)
             with self._timed("prune"):
@@ -137,43 +129,109 @@ class ShrinkRun(Framed[ShrinkPlan]):
             }
             self.output.note("shrunk", "", facts)
 
-    def _rank(
+    def _rank_in_turn(
         self,
-        gates: Gates,
+        model: PreTrainedModel,
+        stack: ExitStack,
         read: list[Batch],
-        entropies: dict[str, list[float]],
         entries: dict[str, dict[str, Any]],
-    ) -> Iterator[Record]:
-        """Close the gates of what goes, step by step, and describe each site."""
+    ) -> Generator[Record, None, tuple[list[Gates], list[Finalized]]]:
+        """Close the gates of a part of each kind, ranked in what the kinds before it left.
+
+        Blocks and coordinates are taken out; the gates of heads and neurons are returned.
+        """
         prune = self.plan.config.prune
-        schedule, scores = SCHEDULES[prune.schedule], {}
-        for step in range(1, prune.steps + 1):
+        gates: list[Gates] = []
+        done: list[Finalized] = []
+        for kind in prune.pattern:
+            each = stack.enter_context(Gates(model, kind))
+            steps, schedule = self._steps(each)
+            yield Record("phase", f"rank {kind}", {"steps": steps})
+            entropies, scores = self._entropies(kind, each, read), {}
+            for step in range(1, steps + 1):
+                with self._timed("prune"):
+                    found = self._score(each, read)
+                    scores = scores or found
+                    part = schedule(step, steps, prune.sparsity or 0.0, 0.0)
+                    each.prune(
+                        found, part, scope=prune.scope, least=prune.least, round_to=prune.round_to
+                    )
+                yield Record("step", f"{percent(part)} of {kind}")
+            entries |= _described(each, scores, entropies)
+            if kind in WHOLE:
+                done.append(self._take_out(each))
+            else:
+                gates.append(each)
+        return gates, done
+
+    def _rank_together(
+        self,
+        model: PreTrainedModel,
+        stack: ExitStack,
+        read: list[Batch],
+        entries: dict[str, dict[str, Any]],
+    ) -> Generator[Record, None, tuple[list[Gates], list[Finalized]]]:
+        """Close gates of all kinds until so many parameters are left; as above."""
+        plan, prune = self.plan, self.plan.config.prune
+        every = [stack.enter_context(Gates(model, kind)) for kind in prune.pattern]
+        found = [place for each in every for place in each.places]
+        steps, schedule = prune.steps if prune.steps != "each" else 1, SCHEDULES[prune.schedule]
+        yield Record("phase", f"rank {' and '.join(prune.pattern)}", {"steps": steps})
+        entropies = {each.kind: self._entropies(each.kind, each, read) for each in every}
+        first: dict[Kind, Scores] = {}
+        for step in range(1, steps + 1):
             with self._timed("prune"):
-                found = gates.score(prune.method, read or None)
-                scores = scores or found
-                if prune.uniform:
-                    found = _shared(gates.sites, found)
-                part = schedule(step, prune.steps, prune.sparsity, 0.0)
-                gates.prune(found, part, scope=prune.scope, least=prune.least)
-            yield Record("step", f"{percent(part)} of {gates.kind}")
-        kept = gates.kept
-        for place in gates.places:
-            entries[place.name] = {
-                "name": place.name,
-                "kind": gates.kind,
-                "units": place.units,
-                "kept": kept[place.name],
-                "sparsity": 1 - len(kept[place.name]) / place.units,
-                "parameters": place.parameters,
-                "scores": scores[place.name].tolist(),
-                "entropy": entropies.get(place.name),
-            }
+                ranked: dict[Kind, Scores] = {each.kind: self._score(each, read) for each in every}
+                first = first or ranked
+                part = 1 - schedule(step, steps, 1 - (prune.parameters or 0.0), 0.0)
+                scores = {name: score for each in ranked.values() for name, score in each.items()}
+                keep = {name: units for each in every for name, units in each.keep.items()}
+                asked = terms(plan, model, part)
+                stays = choose_within(found, scores, keep, plan.parameters, asked)
+                for each in every:
+                    each.close(stays)
+            yield Record("step", f"{percent(part)} of the parameters")
+        gates: list[Gates] = []
+        done: list[Finalized] = []
+        for each in every:
+            names = each.follow()
+            entries |= _described(
+                each,
+                {name: first[each.kind][old] for name, old in names.items()},
+                {name: entropies[each.kind].get(old) for name, old in names.items()},
+            )
+            if each.kind in WHOLE:
+                done.append(self._take_out(each))
+            else:
+                gates.append(each)
+        return gates, done
+
+    def _take_out(self, gates: Gates) -> Finalized:
+        with self._timed("prune"):
+            done = gates.finalize(stock=self.plan.config.prune.uniform)
+        gates.detach()
+        return done
+
+    def _score(self, gates: Gates, read: list[Batch]) -> Scores:
+        prune = self.plan.config.prune
+        found = gates.score(prune.method, read or None)
+        return _shared(gates.sites, found) if prune.uniform else found
+
+    def _steps(self, gates: Gates) -> tuple[int, Schedule]:
+        """Return in how many steps units go, and the schedule of their sparsity."""
+        prune = self.plan.config.prune
+        if prune.steps != "each":
+            return prune.steps, SCHEDULES[prune.schedule]
+        units = [place.units for place in gates.places]
+        most = max(units) if prune.scope == "layer" else sum(units)
+        return max(1, int((prune.sparsity or 0.0) * most + 0.5)), SCHEDULES["linear"]
 
     def _entropies(self, kind: Kind, gates: Gates, read: list[Batch]) -> dict[str, list[float]]:
         """Return the normalised attention entropy of each head, for the report."""
         if kind != "heads" or not read:
             return {}
-        found = measure(gates.model, gates.sites, read)
+        with self._timed("calibrate"):
+            found = measure(gates.model, gates.sites, read)
         return {
             name: (sums.entropy / sums.log_keys.clamp_min(1e-12)).tolist()
             for name, sums in found.items()
@@ -242,6 +300,7 @@ class ShrinkRun(Framed[ShrinkPlan]):
             "calibration": result.calibration_facts(plan, tokens),
             "sparsity": {
                 "target": plan.config.prune.sparsity,
+                "budget": plan.config.prune.parameters,
                 "achieved": sum(part for part, _ in gone.values())
                 / sum(whole for _, whole in gone.values()),
                 "pattern": " and ".join(plan.config.prune.pattern),
@@ -262,6 +321,26 @@ class ShrinkRun(Framed[ShrinkPlan]):
             "notes": [*plan.notes, shrunk["note"]],
             "proof": proof,
         }
+
+
+def _described(
+    gates: Gates, scores: Scores, entropies: Mapping[str, list[float] | None]
+) -> dict[str, dict[str, Any]]:
+    """Return what the report says of each place, by its name."""
+    kept = gates.kept
+    return {
+        place.name: {
+            "name": place.name,
+            "kind": gates.kind,
+            "units": place.units,
+            "kept": kept[place.name],
+            "sparsity": 1 - len(kept[place.name]) / place.units,
+            "parameters": place.parameters,
+            "scores": scores[place.name].tolist(),
+            "entropy": entropies.get(place.name),
+        }
+        for place in gates.places
+    }
 
 
 def _batches(tokens: Tokens | None, model: PreTrainedModel) -> list[Batch]:

@@ -6,17 +6,19 @@ from pydantic import (
     BeforeValidator,
     Field,
     GetJsonSchemaHandler,
+    PlainValidator,
     ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
 )
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, PydanticKnownError
 
 from prunekit.choice import Choice
 from prunekit.kinds import KINDS, WHOLE, Compensation, Kind
 from prunekit.rankers import Ranker, rankers
 from prunekit.sections import Section, as_list, gather_settings, keys_beside
+from prunekit.written import shown
 
 RANKERS = Choice(rankers)
 
@@ -25,6 +27,12 @@ def names_units(prune: object) -> bool:
     """Say whether a ``[prune]``, as it is written, is about units and not about weights."""
     pattern = prune.get("pattern") if isinstance(prune, dict) else None
     return isinstance(pattern, list) or pattern in KINDS
+
+
+def _steps(steps: object) -> object:
+    if steps == "each" or (type(steps) is int and steps >= 1):
+        return steps
+    raise ValueError(f'{shown(steps)} is neither a whole number of at least 1 nor "each".')
 
 
 class Shrink(Section):
@@ -41,7 +49,10 @@ class Shrink(Section):
     """What goes: whole blocks, hidden (coordinates of the residual stream), heads (under grouped
     queries a key head with its query heads), neurons, or a list of several; those named later here
     are ranked in what the earlier leave."""
-    sparsity: float = Field(ge=0, lt=1)
+    parameters: float | None = Field(default=None, gt=0, le=1)
+    """Fraction of the model's parameters that stays at most, in place of sparsity: units of all
+    kinds go together, those first whose score is lowest for the parameters that they take."""
+    sparsity: float | None = Field(default=None, ge=0, lt=1, validate_default=True)
     """Fraction of the units of each kind that go, from 0 up to 1."""
     uniform: bool = False
     """Every layer keeps equally many, so that a stock config.json can say it; where it cannot, the
@@ -51,8 +62,18 @@ class Shrink(Section):
     then keeps the same part; unless said, global, and layer if uniform."""
     least: int = Field(default=1, ge=1)
     """Units that every layer keeps."""
-    steps: int = Field(default=1, ge=1)
-    """In how many steps the sparsity is reached; what is left is ranked anew for each."""
+    round_to: int = Field(default=1, ge=1)
+    """Every width that the units which stay make up (their features, for heads) is rounded up to a
+    multiple of this, so that fewer may go than asked for; 64 is what GPUs multiply fastest. Of
+    hidden dimensions as many stay at least as transformers can divide among the heads."""
+    steps: Annotated[
+        int | Literal["each"],
+        PlainValidator(
+            _steps, json_schema_input_type=Annotated[int, Field(ge=1)] | Literal["each"]
+        ),
+    ] = 1
+    """In how many steps the sparsity is reached; what is left is ranked anew for each. each: one
+    unit a step, or one of every layer."""
     schedule: Literal["one-shot", "linear", "cubic"] = "cubic"
     """Sparsity over the steps, if there are several."""
     compensate: Compensation = Field(default=None, validate_default=True)  # pyright: ignore
@@ -78,6 +99,17 @@ class Shrink(Section):
                     raise ValueError(f"{part.name} ranks {ranked}, not {kind}.")
         return pattern
 
+    @field_validator("sparsity")
+    @classmethod
+    def _one_of_both(cls, sparsity: float | None, info: ValidationInfo) -> float | None:
+        # A mistake in parameters is said, and whether this key is missing cannot be judged.
+        budget = info.data.get("parameters", 1.0)
+        if sparsity is None and budget is None:
+            raise PydanticKnownError("missing")
+        if sparsity is not None and info.data.get("parameters") is not None:
+            raise ValueError("parameters is there too; say one of both.")
+        return sparsity
+
     @field_validator("scope", mode="before")
     @classmethod
     def _as_uniform(cls, scope: object, info: ValidationInfo) -> object:
@@ -86,10 +118,17 @@ class Shrink(Section):
             raise ValueError('"global" leaves layers of different sizes; uniform = true does not.')
         return ("layer" if uniform else "global") if scope is None else scope
 
+    @field_validator("steps")
+    @classmethod
+    def _of_units(cls, steps: int | str, info: ValidationInfo) -> int | str:
+        if steps == "each" and info.data.get("parameters") is not None:
+            raise ValueError('"each" is for sparsity; with parameters, say a number.')
+        return steps
+
     @field_validator("schedule")
     @classmethod
     def _over_steps(cls, schedule: str, info: ValidationInfo) -> str:
-        if info.data.get("steps") == 1:
+        if info.data.get("steps") in {1, "each"}:
             raise ValueError("has a meaning only with steps of 2 or more.")
         return schedule
 
@@ -114,9 +153,9 @@ class Shrink(Section):
     def _as_written(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in type(self).model_fields}
         values |= {"method": self.method.name, **self.method.model_dump(mode="json")}
-        if self.steps == 1:
+        if self.steps in {1, "each"}:
             del values["schedule"]
-        return values
+        return {name: value for name, value in values.items() if value is not None}
 
     @classmethod
     def __get_pydantic_json_schema__(

@@ -9,6 +9,7 @@ Shapes: U units, P parts of a unit (the query heads of a group), R rows or colum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import gcd, lcm
 from typing import NamedTuple, cast
 
 import torch
@@ -76,6 +77,11 @@ class Place(ABC):
             rows = torch.bincount(owner, minlength=self.units)
             total += rows * (parameter.numel() // max(parameter.shape[axis], 1))
         return total
+
+    def multiple(self, of: int) -> int:
+        """Return of what numbers of units every width that they make up is a multiple of ``of``."""
+        rows = [int(torch.bincount(share.owner)[0]) for share in self.shares]
+        return lcm(*(of // gcd(of, each) for each in rows))
 
     @property
     def parameters(self) -> int:

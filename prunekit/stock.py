@@ -1,6 +1,6 @@
 """What a stock ``config.json`` can say of a model whose units are fewer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from transformers import PreTrainedModel
@@ -14,21 +14,30 @@ from prunekit.twin import shown, twin
 from prunekit.width import Width, width_entries
 
 
-def stock_entries(model: PreTrainedModel, found: Sequence[Place], kept: Kept) -> dict[str, Any]:
+def stock_entries(
+    model: PreTrainedModel,
+    found: Sequence[Place],
+    kept: Kept,
+    given: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Return what ``config.json`` has to say of a model whose places keep these units.
+
+    ``given``: what it says by then of kinds that go before.
 
     Raises:
         ShapeError: A stock config cannot say it; the message names the constraint.
     """
     first = found[0]
     if isinstance(first, Width):
-        return width_entries(model, first, kept[first.name])
+        return width_entries(model, first, kept[first.name], given or {})
     if isinstance(first, Depth):
         return depth_entries(model, cast("Sequence[Depth]", found), kept)
-    return _site_entries(model, cast("Sequence[Site]", found), kept)
+    return _site_entries(model, cast("Sequence[Site]", found), kept, given or {})
 
 
-def _site_entries(model: PreTrainedModel, found: Sequence[Site], kept: Kept) -> dict[str, int]:
+def _site_entries(
+    model: PreTrainedModel, found: Sequence[Site], kept: Kept, given: Mapping[str, Any]
+) -> dict[str, int]:
     sizes = {len(kept[site.name]) for site in found}
     kind, family = found[0].kind, model.config.model_type
     if len(sizes) > 1:
@@ -44,8 +53,40 @@ def _site_entries(model: PreTrainedModel, found: Sequence[Site], kept: Kept) -> 
                 "column a head, so a stock model keeps the same heads in each; these differ."
             )
     entries = _entries(found[0], sizes.pop(), family)
-    _try(model, found, kept, entries)
+    _try(model, found, kept, {**given, **entries})
     return entries
+
+
+def sayable(model: PreTrainedModel, found: Sequence[Place]) -> Callable[[Mapping[str, int]], bool]:
+    """Return what says of numbers of units, by place, whether a stock config can say them.
+
+    ``found``: the places that matter, of any kinds, in the order in which they are taken out.
+    """
+    kinds = {place.kind: [other for other in found if other.kind == place.kind] for place in found}
+    known: dict[tuple[int, ...], bool] = {}
+
+    def say(numbers: Mapping[str, int]) -> bool:
+        key = tuple(numbers[place.name] for place in found)
+        if key not in known:
+            known[key] = _sayable(model, kinds, numbers)
+        return known[key]
+
+    return say
+
+
+def _sayable(
+    model: PreTrainedModel, kinds: Mapping[str, Sequence[Place]], numbers: Mapping[str, int]
+) -> bool:
+    entries: dict[str, Any] = {}
+    try:
+        for kind, found in kinds.items():
+            kept = {place.name: range(numbers[place.name]) for place in found}
+            said = stock_entries(model, found, kept, entries)
+            if kind != "blocks":  # of which those that stay are not known yet
+                entries |= said
+    except ShapeError:
+        return False
+    return True
 
 
 def refuse_recorded(model: PreTrainedModel, kept: Kept) -> None:
@@ -75,7 +116,7 @@ def _entries(site: Site, units: int, family: str) -> dict[str, int]:
 
 
 def _try(
-    model: PreTrainedModel, found: Sequence[Site], kept: Kept, entries: Mapping[str, int]
+    model: PreTrainedModel, found: Sequence[Site], kept: Kept, entries: Mapping[str, Any]
 ) -> None:
     """Build the stock model that the entries describe, without weights, and compare its shapes.
 

@@ -13,9 +13,9 @@ square of what they read. Weights could hide that, but their rounding to bfloat1
 Shapes: U coordinates, B samples, T tokens.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import lcm, sqrt
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -51,12 +51,14 @@ class Width(Place):
     Attributes:
         name: Full name of the embeddings, which are the first to write it.
         size: How many there are.
+        step: transformers takes only multiples of this.
         stream: What the family does with them.
         axes: Where they lie in parameters; tied ones are there more than once.
         norms: What reads them first.
     """
 
     size: int
+    step: int
     stream: Stream
     axes: tuple[Axis, ...] = field(repr=False)
     norms: tuple[nn.Module, ...] = field(repr=False)
@@ -72,6 +74,10 @@ class Width(Place):
         owner = torch.arange(self.size)
         each = {id(axis.parameter): axis for axis in self.axes}
         return tuple(Share(axis.parameter, axis.axis, owner) for axis in each.values())
+
+    @override
+    def multiple(self, of: int) -> int:
+        return lcm(of, self.step)
 
     @override
     def hook(self, factor: Factor) -> list[RemovableHandle]:
@@ -111,11 +117,15 @@ def widths(model: PreTrainedModel) -> list[Width]:
     ]
     names = {module: name for name, module in model.named_modules()}
     where = names[model.get_input_embeddings()]
-    return [Width(where, "hidden", size, stream, tuple(axes), tuple(norms))]
+    return [Width(where, "hidden", size, _step(model), stream, tuple(axes), tuple(norms))]
 
 
-def width_entries(model: PreTrainedModel, place: Width, kept: Sequence[int]) -> dict[str, Any]:
+def width_entries(
+    model: PreTrainedModel, place: Width, kept: Sequence[int], given: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return what ``config.json`` has to say of a model that keeps these coordinates.
+
+    ``given``: what else it says by then.
 
     Raises:
         ShapeError: A stock config cannot say it; the message names the constraint.
@@ -126,7 +136,7 @@ def width_entries(model: PreTrainedModel, place: Width, kept: Sequence[int]) -> 
         place.stream.epsilon: epsilon * place.size / len(kept),
         **_sizes(model),
     }
-    twin(model, entries, "hidden")
+    twin(model, {**given, **entries}, "hidden")
     return entries
 
 
@@ -135,7 +145,7 @@ def narrow(
     model: PreTrainedModel, place: Width, kept: Sequence[int], entries: Mapping[str, Any]
 ) -> None:
     """Remove the other coordinates and let the config say so, in place."""
-    root = math.sqrt(place.size / len(kept))
+    root = sqrt(place.size / len(kept))
     gains = dict.fromkeys(place.norms, root)
     final, head = _last_norm(model, place), model.get_output_embeddings()
     embeddings = cast("nn.Parameter", model.get_input_embeddings().weight)
@@ -192,6 +202,15 @@ def _sizes(model: PreTrainedModel) -> dict[str, int]:
         for name, count in attention.entries
         if count == "size"
     }
+
+
+def _step(model: PreTrainedModel) -> int:
+    """Return what the width has to be a multiple of: in some families, the number of heads."""
+    try:
+        twin(model, {_entry(model): model.config.hidden_size + 1, **_sizes(model)}, "hidden")
+    except ShapeError:
+        return model.config.num_attention_heads
+    return 1
 
 
 def _grown(path: str, size: int, usual: PreTrainedModel, wider: PreTrainedModel) -> list[int]:

@@ -91,6 +91,18 @@ def test_a_pattern_of_units_makes_another_kind_of_config(llama, tmp_path):
         ('method = "obs"\npattern = "heads"\nsparsity = 1.0', ":11: prune.sparsity: 1.0 is not"),
         ('method = "obs"\npattern = "heads"', "prune.sparsity: missing. Fraction of the units"),
         (
+            'method = "obs"\npattern = "heads"\nsparsity = 0.5\nparameters = 0.5',
+            "prune.sparsity: parameters is there too; say one of both.",
+        ),
+        (
+            'method = "obs"\npattern = "heads"\nparameters = 0.5\nsteps = "each"',
+            'prune.steps: "each" is for sparsity',
+        ),
+        (
+            'method = "obs"\npattern = "heads"\nsparsity = 0.5\nsteps = "all"',
+            'prune.steps: "all" is neither a whole number of at least 1 nor "each".',
+        ),
+        (
             'method = "head-magnitude"\npattern = "heads"\nsparsity = 0.5',
             "is not a method. Did you",
         ),
@@ -208,9 +220,15 @@ def test_the_plan_says_what_will_go(llama, tmp_path, capsys):
         ),
         (
             "llama",
-            'method = "random"\npattern = "hidden"\nsparsity = 0.3',
-            ShapeError,
-            "hidden_size = 22",
+            'method = "random"\npattern = "neurons"\nparameters = 0.1',
+            ConfigError,
+            "parameters: 10.0 % cannot be had",
+        ),
+        (
+            "llama",
+            'method = "random"\npattern = "neurons"\nsparsity = 0.5\nround_to = 64',
+            ConfigError,
+            "neurons stay in multiples of 64, and no layer has more than 64",
         ),
         (
             "llama",
@@ -441,6 +459,50 @@ def test_hidden_dimensions_blocks_and_neurons_go_in_one_run_and_leave_a_stock_fo
     held = checkpoints.tensors(tmp_path / "out")
     assert sum(value.numel() for value in held.values()) == report["sparsity"]["parameters"][1]
     assert main(["verify", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+def test_units_of_all_kinds_go_until_the_budget_is_met(tmp_path, uniform):
+    """Scored together and anew after each step, counted in the written file."""
+    folder = checkpoints.write(tmp_path / "model", num_hidden_layers=3, num_key_value_heads=4)
+    prune = (
+        'method = "gradient"\npattern = ["heads", "neurons", "hidden", "blocks"]\n'
+        f"parameters = 0.6\nsteps = 2\nuniform = {str(uniform).lower()}"
+    )
+    report = finished(folder, tmp_path / "out", prune)
+    before, after = report["sparsity"]["parameters"]
+    assert 0.5 * before < after <= 0.6 * before
+    assert report["sparsity"]["budget"] == 0.6
+    assert report["stock"] >= uniform
+    assert all(layer["kept"] for layer in report["layers"])
+    held = checkpoints.tensors(tmp_path / "out")
+    assert sum(value.numel() for value in held.values()) == after
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out/report.html").read_text()
+    assert "budget 60.0 % of the parameters" in page
+
+
+def test_one_unit_a_step_is_the_greedy_search(llama, tmp_path):
+    prune = 'method = "obs"\npattern = "heads"\nsparsity = 0.42\nsteps = "each"'
+    plan = planned(llama, tmp_path / "out", prune, judged=False)
+    records = [*prunekit.run(plan)]
+    assert sum(record.kind == "step" and "heads" in record.name for record in records) == 5
+    kept = {layer["name"]: layer["kept"] for layer in records[-1].values["layers"]}
+    from prunekit.checkpoint import open_checkpoint
+    from prunekit.data import calibration_tokens
+    from prunekit.evaluation import load_tokenizer
+
+    tokenizer = load_tokenizer(open_checkpoint(llama))
+    ids = calibration_tokens(tokenizer, [str(llama / "text.txt")], 8, 12, 0).ids
+    gates = prunekit.heads(prunekit.load(llama))
+    for _ in range(5):
+        scores = gates.score("obs", ids)
+        name, unit = min(
+            ((name, unit) for name, keep in gates.kept.items() for unit in keep if len(keep) > 1),
+            key=lambda found: float(scores[found[0]][found[1]]),
+        )
+        gates.gates[name].keep[unit] = False
+    assert kept == gates.kept
 
 
 def test_a_tensor_that_nobody_reads_is_not_left_as_wide_as_it_was(llama, tmp_path):
