@@ -16,11 +16,13 @@ import torch
 from jaxtyping import Bool, Float
 from pydantic import ValidationError
 from torch import Tensor
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from prunekit.agreement import redundancy
 from prunekit.choosing import Removed, Scope, choose
 from prunekit.errors import ConfigError, PrunekitError, ShapeError
+from prunekit.holding import Hold
 from prunekit.kinds import WHOLE, Kind
 from prunekit.places import places
 from prunekit.probes.batches import Batch, Data, batches, still
@@ -173,6 +175,14 @@ class Gates:
         self._remember()
         for gate, unit in found:
             gate.keep[unit] = True
+
+    def hold(self, optimizer: Optimizer) -> Hold:
+        """Keep the weights of pruned units as they are while the optimizer trains the others.
+
+        Returns:
+            What undoes it: ``remove()``, or the end of a ``with`` block.
+        """
+        return Hold(self.places, self.gates, optimizer)
 
     def gate(self, layer: int, unit: int, value: float) -> None:
         """Multiply what a unit gives by ``value``."""

@@ -19,7 +19,7 @@ from prunekit.architectures import Attention
 from prunekit.depth import Depth, take_out
 from prunekit.formats import METHOD
 from prunekit.probes.attention import configs, implement, refuse_unseen
-from prunekit.sites import Place, Site, counts, matrix, sites
+from prunekit.sites import Place, Site, counts, known, matrix
 from prunekit.twin import RECORD
 from prunekit.width import Width, narrow
 
@@ -127,7 +127,7 @@ def restore(model: PreTrainedModel) -> None:
         return
     _mark(model)
     with torch.device("cpu"):  # transformers builds models where nothing can be counted
-        for found in (sites(model, "heads"), sites(model, "neurons")):
+        for found in (known(model, "heads"), known(model, "neurons")):
             for site in found:
                 left = record.get(site.name, site.units)
                 remove(site, range(left) if isinstance(left, int) else left)

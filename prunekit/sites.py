@@ -170,13 +170,18 @@ def sites(model: PreTrainedModel, kind: Kind) -> list[Site]:
     Raises:
         CheckpointError: The family is not declared, or not with its heads and neurons.
     """
-    found = [*_heads(model)] if kind == "heads" else [*_neurons(model)]
+    found = known(model, kind)
     if not found:
         raise CheckpointError(
             f"{type(model).__name__}: nothing says where models of type "
             f"{model.config.model_type!r} keep their {kind}, so none can be removed. {ADVICE}"
         )
     return found
+
+
+def known(model: PreTrainedModel, kind: Kind) -> list[Site]:
+    """Return the same, or nothing where nothing is said of them."""
+    return [*_heads(model)] if kind == "heads" else [*_neurons(model)]
 
 
 def matrix(linear: nn.Module) -> Float[Tensor, "O I"]:

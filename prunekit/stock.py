@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from prunekit.architectures import Attention
 from prunekit.depth import Depth, depth_entries
-from prunekit.errors import ShapeError
+from prunekit.errors import CheckpointError, ShapeError
 from prunekit.removal import RECORD, Kept, biased, original
 from prunekit.sites import Place, Site, counts, sites
 from prunekit.twin import shown, twin
@@ -123,8 +123,14 @@ def _try(
     Raises:
         ShapeError: transformers refuses the config, or it describes another shape.
     """
-    kind = found[0].kind
-    for site, other in zip(found, sites(twin(model, entries, kind), kind), strict=True):
+    kind, family = found[0].kind, model.config.model_type
+    try:
+        others = sites(twin(model, entries, kind), kind)
+    except CheckpointError as error:  # of a family that is probed, which has to run for it
+        raise ShapeError(
+            f"{kind}: a model of type {family!r} with {shown(entries)} does not run."
+        ) from error
+    for site, other in zip(found, others, strict=True):
         if (other.units, other.span) != (len(kept[site.name]), site.span):
             raise ShapeError(
                 f"{site.name}: a config with {shown(entries)} makes {other.units} {kind} of "

@@ -5,6 +5,8 @@ are there, numbers and memory are not, so a model of any size is probed in secon
 device would do but for masks: transformers reads numbers there unless it knows it is traced.)
 """
 
+import copy
+import logging
 from collections.abc import Callable
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
@@ -16,8 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from prunekit.architectures.base import Architecture, Stack, Stage
+from prunekit.architectures.base import Architecture, Attention, Stack, Stage
 from prunekit.architectures.coverage import ADVICE, LINEAR, linears, prefix, refuse_fused_experts
+from prunekit.architectures.probed_heads import Seen, attentions, memory, narrow, seeing
 from prunekit.errors import CheckpointError
 
 # What a forward raises where it needs numbers, and what a model does that cannot start from
@@ -46,12 +49,13 @@ def probe(model: PreTrainedModel) -> Architecture:
         _refuse(kind, f"probing runs one list of blocks, this model has {', '.join(lists)}")
     (blocks,) = lists
     refuse_fused_experts(model, blocks)
-    reads = _reads(base, kind)
+    reads, attentions = _reads(base, kind, blocks)
     for linear in linears(base.get_submodule(blocks)):
         if f"{blocks}.{linear}" not in reads:
             _refuse(kind, f"{prefix(model)}{blocks}.{linear} was never called in a forward")
     stages, optional = _merge(_per_block(reads, blocks, kind), kind)
-    return Architecture((kind,), (Stack(blocks, stages, optional=optional),), probed=True)
+    stack = Stack(blocks, stages, optional=optional, attentions=attentions)
+    return Architecture((kind,), (stack,), probed=True)
 
 
 def _block_lists(base: nn.Module) -> list[str]:
@@ -68,35 +72,68 @@ def _block_lists(base: nn.Module) -> list[str]:
     return found
 
 
-def _reads(base: PreTrainedModel, kind: str) -> dict[str, Read]:
-    """Return what each linear reads in one forward, in call order; equal means the same tensor."""
+def _reads(
+    base: PreTrainedModel, kind: str, blocks: str
+) -> tuple[dict[str, Read], tuple[Attention, ...]]:
+    """Return what each linear reads in one forward, and where the blocks keep their heads.
+
+    Reads are in call order, and equal ones are of the same tensor. No heads are found where blocks
+    do not keep them alike, in linears of their own, or where a twin with fewer does not run.
+    """
     reads: dict[str, Read] = {}
     kept: list[Tensor] = []
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def watch(name: str, seen: Seen) -> Callable[..., None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if name in reads:
                 _refuse(kind, f"{name} is called more than once in a forward")
             reads[name] = _identity(inputs[0])
+            seen.reads[name], seen.writes[name] = memory(inputs[0]), memory(output)
             # A freed tensor would lend its identity to a later one.
-            kept.append(inputs[0])
+            kept.extend([inputs[0], output])
 
         return hook
 
+    config = copy.deepcopy(base.config)
     with torch.inference_mode(mode=False), torch.no_grad(), FakeTensorMode():
         try:
-            with no_init_weights():
-                twin = type(base)(base.config).eval()
-            for name, linear in linears(twin).items():
-                linear.register_forward_pre_hook(watch(name))
-            width = next(twin.get_input_embeddings().parameters()).shape[1]
-            twin(inputs_embeds=torch.empty(1, 4, width), use_cache=False)
+            with no_init_weights(), seeing(type(base), config) as seen:
+                twin = type(base)(config).eval()
+                handles = [
+                    linear.register_forward_hook(watch(name, seen))
+                    for name, linear in linears(twin).items()
+                ]
+                _run(twin)
         except UNRUNNABLE as error:
             reason = (
                 f"its forward does not run from inputs_embeds without reading numbers ({error})"
             )
             raise CheckpointError(_message(kind, reason)) from error
-    return reads
+        found = attentions(twin, blocks, seen, reads)
+        for handle in handles:
+            handle.remove()
+        try:
+            if found and narrow(twin, blocks, found):
+                with seeing(type(base), config):
+                    _run(twin)
+        except UNRUNNABLE:
+            found = ()
+    return reads, found
+
+
+def _run(twin: PreTrainedModel) -> None:
+    # What does not run is an answer here, of which torch would make a page of log.
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        _forward(twin)
+    finally:
+        log.disabled = before
+
+
+def _forward(twin: PreTrainedModel) -> None:
+    width = next(twin.get_input_embeddings().parameters()).shape[1]
+    twin(inputs_embeds=torch.empty(1, 4, width), use_cache=False)
 
 
 def _identity(x: Tensor) -> Read:
