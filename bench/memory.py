@@ -1,14 +1,17 @@
-"""Peak memory of pruning a Llama-shaped checkpoint of 1.1B random parameters, beside its parts.
+"""Peak memory of pruning Llama-shaped checkpoints of random parameters, beside its parts.
 
-    python -m bench.memory [FOLDER]
+    python -m bench.memory [tinyllama-1.1b | llama-7b] [FOLDER]
 
-The checkpoint (2.2 GB, bfloat16, the shape of TinyLlama-1.1B) is made in FOLDER once, block by
-block, and pruned by Wanda and by SparseGPT on 4 x 128 tokens, each in a process of its own.
+The checkpoint (bfloat16, 2.2 or 13.5 GB) is made in FOLDER once, block by block, and pruned, each
+time in a process of its own: TinyLlama's shape by Wanda and by SparseGPT on 4 x 128 tokens, that of
+Llama-2-7B by Wanda on 8 x 256.
 """
 
 import json
+import statistics
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,46 +22,74 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 from bench.end_to_end import timed
 from bench.harness import RESULTS, describe
 
-HIDDEN, FEED_FORWARD, BLOCKS, HEADS, KV_HEADS, VOCABULARY = 2048, 5632, 22, 32, 4, 32000
+VOCABULARY = 32000
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama, and what it is pruned with: methods, samples, and tokens of each."""
+
+    hidden: int
+    feed_forward: int
+    blocks: int
+    heads: int
+    kv_heads: int
+    methods: tuple[str, ...]
+    calibration: tuple[int, int]
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Outputs and inputs of each linear of a block."""
+        hidden, keys = self.hidden, self.hidden * self.kv_heads // self.heads
+        return {
+            "self_attn.q_proj": (hidden, hidden),
+            "self_attn.k_proj": (keys, hidden),
+            "self_attn.v_proj": (keys, hidden),
+            "self_attn.o_proj": (hidden, hidden),
+            "mlp.gate_proj": (self.feed_forward, hidden),
+            "mlp.up_proj": (self.feed_forward, hidden),
+            "mlp.down_proj": (hidden, self.feed_forward),
+        }
+
+
 SHAPES = {
-    "self_attn.q_proj": (HIDDEN, HIDDEN),
-    "self_attn.k_proj": (HIDDEN * KV_HEADS // HEADS, HIDDEN),
-    "self_attn.v_proj": (HIDDEN * KV_HEADS // HEADS, HIDDEN),
-    "self_attn.o_proj": (HIDDEN, HIDDEN),
-    "mlp.gate_proj": (FEED_FORWARD, HIDDEN),
-    "mlp.up_proj": (FEED_FORWARD, HIDDEN),
-    "mlp.down_proj": (HIDDEN, FEED_FORWARD),
+    "tinyllama-1.1b": Shape(2048, 5632, 22, 32, 4, ("wanda", "sparsegpt"), (4, 128)),
+    "llama-7b": Shape(4096, 11008, 32, 32, 32, ("wanda",), (8, 256)),
 }
 
 
-def make(folder: Path) -> None:
+def make(folder: Path, shape: Shape) -> None:
     """Write the checkpoint, with a tokenizer that has a token for each of 32000 words."""
     folder.mkdir(parents=True, exist_ok=True)
     config = LlamaConfig(
-        hidden_size=HIDDEN,
-        intermediate_size=FEED_FORWARD,
-        num_hidden_layers=BLOCKS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.feed_forward,
+        num_hidden_layers=shape.blocks,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
         vocab_size=VOCABULARY,
         dtype="bfloat16",
         architectures=["LlamaForCausalLM"],
     )
     generator = torch.Generator().manual_seed(0)
-    parts = [{"model.embed_tokens": (VOCABULARY, HIDDEN), "lm_head": (VOCABULARY, HIDDEN)}]
+    parts = [
+        {"model.embed_tokens": (VOCABULARY, shape.hidden), "lm_head": (VOCABULARY, shape.hidden)}
+    ]
     norms = [["model.norm"]]
-    for index in range(BLOCKS):
+    for index in range(shape.blocks):
         prefix = f"model.layers.{index}."
-        parts.append({prefix + name: shape for name, shape in SHAPES.items()})
+        parts.append({prefix + name: size for name, size in shape.linears.items()})
         norms.append([prefix + "input_layernorm", prefix + "post_attention_layernorm"])
     weight_map = {}
     for number, (matrices, vectors) in enumerate(zip(parts, norms, strict=True)):
         shard = f"model-{number:05d}.safetensors"
         tensors = {
-            f"{name}.weight": (torch.randn(shape, generator=generator) * 0.02).bfloat16()
-            for name, shape in matrices.items()
+            f"{name}.weight": (torch.randn(size, generator=generator) * 0.02).bfloat16()
+            for name, size in matrices.items()
         }
-        tensors |= {f"{name}.weight": torch.ones(HIDDEN, dtype=torch.bfloat16) for name in vectors}
+        tensors |= {
+            f"{name}.weight": torch.ones(shape.hidden, dtype=torch.bfloat16) for name in vectors
+        }
         save_file(tensors, folder / shard, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, shard)
     index = {"metadata": {}, "weight_map": weight_map}
@@ -71,26 +102,31 @@ def make(folder: Path) -> None:
 
 
 def main() -> None:
-    """Measure and rewrite ``bench/results/<machine>/memory.json``."""
+    """Measure and rewrite ``bench/results/<machine>/memory-<shape>.json``."""
+    given = sys.argv[1:]
+    kind = given.pop(0) if given and given[0] in SHAPES else next(iter(SHAPES))
+    shape = SHAPES[kind]
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(sys.argv[1] if len(sys.argv) > 1 else name)
+        folder = Path(given[0] if given else name)
         if not (folder / "config.json").is_file():
-            make(folder)
+            make(folder, shape)
         text = folder / "text.txt"
-        numbers = torch.randint(VOCABULARY, (2000,), generator=torch.Generator().manual_seed(1))
+        numbers = torch.randint(VOCABULARY, (10000,), generator=torch.Generator().manual_seed(1))
         text.write_text(" ".join(f"w{number}" for number in numbers.tolist()))
-        rows = [_measure(folder, method, Path(name)) for method in ("wanda", "sparsegpt")]
+        rows = [_measure(folder, shape, method, Path(name)) for method in shape.methods]
         imports = timed([sys.executable, "-c", _IMPORTS], Path(name) / "log")["peak_rss_bytes"]
-    block = 2 * sum(rows * columns for rows, columns in SHAPES.values())
+    block = 2 * sum(rows * columns for rows, columns in shape.linears.values())
+    samples, length = shape.calibration
     parts = {
         "imports": imports,
         "largest_block_stored": block,
         "largest_block_float32": 2 * block,
-        "gram_matrices": 4 * (3 * HIDDEN**2 + FEED_FORWARD**2),
-        "hidden_states": 4 * 4 * 128 * HIDDEN,
+        "gram_matrices": 4 * (3 * shape.hidden**2 + shape.feed_forward**2),
+        "hidden_states": 4 * samples * length * shape.hidden,
     }
-    found = {"machine": describe(torch.device("cpu")), "parts_bytes": parts, "rows": rows}
-    target = RESULTS / found["machine"]["name"] / "memory.json"
+    machine = describe(torch.device("cpu"))
+    found = {"machine": machine, "shape": kind, "parts_bytes": parts, "rows": rows}
+    target = RESULTS / machine["name"] / f"memory-{kind}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
@@ -99,15 +135,17 @@ def main() -> None:
 _IMPORTS = "import prunekit.running, prunekit.planning"
 
 
-def _measure(model: Path, method: str, folder: Path) -> dict[str, object]:
+def _measure(model: Path, shape: Shape, method: str, folder: Path) -> dict[str, object]:
     config = folder / f"{method}.toml"
+    samples, length = shape.calibration
     config.write_text(f"""
 [model]
 path = "{model.absolute()}"
+device = "cpu"
 [calibration]
 data = "{(model / "text.txt").absolute()}"
-samples = 4
-length = 128
+samples = {samples}
+length = {length}
 [prune]
 method = "{method}"
 pattern = "2:4"
@@ -119,7 +157,16 @@ path = "{folder / method}"
     row = {"method": method, **timed(command, folder / f"{method}.log")}
     report = json.loads((folder / method / "report.json").read_text())
     planned = {key: value for key, value in report["memory"].items() if key.endswith("_bytes")}
-    return {**row, "report": planned, "achieved": report["sparsity"]["achieved"]}
+    journal = (folder / method / "journal.jsonl").read_text().splitlines()
+    entries = [entry for entry in map(json.loads, journal) if entry["kind"] == "block"]
+    blocks = statistics.median(entry["values"]["seconds"] for entry in entries)
+    return {
+        **row,
+        "seconds_a_block": blocks,
+        "phases": report["seconds"],
+        "report": planned,
+        "achieved": report["sparsity"]["achieved"],
+    }
 
 
 if __name__ == "__main__":
