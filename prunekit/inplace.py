@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from prunekit.architectures import find
 from prunekit.errors import ConfigError
+from prunekit.experts import unfused
 from prunekit.layout import Block, Selection, layout, runners
 from prunekit.pruning import BlockPruner, Recipe, survey
 from prunekit.sections import Prune
@@ -53,6 +54,13 @@ def prune(
         user = f"refine {section.refine}" if section.refine else f"method {method}"
         user = "target dense" if recipe.beside else user
         raise ConfigError(f"{user}: needs calibration tokens; pass tokens=[N, T].")
+    with unfused(model):
+        return _prune(model, tokens, section, recipe)
+
+
+def _prune(
+    model: PreTrainedModel, tokens: Int[Tensor, "N T"] | None, section: Prune, recipe: Recipe
+) -> list[dict[str, Any]]:
     stacks = runners(model, find(model))
     blocks = layout(stacks, Selection(section.pattern, section.skip, section.on_indivisible))
     ids = torch.zeros(1, 1, dtype=torch.int64) if tokens is None else tokens

@@ -1,7 +1,7 @@
 """The linears of a model in the order in which they are pruned, and why some are not."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Literal, cast
 
@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from prunekit.architectures import Architecture
 from prunekit.errors import ShapeError
+from prunekit.experts import Expert
 from prunekit.patterns import Pattern
 from prunekit.stack import StackRunner
 
@@ -25,6 +26,7 @@ class Linear:
         outputs: Output features.
         inputs: Input features.
         skipped: Why it stays dense, or None.
+        expert: The expert that it belongs to, if it does: its name relative to the block.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Linear:
     outputs: int
     inputs: int
     skipped: str | None = None
+    expert: str | None = None
 
     @property
     def size(self) -> int:
@@ -86,13 +89,14 @@ def layout(stacks: Sequence[StackRunner], selection: Selection) -> list[Block]:
     blocks, misfits = [], []
     for runner in stacks:
         for name, module in zip(runner.names, runner.blocks, strict=True):
+            inside = {path for path, _ in module.named_modules()}
             stages = tuple(
                 tuple(
-                    _linear(name, path, module.get_submodule(path), selection, misfits)
+                    _linear(name, path, module, selection, misfits)
                     for path in stage.linears
-                    if path not in runner.stack.optional or _has(module, path)
+                    if not runner.stack.may_lack(path) or path in inside
                 )
-                for stage in runner.stack.stages
+                for stage in runner.stack.stages_of(inside)
             )
             blocks.append(Block(name, tuple(stage for stage in stages if stage)))
     if misfits:
@@ -113,18 +117,15 @@ def orientation(module: nn.Module) -> tuple[int, int, bool]:
 def _linear(
     block: str, path: str, module: nn.Module, selection: Selection, misfits: list[str]
 ) -> Linear:
-    outputs, inputs, _ = orientation(module)
+    outputs, inputs, _ = orientation(module.get_submodule(path))
     name = f"{block}.{path}"
+    owner = path.rpartition(".")[0]
+    expert = owner if isinstance(module.get_submodule(owner), Expert) else None
+    linear = Linear(name, path, outputs, inputs, expert=expert)
     matching = [skip for skip in selection.skip if fnmatch(name, skip) or fnmatch(path, skip)]
     if matching:
-        return Linear(name, path, outputs, inputs, f'skip = "{matching[0]}"')
+        return replace(linear, skipped=f'skip = "{matching[0]}"')
     misfit = selection.pattern.misfit(outputs, inputs)
-    if misfit is None:
-        return Linear(name, path, outputs, inputs)
-    if selection.on_indivisible == "error":
+    if misfit and selection.on_indivisible == "error":
         misfits.append(f"{name}: pattern {misfit}.")
-    return Linear(name, path, outputs, inputs, misfit)
-
-
-def _has(module: nn.Module, path: str) -> bool:
-    return any(path == name for name, _ in module.named_modules())
+    return replace(linear, skipped=misfit)

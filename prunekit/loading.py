@@ -14,13 +14,14 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from prunekit.checkpoint import SINGLE, Checkpoint, Entry, read_config
 from prunekit.errors import CheckpointError
+from prunekit.experts import PARTS, Expert, unfuse
 from prunekit.removal import restore
 
 
 def empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
     """Build the model that ``config.json`` describes on the meta device: its shape, no weight.
 
-    Where units were taken out, it has what is left of them.
+    Where units were taken out, it has what is left of them; fused experts have linears.
 
     Buffers that no checkpoint stores (rotary frequencies) are real.
 
@@ -49,9 +50,11 @@ def empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
         )
     with init_empty_weights(include_buffers=False):
         if kind is None:
-            return AutoModel.from_config(config, dtype=torch.float32).eval()
-        model: PreTrainedModel = kind._from_config(config, dtype=torch.float32).eval()
-    restore(model)
+            model: PreTrainedModel = AutoModel.from_config(config, dtype=torch.float32).eval()
+        else:
+            model = kind._from_config(config, dtype=torch.float32).eval()
+            restore(model)
+    unfuse(model)
     return model
 
 
@@ -195,13 +198,36 @@ def stored_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, st
 
 
 def _renamed(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
-    """Yield each stored name with the name that transformers would load it under."""
+    """Yield each stored name with the name that transformers would load it under.
+
+    That of an expert's matrix, which transformers puts into a fused tensor, is of our linear.
+    """
     transforms = get_model_conversion_mapping(model)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
-    known = model.state_dict()
+    experts = {
+        f"{name.rpartition('.')[0]}.{fused}"
+        for name, module in model.named_modules()
+        if isinstance(module, Expert)
+        for fused in PARTS
+    }
+    prefix = model.base_model_prefix
+    names = model.state_dict() | dict.fromkeys(experts, True)
     for stored in checkpoint.entries:
-        name, _ = rename_source_key(stored, renamings, converters, model.base_model_prefix, known)
+        name, source = rename_source_key(stored, renamings, converters, prefix, names)
+        owner, _, fused = name.rpartition(".")
+        if source is None and name in experts:
+            raise CheckpointError(
+                f"{checkpoint.entries[stored].file}: {stored} holds all experts in one tensor; "
+                "only files with a matrix for each can be read. save_pretrained writes such."
+            )
+        if source is not None and name in experts:
+            sources = next(
+                part.source_patterns for part in converters if source in part.source_patterns
+            )
+            # …experts.7.w1.weight
+            number, part = stored.split(".")[-3], PARTS[fused][sources.index(source)]
+            name = f"{owner}.{number}.{part}.weight"
         yield stored, name
 
 

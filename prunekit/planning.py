@@ -189,8 +189,17 @@ def plan(config: Config, ranks: Ranks = ALONE, preflight: Preflight | None = Non
         ranks=ranks,
         preflight=preflight,
     )
+    _check_format(made)
     _check_capacity(made)
     return made
+
+
+def _check_format(made: Plan) -> None:
+    expert = next((linear.name for linear in made.linears if linear.expert), None)
+    if expert and made.config.output.format != "dense":
+        raise ConfigError(
+            f'output.format: transformers cannot open {expert} and other experts unless "dense".'
+        )
 
 
 def _share(config: Config, ranks: Ranks) -> int:

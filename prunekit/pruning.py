@@ -5,8 +5,7 @@ Shapes: O output features, I input features, T tokens.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self, cast
 
 import torch
@@ -15,10 +14,11 @@ from torch import Tensor, nn
 
 from prunekit.allocations import Allocation, Survey
 from prunekit.errors import NumericsError
+from prunekit.gathering import Hunger, gather, gather_at_once
 from prunekit.layer import Layer, Rows
 from prunekit.layout import Block, Linear, orientation
-from prunekit.lockstep import Lockstep
 from prunekit.methods import Method
+from prunekit.methods.magnitude import Magnitude
 from prunekit.patterns import Pattern
 from prunekit.ranks import ALONE, Ranks
 from prunekit.refinement import Refine, refine
@@ -50,6 +50,7 @@ class Recipe:
         schedule: Sparsity over the steps.
         initial_sparsity: Where the schedule starts.
         measure_error: Gather the Gram matrix whatever the method needs, for the relative error.
+        hunger: What is done with experts to which few tokens are routed.
     """
 
     method: Method
@@ -61,6 +62,7 @@ class Recipe:
     schedule: str = "cubic"
     initial_sparsity: float = 0.0
     measure_error: bool = True
+    hunger: Hunger = field(default_factory=Hunger)
 
     @classmethod
     def of(cls, prune: Prune, *, calibrated: bool) -> Self:
@@ -75,6 +77,7 @@ class Recipe:
             schedule=prune.schedule,
             initial_sparsity=prune.initial_sparsity,
             measure_error=prune.measure_error and calibrated,
+            hunger=Hunger(prune.starved_below, prune.starved),
         )
 
     @property
@@ -156,14 +159,14 @@ class BlockPruner:
         self, visit: Visit, plan: Block, *, last: bool
     ) -> Iterator[tuple[Sequence[Linear], Gathered]]:
         """Give the linears of each stage with their statistics when they are to be pruned."""
-        stages, needs = plan.pruned_stages, self.recipe.needs
+        stages, needs, hunger = plan.pruned_stages, self.recipe.needs, self.recipe.hunger
         if self.recipe.propagation == "block" or not needs:
-            yield from gather(visit, stages, needs)
+            yield from gather(visit, stages, needs, hunger)
         elif self.at_once:
-            yield from gather_at_once(visit, stages, needs, last=last)
+            yield from gather_at_once(visit, stages, needs, hunger, last=last)
         else:
             for stage in stages:
-                yield from gather(visit, [stage], needs)
+                yield from gather(visit, [stage], needs, hunger)
 
     def _dealt(self, visit: Visit, linear: Linear) -> Parts:
         return dealt(self.recipe.pattern, visit.ranks, linear.outputs, linear.inputs)
@@ -193,10 +196,12 @@ class BlockPruner:
         for linear, weight in dense.items():
             if (sparsity := self.recipe.sparsity(step, self.sparsities[linear.name])) > 0:
                 pattern, held = self._share(visit, linear, rows[linear])
-                weight = aim(weight, stats) if self.recipe.beside else weight  # noqa: PLW2901
+                weight = weight if linear.expert else self._aimed(weight, stats)  # noqa: PLW2901
                 layers[linear] = Layer(linear.name, weight, stats, pattern, sparsity, held)
-        pruned = self.recipe.method.prune_together([*layers.values()])
-        if self.recipe.refine:
+        by_magnitude = stats.starved == "magnitude"
+        method = Magnitude() if by_magnitude else self.recipe.method
+        pruned = method.prune_together([*layers.values()])
+        if self.recipe.refine and not by_magnitude:
             pruned = [*map(refine, layers.values(), pruned)]
         for linear, found in zip(layers, pruned, strict=True):
             module = visit.block.get_submodule(linear.path)
@@ -207,6 +212,9 @@ class BlockPruner:
         return {
             layer.name: found.facts for layer, found in zip(layers.values(), pruned, strict=True)
         }
+
+    def _aimed(self, weight: Float[Tensor, "O I"], stats: Gathered) -> Float[Tensor, "O I"]:
+        return aim(weight, stats) if self.recipe.beside else weight
 
     @torch.no_grad()
     def _outcome(
@@ -222,6 +230,8 @@ class BlockPruner:
             "sparsity": int(zeros) / linear.size,
             "relative_error": relative_error(dense, weight, stats, ranks),
         }
+        if stats.routed is not None:
+            entry |= {"tokens": stats.routed, "starved": stats.starved}
         stored = visit.block.get_submodule(linear.path).weight  # pyright: ignore
         return Outcome(linear, stored.to(self.dtypes[linear.name], copy=True).cpu(), entry)  # pyright: ignore
 
@@ -255,13 +265,14 @@ def relative_error(
     stats: Gathered,
     ranks: Ranks = ALONE,
 ) -> float | None:
-    """Return ‖WX − W′X‖² / ‖WX‖² from the Gram matrix, or None where none was gathered.
+    """Return ‖WX − W′X‖² / ‖WX‖² from the Gram matrix, or None where no token was seen.
 
     ``ranks`` have the other rows.
     """
-    gram = next((statistic.full for statistic in stats if isinstance(statistic, Gram)), None)
-    if gram is None:
+    found = next((statistic for statistic in stats if isinstance(statistic, Gram)), None)
+    if found is None or not found.tokens:
         return None
+    gram = found.full
     sums = torch.stack([_energy(dense, gram), _energy(dense - pruned, gram)])
     ranks.add(sums, "errors")
     energy, loss = sums.tolist()
@@ -277,87 +288,6 @@ def _energy(weight: Float[Tensor, "O I"], gram: Float[Tensor, "I I"]) -> Float[T
         product.addmm_(weight[:, end:], gram[end:, start:end], alpha=2)
         total += product.mul_(panel).sum(dtype=torch.float64)
     return total
-
-
-def gather(
-    visit: Visit, stages: Sequence[Sequence[Linear]], needs: Sequence[type[Statistic]]
-) -> Iterator[tuple[Sequence[Linear], Gathered]]:
-    """Gather ``needs`` for each stage in one forward, then give the stages with their own.
-
-    Raises:
-        NumericsError: The input of a linear is NaN or inf in some sample.
-    """
-    found = [_empty(visit, linears, needs) for linears in stages]
-    if needs and stages:
-        _observe(visit, stages, found)
-    for linears, statistics in zip(stages, found, strict=True):
-        yield linears, _checked(visit, linears, statistics)
-
-
-def gather_at_once(
-    visit: Visit,
-    stages: Sequence[Sequence[Linear]],
-    needs: Sequence[type[Statistic]],
-    *,
-    last: bool,
-) -> Iterator[tuple[Sequence[Linear], Gathered]]:
-    """Give each stage with statistics that saw the pruned ones before it, in one forward in all.
-
-    With ``last`` what the pruned block gives takes the place of the hidden states.
-    """
-    with ExitStack() as stack:
-        steps, halts = _in_step(visit, stages, stack)
-        apart, others = _in_step(visit.dense, stages, stack) if visit.dense else (None, None)
-        for number, inputs in halts:
-            statistics = _empty(visit, stages[number], needs)
-            dense = next(others)[1] if others else []
-            while inputs:
-                _update(statistics, inputs.pop(0), dense.pop(0) if dense else None)
-            yield stages[number], _checked(visit, stages[number], statistics)
-        if apart and others:
-            next(others, None)  # on to the end
-    if last:
-        visit.hidden[:] = steps.outputs
-        visit.onward = False
-        if apart and visit.dense:
-            visit.dense.hidden[:] = apart.outputs
-            visit.dense.onward = False
-
-
-def _in_step(
-    visit: Visit, stages: Sequence[Sequence[Linear]], stack: ExitStack
-) -> tuple[Lockstep, Iterator[tuple[int, list[Tensor]]]]:
-    """Return the forwards of a visited block and their halts, to which ``stack`` puts an end."""
-    steps = Lockstep(list(visit.calls()))
-    modules = [[visit.block.get_submodule(linear.path) for linear in linears] for linears in stages]
-    return steps, stack.enter_context(closing(steps.stages(modules)))
-
-
-def _empty(
-    visit: Visit, linears: Sequence[Linear], needs: Sequence[type[Statistic]]
-) -> tuple[Statistic, ...]:
-    return tuple(kind(linears[0].inputs, visit.hidden[0].device) for kind in needs)
-
-
-def _update(
-    statistics: tuple[Statistic, ...],
-    x: Float[Tensor, "... I"],
-    dense: Float[Tensor, "... I"] | None = None,
-) -> None:
-    for statistic in statistics:
-        if isinstance(statistic, Cross) and dense is not None:
-            statistic.update_pair(x.flatten(0, -2), dense.flatten(0, -2))
-        else:
-            statistic.update(x.flatten(0, -2))
-
-
-def _checked(
-    visit: Visit, linears: Sequence[Linear], statistics: tuple[Statistic, ...]
-) -> Gathered:
-    visit.ranks.merge(statistics)
-    if not all(statistic.finite() for statistic in statistics):
-        raise NumericsError(_blame(visit, linears[0]))
-    return Gathered(statistics)
 
 
 def survey(
@@ -376,60 +306,3 @@ def survey(
             ]
 
     return walk_once
-
-
-def _observe(
-    visit: Visit, stages: Sequence[Sequence[Linear]], found: Sequence[tuple[Statistic, ...]]
-) -> None:
-    read: dict[int, Tensor] = {}  # what the dense model's stages read, of the batch at hand
-    with ExitStack() as stack:
-        for number, (linears, statistics) in enumerate(zip(stages, found, strict=True)):
-            path = linears[0].path
-
-            def update(_: nn.Module, inputs: tuple, of: tuple = (number, statistics)) -> None:
-                _update(of[1], inputs[0], read.pop(of[0], None))
-
-            def note(_: nn.Module, inputs: tuple, number: int = number) -> None:
-                read[number] = inputs[0]
-
-            for stream, look in ((visit, update), (visit.dense, note)):
-                if stream:
-                    module = stream.block.get_submodule(path)
-                    stack.callback(module.register_forward_pre_hook(look).remove)
-        for stream in filter(None, (visit, visit.dense)):
-            for linear in stages[-1]:
-                module = stream.block.get_submodule(linear.path)
-                stack.enter_context(_silent(module, linear.outputs))
-        visit.forward()
-
-
-class _silent:  # noqa: N801  used as a context
-    """Spares a linear its product: nothing that is observed depends on the last stage's output."""
-
-    def __init__(self, module: nn.Module, outputs: int) -> None:
-        self.module, self.outputs = module, outputs
-
-    def __enter__(self) -> None:
-        self.module.forward = lambda x: x.new_zeros(1).expand(*x.shape[:-1], self.outputs)
-
-    def __exit__(self, *_: object) -> None:
-        del self.module.forward
-
-
-def _blame(visit: Visit, linear: Linear) -> str:
-    """Say in which sample the input of ``linear`` is not finite; run only after it was found so."""
-    broken: list[bool] = []
-    module = visit.block.get_submodule(linear.path)
-
-    def look(_: nn.Module, inputs: tuple) -> None:
-        samples = (~inputs[0].isfinite()).view(-1, visit.hidden[0].shape[1] * linear.inputs)
-        broken.extend(samples.any(1).tolist())
-
-    hook = module.register_forward_pre_hook(look)
-    visit.forward()
-    hook.remove()
-    # Ranks have the samples in their order.
-    broken = [sample for samples in visit.ranks.exchange(broken) for sample in samples]
-    if True in broken:
-        return f"{linear.name}: its input is NaN or inf in calibration sample {broken.index(True)}."
-    return f"{linear.name}: the squares of its inputs overflow float32."

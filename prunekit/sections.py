@@ -29,6 +29,7 @@ from prunekit.methods import Method, Propagation, methods
 from prunekit.mistakes import did_you_mean
 from prunekit.patterns import Pattern, Scope
 from prunekit.refinement import Refine
+from prunekit.statistics import Starved
 from prunekit.target import Target
 from prunekit.written import shown
 
@@ -209,7 +210,13 @@ class Prune(Section):
     it has in the pruned model. dense: what it makes of its inputs in the dense model, so that what
     the layers before it do wrong is made up for; holds the dense model's hidden states and one more
     Gram matrix, and runs each block twice; needs calibration. Unless said, dense for admm in one
-    step, and layer, as they were published, for the others."""
+    step, and layer, as they were published, for the others; experts always aim at layer."""
+    starved: Starved = "all-tokens"
+    """What to do with an expert to which fewer than starved_below calibration tokens are routed.
+    all-tokens: gather its statistics from all tokens, in one more forward of the block. magnitude:
+    prune it by magnitude. error: stop and name it. Reported for each expert."""
+    starved_below: int = Field(default=64, ge=1)
+    """Tokens; of 64 the mean square of an input is known to about a sixth."""
     measure_error: bool = True
     """Gather the Gram matrix also for methods that do not need it, so that every layer's relative
     error can be reported; needs [calibration]."""
@@ -325,6 +332,9 @@ class Prune(Section):
             values["sparsity"] = None
         if self.steps == 1:
             values["schedule"] = values["initial_sparsity"] = None
+        for key in ("starved", "starved_below"):  # of which most models have nothing
+            if values[key] == Prune.model_fields[key].default:
+                values[key] = None
         return {key: value for key, value in values.items() if value is not None}
 
     @classmethod

@@ -78,6 +78,18 @@ UNDECLARED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Sizes of model types without a declaration that probing finds."""
 
+FUSED: dict[str, dict[str, Any]] = {
+    "mixtral": {**_DECODER, "num_local_experts": 4},
+    "qwen3_moe": {
+        **_DECODER,
+        "head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+    },
+}
+"""Sizes of declared model types whose experts transformers keeps fused."""
+
 REFUSED: dict[str, dict[str, Any]] = {
     "albert": {**_ENCODER, "embedding_size": 16},
     "bart": {
@@ -85,8 +97,7 @@ REFUSED: dict[str, dict[str, Any]] = {
         "decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
     },
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2},
-    "mixtral": {**_DECODER, "num_local_experts": 4},
-    "qwen3_moe": {**_DECODER, "head_dim": 8, "num_experts": 4, "moe_intermediate_size": 16},
+    "qwen2_moe": {**_DECODER, "num_experts": 4, "moe_intermediate_size": 16},
     "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64},
 }  # fmt: skip
 """Sizes of model types that nothing can be done with yet."""
@@ -96,11 +107,11 @@ def tiny(model_type: str, head: Any = None, **overrides: Any) -> PreTrainedModel
     """Return a seeded random model in eval mode and float32.
 
     Args:
-        model_type: Any key of ``TINY``, ``UNDECLARED`` or ``REFUSED``.
+        model_type: Any key of ``TINY``, ``FUSED``, ``UNDECLARED`` or ``REFUSED``.
         head: Auto class to build with; that of the usual language model if not given.
         overrides: Entries of the config that differ from the tiny ones.
     """
-    sizes = {**TINY, **UNDECLARED, **REFUSED}[model_type]
+    sizes = {**TINY, **FUSED, **UNDECLARED, **REFUSED}[model_type]
     tokens = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = AutoConfig.for_model(model_type, **{**tokens, **sizes, **overrides})
     with torch.random.fork_rng(devices=[]):

@@ -22,7 +22,7 @@ from prunekit.architectures import Architecture, Stack, Stage, find, names
 from prunekit.architectures.coverage import linears, prefix
 from prunekit.architectures.probing import probe
 from prunekit.errors import CheckpointError
-from tests.architectures import TINY, UNDECLARED, tiny
+from tests.architectures import FUSED, TINY, UNDECLARED, tiny
 
 HEADS = (
     AutoModel,
@@ -59,9 +59,8 @@ def assert_tells_the_truth(model: PreTrainedModel, architecture: Architecture) -
             groups: dict[int, list[str]] = {}
             for name, x in reads:
                 groups.setdefault(id(x), []).append(name)
-            named = [
-                [name for name in stage.linears if name in linears(block)] for stage in stack.stages
-            ]
+            stages = stack.stages_of(name for name, _ in block.named_modules())
+            named = [[name for name in stage.linears if name in linears(block)] for stage in stages]
             assert list(groups.values()) == [stage for stage in named if stage]
             assert sorted(name for name, _ in reads) == sorted(linears(block))
 
@@ -78,7 +77,7 @@ def watch(blocks: nn.Module) -> list[list[tuple[str, torch.Tensor]]]:
 
 
 def test_every_declared_type_has_a_tiny_model():
-    assert names() == sorted(TINY)
+    assert names() == sorted(TINY | FUSED)
 
 
 @pytest.mark.parametrize(("model_type", "overrides"), VARIANTS)

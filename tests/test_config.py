@@ -179,7 +179,7 @@ CLASHES = [
             "config.toml:5: prune.damping: a setting of admm, alps, sparsegpt, not of wanda.",
             "config.toml:6: prune.seed: no such key. Choose: method, pattern, scope, sparsity, "
             "allocation, skip, propagation, steps, schedule, initial_sparsity, on_indivisible, "
-            "refine, target, measure_error.",
+            "refine, target, starved, starved_below, measure_error.",
             'config.toml:7: prune.allocation: "owls" is not an allocation. Did you mean "owl"? '
             "Choose: curves, global, owl, uniform.",
         ],

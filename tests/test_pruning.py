@@ -437,4 +437,7 @@ def test_no_error_is_reported_where_no_gram_matrix_was_gathered(ids):
     entries = prunekit.prune(tiny("llama"), ids, method="wanda", pattern="2:4", measure_error=False)
     assert {entry["relative_error"] for entry in entries} == {None}
     assert relative_error(torch.ones(2, 2), torch.ones(2, 2), Gathered([])) is None
-    assert relative_error(torch.ones(2, 2), torch.zeros(2, 2), Gathered([Gram(2)])) == 0.0
+    gram = Gram(2)
+    assert relative_error(torch.ones(2, 2), torch.zeros(2, 2), Gathered([gram])) is None
+    gram.update(torch.zeros(1, 2))
+    assert relative_error(torch.ones(2, 2), torch.zeros(2, 2), Gathered([gram])) == 0.0

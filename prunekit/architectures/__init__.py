@@ -16,7 +16,17 @@ from prunekit.architectures.probing import probe
 from prunekit.discovery import modules
 from prunekit.errors import CheckpointError
 
-__all__ = ["Architecture", "Attention", "FeedForward", "Stack", "Stage", "Stream", "find", "names"]
+__all__ = [
+    "Architecture",
+    "Attention",
+    "FeedForward",
+    "Stack",
+    "Stage",
+    "Stream",
+    "declared",
+    "find",
+    "names",
+]
 
 
 def find(model: PreTrainedModel) -> Architecture:
@@ -29,11 +39,16 @@ def find(model: PreTrainedModel) -> Architecture:
         CheckpointError: The model holds something in its blocks that would not be pruned, or its
             type is not declared and cannot be probed.
     """
-    declared = _declared().get(model.config.model_type)
-    architecture = _present(model, declared) if declared else probe(model)
+    architecture = declared(model) or probe(model)
     for stack in architecture.stacks:
         check(model, stack)
     return architecture
+
+
+def declared(model: PreTrainedModel) -> Architecture | None:
+    """Return the architecture that is declared for the type of ``model``, as :func:`find`."""
+    known = _declared().get(model.config.model_type)
+    return _present(model, known) if known else None
 
 
 def names() -> list[str]:

@@ -1,6 +1,9 @@
 """Where a model family keeps its blocks, linears, heads and neurons: data only."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 Count = Literal["heads", "groups", "size", "width"]
@@ -9,12 +12,26 @@ Count = Literal["heads", "groups", "size", "width"]
 
 @dataclass(frozen=True)
 class Stage:
-    """Linears of a block that read the same tensor; named relative to the block."""
+    """Linears of a block that read the same tensor; named relative to the block.
+
+    ``*`` stands for the number of an expert: those of each read the tokens that it is given. Fused
+    experts have the linears ``gate_proj``, ``up_proj`` and ``down_proj`` for this.
+    """
 
     linears: tuple[str, ...]
 
     def __init__(self, *linears: str) -> None:
         object.__setattr__(self, "linears", linears)
+
+    @property
+    def experts(self) -> str | None:
+        """The module whose experts it is about, if it is about experts."""
+        module, star, _ = self.linears[0].partition(".*.")
+        return module if star else None
+
+    def of(self, expert: int) -> "Stage":
+        """Return the stage of one expert."""
+        return Stage(*(linear.replace("*", str(expert)) for linear in self.linears))
 
 
 @dataclass(frozen=True)
@@ -78,7 +95,7 @@ class Stack:
         stages: Stages of one block in the order in which data flows through them.
         module: What is called to run the stack, relative to ``model.base_model``; "" is itself.
         reads: The ``module`` of the stack whose last hidden state is cross-attended, if any.
-        optional: Linears that only some configs of the family have.
+        optional: Linears that only some configs of the family, or some of its blocks, have.
         attentions: Where the heads of a block are.
         feed_forwards: Where the neurons of a block are.
         depth: Entry of ``config.json`` for the number of blocks, as most families call it.
@@ -112,6 +129,34 @@ class Stream:
     offset: float = 0.0
     scaled: bool = False
     divided: tuple[str, ...] = ()
+
+    @property
+    def experts(self) -> list[str]:
+        """The modules of a block that hold experts."""
+        return list(dict.fromkeys(filter(None, (stage.experts for stage in self.stages))))
+
+    def stages_of(self, modules: Iterable[str]) -> list[Stage]:
+        """Return the stages of a block with these modules: of experts, those of one after another.
+
+        A stage about experts that the block does not have stays as it is.
+        """
+        numbers: dict[str, list[int]] = {}
+        for name in modules:
+            owner, _, number = name.rpartition(".")
+            if owner in self.experts and number.isdigit():
+                numbers.setdefault(owner, []).append(int(number))
+        stages: list[Stage] = []
+        for owner, group in groupby(self.stages, lambda stage: stage.experts):
+            alike = list(group)
+            if owner in numbers:
+                stages += [stage.of(number) for number in sorted(numbers[owner]) for stage in alike]
+            else:
+                stages += alike
+        return stages
+
+    def may_lack(self, linear: str) -> bool:
+        """Say whether a block need not have a linear."""
+        return linear in self.optional or re.sub(r"\.\d+\.", ".*.", linear) in self.optional
 
 
 @dataclass(frozen=True)

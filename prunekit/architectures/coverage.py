@@ -39,16 +39,17 @@ def check(model: PreTrainedModel, stack: Stack) -> None:
             linear that a stage names and that is not optional.
     """
     refuse_fused_experts(model, stack.blocks)
-    named = {linear for stage in stack.stages for linear in stage.linears}
     for index, block in enumerate(model.base_model.get_submodule(stack.blocks).children()):
         where, found = f"{prefix(model)}{stack.blocks}.{index}", set(linears(block))
+        stages = stack.stages_of(name for name, _ in block.named_modules())
+        named = {linear for stage in stages for linear in stage.linears}
         for name in sorted(found - named):
             raise CheckpointError(
                 f"{where}.{name}: no stage of the architecture {model.config.model_type!r} names "
                 "this linear, so it would be left dense without a word. Known linears: "
                 f"{', '.join(sorted(named))}. {ADVICE}"
             )
-        for name in sorted(named - found - stack.optional):
+        for name in sorted(name for name in named - found if not stack.may_lack(name)):
             raise CheckpointError(
                 f"{where}.{name}: the architecture {model.config.model_type!r} names this linear, "
                 f"the block does not have it. It has: {', '.join(sorted(found))}. {ADVICE}"
@@ -69,6 +70,6 @@ def refuse_fused_experts(model: PreTrainedModel, blocks: str) -> None:
                 kind = "fused experts" if "expert" in where else "several matrices in one weight"
                 raise CheckpointError(
                     f"{prefix(model)}{blocks}.{where}.{name}: {kind} {list(weight.shape)} are not "
-                    "supported yet, and they would be left dense without a word. Choose a model "
-                    "whose blocks keep their matrices in linears."
+                    "supported here, and they would be left dense without a word. Choose a model "
+                    "whose blocks keep their matrices in linears, or whose experts are declared."
                 )

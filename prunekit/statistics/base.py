@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 from jaxtyping import Float, Shaped
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 S = TypeVar("S", bound="Statistic")
+Starved = Literal["all-tokens", "magnitude", "error"]
+"""What is done with an expert to which too few tokens are routed."""
 
 
 class Statistic(ABC):
@@ -77,9 +79,20 @@ class Statistic(ABC):
 
 
 class Gathered:
-    """The statistics of one stage, looked up by their class: ``stats[Gram].total``."""
+    """The statistics of one stage, looked up by their class: ``stats[Gram].total``.
 
-    def __init__(self, statistics: Iterable[Statistic]) -> None:
+    Attributes:
+        routed: Tokens that were routed to the expert it is about; None for other linears.
+        starved: What was done because these were too few, if they were.
+    """
+
+    def __init__(
+        self,
+        statistics: Iterable[Statistic],
+        routed: int | None = None,
+        starved: Starved | None = None,
+    ) -> None:
+        self.routed, self.starved = routed, starved
         self._statistics = tuple(statistics)
         self._derived: dict[type[Statistic], Statistic] = {}
         self._memo: dict[Hashable, Any] = {}

@@ -1,0 +1,230 @@
+"""Gathers what the linears of a block read, for all ranks; sees to experts that read too little.
+
+Shapes: I input features, T tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import cast
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from prunekit.errors import NumericsError
+from prunekit.experts import Expert
+from prunekit.layout import Linear
+from prunekit.lockstep import Lockstep
+from prunekit.statistics import Cross, Gathered, Starved, Statistic
+from prunekit.walk import Visit
+
+
+@dataclass(frozen=True)
+class Hunger:
+    """An expert is starved ``below`` so many tokens; what is done then."""
+
+    below: int = 1
+    policy: Starved = "all-tokens"
+
+
+def gather(
+    visit: Visit,
+    stages: Sequence[Sequence[Linear]],
+    needs: Sequence[type[Statistic]],
+    hunger: Hunger | None = None,
+) -> Iterator[tuple[Sequence[Linear], Gathered]]:
+    """Gather ``needs`` for each stage in one forward, then give the stages with their own.
+
+    Args:
+        visit: The block.
+        stages: Linears that read the same tensor.
+        needs: What to gather.
+        hunger: What is done with experts to which few tokens are routed; None for nothing.
+
+    Raises:
+        NumericsError: The input of a linear is NaN or inf in some sample, or an expert is starved
+            and must not be.
+    """
+    found = [_empty(visit, linears, needs) for linears in stages]
+    if needs and stages:
+        _observe(visit, stages, found)
+    yield from zip(stages, _gathered(visit, stages, found, hunger), strict=True)
+
+
+def gather_at_once(
+    visit: Visit,
+    stages: Sequence[Sequence[Linear]],
+    needs: Sequence[type[Statistic]],
+    hunger: Hunger | None = None,
+    *,
+    last: bool,
+) -> Iterator[tuple[Sequence[Linear], Gathered]]:
+    """Give each stage with statistics that saw the pruned ones before it, in one forward in all.
+
+    With ``last`` what the pruned block gives takes the place of the hidden states.
+    """
+    with ExitStack() as stack:
+        steps, halts = _in_step(visit, stages, stack)
+        apart, others = _in_step(visit.dense, stages, stack) if visit.dense else (None, None)
+        for number, inputs in halts:
+            statistics = _empty(visit, stages[number], needs)
+            dense = next(others)[1] if others else []
+            while inputs:
+                _update(statistics, inputs.pop(0), dense.pop(0) if dense else None)
+            yield stages[number], _gathered(visit, [stages[number]], [statistics], hunger)[0]
+        if apart and others:
+            next(others, None)  # on to the end
+    if last:
+        visit.hidden[:] = steps.outputs
+        visit.onward = False
+        if apart and visit.dense:
+            visit.dense.hidden[:] = apart.outputs
+            visit.dense.onward = False
+
+
+def _in_step(
+    visit: Visit, stages: Sequence[Sequence[Linear]], stack: ExitStack
+) -> tuple[Lockstep, Iterator[tuple[int, list[Tensor]]]]:
+    """Return the forwards of a visited block and their halts, to which ``stack`` puts an end."""
+    steps = Lockstep(list(visit.calls()))
+    modules = [[visit.block.get_submodule(linear.path) for linear in linears] for linears in stages]
+    return steps, stack.enter_context(closing(steps.stages(modules)))
+
+
+def _empty(
+    visit: Visit, linears: Sequence[Linear], needs: Sequence[type[Statistic]]
+) -> tuple[Statistic, ...]:
+    # What an expert reads in the dense model is of other tokens than in the pruned one.
+    kinds = [kind for kind in needs if not (linears[0].expert and kind is Cross)]
+    return tuple(kind(linears[0].inputs, visit.hidden[0].device) for kind in kinds)
+
+
+def _update(
+    statistics: tuple[Statistic, ...],
+    x: Float[Tensor, "... I"],
+    dense: Float[Tensor, "... I"] | None = None,
+) -> None:
+    for statistic in statistics:
+        if isinstance(statistic, Cross) and dense is not None:
+            statistic.update_pair(x.flatten(0, -2), dense.flatten(0, -2))
+        else:
+            statistic.update(x.flatten(0, -2))
+
+
+def _gathered(
+    visit: Visit,
+    stages: Sequence[Sequence[Linear]],
+    found: Sequence[tuple[Statistic, ...]],
+    hunger: Hunger | None,
+) -> list[Gathered]:
+    """Return what all ranks found for each stage; starved experts are seen to."""
+    for linears, statistics in zip(stages, found, strict=True):
+        _merge(visit, linears, statistics)
+    gathered = [
+        Gathered(statistics, statistics[0].tokens if linears[0].expert and statistics else None)
+        for linears, statistics in zip(stages, found, strict=True)
+    ]
+    starved = [
+        number
+        for number, stats in enumerate(gathered)
+        if hunger and stats.routed is not None and stats.routed < hunger.below
+    ]
+    if not hunger or not starved:
+        return gathered
+    if hunger.policy == "error":
+        raise NumericsError(
+            f"{stages[starved[0]][0].name}: {gathered[starved[0]].routed} tokens are routed to its "
+            f"expert, fewer than the {hunger.below} of starved_below. Use more calibration text, "
+            "or another policy in `starved`."
+        )
+    again = [found[number] for number in starved]
+    if hunger.policy == "all-tokens":
+        again = _of_all_tokens(visit, [stages[number] for number in starved], again[0])
+    for number, statistics in zip(starved, again, strict=True):
+        gathered[number] = Gathered(statistics, gathered[number].routed, hunger.policy)
+    return gathered
+
+
+def _of_all_tokens(
+    visit: Visit, stages: Sequence[Sequence[Linear]], like: Sequence[Statistic]
+) -> list[tuple[Statistic, ...]]:
+    """Return the statistics of experts, of kinds as in ``like``, as if all tokens went to them."""
+    experts = [
+        cast("Expert", visit.block.get_submodule(str(linears[0].expert))) for linears in stages
+    ]
+    found = [_empty(visit, linears, [*map(type, like)]) for linears in stages]
+    for expert in experts:
+        expert.reads_all = True
+    _observe(visit, stages, found)
+    for expert in experts:
+        expert.reads_all = False
+    for linears, statistics in zip(stages, found, strict=True):
+        _merge(visit, linears, statistics)
+    return found
+
+
+def _merge(visit: Visit, linears: Sequence[Linear], statistics: tuple[Statistic, ...]) -> None:
+    """Make statistics those of the tokens of all ranks, and look whether they are numbers."""
+    visit.ranks.merge(statistics)
+    if not all(statistic.finite() for statistic in statistics):
+        raise NumericsError(_blame(visit, linears[0]))
+
+
+def _observe(
+    visit: Visit, stages: Sequence[Sequence[Linear]], found: Sequence[tuple[Statistic, ...]]
+) -> None:
+    read: dict[int, Tensor] = {}  # what the dense model's stages read, of the batch at hand
+    with ExitStack() as stack:
+        for number, (linears, statistics) in enumerate(zip(stages, found, strict=True)):
+            path = linears[0].path
+
+            def update(_: nn.Module, inputs: tuple, of: tuple = (number, statistics)) -> None:
+                _update(of[1], inputs[0], read.pop(of[0], None))
+
+            def note(_: nn.Module, inputs: tuple, number: int = number) -> None:
+                read[number] = inputs[0]
+
+            for stream, look in ((visit, update), (visit.dense, note)):
+                if stream:
+                    module = stream.block.get_submodule(path)
+                    stack.callback(module.register_forward_pre_hook(look).remove)
+        for stream in filter(None, (visit, visit.dense)):
+            for linear in stages[-1]:
+                module = stream.block.get_submodule(linear.path)
+                stack.enter_context(_silent(module, linear.outputs))
+        visit.forward()
+
+
+class _silent:  # noqa: N801  used as a context
+    """Spares a linear its product: nothing that is observed depends on the last stage's output."""
+
+    def __init__(self, module: nn.Module, outputs: int) -> None:
+        self.module, self.outputs = module, outputs
+
+    def __enter__(self) -> None:
+        self.module.forward = lambda x: x.new_zeros(1).expand(*x.shape[:-1], self.outputs)
+
+    def __exit__(self, *_: object) -> None:
+        del self.module.forward
+
+
+def _blame(visit: Visit, linear: Linear) -> str:
+    """Say in which sample the input of ``linear`` is not finite; run only after it was found so."""
+    broken: list[bool] = []
+    # An expert reads tokens of any sample; all of its block's experts read them in their order.
+    path = linear.expert.rpartition(".")[0] if linear.expert else linear.path
+    module = visit.block.get_submodule(path)
+
+    def look(_: nn.Module, inputs: tuple) -> None:
+        tokens = (~inputs[0].isfinite()).any(-1).flatten()
+        samples = tokens.view(-1, visit.hidden[0].shape[1])
+        broken.extend(samples.any(1).tolist())
+
+    hook = module.register_forward_pre_hook(look)
+    visit.forward()
+    hook.remove()
+    # Ranks have the samples in their order.
+    broken = [sample for samples in visit.ranks.exchange(broken) for sample in samples]
+    if True in broken:
+        return f"{linear.name}: its input is NaN or inf in calibration sample {broken.index(True)}."
+    return f"{linear.name}: the squares of its inputs overflow float32."
