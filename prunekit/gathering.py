@@ -121,7 +121,11 @@ def _gathered(
     for linears, statistics in zip(stages, found, strict=True):
         _merge(visit, linears, statistics)
     gathered = [
-        Gathered(statistics, statistics[0].tokens if linears[0].expert and statistics else None)
+        Gathered(
+            statistics,
+            statistics[0].tokens if linears[0].expert and statistics else None,
+            ranks=visit.ranks,
+        )
         for linears, statistics in zip(stages, found, strict=True)
     ]
     starved = [
@@ -141,7 +145,8 @@ def _gathered(
     if hunger.policy == "all-tokens":
         again = _of_all_tokens(visit, [stages[number] for number in starved], again[0])
     for number, statistics in zip(starved, again, strict=True):
-        gathered[number] = Gathered(statistics, gathered[number].routed, hunger.policy)
+        routed = gathered[number].routed
+        gathered[number] = Gathered(statistics, routed, hunger.policy, visit.ranks)
     return gathered
 
 

@@ -4,7 +4,7 @@ Samples and rows are split over them. A single process is a world of one, in whi
 returns at once what it was given, so that the engine is written once.
 
 Bytes that a rank sends, of N ranks: 2 (N − 1) / N of what is added, (N − 1) / N of what is put
-together, both as rings send them.
+together or handed round, all as rings send them.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Ranks:
     def __init__(self, rank: int = 0, size: int = 1, watch: Watch | None = None) -> None:
         self.rank, self.size, self.watch = rank, size, watch
         self.traffic: Counter[str] = Counter()
+        self._loads = [0.0] * size
 
     @property
     def first(self) -> bool:
@@ -129,6 +130,29 @@ class Ranks:
         pieces = (piece.view(own.dtype)[:count] for piece, count in zip(every, rows, strict=True))
         return torch.cat([*pieces])
 
+    def owner(self, work: float) -> int:
+        """Return which rank does ``work`` that cannot be split: who has the least of it so far.
+
+        All ranks have to ask for the same.
+        """
+        owner = self._loads.index(min(self._loads))
+        self._loads[owner] += work
+        return owner
+
+    def hand_round(self, owner: int, panels: Iterable[Shaped[Tensor, ...]], what: str) -> None:
+        """Give tensors of the rank ``owner`` to all, in place; they may be views."""
+        if not self.several:
+            return
+        from torch import distributed
+
+        for panel in panels:
+            whole = panel.contiguous()
+            with self._together():
+                distributed.broadcast(whole, src=owner)
+            if whole is not panel:
+                panel.copy_(whole)
+            self.traffic[what] += whole.nbytes * (self.size - 1) // self.size
+
     def exchange(self, value: T) -> list[T]:
         """Return the small value that each rank has, in their order."""
         if not self.several:
@@ -140,21 +164,21 @@ class Ranks:
             distributed.all_gather_object(values, value)
         return values
 
-    def lead(self, work: Callable[[], T]) -> T:
-        """Do something on the first rank alone; all return, or raise, what it did."""
+    def lead(self, work: Callable[[], T], leader: int = 0) -> T:
+        """Do something on one rank alone; all return, or raise, what it did. It should be small."""
         if not self.several:
             return work()
         from torch import distributed
 
         value, error = None, None
-        if self.first:
+        if self.rank == leader:
             try:
                 value = work()
             except Exception as raised:
                 error = raised
         answer: list[Any] = [(value, error)]
         with self._together():
-            distributed.broadcast_object_list(answer, src=0)
+            distributed.broadcast_object_list(answer, src=leader)
         value, told = answer[0]
         if error or told:
             raise error or told

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from jaxtyping import Bool, Float
@@ -13,6 +13,7 @@ from prunekit.errors import NumericsError
 from prunekit.layer import Layer, Pruned
 from prunekit.methods.base import Method
 from prunekit.patterns import Grouped, Scope
+from prunekit.ranks import Ranks
 from prunekit.statistics import Gram, Statistic
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     Order = Tensor | slice
 
+PANEL = 256
+"""Rows of the factor that are handed round at once, less the zeros before them."""
 STACKED = 4096
 """Rows up to which the layers of a stage are swept as one; wider ones are busy by themselves."""
 
@@ -95,12 +98,36 @@ class SparseGPT(Method):
             gram = layer.stats[Gram].total
             if self.order == "energy":
                 gram = layer.stats[Gram].full[order][:, order]
-            return inverse_factor(gram, self.damping)
+            return _by_one(layer.stats.ranks, gram, lambda: inverse_factor(gram, self.damping))
 
         try:
             return layer.stats.once(("factor", self.damping, self.order), factor)
         except ArithmeticError as error:
             raise NumericsError(f"{layer.name}: {error} Use more calibration tokens.") from error
+
+
+def _by_one(ranks: Ranks, gram: Float[Tensor, "I I"], compute: Callable[[], Factor]) -> Factor:
+    """Let one of the ranks compute the factor of a Gram matrix, and hand it round.
+
+    Over a run each computes its share of them. As long as there is one at a time the others wait,
+    which takes no longer than if all computed it.
+    """
+    from prunekit_kernels import Factor
+
+    if not ranks.several:
+        return compute()
+    owner = ranks.owner(len(gram) ** 3)
+    found: list[Factor] = []
+
+    def damping() -> float:
+        found.append(compute())
+        return found[0].damping
+
+    damped = ranks.lead(damping, owner)
+    upper = found[0].upper if found else gram.new_zeros(gram.shape)
+    rows = range(0, len(gram), PANEL)
+    ranks.hand_round(owner, (upper[row : row + PANEL, row:] for row in rows), "factors")
+    return Factor(upper, damped, gram.diagonal() == 0)
 
 
 def _sweep(

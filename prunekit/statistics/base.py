@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 from jaxtyping import Float, Shaped
 
+from prunekit.ranks import ALONE, Ranks
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -84,6 +86,7 @@ class Gathered:
     Attributes:
         routed: Tokens that were routed to the expert it is about; None for other linears.
         starved: What was done because these were too few, if they were.
+        ranks: The processes that have the same statistics.
     """
 
     def __init__(
@@ -91,8 +94,9 @@ class Gathered:
         statistics: Iterable[Statistic],
         routed: int | None = None,
         starved: Starved | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.routed, self.starved = routed, starved
+        self.routed, self.starved, self.ranks = routed, starved, ranks
         self._statistics = tuple(statistics)
         self._derived: dict[type[Statistic], Statistic] = {}
         self._memo: dict[Hashable, Any] = {}

@@ -31,6 +31,8 @@ FOUR = ("sparsegpt block", "wanda column", "magnitude tiles", "ria layer, steps"
 """Cases that four ranks share, who add up in another order."""
 GPT2 = ("sparsegpt block",)
 """Cases of a model whose weights are stored inputs first."""
+MIXTRAL = ("wanda 4:8, refined",)
+"""Cases of a model with experts; to some ranks come few of their tokens."""
 JUDGED = "sparsegpt 2:4"
 """The case whose perplexity is measured, too."""
 TOLERANCE = 1e-4
@@ -58,11 +60,13 @@ def outputs(nursery, tmp_path_factory):
     models = {
         "llama": checkpoints.write(root / "llama", num_hidden_layers=2),
         "gpt2": checkpoints.write(root / "gpt2", "gpt2"),
+        "mixtral": checkpoints.write(root / "mixtral", "mixtral"),
     }
     found = {}
     for size, names in WORLDS.items():
         files = []
         wanted = [("llama", name) for name in names] + [("gpt2", name) for name in GPT2]
+        wanted += [("mixtral", name) for name in MIXTRAL]
         for number, (model, name) in enumerate(wanted):
             folder = root / f"{size}-{number}"
             file = root / f"{size}-{number}.toml"
@@ -109,6 +113,12 @@ def test_weights_that_are_stored_inputs_first_are_shared_too(outputs, name, size
     compare(outputs["gpt2", name, 1], outputs["gpt2", name, size], tolerance)
 
 
+@pytest.mark.parametrize(("size", "tolerance"), [(2, TOLERANCE), (4, TOLERANCE)])
+@pytest.mark.parametrize("name", MIXTRAL)
+def test_experts_are_shared_too(outputs, name, size, tolerance):
+    compare(outputs["mixtral", name, 1], outputs["mixtral", name, size], tolerance)
+
+
 def test_the_traffic_of_a_rank_is_what_the_formulas_say(outputs):
     folder = outputs["llama", JUDGED, 2]
     report = json.loads((folder / "report.json").read_text())
@@ -121,7 +131,30 @@ def test_the_traffic_of_a_rank_is_what_the_formulas_say(outputs):
     for rank in report["ranks"]:
         assert rank["sent_bytes"]["rows"] == weights * 4 * (size - 1) // size
         assert rank["sent_bytes"]["statistics"] == 2 * grams * 4 * (size - 1) // size
+        # So of their inverse factors.
+        assert rank["sent_bytes"]["factors"] == grams * 4 * (size - 1) // size
         assert "thresholds" not in rank["sent_bytes"]
+
+
+FACTORS = """
+import prunekit_kernels
+real, widths = prunekit_kernels.inverse_factor, []
+def inverse_factor(gram, damping):
+    widths.append(len(gram))
+    return real(gram, damping)
+prunekit_kernels.inverse_factor = inverse_factor
+"""
+
+
+def test_each_factor_is_computed_by_one_rank(nursery, tmp_path):
+    model = checkpoints.write(tmp_path / "m", num_hidden_layers=2)
+    file = configs.write(tmp_path / "c.toml", model, tmp_path / "out", evaluate=None)
+    world = nursery.start(tmp_path / "said", 2, FACTORS + RUN + "print(*widths)", file)
+    world.succeed()
+    first, second = ((world.folder / f"{rank}.out").read_text().split() for rank in range(2))
+    # Four Gram matrices a block, the last one twice as wide and eight times the work.
+    assert sorted(first + second) == ["32"] * 6 + ["64"] * 2
+    assert first.count("64") == second.count("64") == 1
 
 
 EVALUATE = """
