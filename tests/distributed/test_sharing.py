@@ -31,7 +31,7 @@ FOUR = ("sparsegpt block", "wanda column", "magnitude tiles", "ria layer, steps"
 """Cases that four ranks share, who add up in another order."""
 GPT2 = ("sparsegpt block",)
 """Cases of a model whose weights are stored inputs first."""
-MIXTRAL = ("wanda 4:8, refined",)
+MIXTRAL = ("wanda column",)
 """Cases of a model with experts; to some ranks come few of their tokens."""
 JUDGED = "sparsegpt 2:4"
 """The case whose perplexity is measured, too."""
