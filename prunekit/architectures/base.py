@@ -112,24 +112,6 @@ class Stack:
     depth: str = "num_hidden_layers"
     per_block: tuple[str, ...] = ("layer_types", "mlp_layer_types", "no_rope_layers")
 
-
-@dataclass(frozen=True)
-class Stream:
-    """How a family treats the residual stream, whose every reader is an RMSNorm.
-
-    Attributes:
-        epsilon: Entry of ``config.json`` that its norms add to the mean square.
-        offset: What its norms add to their weights before they multiply with them.
-        scaled: The embeddings are multiplied by the root of the width.
-        divided: Entries of which the first that a config has says whether the last hidden state is
-            divided by the root of the width before the head reads it.
-    """
-
-    epsilon: str = "rms_norm_eps"
-    offset: float = 0.0
-    scaled: bool = False
-    divided: tuple[str, ...] = ()
-
     @property
     def experts(self) -> list[str]:
         """The modules of a block that hold experts."""
@@ -157,6 +139,24 @@ class Stream:
     def may_lack(self, linear: str) -> bool:
         """Say whether a block need not have a linear."""
         return linear in self.optional or re.sub(r"\.\d+\.", ".*.", linear) in self.optional
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How a family treats the residual stream, whose every reader is an RMSNorm.
+
+    Attributes:
+        epsilon: Entry of ``config.json`` that its norms add to the mean square.
+        offset: What its norms add to their weights before they multiply with them.
+        scaled: The embeddings are multiplied by the root of the width.
+        divided: Entries of which the first that a config has says whether the last hidden state is
+            divided by the root of the width before the head reads it.
+    """
+
+    epsilon: str = "rms_norm_eps"
+    offset: float = 0.0
+    scaled: bool = False
+    divided: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
