@@ -1,10 +1,10 @@
 """Perplexity of real models, dense and pruned by each method: mean and deviation over seeds.
 
-    python -m bench.quality [--minutes N] [--models NAME …] [--seeds N]
+    python -m bench.quality [--minutes N] [--models NAME …] [--patterns NAME …] [--seeds N]
 
 Cells that are in ``bench/results/quality/quality.json`` already are not measured again, unless what
-their method does by default has changed since; so it can be run in pieces. Speed does not matter
-here, so the machine need not be idle.
+their method does by default has changed since; so it can be run in pieces. A setting that came
+later counts as no change. Speed does not matter here, so the machine need not be idle.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -42,6 +42,14 @@ METHODS = {
     "ALPS": {"method": "alps"},
     "ours": {"method": "admm"},
 }
+OPTIONS = {
+    "permuted": {"method": "admm", "permute": True},
+    "blocks tuned": {"method": "admm", "recover": "block"},
+    "both": {"method": "admm", "permute": True, "recover": "block"},
+    "OWL": {"method": "admm", "allocation": "owl"},
+    "curves": {"method": "admm", "allocation": "curves"},
+}
+"""What can be added to ours; a table of its own compares them."""
 Cell = dict[str, Any]
 
 
@@ -63,7 +71,8 @@ def settings_of(method: str, pattern: str) -> dict[str, Any]:
     section = {"pattern": wanted} if isinstance(wanted, str) else {"pattern": "unstructured"}
     if not isinstance(wanted, str):
         section["sparsity"] = wanted
-    return Prune.model_validate(METHODS[method] | section | {"measure_error": False}).model_dump()
+    chosen = (METHODS | OPTIONS)[method] | section | {"measure_error": False}
+    return Prune.model_validate(chosen).model_dump()
 
 
 @cache
@@ -116,9 +125,16 @@ def wanted(chosen: list[Job], seeds: int) -> Iterator[tuple[Job, str, str, int]]
     """Yield what is to be measured, so that what is most telling comes first."""
     for seed in range(seeds):
         for job in chosen:
-            for pattern in PATTERNS:
-                for method in METHODS:
-                    yield job, pattern, method, seed
+            for pattern, value in PATTERNS.items():
+                for method in METHODS | OPTIONS:
+                    said = OPTIONS.get(method, {})
+                    fits = (
+                        not said.get("permute")
+                        if isinstance(value, float)
+                        else (said.get("allocation") != "owl")
+                    )
+                    if fits:
+                        yield job, pattern, method, seed
 
 
 def key(cell: Cell) -> tuple[str, ...]:
@@ -133,7 +149,13 @@ def save(dense: dict[str, float], cells: dict[tuple[str, ...], Cell]) -> None:
     temporary = FOLDER / "quality.tmp"
     temporary.write_text(json.dumps(found, indent=1) + "\n")
     temporary.replace(FOLDER / "quality.json")
-    (FOLDER / "quality.md").write_text(table(dense, [*cells.values()]))
+    known = [*cells.values()]
+    (FOLDER / "quality.md").write_text(table(dense, known, METHODS))
+    measured = [cell for cell in known if cell["method"] in {"ours", *OPTIONS}]
+    compared = {key(cell)[:2] for cell in measured if cell["method"] in OPTIONS}
+    (FOLDER / "options.md").write_text(
+        table(dense, [cell for cell in measured if key(cell)[:2] in compared], ["ours", *OPTIONS])
+    )
 
 
 def summary(cells: list[Cell]) -> dict[tuple[str, str, str], tuple[float, float, int]]:
@@ -149,20 +171,22 @@ def summary(cells: list[Cell]) -> dict[tuple[str, str, str], tuple[float, float,
     }
 
 
-def table(dense: dict[str, float], cells: list[Cell]) -> str:
-    """Return the means as Markdown, the lowest of a row in bold."""
+def table(dense: dict[str, float], cells: list[Cell], methods: Collection[str]) -> str:
+    """Return the means of some methods as Markdown, the lowest of a row in bold."""
     found = summary(cells)
     lines = [
         "Perplexity: mean ± deviation over calibration seeds (their number in brackets where it",
         "is not 3), the lowest mean in bold. Made by `python -m bench.quality`.",
         "",
-        f"| model | pattern | dense | {' | '.join(METHODS)} |",
-        "|---" * (len(METHODS) + 3) + "|",
+        f"| model | pattern | dense | {' | '.join(methods)} |",
+        "|---" * (len(methods) + 3) + "|",
     ]
     for model, pattern in dict.fromkeys(name[:2] for name in found):
-        row = {m: found[name] for m in METHODS if (name := (model, pattern, m)) in found}
+        row = {m: found[name] for m in methods if (name := (model, pattern, m)) in found}
+        if not row:
+            continue
         best = min(mean for mean, _, _ in row.values())
-        shown = (_shown(*row[m], best=best) if m in row else "" for m in METHODS)
+        shown = (_shown(*row[m], best=best) if m in row else "" for m in methods)
         lines.append(f"| {model} | {pattern} | {dense[model]:.2f} | {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
 
@@ -201,7 +225,8 @@ def main() -> None:
     """Measure what is missing and rewrite the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", help="only these")
-    parser.add_argument("--methods", nargs="*", help="only these")
+    parser.add_argument("--patterns", nargs="*", default=PATTERNS, help="only these")
+    parser.add_argument("--methods", nargs="*", default=METHODS, help="only these, also of OPTIONS")
     parser.add_argument("--seeds", type=int, default=3, help="calibration seeds: 0 to N - 1")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no cell after these")
     options = parser.parse_args()
@@ -211,10 +236,10 @@ def main() -> None:
     dense, cells = known["dense"], {key(cell): cell for cell in known["cells"]}
     chosen = [job for job in all_jobs() if not options.models or job.name in options.models]
     for job, pattern, method, seed in wanted(chosen, options.seeds):
-        if options.methods and method not in options.methods:
+        if method not in options.methods or pattern not in options.patterns:
             continue
         before = cells.get((job.name, pattern, method, str(seed)))
-        if before and before["settings"] == settings_of(method, pattern):
+        if before and before["settings"].items() <= settings_of(method, pattern).items():
             continue
         if time.monotonic() - began > 60 * options.minutes:
             break

@@ -132,6 +132,15 @@ class Config(Settings[Prune]):
                 f'format "{kind.name}" stores patterns {fitting}, not "{prune.pattern.name}". '
                 "Choose bitmask, which stores any, or dense."
             )
+        if prune and kind.patterns and prune.allocation.mixes:
+            raise ValueError(
+                f'format "{kind.name}" stores one pattern, allocation "{prune.allocation.name}" '
+                "mixes several. Choose bitmask, which stores any, or dense."
+            )
+        if prune and prune.recover == "lowrank" and kind.name != "dense":
+            raise ValueError(
+                f'recover = "lowrank" writes an adapter for dense linears, not for "{kind.name}".'
+            )
         return output
 
 
@@ -161,7 +170,8 @@ SECTIONS: dict[str, type[Section]] = {
 def _prune_from_text(prune: object) -> bool:
     if not isinstance(prune, dict):
         return False
-    if prune.get("refine") or prune.get("target") == "dense":
+    asked = (prune.get(key) for key in ("refine", "recover", "permute"))
+    if any(asked) or prune.get("target") == "dense":
         return True
     allocation = prune.get("allocation")
     if isinstance(allocation, dict):

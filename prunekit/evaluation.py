@@ -110,6 +110,7 @@ class Evaluator:
                 f"{tokens.description}; {count} predicted tokens, the first of a window is not "
                 f"predicted; token-weighted mean, float32 logits, "
                 f"{str(self.weights.dtype).removeprefix('torch.')} blocks"
+                + (", with the adapter that lies beside them" if self.weights.adapters else "")
             ),
         }
 

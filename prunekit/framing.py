@@ -10,17 +10,20 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from prunekit import allocator
-from prunekit.checkpoint import open_checkpoint
+from prunekit import allocator, lowrank
+from prunekit.checkpoint import open_checkpoint, write_atomically
 from prunekit.data import Tokens, calibration_tokens, evaluation_tokens
 from prunekit.errors import ConfigError
 from prunekit.evaluation import Evaluator
+from prunekit.generation import write
 from prunekit.output import Output
 from prunekit.planning import Plan
 from prunekit.ranks import ALONE, Ranks
 from prunekit.shrink_planning import ShrinkPlan
 from prunekit.sources import title
 
+OWN_TEXT = "calibration.json"
+"""File of the output folder with the tokens that the dense model wrote, one list a sample."""
 P = TypeVar("P", Plan, ShrinkPlan)
 
 
@@ -78,14 +81,33 @@ class Framed(Generic[P]):
             judged = self._evaluation_tokens()
         allocator.give_back()
         self.output.begin(self._fingerprint(tokens), resume=resume, overwrite=overwrite)
+        if self.plan.config.calibration and self.plan.config.calibration.own:
+            with self._timed("calibrate"):
+                tokens = self.ranks.lead(self._own_text)
+            allocator.give_back()
         return tokens, judged
+
+    def _own_text(self) -> Tokens:
+        """Return what the dense model writes, from the output folder if it has done so before."""
+        config, length = self.plan.config.calibration, self.plan.lengths[0]
+        assert config is not None
+        file = self.output.folder / OWN_TEXT
+        if not file.is_file():
+            shape = config.samples, length
+            ids = write(self.plan.checkpoint, self.plan.device, shape, config.seed)
+            write_atomically(file, json.dumps(ids.tolist()).encode())
+        return Tokens.of(
+            torch.tensor(json.loads(file.read_bytes())),
+            f"{config.samples} windows of {length} tokens that the dense model wrote, seed "
+            f"{config.seed}",
+        )
 
     def _timed(self, phase: str) -> "_Timer":
         return _Timer(self.seconds, phase)
 
     def _calibration(self) -> Tokens | None:
         config = self.plan.config.calibration
-        if config is None:
+        if config is None or config.own:
             return None
         tokens = calibration_tokens(
             self.plan.tokenizer, config.data, config.samples, self.plan.lengths[0], config.seed
@@ -145,7 +167,10 @@ class Framed(Generic[P]):
     def _evaluator(self, which: str) -> Evaluator:
         before = which == "before"
         checkpoint = self.plan.checkpoint if before else open_checkpoint(self.output.folder)
-        return Evaluator(checkpoint, self.plan.device)
+        evaluator = Evaluator(checkpoint, self.plan.device)
+        if not before:
+            evaluator.weights.adapters = lowrank.read(self.output.folder)
+        return evaluator
 
 
 class _Timer:

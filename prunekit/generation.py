@@ -6,14 +6,16 @@ Masks in dense weights change no speed; this says what is, not what might be.
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import transformers
+from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunekit import text_quality
-from prunekit.checkpoint import find, open_checkpoint
+from prunekit.checkpoint import Checkpoint, find, open_checkpoint
 from prunekit.clock import now
 from prunekit.errors import ConfigError
 from prunekit.evaluation import compute_dtype, device_of, load_tokenizer, stored_dtype
@@ -23,6 +25,8 @@ PROMPTS = (
     "Once upon a time there was a little girl who",
     "The most important thing to know about energy is",
 )
+AT_ONCE = 16
+"""Samples that a model writes at once."""
 RUNS = 3
 """Timed runs of each prompt, after one to warm up; the median counts."""
 
@@ -43,6 +47,55 @@ class Generated:
     repetition: float
 
 
+@torch.inference_mode()
+def write(
+    checkpoint: Checkpoint, device: torch.device, shape: tuple[int, int], seed: int
+) -> Int64[Tensor, "N T"]:
+    """Return text that a causal language model writes when left to itself, at temperature 1.
+
+    Each sample begins with the token that the tokenizer begins a text with, or ends one; whatever
+    the model then writes is left, an end of text included, after which it goes on.
+
+    Args:
+        checkpoint: The model; it is in memory whole.
+        device: Where it writes.
+        shape: N samples, T tokens of each.
+        seed: Of what is drawn.
+
+    Raises:
+        ConfigError: The tokenizer has neither token.
+    """
+    tokenizer = load_tokenizer(checkpoint)
+    first = tokenizer.bos_token_id
+    first = tokenizer.eos_token_id if first is None else first
+    if first is None:
+        raise ConfigError(
+            f"{checkpoint.folder}: its tokenizer has no token to begin with, so the model cannot "
+            'write its own calibration text. Name a text instead of "self".'
+        )
+    model = _open(checkpoint, device)
+    samples, length = shape
+    model.generation_config = transformers.GenerationConfig(
+        do_sample=True, top_k=0, max_new_tokens=length - 1, pad_token_id=first
+    )
+    begin = torch.full((samples, 1), cast("int", first), device=device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        parts = [
+            model.generate(part, attention_mask=torch.ones_like(part))  # pyright: ignore
+            for part in begin.split(AT_ONCE)
+        ]
+    return torch.cat(parts).cpu()
+
+
+def _open(checkpoint: Checkpoint, device: torch.device) -> PreTrainedModel:
+    name = checkpoint.config["architectures"][0]
+    dtype = compute_dtype(stored_dtype(checkpoint), device)
+    transformers.utils.logging.disable_progress_bar()
+    kind = getattr(transformers, name)
+    return kind.from_pretrained(checkpoint.folder, dtype=dtype).to(device).eval()
+
+
 def generate(
     path: str, new_tokens: int, prompts: Sequence[str] = PROMPTS, device: str = "auto"
 ) -> list[Generated]:
@@ -57,9 +110,7 @@ def generate(
     kind = getattr(transformers, name, None)
     if kind is None or not getattr(kind, "can_generate", lambda: False)():
         raise ConfigError(f"{path}: {name or 'the base model'} does not generate text.")
-    dtype = compute_dtype(stored_dtype(checkpoint), place)
-    transformers.utils.logging.disable_progress_bar()
-    model = kind.from_pretrained(checkpoint.folder, dtype=dtype).to(place).eval()
+    model = _open(checkpoint, place)
     model.generation_config = transformers.GenerationConfig(
         do_sample=False,
         min_new_tokens=new_tokens,

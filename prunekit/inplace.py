@@ -17,6 +17,7 @@ from prunekit.architectures import find
 from prunekit.errors import ConfigError
 from prunekit.experts import unfused
 from prunekit.layout import Block, Selection, layout, runners
+from prunekit.permutation import check_permutable, orders, rearrange
 from prunekit.pruning import BlockPruner, Recipe, survey
 from prunekit.sections import Prune
 from prunekit.stack import StackRunner
@@ -48,12 +49,14 @@ def prune(
         PrunekitError: See each kind.
     """
     section = _section({"method": method, "pattern": pattern, **settings})
-    needs = section.method.needs | section.allocation.needs
     recipe = Recipe.of(section, calibrated=tokens is not None)
-    if (needs or section.refine or recipe.beside) and tokens is None:
-        user = f"refine {section.refine}" if section.refine else f"method {method}"
-        user = "target dense" if recipe.beside else user
+    if tokens is None and (user := _reader(section)):
         raise ConfigError(f"{user}: needs calibration tokens; pass tokens=[N, T].")
+    if section.recover == "lowrank":
+        raise ConfigError(
+            "recover lowrank: writes an adapter beside a checkpoint, so it needs a run: "
+            "prunekit.run(prunekit.plan(config))."
+        )
     with unfused(model):
         return _prune(model, tokens, section, recipe)
 
@@ -62,7 +65,10 @@ def _prune(
     model: PreTrainedModel, tokens: Int[Tensor, "N T"] | None, section: Prune, recipe: Recipe
 ) -> list[dict[str, Any]]:
     stacks = runners(model, find(model))
+    if recipe.permute:
+        check_permutable(model, stacks)
     blocks = layout(stacks, Selection(section.pattern, section.skip, section.on_indivisible))
+    recipe.check(blocks)
     ids = torch.zeros(1, 1, dtype=torch.int64) if tokens is None else tokens
 
     def visits(*, beside: bool = False) -> Iterator[tuple[Visit, Block]]:
@@ -78,11 +84,24 @@ def _prune(
             section.sparsity,
         )
         pruner = BlockPruner(recipe, sparsities, dtypes)
-        return [
-            outcome.entry
-            for visit, block in visits(beside=recipe.beside)
-            for outcome in pruner.prune(visit, block)
-        ]
+        entries = []
+        for visit, block in visits(beside=recipe.beside):
+            rearrange(visit, orders(visit, block, recipe))
+            entries += [outcome.entry for outcome in pruner.prune(visit, block)]
+        return entries
+
+
+def _reader(section: Prune) -> str | None:
+    """Return what of a section needs calibration tokens, if anything does."""
+    users = {
+        "target dense": section.target == "dense",
+        f"recover {section.recover}": section.recover,
+        "permute": section.permute,
+        f"refine {section.refine}": section.refine,
+        f"method {section.method.name}": section.method.needs,
+        f"allocation {section.allocation.name}": section.allocation.needs,
+    }
+    return next((user for user, needs in users.items() if needs), None)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """A model without weights, whose modules are given theirs one after another from a checkpoint."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from prunekit.checkpoint import SINGLE, Checkpoint, Entry, read_config
 from prunekit.errors import CheckpointError
 from prunekit.experts import PARTS, Expert, unfuse
+from prunekit.lowrank import Adapter
 from prunekit.removal import restore
 
 
@@ -97,7 +98,11 @@ def longest(model: PreTrainedModel) -> int:
 
 
 class Weights:
-    """Gives modules of an empty model their weights from a checkpoint, and takes them away."""
+    """Gives modules of an empty model their weights from a checkpoint, and takes them away.
+
+    Attributes:
+        adapters: What is added to the weights of linears, by their names.
+    """
 
     def __init__(
         self,
@@ -107,6 +112,7 @@ class Weights:
         device: torch.device,
     ) -> None:
         self.checkpoint, self.dtype, self.device = checkpoint, dtype, device
+        self.adapters: Mapping[str, Adapter] = {}
         self.stored = stored_names(model, checkpoint)
         self._prefixes = {module: name for name, module in model.named_modules()}
         for module in model.modules():
@@ -131,6 +137,8 @@ class Weights:
             child._buffers[name] = buffer.to(self.device)
         for (child, name), stored in wanted.items():
             self.assign(child, name, tensors[stored])
+            if name == "weight" and (adapter := self.adapters.get(self._prefixes[child])):
+                adapter.add_to(child)
 
     def assign(self, module: nn.Module, name: str, value: Tensor) -> None:
         """Put ``value`` where ``module.name`` is, in the type and on the device of the run."""

@@ -76,7 +76,7 @@ class _Pass(greenlet):
         super().__init__(lambda: (None, call()))
         self.seen: set[int] = set()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def go_on(self) -> tuple[int | None, Tensor]:
         """Run to the next stage, or to the end: (None, output)."""
         return self.switch()

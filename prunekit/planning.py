@@ -4,7 +4,8 @@ import math
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, cast
@@ -27,8 +28,10 @@ from prunekit.evaluation import (
     load_tokenizer,
     stored_dtype,
 )
+from prunekit.generation import AT_ONCE
 from prunekit.layout import Block, Linear, Selection, layout, runners
 from prunekit.loading import empty_model, has_weights, longest, outline, stored_names
+from prunekit.permutation import check_permutable
 from prunekit.pruning import Recipe
 from prunekit.ranks import ALONE, Ranks
 from prunekit.stack import StackRunner
@@ -41,6 +44,7 @@ from prunekit.walk import BATCH_TOKENS, vocabulary
 class Memory:
     """Bytes that a run holds at its peak, by what they are for.
 
+    ``writer`` is the whole model with its cache, where it writes its own calibration text.
     ``waiting`` is not part of the total: what the widest stage reads for all tokens, which comes on
     top where all batches wait at each stage.
     """
@@ -51,11 +55,16 @@ class Memory:
     activations: int
     ends: int
     waiting: int
+    writer: int = 0
 
     @property
     def total(self) -> int:
-        """Hidden states, plus the larger of the block loop's peak and that of the two ends."""
-        return self.hidden + max(self.block + self.statistics + self.activations, self.ends)
+        """Hidden states, plus the larger of the block loop's peak and that of the two ends.
+
+        It may be more that the dense model takes to write its calibration text before.
+        """
+        loop = self.block + self.statistics + self.activations
+        return max(self.hidden + max(loop, self.ends), self.writer)
 
 
 @dataclass(frozen=True)
@@ -159,6 +168,7 @@ def plan(config: Config, ranks: Ranks = ALONE, preflight: Preflight | None = Non
     architecture = find(model)
     stacks = runners(model, architecture)
     check_judged(config, model, stacks)
+    check_writes(config, model, stacks)
     prune = config.prune
     blocks = layout(stacks, Selection(prune.pattern, prune.skip, prune.on_indivisible))
     _check_skips(config, model, blocks)
@@ -169,6 +179,9 @@ def plan(config: Config, ranks: Ranks = ALONE, preflight: Preflight | None = Non
     dtype = compute_dtype(asked or stored_dtype(checkpoint), device)
     lengths, notes = capped(config, longest(model))
     recipe = Recipe.of(prune, calibrated=config.calibration is not None)
+    recipe.check(blocks)
+    if recipe.permute:
+        check_permutable(model, stacks)
     tokens = _share(config, ranks) * lengths[0]
     made = Plan(
         config=config,
@@ -184,8 +197,11 @@ def plan(config: Config, ranks: Ranks = ALONE, preflight: Preflight | None = Non
         dtype=dtype,
         stored=_stored(model, checkpoint, blocks, asked),
         lengths=lengths,
-        memory=_memory(model, stacks, blocks, (recipe, dtype, tokens, device)),
-        notes=(*notes, *_remarks(architecture, model, blocks)),
+        memory=replace(
+            _memory(model, stacks, blocks, (recipe, dtype, tokens, device)),
+            writer=writer_memory(config, model, stacks, lengths[0], dtype),
+        ),
+        notes=(*notes, *_promises(recipe), *_remarks(architecture, model, blocks)),
         ranks=ranks,
         preflight=preflight,
     )
@@ -228,6 +244,42 @@ def check_judged(
         )
 
 
+def check_writes(
+    config: Config | ShrinkConfig, model: PreTrainedModel, stacks: list[StackRunner]
+) -> None:
+    """Refuse to calibrate on what a model writes that writes nothing.
+
+    Raises:
+        ConfigError: So it is.
+    """
+    own = config.calibration and config.calibration.own
+    writes = is_causal_language_model(model, stacks) and model.config.architectures
+    if own and not writes:
+        raise ConfigError(
+            f'calibration.data: {type(model).__name__} does not write text, as "self" asks. Name '
+            "texts."
+        )
+
+
+def writer_memory(
+    config: Config | ShrinkConfig,
+    model: PreTrainedModel,
+    stacks: list[StackRunner],
+    length: int,
+    dtype: torch.dtype,
+) -> int:
+    """Return the bytes that the whole model takes to write its calibration text; 0 if it does not.
+
+    The cache is counted as if all heads had keys of their own.
+    """
+    if not (config.calibration and config.calibration.own):
+        return 0
+    blocks = sum(len(runner.blocks) for runner in stacks)
+    width = max(runner.features for runner in stacks)
+    cache = 2 * min(AT_ONCE, config.calibration.samples) * length * blocks * width
+    return (sum(value.numel() for value in model.parameters()) + cache) * dtype.itemsize
+
+
 def capped(config: Config | ShrinkConfig, limit: int) -> tuple[tuple[int, int], list[str]]:
     """Return the tokens of a calibration sample and of an evaluation window, and what to say."""
     asked = {
@@ -241,6 +293,20 @@ def capped(config: Config | ShrinkConfig, limit: int) -> tuple[tuple[int, int], 
     ]
     calibration, evaluation = (min(length, limit) for length in asked.values())
     return (calibration, evaluation), notes
+
+
+def _promises(recipe: Recipe) -> Iterator[str]:
+    """Say what users of the checkpoint should know."""
+    if recipe.permute:
+        yield (
+            "Neurons, and channels within heads, are put in another order: weights do not lie "
+            "where those of the dense model do."
+        )
+    if recipe.recover == "lowrank":
+        yield (
+            "The checkpoint is to be used with the LoRA adapter beside it, by peft: its blocks "
+            "were pruned on what those before give with it. Perplexity after is measured with it."
+        )
 
 
 def _remarks(architecture: Architecture, model: PreTrainedModel, blocks: list[Block]) -> list[str]:
@@ -303,11 +369,13 @@ def _memory(
     hidden = tokens * max(runner.features for runner in stacks) * dtype.itemsize
     batch = min(tokens, BATCH_TOKENS.get(device.type, 2048))
     streams = 1 + recipe.beside  # the dense model's, with a block of its own
+    recovers = recipe.recover == "block"
     ends = max((module.weight.numel() for module in vocabulary(model, stacks)), default=0)  # pyright: ignore
     return Memory(
-        block=largest * (1 + streams) * dtype.itemsize + 4 * 4 * matrix,
+        # To tune: float32 weights, gradients and two moments; what blocks read besides.
+        block=largest * ((1 + streams) * dtype.itemsize + 16 * recovers) + 4 * 4 * matrix,
         statistics=statistics + (2 * factor if Gram in recipe.needs else 0),
-        hidden=streams * hidden,
+        hidden=(1 + recovers) * streams * hidden,
         activations=4 * batch * width * dtype.itemsize,
         ends=ends * 2 * dtype.itemsize,
         waiting=2 * streams * tokens * width * dtype.itemsize,

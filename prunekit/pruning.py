@@ -5,7 +5,7 @@ Shapes: O output features, I input features, T tokens.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, cast
 
 import torch
@@ -13,19 +13,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from prunekit.allocations import Allocation, Survey
-from prunekit.errors import NumericsError
+from prunekit.errors import ConfigError, NumericsError
 from prunekit.gathering import Hunger, gather, gather_at_once
 from prunekit.layer import Layer, Rows
 from prunekit.layout import Block, Linear, orientation
+from prunekit.lowrank import Adapter, factors
 from prunekit.methods import Method
 from prunekit.methods.magnitude import Magnitude
 from prunekit.patterns import Pattern
 from prunekit.ranks import ALONE, Ranks
+from prunekit.reconstruction import reconstruct
 from prunekit.refinement import Refine, refine
 from prunekit.schedules import SCHEDULES
-from prunekit.sections import Prune
+from prunekit.sections import Prune, Recover
 from prunekit.spread import dealt, spread
-from prunekit.statistics import Cross, Gathered, Gram, Statistic, union
+from prunekit.statistics import ColumnEnergy, Cross, Gathered, Gram, Statistic, union
 from prunekit.target import Target, aim
 from prunekit.walk import Visit
 
@@ -49,6 +51,9 @@ class Recipe:
         steps: Prune in so many steps, gathering anew before each.
         schedule: Sparsity over the steps.
         initial_sparsity: Where the schedule starts.
+        recover: What is done to a block once it is pruned, or to each of its linears.
+        recover_rank: Of the adapters, where that is done.
+        permute: Channels are put in a better order first, by :mod:`prunekit.permutation`.
         measure_error: Gather the Gram matrix whatever the method needs, for the relative error.
         hunger: What is done with experts to which few tokens are routed.
     """
@@ -61,8 +66,24 @@ class Recipe:
     steps: int = 1
     schedule: str = "cubic"
     initial_sparsity: float = 0.0
+    recover: Recover | None = None
+    recover_rank: int = 0
+    permute: bool = False
     measure_error: bool = True
     hunger: Hunger = field(default_factory=Hunger)
+
+    def check(self, blocks: Sequence[Block]) -> None:
+        """Refuse to recover experts, whose tokens are not those of the dense model.
+
+        Raises:
+            ConfigError: So it is asked.
+        """
+        experts = [linear for block in blocks for linear in block.pruned if linear.expert]
+        if self.recover and experts:
+            raise ConfigError(
+                f'recover = "{self.recover}": {experts[0].name} is of an expert, which cannot be '
+                "recovered yet. Leave it out."
+            )
 
     @classmethod
     def of(cls, prune: Prune, *, calibrated: bool) -> Self:
@@ -76,6 +97,9 @@ class Recipe:
             steps=prune.steps,
             schedule=prune.schedule,
             initial_sparsity=prune.initial_sparsity,
+            recover=prune.recover,
+            recover_rank=prune.recover_rank,
+            permute=prune.permute,
             measure_error=prune.measure_error and calibrated,
             hunger=Hunger(prune.starved_below, prune.starved),
         )
@@ -83,14 +107,16 @@ class Recipe:
     @property
     def needs(self) -> tuple[type[Statistic], ...]:
         """What is gathered for each stage."""
-        grams = [Gram] if self.refine or self.measure_error else []
-        aims = [Gram, Cross] if self.beside else []
-        return union([*self.method.needs, *grams, *aims])
+        solves = self.refine or self.recover == "lowrank"
+        grams = [Gram] if solves or self.measure_error else []
+        aims = [Gram, Cross] if self.target == "dense" else []
+        orders = [ColumnEnergy] if self.permute else []
+        return union([*self.method.needs, *grams, *aims, *orders])
 
     @property
     def beside(self) -> bool:
         """Whether the dense model is walked through beside the pruned one."""
-        return self.target == "dense"
+        return self.target == "dense" or self.recover == "block"
 
     def sparsity(self, step: int, final: float) -> float:
         """Return the sparsity to reach in ``step`` of 1..steps; the last is always ``final``."""
@@ -100,11 +126,15 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one linear: its weight as it will be stored and its entry in the report."""
+    """What became of one linear: its weight as it will be stored and its entry in the report.
+
+    ``adapter``: what is stored beside it and added to it.
+    """
 
     linear: Linear
     weight: Tensor
     entry: dict[str, Any]
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True)
@@ -131,8 +161,27 @@ class BlockPruner:
         Raises:
             NumericsError: A weight or an activation is NaN or inf; layer and sample are named.
         """
-        several = self.recipe.steps > 1
         visit.part()
+        recover = self._recovered if self.recipe.recover == "block" else self._linears
+        yield from recover(visit, plan)
+
+    def _recovered(self, visit: Visit, plan: Block) -> Iterator[Outcome]:
+        """Prune the block, then tune what stays of it as a whole; errors are those before that."""
+        dense, onward = visit.dense, visit.onward
+        assert dense is not None
+        inputs, beside = [*visit.hidden], [*dense.hidden]
+        outcomes = [*self._linears(visit, plan)]
+        visit.hidden[:], dense.hidden[:] = inputs, beside
+        dense.advance()
+        dense.onward = False
+        facts = reconstruct(visit, plan, self.dtypes)
+        visit.onward = onward
+        for outcome in outcomes:
+            weight = self._stored(visit, outcome.linear)
+            yield replace(outcome, weight=weight, entry=outcome.entry | facts)
+
+    def _linears(self, visit: Visit, plan: Block) -> Iterator[Outcome]:
+        several = self.recipe.steps > 1
         rows = {linear: self._dealt(visit, linear) for linear in plan.pruned}
 
         def own(linear: Linear) -> Tensor:
@@ -144,7 +193,7 @@ class BlockPruner:
             for linears, stats in self._gather(visit, plan, last=last):
                 began = time.perf_counter()
                 dense = {linear: own(linear) for linear in linears}
-                facts = self._prune(visit, dense, rows, stats, step)
+                facts, wanted = self._prune(visit, dense, rows, stats, step)
                 seconds = time.perf_counter() - began
                 for linear in linears if last else ():
                     began = time.perf_counter()
@@ -153,6 +202,9 @@ class BlockPruner:
                     share = linear.size / sum(other.size for other in linears)
                     outcome.entry["seconds"] = share * seconds + time.perf_counter() - began
                     outcome.entry.update(facts.get(linear.name, {}))
+                    if self.recipe.recover == "lowrank" and linear in wanted:
+                        aims = wanted[linear], dense[linear]
+                        outcome = self._given_back(visit, outcome, aims, rows[linear], stats)
                     yield outcome
 
     def _gather(
@@ -171,9 +223,13 @@ class BlockPruner:
     def _dealt(self, visit: Visit, linear: Linear) -> Parts:
         return dealt(self.recipe.pattern, visit.ranks, linear.outputs, linear.inputs)
 
+    def _pattern(self, linear: Linear) -> Pattern:
+        """Return the pattern of a linear, which an allocation may have made another n:m."""
+        return self.recipe.pattern.at(self.sparsities[linear.name])
+
     def _share(self, visit: Visit, linear: Linear, rows: Parts) -> tuple[Pattern, Rows | None]:
         """Return by what pattern this rank prunes its rows of a linear, and which they are."""
-        pattern, ranks = self.recipe.pattern, visit.ranks
+        pattern, ranks = self._pattern(linear), visit.ranks
         if rows is None:
             return pattern, None
         pattern = spread(pattern, ranks, linear.outputs, linear.inputs)
@@ -187,10 +243,18 @@ class BlockPruner:
         rows: Mapping[Linear, Parts],
         stats: Gathered,
         step: int,
-    ) -> dict[str, dict[str, float]]:
+    ) -> tuple[dict[str, dict[str, float]], dict[Linear, Tensor]]:
         """Prune the linears of a stage in place; ``dense``, their weights, is left as it is.
 
-        ``rows``: those of each linear that each rank has in its ``dense``; None for all.
+        Args:
+            visit: The block.
+            dense: The rows of each linear that this rank has.
+            rows: Which each rank has; None for all.
+            stats: What was gathered for the stage.
+            step: Which of the recipe's steps this is.
+
+        Returns:
+            What is to be said of each by name, and the weights that each aimed at.
         """
         layers: dict[Linear, Layer] = {}
         for linear, weight in dense.items():
@@ -209,12 +273,13 @@ class BlockPruner:
             if parts := rows[linear]:
                 weight = visit.ranks.join(weight, parts)
             module.weight.copy_(weight.T if orientation(module)[2] else weight)  # pyright: ignore
-        return {
+        facts = {
             layer.name: found.facts for layer, found in zip(layers.values(), pruned, strict=True)
         }
+        return facts, {linear: layer.weight for linear, layer in layers.items()}
 
     def _aimed(self, weight: Float[Tensor, "O I"], stats: Gathered) -> Float[Tensor, "O I"]:
-        return aim(weight, stats) if self.recipe.beside else weight
+        return aim(weight, stats) if self.recipe.target == "dense" else weight
 
     @torch.no_grad()
     def _outcome(
@@ -232,8 +297,40 @@ class BlockPruner:
         }
         if stats.routed is not None:
             entry |= {"tokens": stats.routed, "starved": stats.starved}
-        stored = visit.block.get_submodule(linear.path).weight  # pyright: ignore
-        return Outcome(linear, stored.to(self.dtypes[linear.name], copy=True).cpu(), entry)  # pyright: ignore
+        if (pattern := self._pattern(linear)).name != self.recipe.pattern.name:
+            entry["pattern"] = pattern.name
+        return Outcome(linear, self._stored(visit, linear), entry)
+
+    @torch.no_grad()
+    def _given_back(
+        self,
+        visit: Visit,
+        outcome: Outcome,
+        aims: tuple[Tensor, Tensor],
+        rows: Parts,
+        stats: Gathered,
+    ) -> Outcome:
+        """Let the block go on with an adapter added to a linear; say what its error is then.
+
+        ``aims``: what the weight aimed at, and what it was.
+        """
+        linear, (wanted, dense) = outcome.linear, aims
+        lost = wanted - read(visit.block, linear, _own(visit, rows))
+        lost = visit.ranks.join(lost, rows) if rows else lost
+        found = factors(lost, stats[Gram].full, self.recipe.recover_rank)
+        dtype = self.dtypes[linear.name]
+        adapter = Adapter(found.up.to(dtype), found.down.to(dtype))
+        adapter.add_to(visit.block.get_submodule(linear.path))
+        whole = read(visit.block, linear, _own(visit, rows))
+        ranks = visit.ranks if rows else ALONE
+        entry = {"recovered_error": relative_error(dense, whole, stats, ranks)}
+        kept = Adapter(adapter.up.cpu(), adapter.down.cpu())
+        return replace(outcome, entry=outcome.entry | entry, adapter=kept)
+
+    def _stored(self, visit: Visit, linear: Linear) -> Tensor:
+        """Return a linear's weight as it is now, as it will be written."""
+        weight = visit.block.get_parameter(f"{linear.path}.weight").detach()
+        return weight.to(self.dtypes[linear.name], copy=True).cpu()
 
 
 def _own(visit: Visit, rows: Parts) -> slice:

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from prunekit import lowrank, result
 from prunekit import report as reports
-from prunekit import result
 from prunekit.checkpoint import open_checkpoint
 from prunekit.data import Tokens
 from prunekit.errors import StoppedError
@@ -20,6 +20,7 @@ from prunekit.formats import Stored, format_named
 from prunekit.framing import Framed, Record
 from prunekit.layout import Block, orientation
 from prunekit.loading import Weights
+from prunekit.permutation import orders, rearrange
 from prunekit.planning import Plan
 from prunekit.pruning import BlockPruner, Outcome, survey
 from prunekit.storage import layer_of, pack, unpack
@@ -84,6 +85,11 @@ class Run(Framed[Plan]):
         yield Record("finish", str(self.output.folder), report)
 
     def _finish(self) -> None:
+        if self.plan.recipe.recover == "lowrank":
+            linears = [self.plan.model.get_submodule(linear.name) for linear in self.plan.linears]
+            transposed = any(orientation(linear)[2] for linear in linears)
+            names = [block.name for block in self.plan.blocks]
+            lowrank.finish(self.output.folder, names, transposed=transposed)
         self.output.finish(self.plan.checkpoint, self.dtype, self.format, self._compressed())
 
     def _prove(
@@ -151,12 +157,17 @@ class Run(Framed[Plan]):
             visit.onward = bool(plan.recipe.needs) and number + 1 < len(plan.blocks)
             known = self.output.done.get(("block", block.name))
             if known is None:
-                outcomes = []
+                found, outcomes = orders(visit, block, plan.recipe), []
+                moved = rearrange(visit, found)
                 for outcome in pruner.prune(visit, block):
                     outcomes.append(outcome)
                     yield Record("layer", outcome.linear.name, self._entry(outcome, number))
-                known = self._write_block(number, block, outcomes, time.perf_counter() - began)
+                seconds = time.perf_counter() - began
+                known = self._write_block(number, visit, block, outcomes, moved)
+                known |= {"seconds": seconds, "orders": found}
+                self.output.note("block", block.name, known)
             else:
+                rearrange(visit, known["orders"])
                 self._take_over(visit, block, number, known["layers"])
                 for entry in known["layers"]:
                     yield Record("layer", entry["name"], entry)
@@ -193,8 +204,9 @@ class Run(Framed[Plan]):
         }
 
     def _write_block(
-        self, number: int, block: Block, outcomes: list[Outcome], seconds: float
+        self, number: int, visit: Visit, block: Block, outcomes: list[Outcome], moved: list[str]
     ) -> dict[str, Any]:
+        """Write a block's shard; parameters that ``moved`` are written as they lie now."""
         with self._timed("write"):
             layers, packed = [self._entry(outcome, number) for outcome in outcomes], {}
             for layer, outcome in zip(layers, outcomes, strict=True):
@@ -205,13 +217,21 @@ class Run(Framed[Plan]):
                     layer["stored"] = stored.dump()
             # The others go on; should it not get written, they hear of it where they wait next.
             if self.ranks.first:
+                self._write_adapters(block, outcomes)
                 pruned = {layer["tensor"] for layer in layers}
-                untouched = [name for name in self._names(block) if name not in pruned]
-                self.output.write(number + 2, self._stored(untouched) | packed)
-            file = self.output.shard(number + 2).name
-            known = {"file": file, "seconds": seconds, "layers": layers}
-            self.output.note("block", block.name, known)
-        return known
+                others = self._stored([name for name in self._names(block) if name not in pruned])
+                for path in moved:
+                    name = self.weights.stored[f"{block.name}.{path}"]
+                    if name in others:
+                        parameter = visit.block.get_parameter(path)
+                        others[name] = parameter.to(others[name].dtype, copy=True).cpu()
+                self.output.write(number + 2, others | packed)
+        return {"file": self.output.shard(number + 2).name, "layers": layers}
+
+    def _write_adapters(self, block: Block, outcomes: list[Outcome]) -> None:
+        if self.plan.recipe.recover == "lowrank":
+            found = {each.linear.name: each.adapter for each in outcomes if each.adapter}
+            lowrank.write_part(self.output.folder, block.name, found)
 
     def _entry(self, outcome: Outcome, number: int) -> dict[str, Any]:
         tensor = self.weights.stored[f"{outcome.linear.name}.weight"]
@@ -230,6 +250,9 @@ class Run(Framed[Plan]):
             stored = Stored(*entry["stored"]) if "stored" in entry else None
             weight = unpack(self.format, entry["tensor"], written, stored)
             self.weights.assign(visit.block.get_submodule(linear.path), "weight", weight)
+        if self.plan.recipe.recover == "lowrank":
+            for name, adapter in lowrank.read_part(self.output.folder, block.name).items():
+                adapter.add_to(self.plan.model.get_submodule(name))
 
     def _report(
         self, tokens: Tokens | None, counted: dict[str, Any], proof: dict[str, Any]

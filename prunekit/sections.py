@@ -28,6 +28,7 @@ from prunekit.errors import ConfigError
 from prunekit.methods import Method, Propagation, methods
 from prunekit.mistakes import did_you_mean
 from prunekit.patterns import Pattern, Scope
+from prunekit.patterns.n_of_m import NOfM
 from prunekit.refinement import Refine
 from prunekit.statistics import Starved
 from prunekit.target import Target
@@ -35,6 +36,7 @@ from prunekit.written import shown
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+Recover = Literal["block", "lowrank"]
 METHODS, ALLOCATIONS = Choice(methods), Choice(allocations)
 
 
@@ -50,6 +52,10 @@ def _source(source: str, info: ValidationInfo) -> str:
     if problems := sources.check_sources([source]):
         raise ValueError(f"{problems[0]}.")
     return source
+
+
+def _source_or_self(source: str, info: ValidationInfo) -> str:
+    return source if source == sources.SELF else _source(source, info)
 
 
 def as_list(value: object) -> object:
@@ -84,10 +90,10 @@ def keys_beside(
     return {"description": section.__doc__, "oneOf": tables}
 
 
-Sources = Annotated[
-    list[Annotated[str, AfterValidator(_source)]],
-    BeforeValidator(as_list, json_schema_input_type=str | list[str]),
-    Field(min_length=1),
+Listed = BeforeValidator(as_list, json_schema_input_type=str | list[str])
+Sources = Annotated[list[Annotated[str, AfterValidator(_source)]], Listed, Field(min_length=1)]
+SourcesOrSelf = Annotated[
+    list[Annotated[str, AfterValidator(_source_or_self)]], Listed, Field(min_length=1)
 ]
 
 
@@ -139,15 +145,28 @@ class Model(Section):
 class Calibration(Section):
     """The text from which statistics are gathered."""
 
-    data: Sources
+    data: SourcesOrSelf
     """Text on which the method watches the model: files (.txt, .jsonl, .jsonl.gz, .parquet),
-    pydoc:train, hub:NAME:SPLIT."""
+    pydoc:train, hub:NAME:SPLIT; or self: what the dense model writes when left to itself, for which
+    it is in memory whole."""
     samples: int = Field(default=128, ge=1)
     """Sequences drawn from the text."""
     length: int = Field(default=2048, ge=1)
     """Tokens of a sequence; capped at what the model allows."""
     seed: int = Field(default=0, ge=0)
     """Seed of the draw."""
+
+    @field_validator("data")
+    @classmethod
+    def _alone(cls, data: list[str]) -> list[str]:
+        if sources.SELF in data and len(data) > 1:
+            raise ValueError(f'"{sources.SELF}" goes alone; leave out the other texts.')
+        return data
+
+    @property
+    def own(self) -> bool:
+        """Whether the dense model writes the text."""
+        return self.data == [sources.SELF]
 
 
 class Evaluate(Section):
@@ -217,6 +236,19 @@ class Prune(Section):
     prune it by magnitude. error: stop and name it. Reported for each expert."""
     starved_below: int = Field(default=64, ge=1)
     """Tokens; of 64 the mean square of an input is known to about a sixth."""
+    recover: Recover | None = None
+    """What makes up for what pruning took. block: the kept weights of all linears of a block are
+    tuned together, their masks as they are, until it gives what the dense model gives there: 200
+    steps of Adam on the calibration text, which needs no labels; holds the dense model's hidden
+    states and, of the block's weights, four copies in float32. lowrank: the best product of two
+    thin matrices for each linear, written as a LoRA adapter for peft to the folder adapter beside
+    the checkpoint; it costs time at inference. Both need calibration."""
+    recover_rank: int = Field(default=64, ge=1)
+    """Rank of the adapter of recover = "lowrank"."""
+    permute: bool = False
+    """For n:m: put neurons, and channels within heads, in the order in which least is lost. What
+    writes and what reads them changes together, so the dense model would give the same; a forward
+    more of each block; needs calibration."""
     measure_error: bool = True
     """Gather the Gram matrix also for methods that do not need it, so that every layer's relative
     error can be reported; needs [calibration]."""
@@ -278,7 +310,8 @@ class Prune(Section):
         if name == "global" and pattern and scope != "layer":
             found = f'scope "{scope}"' if scope else f'"{pattern.name}"'
             raise ValueError(f'"global" cuts whole layers by one threshold; {found} does not.')
-        if pattern and pattern.sparsity is not None and not isinstance(allocation, Uniform):
+        mixes = allocation.mixes or isinstance(allocation, Uniform)
+        if pattern and pattern.sparsity is not None and not mixes:
             raise ValueError(f'"{pattern.name}" gives all layers one sparsity; remove "{name}".')
         return allocation
 
@@ -309,6 +342,28 @@ class Prune(Section):
             )
         return value
 
+    @field_validator("recover")
+    @classmethod
+    def _in_one_step(cls, recover: Recover | None, info: ValidationInfo) -> Recover | None:
+        if recover and info.data.get("steps", 1) > 1:
+            raise ValueError(f'"{recover}" goes with 1 step: it is done once a block is pruned.')
+        return recover
+
+    @field_validator("recover_rank")
+    @classmethod
+    def _of_adapters(cls, rank: int, info: ValidationInfo) -> int:
+        if info.data.get("recover") != "lowrank":
+            raise ValueError('has a meaning only with recover = "lowrank".')
+        return rank
+
+    @field_validator("permute")
+    @classmethod
+    def _has_neighbours(cls, permute: bool, info: ValidationInfo) -> bool:  # noqa: FBT001
+        pattern = info.data.get("pattern")
+        if permute and pattern and not isinstance(pattern, NOfM):
+            raise ValueError(f'only n:m counts among neighbours, "{pattern.name}" does not.')
+        return permute
+
     @field_validator("schedule", "initial_sparsity")
     @classmethod
     def _over_steps(cls, value: str | float, info: ValidationInfo) -> str | float:
@@ -335,6 +390,8 @@ class Prune(Section):
         for key in ("starved", "starved_below"):  # of which most models have nothing
             if values[key] == Prune.model_fields[key].default:
                 values[key] = None
+        if self.recover != "lowrank":
+            values["recover_rank"] = None
         return {key: value for key, value in values.items() if value is not None}
 
     @classmethod

@@ -22,7 +22,7 @@ from prunekit.kinds import WHOLE, Kind
 from prunekit.layout import runners
 from prunekit.loading import empty_model, longest, stored_names
 from prunekit.places import places
-from prunekit.planning import available_memory, capped, check_disk, check_judged
+from prunekit.planning import available_memory, capped, check_disk, check_judged, check_writes
 from prunekit.removal import RECORD, refuse_unequal
 from prunekit.sites import Place, Site, matrix
 from prunekit.stack import StackRunner
@@ -111,6 +111,7 @@ def plan(config: ShrinkConfig) -> ShrinkPlan:
     model = empty_model(checkpoint)
     stacks = runners(model, find(model))
     check_judged(config, model, stacks)
+    check_writes(config, model, stacks)
     _check_loss(config, model)
     device = device_of(config.model.device)
     asked = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)

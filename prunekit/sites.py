@@ -181,7 +181,10 @@ def sites(model: PreTrainedModel, kind: Kind) -> list[Site]:
 
 def known(model: PreTrainedModel, kind: Kind) -> list[Site]:
     """Return the same, or nothing where nothing is said of them."""
-    return [*_heads(model)] if kind == "heads" else [*_neurons(model)]
+    of_block = heads_of if kind == "heads" else neurons_of
+    return [
+        site for name, block, stack in _blocks(model) for site in of_block(f"{name}.", block, stack)
+    ]
 
 
 def matrix(linear: nn.Module) -> Float[Tensor, "O I"]:
@@ -211,24 +214,24 @@ def counts(site: Site, units: int) -> dict[Count, int]:
     return {"heads": heads, "groups": units, "size": size, "width": heads * size}
 
 
-def _heads(model: PreTrainedModel) -> Iterator[Site]:
-    for name, block, stack in _blocks(model):
-        for declared in stack.attentions:
-            module = block.get_submodule(declared.module)
-            reader = block.get_submodule(declared.output)
-            size = cast("int", getattr(module, declared.size))
-            columns = torch.arange(matrix(reader).shape[1]).view(-1, size)
-            query, key, value = _projections(block, declared, columns.shape)
-            units = len(key.index)
-            yield Site(
-                f"{name}.{declared.module}",
-                "heads",
-                stack,
-                module,
-                declared,
-                (Slices(query.linear, query.index.view(units, -1, size)), key, value),
-                Slices(reader, columns.view(units, -1, size)),
-            )
+def heads_of(name: str, block: nn.Module, stack: Stack) -> Iterator[Site]:
+    """Yield the sites of one block's heads; ``name`` goes before theirs."""
+    for declared in stack.attentions:
+        module = block.get_submodule(declared.module)
+        reader = block.get_submodule(declared.output)
+        size = cast("int", getattr(module, declared.size))
+        columns = torch.arange(matrix(reader).shape[1]).view(-1, size)
+        query, key, value = _projections(block, declared, columns.shape)
+        units = len(key.index)
+        yield Site(
+            f"{name}{declared.module}",
+            "heads",
+            stack,
+            module,
+            declared,
+            (Slices(query.linear, query.index.view(units, -1, size)), key, value),
+            Slices(reader, columns.view(units, -1, size)),
+        )
 
 
 def _projections(block: nn.Module, declared: Attention, shape: torch.Size) -> tuple[Slices, ...]:
@@ -248,20 +251,19 @@ def _projections(block: nn.Module, declared: Attention, shape: torch.Size) -> tu
     )
 
 
-def _neurons(model: PreTrainedModel) -> Iterator[Site]:
-    for name, block, stack in _blocks(model):
-        for declared in stack.feed_forwards:
-            reader = block.get_submodule(declared.output)
-            columns = torch.arange(matrix(reader).shape[1]).view(-1, 1, 1)
-            inputs = [block.get_submodule(path) for path in declared.inputs if holds(block, path)]
-            writers = tuple(
-                Slices(linear, start + columns)
-                for linear in inputs
-                for start in range(0, len(matrix(linear)), len(columns))
-            )
-            where = f"{name}.{declared.output}"
-            read = Slices(reader, columns)
-            yield Site(where, "neurons", stack, reader, declared, writers, read)
+def neurons_of(name: str, block: nn.Module, stack: Stack) -> Iterator[Site]:
+    """Yield the sites of one block's neurons; ``name`` goes before theirs."""
+    for declared in stack.feed_forwards:
+        reader = block.get_submodule(declared.output)
+        columns = torch.arange(matrix(reader).shape[1]).view(-1, 1, 1)
+        inputs = [block.get_submodule(path) for path in declared.inputs if holds(block, path)]
+        writers = tuple(
+            Slices(linear, start + columns)
+            for linear in inputs
+            for start in range(0, len(matrix(linear)), len(columns))
+        )
+        read = Slices(reader, columns)
+        yield Site(f"{name}{declared.output}", "neurons", stack, reader, declared, writers, read)
 
 
 def _blocks(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, Stack]]:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 else:
     Tokenizer = Any
 
+SELF = "self"
+"""Not a text that is there: the dense model writes it."""
 SEPARATOR = "<|endoftext|>"
 ENDINGS = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 PYDOC = ("pydoc:train", "pydoc:test")

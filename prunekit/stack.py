@@ -82,7 +82,7 @@ class StackRunner:
         """Width of the embeddings that the stack is called with."""
         return self.model.get_input_embeddings().weight.shape[1]  # pyright: ignore
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def enter(self, ids: Int[Tensor, "B T"], context: Context) -> Float[Tensor, "B T D"]:
         """Return what the first block reads; runs the embeddings and, for its form, that block."""
         recorder = _Recorder(self.blocks[0])
@@ -92,13 +92,13 @@ class StackRunner:
         self._tails[hidden.shape[:2]] = recorder.__dict__["tail"]
         return hidden
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def bind(
         self,
         index: int,
         hidden: Float[Tensor, "B T D"],
         context: Context,
-        block: nn.Module | None = None,
+        block: Callable[..., Any] | None = None,
     ) -> Callable[[], Float[Tensor, "B T D"]]:
         """Return the call of block ``index`` on ``hidden``, with all that the model gives it.
 
@@ -117,7 +117,7 @@ class StackRunner:
 
         return call
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def finish(self, hidden: Float[Tensor, "B T D"], context: Context) -> Tensor:
         """Return the stack's last hidden state: what follows the blocks, such as a final norm."""
         with self._handing(hidden):

@@ -36,14 +36,17 @@ def recount(
 ) -> dict[str, Any]:
     """Count zeros and broken groups of the pruned linears in the files, not in memory.
 
-    Each of ``layers`` has ``tensor``, its weight's name in the file, and ``shape``, outputs first.
+    Each of ``layers`` has ``tensor``, its weight's name in the file, ``shape``, outputs first, and,
+    where that is not the run's, ``pattern``.
     """
     zeros = broken = 0
     for layer in layers:
         weight = _oriented(checkpoint, layer)
         zeros += weight.numel() - int(weight.count_nonzero())
         # A layer that lies at 0 was asked to stay dense.
-        broken += pattern.violations(weight != 0) if layer["sparsity"] > 0 else 0
+        if layer["sparsity"] > 0:
+            own = parse(layer["pattern"]) if "pattern" in layer else pattern
+            broken += own.violations(weight != 0)
     return {"zeros": zeros, "violations": broken}
 
 

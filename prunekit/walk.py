@@ -62,7 +62,7 @@ class Visit:
         for hidden, context in zip(self.hidden, self.contexts, strict=True):
             yield self.runner.bind(self.index, hidden, context, self.twin)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def forward(self) -> None:
         """Run the block on each batch for what its hooks see, in the dense model first."""
         others = self.dense.calls() if self.dense else None
@@ -71,7 +71,7 @@ class Visit:
                 next(others)()
             call()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def advance(self) -> None:
         """Replace the hidden states by what the block makes of them."""
         for number, call in enumerate(self.calls()):

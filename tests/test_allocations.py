@@ -6,6 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+import prunekit
 from prunekit.allocations import allocations
 from prunekit.allocations.curves import Curves, split
 from prunekit.allocations.global_ import Global
@@ -16,6 +17,7 @@ from prunekit.layer import Layer
 from prunekit.methods.magnitude import Magnitude
 from prunekit.patterns import parse, pruned_count
 from prunekit.statistics import ColumnEnergy, Gathered, Gram
+from tests.checkpoints import planned, tensors, write
 
 sparsities = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1))
 seeds = st.integers(0, 1 << 30)
@@ -260,7 +262,7 @@ def test_global_stands_for_magnitude_only_and_needs_no_tokens():
 # Curves
 
 
-def gram_blocks(*loudness):
+def gram_blocks(*loudness, spelled="unstructured"):
     """Return a block of one layer for each number: how much its inputs differ in loudness."""
     generator = torch.Generator().manual_seed(0)
     blocks = []
@@ -269,7 +271,7 @@ def gram_blocks(*loudness):
         x = torch.randn(300, 48, generator=generator)
         gram = Gram(48)
         gram.update(x * (spread * torch.randn(48, generator=generator)).exp())
-        pattern = parse("unstructured", "layer")
+        pattern = parse(spelled, "layer")
         blocks.append([Layer(f"{number}", weight, Gathered([gram]), pattern, 0.0)])
     return blocks
 
@@ -287,6 +289,37 @@ def test_curves_meet_the_budget_within_their_spread(loudness, sparsity):
 def test_curves_take_more_where_few_inputs_matter():
     found = allocate(Curves(), gram_blocks(0, 2), 0.5)
     assert found["1"] > 0.5 > found["0"]
+
+
+@pytest.mark.parametrize(
+    ("spelled", "mix"),
+    [("4:8", (2, 3, 4, 5, 6)), ("2:4", (1, 2, 3)), ("1:4", (1, 2, 3)), ("7:8", (5, 6, 7))],
+)
+def test_curves_mix_n_of_m(spelled, mix):
+    """Every layer gets one of the mix, and all together what was asked, to half a step of one."""
+    pattern = parse(spelled)
+    found = allocate(Curves(), gram_blocks(0, 3, 0, 3, spelled=spelled), pattern.sparsity)
+    kept = [pattern.m * (1 - value) for value in found.values()]
+    assert kept == pytest.approx([round(n) for n in kept])
+    assert {round(n) for n in kept} <= set(mix)
+    assert abs(sum(kept) - 4 * pattern.n) <= 0.5 + 1e-9
+    assert kept[1] <= kept[0]
+
+
+def test_a_mix_is_pruned_written_and_counted(tmp_path):
+    folder = write(tmp_path / "m", intermediate_size=96)
+    prune = {"method": "sparsegpt", "pattern": "2:4", "allocation": "curves"}
+    *_, finish = prunekit.run(planned(folder, tmp_path / "out", prune=prune))
+    report = finish.values
+    mixed = {layer.get("pattern", "2:4") for layer in report["layers"]}
+    assert len(mixed) > 1
+    assert report["sparsity"]["violations"] == 0
+    assert report["sparsity"]["achieved"] == pytest.approx(0.5, abs=0.06)
+    for layer in report["layers"]:
+        n = int(layer.get("pattern", "2:4")[0])
+        assert layer["sparsity"] == pytest.approx(1 - n / 4)
+        groups = tensors(tmp_path / "out")[layer["tensor"]].view(-1, 4)
+        assert ((groups != 0).sum(1) == n).all()
 
 
 def test_the_split_of_a_budget_is_the_best_there_is():

@@ -179,7 +179,8 @@ CLASHES = [
             "config.toml:5: prune.damping: a setting of admm, alps, sparsegpt, not of wanda.",
             "config.toml:6: prune.seed: no such key. Choose: method, pattern, scope, sparsity, "
             "allocation, skip, propagation, steps, schedule, initial_sparsity, on_indivisible, "
-            "refine, target, starved, starved_below, measure_error.",
+            "refine, target, starved, starved_below, recover, recover_rank, permute, "
+            "measure_error.",
             'config.toml:7: prune.allocation: "owls" is not an allocation. Did you mean "owl"? '
             "Choose: curves, global, owl, uniform.",
         ],
@@ -466,6 +467,7 @@ def test_a_dump_has_the_keys_that_the_user_would_write(load):
             "steps": 1,
             "on_indivisible": "error",
             "target": "layer",
+            "permute": False,
             "measure_error": True,
         },
         "output": {"path": str(Path.cwd() / "out"), "format": "dense"},

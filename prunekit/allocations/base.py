@@ -18,7 +18,8 @@ class Allocation(BaseModel, ABC):
 
     A subclass's fields are its settings. ``needs`` are the statistics its survey has to gather;
     ``surveys`` is False for one that looks at no weight, so that the survey vanishes; ``methods``
-    are the methods whose scores it stands for (None: any).
+    are the methods whose scores it stands for (None: any); ``mixes`` is True for one that
+    gives layers of an n:m pattern other n.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -27,6 +28,7 @@ class Allocation(BaseModel, ABC):
     needs: ClassVar[frozenset[type[Statistic]]] = frozenset()
     surveys: ClassVar[bool] = True
     methods: ClassVar[frozenset[str] | None] = None
+    mixes: ClassVar[bool] = False
 
     @abstractmethod
     def allocate(

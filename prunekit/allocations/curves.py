@@ -12,17 +12,22 @@ from typing_extensions import override
 from prunekit.allocations.base import Allocation, Survey
 from prunekit.layer import Layer, Pruned
 from prunekit.methods.wanda import Wanda
+from prunekit.patterns import Pattern
+from prunekit.patterns.n_of_m import NOfM
 from prunekit.refinement import refine
 from prunekit.statistics import Gram, Statistic
 
 POINTS = 5
-"""Sparsities at which the error of a layer is measured."""
+"""Sparsities at which the error of a layer is measured; n:m has two on each side at most."""
 ITERATIONS = 5
 """Steps of conjugate gradients of each measurement."""
 
 
 class Curves(Allocation):
     """Minimises the sum of the layers' relative errors, within ``spread`` of the target.
+
+    An n:m pattern becomes a mix: 2:8 to 6:8 for 4:8, 1:4 to 3:4 for 2:4; the layer at which the
+    budget ends gets the nearest of them, so that the whole may miss it by a part of that layer.
 
     Each layer of the dense model is pruned at five sparsities by Wanda's score and refitted by five
     steps of conjugate gradients: 25 matrix products and no factorisation. The lower convex hull of
@@ -32,23 +37,36 @@ class Curves(Allocation):
 
     name: ClassVar[str] = "curves"
     needs: ClassVar[frozenset[type[Statistic]]] = frozenset({Gram})
+    mixes: ClassVar[bool] = True
 
     spread: float = Field(default=0.1, gt=0, lt=0.5)
-    """No layer's sparsity leaves the target by more than this."""
+    """No layer's sparsity leaves the target by more than this, unless the pattern is n:m."""
 
     @override
     def allocate(
         self, sizes: Mapping[str, int], survey: Survey, sparsity: float
     ) -> dict[str, float]:
+        grid: list[float] = []
+        curves, mixed = {}, False
+        for layers in survey():
+            for layer in layers:
+                if layer.name in sizes:
+                    mixed = isinstance(layer.pattern, NOfM)
+                    grid = self._grid(layer.pattern, sparsity)
+                    curves[layer.name] = [_error(layer, at) for at in grid]
+        found = split(curves, sizes, grid, sparsity)
+        if not mixed:
+            return found
+        return {name: min(grid, key=lambda at: abs(at - value)) for name, value in found.items()}
+
+    def _grid(self, pattern: Pattern, sparsity: float) -> list[float]:
+        """Return the sparsities to measure at, rising."""
+        if isinstance(pattern, NOfM):
+            reach = POINTS // 2
+            least, most = max(pattern.n - reach, 1), min(pattern.n + reach, pattern.m - 1)
+            return [1 - n / pattern.m for n in range(most, least - 1, -1)]
         spread = min(self.spread, sparsity, 1 - sparsity)
-        grid = [sparsity + spread * (2 * point / (POINTS - 1) - 1) for point in range(POINTS)]
-        curves = {
-            layer.name: [_error(layer, at) for at in grid]
-            for layers in survey()
-            for layer in layers
-            if layer.name in sizes
-        }
-        return split(curves, sizes, grid, sparsity)
+        return [sparsity + spread * (2 * point / (POINTS - 1) - 1) for point in range(POINTS)]
 
 
 def split(
@@ -95,7 +113,7 @@ def _hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def _error(layer: Layer, sparsity: float) -> float:
     """Return the relative error of a layer when so much of it went and the rest was refitted."""
-    keep = layer.pattern.keep(Wanda().score(layer), sparsity)
+    keep = layer.pattern.at(sparsity).keep(Wanda().score(layer), sparsity)
     pruned = Pruned(layer.weight.where(keep, 0), keep)
     change = refine(layer, pruned, iterations=ITERATIONS).weight - layer.weight
     gram = layer.stats[Gram].full

@@ -149,8 +149,9 @@ def _sweep(
         kept = [layer.pattern.keep_columns(part, start, layer.sparsity) for layer, part in parts]
         return torch.cat(kept)
 
-    if neighbours := _neighbours(layers[0]):
-        return obs_sweep(weight, factor.upper, neighbours, allowed=allowed)
+    neighbours = {_neighbours(layer) for layer in layers}
+    if len(neighbours) == 1 and (same := neighbours.pop()):
+        return obs_sweep(weight, factor.upper, same, allowed=allowed)
     if pattern.stride:
         return obs_sweep(weight, factor.upper, choose, pattern.stride, allowed)
     scores = (weight / factor.upper.diagonal()).square()

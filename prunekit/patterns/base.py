@@ -45,6 +45,10 @@ class Pattern(ABC):
         """The sparsity that the pattern itself fixes, or None if the user says it."""
         return None
 
+    def at(self, sparsity: float) -> Pattern:  # noqa: ARG002  for subclasses
+        """Return the pattern of a layer that is to have ``sparsity``."""
+        return self
+
     def misfit(self, outputs: int, inputs: int) -> str | None:  # noqa: ARG002  for subclasses
         """Say why a matrix of this shape cannot have the pattern, or None if it can."""
         return None

@@ -39,6 +39,10 @@ class NOfM(Grouped):
         return 1 - self.n / self.m
 
     @override
+    def at(self, sparsity: float) -> NOfM:
+        return NOfM(self.m - round(sparsity * self.m), self.m)
+
+    @override
     def misfit(self, outputs: int, inputs: int) -> str | None:
         if inputs % self.m == 0:
             return None
