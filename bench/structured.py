@@ -30,7 +30,6 @@ from bench.structured_speed import speed
 from bench.structured_table import LEVELS, Row, page
 from bench.tasks import Task, tasks
 from prunekit.compensation import compensate
-from prunekit.errors import ConfigError
 from prunekit.gated import Gates
 from prunekit.kinds import Kind
 from prunekit.probes.batches import Batch
@@ -71,16 +70,17 @@ CONTESTANTS = {
     "entropy": Contestant("entropy"),
     "magnitude": Contestant("magnitude"),
     "gradient": Contestant("gradient"),
-    "leave-one-out": Contestant("leave-one-out"),
-    "output-norm": Contestant("output-norm"),
+    "obs": Contestant("obs"),
+    "obs + refit": Contestant("obs", refit=True),
+    "hybrid": Contestant("hybrid"),
+    "hybrid + refit": Contestant("hybrid", refit=True),
+    "gradient + refit": Contestant("gradient", refit=True),
     "flap": Contestant("flap"),
     "llm-pruner": Contestant("llm-pruner"),
+    "output-norm": Contestant("output-norm"),
     "salience": Contestant("salience"),
-    "hybrid": Contestant("hybrid"),
-    "obs": Contestant("obs"),
+    "leave-one-out": Contestant("leave-one-out"),
     "random + refit": Contestant("random", refit=True),
-    "hybrid + refit": Contestant("hybrid", refit=True),
-    "obs + refit": Contestant("obs", refit=True),
     "obs in rounds + refit": Contestant("obs", refit=True, rounds=True),
 }
 FOR_HEADS = ("leave-one-out",)  # a run for each unit, and neurons are too many
@@ -99,14 +99,24 @@ class Bench:
         return getattr(prunekit, self.kind)(self.task.load())
 
     def row(self, contestant: Contestant, seed: int) -> Row:
-        """Measure a contestant at every level; a quality is None where too few units may go."""
+        """Measure a contestant at every level, or as near as one unit in every layer lets it."""
         began = time.perf_counter()
+        levels = [min(level, self._most) for level in LEVELS]
         scores = self._scores(contestant.made(seed), rounds=contestant.rounds)
-        found = [self._quality(scores, level, refit=contestant.refit) for level in LEVELS]
-        row: Row = {"quality": found, "seconds": time.perf_counter() - began}
+        found = [self._quality(scores, level, refit=contestant.refit) for level in levels]
+        row: Row = {"levels": levels, "quality": found, "units": self._units}
         if self.kind == "heads":
             row["scores"] = torch.cat([*scores.values()]).tolist()
-        return row | {"units": sum(site.units for site in self.gates.sites)}
+        return row | {"seconds": time.perf_counter() - began}
+
+    @property
+    def _units(self) -> int:
+        return sum(site.units for site in self.gates.sites)
+
+    @property
+    def _most(self) -> float:
+        """The part of the units that can go."""
+        return 1 - len(self.gates.sites) / self._units
 
     def _scores(self, ranker: Ranker, *, rounds: bool) -> Scores:
         data = self.task.few if ranker.name == "leave-one-out" else self.task.calibration
@@ -118,27 +128,20 @@ class Bench:
 
     def _order(self, ranker: Ranker, data: list[Batch]) -> Scores:
         """Return as scores the places in which units go if the rest is ranked again and again."""
-        for level in reversed(LEVELS):
-            try:
-                gone = self.gates.prune_in_steps(ranker, data, level, steps=round(10 * level))
-            except ConfigError:  # every layer keeps a unit, and there are too few for this level
-                continue
-            self.gates.undo()
-            scores = {
-                site.name: torch.full((site.units,), float(len(gone)), dtype=torch.float64)
-                for site in self.gates.sites
-            }
-            for place, (layer, unit, _) in enumerate(gone):
-                scores[self.gates.sites[layer].name][unit] = place
-            return scores
-        raise AssertionError("there are too few units for any level")
+        most = min(max(LEVELS), self._most)
+        gone = self.gates.prune_in_steps(ranker, data, most, steps=round(10 * most))
+        self.gates.undo()
+        scores = {
+            site.name: torch.full((site.units,), float(len(gone)), dtype=torch.float64)
+            for site in self.gates.sites
+        }
+        for place, (layer, unit, _) in enumerate(gone):
+            scores[self.gates.sites[layer].name][unit] = place
+        return scores
 
-    def _quality(self, scores: Scores, level: float, *, refit: bool) -> float | None:
+    def _quality(self, scores: Scores, level: float, *, refit: bool) -> float:
         gates = getattr(prunekit, self.kind)(self.task.load()) if refit else self.gates
-        try:
-            gates.prune(scores, level)
-        except ConfigError:  # as above
-            return None
+        gates.prune(scores, level)
         if refit:
             return self.task.quality(self._refitted(gates))
         found = self.task.quality(gates.model)

@@ -21,7 +21,7 @@ class Line:
     """A contestant in the table: mean and deviation over seeds at each level, and ρ."""
 
     name: str
-    mean: list[float | None]
+    mean: list[float]
     deviation: list[float]
     rho: float | None
 
@@ -32,13 +32,12 @@ def lines(rows: list[Row]) -> list[Line]:
     found = []
     for name in dict.fromkeys(row["contestant"] for row in rows):
         seeds = [row for row in rows if row["contestant"] == name]
-        by_level = [*zip(*(row["quality"] for row in seeds), strict=True)]
-        known = [[value for value in values if value is not None] for values in by_level]
+        known = [*zip(*(row["quality"] for row in seeds), strict=True)]
         rhos = [_rho(row["scores"], truth) for row in seeds if truth and "scores" in row]
         found.append(
             Line(
                 name,
-                [statistics.mean(values) if values else None for values in known],
+                [statistics.mean(values) for values in known],
                 [statistics.stdev(values) if values[1:] else 0.0 for values in known],
                 statistics.mean(rhos) if rhos else None,
             )
@@ -88,10 +87,14 @@ def _better(metric: str) -> Better:
 def _section(dense: float, first: Row, every: list[Line], better: Better) -> list[str]:
     units = f"{first['units']} {first['kind']}"
     text = [f"| {first['model']} | {units} | dense {first['metric']} | {_cell(dense)} | | | | |"]
+    reached = first.get("levels", LEVELS)
+    if reached != [*LEVELS]:
+        levels = " | ".join(f"{level:.0%} gone" for level in reached)
+        text.append(f"| {first['model']} | {units} | one stays in every layer | {levels} | |")
     best = [_best([line.mean[level] for line in every], better) for level in range(len(LEVELS))]
     for line in every:
         cells = [
-            _cell(mean, deviation, bold=mean is not None and mean == top)
+            _cell(mean, deviation, bold=mean == top)
             for mean, deviation, top in zip(line.mean, line.deviation, best, strict=True)
         ]
         rho = "" if line.rho is None else f"{line.rho:.2f}"
@@ -99,9 +102,8 @@ def _section(dense: float, first: Row, every: list[Line], better: Better) -> lis
     return text
 
 
-def _best(values: list[float | None], better: Better) -> float | None:
-    known = [value for value in values if value is not None]
-    return next((a for a in known if not any(better(b, a) for b in known)), None)
+def _best(values: list[float], better: Better) -> float:
+    return next(a for a in values if not any(better(b, a) for b in values))
 
 
 def _count_wins(every: list[Line], better: Better, wins: dict[str, list[int]]) -> None:
@@ -113,16 +115,12 @@ def _count_wins(every: list[Line], better: Better, wins: dict[str, list[int]]) -
             continue
         count = wins.setdefault(line.name, [0, 0])
         for mean, other, spread in zip(line.mean, chance.mean, chance.deviation, strict=True):
-            if mean is None or other is None:
-                continue
             reach = other - spread if better(0, 1) else other + spread
             count[0] += better(mean, reach)
             count[1] += 1
 
 
-def _cell(value: float | None, deviation: float = 0.0, *, bold: bool = False) -> str:
-    if value is None:
-        return "—"
+def _cell(value: float, deviation: float = 0.0, *, bold: bool = False) -> str:
     text = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" if value < 100 else f"{value:.1f}"
     text = f"**{text}**" if bold else text
     return text + (f" ± {deviation:.2g}" if deviation else "")

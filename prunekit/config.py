@@ -1,6 +1,7 @@
 """What the user wrote: typed, frozen, and every mistake said at once with its line."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -25,12 +26,15 @@ from prunekit.mistakes import explain
 from prunekit.rankers import rankers
 from prunekit.sections import Calibration, Evaluate, Model, Output, Prune, Section
 from prunekit.shrink_section import Shrink, names_units
+from prunekit.sweep_section import Sweep, variants
 from prunekit.written import Key, Written
 
 P = TypeVar("P", Prune, Shrink)
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> "Config | ShrinkConfig":
+def load_config(
+    path: str | Path, overrides: Iterable[str] = ()
+) -> "Config | ShrinkConfig | SweepConfig":
     """Read a config file.
 
     Args:
@@ -47,16 +51,55 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> "Config | Sh
             written.override(assignment)
         except ConfigError as error:
             mistakes.append(str(error))
-    kind = ShrinkConfig if names_units(written.values.get("prune")) else Config
+    folder = Path(path).parent
     try:
-        context = {"folder": Path(path).parent}
-        config = kind.model_validate(written.values, strict=True, context=context)
-    except ValidationError as error:
-        mistakes += _mistakes(error, written, kind)
+        config = (_sweep if "sweep" in written.values else _single)(written, folder)
+    except ConfigError as error:
+        mistakes.append(str(error))
     if config is None or mistakes:
         raise ConfigError("\n".join(mistakes))
+    return config
+
+
+def _single(written: Written, folder: Path) -> "Config | ShrinkConfig":
+    """Return what is written as one run; raise all mistakes at once."""
+    kind = ShrinkConfig if names_units(written.values.get("prune")) else Config
+    try:
+        config = kind.model_validate(written.values, strict=True, context={"folder": folder})
+    except ValidationError as error:
+        raise ConfigError("\n".join(_mistakes(error, written, kind))) from None
     config._text = written.text
     return config
+
+
+def _sweep(written: Written, folder: Path) -> "SweepConfig":
+    """Return what is written as the runs that [sweep] makes of it; raise all mistakes at once."""
+    values = dict(written.values)
+    table = values.pop("sweep")
+    written.values = values
+    mistakes, runs, sweep = [], {}, Sweep()
+    if "evaluate" not in values:
+        mistakes.append(written.point(("sweep",), "needs [evaluate], whose text it compares by."))
+    try:
+        sweep = Sweep.model_validate(table, strict=True)
+    except ValidationError as error:
+        mistakes += [
+            written.point(("sweep", *_key(details["loc"])), explain(details, "sweep", {}))
+            for details in error.errors()
+        ]
+    try:
+        made = dict(variants(table if isinstance(table, dict) else {}))
+    except ConfigError as error:
+        made = {}
+        mistakes.append(written.point(("sweep",), str(error)))
+    for name, keys in made.items():
+        try:
+            runs[name] = _single(written.varied("prune", keys, "sweep"), folder)
+        except ConfigError as error:
+            mistakes += str(error).splitlines()
+    if mistakes:
+        raise ConfigError("\n".join(dict.fromkeys(mistakes)))
+    return SweepConfig(sweep, runs, {name: made[name] for name in runs}, written.text)
 
 
 def schema() -> dict[str, Any]:
@@ -72,6 +115,7 @@ def schema() -> dict[str, Any]:
         "description": prune.pop("description"),
         "oneOf": [prune, {"$ref": "#/$defs/Shrink"}],
     }
+    made["properties"]["sweep"] = Sweep.model_json_schema(schema_generator=_TomlSchema)
     return made
 
 
@@ -156,6 +200,44 @@ class ShrinkConfig(Settings[Shrink]):
                 'Choose "dense"; afterwards the smaller model can be pruned as any other.'
             )
         return output
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Runs that are compared with each other.
+
+    Attributes:
+        sweep: What the user wrote of the comparison itself.
+        runs: The runs by name; all have the output of the whole, in which each gets a folder.
+        keys: The keys of [prune] in which they differ.
+        text: The file as it was read, comments included.
+    """
+
+    sweep: Sweep
+    runs: Mapping[str, Config | ShrinkConfig]
+    keys: Mapping[str, Mapping[str, Any]]
+    text: str
+
+    @property
+    def first(self) -> Config | ShrinkConfig:
+        """A run, of which everything but [prune] is that of all."""
+        return next(iter(self.runs.values()))
+
+    @property
+    def model(self) -> Model:
+        """The model of all."""
+        return self.first.model
+
+    @property
+    def output(self) -> Output:
+        """The folder of the whole."""
+        return self.first.output
+
+    def apart(self, name: str) -> Config | ShrinkConfig:
+        """Return a run by itself, in its own folder."""
+        config = self.runs[name]
+        path = str(Path(config.output.path, "runs", name))
+        return config.model_copy(update={"output": config.output.model_copy(update={"path": path})})
 
 
 SECTIONS: dict[str, type[Section]] = {

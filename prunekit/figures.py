@@ -1,4 +1,4 @@
-"""Heat maps of a report: blocks by linears as inline SVG that follows the colours of its page."""
+"""Heat maps and curves of a report, as inline SVG that follows the colours of its page."""
 
 import html
 import io
@@ -51,11 +51,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """Blocks (rows) by linears (columns), both with the shortest labels that tell them apart."""
+    """Blocks (rows) by linears (columns), both with the shortest labels that tell them apart.
+
+    ``corner`` says what the rows are; ``square`` draws small squares, for many columns.
+    """
 
     rows: list[str]
     columns: list[str]
     cells: list[Cell]
+    corner: str = "block"
+    square: bool = False
 
 
 @dataclass(frozen=True)
@@ -179,12 +184,80 @@ def draw(cells: Grid, scale: Scale, salt: str = "") -> str:
         return _inline(figure, [cell.tip for cell in cells.cells])
 
 
+@dataclass(frozen=True)
+class Curve:
+    """A line with a tooltip at each of its points."""
+
+    colour: str
+    points: Sequence[tuple[float, float | None]]
+    tips: Sequence[str]
+
+
+def curves(
+    lines: Sequence[Curve],
+    dense: float | None,
+    label: str,
+    write: Callable[[Any], str],
+    *,
+    wide: bool = False,
+    salt: str = "",
+) -> str:
+    """Return the SVG of lines over the part that is gone; dashed, what the dense model has.
+
+    ``wide``: the axis need not begin at 0, and is logarithmic if the values span more than a power
+    of ten.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    values = [value for line in lines for _, value in line.points] + [dense]
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    with mpl.rc_context({**STYLE, "svg.hashsalt": f"curves {salt}"}):
+        figure = Figure((320 / PIXELS_PER_INCH, 230 / PIXELS_PER_INCH), PIXELS_PER_INCH)
+        axes = figure.add_axes((0.26, 0.18, 0.7, 0.78))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(INK)
+        axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.8)
+        if wide and known and min(known) > 0 and max(known) > 10 * min(known):
+            axes.set_yscale("log")
+        else:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _tick(y, write)))
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:g} %"))
+        axes.set(xlabel="gone", ylabel=label)
+        if dense is not None:
+            axes.axhline(dense, color=INK, linewidth=1, linestyle=(0, (4, 3)), alpha=0.6)
+        tips = []
+        for line in lines:
+            points = [
+                (x, math.nan if y is None or not math.isfinite(y) else y) for x, y in line.points
+            ]
+            axes.plot(*zip(*points, strict=True), color=line.colour, linewidth=1.8)
+            for (x, y), tip in zip(points, line.tips, strict=True):
+                gid = f"cell{len(tips)}"
+                axes.plot([x], [y], "o", color=line.colour, markersize=5, gid=gid, clip_on=False)
+                tips.append(tip)
+        if not wide:
+            # Differences look as large as they are.
+            axes.set_ylim(bottom=0, top=1.08 * max(known, default=1) or 1)
+        return _inline(figure, tips)
+
+
+def _tick(value: float, write: Callable[[Any], str]) -> str:
+    """Write a round number without the decimals that a measured one has."""
+    text = write(value)
+    return f"{value:g}" if re.fullmatch(r"0|\d*\.\d+", text) else text
+
+
 def _lay_out(figure: "Figure", cells: Grid) -> tuple["Axes", "Axes"]:
     """Size the figure by its cells and labels, so that text has one size in every report."""
     rows, columns = len(cells.rows), len(cells.columns)
     across, down = min(72, max(34, 238 / columns)), min(17, max(9, 700 / rows))
-    left = LETTER * max(map(len, [*cells.rows, "block"])) + GAP
-    slanted = 0.72 * LETTER * max(map(len, cells.columns)) + GAP
+    if cells.square:
+        across = down = min(26, max(12, 260 / columns))
+    left = LETTER * max(map(len, [*cells.rows, cells.corner])) + GAP
+    slanted = max(0.72 * LETTER * max(map(len, cells.columns)) + GAP, 24)
     width = left + max(columns * across + slanted, 220)
     height = slanted + rows * down + 2 * GAP + BAR
     figure.set_size_inches(width / PIXELS_PER_INCH, height / PIXELS_PER_INCH)
@@ -198,7 +271,7 @@ def _lay_out(figure: "Figure", cells: Grid) -> tuple["Axes", "Axes"]:
     axes.set_yticks([i + 0.5 for i in range(0, rows, every)], cells.rows[::every])
     axes.set_xticks([i + 0.5 for i in range(columns)], cells.columns)
     axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False, pad=4)
-    axes.text(-4 / across, -6 / down, "block", ha="right")
+    axes.text(-4 / across, -6 / down, cells.corner, ha="right")
     for text in axes.get_xticklabels():
         text.set(rotation=45, ha="left", rotation_mode="anchor")
     return axes, place(BAR - 2 * GAP, max(columns * across, 180), 10)

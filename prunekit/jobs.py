@@ -1,21 +1,34 @@
-"""The jobs that a config can ask for: weights set to zero, or units taken out."""
+"""The jobs that a config can ask for: weights set to zero, units taken out, or several compared."""
 
 from collections.abc import Callable, Iterator
 
-from prunekit import planning, running, shrink_planning, shrink_running
-from prunekit.config import Config, ShrinkConfig
+from prunekit import (
+    planning,
+    running,
+    shrink_planning,
+    shrink_running,
+    sweep_planning,
+    sweep_running,
+)
+from prunekit.config import Config, ShrinkConfig, SweepConfig
 from prunekit.errors import ConfigError
 from prunekit.framing import Record
 from prunekit.planning import Plan, Preflight
 from prunekit.ranks import ALONE, Ranks
 from prunekit.shrink_planning import ShrinkPlan
+from prunekit.sweep_planning import SweepPlan
 
 __all__ = ["Preflight", "plan", "run"]
 
 
+Job = Plan | ShrinkPlan | SweepPlan
+
+
 def plan(
-    config: Config | ShrinkConfig, ranks: Ranks = ALONE, preflight: Preflight | None = None
-) -> Plan | ShrinkPlan:
+    config: Config | ShrinkConfig | SweepConfig,
+    ranks: Ranks = ALONE,
+    preflight: Preflight | None = None,
+) -> Job:
     """Decide everything that can be decided before a weight is read.
 
     Args:
@@ -28,6 +41,10 @@ def plan(
     """
     if isinstance(config, Config):
         return planning.plan(config, ranks, preflight)
+    if isinstance(config, SweepConfig):
+        if ranks.several:
+            raise ConfigError("sweep: its runs are one process each. Start one.")
+        return sweep_planning.plan(config, lambda one: _plan_one(one, preflight))
     if ranks.several or (preflight and preflight.device_memory):
         raise ConfigError(
             f"prune.pattern: {' and '.join(config.prune.pattern)} are taken out by one process, "
@@ -38,7 +55,7 @@ def plan(
 
 
 def run(
-    plan: Plan | ShrinkPlan,
+    plan: Job,
     *,
     resume: bool = False,
     overwrite: bool = False,
@@ -54,7 +71,22 @@ def run(
         StoppedError: So it was asked.
         PrunekitError: See each kind; the folder then stays resumable.
     """
-    if isinstance(plan, ShrinkPlan):
+    if isinstance(plan, SweepPlan):
+        yield from sweep_running.run(plan, _run_one, resume=resume, overwrite=overwrite, stop=stop)
+    elif isinstance(plan, ShrinkPlan):
         yield from shrink_running.run(plan, resume=resume, overwrite=overwrite, stop=stop)
     else:
         yield from running.run(plan, resume=resume, overwrite=overwrite, stop=stop)
+
+
+def _plan_one(
+    config: Config | ShrinkConfig, preflight: Preflight | None = None
+) -> Plan | ShrinkPlan:
+    made = plan(config, preflight=preflight)
+    assert not isinstance(made, SweepPlan)
+    return made
+
+
+def _run_one(config: Config | ShrinkConfig, resume: bool) -> Iterator[Record]:  # noqa: FBT001
+    """Carry out a run of a sweep, in a process of its own."""
+    yield from run(plan(config), resume=resume)

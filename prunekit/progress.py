@@ -49,7 +49,7 @@ def show(
     if state.report is None:
         raise ValueError('the records ended without a "finish" record')
     if not quiet:
-        console.print(summary(state.report))
+        console.print((compared if "runs" in state.report else summary)(state.report))
     return state.report
 
 
@@ -152,6 +152,26 @@ def summary(report: dict[str, Any]) -> Table:
         add("on the device", units.size(memory["peak_device_bytes"]))
     if folder := (report.get("config", {}).get("output") or {}).get("path"):
         add("output", str(folder))
+    return table
+
+
+def compared(report: dict[str, Any]) -> Table:
+    """Return the dense model and each run of a sweep side by side."""
+    table = Table(caption=report["dense"]["evaluation"][0]["protocol"])
+    table.add_column("run", no_wrap=True)
+    metrics = [f"{found['metric']}, {found['data']}" for found in report["dense"]["evaluation"]]
+    for name in ("gone", *metrics, "parameters", "tokens/s written", "peak memory"):
+        table.add_column(name, justify="right")
+    dense = {"name": "dense", "achieved": 0.0, "parameters": report["model"]["parameters"]}
+    for run in (dense | report["dense"], *report["runs"]):
+        table.add_row(
+            run["name"],
+            units.percent(run["achieved"]),
+            *(units.number(found["value"]) for found in run["evaluation"]),
+            units.count(run["parameters"]),
+            units.number(run.get("decode")),
+            units.size(run["peak_device_bytes"] or run["peak_rss_bytes"]),
+        )
     return table
 
 

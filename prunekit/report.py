@@ -11,15 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prunekit import citation, figures, unit_figures, units
+from prunekit import citation, figures, head_figures, sweep_figures, unit_figures, units
 from prunekit.errors import CheckpointError, ConfigError
 from prunekit.kinds import WHOLE
+from prunekit.pictures import Picture, as_csv
 
-JSON, HTML = "report.json", "report.html"
+JSON, CSV, HTML = "report.json", "report.csv", "report.html"
 Show = Callable[[Any], str]
-UNITS = "units"
-"""``kind`` of a report about units that were taken out."""
+UNITS, SWEEP = "units", "sweep"
+"""``kind`` of a report about units that were taken out, and of one that compares runs."""
 NEEDED = ("prunekit", "model", "sparsity", "layers")
+NEEDED_OF_SWEEP = ("prunekit", "model", "dense", "runs")
 LAYERS_SHOWN = 2000  # a mixture of experts has tens of thousands, which no reader scrolls through
 PARTS = {
     "peak_rss_bytes": "peak, main memory",
@@ -31,12 +33,13 @@ PARTS = {
 
 
 def write(report: dict[str, Any], folder: Path) -> None:
-    """Write ``report.json`` and ``report.html``; each is there whole or not at all.
+    """Write ``report.json``, ``report.csv`` and ``report.html``; each whole or not at all.
 
     JSON knows neither infinity nor NaN: they are written as the strings "inf", "-inf" and "nan".
     """
     text = json.dumps(_finite(report), indent=2, ensure_ascii=False, allow_nan=False)
     _replace(folder / JSON, text + "\n")
+    _replace(folder / CSV, _table(report))
     _replace(folder / HTML, render(report))
 
 
@@ -56,7 +59,8 @@ def load(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON ({error}). Run `prunekit run` again.") from error
     found = report if isinstance(report, dict) else {}
-    missing = [key for key in NEEDED if key not in found]
+    needed = NEEDED_OF_SWEEP if found.get("kind") == SWEEP else NEEDED
+    missing = [key for key in needed if key not in found]
     if missing:
         raise CheckpointError(f"{path}: not a report of prunekit, it lacks {', '.join(missing)}.")
     return found
@@ -67,6 +71,7 @@ def render(report: dict[str, Any]) -> str:
     import jinja2
 
     page = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -77,21 +82,39 @@ def render(report: dict[str, Any]) -> str:
         for name in ("number", "percent", "count", "size", "duration")
     }
     page.globals |= {"change": units.change, "citation": citation}
-    template = page.from_string(Path(__file__).with_name("report.html.j2").read_text("utf-8"))
-    return template.render(
+    compares = report.get("kind") == SWEEP
+    shown = sweep_figures.page(report) if compares else _page(report)
+    return page.get_template("sweep.html.j2" if compares else "report.html.j2").render(
         report=report,
-        maps=_maps(report),
-        layers=report["layers"][:LAYERS_SHOWN],
-        evaluation=[_evaluated(found) for found in report.get("evaluation") or []],
-        phases=_phases(report.get("seconds") or {}),
-        parts=_parts(report.get("memory") or {}),
         config=json.dumps(report.get("config") or {}, indent=2, ensure_ascii=False),
         tables={
             title: _rows(report[key])
             for title, key in (("Environment", "environment"), ("Proof", "proof"))
             if report.get(key)
         },
+        **shown,
     )
+
+
+def _page(report: dict[str, Any]) -> dict[str, Any]:
+    """Return what the page of one run shows besides."""
+    return {
+        "maps": _maps(report),
+        "layers": report["layers"][:LAYERS_SHOWN],
+        "evaluation": [_evaluated(found) for found in report.get("evaluation") or []],
+        "phases": _phases(report.get("seconds") or {}),
+        "parts": _parts(report.get("memory") or {}),
+    }
+
+
+def _table(report: dict[str, Any]) -> str:
+    """Return what the pictures show as one table: a row for each run, unit or layer."""
+    if report.get("kind") == SWEEP:
+        return sweep_figures.table(report)
+    if report.get("kind") == UNITS:
+        return as_csv(unit_figures.rows(report["layers"]))
+    columns = ("name", "sparsity", "relative_error", "seconds")
+    return as_csv([{key: layer.get(key) for key in columns} for layer in report["layers"]])
 
 
 def _replace(path: Path, text: str) -> None:
@@ -120,26 +143,24 @@ def _or_missing(show: Show) -> Show:
     return lambda value: show(None if isinstance(value, jinja2.Undefined) else value)
 
 
-def _maps(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return title, SVG (made by matplotlib and escaped by us), and caption of each heat map."""
-    from markupsafe import Markup
-
+def _maps(report: dict[str, Any]) -> list[Picture]:
+    """Return each heat map; its SVG is made by matplotlib and escaped by us."""
     layers = report["layers"]
     if not layers:
         return []
+    columns = ("name", "sparsity", "relative_error")
+    rows = [{key: layer.get(key) for key in columns} for layer in layers]
     if report.get("kind") == UNITS:
-        found = unit_figures.maps(layers)
+        found = [*unit_figures.maps(layers), *head_figures.views(report)]
         if inside := [layer for layer in layers if layer["kind"] not in WHOLE]:
-            share = "Share of units that went"
-            found.insert(0, (share, figures.sparsity_map(inside), _spread(inside)))
-    else:
-        found = [
-            ("Sparsity", figures.sparsity_map(layers), _spread(layers)),
-            ("Relative squared error of the output", figures.error_map(layers), _worst(layers)),
-        ]
+            shares = [{key: layer[key] for key in columns[:2]} for layer in inside]
+            svg = figures.sparsity_map(inside)
+            found.insert(0, Picture("Share of units that went", svg, _spread(inside), shares))
+        return found
+    error = "Relative squared error of the output"
     return [
-        {"title": title, "svg": Markup(svg) if svg else None, "caption": caption}
-        for title, svg, caption in found
+        Picture("Sparsity", figures.sparsity_map(layers), _spread(layers), rows),
+        Picture(error, figures.error_map(layers), _worst(layers), rows),
     ]
 
 

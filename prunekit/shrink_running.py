@@ -25,8 +25,9 @@ from prunekit.errors import StoppedError
 from prunekit.framing import Framed, Record
 from prunekit.gated import Finalized, Gates
 from prunekit.kinds import WHOLE, Kind
-from prunekit.probes.batches import Batch
+from prunekit.probes.batches import Batch, still
 from prunekit.probes.entropy import measure
+from prunekit.probes.views import activity, attention_maps
 from prunekit.rankers import Scores
 from prunekit.schedules import SCHEDULES, Schedule
 from prunekit.shrink_planning import ShrinkPlan, terms
@@ -35,6 +36,9 @@ from prunekit.sites import Site
 from prunekit.units import percent
 from prunekit.verify import prove
 from prunekit.walk import BATCH_TOKENS
+
+VIEWED_HEADS, VIEWED_TOKENS = 2, 20
+"""Heads from either end of the ranking, and tokens, that the report shows one by one."""
 
 
 def run(
@@ -65,6 +69,7 @@ class ShrinkRun(Framed[ShrinkPlan]):
 
     def __init__(self, plan: ShrinkPlan) -> None:
         super().__init__(plan, shards=1)
+        self.views: dict[str, Any] | None = None
 
     def records(self, *, resume: bool, overwrite: bool) -> Iterator[Record]:
         """Yield the records of the whole run."""
@@ -120,6 +125,7 @@ class ShrinkRun(Framed[ShrinkPlan]):
                 "parameters": [plan.parameters, done[-1].parameters[1]],
                 "stock": all(each.stock for each in done),
                 "note": _note(done),
+                "views": self.views,
                 "config": {
                     key: value
                     for key, value in after.items()
@@ -151,12 +157,15 @@ class ShrinkRun(Framed[ShrinkPlan]):
             for step in range(1, steps + 1):
                 with self._timed("prune"):
                     found = self._score(each, read)
+                    if not scores:
+                        self._view(each, found, read)
                     scores = scores or found
                     part = schedule(step, steps, prune.sparsity or 0.0, 0.0)
                     each.prune(
                         found, part, scope=prune.scope, least=prune.least, round_to=prune.round_to
                     )
                 yield Record("step", f"{percent(part)} of {kind}")
+            self._tell_fate(each)
             entries |= _described(each, scores, entropies)
             if kind in WHOLE:
                 done.append(self._take_out(each))
@@ -182,6 +191,9 @@ class ShrinkRun(Framed[ShrinkPlan]):
         for step in range(1, steps + 1):
             with self._timed("prune"):
                 ranked: dict[Kind, Scores] = {each.kind: self._score(each, read) for each in every}
+                if not first:
+                    for each in every:
+                        self._view(each, ranked[each.kind], read)
                 first = first or ranked
                 part = 1 - schedule(step, steps, 1 - (prune.parameters or 0.0), 0.0)
                 scores = {name: score for each in ranked.values() for name, score in each.items()}
@@ -194,6 +206,7 @@ class ShrinkRun(Framed[ShrinkPlan]):
         gates: list[Gates] = []
         done: list[Finalized] = []
         for each in every:
+            self._tell_fate(each)
             names = each.follow()
             entries |= _described(
                 each,
@@ -225,6 +238,49 @@ class ShrinkRun(Framed[ShrinkPlan]):
         units = [place.units for place in gates.places]
         most = max(units) if prune.scope == "layer" else sum(units)
         return max(1, int((prune.sparsity or 0.0) * most + 0.5)), SCHEDULES["linear"]
+
+    def _view(self, gates: Gates, scores: Scores, read: list[Batch]) -> None:
+        """Look at a few heads on a few tokens, and at how alike the heads of a layer are."""
+        if gates.kind != "heads" or not read:
+            return
+        few = {name: part[:1, :VIEWED_TOKENS] for name, part in read[0].items()}
+        ranked = sorted(
+            (float(score), site, unit)
+            for site in range(len(gates.sites))
+            for unit, score in enumerate(scores[gates.sites[site].name])
+        )
+        ends = [*ranked[:VIEWED_HEADS], *ranked[VIEWED_HEADS:][-VIEWED_HEADS:]]
+        chosen = [
+            (gates.sites[site], unit * gates.sites[site].reader.index.shape[1])
+            for _, site, unit in ends
+        ]
+        with still(gates.model):
+            maps = attention_maps(gates.model, chosen, few)
+            norms = activity(gates.model, chosen, few)
+        alike = gates.redundancy(read[:1])
+        self.views = {
+            "tokens": [self.plan.tokenizer.decode([word]) for word in few["input_ids"][0].tolist()],
+            "heads": [
+                {
+                    "layer": site.name,
+                    "head": head,
+                    "unit": unit,
+                    "score": score,
+                    "attention": _rounded(seen),
+                    "activity": _rounded(norm),
+                }
+                for (site, head), (score, _, unit), seen, norm in zip(
+                    chosen, ends, maps, norms, strict=True
+                )
+            ],
+            "redundancy": {name: _rounded(value) for name, value in alike.items()},
+        }
+
+    def _tell_fate(self, gates: Gates) -> None:
+        """Say of the heads that are shown whether they stay."""
+        if gates.kind == "heads" and self.views:
+            for head in self.views["heads"]:
+                head["kept"] = bool(gates.keep[head["layer"]][head["unit"]])
 
     def _entropies(self, kind: Kind, gates: Gates, read: list[Batch]) -> dict[str, list[float]]:
         """Return the normalised attention entropy of each head, for the report."""
@@ -310,6 +366,7 @@ class ShrinkRun(Framed[ShrinkPlan]):
             },
             "layers": layers,
             "stock": shrunk["stock"],
+            "views": shrunk["views"],
             "evaluation": result.paired(judged),
             "seconds": {**self.seconds, "total": self.elapsed},
             "memory": {
@@ -369,6 +426,11 @@ def _shared(sites: list[Site], scores: Scores) -> Scores:
         for name in names
     }
     return scores | totals
+
+
+def _rounded(value: Tensor) -> Any:  # noqa: ANN401  nested lists
+    """Return a tensor as lists of numbers with as many digits as a picture shows."""
+    return (value.double() * 10**4).round().div(10**4).tolist()
 
 
 def _in_run_order(model: PreTrainedModel, names: dict[str, Any]) -> list[str]:

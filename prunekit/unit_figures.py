@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit import units
 from prunekit.figures import Cell, Grid, Scale, block_labels, draw, linear_labels, split
+from prunekit.pictures import Picture
 
 if TYPE_CHECKING:
     from matplotlib.ticker import Formatter
@@ -15,8 +16,8 @@ LARGEST = 128
 GONE = "#d62828"
 
 
-def maps(layers: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """Return title, SVG and caption of each heat map that there is something to show in."""
+def maps(layers: Sequence[dict[str, Any]]) -> list[Picture]:
+    """Return each heat map that there is something to show in."""
     found = []
     for kind in dict.fromkeys(layer["kind"] for layer in layers):
         of_kind = [layer for layer in layers if layer["kind"] == kind]
@@ -25,22 +26,46 @@ def maps(layers: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
         gone = sum(layer["units"] - len(layer["kept"]) for layer in of_kind)
         framed = f"Framed: the {gone} {kind} that went."
         found.append(
-            (
+            Picture(
                 f"{kind.capitalize()} by score",
                 _map(of_kind, "score", _places(of_kind), "share of scores that are lower"),
                 f"What the ranker made of the model before anything went. {framed}",
+                rows(of_kind),
+                f"Heat map, blocks by {kind}",
             )
         )
         if all(layer.get("entropy") for layer in of_kind):
             entropies = {layer["name"]: layer["entropy"] for layer in of_kind}
             found.append(
-                (
+                Picture(
                     "Attention entropy",
                     _map(of_kind, "entropy", entropies, "entropy over the highest possible"),
                     f"0: looks at one token; 1: looks everywhere alike. {framed}",
+                    [
+                        {"layer": name, "head": head, "entropy": value}
+                        for name, values in entropies.items()
+                        for head, value in enumerate(values)
+                    ],
+                    f"Heat map, blocks by {kind}",
                 )
             )
     return found
+
+
+def rows(layers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each unit: its place, its score, and whether it stayed."""
+    return [
+        {
+            "layer": layer["name"],
+            "kind": layer["kind"],
+            "unit": unit,
+            "score": score,
+            "kept": unit in kept,
+        }
+        for layer in layers
+        for kept in [set(layer["kept"])]
+        for unit, score in enumerate(layer["scores"])
+    ]
 
 
 def _places(layers: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
@@ -59,16 +84,19 @@ def _map(
     cells = [
         Cell(
             row,
-            unit,
+            place,
             value,
-            f"{layer['name']}, {unit}: {what} {units.number(value)}, {_fate(layer, unit)}",
-            None if unit in layer["kept"] else GONE,
+            f"{layer['name']}, {place}: {what} {units.number(value)}, {'kept' if kept else 'gone'}",
+            None if kept else GONE,
         )
         for row, layer in enumerate(layers)
-        for unit, value in enumerate(values[layer["name"]])
+        for found in [values[layer["name"]]]
+        for place, value in enumerate(found)
+        # Under grouped queries several heads are one unit.
+        for kept in [place * layer["units"] // len(found) in layer["kept"]]
     ]
-    width = max(layer["units"] for layer in layers)
-    grid = Grid(_rows(layers), [str(unit) for unit in range(width)], cells)
+    width = max(map(len, values.values()))
+    grid = Grid(_rows(layers), [str(place) for place in range(width)], cells)
     return draw(grid, Scale(label, "viridis", Normalize(0, 1), _percent()), salt=layers[0]["kind"])
 
 
@@ -82,10 +110,6 @@ def _rows(layers: Sequence[dict[str, Any]]) -> list[str]:
     names = dict(zip(dict.fromkeys(inside), linear_labels([*dict.fromkeys(inside)]), strict=True))
     labels = block_labels(blocks)
     return [f"{label} {names[rest]}" for label, rest in zip(labels, inside, strict=True)]
-
-
-def _fate(layer: dict[str, Any], unit: int) -> str:
-    return "kept" if unit in layer["kept"] else "gone"
 
 
 def _percent() -> "Formatter":

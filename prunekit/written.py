@@ -1,9 +1,10 @@
 """What the user wrote and where: a TOML text, ``--set`` overrides, the place of every key."""
 
+import copy
 import json
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from prunekit.errors import ConfigError
@@ -69,6 +70,18 @@ class Written:
         inside = {known for known in self._places if known[: len(key)] == key}
         self._places = {k: place for k, place in self._places.items() if k not in inside}
         self._places[key] = assignment
+
+    def varied(self, table: str, values: Mapping[str, object], source: str) -> "Written":
+        """Return a copy in which ``table`` has other values, each in the place of its ``source``.
+
+        The copy's mistakes in these values point to where the table ``source`` says them.
+        """
+        other = copy.copy(self)
+        own = self.values.get(table)
+        other.values = {**self.values, table: {**(own if isinstance(own, dict) else {}), **values}}
+        places = {(table, key): self._place((source, key)) for key in values}
+        other._places = self._places | places
+        return other
 
     def order(self, key: Key) -> tuple[bool, int]:
         """Return what sorts keys as they are written: the file's lines, then the overrides."""

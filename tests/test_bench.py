@@ -82,14 +82,13 @@ def row(contestant, quality, seed=0, scores=(1.0, 2.0, 3.0)):
 
 def test_who_beats_random_is_counted_only_beyond_its_deviation():
     rows = [
-        row("random", [10.0, 20.0, 30.0, None]),
-        row("random", [12.0, 24.0, 30.0, None], seed=1),
-        row("entropy", [10.5, 18.0, 29.0, None], scores=(3.0, 2.0, 1.0)),
+        row("random", [10.0, 20.0, 30.0, 50.0]),
+        row("random", [12.0, 24.0, 30.0, 50.0], seed=1),
+        row("entropy", [10.5, 18.0, 29.0, 51.0], scores=(3.0, 2.0, 1.0)),
         row("leave-one-out", [9.0, 25.0, 30.0, 99.0]),
     ]
     text = structured_table.page([{"dense": 8.0, "rows": rows, "speed": []}])
-    # 11 ± 1.4, 22 ± 2.8 and 30 ± 0, and no fourth level to compare.
-    assert "| random | 11 ± 1.4 | 22 ± 2.8 | 30 | — | 1.00 |" in text
-    assert "| entropy | 10.5 | **18** | **29** | — | -1.00 |" in text
-    assert "| entropy | 2 | 3 |" in text
-    assert "| leave-one-out | 1 | 3 |" in text
+    assert "| random | 11 ± 1.4 | 22 ± 2.8 | 30 | **50** | 1.00 |" in text
+    assert "| entropy | 10.5 | **18** | **29** | 51 | -1.00 |" in text
+    assert "| entropy | 2 | 4 |" in text
+    assert "| leave-one-out | 1 | 4 |" in text

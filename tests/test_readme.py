@@ -38,6 +38,8 @@ def test_config_is_accepted_as_it_stands(tmp_path):
     assert config.prune.pattern.name == "4:8"
     (tmp_path / "units.toml").write_text(blocks(README, "toml")[1])
     assert prunekit.load_config(tmp_path / "units.toml").prune.pattern == ["heads", "neurons"]
+    (tmp_path / "sweep.toml").write_text(blocks(README, "toml")[2])
+    assert len(prunekit.load_config(tmp_path / "sweep.toml").runs) == 9
 
 
 def test_tables_name_what_there_is():
