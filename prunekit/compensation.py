@@ -1,18 +1,23 @@
-"""What is left of a model, fitted anew to make up for what goes: block after block, in one walk.
+"""What is left of a model, changed to make up for what goes: block after block, in one walk.
+
+``refit`` fits the linears that read units anew; ``bias`` adds to their bias what the units that go
+give on average, b + W_P E[x_P] (An et al. 2024, arXiv:2312.11983, eq. 8).
 
 Shapes: N samples, T tokens, I inputs of a linear that reads units, O its outputs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from typing import cast
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from prunekit_kernels import gram, mirror
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunekit.architectures import find
+from prunekit.kinds import Compensation
 from prunekit.layout import runners
 from prunekit.lockstep import Lockstep
 from prunekit.refitting import refit
@@ -25,10 +30,11 @@ def compensate(
     found: Sequence[Site],
     kept: Mapping[str, Sequence[int]],
     ids: Int[Tensor, "N T"],
+    how: Compensation = "refit",
 ) -> Iterator[str]:
-    """Refit each linear that reads units to what it gave with all of them; yield each block's name.
+    """Let each linear that reads units give what it gave with all of them; yield blocks by name.
 
-    A linear is fitted to the inputs that it has once everything before it is without the units
+    It is fitted to the inputs that it has once everything before it is without the units
     that go. Weights of these are 0 afterwards; the model is changed in place, and needs no gates.
 
     Args:
@@ -36,32 +42,50 @@ def compensate(
         found: Sites of one or several kinds.
         kept: The units that stay, by site.
         ids: The calibration text.
+        how: "refit" or "bias", for which each of these linears has to have one.
     """
     readers = {site.reader.linear: site for site in found if len(kept[site.name]) < site.units}
     for visit in walk(model, runners(model, find(model)), None, batches(ids, model.device)):
         here = [module for module in visit.block.modules() if module in readers]
         if here:
-            _refit_block(visit, [readers[module] for module in here], kept)
+            _change_block(visit, [readers[module] for module in here], kept, how)
         yield visit.name
 
 
-def _refit_block(visit: Visit, here: Sequence[Site], kept: Mapping[str, Sequence[int]]) -> None:
+def _change_block(
+    visit: Visit, here: Sequence[Site], kept: Mapping[str, Sequence[int]], how: Compensation
+) -> None:
     steps = Lockstep(list(visit.calls()))
     with closing(steps.stages([[site.reader.linear] for site in here])) as halts:
         for number, inputs in halts:
             site = here[number]
-            width = inputs[0].shape[-1]
-            total = torch.zeros(width, width, device=inputs[0].device)
-            tokens = 0
-            for x in inputs:
-                rows = x.flatten(0, -2)
-                gram(rows, total)
-                tokens += len(rows)
-            refit(site, mirror(total).div_(tokens), kept[site.name])
+            rows = [x.flatten(0, -2) for x in inputs]
             gone = torch.ones(site.units, dtype=torch.bool)
             gone[list(kept[site.name])] = False
-            weight = matrix(site.reader.linear)
+            columns = site.reader.index[gone].flatten().to(rows[0].device)
+            if how == "refit":
+                refit(site, _gram(rows), kept[site.name])
+            else:
+                _add_mean(site, rows, columns)
             with torch.no_grad():
-                weight[:, site.reader.index[gone].flatten().to(weight.device)] = 0
+                matrix(site.reader.linear)[:, columns] = 0
     visit.hidden[:] = steps.outputs
     visit.onward = False
+
+
+def _gram(rows: Sequence[Float[Tensor, "T I"]]) -> Float[Tensor, "I I"]:
+    """Return XᵀX a token."""
+    width = rows[0].shape[1]
+    total = torch.zeros(width, width, device=rows[0].device)
+    for x in rows:
+        gram(x, total)
+    return mirror(total).div_(sum(map(len, rows)))
+
+
+@torch.no_grad()
+def _add_mean(site: Site, rows: Sequence[Float[Tensor, "T I"]], columns: Int[Tensor, " C"]) -> None:
+    """Add to the bias what some columns give on average."""
+    total = torch.stack([x[:, columns].double().sum(0) for x in rows]).sum(0)
+    mean = total / sum(map(len, rows))
+    bias = cast("Tensor", site.reader.linear.bias)
+    bias += (matrix(site.reader.linear)[:, columns].double() @ mean).to(bias)

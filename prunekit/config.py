@@ -266,7 +266,7 @@ def _rank_from_text(prune: object) -> bool:
     assert isinstance(prune, dict)
     ranker = rankers().get(str(prune.get("method")))
     compensate = prune.get("compensate", ranker and ranker.compensate)
-    return bool(ranker and ranker.needs_data) or compensate == "refit"
+    return bool(ranker and ranker.needs_data) or compensate in {"refit", "bias"}
 
 
 class _TomlSchema(GenerateJsonSchema):

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 Kind = Literal["blocks", "hidden", "heads", "neurons"]
 """What a unit is; hidden: a coordinate of the residual stream."""
 
-Compensation = Literal["none", "refit"]
+Compensation = Literal["none", "refit", "bias"]
 """What is done for the weights that stay."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -133,6 +133,7 @@ def plan(config: ShrinkConfig) -> ShrinkPlan:
     made = replace(made, notes=(*notes, *_remarks(made)))
     for found in made.places.values():
         _check_shape(made, found)
+    _check_bias(made)
     _check_budget(made)
     _check_unread(made)
     _check_capacity(made)
@@ -148,6 +149,19 @@ def _check_loss(config: ShrinkConfig, model: PreTrainedModel) -> None:
             "not say what would be right. Choose a ranker that only looks at what units give, such "
             "as obs or output-norm, or rank labelled data in Python: prunekit.heads(model)."
         )
+
+
+def _check_bias(made: ShrinkPlan) -> None:
+    """Refuse to put the mean of what goes into a bias that is not there and no config could say."""
+    if made.config.prune.compensate != "bias":
+        return
+    for site in (place for found in made.places.values() for place in found):
+        if isinstance(site, Site) and site.reader.linear.bias is None:
+            raise ConfigError(
+                f'prune.compensate: "bias" needs one in {site.name}, and '
+                f"{type(made.model).__name__} with this config.json has none there that its files "
+                'could hold. Choose "refit".'
+            )
 
 
 def held(found: Iterable[Place]) -> int:

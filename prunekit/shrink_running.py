@@ -113,7 +113,7 @@ class ShrinkRun(Framed[ShrinkPlan]):
             else:
                 made = self._rank_together(model, stack, read, entries)
             gates, done = yield from made
-            if prune.compensate == "refit" and tokens and gates:
+            if prune.compensate != "none" and tokens and gates:
                 yield from self._refit(model, gates, tokens)
             with self._timed("prune"):
                 done += [each.finalize(stock=prune.uniform) for each in gates]
@@ -303,8 +303,9 @@ class ShrinkRun(Framed[ShrinkPlan]):
             kept |= each.kept
             found += each.sites
             each.detach()
-        yield Record("phase", "refit", {"steps": sum(len(s.blocks) for s in self.plan.stacks)})
-        blocks = compensate(model, found, kept, tokens.ids)
+        how = self.plan.config.prune.compensate
+        yield Record("phase", how, {"steps": sum(len(s.blocks) for s in self.plan.stacks)})
+        blocks = compensate(model, found, kept, tokens.ids, how)
         while True:
             with self._timed("prune"):
                 name = next(blocks, None)

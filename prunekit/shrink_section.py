@@ -78,7 +78,8 @@ class Shrink(Section):
     """Sparsity over the steps, if there are several."""
     compensate: Compensation = Field(default=None, validate_default=True)  # pyright: ignore
     """What makes up for what goes. refit: the linear that reads the units is fitted anew, block
-    after block, to what it gave with all of them on the calibration text; none: nothing. Unless
+    after block, to what it gave with all of them on the calibration text; bias: what the units that
+    go give on average there is added to its bias, where the family has one; none: nothing. Unless
     said, as suits the ranker."""
 
     @model_validator(mode="before")
@@ -138,8 +139,8 @@ class Shrink(Section):
         # Without a ranker its mistake is said, and this key cannot be judged.
         kind = info.data.get("method", Ranker)
         whole = WHOLE.issuperset(info.data.get("pattern", KINDS))
-        if compensate == "refit" and whole:
-            raise ValueError('"refit" fits what reads heads or neurons anew; none of them go.')
+        if compensate in {"refit", "bias"} and whole:
+            raise ValueError(f'"{compensate}" is for what reads heads or neurons; none of them go.')
         if compensate is None:
             return "none" if whole else kind.compensate
         return compensate

@@ -244,6 +244,12 @@ def test_the_plan_says_what_will_go(llama, tmp_path, capsys):
         ),
         (
             "llama",
+            'method = "flap"\npattern = "neurons"\nsparsity = 0.5\ncompensate = "bias"',
+            ConfigError,
+            '"bias" needs one in model.layers.0.mlp.down_proj, and LlamaForCausalLM',
+        ),
+        (
+            "llama",
             'method = "random"\npattern = "heads"\nsparsity = 0.25\nuniform = true',
             ShapeError,
             "num_attention_heads = 3",
