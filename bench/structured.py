@@ -186,7 +186,7 @@ def save(found: dict[str, Any], file: Path) -> None:
     temporary.write_text(json.dumps(found, indent=1) + "\n")
     temporary.replace(file)
     every = [json.loads(other.read_text()) for other in sorted(file.parent.glob("*.json"))]
-    (file.parent / "structured.md").write_text(page([one for one in every if one["rows"]]))
+    (file.parent / "structured.md").write_text(page(every))
 
 
 def main() -> None:
@@ -203,6 +203,7 @@ def main() -> None:
         found: Row = {"rows": [], "speed": []}
         if file.is_file():
             found = json.loads(file.read_text())
+        found["model"] = task.name
         found["machine"] = describe(torch.device("cpu"))
         if options.speed:
             found["speed"] = [*speed(task)]

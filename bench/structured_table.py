@@ -72,7 +72,7 @@ def page(found: list[dict[str, Any]]) -> str:
     text += [_header(["contestant", "better", "of"])]
     ordered = sorted(wins.items(), key=lambda item: -item[1][0] / item[1][1])
     text += [f"| {name} | {won} | {of} |" for name, (won, of) in ordered]
-    timed = [(result["rows"][0]["model"], row) for result in found for row in result["speed"]]
+    timed = [(result["model"], row) for result in found for row in result["speed"]]
     if timed:
         names = ["model", "half of heads and neurons", "parameters"]
         text += ["", _header([*names, "tokens/s read", "tokens/s written", "bytes"])]

@@ -87,7 +87,7 @@ def test_who_beats_random_is_counted_only_beyond_its_deviation():
         row("entropy", [10.5, 18.0, 29.0, 51.0], scores=(3.0, 2.0, 1.0)),
         row("leave-one-out", [9.0, 25.0, 30.0, 99.0]),
     ]
-    text = structured_table.page([{"dense": 8.0, "rows": rows, "speed": []}])
+    text = structured_table.page([{"model": "m", "dense": 8.0, "rows": rows, "speed": []}])
     assert "| random | 11 ± 1.4 | 22 ± 2.8 | 30 | **50** | 1.00 |" in text
     assert "| entropy | 10.5 | **18** | **29** | 51 | -1.00 |" in text
     assert "| entropy | 2 | 4 |" in text
