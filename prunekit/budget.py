@@ -32,7 +32,6 @@ class Count:
     def __init__(self, places: Sequence[Place], whole: int) -> None:
         """``whole``: the parameters of the model, those that belong to no unit included."""
         self.whole = whole
-        self._places = places
         self._shapes: dict[int, list[int]] = {}
         self._shares: dict[int, dict[int, list[tuple[str, Tensor]]]] = {}
         for place in places:
@@ -44,35 +43,16 @@ class Count:
     def left(self, keep: Keep) -> int:
         """Return the parameters of the model if only these units stay."""
         total = self.whole
-        for parameter in self._shares:
-            left = [int(rows.sum()) for rows in self._rows(parameter, keep)]
-            total += prod(left) - prod(self._shapes[parameter])
-        return total
-
-    def costs(self, keep: Keep) -> dict[str, Float[Tensor, " U"]]:
-        """Return the parameters that go with each unit, by place, if one more goes than did."""
-        costs = {
-            place.name: torch.zeros(place.units, dtype=torch.float64) for place in self._places
-        }
         for parameter, axes in self._shares.items():
-            rows = self._rows(parameter, keep)
-            left = [int(each.sum()) for each in rows]
-            for axis, shares in axes.items():
-                others = prod(left[:axis] + left[axis + 1 :])
-                for name, owner in shares:
-                    units = len(costs[name])
-                    costs[name] += others * torch.bincount(owner[rows[axis]], minlength=units)
-        return costs
-
-    def _rows(self, parameter: int, keep: Keep) -> list[Bool[Tensor, " R"]]:
-        """Return which rows of a parameter are left, along each of its axes."""
-        axes = self._shares[parameter]
-        return [
-            torch.stack([keep[name][owner] for name, owner in axes[axis]]).all(0)
-            if axis in axes
-            else torch.ones(size, dtype=torch.bool)
-            for axis, size in enumerate(self._shapes[parameter])
-        ]
+            shape = self._shapes[parameter]
+            left = [
+                int(torch.stack([keep[name][owner] for name, owner in axes[axis]]).all(0).sum())
+                if axis in axes
+                else size
+                for axis, size in enumerate(shape)
+            ]
+            total += prod(left) - prod(shape)
+        return total
 
 
 @dataclass(frozen=True)
@@ -106,7 +86,6 @@ class Order:
         places: Sequence[Place],
         scores: Mapping[str, Float[Tensor, " U"]],
         keep: Keep,
-        costs: Mapping[str, Float[Tensor, " U"]],
         terms: Terms,
     ) -> None:
         self.keep, self.terms = keep, terms
@@ -117,14 +96,14 @@ class Order:
             for kind in {place.kind for place in places}
         }
         for place in places:
-            score, cost = scores[place.name].tolist(), costs[place.name].tolist()
+            score, costs = scores[place.name].tolist(), place.costs.tolist()
             left = keep[place.name].nonzero().flatten().tolist()
             # Stable, so that of equal ones the lower index stays.
-            self._ranked[place.name] = sorted(left, key=lambda unit: -score[unit] / cost[unit])
+            self._ranked[place.name] = sorted(left, key=lambda unit: -score[unit] / costs[unit])
             for rank, unit in enumerate(self._ranked[place.name]):
                 level = rank * longest[place.kind] // place.units
                 key = (place.kind, level) if terms.scope == "layer" else (place.name, rank)
-                groups.setdefault(key, []).append((place.name, rank, score[unit], cost[unit]))
+                groups.setdefault(key, []).append((place.name, rank, score[unit], costs[unit]))
         self._groups = sorted(groups.values(), key=self._density, reverse=True)
         self.fixed = sum(self._density(group) == inf for group in self._groups)
 
@@ -171,8 +150,7 @@ def choose_within(
         ConfigError: The budget cannot be met, or a score is not a number.
     """
     refuse_no_numbers(scores)
-    count = Count(places, whole)
-    order = Order(places, scores, keep, count.costs(keep), terms)
+    order, count = Order(places, scores, keep, terms), Count(places, whole)
     # Fewer units are never more parameters, so that the largest part is found by bisection.
     most = bisect_right(
         range(len(order) + 1), terms.parameters, key=lambda number: count.left(order.first(number))

@@ -4,6 +4,7 @@ Only safetensors: reading a header reads no weight, and no code of the model's a
 """
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -336,6 +337,12 @@ def write_shard(file: Path, tensors: Mapping[str, Tensor]) -> None:
         mode = temporary.stat().st_mode
         save_file(tensors, temporary, metadata={"format": "pt"})
         temporary.chmod(mode)
+
+
+def digest(file: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

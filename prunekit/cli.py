@@ -157,7 +157,10 @@ def plan(
     from prunekit.ranks import Ranks
 
     ranks, preflight = Ranks(0, world_size), jobs.Preflight(memory)
-    _show(jobs.plan(loaded, ranks, preflight).describe())
+    made = jobs.plan(loaded, ranks, preflight)
+    _show(made.describe())
+    if memory is None and (estimate := jobs.estimate(made)):
+        _show(f"time: {estimate}")
 
 
 @app.command

@@ -13,12 +13,13 @@ from prunekit import (
 from prunekit.config import Config, ShrinkConfig, SweepConfig
 from prunekit.errors import ConfigError
 from prunekit.framing import Record
+from prunekit.pace import pace
 from prunekit.planning import Plan, Preflight
 from prunekit.ranks import ALONE, Ranks
 from prunekit.shrink_planning import ShrinkPlan
 from prunekit.sweep_planning import SweepPlan
 
-__all__ = ["Preflight", "plan", "run"]
+__all__ = ["Preflight", "estimate", "plan", "run"]
 
 
 Job = Plan | ShrinkPlan | SweepPlan
@@ -52,6 +53,11 @@ def plan(
             "--device-memory."
         )
     return shrink_planning.plan(config)
+
+
+def estimate(plan: Job) -> str | None:
+    """Return how long a run will take here, by a short measurement; None but for one of weights."""
+    return pace(plan).describe(len(plan.blocks)) if isinstance(plan, Plan) else None
 
 
 def run(

@@ -17,6 +17,7 @@ from torch import Tensor
 from prunekit.checkpoint import (
     INDEX,
     Checkpoint,
+    digest,
     names_a_full_disk,
     read_header,
     write_atomically,
@@ -119,7 +120,7 @@ class Output:
                 kind
             )
             # So does a shard that is no longer what was written.
-            if file and not _is_sound(self.folder / file):
+            if file and not _is_sound(self.folder / file, self.done[kind, name].get("sha256")):
                 del self.done[kind, name]
 
     def _clear(self, ours: bool, *, overwrite: bool) -> None:  # noqa: FBT001
@@ -203,8 +204,8 @@ def _is_whole(line: bytes) -> bool:
     return line.endswith(b"\n")
 
 
-def _is_sound(shard: Path) -> bool:
+def _is_sound(shard: Path, sha256: str | None) -> bool:
     try:
-        return bool(read_header(shard))
+        return bool(read_header(shard)) and sha256 in {None, digest(shard)}
     except (CheckpointError, OSError):
         return False

@@ -28,6 +28,7 @@ from prunekit.evaluation import (
     load_tokenizer,
     stored_dtype,
 )
+from prunekit.footprint import Circumstances, Memory, Work, memory, work
 from prunekit.generation import AT_ONCE
 from prunekit.layout import Block, Linear, Selection, layout, runners
 from prunekit.loading import empty_model, has_weights, longest, outline, stored_names
@@ -35,36 +36,7 @@ from prunekit.permutation import check_permutable
 from prunekit.pruning import Recipe
 from prunekit.ranks import ALONE, Ranks
 from prunekit.stack import StackRunner
-from prunekit.statistics import Gram
 from prunekit.units import count, size
-from prunekit.walk import BATCH_TOKENS, vocabulary
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes that a run holds at its peak, by what they are for.
-
-    ``writer`` is the whole model with its cache, where it writes its own calibration text.
-    ``waiting`` is not part of the total: what the widest stage reads for all tokens, which comes on
-    top where all batches wait at each stage.
-    """
-
-    block: int
-    statistics: int
-    hidden: int
-    activations: int
-    ends: int
-    waiting: int
-    writer: int = 0
-
-    @property
-    def total(self) -> int:
-        """Hidden states, plus the larger of the block loop's peak and that of the two ends.
-
-        It may be more that the dense model takes to write its calibration text before.
-        """
-        loop = self.block + self.statistics + self.activations
-        return max(self.hidden + max(loop, self.ends), self.writer)
 
 
 @dataclass(frozen=True)
@@ -95,7 +67,8 @@ class Plan:
         dtype: The type in which they run.
         stored: Name of each linear → the type in which its weight is written.
         lengths: Tokens of a calibration sample and of an evaluation window, after the cap.
-        memory: Peak bytes.
+        memory: Peak bytes of the busiest rank.
+        work: Operations of each rank.
         notes: What the user should know: caps, skipped layers, probing.
         ranks: The processes that carry it out; memory is that of each.
         preflight: What is assumed of another machine, where the plan is only to be looked at.
@@ -114,6 +87,7 @@ class Plan:
     stored: dict[str, torch.dtype]
     lengths: tuple[int, int]
     memory: Memory
+    work: Work
     notes: tuple[str, ...]
     ranks: Ranks = ALONE
     preflight: Preflight | None = None
@@ -182,7 +156,9 @@ def plan(config: Config, ranks: Ranks = ALONE, preflight: Preflight | None = Non
     recipe.check(blocks)
     if recipe.permute:
         check_permutable(model, stacks)
-    tokens = _share(config, ranks) * lengths[0]
+    stored = _stored(model, checkpoint, blocks, asked)
+    share = _share(config, ranks), lengths[0]
+    given = Circumstances(device, dtype, stored, share, ranks)
     made = Plan(
         config=config,
         checkpoint=checkpoint,
@@ -195,12 +171,13 @@ def plan(config: Config, ranks: Ranks = ALONE, preflight: Preflight | None = Non
         recipe=recipe,
         device=device,
         dtype=dtype,
-        stored=_stored(model, checkpoint, blocks, asked),
+        stored=stored,
         lengths=lengths,
         memory=replace(
-            _memory(model, stacks, blocks, (recipe, dtype, tokens, device)),
+            memory(model, stacks, blocks, recipe, given),
             writer=writer_memory(config, model, stacks, lengths[0], dtype),
         ),
+        work=work(blocks, recipe, given),
         notes=(*notes, *_promises(recipe), *_remarks(architecture, model, blocks)),
         ranks=ranks,
         preflight=preflight,
@@ -350,38 +327,6 @@ def _check_skips(config: Config, model: PreTrainedModel, blocks: list[Block]) ->
             )
 
 
-def _memory(
-    model: PreTrainedModel,
-    stacks: list[StackRunner],
-    blocks: list[Block],
-    run: tuple[Recipe, torch.dtype, int, torch.device],
-) -> Memory:
-    recipe, dtype, tokens, device = run
-    modules = [module for runner in stacks for module in runner.blocks]
-    largest = max(sum(value.numel() for value in module.parameters()) for module in modules)
-    matrix = max(linear.size for block in blocks for linear in block.linears)
-    statistics = max(
-        sum(kind.nbytes(stage[0].inputs) for stage in block.stages for kind in recipe.needs)
-        for block in blocks
-    )
-    factor = max(4 * linear.inputs**2 for block in blocks for linear in block.linears)
-    width = max(linear.inputs for block in blocks for linear in block.linears)
-    hidden = tokens * max(runner.features for runner in stacks) * dtype.itemsize
-    batch = min(tokens, BATCH_TOKENS.get(device.type, 2048))
-    streams = 1 + recipe.beside  # the dense model's, with a block of its own
-    recovers = recipe.recover == "block"
-    ends = max((module.weight.numel() for module in vocabulary(model, stacks)), default=0)  # pyright: ignore
-    return Memory(
-        # To tune: float32 weights, gradients and two moments; what blocks read besides.
-        block=largest * ((1 + streams) * dtype.itemsize + 16 * recovers) + 4 * 4 * matrix,
-        statistics=statistics + (2 * factor if Gram in recipe.needs else 0),
-        hidden=(1 + recovers) * streams * hidden,
-        activations=4 * batch * width * dtype.itemsize,
-        ends=ends * 2 * dtype.itemsize,
-        waiting=2 * streams * tokens * width * dtype.itemsize,
-    )
-
-
 def available_memory(device: torch.device) -> int:
     """Return the bytes that are free where blocks run."""
     if device.type == "cuda":
@@ -431,9 +376,8 @@ def _describe(made: Plan) -> RenderableType:
         "runs": f"on {made.device} in {str(made.dtype).removeprefix('torch.')}",
         "ranks": f"{made.ranks.size}: samples and rows are shared; memory is that of each",
         "output": f"{config.output.path}  ({size(made.checkpoint.nbytes)})",
-        "memory": f"about {size(made.memory.total)}: block {size(made.memory.block)}, statistics "
-        f"{size(made.memory.statistics)}, hidden states {size(made.memory.hidden)}, activations "
-        f"{size(made.memory.activations)}; embeddings or head {size(made.memory.ends)}",
+        "memory": _held(made.memory),
+        "operations": _operations(made.work),
     }
     if prune.propagation == "stage" and not made.at_once:
         rows["propagation"] = (
@@ -457,6 +401,27 @@ def _describe(made: Plan) -> RenderableType:
         name = f"{path}  ×{len(linears)}" + ("  (dense)" if skipped else "")
         table.add_row(name, shape, str(dtype).removeprefix("torch."))
     return Group(facts, "", table, *[f"[yellow]note[/] {note}" for note in made.notes[:20]])
+
+
+def _held(memory: Memory) -> str:
+    parts = {
+        "block": memory.block,
+        "statistics": memory.statistics,
+        "solving": memory.solve,
+        "results": memory.results,
+        "hidden states": memory.hidden,
+        "activations": memory.activations,
+    }
+    said = ", ".join(f"{name} {size(value)}" for name, value in parts.items())
+    where = f" on the device and {size(memory.host)} of main memory" if memory.apart else ""
+    return f"about {size(memory.total)}{where}: {said}; embeddings or head {size(memory.ends)}"
+
+
+def _operations(work: Work) -> str:
+    most, mean = max(work.solve), sum(work.solve) / len(work.solve)
+    spread = f" (at most {most / mean:.3f} of the mean)" if len(work.solve) > 1 and mean else ""
+    parts = {"forward": work.forward, "gathering": work.gather, f"solving{spread}": most}
+    return ", ".join(f"{name} {value / 1e12:.3g}" for name, value in parts.items()) + " TFLOP"
 
 
 def _alike(made: Plan) -> dict[tuple, list[Linear]]:

@@ -4,9 +4,9 @@ Shapes: O output features, I input features, T tokens.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,7 @@ from prunekit.gathering import Hunger, gather, gather_at_once
 from prunekit.layer import Layer, Rows
 from prunekit.layout import Block, Linear, orientation
 from prunekit.lowrank import Adapter, factors
-from prunekit.methods import Method
+from prunekit.methods import Method, Propagation
 from prunekit.methods.magnitude import Magnitude
 from prunekit.patterns import Pattern
 from prunekit.ranks import ALONE, Ranks
@@ -31,6 +31,8 @@ from prunekit.statistics import ColumnEnergy, Cross, Gathered, Gram, Statistic, 
 from prunekit.target import Target, aim
 from prunekit.walk import Visit
 
+Looked = list[tuple[Sequence[Linear], Gathered]]
+"""The linears of each stage with what they read."""
 Parts = list[slice] | None
 """The rows of a linear that each rank prunes; None where each prunes all of them."""
 ENERGY_PANEL = 512
@@ -45,7 +47,8 @@ class Recipe:
         method: Chooses and changes weights.
         pattern: Which zeros are allowed.
         propagation: "stage": each stage sees what the pruned stages before it give. "block": all
-            see what the dense block gives, from one forward of its own.
+            see what the dense block gives, from one forward of its own. "none": all see what they
+            read in the dense model.
         refine: What is done to the weights that stay.
         target: What they aim at.
         steps: Prune in so many steps, gathering anew before each.
@@ -60,7 +63,7 @@ class Recipe:
 
     method: Method
     pattern: Pattern
-    propagation: Literal["block", "stage"] = "stage"
+    propagation: Propagation = "stage"
     refine: Refine | None = None
     target: Target = "layer"
     steps: int = 1
@@ -75,9 +78,14 @@ class Recipe:
     def check(self, blocks: Sequence[Block]) -> None:
         """Refuse to recover experts, whose tokens are not those of the dense model.
 
+        And to change blocks that are pruned apart otherwise than by pruning.
+
         Raises:
             ConfigError: So it is asked.
         """
+        if self.propagation == "none" and (self.recover or self.permute):
+            other = "recover" if self.recover else "permute"
+            raise ConfigError(f'propagation = "none" does not go with {other} yet.')
         experts = [linear for block in blocks for linear in block.pruned if linear.expert]
         if self.recover and experts:
             raise ConfigError(
@@ -112,6 +120,11 @@ class Recipe:
         aims = [Gram, Cross] if self.target == "dense" else []
         orders = [ColumnEnergy] if self.permute else []
         return union([*self.method.needs, *grams, *aims, *orders])
+
+    @property
+    def apart(self) -> bool:
+        """Whether no block has to wait for another one to be pruned."""
+        return self.propagation == "none" or not (self.needs or self.beside)
 
     @property
     def beside(self) -> bool:
@@ -155,15 +168,33 @@ class BlockPruner:
     dtypes: Mapping[str, torch.dtype]
     at_once: bool = True
 
-    def prune(self, visit: Visit, plan: Block) -> Iterator[Outcome]:
+    def look(self, visit: Visit, plan: Block) -> Looked:
+        """Gather what the dense model gives a block, for all ranks, and let it go on.
+
+        What is given is for one rank to prune by itself.
+        """
+        stages = [*gather(visit, plan.pruned_stages, self.recipe.needs, self.recipe.hunger)]
+        if visit.onward:
+            visit.advance()
+            visit.onward = False
+        for _, stats in stages:
+            stats.ranks = ALONE
+        visit.ranks = ALONE
+        return stages
+
+    def prune(self, visit: Visit, plan: Block, looked: Looked | None = None) -> Iterator[Outcome]:
         """Prune the visited block and yield each of its linears when it is done.
+
+        ``looked``: what it reads, if that is known.
 
         Raises:
             NumericsError: A weight or an activation is NaN or inf; layer and sample are named.
         """
         visit.part()
-        recover = self._recovered if self.recipe.recover == "block" else self._linears
-        yield from recover(visit, plan)
+        if self.recipe.recover == "block":
+            yield from self._recovered(visit, plan)
+        else:
+            yield from self._linears(visit, plan, looked)
 
     def _recovered(self, visit: Visit, plan: Block) -> Iterator[Outcome]:
         """Prune the block, then tune what stays of it as a whole; errors are those before that."""
@@ -180,7 +211,9 @@ class BlockPruner:
             weight = self._stored(visit, outcome.linear)
             yield replace(outcome, weight=weight, entry=outcome.entry | facts)
 
-    def _linears(self, visit: Visit, plan: Block) -> Iterator[Outcome]:
+    def _linears(
+        self, visit: Visit, plan: Block, looked: Looked | None = None
+    ) -> Iterator[Outcome]:
         several = self.recipe.steps > 1
         rows = {linear: self._dealt(visit, linear) for linear in plan.pruned}
 
@@ -190,7 +223,7 @@ class BlockPruner:
         first = {linear: own(linear) for linear in plan.pruned if several}
         for step in range(1, self.recipe.steps + 1):
             last = step == self.recipe.steps
-            for linears, stats in self._gather(visit, plan, last=last):
+            for linears, stats in looked or self._gather(visit, plan, last=last):
                 began = time.perf_counter()
                 dense = {linear: own(linear) for linear in linears}
                 facts, wanted = self._prune(visit, dense, rows, stats, step)
@@ -209,10 +242,12 @@ class BlockPruner:
 
     def _gather(
         self, visit: Visit, plan: Block, *, last: bool
-    ) -> Iterator[tuple[Sequence[Linear], Gathered]]:
+    ) -> Iterable[tuple[Sequence[Linear], Gathered]]:
         """Give the linears of each stage with their statistics when they are to be pruned."""
         stages, needs, hunger = plan.pruned_stages, self.recipe.needs, self.recipe.hunger
-        if self.recipe.propagation == "block" or not needs:
+        if self.recipe.propagation == "none" and needs:
+            yield from self.look(visit, plan)
+        elif self.recipe.propagation == "block" or not needs:
             yield from gather(visit, stages, needs, hunger)
         elif self.at_once:
             yield from gather_at_once(visit, stages, needs, hunger, last=last)
@@ -221,6 +256,8 @@ class BlockPruner:
                 yield from gather(visit, [stage], needs, hunger)
 
     def _dealt(self, visit: Visit, linear: Linear) -> Parts:
+        if self.recipe.apart:  # blocks are dealt, not rows
+            return None
         return dealt(self.recipe.pattern, visit.ranks, linear.outputs, linear.inputs)
 
     def _pattern(self, linear: Linear) -> Pattern:

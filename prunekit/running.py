@@ -4,7 +4,7 @@ Nothing is printed here: progress bar, journal and report are readers of the sam
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prunekit import lowrank, result
 from prunekit import report as reports
-from prunekit.checkpoint import open_checkpoint
+from prunekit.checkpoint import digest, open_checkpoint
 from prunekit.data import Tokens
 from prunekit.errors import StoppedError
 from prunekit.formats import Stored, format_named
@@ -22,10 +22,10 @@ from prunekit.layout import Block, orientation
 from prunekit.loading import Weights
 from prunekit.permutation import orders, rearrange
 from prunekit.planning import Plan
-from prunekit.pruning import BlockPruner, Outcome, survey
+from prunekit.pruning import BlockPruner, Looked, Outcome, survey
 from prunekit.storage import layer_of, pack, unpack
 from prunekit.verify import prove, recount
-from prunekit.walk import Visit, batches, walk
+from prunekit.walk import Visit, batches, glance, walk
 
 
 def run(
@@ -150,6 +150,9 @@ class Run(Framed[Plan]):
             self._write_rest()
         at_once = all(self.ranks.exchange(plan.at_once))
         pruner = BlockPruner(plan.recipe, sparsities, plan.stored, at_once)
+        if plan.recipe.apart:
+            yield from self._prune_apart(tokens, pruner)
+            return
         began = time.perf_counter()
         visits = self._visits(tokens, beside=plan.recipe.beside)
         for number, (visit, block) in enumerate(visits):
@@ -162,22 +165,92 @@ class Run(Framed[Plan]):
                 for outcome in pruner.prune(visit, block):
                     outcomes.append(outcome)
                     yield Record("layer", outcome.linear.name, self._entry(outcome, number))
-                seconds = time.perf_counter() - began
-                known = self._write_block(number, visit, block, outcomes, moved)
-                known |= {"seconds": seconds, "orders": found}
+                took = time.perf_counter() - began
+                writes = self.ranks.first
+                known = self._write_block(number, visit, outcomes, moved, writes=writes)
+                known |= {"seconds": took, "orders": found}
                 self.output.note("block", block.name, known)
             else:
                 rearrange(visit, known["orders"])
                 self._take_over(visit, block, number, known["layers"])
                 for entry in known["layers"]:
                     yield Record("layer", entry["name"], entry)
-            self.layers += known["layers"]
-            self.seconds["prune"] += known["seconds"]
-            facts = {"index": number, "seconds": known["seconds"], "file": known["file"]}
-            yield Record("block", block.name, facts)
-            if any(self.ranks.exchange(self.stop())):
-                raise StoppedError(f"Stopped as asked, after {block.name}.")
+            yield self._done(number, known)
+            self._stop_if_asked(block)
             began = time.perf_counter()
+
+    def _prune_apart(self, tokens: Tokens | None, pruner: BlockPruner) -> Iterator[Record]:
+        """Deal out blocks, none of which waits for another to be pruned: each rank writes its own.
+
+        After every round the first rank notes what all did.
+        """
+        ranks, blocks, done = self.ranks, self.plan.blocks, self.output.done
+        todo = [at for at, block in enumerate(blocks) if ("block", block.name) not in done]
+        for number in sorted(set(range(len(blocks))) - set(todo)):
+            yield from self._told(number, done["block", blocks[number].name])
+        own, needs = todo[ranks.rank :: ranks.size], bool(self.plan.recipe.needs)
+        visits = self._visits_apart(tokens, own)
+
+        def reach(number: int) -> Visit:
+            return next(visit for at, visit in visits if at == number)
+
+        for start in range(0, len(todo), ranks.size):
+            began, turn = time.perf_counter(), todo[start : start + ranks.size]
+            mine = self._look(pruner, ((at, reach(at)) for at in turn if at in own or needs), own)
+            known = mine and self._prune_own(pruner, mine, began)
+            found = [values for values in ranks.exchange(known) if values]
+            for number, values in zip(turn, found, strict=True):
+                self.output.note("block", blocks[number].name, values)
+                yield from self._told(number, values)
+            self._stop_if_asked(blocks[turn[-1]])
+        self.layers.sort(key=lambda layer: layer["block"])
+
+    def _look(
+        self, pruner: BlockPruner, visits: Iterable[tuple[int, Visit]], own: list[int]
+    ) -> tuple[int, Visit, Looked] | None:
+        """Gather what the blocks of a turn read, and return the one that is ours to prune.
+
+        They are all gathered before: others would wait for us where sums are added up.
+        """
+        mine = None
+        for number, visit in visits:
+            looked = [*pruner.look(visit, self.plan.blocks[number])]
+            if number in own:
+                mine = number, visit.outlasting(), looked
+        return mine
+
+    def _prune_own(
+        self, pruner: BlockPruner, mine: tuple[int, Visit, Looked], began: float
+    ) -> dict[str, Any]:
+        number, visit, looked = mine
+        outcomes = [*pruner.prune(visit, self.plan.blocks[number], looked)]
+        known = self._write_block(number, visit, outcomes, writes=True)
+        return known | {"seconds": time.perf_counter() - began, "orders": {}}
+
+    def _visits_apart(self, tokens: Tokens | None, own: list[int]) -> Iterator[tuple[int, Visit]]:
+        """Visit all blocks with what the dense model gives them; where nothing is read, our own."""
+        if not self.plan.recipe.needs:
+            yield from zip(own, glance(self.plan.stacks, self.weights, own), strict=True)
+            return
+        for number, (visit, _) in enumerate(self._visits(tokens)):
+            visit.onward = number + 1 < len(self.plan.blocks)
+            yield number, visit
+
+    def _told(self, number: int, known: dict[str, Any]) -> Iterator[Record]:
+        for entry in known["layers"]:
+            yield Record("layer", entry["name"], entry)
+        yield self._done(number, known)
+
+    def _done(self, number: int, known: dict[str, Any]) -> Record:
+        """Take a block into the report."""
+        self.layers += known["layers"]
+        self.seconds["prune"] += known["seconds"]
+        facts = {"index": number, "seconds": known["seconds"], "file": known["file"]}
+        return Record("block", self.plan.blocks[number].name, facts)
+
+    def _stop_if_asked(self, block: Block) -> None:
+        if any(self.ranks.exchange(self.stop())):
+            raise StoppedError(f"Stopped as asked, after {block.name}.")
 
     def _write_rest(self) -> None:
         """Write the first shard: what lies outside the blocks, as it is."""
@@ -185,8 +258,8 @@ class Run(Framed[Plan]):
             return
         inside = {name for block in self.plan.blocks for name in self._names(block)}
         names = [name for name in self.plan.checkpoint.entries if name not in inside]
-        self.output.write(1, self._stored(names))
-        self.output.note("rest", "", {})
+        shard = self.output.write(1, self._stored(names))
+        self.output.note("rest", "", {"file": shard.name, "sha256": digest(shard)})
 
     def _names(self, block: Block) -> list[str]:
         """Return the names that a block's tensors have in the checkpoint."""
@@ -204,9 +277,19 @@ class Run(Framed[Plan]):
         }
 
     def _write_block(
-        self, number: int, visit: Visit, block: Block, outcomes: list[Outcome], moved: list[str]
+        self,
+        number: int,
+        visit: Visit,
+        outcomes: list[Outcome],
+        moved: Sequence[str] = (),
+        *,
+        writes: bool,
     ) -> dict[str, Any]:
-        """Write a block's shard; parameters that ``moved`` are written as they lie now."""
+        """Pack what was pruned, write it where that is ours, and return what to note of it.
+
+        Parameters that ``moved`` are written as they lie now.
+        """
+        block = self.plan.blocks[number]
         with self._timed("write"):
             layers, packed = [self._entry(outcome, number) for outcome in outcomes], {}
             for layer, outcome in zip(layers, outcomes, strict=True):
@@ -216,7 +299,8 @@ class Run(Framed[Plan]):
                 if stored:
                     layer["stored"] = stored.dump()
             # The others go on; should it not get written, they hear of it where they wait next.
-            if self.ranks.first:
+            known: dict[str, Any] = {"file": self.output.shard(number + 2).name, "layers": layers}
+            if writes:
                 self._write_adapters(block, outcomes)
                 pruned = {layer["tensor"] for layer in layers}
                 others = self._stored([name for name in self._names(block) if name not in pruned])
@@ -225,8 +309,8 @@ class Run(Framed[Plan]):
                     if name in others:
                         parameter = visit.block.get_parameter(path)
                         others[name] = parameter.to(others[name].dtype, copy=True).cpu()
-                self.output.write(number + 2, others | packed)
-        return {"file": self.output.shard(number + 2).name, "layers": layers}
+                known["sha256"] = digest(self.output.write(number + 2, others | packed))
+        return known
 
     def _write_adapters(self, block: Block, outcomes: list[Outcome]) -> None:
         if self.plan.recipe.recover == "lowrank":
@@ -285,5 +369,8 @@ class Run(Framed[Plan]):
             "seed": plan.config.calibration.seed if plan.config.calibration else None,
             "environment": result.environment(plan.device),
             "notes": list(plan.notes),
+            "files": {
+                values["file"]: values["sha256"] for values in done.values() if "sha256" in values
+            },
             "proof": proof,
         }

@@ -210,9 +210,10 @@ class Prune(Section):
     """Names of layers that stay dense, with * and ?; embeddings and lm_head always do."""
     propagation: Propagation = Field(default=None, validate_default=True)  # pyright: ignore
     """How soon layers see the pruned ones before them: from the next stage on, or from the next
-    block on. By stage costs one forward of each block where memory holds what a stage reads for all
-    tokens, else one a stage; by block two. Unless said, what measured better for the method: stage
-    where the kept weights make up for the others, block where they stay as they are."""
+    block on, or not at all (none: statistics of the dense model; several processes then prune whole
+    blocks, each its own). By stage costs one forward of each block where memory holds what a stage
+    reads for all tokens, else one a stage; by block and none two. Unless said, what measured better
+    for the method: stage where the kept weights make up for the others, block where they stay."""
     steps: int = Field(default=1, ge=1)
     """In how many steps the sparsity is reached; statistics are gathered anew for each."""
     schedule: Literal["one-shot", "linear", "cubic"] = "cubic"
@@ -328,14 +329,19 @@ class Prune(Section):
         pattern = info.data.get("pattern")
         if steps > 1 and pattern and pattern.sparsity is not None:
             raise ValueError(f'"{pattern.name}" has one sparsity only, so there is 1 step.')
+        if steps > 1 and info.data.get("propagation") == "none":
+            raise ValueError('propagation "none" goes with 1 step: later ones would see no change.')
         return steps
 
     @field_validator("target", mode="before")
     @classmethod
     def _as_measured(cls, value: object, info: ValidationInfo) -> object:
         several = info.data.get("steps", 1) > 1
+        dense = info.data.get("propagation") == "none"
         if value is None:
-            return "layer" if several else info.data.get("method", Method).target
+            return "layer" if several or dense else info.data.get("method", Method).target
+        if value == "dense" and dense:
+            raise ValueError('"dense" is what propagation "none" aims at anyway; remove this key.')
         if value == "dense" and several:
             raise ValueError(
                 '"dense" goes with 1 step: later ones no longer have the dense weights.'

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from prunekit import report as reports
-from prunekit.checkpoint import Checkpoint, open_checkpoint
+from prunekit.checkpoint import Checkpoint, digest, open_checkpoint
 from prunekit.errors import CheckpointError
 from prunekit.evaluation import Evaluator
 from prunekit.loading import empty_model, stored_names
@@ -106,11 +106,7 @@ def verify(path: str | Path) -> list[Check]:
     found = recount(checkpoint, report["layers"], pattern)
     said = report["sparsity"]
     return [
-        Check(
-            "files",
-            passed=True,
-            detail=f"{len(checkpoint.entries)} tensors, headers and offsets are sound",
-        ),
+        _check_files(checkpoint, report.get("files") or {}),
         Check(
             "zeros",
             found["zeros"] == said["zeros"],
@@ -124,6 +120,18 @@ def verify(path: str | Path) -> list[Check]:
         ),
         _check_answers(checkpoint, report["proof"]),
     ]
+
+
+def _check_files(checkpoint: Checkpoint, digests: dict[str, str]) -> Check:
+    """Look whether files are, to the bit, what the run wrote; one that was converted has others."""
+    folder, sound = checkpoint.folder, f"{len(checkpoint.entries)} tensors, headers are sound"
+    present = {file.name for file in {entry.file for entry in checkpoint.files.values()}}
+    if digests.keys() != present:
+        return Check("files", passed=True, detail=sound)
+    for name, expected in digests.items():
+        if digest(folder / name) != expected:
+            return Check("files", passed=False, detail=f"{name} is not what the run wrote")
+    return Check("files", passed=True, detail=f"{sound}, digests as the report says")
 
 
 def _check_units(checkpoint: Checkpoint, report: dict[str, Any]) -> Check:

@@ -4,7 +4,7 @@ Shapes: N samples, T tokens, B samples of a batch, D features.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -56,6 +56,12 @@ class Visit:
         if self.dense:
             self.dense.twin = copy.deepcopy(self.block)
             self.dense.onward = self.onward
+
+    def outlasting(self) -> "Visit":
+        """Return a visit of the block that has its weights also when this one has lost them."""
+        tensors = [*self.block.parameters(), *self.block.buffers()]
+        twin = copy.deepcopy(self.block, {id(tensor): tensor for tensor in tensors})
+        return Visit(self.runner, self.index, [], [], onward=False, twin=twin)
 
     def calls(self) -> Iterator[Callable[[], Tensor]]:
         """Give the call of the block on each batch in turn."""
@@ -131,6 +137,17 @@ def walk(
         if runner is not stacks[-1]:
             contexts = _read(runner, hidden, contexts)
             apart = _read(runner, dense, apart) if beside else contexts
+
+
+def glance(
+    stacks: Sequence[StackRunner], weights: Weights | None, wanted: Collection[int]
+) -> Iterator[Visit]:
+    """Visit the blocks with these numbers for their weights alone: no token walks through them."""
+    blocks = [(runner, index) for runner in stacks for index in range(len(runner.blocks))]
+    for number in sorted(wanted):
+        runner, index = blocks[number]
+        with held(weights, runner.blocks[index]):
+            yield Visit(runner, index, [], [], onward=False)
 
 
 def _read(

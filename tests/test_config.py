@@ -481,6 +481,15 @@ def test_propagation_is_what_suits_the_method_unless_it_is_said(load):
     assert said.prune.propagation == "stage"
 
 
+def test_without_propagation_weights_aim_at_the_layer_and_go_in_one_step(load):
+    apart = ["prune.method=admm", "prune.propagation=none"]
+    assert load(GOOD, *apart).prune.target == "layer"
+    with pytest.raises(ConfigError, match='"dense" is what propagation "none" aims at anyway'):
+        load(GOOD, *apart, "prune.target=dense")
+    with pytest.raises(ConfigError, match='propagation "none" goes with 1 step'):
+        load(GOOD, "prune.propagation=none", "prune.steps=2")
+
+
 def test_a_config_is_frozen(load):
     with pytest.raises(ValueError, match="frozen"):
         load(GOOD).prune.steps = 2

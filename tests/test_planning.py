@@ -279,11 +279,25 @@ def test_a_large_model_is_planned_for_other_machines_from_its_config_alone(outli
     alone, shared = plans[1].memory, plans[8].memory
     assert alone.hidden == 128 * 2048 * 8192 * 2 == 8 * shared.hidden
     assert shared.block == alone.block
+    assert shared.solve < alone.solve
+    assert shared.host == 2 * 855_654_400 * 2  # a block as read, and as it will be written
     assert "8: samples and rows are shared" in shown(plans[8])
     with pytest.raises(CapacityError, match=r"needs about .* on cuda, .* are free"):
         planning.plan(outlined, Ranks(0, 8), planning.Preflight(8 * 10**9))
     with pytest.raises(ConfigError, match="cannot be shared by 129"):
         planning.plan(outlined, Ranks(0, 129), planning.Preflight(80 * 10**9))
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_ranks_share_the_operations_alike(outlined, size):
+    alone, shared = (
+        planning.plan(outlined, Ranks(0, count), planning.Preflight(80 * 10**9)).work
+        for count in (1, size)
+    )
+    assert sum(shared.solve) == alone.solve[0]
+    for rank in shared.solve:
+        assert rank == pytest.approx(alone.solve[0] / size, rel=0.05)
+    assert shared.forward * size == alone.forward
 
 
 def test_a_run_needs_the_weights(outlined):

@@ -536,10 +536,10 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
     config.write_text(CONFIG.format(model=llama, output=tmp_path / "out"))
     real = running.Run._write_block
 
-    def interrupt(self, number, *rest):
+    def interrupt(self, number, *rest, **options):
         if number == 1:
             signal.raise_signal(signal.SIGINT)
-        return real(self, number, *rest)
+        return real(self, number, *rest, **options)
 
     # Where tests run in the background of a shell, Ctrl-C is ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

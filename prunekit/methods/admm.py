@@ -37,6 +37,8 @@ class Admm(Method):
     needs: ClassVar[frozenset[type[Statistic]]] = frozenset({Gram})
     scope: ClassVar[Scope] = "layer"
     target: ClassVar[Target] = "dense"
+    copies: ClassVar[float] = 8
+    squares: ClassVar[int] = 1
 
     damping: float = Field(default=0.001, ge=0, le=1)
     """Added to the Gram matrix's diagonal, as a fraction of its mean."""
@@ -48,6 +50,14 @@ class Admm(Method):
     """Weight of the constraint in the last tenth of the steps."""
     refine_iterations: int = Field(default=10, ge=0)
     """Steps of conjugate gradients at the end, a matrix product each."""
+
+    @override
+    def flops(self, outputs: int, inputs: int) -> int:
+        return 2 * (self.iterations + self.refine_iterations) * outputs * inputs**2
+
+    @override
+    def flops_of_gram(self, inputs: int) -> int:
+        return min(STAGES, self.iterations) * inputs**3
 
     @override
     def prune(self, layer: Layer) -> Pruned:

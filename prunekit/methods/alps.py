@@ -23,6 +23,8 @@ EVERY = 3  # iterations between two looks at the mask
 STEPS = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))  # of kept weights, this share changed → penalty ×
 SETTLED = 3e-4  # share below which it ends, once LEAST iterations are done
 LEAST = 30
+USUAL = 45
+"""Steps after which it mostly ends."""
 
 
 class Alps(Method):
@@ -35,6 +37,8 @@ class Alps(Method):
     name: ClassVar[str] = "alps"
     needs: ClassVar[frozenset[type[Statistic]]] = frozenset({Gram})
     scope: ClassVar[Scope] = "layer"
+    copies: ClassVar[float] = 8
+    squares: ClassVar[int] = 1
 
     damping: float = Field(default=0.01, ge=0, le=1)
     """Added to the Gram matrix's diagonal, as a fraction of its mean."""
@@ -44,6 +48,14 @@ class Alps(Method):
     """Steps of ADMM at most; it mostly ends after some 30 to 60."""
     refine_iterations: int = Field(default=10, ge=0)
     """Steps of conjugate gradients at the end, a matrix product each."""
+
+    @override
+    def flops(self, outputs: int, inputs: int) -> int:
+        return 2 * (USUAL + self.refine_iterations) * outputs * inputs**2
+
+    @override
+    def flops_of_gram(self, inputs: int) -> int:
+        return USUAL // EVERY * inputs**3
 
     @override
     def prune(self, layer: Layer) -> Pruned:

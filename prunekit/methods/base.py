@@ -18,7 +18,7 @@ from prunekit.target import Target
 if TYPE_CHECKING:
     from torch import Tensor
 
-Propagation = Literal["block", "stage"]
+Propagation = Literal["block", "stage", "none"]
 
 
 class Method(BaseModel, ABC):
@@ -28,6 +28,10 @@ class Method(BaseModel, ABC):
     each documented by the string under it. ``needs`` are the statistics it reads, ``scope`` the
     group in which the published method compares unstructured scores, ``propagation`` how soon
     layers should see the pruned ones before them, ``target`` what the weights that stay aim at.
+
+    For the plan, ``copies`` are the float32 matrices of the size of what is pruned together that it
+    holds, the dense one included, ``squares`` those of inputs × inputs beside the statistics, and
+    ``one_factors`` says whether what it makes of a Gram matrix is made by one rank for all.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -37,6 +41,17 @@ class Method(BaseModel, ABC):
     scope: ClassVar[Scope] = "row"
     propagation: ClassVar[Propagation] = "stage"
     target: ClassVar[Target] = "layer"
+    copies: ClassVar[float] = 2.25
+    squares: ClassVar[int] = 0
+    one_factors: ClassVar[bool] = False
+
+    def flops(self, outputs: int, inputs: int) -> int:
+        """Return the operations that so many rows take, about; by default two a weight."""
+        return 2 * outputs * inputs
+
+    def flops_of_gram(self, inputs: int) -> int:  # noqa: ARG002  for subclasses
+        """Return the operations that what is made of a Gram matrix takes."""
+        return 0
 
     @abstractmethod
     def prune(self, layer: Layer) -> Pruned:

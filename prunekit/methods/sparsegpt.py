@@ -34,6 +34,9 @@ class SparseGPT(Method):
     name: ClassVar[str] = "sparsegpt"
     needs: ClassVar[frozenset[type[Statistic]]] = frozenset({Gram})
     scope: ClassVar[Scope] = "block"
+    copies: ClassVar[float] = 2.75
+    squares: ClassVar[int] = 1
+    one_factors: ClassVar[bool] = True
 
     damping: float = Field(default=0.01, ge=0, le=1)
     """Added to the Gram matrix's diagonal, as a fraction of its mean; raised where it must be."""
@@ -42,6 +45,14 @@ class SparseGPT(Method):
     order: Literal["given", "energy"] = "given"
     """Columns are swept as they stand, or those of the loudest inputs first (n:m: whole groups), at
     the cost of one more Gram matrix; whether that errs less depends on the layer."""
+
+    @override
+    def flops(self, outputs: int, inputs: int) -> int:
+        return outputs * inputs**2
+
+    @override
+    def flops_of_gram(self, inputs: int) -> int:
+        return 2 * inputs**3 // 3
 
     @override
     def prune(self, layer: Layer) -> Pruned:

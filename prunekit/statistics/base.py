@@ -48,6 +48,11 @@ class Statistic(ABC):
         """Return the bytes one instance holds."""
         return 4 * math.prod(cls.shape(inputs))
 
+    @classmethod
+    def flops(cls, inputs: int) -> int:
+        """Return the operations that a token takes."""
+        return 2 * math.prod(cls.shape(inputs))
+
     def update(self, x: Float[Tensor, "T I"]) -> None:
         """Add tokens; any float type, accumulated in float32."""
         self.tokens += x.shape[0]

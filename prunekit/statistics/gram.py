@@ -28,6 +28,11 @@ class Gram(Statistic):
     def shape(cls, inputs: int) -> tuple[int, ...]:
         return (inputs, inputs)
 
+    @classmethod
+    @override
+    def flops(cls, inputs: int) -> int:
+        return inputs**2  # of a symmetric matrix one half
+
     @override
     def add(self, x: Float[Tensor, "T I"]) -> None:
         from prunekit_kernels import gram

@@ -29,9 +29,9 @@ SLOW = """
 import time
 from prunekit import running
 real = running.Run._write_block
-def slow(self, *arguments):
+def slow(self, *arguments, **options):
     time.sleep(0.3)
-    return real(self, *arguments)
+    return real(self, *arguments, **options)
 running.Run._write_block = slow
 """
 TABLE = Path(__file__).parents[2] / "bench/results/faults.md"
@@ -190,7 +190,7 @@ StackRunner.enter = enter
 
 
 def test_two_runs_into_one_folder(start, table):
-    world = start(1, "out", script=SLOW + FORKED)
+    world = start(1, "out", script=FORKED)
     world.wait()
     codes = sorted(int(line) for line in (world.folder / "0.out").read_text().split())
     assert codes == [0, 2]
@@ -199,17 +199,24 @@ def test_two_runs_into_one_folder(start, table):
 
 
 FORKED = """
-# The second one begins when the first one is in the middle of it.
-import os, sys, time
+# The second one begins and ends while the first one is in the middle of it.
+import os, time
+from prunekit import cli, running
+ended, real = arguments[0] + ".ended", running.Run._write_block
+def wait(self, *given, **options):
+    while not os.path.exists(ended):
+        time.sleep(0.02)
+    return real(self, *given, **options)
 child = os.fork()
 if child:
     while not os.path.exists(arguments[0].replace(".toml", "/journal.jsonl")):
         time.sleep(0.02)
-    time.sleep(0.2)
-from prunekit import cli
+else:
+    running.Run._write_block = wait
 code = cli.main(["run", *arguments, "--quiet", "--resume"])
 print(code, flush=True)
 if child:
+    open(ended, "w").close()
     os.waitpid(child, 0)
 os._exit(0)
 """
@@ -256,6 +263,40 @@ def test_an_output_shard_that_broke_is_made_again(start, whole, table, tmp_path)
     start(2, "other", "--resume").succeed()
     same_bytes(tmp_path / "other", whole)
     table("output shard cut off", "between two runs", "--resume prunes its block again; same bytes")
+
+
+def test_a_bit_that_flipped_in_an_output_shard_is_noticed(start, whole, table, tmp_path):
+    world = start(2, "other", script=SLOW)
+    until(lambda: blocks_done(tmp_path / "other") == 2)
+    world.kill(0, signal.SIGTERM)
+    world.wait()
+    shard = tmp_path / "other" / f"model-00002-of-0000{BLOCKS + 1}.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-3] ^= 16
+    shard.write_bytes(content)
+    start(2, "other", "--resume").succeed()
+    same_bytes(tmp_path / "other", whole)
+    table(
+        "a bit of an output shard flipped",
+        "between two runs",
+        "--resume finds another digest and prunes its block again; same bytes",
+    )
+
+
+def test_clocks_that_are_set_change_nothing(start, whole, table, tmp_path):
+    script = """
+import time
+from prunekit import running
+now, real, ahead = time.time, running.Run._write_block, [0]
+time.time = lambda: now() + ahead[0]
+def write(self, *arguments, **options):
+    ahead[0] += 86400 if rank else -86400
+    return real(self, *arguments, **options)
+running.Run._write_block = write
+"""
+    start(2, "out", script=script).succeed()
+    same_bytes(tmp_path / "out", whole)
+    table("clocks are set, a day a block", "while two ranks run", "nothing happens; same bytes")
 
 
 @pytest.mark.slow

@@ -25,9 +25,17 @@ CASES = {
     "sparsegpt block": {"method": "sparsegpt", **BLOCK, "propagation": "block"},
     "sparsegpt layer, in order": {"method": "sparsegpt", **LAYER, "order": "energy"},
     "admm 2:4": {"method": "admm", "pattern": "2:4"},
+    "magnitude, blocks apart": {"method": "magnitude", "pattern": "2:4", "measure_error": False},
+    "sparsegpt, blocks apart": {"method": "sparsegpt", "pattern": "2:4", "propagation": "none"},
     "alps layer": {"method": "alps", **LAYER, "most_iterations": 40},
 }
-FOUR = ("sparsegpt block", "wanda column", "magnitude tiles", "ria layer, steps")
+FOUR = (
+    "sparsegpt block",
+    "wanda column",
+    "magnitude tiles",
+    "ria layer, steps",
+    "sparsegpt, blocks apart",
+)
 """Cases that four ranks share, who add up in another order."""
 GPT2 = ("sparsegpt block",)
 """Cases of a model whose weights are stored inputs first."""
@@ -117,6 +125,15 @@ def test_weights_that_are_stored_inputs_first_are_shared_too(outputs, name, size
 @pytest.mark.parametrize("name", MIXTRAL)
 def test_experts_are_shared_too(outputs, name, size, tolerance):
     compare(outputs["mixtral", name, 1], outputs["mixtral", name, size], tolerance)
+
+
+def test_blocks_that_are_pruned_apart_go_round_whole(outputs):
+    def sent(name):
+        report = json.loads((outputs["llama", name, 2] / "report.json").read_text())
+        return [set(rank["sent_bytes"]) for rank in report["ranks"]]
+
+    assert sent("magnitude, blocks apart") == [set(), set()]
+    assert sent("sparsegpt, blocks apart") == [{"statistics"}, {"statistics"}]
 
 
 def test_the_traffic_of_a_rank_is_what_the_formulas_say(outputs):

@@ -1,0 +1,217 @@
+"""What a run takes of each rank, from shapes alone: bytes at its peak, and operations.
+
+On a GPU the block, its statistics and the hidden states are on the device; the main memory holds
+what is read from the files and what is about to be written. On a CPU all of it is main memory.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from prunekit.layout import Block, Linear
+from prunekit.pruning import Recipe
+from prunekit.ranks import Ranks
+from prunekit.refinement import ITERATIONS
+from prunekit.spread import dealt
+from prunekit.stack import StackRunner
+from prunekit.statistics import Gram, Statistic
+from prunekit.walk import BATCH_TOKENS, vocabulary
+
+REFINED = 7.5
+"""Float32 matrices of a layer's size that refining holds: dense, pruned, its copy, four, a mask."""
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What the numbers depend on besides the model and the recipe.
+
+    Attributes:
+        device: Where blocks run.
+        dtype: The type in which they run.
+        stored: Name of each linear → the type in which its weight is written.
+        samples: Calibration samples of the busiest rank, and tokens of each.
+        ranks: How many share the run.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    stored: dict[str, torch.dtype]
+    samples: tuple[int, int]
+    ranks: Ranks
+
+    @property
+    def tokens(self) -> int:
+        """Calibration tokens of the busiest rank."""
+        return self.samples[0] * self.samples[1]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the busiest rank at the peak of a run, by what they are for.
+
+    Attributes:
+        block: Weights of the largest block, as they run.
+        statistics: Of the stages that are gathered at once.
+        solve: What the method holds while it prunes a stage.
+        results: The pruned block as it will be written, and what is mapped from the files.
+        hidden: Hidden states.
+        activations: Of one batch within a block.
+        ends: Embeddings or head.
+        waiting: What the widest stage reads for all tokens, which comes on top where all batches
+            wait at each stage; not part of the total.
+        apart: Results are not where blocks run.
+        writer: The whole model with its cache, where it writes its own calibration text before.
+    """
+
+    block: int
+    statistics: int
+    solve: int
+    results: int
+    hidden: int
+    activations: int
+    ends: int
+    waiting: int
+    apart: bool
+    writer: int = 0
+
+    @property
+    def total(self) -> int:
+        """Bytes where blocks run: hidden states, and the larger of the loop's peak and the ends."""
+        solve = self.solve + (0 if self.apart else self.results)
+        loop = self.block + max(self.statistics + max(solve, self.activations), self.results)
+        return max(self.hidden + max(loop, self.ends), self.writer)
+
+    @property
+    def host(self) -> int:
+        """Bytes of main memory, beside the process itself."""
+        return 2 * self.results if self.apart else self.total
+
+
+def memory(
+    model: PreTrainedModel,
+    stacks: Sequence[StackRunner],
+    blocks: Sequence[Block],
+    recipe: Recipe,
+    given: Circumstances,
+) -> Memory:
+    """Return the peak bytes of the busiest rank."""
+    modules = [module for runner in stacks for module in runner.blocks]
+    sizes = [sum(value.numel() for value in module.parameters()) for module in modules]
+    width = max(linear.inputs for block in blocks for linear in block.linears)
+    stored = max(given.stored[linear.name].itemsize for block in blocks for linear in block.linears)
+    run, streams = given.dtype.itemsize, 1 + recipe.beside
+    recovers = recipe.recover == "block"
+    hidden = given.tokens * max(runner.features for runner in stacks) * run
+    batch = min(given.tokens, BATCH_TOKENS.get(given.device.type, 2048))
+    ends = max((module.weight.numel() for module in vocabulary(model, stacks)), default=0)  # pyright: ignore
+    return Memory(
+        # To tune: float32 weights, gradients and two moments; what blocks read besides.
+        block=max(sizes) * (streams * run + 16 * recovers),
+        statistics=max(_statistics(block, recipe) for block in blocks),
+        solve=max(_solve(stage, recipe, given) for block in blocks for stage in block.stages),
+        results=max(sizes) * stored,
+        hidden=(1 + recovers) * streams * hidden if recipe.needs else 0,
+        activations=4 * batch * width * run,
+        ends=ends * (run + stored),
+        waiting=2 * streams * given.tokens * width * run,
+        apart=given.device.type != "cpu",
+    )
+
+
+def _statistics(block: Block, recipe: Recipe) -> int:
+    stages = [_bytes(recipe.needs, stage[0].inputs) for stage in block.stages]
+    return max(stages, default=0) if recipe.propagation == "stage" else sum(stages)
+
+
+def _bytes(kinds: Sequence[type[Statistic]], inputs: int) -> int:
+    return sum(kind.nbytes(inputs) for kind in kinds)
+
+
+def _solve(stage: Sequence[Linear], recipe: Recipe, given: Circumstances) -> int:
+    """Return the bytes that pruning a stage takes beside its statistics."""
+    method = recipe.method
+    own = sum(_rows(linear, recipe, given) * linear.inputs for linear in stage)
+    aims = recipe.target == "dense"
+    matrices = (max(method.copies, REFINED) if recipe.refine else method.copies) + aims
+    squares = method.squares + aims
+    joined = max(linear.size * given.stored[linear.name].itemsize for linear in stage)
+    return int(4 * (matrices * own + squares * stage[0].inputs ** 2)) + joined
+
+
+def _rows(linear: Linear, recipe: Recipe, given: Circumstances) -> int:
+    """Return how many rows of a linear the busiest rank prunes."""
+    parts = None
+    if not recipe.apart:
+        parts = dealt(recipe.pattern, given.ranks, linear.outputs, linear.inputs)
+    return max(part.stop - part.start for part in parts) if parts else linear.outputs
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations of each rank over a run; a multiplication and an addition are two.
+
+    Attributes:
+        forward: Of blocks, on the busiest rank.
+        gather: Of statistics, on the busiest rank.
+        solve: Of pruning, rank by rank.
+    """
+
+    forward: int
+    gather: int
+    solve: tuple[int, ...]
+
+
+def work(blocks: Sequence[Block], recipe: Recipe, given: Circumstances) -> Work:
+    """Return the operations of each rank."""
+    tokens, (_, length) = given.tokens, given.samples
+    weights = sum(linear.size for block in blocks for linear in block.linears)
+    # Scores and sums of attention: two products over half of the pairs of tokens.
+    widths = sum(max(linear.inputs for linear in block.stages[0]) for block in blocks)
+    once = 2 * tokens * weights + 2 * tokens * length * widths
+    gathered = sum(
+        tokens * kind.flops(stage[0].inputs)
+        for block in blocks
+        for stage in block.pruned_stages
+        for kind in recipe.needs
+    )
+    return Work(
+        forward=once * passes(recipe) * (1 + recipe.beside) if recipe.needs else 0,
+        gather=gathered * recipe.steps,
+        solve=_solves(blocks, recipe, given),
+    )
+
+
+def passes(recipe: Recipe) -> int:
+    """Return how often a block runs, where all batches can wait at each stage."""
+    return recipe.steps + (recipe.propagation != "stage")
+
+
+def row_flops(recipe: Recipe, outputs: int, inputs: int) -> int:
+    """Return the operations of so many rows: method, refining, and measuring the error."""
+    products = 2 * (ITERATIONS + 1) if recipe.refine else 0
+    products += 2 * (Gram in recipe.needs)
+    return recipe.method.flops(outputs, inputs) + products * outputs * inputs**2
+
+
+def _solves(blocks: Sequence[Block], recipe: Recipe, given: Circumstances) -> tuple[int, ...]:
+    ranks = Ranks(0, given.ranks.size)
+    done = [0] * ranks.size
+    for number, block in enumerate(blocks):
+        for stage in block.pruned_stages:
+            whole = recipe.method.flops_of_gram(stage[0].inputs)
+            if recipe.apart:
+                rows = sum(row_flops(recipe, each.outputs, each.inputs) for each in stage)
+                done[number % ranks.size] += (whole + rows) * recipe.steps
+                continue
+            for _ in range(recipe.steps):
+                owner = ranks.owner(stage[0].inputs ** 3)
+                for rank in [owner] if recipe.method.one_factors else range(ranks.size):
+                    done[rank] += whole
+            for linear in stage:
+                parts = dealt(recipe.pattern, ranks, linear.outputs, linear.inputs)
+                for rank in range(ranks.size):
+                    rows = parts[rank].stop - parts[rank].start if parts else linear.outputs
+                    done[rank] += row_flops(recipe, rows, linear.inputs) * recipe.steps
+    return tuple(done)
