@@ -32,6 +32,7 @@ class Count:
     def __init__(self, places: Sequence[Place], whole: int) -> None:
         """``whole``: the parameters of the model, those that belong to no unit included."""
         self.whole = whole
+        self._places = places
         self._shapes: dict[int, list[int]] = {}
         self._shares: dict[int, dict[int, list[tuple[str, Tensor]]]] = {}
         for place in places:
@@ -43,16 +44,35 @@ class Count:
     def left(self, keep: Keep) -> int:
         """Return the parameters of the model if only these units stay."""
         total = self.whole
-        for parameter, axes in self._shares.items():
-            shape = self._shapes[parameter]
-            left = [
-                int(torch.stack([keep[name][owner] for name, owner in axes[axis]]).all(0).sum())
-                if axis in axes
-                else size
-                for axis, size in enumerate(shape)
-            ]
-            total += prod(left) - prod(shape)
+        for parameter in self._shares:
+            left = [int(rows.sum()) for rows in self._rows(parameter, keep)]
+            total += prod(left) - prod(self._shapes[parameter])
         return total
+
+    def costs(self, keep: Keep) -> dict[str, Float[Tensor, " U"]]:
+        """Return the parameters that go with each unit, by place, if one more goes than did."""
+        costs = {
+            place.name: torch.zeros(place.units, dtype=torch.float64) for place in self._places
+        }
+        for parameter, axes in self._shares.items():
+            rows = self._rows(parameter, keep)
+            left = [int(each.sum()) for each in rows]
+            for axis, shares in axes.items():
+                others = prod(left[:axis] + left[axis + 1 :])
+                for name, owner in shares:
+                    units = len(costs[name])
+                    costs[name] += others * torch.bincount(owner[rows[axis]], minlength=units)
+        return costs
+
+    def _rows(self, parameter: int, keep: Keep) -> list[Bool[Tensor, " R"]]:
+        """Return which rows of a parameter are left, along each of its axes."""
+        axes = self._shares[parameter]
+        return [
+            torch.stack([keep[name][owner] for name, owner in axes[axis]]).all(0)
+            if axis in axes
+            else torch.ones(size, dtype=torch.bool)
+            for axis, size in enumerate(self._shapes[parameter])
+        ]
 
 
 @dataclass(frozen=True)
@@ -86,6 +106,7 @@ class Order:
         places: Sequence[Place],
         scores: Mapping[str, Float[Tensor, " U"]],
         keep: Keep,
+        costs: Mapping[str, Float[Tensor, " U"]],
         terms: Terms,
     ) -> None:
         self.keep, self.terms = keep, terms
@@ -96,14 +117,15 @@ class Order:
             for kind in {place.kind for place in places}
         }
         for place in places:
-            score, costs = scores[place.name].tolist(), place.costs.tolist()
+            score, cost = scores[place.name].tolist(), costs[place.name].tolist()
             left = keep[place.name].nonzero().flatten().tolist()
+            density = [_density(*each) for each in zip(score, cost, strict=True)]
             # Stable, so that of equal ones the lower index stays.
-            self._ranked[place.name] = sorted(left, key=lambda unit: -score[unit] / costs[unit])
+            self._ranked[place.name] = sorted(left, key=density.__getitem__, reverse=True)
             for rank, unit in enumerate(self._ranked[place.name]):
                 level = rank * longest[place.kind] // place.units
                 key = (place.kind, level) if terms.scope == "layer" else (place.name, rank)
-                groups.setdefault(key, []).append((place.name, rank, score[unit], costs[unit]))
+                groups.setdefault(key, []).append((place.name, rank, score[unit], cost[unit]))
         self._groups = sorted(groups.values(), key=self._density, reverse=True)
         self.fixed = sum(self._density(group) == inf for group in self._groups)
 
@@ -127,7 +149,12 @@ class Order:
         """Return score by parameters; infinite for what has to stay."""
         if any(rank < self.terms.least for _, rank, *_ in group):
             return inf
-        return sum(score for *_, score, _ in group) / sum(cost for *_, cost in group)
+        return _density(sum(score for *_, score, _ in group), sum(cost for *_, cost in group))
+
+
+def _density(score: float, cost: float) -> float:
+    """Return score by parameters; the lowest for what takes none, as it is in a block that went."""
+    return score / cost if cost else -inf
 
 
 def choose_within(
@@ -150,7 +177,8 @@ def choose_within(
         ConfigError: The budget cannot be met, or a score is not a number.
     """
     refuse_no_numbers(scores)
-    order, count = Order(places, scores, keep, terms), Count(places, whole)
+    count = Count(places, whole)
+    order = Order(places, scores, keep, count.costs(keep), terms)
     # Fewer units are never more parameters, so that the largest part is found by bisection.
     most = bisect_right(
         range(len(order) + 1), terms.parameters, key=lambda number: count.left(order.first(number))

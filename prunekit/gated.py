@@ -108,7 +108,8 @@ class Gates:
     ) -> list[Removed]:
         """Close the gates of the lowest scores; see :func:`prunekit.choosing.choose`.
 
-        ``round_to``: every width that the units which stay make up is rounded up to a multiple.
+        ``round_to``: every width that the units which stay make up is rounded up to a multiple of
+        this, and of the heads where transformers divides the hidden size among them.
         """
         multiples = {place.name: place.multiple(round_to) for place in self.places}
         chosen = choose(scores, self.keep, sparsity, scope=scope, least=least, multiples=multiples)

@@ -24,6 +24,7 @@ from prunekit.loading import empty_model, longest, stored_names
 from prunekit.places import places
 from prunekit.planning import available_memory, capped, check_disk, check_judged, check_writes
 from prunekit.removal import RECORD, refuse_unequal
+from prunekit.shrink_section import Shrink
 from prunekit.sites import Place, Site, matrix
 from prunekit.stack import StackRunner
 from prunekit.stock import sayable, stock_entries
@@ -175,8 +176,9 @@ def _check_shape(made: ShrinkPlan, found: Sequence[Place]) -> None:
     multiples = {place.name: place.multiple(prune.round_to) for place in found}
     if all(multiples[place.name] >= place.units for place in found) and prune.round_to > 1:
         raise ConfigError(
-            f"prune.round_to: {found[0].kind} stay in multiples of {min(multiples.values())}, and "
-            f"no layer has more than {max(place.units for place in found)}, so that none could go."
+            f"prune.round_to: {found[0].kind} stay in multiples of {min(multiples.values())}, by "
+            f"what is asked for and what transformers can divide, and no layer has more than "
+            f"{max(place.units for place in found)}, so that none could go."
         )
     if prune.sparsity is None:
         return None
@@ -190,6 +192,8 @@ def _check_shape(made: ShrinkPlan, found: Sequence[Place]) -> None:
         least=prune.least,
         multiples=multiples,
     )
+    if prune.scope == "layer" or len(found) == 1:
+        check_some_go(prune, found[0].kind, sum(place.units for place in found), len(gone))
     if not prune.uniform and found[0].kind not in WHOLE:
         return refuse_unequal([place for place in found if isinstance(place, Site)])
     left = {place.name: place.units for place in found}
@@ -199,6 +203,19 @@ def _check_shape(made: ShrinkPlan, found: Sequence[Place]) -> None:
     _check_recorded(made, kept)
     stock_entries(made.model, found, kept)
     return None
+
+
+def check_some_go(prune: Shrink, kind: Kind, units: int, gone: int) -> None:
+    """Refuse a run that would leave everything as it was, since numbers are rounded up.
+
+    Raises:
+        ConfigError: None of so many units of a kind go, though some were asked for.
+    """
+    if not gone and prune.sparsity is not None and int(prune.sparsity * units + 0.5):
+        raise ConfigError(
+            f"prune.sparsity: of {units} {kind} none would go, as numbers that stay are rounded "
+            "up to what round_to and transformers ask for. Ask for more to go."
+        )
 
 
 def _check_recorded(made: ShrinkPlan, kept: Container[str]) -> None:

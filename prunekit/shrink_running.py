@@ -30,7 +30,7 @@ from prunekit.probes.entropy import measure
 from prunekit.probes.views import activity, attention_maps
 from prunekit.rankers import Scores
 from prunekit.schedules import SCHEDULES, Schedule
-from prunekit.shrink_planning import ShrinkPlan, terms
+from prunekit.shrink_planning import ShrinkPlan, check_some_go, terms
 from prunekit.shrunk import load
 from prunekit.sites import Site
 from prunekit.units import percent
@@ -166,6 +166,8 @@ class ShrinkRun(Framed[ShrinkPlan]):
                     )
                 yield Record("step", f"{percent(part)} of {kind}")
             self._tell_fate(each)
+            units = sum(place.units for place in each.places)
+            check_some_go(prune, kind, units, units - sum(map(len, each.kept.values())))
             entries |= _described(each, scores, entropies)
             if kind in WHOLE:
                 done.append(self._take_out(each))

@@ -59,6 +59,23 @@ def test_the_formula_of_heads_neurons_and_hidden_dimensions_of_a_gated_decoder()
     assert Count(found, model.num_parameters()).left(keep) == 2 * per_layer + d + 2 * 96 * d
 
 
+def test_what_goes_with_a_unit_is_what_is_counted_less_without_it():
+    """At the shape that is left, not at the first one."""
+    model = tiny("llama")
+    found = [place for kind in KINDS for place in places(model, kind)]
+    count = Count(found, model.num_parameters())
+    keep = everything(found)
+    costs = count.costs(keep)
+    assert all(torch.equal(costs[place.name], place.costs) for place in found)
+    for place in found:
+        keep[place.name][: place.units // 2] = False
+    costs, whole = count.costs(keep), count.left(keep)
+    for place in found:
+        without = {name: units.clone() for name, units in keep.items()}
+        without[place.name][-1] = False
+        assert whole - count.left(without) == costs[place.name][-1], place.kind
+
+
 @pytest.mark.parametrize("share", [0.3, 0.55, 0.8, 1.0])
 @pytest.mark.parametrize("scope", ["global", "layer"])
 def test_keeps_the_largest_part_of_the_densest_units_that_meets_the_budget(share, scope):
@@ -69,7 +86,8 @@ def test_keeps_the_largest_part_of_the_densest_units_that_meets_the_budget(share
     scores, keep = random_scores(found), everything(found)
     asked = Terms(int(share * whole), scope=scope)
     stays = choose_within(found, scores, keep, whole, asked)
-    count, order = Count(found, whole), Order(found, scores, keep, asked)
+    count = Count(found, whole)
+    order = Order(found, scores, keep, count.costs(keep), asked)
     assert count.left(stays) <= share * whole
     fitting = [n for n in range(len(order) + 1) if count.left(order.first(n)) <= share * whole]
     expected = order.first(max(fitting))
@@ -100,6 +118,20 @@ def test_a_unit_goes_first_if_its_score_is_low_for_its_parameters():
         stays = choose_within(found, scores, everything(found), whole, asked)
         gone = {place.kind for place in found if not stays[place.name].all()}
         assert gone == {first}
+
+
+def test_what_is_in_a_block_that_went_takes_nothing_and_stands_in_no_ones_way():
+    """So it is from the second step on."""
+    model = tiny("llama", num_hidden_layers=3)
+    found = [place for kind in ("blocks", "heads", "neurons") for place in places(model, kind)]
+    keep, whole = everything(found), model.num_parameters()
+    keep["model.layers"][1] = False
+    count = Count(found, whole)
+    assert not count.costs(keep)["model.layers.1.mlp.down_proj"].any()
+    budget = int(0.9 * count.left(keep))
+    stays = choose_within(found, random_scores(found), keep, whole, Terms(budget))
+    assert count.left(stays) <= budget
+    assert not stays["model.layers"][1]
 
 
 def test_widths_are_rounded_up_within_the_budget():

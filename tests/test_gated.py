@@ -47,6 +47,33 @@ def test_each_step_can_be_taken_back_and_units_come_back_as_they_were():
         gates.undo()
 
 
+def test_gates_can_be_closed_at_once_and_follow_their_units_when_blocks_go():
+    model = restless("llama", num_hidden_layers=3)
+    given = batch(model)
+    dense = answers(model, given)
+    neurons, blocks = prunekit.neurons(model), prunekit.blocks(model)
+    neurons.gate(2, 5, 0.5)
+    soft = answers(model, given)
+    neurons.close({place.name: torch.arange(64) > 20 for place in neurons.places})
+    closed = answers(model, given)
+    neurons.undo()
+    assert torch.equal(answers(model, given), soft)
+    neurons.undo()
+    assert torch.equal(answers(model, given), dense)
+    neurons.gate(2, 5, 0.5)
+    neurons.close({place.name: torch.arange(64) > 20 for place in neurons.places})
+    assert torch.equal(answers(model, given), closed)
+    blocks.gates["model.layers"].keep[1] = False
+    expected = answers(model, given)
+    blocks.finalize()
+    assert neurons.follow() == {
+        "model.layers.0.mlp.down_proj": "model.layers.0.mlp.down_proj",
+        "model.layers.1.mlp.down_proj": "model.layers.2.mlp.down_proj",
+    }
+    assert torch.equal(answers(model, given), expected)
+    assert neurons.gates["model.layers.1.mlp.down_proj"].value[5] == 0.5
+
+
 def test_active_units_are_those_above_the_threshold():
     gates = prunekit.heads(restless("bert"))
     gates.gate(0, 0, 0.005)

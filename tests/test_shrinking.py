@@ -228,7 +228,13 @@ def test_the_plan_says_what_will_go(llama, tmp_path, capsys):
             "llama",
             'method = "random"\npattern = "neurons"\nsparsity = 0.5\nround_to = 64',
             ConfigError,
-            "neurons stay in multiples of 64, and no layer has more than 64",
+            r"neurons stay in multiples of 64, by .* no layer has more than 64",
+        ),
+        (
+            "llama",
+            'method = "random"\npattern = "hidden"\nsparsity = 0.1\nround_to = 16',
+            ConfigError,
+            "of 32 hidden none would go",
         ),
         (
             "llama",
