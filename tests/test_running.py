@@ -177,7 +177,7 @@ def test_nothing_is_pickled_and_every_shard_is_in_the_index(finished):
     sizes = sum(tensor.nbytes for tensor in checkpoints.tensors(folder).values())
     assert index["metadata"]["total_size"] == sizes
     kinds = {path.suffix for path in folder.iterdir()}
-    assert kinds == {".safetensors", ".json", ".jsonl", ".html", ".txt"}
+    assert kinds == {".safetensors", ".json", ".jsonl", ".html", ".csv", ".txt"}
 
 
 STOCK = {
