@@ -92,12 +92,13 @@ def seconds(
     contestant: Callable[[], object],
     device: torch.device,
     prepare: Callable[[], object] | None = None,
+    least: int = REPEATS[0],
 ) -> list[float]:
-    """Return the sorted times of single calls, after one call to warm up."""
+    """Return the sorted times of single calls, ``least`` or more, after one call to warm up."""
     prepare = prepare or (lambda: None)
     prepare()
     _timed(contestant, device)
-    least, most = REPEATS
+    most = REPEATS[1]
     budget = BUDGET_SECONDS[device.type]
     times: list[float] = []
     while len(times) < least or (sum(times) < budget and len(times) < most):

@@ -64,7 +64,7 @@ def _table(rows: list[dict], whole: dict[str, float]) -> str:
 
 def _parts(outputs: int, inputs: int, device: torch.device) -> Iterator[tuple[str, float]]:
     def timed(contestant: Callable[[], object]) -> float:
-        return median(seconds(contestant, device))
+        return median(seconds(contestant, device, least=1))
 
     weight, x = torch.randn(outputs, inputs, device=device), torch.randn(TOKENS, inputs)
     x = x.to(device)
