@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -13,7 +13,7 @@ import torch
 from prunekit import allocator, lowrank
 from prunekit.checkpoint import open_checkpoint, write_atomically
 from prunekit.data import Tokens, calibration_tokens, evaluation_tokens
-from prunekit.errors import ConfigError
+from prunekit.errors import ConfigError, StoppedError
 from prunekit.evaluation import Evaluator
 from prunekit.generation import write
 from prunekit.output import Output
@@ -40,6 +40,18 @@ class Record:
     kind: str
     name: str
     values: dict[str, Any] = field(default_factory=dict)
+
+
+def stoppable(records: Iterator[Record], stop: Callable[[], bool]) -> Iterator[Record]:
+    """Yield records; ``stop`` is asked after each but the last.
+
+    Raises:
+        StoppedError: So it was asked.
+    """
+    for record in records:
+        yield record
+        if stop() and record.kind != "finish":
+            raise StoppedError("Stopped as asked.")
 
 
 class Framed(Generic[P]):

@@ -21,8 +21,7 @@ from prunekit.checkpoint import open_checkpoint
 from prunekit.compensation import compensate
 from prunekit.data import Tokens
 from prunekit.depth import depths
-from prunekit.errors import StoppedError
-from prunekit.framing import Framed, Record
+from prunekit.framing import Framed, Record, stoppable
 from prunekit.gated import Finalized, Gates
 from prunekit.kinds import WHOLE, Kind
 from prunekit.probes.batches import Batch, still
@@ -56,10 +55,7 @@ def run(
     """
     work = ShrinkRun(plan)
     try:
-        for record in work.records(resume=resume, overwrite=overwrite):
-            yield record
-            if stop() and record.kind != "finish":
-                raise StoppedError("Stopped as asked.")
+        yield from stoppable(work.records(resume=resume, overwrite=overwrite), stop)
     finally:
         work.output.close()
 

@@ -13,8 +13,8 @@ from prunekit import report as reports
 from prunekit import result
 from prunekit.apart import apart
 from prunekit.config import Config, ShrinkConfig
-from prunekit.errors import PrunekitError, StoppedError
-from prunekit.framing import Record
+from prunekit.errors import PrunekitError
+from prunekit.framing import Record, stoppable
 from prunekit.output import Output
 from prunekit.sweep_measuring import measure
 from prunekit.sweep_planning import SweepPlan
@@ -41,10 +41,7 @@ def run(
     output = Output(plan.folder, shards=0)
     try:
         output.begin("sweep", resume=resume, overwrite=overwrite)
-        for record in _records(plan, run_one, output, resume=resume):
-            yield record
-            if stop() and record.kind != "finish":
-                raise StoppedError("Stopped as asked.")
+        yield from stoppable(_records(plan, run_one, output, resume=resume), stop)
     finally:
         output.close()
 

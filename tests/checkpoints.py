@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from prunekit.checkpoint import SINGLE
 from prunekit.config import Config
 from prunekit.planning import Plan, plan
+from prunekit.running import run
 from tests.architectures import tiny
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", *string.ascii_letters, *string.digits, *" .,\n"]
@@ -62,6 +63,18 @@ def planned(folder: Path, output: Path, /, **sections: Any) -> Plan:
         values[name] = merged and {key: value for key, value in merged.items() if value is not None}
     given = {name: section for name, section in values.items() if section is not None}
     return plan(Config.model_validate(given))
+
+
+def run_whole_and_stopped(folder: Path, place: Path, /, **sections: Any) -> tuple[Path, Path]:
+    """Carry out a plan at once, and again with a stop after a block; return both folders."""
+    whole, stopped = place / "whole", place / "out"
+    list(run(planned(folder, whole, **sections)))
+    records = run(planned(folder, stopped, **sections))
+    for record in records:
+        if record.kind == "block":
+            records.close()
+    list(run(planned(folder, stopped, **sections), resume=True))
+    return whole, stopped
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:

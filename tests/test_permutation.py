@@ -15,7 +15,7 @@ from prunekit.permutation import axes, kept, order, rearrange
 from prunekit.sections import Prune
 from prunekit.walk import batches, walk
 from tests.architectures import TINY, tiny
-from tests.checkpoints import planned, tensors, write
+from tests.checkpoints import run_whole_and_stopped, tensors, write
 
 IDS = torch.randint(3, 60, (4, 12), generator=torch.Generator().manual_seed(1))
 
@@ -103,15 +103,10 @@ def test_a_run_writes_what_moved_and_goes_on_in_the_same_bytes(tmp_path):
     folder = write(tmp_path / "m", "opt")
     prune = {"method": "admm", "pattern": "2:4", "permute": True, "skip": ["*fc1"]}
     sections = {"prune": prune, "evaluate": {"data": str(folder / "text.txt"), "length": 12}}
-    list(prunekit.run(planned(folder, tmp_path / "whole", **sections)))
-    records = prunekit.run(planned(folder, tmp_path / "out", **sections))
-    for record in records:
-        if record.kind == "block":
-            records.close()
-    list(prunekit.run(planned(folder, tmp_path / "out", **sections), resume=True))
-    for file in (tmp_path / "whole").glob("*.safetensors"):
-        assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
-    dense, pruned = tensors(folder), tensors(tmp_path / "out")
+    whole, stopped = run_whole_and_stopped(folder, tmp_path, **sections)
+    for file in whole.glob("*.safetensors"):
+        assert file.read_bytes() == (stopped / file.name).read_bytes()
+    dense, pruned = tensors(folder), tensors(stopped)
     name = "model.decoder.layers.0.fc1.weight"
     assert not torch.equal(dense[name], pruned[name])
     assert torch.equal(dense[name].sort(0).values, pruned[name].sort(0).values)

@@ -9,7 +9,7 @@ from prunekit import reconstruction
 from prunekit.errors import ConfigError
 from prunekit.sections import Prune
 from tests.architectures import tiny
-from tests.checkpoints import planned, write
+from tests.checkpoints import planned, run_whole_and_stopped, write
 
 IDS = torch.randint(3, 60, (16, 12), generator=torch.Generator().manual_seed(1))
 MOST = {"pattern": "unstructured", "sparsity": 0.7}
@@ -66,14 +66,9 @@ def test_what_cannot_be_bettered_stays_to_the_bit(monkeypatch):
 def test_a_stopped_run_goes_on_in_the_same_bytes(tmp_path):
     folder = write(tmp_path / "m", dtype=torch.bfloat16)
     sections = {"prune": {"method": "admm", "recover": "block", **MOST}}
-    list(prunekit.run(planned(folder, tmp_path / "whole", **sections)))
-    records = prunekit.run(planned(folder, tmp_path / "out", **sections))
-    for record in records:
-        if record.kind == "block":
-            records.close()
-    list(prunekit.run(planned(folder, tmp_path / "out", **sections), resume=True))
-    for file in (tmp_path / "whole").glob("*.safetensors"):
-        assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
+    whole, stopped = run_whole_and_stopped(folder, tmp_path, **sections)
+    for file in whole.glob("*.safetensors"):
+        assert file.read_bytes() == (stopped / file.name).read_bytes()
 
 
 def test_the_plan_counts_it_and_tokens_are_needed(tmp_path):
