@@ -1,6 +1,7 @@
 """Rankers of heads and neurons beside each other and random, and what removal is worth.
 
-    python -m bench.structured [--models NAME …] [--kinds heads neurons] [--minutes N]
+    python -m bench.structured [--models NAME …] [--kinds heads neurons] [--only CONTESTANT …]
+        [--minutes N]
     python -m bench.structured --speed [--models NAME …]
 
 For every contestant: quality with 10, 30, 50 and 70 % of the units gone, random with five seeds,
@@ -70,16 +71,27 @@ CONTESTANTS = {
     "entropy": Contestant("entropy"),
     "magnitude": Contestant("magnitude"),
     "gradient": Contestant("gradient"),
+    "leave-one-out": Contestant("leave-one-out"),
     "obs": Contestant("obs"),
     "obs + refit": Contestant("obs", refit=True),
+    "surgeon": Contestant("surgeon"),
+    "surgeon + refit": Contestant("surgeon", refit=True),
+    "gradient + refit": Contestant("gradient", refit=True),
     "hybrid": Contestant("hybrid"),
     "hybrid + refit": Contestant("hybrid", refit=True),
-    "gradient + refit": Contestant("gradient", refit=True),
+    "hybrid of surgeon and gradient by rank + refit": Contestant(
+        "hybrid", {"of": {"surgeon": 1.0, "gradient": 1.0}, "by": "rank"}, refit=True
+    ),
+    "hybrid of obs and gradient + refit": Contestant(
+        "hybrid", {"of": {"obs": 1.0, "gradient": 1.0}}, refit=True
+    ),
+    "hybrid of obs and gradient by rank + refit": Contestant(
+        "hybrid", {"of": {"obs": 1.0, "gradient": 1.0}, "by": "rank"}, refit=True
+    ),
     "flap": Contestant("flap"),
     "llm-pruner": Contestant("llm-pruner"),
     "output-norm": Contestant("output-norm"),
     "salience": Contestant("salience"),
-    "leave-one-out": Contestant("leave-one-out"),
     "random + refit": Contestant("random", refit=True),
     "obs in rounds + refit": Contestant("obs", refit=True, rounds=True),
 }
@@ -159,13 +171,15 @@ class Bench:
         return gates.model
 
 
-def measure(task: Task, kind: Kind, known: list[Row]) -> Iterator[Row]:
+def measure(task: Task, kind: Kind, known: list[Row], only: list[str]) -> Iterator[Row]:
     """Yield what is not known yet of a model and a kind, a row for each contestant and seed."""
     bench = Bench(task, kind)
     have = {_key(row) for row in known}
     base = {"model": task.name, "kind": kind, "metric": task.metric, "protocol": task.protocol}
     for name, contestant in CONTESTANTS.items():
         settings = contestant.described(kind)
+        if only and name not in only:
+            continue
         if settings is None or (kind != "heads" and name in FOR_HEADS):
             continue
         for seed in range(contestant.seeds):
@@ -194,6 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", help="only these")
     parser.add_argument("--kinds", nargs="*", default=["heads", "neurons"])
+    parser.add_argument("--only", nargs="*", default=[], help="only these contestants")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no row after these")
     parser.add_argument("--speed", action="store_true", help="speed and size, not quality")
     options = parser.parse_args()
@@ -211,7 +226,7 @@ def main() -> None:
             continue
         found.setdefault("dense", task.quality(task.load()))
         for kind in options.kinds:
-            for row in measure(task, kind, found["rows"]):
+            for row in measure(task, kind, found["rows"], options.only):
                 same = ("kind", "contestant", "seed")
                 others = [r for r in found["rows"] if any(r[name] != row[name] for name in same)]
                 found["rows"] = [*others, row]

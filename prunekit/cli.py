@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, current_thread, main_thread
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -338,15 +338,19 @@ def schema() -> None:
 
 
 @app.command
-def init(path: Path = Path("config.toml"), /) -> None:
+def init(
+    path: Path = Path("config.toml"), /, *, preset: Literal["starter", "sentinel"] = "starter"
+) -> None:
     """Write a config to start from, every key explained.
 
     Args:
         path: The file; it must not be there yet.
+        preset: starter: one run, with all there is; sentinel: rankers of heads compared, and
+            trained on, with the numbers of Sentinel-AI's benchmark.
     """
     from importlib.resources import files
 
-    text = files("prunekit").joinpath("starter.toml").read_text("utf-8")
+    text = files("prunekit").joinpath(f"{preset}.toml").read_text("utf-8")
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)

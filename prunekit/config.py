@@ -25,7 +25,7 @@ from prunekit.methods import methods
 from prunekit.mistakes import explain
 from prunekit.rankers import rankers
 from prunekit.sections import Calibration, Evaluate, Model, Output, Prune, Section
-from prunekit.shrink_section import Shrink, names_units
+from prunekit.shrink_section import Shrink, Train, names_units
 from prunekit.sweep_section import Sweep, variants
 from prunekit.written import Key, Written
 
@@ -115,6 +115,7 @@ def schema() -> dict[str, Any]:
         "description": prune.pop("description"),
         "oneOf": [prune, {"$ref": "#/$defs/Shrink"}],
     }
+    made["properties"]["train"] = units["properties"]["train"]
     made["properties"]["sweep"] = Sweep.model_json_schema(schema_generator=_TomlSchema)
     return made
 
@@ -152,7 +153,8 @@ class Settings(Section, Generic[P]):
             return values
         prune = values.get("prune")
         needs_text = _rank_from_text if names_units(prune) else _prune_from_text
-        return {**values, "calibration": {}} if needs_text(prune) else values
+        needed = "train" in values or needs_text(prune)
+        return {**values, "calibration": {}} if needed else values
 
     @field_validator("output")
     @classmethod
@@ -190,6 +192,20 @@ class Config(Settings[Prune]):
 
 class ShrinkConfig(Settings[Shrink]):
     """A run that takes units out, as the user wrote it and with every default filled in."""
+
+    train: Train | None = None
+    """Training of what is left; none without this table."""
+
+    @field_validator("train")
+    @classmethod
+    def _has_text_left(cls, train: Train | None, info: ValidationInfo) -> Train | None:
+        calibration = info.data.get("calibration")
+        if train and calibration and train.held_out >= calibration.samples:
+            raise ValueError(
+                f"held_out = {train.held_out} of {calibration.samples} calibration samples leave "
+                "none to train on."
+            )
+        return train
 
     @field_validator("output")
     @classmethod
@@ -266,6 +282,8 @@ def _rank_from_text(prune: object) -> bool:
     assert isinstance(prune, dict)
     ranker = rankers().get(str(prune.get("method")))
     compensate = prune.get("compensate", ranker and ranker.compensate)
+    if prune.get("truth") is True:
+        return True
     return bool(ranker and ranker.needs_data) or compensate in {"refit", "bias"}
 
 
@@ -312,7 +330,7 @@ def _choices(kind: type[Config] | type[ShrinkConfig]) -> Mapping[str, type[BaseM
 
 def _allowed(loc: tuple[int | str, ...], kind: type[Config] | type[ShrinkConfig]) -> dict[str, str]:
     """Return the keys of the table in which ``loc`` is, with what each means."""
-    sections = SECTIONS if kind is Config else {**SECTIONS, "prune": Shrink}
+    sections = SECTIONS if kind is Config else {**SECTIONS, "prune": Shrink, "train": Train}
     match loc:
         case ("prune", "method", str(name), *_):
             kinds = [sections["prune"], _choices(kind)[name]]

@@ -193,39 +193,48 @@ class Curve:
     tips: Sequence[str]
 
 
-def curves(
-    lines: Sequence[Curve],
-    dense: float | None,
-    label: str,
-    write: Callable[[Any], str],
-    *,
-    wide: bool = False,
-    salt: str = "",
-) -> str:
-    """Return the SVG of lines over the part that is gone; dashed, what the dense model has.
+@dataclass(frozen=True)
+class Axes:
+    """What lines are drawn over and how values are written.
 
-    ``wide``: the axis need not begin at 0, and is logarithmic if the values span more than a power
-    of ten.
+    Attributes:
+        label: Of the values.
+        write: How one is written.
+        wide: The axis need not begin at 0, and is logarithmic if the values span more than a power
+            of ten.
+        steps: Lines lie over steps, not over the part that is gone.
+        salt: Tells the drawing from others of a page.
     """
+
+    label: str
+    write: Callable[[Any], str]
+    wide: bool = False
+    steps: bool = False
+    salt: str = ""
+
+
+def curves(lines: Sequence[Curve], dense: float | None, over: Axes) -> str:
+    """Return the SVG of lines; dashed, what the dense model has."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     values = [value for line in lines for _, value in line.points] + [dense]
     known = [value for value in values if value is not None and math.isfinite(value)]
-    with mpl.rc_context({**STYLE, "svg.hashsalt": f"curves {salt}"}):
+    with mpl.rc_context({**STYLE, "svg.hashsalt": f"curves {over.salt}"}):
         figure = Figure((320 / PIXELS_PER_INCH, 230 / PIXELS_PER_INCH), PIXELS_PER_INCH)
         axes = figure.add_axes((0.26, 0.18, 0.7, 0.78))
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(INK)
         axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.8)
-        if wide and known and min(known) > 0 and max(known) > 10 * min(known):
+        if over.wide and known and min(known) > 0 and max(known) > 10 * min(known):
             axes.set_yscale("log")
         else:
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _tick(y, write)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _tick(y, over.write)))
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:g} %"))
-        axes.set(xlabel="gone", ylabel=label)
+        if not over.steps:
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:g} %"))
+        axes.set(xlabel="steps" if over.steps else "gone", ylabel=over.label)
         if dense is not None:
             axes.axhline(dense, color=INK, linewidth=1, linestyle=(0, (4, 3)), alpha=0.6)
         tips = []
@@ -238,7 +247,7 @@ def curves(
                 gid = f"cell{len(tips)}"
                 axes.plot([x], [y], "o", color=line.colour, markersize=5, gid=gid, clip_on=False)
                 tips.append(tip)
-        if not wide:
+        if not over.wide:
             # Differences look as large as they are.
             axes.set_ylim(bottom=0, top=1.08 * max(known, default=1) or 1)
         return _inline(figure, tips)

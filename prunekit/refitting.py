@@ -3,7 +3,7 @@
 With H = XᵀX of what such a linear reads, the best weights of the kept inputs K are
 W H_:K (H_KK)⁻¹.
 
-Shapes: I inputs of the linear, O its outputs.
+Shapes: U units, S inputs of the linear in each, I inputs in all, O outputs.
 """
 
 from __future__ import annotations
@@ -54,6 +54,26 @@ def damp(total: Float[Tensor, "I I"], damping: float, name: str) -> Float[Tensor
         )
     damped.diagonal().add_(damping * mean)
     return damped
+
+
+def lost(
+    site: Site,
+    total: Float[Tensor, "I I"],
+    damping: float,
+    minded: Float[Tensor, "O O"] | None = None,
+) -> Float[Tensor, " U"]:
+    """Return what is lost of what the linear gives if a unit goes and the others are refitted.
+
+    ``tr(G W_P [(H⁻¹)_PP]⁻¹ W_Pᵀ)``, in float64, with G, ``minded``, how much an error of each pair
+    of outputs weighs; all weigh 1 without it.
+    """
+    weight = matrix(site.reader.linear).detach().double().cpu()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damp(total, damping, site.name)))
+    index = site.reader.index.flatten(1)  # [U, S]
+    blocks = inverse[index[:, :, None], index[:, None, :]]
+    columns = weight[:, index].movedim(1, 0)  # [U, O, S]
+    weighed = columns if minded is None else minded @ columns
+    return (torch.linalg.solve(blocks, columns, left=False) * weighed).sum((1, 2))
 
 
 @torch.no_grad()

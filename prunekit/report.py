@@ -151,11 +151,16 @@ def _maps(report: dict[str, Any]) -> list[Picture]:
     columns = ("name", "sparsity", "relative_error")
     rows = [{key: layer.get(key) for key in columns} for layer in layers]
     if report.get("kind") == UNITS:
-        found = [*unit_figures.maps(layers), *head_figures.views(report)]
+        found = [
+            *unit_figures.maps(layers, report.get("agreement") or {}),
+            *head_figures.views(report),
+        ]
         if inside := [layer for layer in layers if layer["kind"] not in WHOLE]:
             shares = [{key: layer[key] for key in columns[:2]} for layer in inside]
             svg = figures.sparsity_map(inside)
             found.insert(0, Picture("Share of units that went", svg, _spread(inside), shares))
+        if report.get("training"):
+            found.insert(0, unit_figures.training(report["training"]))
         return found
     error = "Relative squared error of the output"
     return [

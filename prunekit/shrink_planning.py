@@ -77,7 +77,8 @@ class ShrinkPlan:
     @cached_property
     def memory(self) -> dict[str, int]:
         """Peak bytes by what they are for: the whole model is in memory while it is ranked."""
-        asks = any(part.needs_loss for part in self.config.prune.method.parts)
+        asks = self.config.train is not None or self.config.prune.truth
+        asks |= any(part.needs_loss for part in self.config.prune.method.parts)
         model = self.parameters * self.dtype.itemsize
         widths = [self.stacks[0].features] + [
             matrix(place.reader.linear).shape[1]
@@ -91,11 +92,17 @@ class ShrinkPlan:
         # For the gradient every block's activations are held, and the logits thrice.
         kept = len(self.stacks[0].blocks) * 12 if asks else 8
         activations = 4 * tokens * (kept * max(widths) + 3 * asks * words)
-        return {
+        parts = {
             "model": model,
-            "statistics": 4 * sum(width**2 for width in widths) + 3 * 8 * max(widths) ** 2,
+            # Of a ranker that asks for the loss also of what linears give.
+            "statistics": 4 * sum(width**2 for width in widths)
+            + 4 * asks * len(widths) * widths[0] ** 2
+            + 3 * 8 * max(widths) ** 2,
             "activations": activations,
         }
+        if self.config.train:  # in float32: weights, gradients, two moments, the best so far
+            parts["training"] = 5 * 4 * self.parameters - model
+        return parts
 
     def describe(self) -> RenderableType:
         """Return the plan as a table to print."""
@@ -142,12 +149,22 @@ def plan(config: ShrinkConfig) -> ShrinkPlan:
 
 def _check_loss(config: ShrinkConfig, model: PreTrainedModel) -> None:
     ranker, kind = config.prune.method, type(model).__name__
-    asks = [part.name for part in ranker.parts if part.needs_loss]
-    if asks and not kind.endswith(("ForCausalLM", "LMHeadModel")):
+    if kind.endswith(("ForCausalLM", "LMHeadModel")):
+        return
+    unsaid = f"asks how well the model predicts, and for {kind} a text does not say what is right"
+    for part in ranker.parts:
+        if part.needs_loss:
+            raise ConfigError(
+                f"prune.method: {part.name} {unsaid}. Choose a ranker that only looks at what "
+                "units give, such as obs or output-norm, or rank labelled data in Python: "
+                "prunekit.heads(model)."
+            )
+    if config.prune.truth:
+        raise ConfigError(f"prune.truth: it {unsaid}. Leave the key out.")
+    if config.train:
         raise ConfigError(
-            f"prune.method: {asks[0]} asks how well the model predicts, and for {kind} a text does "
-            "not say what would be right. Choose a ranker that only looks at what units give, such "
-            "as obs or output-norm, or rank labelled data in Python: prunekit.heads(model)."
+            f"train: it {unsaid}. Leave the table out, and train in Python on labelled data: "
+            "prunekit.recovery.recover."
         )
 
 
@@ -329,6 +346,14 @@ def _describe(made: ShrinkPlan) -> RenderableType:
         rows["calibration"] = (
             f"{config.calibration.samples} samples of {made.lengths[0]} tokens, seed "
             f"{config.calibration.seed}"
+        )
+    if prune.truth:
+        units = sum(place.units for found in made.places.values() for place in found)
+        rows["truth"] = f"{units} runs more of the model, one for each unit"
+    if config.train:
+        rows["train"] = (
+            f"{config.train.steps} steps of {config.train.batch} samples at most, held out "
+            f"{config.train.held_out} samples"
         )
     for key, value in rows.items():
         facts.add_row(f"[bold]{key}", value)

@@ -1,4 +1,4 @@
-"""A run that takes units out: rank, close gates, make up for what goes, remove, write, prove.
+"""A run that takes units out: rank, gate, make up for what goes, remove, train, write, prove.
 
 The whole model is in memory, since what is compared are units of all layers. The checkpoint is
 written in one piece: a run that was stopped before that begins again, but for what it measured.
@@ -16,18 +16,21 @@ from transformers import PreTrainedModel
 
 from prunekit import report as reports
 from prunekit import result
+from prunekit.agreement import spearman
 from prunekit.budget import choose_within
 from prunekit.checkpoint import open_checkpoint
 from prunekit.compensation import compensate
 from prunekit.data import Tokens
 from prunekit.depth import depths
+from prunekit.errors import ConfigError
 from prunekit.framing import Framed, Record, stoppable
 from prunekit.gated import Finalized, Gates
 from prunekit.kinds import WHOLE, Kind
-from prunekit.probes.batches import Batch, still
+from prunekit.probes.batches import Batch, mean_loss, still
 from prunekit.probes.entropy import measure
 from prunekit.probes.views import activity, attention_maps
 from prunekit.rankers import Scores
+from prunekit.recovery import TRACKED, Moment, recover, summary
 from prunekit.schedules import SCHEDULES, Schedule
 from prunekit.shrink_planning import ShrinkPlan, check_some_go, terms
 from prunekit.shrunk import load
@@ -38,6 +41,8 @@ from prunekit.walk import BATCH_TOKENS
 
 VIEWED_HEADS, VIEWED_TOKENS = 2, 20
 """Heads from either end of the ranking, and tokens, that the report shows one by one."""
+TRUTH_TOKENS = 512
+"""Tokens of calibration that are read once a unit where the ranker is held against the truth."""
 
 
 def run(
@@ -66,6 +71,10 @@ class ShrinkRun(Framed[ShrinkPlan]):
     def __init__(self, plan: ShrinkPlan) -> None:
         super().__init__(plan, shards=1)
         self.views: dict[str, Any] | None = None
+        self.truths: dict[Kind, Scores] = {}
+        self.agreement: dict[Kind, float] = {}
+        if plan.config.train:
+            self.seconds["train"] = 0.0
 
     def records(self, *, resume: bool, overwrite: bool) -> Iterator[Record]:
         """Yield the records of the whole run."""
@@ -102,6 +111,8 @@ class ShrinkRun(Framed[ShrinkPlan]):
             model.to(plan.device)  # pyright: ignore
             before = model.config.to_dict()
             read = _batches(tokens, model)
+            texts = self._training_texts(tokens)
+            base = mean_loss(model, texts[1]) if texts else None
         entries: dict[str, dict[str, Any]] = {}
         with ExitStack() as stack:
             if prune.parameters is None:
@@ -113,6 +124,9 @@ class ShrinkRun(Framed[ShrinkPlan]):
                 yield from self._refit(model, gates, tokens)
             with self._timed("prune"):
                 done += [each.finalize(stock=prune.uniform) for each in gates]
+        training = None
+        if texts:
+            training = summary(base, (yield from self._train(model, *texts)))
         with self._timed("write"):
             self.output.write(1, self._tensors(model))
             after = model.config.to_dict()
@@ -122,6 +136,8 @@ class ShrinkRun(Framed[ShrinkPlan]):
                 "stock": all(each.stock for each in done),
                 "note": _note(done),
                 "views": self.views,
+                "training": training,
+                "agreement": self.agreement,
                 "config": {
                     key: value
                     for key, value in after.items()
@@ -155,6 +171,7 @@ class ShrinkRun(Framed[ShrinkPlan]):
                     found = self._score(each, read)
                     if not scores:
                         self._view(each, found, read)
+                        self._judge(each, found, read)
                     scores = scores or found
                     part = schedule(step, steps, prune.sparsity or 0.0, 0.0)
                     each.prune(
@@ -164,7 +181,7 @@ class ShrinkRun(Framed[ShrinkPlan]):
             self._tell_fate(each)
             units = sum(place.units for place in each.places)
             check_some_go(prune, kind, units, units - sum(map(len, each.kept.values())))
-            entries |= _described(each, scores, entropies)
+            entries |= _described(each, scores, entropies, self.truths.get(kind, {}))
             if kind in WHOLE:
                 done.append(self._take_out(each))
             else:
@@ -192,6 +209,7 @@ class ShrinkRun(Framed[ShrinkPlan]):
                 if not first:
                     for each in every:
                         self._view(each, ranked[each.kind], read)
+                        self._judge(each, ranked[each.kind], read)
                 first = first or ranked
                 part = 1 - schedule(step, steps, 1 - (prune.parameters or 0.0), 0.0)
                 scores = {name: score for each in ranked.values() for name, score in each.items()}
@@ -210,6 +228,12 @@ class ShrinkRun(Framed[ShrinkPlan]):
                 each,
                 {name: first[each.kind][old] for name, old in names.items()},
                 {name: entropies[each.kind].get(old) for name, old in names.items()},
+                {
+                    name: truth[old]
+                    for truth in [self.truths.get(each.kind)]
+                    for name, old in names.items()
+                    if truth
+                },
             )
             if each.kind in WHOLE:
                 done.append(self._take_out(each))
@@ -274,6 +298,20 @@ class ShrinkRun(Framed[ShrinkPlan]):
             "redundancy": {name: _rounded(value) for name, value in alike.items()},
         }
 
+    def _judge(self, gates: Gates, scores: Scores, read: list[Batch]) -> None:
+        """Hold the ranker against the truth, if asked for: what the loss is without each unit."""
+        if not self.plan.config.prune.truth:
+            return
+        samples = max(1, TRUTH_TOKENS // read[0]["input_ids"].shape[1])
+        few, left = [], samples
+        for batch in read:
+            if left > 0:
+                few.append({name: part[:left] for name, part in batch.items()})
+                left -= len(batch["input_ids"])
+        truth = gates.score("leave-one-out", few)
+        self.truths[gates.kind] = truth
+        self.agreement[gates.kind] = spearman(scores, truth)
+
     def _tell_fate(self, gates: Gates) -> None:
         """Say of the heads that are shown whether they stay."""
         if gates.kind == "heads" and self.views:
@@ -308,6 +346,41 @@ class ShrinkRun(Framed[ShrinkPlan]):
             if name is None:
                 break
             yield Record("step", name)
+
+    def _training_texts(self, tokens: Tokens | None) -> tuple[list[Batch], list[Batch]] | None:
+        """Return what is trained on and what is held out, if a training is asked for."""
+        train = self.plan.config.train
+        if train is None or tokens is None:
+            return None
+        if len(tokens.ids) <= train.held_out:
+            raise ConfigError(
+                f"calibration.data: there is text for {len(tokens.ids)} samples, of which "
+                f"train.held_out = {train.held_out} leave none to train on."
+            )
+        ids = tokens.ids.to(self.plan.device)
+        parts = ids[: -train.held_out], ids[-train.held_out :]
+        trained, held = ([{"input_ids": each} for each in p.split(train.batch)] for p in parts)
+        return trained, held
+
+    def _train(
+        self, model: PreTrainedModel, trained: list[Batch], held_out: list[Batch]
+    ) -> Generator[Record, None, list[Moment]]:
+        train = self.plan.config.train
+        assert train is not None
+        yield Record("phase", "train", {"steps": train.steps // TRACKED})
+        moments = []
+        model.float()
+        steps = recover(model, trained, held_out, train)
+        while True:
+            with self._timed("train"):
+                moment = next(steps, None)
+            if moment is None:
+                break
+            moments.append(moment)
+            if moment.step and moment.step % TRACKED == 0:
+                yield Record("step", f"{moment.step} steps")
+        model.to(self.plan.dtype)
+        return moments
 
     def _tensors(self, model: PreTrainedModel) -> dict[str, Tensor]:
         """Return what the checkpoint holds, by the names that it has there."""
@@ -366,6 +439,8 @@ class ShrinkRun(Framed[ShrinkPlan]):
             "layers": layers,
             "stock": shrunk["stock"],
             "views": shrunk["views"],
+            "training": shrunk["training"],
+            "agreement": shrunk["agreement"],
             "evaluation": result.paired(judged),
             "seconds": {**self.seconds, "total": self.elapsed},
             "memory": {
@@ -380,7 +455,7 @@ class ShrinkRun(Framed[ShrinkPlan]):
 
 
 def _described(
-    gates: Gates, scores: Scores, entropies: Mapping[str, list[float] | None]
+    gates: Gates, scores: Scores, entropies: Mapping[str, list[float] | None], truth: Scores
 ) -> dict[str, dict[str, Any]]:
     """Return what the report says of each place, by its name."""
     kept = gates.kept
@@ -394,6 +469,7 @@ def _described(
             "parameters": place.parameters,
             "scores": scores[place.name].tolist(),
             "entropy": entropies.get(place.name),
+            **({"truth": truth[place.name].tolist()} if truth else {}),
         }
         for place in gates.places
     }

@@ -82,6 +82,10 @@ class Shrink(Section):
     go give on average there is added to its bias, where the family has one; none: nothing. Unless
     said, as suits the ranker."""
 
+    truth: bool = False
+    """Hold the ranker against what the loss is without each unit, by Spearman's rank correlation:
+    a run of the model on 512 tokens for each unit, shown in the report; changes nothing else."""
+
     @model_validator(mode="before")
     @classmethod
     def _gather_settings(cls, values: object) -> object:
@@ -163,3 +167,23 @@ class Shrink(Section):
         cls, core: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         return keys_beside(cls, RANKERS, handler.resolve_ref_schema(handler(core)), handler)
+
+
+class Train(Section):
+    """Training of what is left, on the calibration text, before it is written."""
+
+    steps: int = Field(default=500, ge=1)
+    """Steps at most."""
+    rate: float = Field(default=5e-5, gt=0)
+    """Learning rate of AdamW, which it rises to and then falls from along a cosine."""
+    batch: int = Field(default=4, ge=1)
+    """Calibration samples that a step reads."""
+    held_out: int = Field(default=16, ge=1)
+    """The last so many calibration samples are not trained on: it is judged by them when to stop,
+    and the weights that were best there are taken."""
+    every: int = Field(default=50, ge=1)
+    """Steps between two looks at the held-out samples."""
+    patience: int = Field(default=5, ge=1)
+    """Looks without a gain after which it stops."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the order of batches."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prunekit import units
-from prunekit.figures import Curve, curves
+from prunekit.figures import Axes, Curve, curves
+from prunekit.matrix_figures import Matrix, picture
 from prunekit.pictures import Picture, as_csv
 
 if TYPE_CHECKING:
@@ -38,7 +39,10 @@ def page(report: dict[str, Any]) -> dict[str, Any]:
     return {
         "legend": list(colours.items()),
         "measures": measures,
-        "pictures": [_picture(report, measure, colours) for measure in measures],
+        "pictures": [
+            *(_picture(report, measure, colours) for measure in measures),
+            *map(_agreement, report.get("agreement", ())),
+        ],
         "best": _best(report),
     }
 
@@ -136,9 +140,30 @@ def _picture(report: dict[str, Any], measure: Measure, colours: dict[str, str]) 
         ]
         lines.append(Curve(colour, points, tips))
         rows += [{"series": name, "sparsity": x, measure.title: y} for x, y in points]
-    svg = curves(lines, dense, measure.label, measure.write, wide=measure.wide, salt=measure.title)
+    over = Axes(measure.label, measure.write, wide=measure.wide, salt=measure.title)
+    svg = curves(lines, dense, over)
     caption = f"{measure.caption} Dashed: the dense model, {measure.write(dense)}."
     return Picture(measure.title, svg, caption, rows, "Lines over the part that is gone")
+
+
+def _agreement(found: dict[str, Any]) -> Picture:
+    names = found["rankers"]
+    return picture(
+        f"How far rankers of {found['kind']} agree",
+        Matrix(
+            "Spearman's ρ",
+            found["spearman"],
+            ("ranker", "other"),
+            names,
+            names,
+            "ranker",
+            bounds=(-1.0, 1.0),
+            named=True,
+        ),
+        "1: both rank all units alike; 0: neither knows of the other; −1: one is the other upside "
+        "down. Of the dense model, before anything went; leave-one-out is the truth of one unit.",
+        found["kind"],
+    )
 
 
 def _best(report: dict[str, Any]) -> list[tuple[float, dict[str, Any]]]:

@@ -9,13 +9,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from prunekit import report as reports
 from prunekit import result
+from prunekit.agreement import spearman
 from prunekit.apart import apart
 from prunekit.config import Config, ShrinkConfig
 from prunekit.errors import PrunekitError
 from prunekit.framing import Record, stoppable
 from prunekit.output import Output
+from prunekit.rankers import Scores
 from prunekit.sweep_measuring import measure
 from prunekit.sweep_planning import SweepPlan
 from prunekit.sweep_section import level
@@ -133,6 +137,29 @@ def _entry(
     }
 
 
+def _agreement(plan: SweepPlan) -> list[dict[str, Any]]:
+    """Return, for each kind of units, Spearman's ρ between what rankers made of the dense model."""
+    seen: dict[str, dict[str, Scores]] = {}
+    for made in plan.runs.values():
+        config = made.config
+        if isinstance(config, ShrinkConfig):
+            method = config.prune.method
+            others = method.model_dump(exclude_defaults=True)
+            name = ", ".join([method.name, *(f"{key} {value}" for key, value in others.items())])
+            for layer in reports.load(Path(config.output.path))["layers"]:
+                scores = seen.setdefault(layer["kind"], {}).setdefault(name, {})
+                scores.setdefault(layer["name"], torch.tensor(layer["scores"]))
+    return [
+        {
+            "kind": kind,
+            "rankers": [*by_ranker],
+            "spearman": [[spearman(a, b) for b in by_ranker.values()] for a in by_ranker.values()],
+        }
+        for kind, by_ranker in seen.items()
+        if len(by_ranker) > 1 and len({frozenset(scores) for scores in by_ranker.values()}) == 1
+    ]
+
+
 def _report(plan: SweepPlan, dense: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
     from prunekit import __version__
 
@@ -149,5 +176,6 @@ def _report(plan: SweepPlan, dense: dict[str, Any], runs: list[dict[str, Any]]) 
         },
         "dense": dense,
         "runs": runs,
+        "agreement": _agreement(plan),
         "environment": result.environment(first.device),
     }

@@ -1,10 +1,21 @@
 """Heat maps of units: a row for each layer, a square for each unit, those that went in red."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prunekit import units
-from prunekit.figures import Cell, Grid, Scale, block_labels, draw, linear_labels, split
+from prunekit.figures import (
+    Axes,
+    Cell,
+    Curve,
+    Grid,
+    Scale,
+    block_labels,
+    curves,
+    draw,
+    linear_labels,
+    split,
+)
 from prunekit.pictures import Picture
 
 if TYPE_CHECKING:
@@ -16,8 +27,13 @@ LARGEST = 128
 GONE = "#d62828"
 
 
-def maps(layers: Sequence[dict[str, Any]]) -> list[Picture]:
-    """Return each heat map that there is something to show in."""
+def maps(layers: Sequence[dict[str, Any]], agreement: Mapping[str, float]) -> list[Picture]:
+    """Return each heat map that there is something to show in.
+
+    Args:
+        layers: Those of a report.
+        agreement: Spearman's ρ of the ranker to the truth, by kind of unit, where it was measured.
+    """
     found = []
     for kind in dict.fromkeys(layer["kind"] for layer in layers):
         of_kind = [layer for layer in layers if layer["kind"] == kind]
@@ -28,12 +44,34 @@ def maps(layers: Sequence[dict[str, Any]]) -> list[Picture]:
         found.append(
             Picture(
                 f"{kind.capitalize()} by score",
-                _map(of_kind, "score", _places(of_kind), "share of scores that are lower"),
+                _map(
+                    of_kind,
+                    "score",
+                    _shares({layer["name"]: layer["scores"] for layer in of_kind}),
+                    "share of scores that are lower",
+                ),
                 f"What the ranker made of the model before anything went. {framed}",
                 rows(of_kind),
                 f"Heat map, blocks by {kind}",
             )
         )
+        if kind in agreement:
+            truths = {layer["name"]: layer["truth"] for layer in of_kind}
+            found.append(
+                Picture(
+                    f"Loss without each of the {kind}",
+                    _map(
+                        of_kind,
+                        "rise of the loss",
+                        _shares(truths),
+                        "share of rises that are lower",
+                    ),
+                    f"The truth that the score stands for: Spearman's ρ of both is "
+                    f"{units.number(agreement[kind])}. {framed}",
+                    _each(truths, "unit", "rise"),
+                    f"Heat map, blocks by {kind}",
+                )
+            )
         if all(layer.get("entropy") for layer in of_kind):
             entropies = {layer["name"]: layer["entropy"] for layer in of_kind}
             found.append(
@@ -41,15 +79,34 @@ def maps(layers: Sequence[dict[str, Any]]) -> list[Picture]:
                     "Attention entropy",
                     _map(of_kind, "entropy", entropies, "entropy over the highest possible"),
                     f"0: looks at one token; 1: looks everywhere alike. {framed}",
-                    [
-                        {"layer": name, "head": head, "entropy": value}
-                        for name, values in entropies.items()
-                        for head, value in enumerate(values)
-                    ],
+                    _each(entropies, "head", "entropy"),
                     f"Heat map, blocks by {kind}",
                 )
             )
     return found
+
+
+def training(found: dict[str, Any]) -> Picture:
+    """Return the picture of how a training won back what had been lost."""
+    looked = [moment for moment in found["history"] if moment["held_out"] is not None]
+    points = [(float(moment["step"]), float(moment["held_out"])) for moment in looked]
+    tips = [f"step {step:.0f}: {units.number(loss)}" for step, loss in points]
+    base, post, final = (float(found[key]) for key in ("base", "post", "final"))
+    won = found["recovery"]
+    share = "nothing had been lost" if won is None else f"{units.percent(won)} of it was won back"
+    return Picture(
+        "Loss while it was trained",
+        curves(
+            [Curve("#0072b2", points, tips)],
+            base,
+            Axes("held-out loss", units.number, wide=True, steps=True, salt="training"),
+        ),
+        f"Of held-out text: {units.number(base)} dense (dashed), {units.number(post)} once units "
+        f"were gone, {units.number(final)} after the training: {share}.",
+        [{"step": moment["step"], "loss": moment["loss"], "held_out": moment["held_out"]}
+         for moment in found["history"]],
+        "Line over steps",
+    )  # fmt: skip
 
 
 def rows(layers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -68,12 +125,21 @@ def rows(layers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _places(layers: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
-    """Return, for each score, the share of the other scores that are lower."""
-    every = sorted(score for layer in layers for score in layer["scores"])
-    places = {score: place for place, score in reversed([*enumerate(every)])}
+def _each(values: Mapping[str, Sequence[float]], unit: str, what: str) -> list[dict[str, Any]]:
+    """Return a row for each value of each layer."""
+    return [
+        {"layer": name, unit: place, what: value}
+        for name, found in values.items()
+        for place, value in enumerate(found)
+    ]
+
+
+def _shares(values: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """Return, for each value, the share of the other values of all layers that are lower."""
+    every = sorted(value for found in values.values() for value in found)
+    places = {value: place for place, value in reversed([*enumerate(every)])}
     most = max(len(every) - 1, 1)
-    return {layer["name"]: [places[score] / most for score in layer["scores"]] for layer in layers}
+    return {name: [places[value] / most for value in found] for name, found in values.items()}
 
 
 def _map(

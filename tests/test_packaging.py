@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 
 EXTRAS = {"parquet", "demo", "hub", "harness", "lora", "bench", "dev"}
 PAGES = ("report.html.j2", "sweep.html.j2", "macros.html.j2", "report.css")
-DATA = {"prunekit/starter.toml", *(f"prunekit/{name}" for name in PAGES)}
+DATA = {"prunekit/starter.toml", "prunekit/sentinel.toml", *(f"prunekit/{name}" for name in PAGES)}
 USE = """
 import json, sys
 sys.path.insert(0, sys.argv[1])

@@ -176,6 +176,34 @@ def test_block_obs_is_what_the_best_refit_without_the_unit_loses(kind):
         assert float(found[unit]) == pytest.approx(float(lost), rel=2e-3)
 
 
+def test_surgeon_weighs_what_a_refit_loses_by_the_gradients_of_the_loss():
+    """½ tr(G D H Dᵀ) of the change D of the weights that the best refit makes, in float64."""
+    model = restless("llama")
+    gates = prunekit.heads(model)
+    site = gates.sites[1]
+    seen, given = [], []
+    linear = site.reader.linear
+    handles = [
+        linear.register_forward_pre_hook(lambda _, x: seen.append(x[0].detach())),
+        linear.register_forward_hook(lambda _, x, y: given.append(y)),
+    ]
+    loss = model(TOKENS, labels=TOKENS).loss * TOKENS[:, 1:].numel()
+    (gradient,) = torch.autograd.grad(loss, given)
+    for handle in handles:
+        handle.remove()
+    found = gates.score("surgeon", TOKENS, damping=1e-9)[site.name]
+    x, g = seen[0].flatten(0, 1).double(), gradient.flatten(0, 1).double()
+    minded = g.T @ g / TOKENS[:, 1:].numel()
+    weight = linear.weight.detach().double()
+    for unit in range(2):
+        change = weight.clone()
+        keep = site.owner != unit
+        change[:, keep] -= torch.linalg.lstsq(x[:, keep], x @ weight.T).solution.T
+        off = x @ change.T
+        rise = (minded * (off.T @ off)).sum() / len(x) / 2
+        assert float(found[unit]) == pytest.approx(float(rise), rel=2e-3)
+
+
 def test_a_refit_gives_the_least_squares_weights_of_the_kept_units():
     model = restless("llama")
     site = sites(model, "heads")[0]

@@ -11,9 +11,13 @@ import torch
 
 import prunekit
 from prunekit import jobs, shrink_planning
+from prunekit.agreement import spearman
+from prunekit.checkpoint import open_checkpoint
 from prunekit.cli import main
 from prunekit.config import ShrinkConfig, load_config, schema
+from prunekit.data import calibration_tokens
 from prunekit.errors import CapacityError, CheckpointError, ConfigError, ShapeError
+from prunekit.evaluation import load_tokenizer
 from prunekit.kinds import KINDS
 from prunekit.rankers import rankers
 from prunekit.removal import RECORD
@@ -377,13 +381,25 @@ def test_the_weights_are_those_of_the_python_interface(llama, tmp_path):
         assert torch.equal(value, model.state_dict()[name])
 
 
+def test_the_report_holds_the_ranker_against_the_loss_without_each_unit(llama, tmp_path):
+    """Spearman's ρ of its scores to leave-one-out on the same text, and a map of both."""
+    prune = 'method = "magnitude"\npattern = "heads"\nsparsity = 0.25\ntruth = true'
+    report = finished(llama, tmp_path / "out", prune)
+    tokenizer = load_tokenizer(open_checkpoint(llama))
+    ids = calibration_tokens(tokenizer, [str(llama / "text.txt")], 8, 12, 0).ids
+    truth = prunekit.heads(prunekit.load(llama)).score("leave-one-out", ids)
+    for layer in report["layers"]:
+        torch.testing.assert_close(torch.tensor(layer["truth"]).double(), truth[layer["name"]])
+    scores = {layer["name"]: torch.tensor(layer["scores"]) for layer in report["layers"]}
+    assert report["agreement"]["heads"] == pytest.approx(spearman(scores, truth), abs=1e-6)
+    page = (tmp_path / "out/report.html").read_text()
+    assert "Loss without each of the heads" in page
+    assert "ρ of both is" in page
+
+
 def test_a_refit_in_one_walk_is_that_of_a_run_a_layer(llama, tmp_path):
     """Each linear is fitted to what it reads once all before it are without the units that go."""
     report = finished(llama, tmp_path / "out", BOTH)
-    from prunekit.checkpoint import open_checkpoint
-    from prunekit.data import calibration_tokens
-    from prunekit.evaluation import load_tokenizer
-
     tokenizer = load_tokenizer(open_checkpoint(llama))
     ids = calibration_tokens(tokenizer, [str(llama / "text.txt")], 8, 12, 0).ids
     model = prunekit.load(llama)
@@ -500,10 +516,6 @@ def test_one_unit_a_step_is_the_greedy_search(llama, tmp_path):
     records = [*prunekit.run(plan)]
     assert sum(record.kind == "step" and "heads" in record.name for record in records) == 5
     kept = {layer["name"]: layer["kept"] for layer in records[-1].values["layers"]}
-    from prunekit.checkpoint import open_checkpoint
-    from prunekit.data import calibration_tokens
-    from prunekit.evaluation import load_tokenizer
-
     tokenizer = load_tokenizer(open_checkpoint(llama))
     ids = calibration_tokens(tokenizer, [str(llama / "text.txt")], 8, 12, 0).ids
     gates = prunekit.heads(prunekit.load(llama))

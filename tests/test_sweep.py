@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from prunekit import apart, jobs, sweep_running
+from prunekit.agreement import spearman
 from prunekit.cli import main
 from prunekit.config import ShrinkConfig, load_config, schema
 from prunekit.errors import ConfigError, PrunekitError
@@ -107,6 +109,19 @@ def test_a_table_that_makes_no_runs_is_refused(llama, tmp_path, sweep, message):
         load_config(written(llama, tmp_path / "out", sweep, "sparsity = 0.5"))
 
 
+def test_the_preset_sentinel_has_the_numbers_of_that_benchmark(tmp_path):
+    """Levels, learning rate, early stop, intervals, samples, batch and length, in one config."""
+    path = tmp_path / "sentinel.toml"
+    assert main(["init", str(path), "--preset", "sentinel"]) == 0
+    (tmp_path / "demo/SmolLM2-135M-Instruct").mkdir(parents=True)
+    made = load_config(path)
+    assert len(made.runs) == 12
+    assert {run.prune.sparsity for run in made.runs.values()} == {0.1, 0.3, 0.5}
+    train = made.first.train
+    assert (train.rate, train.patience, train.every, train.batch) == (1e-5, 5, 50, 4)
+    assert (train.held_out, made.first.calibration.length, made.sweep.tokens) == (100, 128, 50)
+
+
 def test_a_plan_says_which_runs_cannot_be(llama, tmp_path):
     sweep = 'pattern = ["heads", "neurons"]\nsparsity = [0.5, 0.99]'
     path = written(llama, tmp_path / "out", sweep, 'method = "obs"\n')
@@ -155,6 +170,28 @@ def test_a_sweep_is_carried_out_taken_up_and_shown(llama, tmp_path, here):
     assert main(["run", str(more), "--quiet", "--resume"]) == 0
     assert here == ["_run_one", "measure"]
     assert main(["report", str(tmp_path / "out")]) == 0
+
+
+def test_a_sweep_of_rankers_says_how_far_they_agree(llama, tmp_path, here):
+    """Spearman's ρ between the methods and to leave-one-out, as numbers and as a picture."""
+    sweep = 'tokens = 0\nmethod = ["magnitude", "leave-one-out", "random"]\nsparsity = [0.5]'
+    text = BASE.replace('"neurons"', '"heads"')
+    path = written(llama, tmp_path / "out", sweep, text=text)
+    names = [*load_config(path).runs]
+    assert main(["run", str(path), "--quiet"]) == 0
+    (found,) = json.loads((tmp_path / "out/report.json").read_text())["agreement"]
+    assert found["rankers"] == ["magnitude", "leave-one-out", "random"]
+    matrix = torch.tensor(found["spearman"])
+    assert torch.equal(matrix, matrix.T)
+    scores = [
+        {layer["name"]: torch.tensor(layer["scores"]) for layer in own["layers"]}
+        for name in names[:2]
+        for own in [json.loads((tmp_path / f"out/runs/{name}/report.json").read_text())]
+    ]
+    assert found["spearman"][0][:2] == [1.0, pytest.approx(spearman(*scores))]
+    page = (tmp_path / "out/report.html").read_text()
+    assert "How far rankers of heads agree" in page
+    assert "magnitude → leave-one-out: " in page
 
 
 def test_the_schema_has_the_table(llama):

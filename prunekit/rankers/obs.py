@@ -45,18 +45,11 @@ class BlockObs(Ranker):
         return {site.name: self._score(site, grams[site.name]) for site in subject.sites}
 
     def _score(self, site: Site, total: Float[Tensor, "I I"]) -> Float[Tensor, " U"]:
-        import torch
-
-        from prunekit.refitting import damp
+        from prunekit.refitting import lost
         from prunekit.sites import matrix
 
-        weight = matrix(site.reader.linear).detach().double().cpu()
-        damped = damp(total, self.damping, site.name)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-        index = site.reader.index.flatten(1)  # [U, S]
-        blocks = inverse[index[:, :, None], index[:, None, :]]
-        columns = weight[:, index].movedim(1, 0)  # [U, O, S]
-        lost = (torch.linalg.solve(blocks, columns, left=False) * columns).sum((1, 2))
+        found = lost(site, total, self.damping)
         if not self.relative:
-            return lost
-        return lost / ((weight @ total.double().cpu()) * weight).sum().clamp_min(1e-300)
+            return found
+        weight = matrix(site.reader.linear).detach().double().cpu()
+        return found / ((weight @ total.double().cpu()) * weight).sum().clamp_min(1e-300)
