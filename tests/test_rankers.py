@@ -191,7 +191,9 @@ def test_surgeon_weighs_what_a_refit_loses_by_the_gradients_of_the_loss():
     (gradient,) = torch.autograd.grad(loss, given)
     for handle in handles:
         handle.remove()
-    found = gates.score("surgeon", TOKENS, damping=1e-9)[site.name]
+    found, mean = (
+        gates.score("surgeon", TOKENS, damping=1e-9, full=full)[site.name] for full in (True, False)
+    )
     x, g = seen[0].flatten(0, 1).double(), gradient.flatten(0, 1).double()
     minded = g.T @ g / TOKENS[:, 1:].numel()
     weight = linear.weight.detach().double()
@@ -202,6 +204,8 @@ def test_surgeon_weighs_what_a_refit_loses_by_the_gradients_of_the_loss():
         off = x @ change.T
         rise = (minded * (off.T @ off)).sum() / len(x) / 2
         assert float(found[unit]) == pytest.approx(float(rise), rel=2e-3)
+        rise = minded.diagonal().mean() * off.square().sum() / len(x) / 2
+        assert float(mean[unit]) == pytest.approx(float(rise), rel=2e-3)
 
 
 def test_a_refit_gives_the_least_squares_weights_of_the_kept_units():

@@ -5,7 +5,7 @@ gives, and P the inputs of a unit, the loss rises, in Kronecker-factored second 
 
     ½ tr(G W_P [(H⁻¹)_PP]⁻¹ W_Pᵀ),
 
-and the weights for that are those of a refit, whatever G is. Both are sums over a token.
+and the weights for that are those of a refit, whatever G is.
 
 Source: van der Ouderaa et al. 2024, The LLM Surgeon, §3.1 and 3.3, arXiv:2312.17244.
 Shapes: U units, I inputs and O outputs of the linear.
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Surgeon(Ranker):
-    """``½ tr(G W_P [(H⁻¹)_PP]⁻¹ W_Pᵀ)``: obs, but errors weigh what the loss minds them."""
+    """``½ tr(G W_P [(H⁻¹)_PP]⁻¹ W_Pᵀ)``: obs, but an error weighs as much as the loss minds it."""
 
     name: ClassVar[str] = "surgeon"
     needs_loss: ClassVar[bool] = True
@@ -40,36 +40,35 @@ class Surgeon(Ranker):
     damping: float = Field(default=0.01, gt=0)
     """What is added to the diagonal of H, as a part of its mean."""
 
+    full: bool = False
+    """G as the paper has it; otherwise the mean of its diagonal stands for it, so that outputs of a
+    layer weigh alike: of few tokens that is known far better, and measured better."""
+
     @override
     def score(self, subject: Subject) -> Scores:
         from prunekit.refitting import gather, lost
 
         minded = self._minded(subject)
         grams = gather(subject)
-        return {
-            site.name: lost(site, grams[site.name], self.damping, minded[site.name]) / 2
-            for site in subject.sites
-        }
+        found = {}
+        for site in subject.sites:
+            weight = minded[site.name]
+            off = lost(site, grams[site.name], self.damping, weight if self.full else None)
+            found[site.name] = off / 2 if self.full else off * weight / 2
+        return found
 
-    def _minded(self, subject: Subject) -> dict[str, Float[Tensor, "O O"]]:
-        """Return G of each site, a prediction, in float64 on the CPU."""
-        import torch
-        from prunekit_kernels import gram, mirror
-
+    def _minded(self, subject: Subject) -> dict[str, Float[Tensor, ...]]:
+        """Return G of each site, or the mean of its diagonal; a prediction, in float64 on the CPU."""
         found: dict[str, Tensor] = {}
         predictions = 0.0
         for batch in subject.batches:
             gradients, count = _gradients(subject, batch)
             predictions += count
             for site, gradient in zip(subject.sites, gradients, strict=True):
-                rows = gradient.flatten(0, -2)
-                if site.name not in found:
-                    found[site.name] = torch.zeros(2 * rows.shape[1:], device=rows.device)
-                gram(rows, found[site.name])
-        return {
-            name: mirror(total).double().cpu() / max(predictions, 1.0)
-            for name, total in found.items()
-        }
+                rows = gradient.flatten(0, -2).double()
+                part = rows.T @ rows if self.full else rows.square().sum() / rows.shape[1]
+                found[site.name] = found.get(site.name, 0) + part.cpu()
+        return {name: total / max(predictions, 1.0) for name, total in found.items()}
 
 
 def _gradients(subject: Subject, batch: Batch) -> tuple[tuple[Tensor, ...], float]:
