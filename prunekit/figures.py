@@ -194,7 +194,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Axes:
+class Axis:
     """What lines are drawn over and how values are written.
 
     Attributes:
@@ -213,7 +213,7 @@ class Axes:
     salt: str = ""
 
 
-def curves(lines: Sequence[Curve], dense: float | None, over: Axes) -> str:
+def curves(lines: Sequence[Curve], dense: float | None, over: Axis) -> str:
     """Return the SVG of lines; dashed, what the dense model has."""
     import matplotlib as mpl
     from matplotlib.figure import Figure

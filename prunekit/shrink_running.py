@@ -112,7 +112,7 @@ class ShrinkRun(Framed[ShrinkPlan]):
             before = model.config.to_dict()
             read = _batches(tokens, model)
             texts = self._training_texts(tokens)
-            base = mean_loss(model, texts[1]) if texts else None
+            base = mean_loss(model, texts[1]) if texts else 0.0
         entries: dict[str, dict[str, Any]] = {}
         with ExitStack() as stack:
             if prune.parameters is None:
@@ -379,7 +379,7 @@ class ShrinkRun(Framed[ShrinkPlan]):
             moments.append(moment)
             if moment.step and moment.step % TRACKED == 0:
                 yield Record("step", f"{moment.step} steps")
-        model.to(self.plan.dtype)
+        model.to(self.plan.dtype)  # pyright: ignore
         return moments
 
     def _tensors(self, model: PreTrainedModel) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prunekit import units
-from prunekit.figures import Axes, Curve, curves
+from prunekit.figures import Axis, Curve, curves
 from prunekit.matrix_figures import Matrix, picture
 from prunekit.pictures import Picture, as_csv
 
@@ -140,7 +140,7 @@ def _picture(report: dict[str, Any], measure: Measure, colours: dict[str, str]) 
         ]
         lines.append(Curve(colour, points, tips))
         rows += [{"series": name, "sparsity": x, measure.title: y} for x, y in points]
-    over = Axes(measure.label, measure.write, wide=measure.wide, salt=measure.title)
+    over = Axis(measure.label, measure.write, wide=measure.wide, salt=measure.title)
     svg = curves(lines, dense, over)
     caption = f"{measure.caption} Dashed: the dense model, {measure.write(dense)}."
     return Picture(measure.title, svg, caption, rows, "Lines over the part that is gone")

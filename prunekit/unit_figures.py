@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit import units
 from prunekit.figures import (
-    Axes,
+    Axis,
     Cell,
     Curve,
     Grid,
@@ -99,7 +99,7 @@ def training(found: dict[str, Any]) -> Picture:
         curves(
             [Curve("#0072b2", points, tips)],
             base,
-            Axes("held-out loss", units.number, wide=True, steps=True, salt="training"),
+            Axis("held-out loss", units.number, wide=True, steps=True, salt="training"),
         ),
         f"Of held-out text: {units.number(base)} dense (dashed), {units.number(post)} once units "
         f"were gone, {units.number(final)} after the training: {share}.",

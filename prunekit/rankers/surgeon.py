@@ -58,7 +58,7 @@ class Surgeon(Ranker):
         return found
 
     def _minded(self, subject: Subject) -> dict[str, Float[Tensor, ...]]:
-        """Return G of each site, or the mean of its diagonal; a prediction, in float64 on the CPU."""
+        """Return G of each site, or its diagonal's mean; a prediction, float64 on the CPU."""
         found: dict[str, Tensor] = {}
         predictions = 0.0
         for batch in subject.batches:
