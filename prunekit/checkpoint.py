@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+CHUNK = 1 << 20
 LARGEST_HEADER = 100_000_000
 """Bytes; what the safetensors library itself accepts."""
 INDEX = "model.safetensors.index.json"
@@ -47,12 +49,13 @@ KEPT_ENDINGS = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies: its file, stored type, shape and size."""
+    """Where a tensor lies: its file, stored type, shape, size, and the byte it begins at."""
 
     file: Path
     dtype: torch.dtype
     shape: tuple[int, ...]
     nbytes: int
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,23 @@ class Checkpoint:
         names = list(names)
         tensors = self._mapped([name for name in names if name not in self.packed])
         return tensors | {name: self._expanded(name) for name in names if name in self.packed}
+
+    def warm(self, names: Iterable[str], stop: Event) -> None:
+        """Read tensors into the system's cache of files, until ``stop`` is set.
+
+        Raises:
+            OSError: They are not there any more.
+        """
+        chunk = memoryview(bytearray(CHUNK))
+        for name in names:
+            parts = self.packed[name].parts.values() if name in self.packed else [name]
+            for entry in (self.files[part] for part in parts):
+                with entry.file.open("rb", buffering=0) as file:
+                    for at in range(entry.start, entry.start + entry.nbytes, CHUNK):
+                        if stop.is_set():
+                            return
+                        file.seek(at)
+                        file.readinto(chunk)
 
     def _expanded(self, name: str) -> Tensor:
         packed = self.packed[name]
@@ -245,11 +265,11 @@ def read_header(file: Path) -> dict[str, Entry]:
     if not isinstance(header, dict):
         raise CheckpointError(f"{file}: its header is not a table of tensors.")
     header.pop("__metadata__", None)
-    return _check_offsets(file, header, size - 8 - length)
+    return _check_offsets(file, header, 8 + length, size)
 
 
-def _check_offsets(file: Path, header: dict[str, Any], space: int) -> dict[str, Entry]:
-    entries, spans = {}, []
+def _check_offsets(file: Path, header: dict[str, Any], begin: int, size: int) -> dict[str, Entry]:
+    entries, spans, space = {}, [], size - begin
     for name, item in header.items():
         try:
             dtype, shape, (start, end) = DTYPES[item["dtype"]], item["shape"], item["data_offsets"]
@@ -267,7 +287,7 @@ def _check_offsets(file: Path, header: dict[str, Any], space: int) -> dict[str, 
                 f"{file}: {name}: bytes {start} to {end} do not fit its shape {shape} or the "
                 f"{space} bytes of the file. The file is truncated or corrupt; fetch it again."
             )
-        entries[name] = Entry(file, dtype, tuple(shape), end - start)
+        entries[name] = Entry(file, dtype, tuple(shape), end - start, begin + start)
         spans.append((start, end, name))
     spans.sort()
     for (_, end, first), (start, _, second) in pairwise(spans):

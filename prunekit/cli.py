@@ -132,6 +132,7 @@ def plan(
     *,
     world_size: int = 1,
     device_memory: str | None = None,
+    host_memory: str | None = None,
     overrides: Overrides = (),
 ) -> None:
     """Show what a run would do, its memory and disk, without reading a weight.
@@ -142,25 +143,36 @@ def plan(
         config: A TOML file.
         world_size: Processes that would share the run; the memory shown is that of each.
         device_memory: Of each GPU, such as 80GB, where the run is to be elsewhere.
+        host_memory: Main memory there for each process, such as 200GB; unless said, enough.
         overrides: KEY=VALUE wins over the config, e.g. prune.sparsity=0.6; may be repeated.
     """
     from prunekit.config import load_config
-    from prunekit.units import bytes_of
 
     loaded = load_config(config, overrides)
-    memory = None if device_memory is None else bytes_of(device_memory)
-    if memory == 0:
-        raise ConfigError(f"--device-memory {device_memory}: write a number of GB, such as 80GB.")
+    memory = _bytes("--device-memory", device_memory)
+    main = _bytes("--host-memory", host_memory)
+    if main and not memory:
+        raise ConfigError("--host-memory: goes with --device-memory, for a run elsewhere.")
     if world_size < 1:
         raise ConfigError(f"--world-size {world_size}: is at least 1.")
     from prunekit import jobs
     from prunekit.ranks import Ranks
 
-    ranks, preflight = Ranks(0, world_size), jobs.Preflight(memory)
+    ranks, preflight = Ranks(0, world_size), jobs.Preflight(memory, main)
     made = jobs.plan(loaded, ranks, preflight)
     _show(made.describe())
     if memory is None and (estimate := jobs.estimate(made)):
         _show(f"time: {estimate}")
+
+
+def _bytes(option: str, text: str | None) -> int | None:
+    from prunekit.units import bytes_of
+
+    if text is None:
+        return None
+    if not (said := bytes_of(text)):
+        raise ConfigError(f"{option} {text}: write a number of GB, such as 80GB.")
+    return said
 
 
 @app.command

@@ -207,6 +207,15 @@ class ShrinkConfig(Settings[Shrink]):
             )
         return train
 
+    @field_validator("calibration")
+    @classmethod
+    def _is_whole(cls, calibration: Calibration | None) -> Calibration | None:
+        if calibration and calibration.hidden != "auto":
+            raise ValueError(
+                "hidden has no meaning where units are taken out, with the whole model in memory."
+            )
+        return calibration
+
     @field_validator("output")
     @classmethod
     def _is_dense(cls, output: Output) -> Output:

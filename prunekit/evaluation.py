@@ -5,6 +5,7 @@ Shapes: N windows, T tokens, B windows of a batch, D features, V vocabulary.
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from prunekit.checkpoint import Checkpoint, open_checkpoint
 from prunekit.checkpoint import find as find_checkpoint
 from prunekit.data import Tokens, evaluation_tokens
 from prunekit.errors import ConfigError
+from prunekit.hidden import roomy, shelf
 from prunekit.layout import runners
 from prunekit.loading import Weights, empty_model, longest
 from prunekit.ranks import ALONE, Ranks
@@ -73,14 +75,19 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
 
 class Evaluator:
-    """Measures checkpoints of one architecture on one device."""
+    """Measures checkpoints of one architecture on one device, block by block.
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+    ``folder``: for hidden states that fit no memory.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, folder: Path | None = None
+    ) -> None:
         self.model = empty_model(checkpoint)
         self.stacks = runners(self.model, find(self.model))
         dtype = compute_dtype(stored_dtype(checkpoint), device)
         self.weights = Weights(self.model, checkpoint, dtype, device)
-        self.device = device
+        self.device, self.folder = device, folder
 
     def perplexity(self, tokens: Tokens, ranks: Ranks = ALONE) -> dict[str, Any]:
         """Return exp of the mean negative log likelihood of each token after a window's first.
@@ -133,7 +140,10 @@ class Evaluator:
 
 def last_visit(evaluator: Evaluator, parts: Sequence[Tensor]) -> Visit:
     """Walk to the end and return the last visit, whose hidden states are the last block's."""
-    visits = walk(evaluator.model, evaluator.stacks, evaluator.weights, parts)
+    features = max(runner.features for runner in evaluator.stacks)
+    nbytes = sum(part.numel() for part in parts) * features * evaluator.weights.dtype.itemsize
+    place = shelf(roomy(nbytes, evaluator.device), evaluator.device, evaluator.folder)
+    visits = walk(evaluator.model, evaluator.stacks, evaluator.weights, parts, shelf=place)
     visit = next(visits)
     for visit in visits:  # noqa: B007  the last one counts
         pass

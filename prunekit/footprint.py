@@ -5,15 +5,17 @@ what is read from the files and what is about to be written. On a CPU all of it 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel
 
+from prunekit.hidden import Where
 from prunekit.layout import Block, Linear
 from prunekit.pruning import Recipe
 from prunekit.ranks import Ranks
 from prunekit.refinement import ITERATIONS
+from prunekit.room import MARGIN
 from prunekit.spread import dealt
 from prunekit.stack import StackRunner
 from prunekit.statistics import Gram, Statistic
@@ -56,13 +58,16 @@ class Memory:
         statistics: Of the stages that are gathered at once.
         solve: What the method holds while it prunes a stage.
         results: The pruned block as it will be written, and what is mapped from the files.
-        hidden: Hidden states.
+        hidden: Hidden states, which are ``where`` there is room for them.
         activations: Of one batch within a block.
         ends: Embeddings or head.
         waiting: What the widest stage reads for all tokens, which comes on top where all batches
             wait at each stage; not part of the total.
         apart: Results are not where blocks run.
+        ahead: The next block, which is fetched while one is pruned.
+        passing: Hidden states of one batch, as it comes from elsewhere and goes back.
         writer: The whole model with its cache, where it writes its own calibration text before.
+        where: Of hidden states.
     """
 
     block: int
@@ -74,19 +79,52 @@ class Memory:
     ends: int
     waiting: int
     apart: bool
+    ahead: int = 0
+    passing: int = 0
     writer: int = 0
+    where: Where = "device"
 
     @property
     def total(self) -> int:
         """Bytes where blocks run: hidden states, and the larger of the loop's peak and the ends."""
         solve = self.solve + (0 if self.apart else self.results)
-        loop = self.block + max(self.statistics + max(solve, self.activations), self.results)
-        return max(self.hidden + max(loop, self.ends), self.writer)
+        loop = self.block + self.ahead
+        loop += max(self.statistics + max(solve, self.activations), self.results)
+        hidden = self.hidden if self.where == "device" else self.passing
+        return max(hidden + max(loop, self.ends), self.writer)
 
     @property
     def host(self) -> int:
         """Bytes of main memory, beside the process itself."""
-        return 2 * self.results if self.apart else self.total
+        if not self.apart:
+            return self.total
+        return 2 * self.results + self.ahead + (self.hidden if self.where == "host" else 0)
+
+    @property
+    def disk(self) -> int:
+        """Bytes of a file beside the checkpoint."""
+        return self.hidden if self.where == "disk" else 0
+
+    def placed(self, asked: Where | None, device: int, host: int) -> "Memory":
+        """Return this with hidden states where they were asked for, or else have room.
+
+        Args:
+            asked: By the user, if at all.
+            device: Bytes that are free where blocks run.
+            host: Bytes of main memory that are free.
+        """
+        nearest: tuple[Where, ...] = ("device", "host") if self.apart else ("device",)
+        if asked:
+            return replace(self, where=asked if asked in nearest else _OTHERWISE[asked])
+        for where in nearest:
+            made = replace(self, where=where)
+            if made.total * MARGIN <= device and made.host * MARGIN <= host:
+                return made
+        return replace(self, where="disk")
+
+
+_OTHERWISE: dict[Where, Where] = {"host": "device", "disk": "disk"}
+"""On a CPU main memory is where blocks run."""
 
 
 def memory(
@@ -112,11 +150,14 @@ def memory(
         statistics=max(_statistics(block, recipe) for block in blocks),
         solve=max(_solve(stage, recipe, given) for block in blocks for stage in block.stages),
         results=max(sizes) * stored,
-        hidden=(1 + recovers) * streams * hidden if recipe.needs else 0,
+        hidden=streams * hidden if recipe.needs else 0,
         activations=4 * batch * width * run,
         ends=ends * (run + stored),
-        waiting=2 * streams * given.tokens * width * run,
+        waiting=2 * streams * given.tokens * width * run + recovers * streams * hidden,
         apart=given.device.type != "cpu",
+        # On a CPU it waits in the system's cache of files.
+        ahead=max(sizes) * stored if given.device.type != "cpu" else 0,
+        passing=(1 + streams) * hidden * batch // given.tokens,
     )
 
 

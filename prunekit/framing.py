@@ -147,6 +147,7 @@ class Framed(Generic[P]):
 
         config = self.plan.config.dump()
         config.pop("output")
+        config.get("calibration", {}).pop("hidden", None)  # which changes no bit
         files = sorted({entry.file for entry in self.plan.checkpoint.entries.values()})
         facts = {
             "prunekit": __version__,
@@ -179,7 +180,7 @@ class Framed(Generic[P]):
     def _evaluator(self, which: str) -> Evaluator:
         before = which == "before"
         checkpoint = self.plan.checkpoint if before else open_checkpoint(self.output.folder)
-        evaluator = Evaluator(checkpoint, self.plan.device)
+        evaluator = Evaluator(checkpoint, self.plan.device, self.output.folder)
         if not before:
             evaluator.weights.adapters = lowrank.read(self.output.folder)
         return evaluator

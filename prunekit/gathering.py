@@ -96,7 +96,7 @@ def _empty(
 ) -> tuple[Statistic, ...]:
     # What an expert reads in the dense model is of other tokens than in the pruned one.
     kinds = [kind for kind in needs if not (linears[0].expert and kind is Cross)]
-    return tuple(kind(linears[0].inputs, visit.hidden[0].device) for kind in kinds)
+    return tuple(kind(linears[0].inputs, visit.device) for kind in kinds)
 
 
 def _update(

@@ -3,9 +3,12 @@
 Masks in dense weights change no speed; this says what is, not what might be.
 """
 
+import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import cast
 
 import torch
@@ -19,6 +22,7 @@ from prunekit.checkpoint import Checkpoint, find, open_checkpoint
 from prunekit.clock import now
 from prunekit.errors import ConfigError
 from prunekit.evaluation import compute_dtype, device_of, load_tokenizer, stored_dtype
+from prunekit.room import spread
 
 PROMPTS = (
     "The history of the city begins with",
@@ -73,13 +77,15 @@ def write(
             f"{checkpoint.folder}: its tokenizer has no token to begin with, so the model cannot "
             'write its own calibration text. Name a text instead of "self".'
         )
-    model = _open(checkpoint, device)
     samples, length = shape
-    model.generation_config = transformers.GenerationConfig(
-        do_sample=True, top_k=0, max_new_tokens=length - 1, pad_token_id=first
-    )
     begin = torch.full((samples, 1), cast("int", first), device=device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with (
+        opened(checkpoint, device) as model,
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+    ):
+        model.generation_config = transformers.GenerationConfig(
+            do_sample=True, top_k=0, max_new_tokens=length - 1, pad_token_id=first
+        )
         torch.manual_seed(seed)
         parts = [
             model.generate(part, attention_mask=torch.ones_like(part))  # pyright: ignore
@@ -88,12 +94,18 @@ def write(
     return torch.cat(parts).cpu()
 
 
-def _open(checkpoint: Checkpoint, device: torch.device) -> PreTrainedModel:
+@contextmanager
+def opened(checkpoint: Checkpoint, device: torch.device) -> Iterator[PreTrainedModel]:
+    """Give a whole model as transformers opens it: on the device, or where there is room for it."""
     name = checkpoint.config["architectures"][0]
     dtype = compute_dtype(stored_dtype(checkpoint), device)
     transformers.utils.logging.disable_progress_bar()
     kind = getattr(transformers, name)
-    return kind.from_pretrained(checkpoint.folder, dtype=dtype).to(device).eval()
+    count = sum(math.prod(entry.shape) for entry in checkpoint.entries.values())
+    with TemporaryDirectory(prefix="prunekit-") as offload:
+        places = spread(count * dtype.itemsize, device, offload)
+        model = kind.from_pretrained(checkpoint.folder, dtype=dtype, **places)
+        yield (model if places else model.to(device)).eval()
 
 
 def generate(
@@ -110,24 +122,27 @@ def generate(
     kind = getattr(transformers, name, None)
     if kind is None or not getattr(kind, "can_generate", lambda: False)():
         raise ConfigError(f"{path}: {name or 'the base model'} does not generate text.")
-    model = _open(checkpoint, place)
-    model.generation_config = transformers.GenerationConfig(
-        do_sample=False,
-        min_new_tokens=new_tokens,
-        max_new_tokens=new_tokens,
-        pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id or 0,
-    )
-    return [_generate(model, tokenizer, prompt) for prompt in prompts]
+    with opened(checkpoint, place) as model:
+        model.generation_config = transformers.GenerationConfig(
+            do_sample=False,
+            min_new_tokens=new_tokens,
+            max_new_tokens=new_tokens,
+            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id or 0,
+        )
+        return [_generate(model, tokenizer, prompt, place) for prompt in prompts]
 
 
 @torch.inference_mode()
 def _generate(
-    model: PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, prompt: str
+    model: PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    prompt: str,
+    device: torch.device,
 ) -> Generated:
-    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
+    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(device)
     read = inputs["input_ids"].shape[1]
-    prefill, _ = _timed(lambda: model(**inputs, use_cache=True).logits, model.device)
-    whole, ids = _timed(lambda: model.generate(**inputs), model.device)  # pyright: ignore
+    prefill, _ = _timed(lambda: model(**inputs, use_cache=True).logits, device)
+    whole, ids = _timed(lambda: model.generate(**inputs), device)  # pyright: ignore
     new = ids[0, read:]
     text = str(tokenizer.decode(new, skip_special_tokens=True))
     words = text_quality.words(text)

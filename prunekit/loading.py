@@ -15,6 +15,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from prunekit.checkpoint import SINGLE, Checkpoint, Entry, read_config
 from prunekit.errors import CheckpointError
 from prunekit.experts import PARTS, Expert, unfuse
+from prunekit.fetching import Fetch
 from prunekit.lowrank import Adapter
 from prunekit.removal import restore
 
@@ -113,6 +114,7 @@ class Weights:
     ) -> None:
         self.checkpoint, self.dtype, self.device = checkpoint, dtype, device
         self.adapters: Mapping[str, Adapter] = {}
+        self._fetch: Fetch | None = None
         self.stored = stored_names(model, checkpoint)
         self._prefixes = {module: name for name, module in model.named_modules()}
         for module in model.modules():
@@ -125,20 +127,42 @@ class Weights:
         ``without``: submodules that are left empty.
         """
         left_out = {child for excluded in without for child in excluded.modules()}
-        wanted = {
-            (child, name): self.stored[self._name(child, name)]
-            for child in module.modules()
-            if child not in left_out
-            for name in [*child._parameters, *child._buffers]
-            if self._name(child, name) in self.stored
-        }
-        tensors = self.checkpoint.read(set(wanted.values()))
+        wanted = self._wanted(module, left_out)
+        names = set(wanted.values())
+        tensors = self._fetched(names)
+        tensors |= self.checkpoint.read(names - tensors.keys())
         for child, name, buffer in _buffers(module, left_out):
             child._buffers[name] = buffer.to(self.device)
         for (child, name), stored in wanted.items():
             self.assign(child, name, tensors[stored])
             if name == "weight" and (adapter := self.adapters.get(self._prefixes[child])):
                 adapter.add_to(child)
+
+    def fetch(self, module: nn.Module) -> None:
+        """Begin to read in the background what :meth:`load` will be asked for next."""
+        if self._fetch:
+            self._fetch.cancel()
+        names = self._wanted(module, set()).values()
+        self._fetch = Fetch(self.checkpoint, names, self.device)
+        self._fetch.start()
+
+    def _fetched(self, names: set[str]) -> dict[str, Tensor]:
+        if self._fetch is None or self._fetch.names != names:
+            return {}
+        fetch, self._fetch = self._fetch, None
+        return fetch.take()
+
+    def _wanted(
+        self, module: nn.Module, left_out: set[nn.Module]
+    ) -> dict[tuple[nn.Module, str], str]:
+        """Return the stored name of each parameter and buffer of a module."""
+        return {
+            (child, name): self.stored[self._name(child, name)]
+            for child in module.modules()
+            if child not in left_out
+            for name in [*child._parameters, *child._buffers]
+            if self._name(child, name) in self.stored
+        }
 
     def assign(self, module: nn.Module, name: str, value: Tensor) -> None:
         """Put ``value`` where ``module.name`` is, in the type and on the device of the run."""

@@ -4,13 +4,13 @@ import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, cast
 
-import psutil
 import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -30,11 +30,13 @@ from prunekit.evaluation import (
 )
 from prunekit.footprint import Circumstances, Memory, Work, memory, work
 from prunekit.generation import AT_ONCE
+from prunekit.hidden import Where
 from prunekit.layout import Block, Linear, Selection, layout, runners
 from prunekit.loading import empty_model, has_weights, longest, outline, stored_names
 from prunekit.permutation import check_permutable
 from prunekit.pruning import Recipe
 from prunekit.ranks import ALONE, Ranks
+from prunekit.room import free, free_host, neighbours
 from prunekit.stack import StackRunner
 from prunekit.units import count, size
 
@@ -45,9 +47,11 @@ class Preflight:
 
     Attributes:
         device_memory: Bytes of each of its GPUs; None for this machine's own device.
+        host_memory: Bytes of main memory for each process; None for as much as it takes.
     """
 
     device_memory: int | None = None
+    host_memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -95,13 +99,13 @@ class Plan:
     @property
     def available(self) -> int:
         """Bytes that are free where blocks run, or that the user says will be."""
-        told = self.preflight and self.preflight.device_memory
-        return told or available_memory(self.device)
+        return _available(self.device, self.preflight)[0]
 
     @property
     def at_once(self) -> bool:
         """Whether there is memory for all batches to wait at each stage."""
-        return self.memory.total + self.memory.waiting < 0.9 * self.available
+        near = self.memory.where == "device"
+        return near and self.memory.total + self.memory.waiting < 0.9 * self.available
 
     @property
     def linears(self) -> list[Linear]:
@@ -159,6 +163,10 @@ def plan(config: Config, ranks: Ranks = ALONE, preflight: Preflight | None = Non
     stored = _stored(model, checkpoint, blocks, asked)
     share = _share(config, ranks), lengths[0]
     given = Circumstances(device, dtype, stored, share, ranks)
+    needs = replace(
+        memory(model, stacks, blocks, recipe, given),
+        writer=writer_memory(config, model, stacks, lengths[0], dtype),
+    ).placed(_asked(config), *_available(device, preflight))
     made = Plan(
         config=config,
         checkpoint=checkpoint,
@@ -173,10 +181,7 @@ def plan(config: Config, ranks: Ranks = ALONE, preflight: Preflight | None = Non
         dtype=dtype,
         stored=stored,
         lengths=lengths,
-        memory=replace(
-            memory(model, stacks, blocks, recipe, given),
-            writer=writer_memory(config, model, stacks, lengths[0], dtype),
-        ),
+        memory=needs,
         work=work(blocks, recipe, given),
         notes=(*notes, *_promises(recipe), *_remarks(architecture, model, blocks)),
         ranks=ranks,
@@ -327,15 +332,31 @@ def _check_skips(config: Config, model: PreTrainedModel, blocks: list[Block]) ->
             )
 
 
-def available_memory(device: torch.device) -> int:
-    """Return the bytes that are free where blocks run."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+def _asked(config: Config) -> Where | None:
+    """Return where the user wants hidden states."""
+    asked = config.calibration.hidden if config.calibration else "auto"
+    return None if asked == "auto" else asked
+
+
+def _available(device: torch.device, preflight: Preflight | None) -> tuple[int, int]:
+    """Return the bytes that are free where blocks run, and of main memory."""
+    if preflight and preflight.device_memory:
+        return preflight.device_memory, preflight.host_memory or sys.maxsize
+    return free(device), free_host()
 
 
 def _check_capacity(made: Plan) -> None:
-    available = made.available
+    available, host = _available(made.device, made.preflight)
+    if made.memory.apart and made.memory.host > host:
+        raise CapacityError(
+            f"memory: the run needs about {size(made.memory.host)} of main memory, {size(host)} "
+            "are free"
+            + (
+                '. Set calibration.hidden = "disk".'
+                if made.memory.where == "host"
+                else " for each process. Start fewer."
+            )
+        )
     if made.memory.total > available:
         raise CapacityError(
             f"memory: the run needs about {size(made.memory.total)} on {made.device}, "
@@ -344,7 +365,7 @@ def _check_capacity(made: Plan) -> None:
         )
     if made.preflight and made.preflight.device_memory:
         return  # its disk is not here
-    check_disk(made.config.output.path, made.checkpoint.nbytes)
+    check_disk(made.config.output.path, made.checkpoint.nbytes + made.memory.disk * neighbours())
 
 
 def check_disk(path: str, needed: int) -> None:
@@ -377,11 +398,13 @@ def _describe(made: Plan) -> RenderableType:
         "ranks": f"{made.ranks.size}: samples and rows are shared; memory is that of each",
         "output": f"{config.output.path}  ({size(made.checkpoint.nbytes)})",
         "memory": _held(made.memory),
+        "hidden states": _placement(made),
         "operations": _operations(made.work),
     }
     if prune.propagation == "stage" and not made.at_once:
+        more = made.memory.waiting + made.memory.hidden * (made.memory.where != "device")
         rows["propagation"] = (
-            f"{size(made.memory.waiting)} more would let one forward of a block serve all its "
+            f"{size(more)} more would let one forward of a block serve all its "
             'stages; there is one a stage instead. propagation = "block" takes two a block'
         )
     if config.calibration:
@@ -409,12 +432,37 @@ def _held(memory: Memory) -> str:
         "statistics": memory.statistics,
         "solving": memory.solve,
         "results": memory.results,
-        "hidden states": memory.hidden,
+        **({"hidden states": memory.hidden} if memory.where == "device" else {}),
         "activations": memory.activations,
     }
     said = ", ".join(f"{name} {size(value)}" for name, value in parts.items())
     where = f" on the device and {size(memory.host)} of main memory" if memory.apart else ""
     return f"about {size(memory.total)}{where}: {said}; embeddings or head {size(memory.ends)}"
+
+
+def _placement(made: Plan) -> str:
+    """Say where hidden states are kept, and why."""
+    needs, (device, host) = made.memory, _available(made.device, made.preflight)
+    places = {
+        "device": f"on {made.device}",
+        "host": "in main memory",
+        "disk": f"in a file in {made.config.output.path}",
+    }
+    if made.config.calibration is None or not needs.hidden:
+        return "none"
+    told = f"{size(needs.hidden)} {places[needs.where]}"
+    if _asked(made.config):
+        return f"{told}, as calibration.hidden asks"
+    near = replace(needs, where="device")
+    why = [
+        f"with them {made.device} would need {size(near.total)}, {size(device)} are free"
+        if needs.where != "device"
+        else "where blocks run; it has room"
+    ]
+    if needs.apart and needs.where == "disk":
+        beside = replace(needs, where="host")
+        why.append(f"main memory {size(beside.host)}, {size(host)} are free")
+    return f"{told}: {'; '.join(why)}"
 
 
 def _operations(work: Work) -> str:

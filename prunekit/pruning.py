@@ -200,9 +200,11 @@ class BlockPruner:
         """Prune the block, then tune what stays of it as a whole; errors are those before that."""
         dense, onward = visit.dense, visit.onward
         assert dense is not None
-        inputs, beside = [*visit.hidden], [*dense.hidden]
+        # At once, they are replaced by what the pruned block gives.
+        kept = ([*visit.hidden], [*dense.hidden]) if self.at_once else None
         outcomes = [*self._linears(visit, plan)]
-        visit.hidden[:], dense.hidden[:] = inputs, beside
+        if kept:
+            visit.hidden[:], dense.hidden[:] = kept
         dense.advance()
         dense.onward = False
         facts = reconstruct(visit, plan, self.dtypes)

@@ -67,7 +67,7 @@ def reconstruct(visit: Visit, plan: Block, dtypes: Mapping[str, torch.dtype]) ->
 @torch.no_grad()
 def _energy(visit: Visit, values: Iterable[Tensor]) -> float:
     """Return the sum of squares, over the tokens of all ranks."""
-    total = torch.zeros((), dtype=torch.float64, device=visit.hidden[0].device)
+    total = torch.zeros((), dtype=torch.float64, device=visit.device)
     for value in values:
         total += value.float().square().sum(dtype=torch.float64)
     visit.ranks.add(total, "errors")

@@ -18,6 +18,7 @@ from prunekit.data import Tokens
 from prunekit.errors import StoppedError
 from prunekit.formats import Stored, format_named
 from prunekit.framing import Framed, Record
+from prunekit.hidden import shelf
 from prunekit.layout import Block, orientation
 from prunekit.loading import Weights
 from prunekit.permutation import orders, rearrange
@@ -140,7 +141,10 @@ class Run(Framed[Plan]):
         if tokens:
             ids = tokens.ids[self.ranks.part(len(tokens.ids))]
         parts = batches(ids, plan.device)
-        visits = walk(plan.model, plan.stacks, self.weights, parts, self.ranks, beside=beside)
+        place = shelf(plan.memory.where, plan.device, self.output.folder)
+        visits = walk(
+            plan.model, plan.stacks, self.weights, parts, self.ranks, beside=beside, shelf=place
+        )
         return zip(visits, plan.blocks, strict=True)
 
     def _prune(self, tokens: Tokens | None, sparsities: Mapping[str, float]) -> Iterator[Record]:
@@ -346,13 +350,13 @@ class Run(Framed[Plan]):
         plan, done = self.plan, self.output.done
         judged = [values for (kind, _), values in done.items() if kind == "evaluation"]
         peaks, needs = result.peak_memory(plan.device), plan.memory
-        compressed = self._compressed()
+        compressed, read = self._compressed(), result.calibration_facts(plan, tokens)
         return {
             "prunekit": __version__,
             "config": plan.config.dump(),
             "config_text": plan.config.text,
             "model": result.model_facts(plan),
-            "calibration": result.calibration_facts(plan, tokens),
+            "calibration": read and read | {"hidden": needs.where},
             "sparsity": result.sparsity_facts(plan, counted),
             "storage": result.storage_facts(
                 plan, self.output.folder, compressed, len(self.layers) - len(compressed)

@@ -155,6 +155,9 @@ class Calibration(Section):
     """Tokens of a sequence; capped at what the model allows."""
     seed: int = Field(default=0, ge=0)
     """Seed of the draw."""
+    hidden: Literal["auto", "device", "host", "disk"] = "auto"
+    """Where what the next block reads of the text is kept: on the device, in main memory, or in a
+    file beside the output; auto: as near as it fits. It changes no bit of the result."""
 
     @field_validator("data")
     @classmethod

@@ -22,8 +22,9 @@ from prunekit.kinds import WHOLE, Kind
 from prunekit.layout import runners
 from prunekit.loading import empty_model, longest, stored_names
 from prunekit.places import places
-from prunekit.planning import available_memory, capped, check_disk, check_judged, check_writes
+from prunekit.planning import capped, check_disk, check_judged, check_writes
 from prunekit.removal import RECORD, refuse_unequal
+from prunekit.room import free
 from prunekit.shrink_section import Shrink
 from prunekit.sites import Place, Site, matrix
 from prunekit.stack import StackRunner
@@ -293,7 +294,7 @@ def _check_unread(made: ShrinkPlan) -> None:
 
 
 def _check_capacity(made: ShrinkPlan) -> None:
-    available, needed = available_memory(made.device), sum(made.memory.values())
+    available, needed = free(made.device), sum(made.memory.values())
     if needed > available:
         raise CapacityError(
             f"memory: {' and '.join(made.places)} are ranked with the whole model in memory, about "

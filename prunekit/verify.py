@@ -4,11 +4,13 @@ Shapes: B samples, T tokens, C answers a token (vocabulary, classes or features)
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from prunekit.loading import empty_model, stored_names
 from prunekit.patterns import Pattern, parse
 from prunekit.places import places
 from prunekit.removal import RECORD
+from prunekit.room import spread
 
 PROOF_TOKENS = 16
 PROOF_ANSWERS = 32
@@ -158,21 +161,26 @@ def _check_answers(checkpoint: Checkpoint, proof: dict[str, Any]) -> Check:
     if proof["device"] != "cpu" and not torch.cuda.is_available():
         detail = f"recorded on {proof['device']}, which is not here; nothing was compared"
         return Check("answers", passed=False, detail=detail)
-    finished = subprocess.run(
-        [*_python(checkpoint), str(checkpoint.folder.absolute()), json.dumps(proof)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd="/",
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
+    dtype = getattr(torch, proof["dtype"])
+    count = sum(math.prod(entry.shape) for entry in checkpoint.entries.values())
+    with TemporaryDirectory(prefix="prunekit-") as offload:
+        places = spread(count * dtype.itemsize, torch.device(proof["device"]), offload)
+        given = str(checkpoint.folder.absolute()), json.dumps(proof), json.dumps(places)
+        finished = subprocess.run(
+            [*_python(checkpoint), *given],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd="/",
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
     if finished.returncode:
         last = finished.stderr.strip().splitlines()[-1:] or ["no message"]
         return Check("answers", passed=False, detail=f"{who} fails to open it: {last[0]}")
     answers = torch.tensor(json.loads(finished.stdout))
     expected = torch.tensor(proof["answers"])
     scale = float(expected.abs().max())
-    allowed = scale * 32 * torch.finfo(getattr(torch, proof["dtype"])).eps
+    allowed = scale * 32 * torch.finfo(dtype).eps
     differ = float((sample(answers) - expected).abs().max())
     detail = (
         f"{who} answers within {differ:.2g} of what was recorded (allowed "
@@ -200,11 +208,14 @@ def _python(checkpoint: Checkpoint) -> list[str]:
 
 _STOCK = """
 import json, sys, torch, transformers
-folder, proof = sys.argv[1], json.loads(sys.argv[2])
+folder, (proof, places) = sys.argv[1], map(json.loads, sys.argv[2:])
+if places:  # the names of GPUs are numbers
+    room = places["max_memory"].items()
+    places["max_memory"] = {int(name) if name.isdigit() else name: most for name, most in room}
 config = transformers.AutoConfig.from_pretrained(folder)
 kind = getattr(transformers, (config.architectures or ["AutoModel"])[0])
 dtype = getattr(torch, proof["dtype"])
-model, notes = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+model, notes = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **places)
 assert not notes["missing_keys"], f"weights are missing: {sorted(notes['missing_keys'])[:3]}"
 """
 _ALONE = """
@@ -216,7 +227,8 @@ inputs = {"input_ids": ids}
 if config.is_encoder_decoder:
     inputs["decoder_input_ids"] = ids
 with torch.inference_mode():
-    answers = model.eval().to(proof["device"])(**inputs)[0]
+    model = model if places else model.to(proof["device"])
+    answers = model.eval()(**inputs)[0]
 print(json.dumps(answers.float().cpu().tolist()))
 """
 

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Int
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunekit import allocator
+from prunekit.hidden import Away, HiddenStates
 from prunekit.loading import Weights
 from prunekit.ranks import ALONE, Ranks
 from prunekit.stack import Context, StackRunner
@@ -27,14 +29,14 @@ intermediate activations stay small beside a block's weights."""
 class Visit:
     """One block with its weights loaded and the hidden states that it reads.
 
-    ``hidden`` holds one tensor [B, T, D] a batch. Set ``onward`` to False when nobody reads what
+    ``hidden`` gives one tensor [B, T, D] a batch. Set ``onward`` to False when nobody reads what
     the block gives. The other ``ranks`` visit the same block with other samples. ``dense`` visits
     it in the dense model: with the hidden states that blocks give there, and a ``twin`` of it.
     """
 
     runner: StackRunner
     index: int
-    hidden: list[Tensor]
+    hidden: HiddenStates
     contexts: list[Context]
     onward: bool = True
     ranks: Ranks = ALONE
@@ -50,6 +52,11 @@ class Visit:
     def block(self) -> nn.Module:
         """The block itself."""
         return self.twin or self.runner.blocks[self.index]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the block runs."""
+        return self.hidden.device if isinstance(self.hidden, Away) else self.hidden[0].device
 
     def part(self) -> None:
         """Let the dense model go on with a copy of the block, which is about to change."""
@@ -90,7 +97,7 @@ def batches(ids: Int[Tensor, "N T"], device: torch.device) -> list[Tensor]:
     return [part.to(device) for part in ids.split(size)]
 
 
-def walk(
+def walk(  # noqa: PLR0913  each is a word of its own
     model: PreTrainedModel,
     stacks: Sequence[StackRunner],
     weights: Weights | None,
@@ -98,8 +105,11 @@ def walk(
     ranks: Ranks = ALONE,
     *,
     beside: bool = False,
+    shelf: Callable[[], HiddenStates] = list,
 ) -> Iterator[Visit]:
     """Visit every block in run order; between two visits the hidden states move on.
+
+    While a block is visited the weights of the next one are fetched.
 
     Whoever iterates may change the visited block's weights; what the next block reads is then what
     the changed block gives. After the last visit, ``hidden`` is what the last block gives.
@@ -112,22 +122,24 @@ def walk(
         ranks: Those who walk with other samples.
         beside: Walk through the dense model too; whoever changes a block has it :meth:`Visit.part`
             before.
+        shelf: Makes a place for the hidden states of a stack.
     """
+    blocks = [block for runner in stacks for block in runner.blocks]
+    following = dict(pairwise(blocks))
     if weights:
-        blocks = [block for runner in stacks for block in runner.blocks]
         weights.load(model, without=[*blocks, *vocabulary(model, stacks)])
     contexts: list[Context] = [{} for _ in ids]
     apart = contexts
     for runner in stacks:
-        hidden: list[Tensor] = []
-        dense: list[Tensor] = []
+        hidden, dense = shelf(), shelf()
         for index, block in enumerate(runner.blocks):
             with held(weights, block):
                 if index == 0:
                     with held(weights, *embeddings(model, [runner])):
-                        hidden += map(runner.enter, ids, contexts)
-                    dense += hidden if beside else []
+                        hidden.extend(map(runner.enter, ids, contexts))
+                    dense.extend(hidden if beside else [])
                     allocator.give_back()
+                _fetch(weights, following.get(block))
                 visit = Visit(runner, index, hidden, contexts, ranks=ranks)
                 visit.dense = Visit(runner, index, dense, apart) if beside else None
                 yield visit
@@ -144,15 +156,22 @@ def glance(
 ) -> Iterator[Visit]:
     """Visit the blocks with these numbers for their weights alone: no token walks through them."""
     blocks = [(runner, index) for runner in stacks for index in range(len(runner.blocks))]
-    for number in sorted(wanted):
+    numbers = sorted(wanted)
+    modules = [blocks[number][0].blocks[blocks[number][1]] for number in numbers]
+    following = dict(zip(numbers, modules[1:], strict=False))
+    for number in numbers:
         runner, index = blocks[number]
         with held(weights, runner.blocks[index]):
+            _fetch(weights, following.get(number))
             yield Visit(runner, index, [], [], onward=False)
 
 
-def _read(
-    runner: StackRunner, hidden: Sequence[Tensor], contexts: Sequence[Context]
-) -> list[Context]:
+def _fetch(weights: Weights | None, module: nn.Module | None) -> None:
+    if weights and module:
+        weights.fetch(module)
+
+
+def _read(runner: StackRunner, hidden: HiddenStates, contexts: Sequence[Context]) -> list[Context]:
     """Return what the next stack reads of this one, for each batch."""
     return [
         {"encoder_hidden_states": runner.finish(part, context)}

@@ -293,7 +293,7 @@ def test_the_plan_refuses_what_cannot_work(tmp_path, model_type, prune, error, m
 
 
 def test_the_plan_refuses_too_little_memory(llama, tmp_path, monkeypatch):
-    monkeypatch.setattr(shrink_planning, "available_memory", lambda device: 1000)
+    monkeypatch.setattr(shrink_planning, "free", lambda device: 1000)
     with pytest.raises(CapacityError, match="with the whole model in memory"):
         planned(llama, tmp_path / "out", BOTH)
 

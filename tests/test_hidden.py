@@ -1,0 +1,251 @@
+"""Hidden states that are not on the device change no byte, and models larger than it have room."""
+
+import errno
+import json
+import os
+import sys
+from io import StringIO
+from threading import Event
+
+import pytest
+import torch
+from rich.console import Console
+from torch.testing import assert_close
+
+from prunekit import hidden, loading, planning, room, verify
+from prunekit.checkpoint import open_checkpoint
+from prunekit.errors import CapacityError, ConfigError
+from prunekit.evaluation import evaluate
+from prunekit.footprint import Memory
+from prunekit.generation import generate, opened
+from prunekit.hidden import InHost, OnDisk, roomy
+from prunekit.loading import Weights
+from prunekit.ranks import Ranks
+from prunekit.running import run
+from prunekit.verify import prove, sample
+from tests import checkpoints
+from tests.checkpoints import planned
+
+CPU = torch.device("cpu")
+WANDA = {"method": "wanda", "pattern": "2:4"}
+RECIPES = {
+    "admm, beside the dense model": ("llama", {"method": "admm", "pattern": "2:4"}),
+    "wanda, blocks tuned": ("llama", WANDA | {"recover": "block"}),
+    "sparsegpt of dense inputs": (
+        "llama",
+        {"method": "sparsegpt", "pattern": "2:4", "propagation": "none"},
+    ),
+    "wanda, encoder and decoder": ("t5", WANDA),
+}
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch):
+    monkeypatch.setattr("prunekit.report.render", lambda report: "")
+    monkeypatch.setattr("prunekit.reconstruction.STEPS", 3)
+    monkeypatch.setattr("prunekit.walk.BATCH_TOKENS", {"cpu": 24})
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return checkpoints.write(tmp_path_factory.mktemp("llama"), num_hidden_layers=3)
+
+
+@pytest.mark.parametrize("kind", [InHost, OnDisk])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_kept_elsewhere_comes_back_bit_for_bit(kind, dtype):
+    values = [torch.randn(2, 3, 5).to(dtype), torch.randn(5, 700, 3).to(dtype).mT, torch.ones(1, 1)]
+    kept = kind(CPU)
+    kept.extend(values)
+    assert len(kept) == 3
+    for found, value in zip(kept, values, strict=True):
+        assert found.dtype == value.dtype
+        assert torch.equal(found, value)
+    kept[1] = values[1] + 1
+    kept[0].zero_()  # what was given is a copy
+    assert torch.equal(kept[1], values[1] + 1)
+    assert torch.equal(kept[0], values[0])
+    kept[:] = [value * 2 for value in values]
+    assert torch.equal(kept[1], values[1] * 2)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_hidden_states_on_disk_change_no_byte(tmp_path, recipe, monkeypatch):
+    model_type, prune = RECIPES[recipe]
+    model, made = checkpoints.write(tmp_path / "m", model_type), []
+
+    class Counted(OnDisk):
+        def __init__(self, *arguments):
+            made.append(self)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(hidden, "OnDisk", Counted)
+    for where in ("device", "disk"):
+        calibration = {"data": str(model / "text.txt"), "hidden": where}
+        plan = planned(model, tmp_path / where, prune=prune, calibration=calibration)
+        report = [*run(plan)][-1].values
+        assert report["calibration"]["hidden"] == where
+        assert bool(made) == (where == "disk")
+    near, far = (
+        {file.name: file.read_bytes() for file in (tmp_path / where).glob("*.safetensors")}
+        for where in ("device", "disk")
+    )
+    assert near == far != {}
+    assert not [*(tmp_path / "disk").glob(".*")]
+
+
+def test_perplexity_does_not_depend_on_where_hidden_states_are(llama, monkeypatch):
+    found = []
+    for free in (10**12, 10):
+        monkeypatch.setattr(hidden, "free", lambda _, free=free: free)
+        found.append(evaluate(str(llama), [str(llama / "text.txt")], 12, 9))
+    assert found[0] == found[1]
+
+
+def test_a_full_disk_is_said_before_it_is_written_to(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(CapacityError, match="the disk is full"):
+        OnDisk(CPU, tmp_path).extend([torch.ones(3)])
+
+
+NEEDS = {"block": 10, "statistics": 5, "solve": 5, "results": 10, "activations": 1, "ends": 1}
+
+
+@pytest.mark.parametrize(
+    ("apart", "asked", "device", "host", "where"),
+    [
+        (False, None, 1000, 1000, "device"),
+        (False, None, 100, 100, "disk"),  # of 130 in all
+        (True, None, 1000, 1000, "device"),
+        (True, None, 120, 1000, "host"),
+        (True, None, 120, 120, "disk"),
+        (True, "device", 1, 1, "device"),
+        (True, "disk", 1000, 1000, "disk"),
+        (False, "host", 1000, 1000, "device"),
+    ],
+)
+def test_hidden_states_are_as_near_as_there_is_room(apart, asked, device, host, where):
+    needs = Memory(**NEEDS, hidden=100, waiting=0, apart=apart, ahead=10 * apart)
+    made = needs.placed(asked, device, host)
+    assert made.where == where
+    assert made.disk == 100 * (where == "disk")
+    assert needs.total - made.total == 100 * (where != "device")
+
+
+def test_the_plan_says_where_hidden_states_are_and_why(llama, tmp_path, monkeypatch):
+    def said(**calibration):
+        calibration = {"data": str(llama / "text.txt"), **calibration}
+        console = Console(width=300, record=True, file=StringIO())
+        plan = planned(llama, tmp_path / "out", calibration=calibration)
+        console.print(plan.describe())
+        lines = console.export_text().splitlines()
+        line = next(line.strip() for line in lines if line.startswith("hidden states "))
+        return plan, line
+
+    plan, line = said()
+    assert "it has room" in line
+    assert plan.memory.where == "device"
+    enough = int((plan.memory.total - plan.memory.hidden / 2) * room.MARGIN)
+    monkeypatch.setattr(planning, "free", lambda _: enough)
+    plan, line = said()
+    assert plan.memory.where == "disk"
+    assert "with them cpu would need" in line
+    assert not plan.at_once
+    plan, line = said(hidden="disk")
+    assert line.endswith("as calibration.hidden asks")
+
+
+def test_too_little_main_memory_beside_a_gpu_is_refused(llama, tmp_path):
+    config = planned(llama, tmp_path / "out").config
+    config = config.model_copy(
+        update={"calibration": config.calibration.model_copy(update={"hidden": "host"})}
+    )
+    planning.plan(config, Ranks(), planning.Preflight(10**9, 10**9))
+    with pytest.raises(CapacityError, match=r'main memory, .*Set calibration.hidden = "disk"'):
+        planning.plan(config, Ranks(), planning.Preflight(10**9, 10**3))
+
+
+def test_a_stopped_run_goes_on_with_hidden_states_elsewhere(llama, tmp_path):
+    def plan(where):
+        calibration = {"data": str(llama / "text.txt"), "hidden": where}
+        return planned(llama, tmp_path / "out", calibration=calibration)
+
+    records = run(plan("device"))
+    for record in records:
+        if record.kind == "block":
+            records.close()
+    assert [*run(plan("disk"), resume=True)][-1].kind == "finish"
+
+
+def test_hidden_means_nothing_where_the_whole_model_is_in_memory(llama, tmp_path):
+    from prunekit.config import load_config
+
+    file = tmp_path / "config.toml"
+    file.write_text(
+        f'[model]\npath = "{llama}"\n[calibration]\ndata = "pydoc:train"\nhidden = "disk"\n'
+        '[prune]\nmethod = "magnitude"\npattern = "heads"\nsparsity = 0.5\n[output]\npath = "o"\n'
+    )
+    with pytest.raises(ConfigError, match="hidden has no meaning where units are taken out"):
+        load_config(file)
+
+
+def test_the_next_block_is_fetched_while_one_is_visited(llama, tmp_path, monkeypatch):
+    fetched, real = [], Weights.fetch
+
+    def fetch(self, module):
+        fetched.append(self._prefixes[module])
+        real(self, module)
+
+    monkeypatch.setattr(Weights, "fetch", fetch)
+    [*run(planned(llama, tmp_path / "out", calibration=None, prune={"method": "magnitude"}))]
+    assert fetched[:2] == ["model.layers.1", "model.layers.2"]
+
+
+def test_what_was_fetched_to_the_device_is_what_is_loaded(llama, monkeypatch):
+    checkpoint = open_checkpoint(llama)
+    model = loading.empty_model(checkpoint)
+    weights, block = Weights(model, checkpoint, torch.float32, CPU), model.model.layers[1]
+    name = "model.layers.1.mlp.up_proj.weight"
+    monkeypatch.setattr(
+        "prunekit.fetching.Fetch.take",
+        lambda self: {key: value + 1 for key, value in checkpoint.read(self.names).items()},
+    )
+    weights.fetch(block)
+    weights.load(block)
+    stored = checkpoint.read([name])[name]
+    assert torch.equal(block.mlp.up_proj.weight, stored + 1)
+    weights.load(block)  # the second time nothing was fetched
+    assert torch.equal(block.mlp.up_proj.weight, stored)
+
+
+def test_entries_know_where_their_bytes_are(llama):
+    checkpoint = open_checkpoint(llama)
+    for name, tensor in checkpoint.read(checkpoint.entries).items():
+        entry = checkpoint.entries[name]
+        content = entry.file.read_bytes()[entry.start : entry.start + entry.nbytes]
+        assert content == tensor.contiguous().view(torch.uint8).numpy().tobytes()
+    checkpoint.warm(checkpoint.entries, Event())
+
+
+def test_a_model_larger_than_memory_generates_and_answers_from_files(llama, monkeypatch, capsys):
+    checkpoint, prompt = open_checkpoint(llama), ["Once"]
+    expected = generate(str(llama), 2, prompt)
+    proof = prove(checkpoint, CPU)
+    monkeypatch.setattr(room, "free_host", lambda: checkpoint.nbytes // 2)
+    with opened(checkpoint, CPU) as model:
+        assert {"cpu", "disk"} == {*model.hf_device_map.values()}
+    assert generate(str(llama), 2, prompt)[0].text == expected[0].text
+    # What `prunekit verify` lets a fresh process do.
+    places = room.spread(checkpoint.nbytes, CPU, str(llama / "offload"))
+    monkeypatch.setattr(sys, "argv", ["-c", str(llama), json.dumps(proof), json.dumps(places)])
+    exec(verify._STOCK + verify._ANSWER, {})
+    answers = sample(torch.tensor(json.loads(capsys.readouterr().out.splitlines()[-1])))
+    assert_close(answers, torch.tensor(proof["answers"]))
+
+
+def test_more_than_half_of_what_is_free_goes_to_disk(monkeypatch):
+    monkeypatch.setattr(hidden, "free", lambda _: 100)
+    assert [roomy(size, CPU) for size in (50, 51)] == ["device", "disk"]
