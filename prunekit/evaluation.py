@@ -19,9 +19,9 @@ from prunekit.checkpoint import Checkpoint, open_checkpoint
 from prunekit.checkpoint import find as find_checkpoint
 from prunekit.data import Tokens, evaluation_tokens
 from prunekit.errors import ConfigError
-from prunekit.hidden import roomy, shelf
 from prunekit.layout import runners
 from prunekit.loading import Weights, empty_model, longest
+from prunekit.placement import roomy, shelf
 from prunekit.ranks import ALONE, Ranks
 from prunekit.sources import title
 from prunekit.stack import StackRunner

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel
 
-from prunekit.hidden import Where
 from prunekit.layout import Block, Linear
+from prunekit.placement import Where
 from prunekit.pruning import Recipe
 from prunekit.ranks import Ranks
 from prunekit.refinement import ITERATIONS

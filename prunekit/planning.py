@@ -30,10 +30,10 @@ from prunekit.evaluation import (
 )
 from prunekit.footprint import Circumstances, Memory, Work, memory, work
 from prunekit.generation import AT_ONCE
-from prunekit.hidden import Where
 from prunekit.layout import Block, Linear, Selection, layout, runners
 from prunekit.loading import empty_model, has_weights, longest, outline, stored_names
 from prunekit.permutation import check_permutable
+from prunekit.placement import Where
 from prunekit.pruning import Recipe
 from prunekit.ranks import ALONE, Ranks
 from prunekit.room import free, free_host, neighbours

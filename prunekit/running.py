@@ -18,10 +18,10 @@ from prunekit.data import Tokens
 from prunekit.errors import StoppedError
 from prunekit.formats import Stored, format_named
 from prunekit.framing import Framed, Record
-from prunekit.hidden import shelf
 from prunekit.layout import Block, orientation
 from prunekit.loading import Weights
 from prunekit.permutation import orders, rearrange
+from prunekit.placement import shelf
 from prunekit.planning import Plan
 from prunekit.pruning import BlockPruner, Looked, Outcome, survey
 from prunekit.storage import layer_of, pack, unpack

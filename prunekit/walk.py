@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunekit import allocator
-from prunekit.hidden import Away, HiddenStates
 from prunekit.loading import Weights
+from prunekit.placement import Away, HiddenStates
 from prunekit.ranks import ALONE, Ranks
 from prunekit.stack import Context, StackRunner
 

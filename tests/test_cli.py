@@ -222,7 +222,7 @@ def test_ctrl_c_ends_a_process_without_traceback(config):
         # A process in the background of a shell is born deaf to Ctrl-C.
         "signal.signal(signal.SIGINT, signal.default_int_handler); "
         "stop = lambda *_: os.kill(os.getpid(), signal.SIGINT); "
-        "jobs = types.SimpleNamespace(plan=stop, Preflight=lambda memory: None); "
+        "jobs = types.SimpleNamespace(plan=stop, Preflight=lambda *_: None); "
         "sys.modules['prunekit.jobs'] = prunekit.jobs = jobs; "
         "from prunekit.cli import main; sys.exit(main(['plan', 'config.toml']))"
     )
@@ -235,15 +235,18 @@ def test_plan_prints_the_plan(config, replace, capsys):
     made = SimpleNamespace(describe=lambda: "[bold]a plan")
 
     def plan(config, ranks, preflight):
-        assert (ranks.size, preflight) == (8, 80 * 10**9)
+        assert (ranks.size, preflight) == (8, (80 * 10**9, 10**12))
         return made
 
-    replace(jobs={"plan": plan, "Preflight": lambda memory: memory})
-    assert main(["plan", config, "--world-size", "8", "--device-memory", "80GB"]) == 0
+    replace(jobs={"plan": plan, "Preflight": lambda *memory: memory})
+    memory = ["--device-memory", "80GB", "--host-memory", "1TB"]
+    assert main(["plan", config, "--world-size", "8", *memory]) == 0
     assert capsys.readouterr().out == "a plan\n"
 
 
-@pytest.mark.parametrize("option", [["--device-memory", "much"], ["--world-size", "0"]])
+@pytest.mark.parametrize(
+    "option", [["--device-memory", "much"], ["--world-size", "0"], ["--host-memory", "1GB"]]
+)
 def test_plan_refuses_what_no_machine_is(config, option, capsys):
     assert main(["plan", config, *option]) == 2
     assert option[0] in capsys.readouterr().err

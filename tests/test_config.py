@@ -452,7 +452,13 @@ def test_a_dump_is_json_and_says_the_same_when_read_again(load, overrides):
 def test_a_dump_has_the_keys_that_the_user_would_write(load):
     assert load(GOOD, "prune.damping=0.5").dump() == {
         "model": {"path": "Qwen/Qwen3-0.6B", "dtype": "auto", "device": "auto"},
-        "calibration": {"data": ["pydoc:train"], "samples": 128, "length": 2048, "seed": 0},
+        "calibration": {
+            "data": ["pydoc:train"],
+            "samples": 128,
+            "length": 2048,
+            "seed": 0,
+            "hidden": "auto",
+        },
         "prune": {
             "method": "sparsegpt",
             "damping": 0.5,

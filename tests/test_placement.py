@@ -12,14 +12,14 @@ import torch
 from rich.console import Console
 from torch.testing import assert_close
 
-from prunekit import hidden, loading, planning, room, verify
+from prunekit import loading, placement, planning, room, verify
 from prunekit.checkpoint import open_checkpoint
 from prunekit.errors import CapacityError, ConfigError
 from prunekit.evaluation import evaluate
 from prunekit.footprint import Memory
 from prunekit.generation import generate, opened
-from prunekit.hidden import InHost, OnDisk, roomy
 from prunekit.loading import Weights
+from prunekit.placement import InHost, OnDisk, roomy
 from prunekit.ranks import Ranks
 from prunekit.running import run
 from prunekit.verify import prove, sample
@@ -79,7 +79,7 @@ def test_hidden_states_on_disk_change_no_byte(tmp_path, recipe, monkeypatch):
             made.append(self)
             super().__init__(*arguments)
 
-    monkeypatch.setattr(hidden, "OnDisk", Counted)
+    monkeypatch.setattr(placement, "OnDisk", Counted)
     for where in ("device", "disk"):
         calibration = {"data": str(model / "text.txt"), "hidden": where}
         plan = planned(model, tmp_path / where, prune=prune, calibration=calibration)
@@ -97,7 +97,7 @@ def test_hidden_states_on_disk_change_no_byte(tmp_path, recipe, monkeypatch):
 def test_perplexity_does_not_depend_on_where_hidden_states_are(llama, monkeypatch):
     found = []
     for free in (10**12, 10):
-        monkeypatch.setattr(hidden, "free", lambda _, free=free: free)
+        monkeypatch.setattr(placement, "free", lambda _, free=free: free)
         found.append(evaluate(str(llama), [str(llama / "text.txt")], 12, 9))
     assert found[0] == found[1]
 
@@ -247,5 +247,5 @@ def test_a_model_larger_than_memory_generates_and_answers_from_files(llama, monk
 
 
 def test_more_than_half_of_what_is_free_goes_to_disk(monkeypatch):
-    monkeypatch.setattr(hidden, "free", lambda _: 100)
+    monkeypatch.setattr(placement, "free", lambda _: 100)
     assert [roomy(size, CPU) for size in (50, 51)] == ["device", "disk"]
