@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from jaxtyping import Shaped
 
 from prunekit.errors import ConfigError, RankError, StoppedError
-from prunekit.watch import Watch
+from prunekit.watch import WAY_ON, Watch
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,8 @@ T = TypeVar("T")
 FOREVER = timedelta(days=30)
 """How long a rank waits for the others: one may write or judge for long, and deaths are seen by
 :mod:`prunekit.watch`."""
+MEETING = timedelta(seconds=60)
+"""How long it waits for them to be there at all."""
 
 
 class Ranks:
@@ -227,19 +229,29 @@ def join(device: str = "auto") -> Ranks:
     from torch import distributed
 
     cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    store, rank, size = next(distributed.rendezvous("env://", timeout=FOREVER))  # pyright: ignore
-    if cuda:
-        torch.cuda.set_device(_local_rank(rank) % max(torch.cuda.device_count(), 1))
-    distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        store=distributed.PrefixStore("prunekit", store),  # pyright: ignore
-        rank=rank,
-        world_size=size,
-        timeout=FOREVER,
-    )
+    try:
+        store, rank, size = next(distributed.rendezvous("env://", timeout=MEETING))  # pyright: ignore
+    except RuntimeError as error:
+        raise RankError(
+            f"not all of the {size} ranks came within {MEETING.seconds} s; one may have died as it "
+            f"began ({str(error).splitlines()[0]}). {WAY_ON}"
+        ) from error
+    store.set_timeout(FOREVER)
+    # From now on a death is noticed, also while all connect to each other.
     watch = Watch(store, rank, size)
     watch.start()
-    return Ranks(rank, size, watch)
+    ranks = Ranks(rank, size, watch)
+    if cuda:
+        torch.cuda.set_device(_local_rank(rank) % max(torch.cuda.device_count(), 1))
+    with ranks._together():
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=distributed.PrefixStore("prunekit", store),  # pyright: ignore
+            rank=rank,
+            world_size=size,
+            timeout=FOREVER,
+        )
+    return ranks
 
 
 def _local_rank(rank: int) -> int:

@@ -28,7 +28,10 @@ code = cli.main(["run", *arguments, "--quiet"])
 QUICK = """
 # A live rank is heard of more often, so that less silence says that one is dead.
 from prunekit import watch
-watch.BEAT, watch.SUSPECT, watch.GRACE = 0.1, 1.5, 0.4
+watch.BEAT, watch.SUSPECT, watch.GRACE, watch.SILENCE = 0.1, 1.5, 0.4, 10.0
+import datetime
+from prunekit import ranks
+ranks.MEETING = datetime.timedelta(seconds=10)
 """
 SLOW = """
 import time
@@ -125,6 +128,32 @@ def test_a_killed_rank_is_named_and_the_run_is_taken_up(
         f"rank {1 - victim} stops within a minute and names it; --resume with {again}: "
         + ("same bytes" if again == 2 else "same masks"),
     )
+
+
+EARLY = """
+import os, signal, datetime
+from torch import distributed
+from prunekit import ranks, watch
+ranks.MEETING, watch.SILENCE = datetime.timedelta(seconds=2), 2.0
+def die(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGKILL)
+if rank == 1:
+    distributed.{where} = die
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "said", "moment"),
+    [
+        ("rendezvous", "not all of the 2 ranks came within 2 s", "before the ranks meet"),
+        ("init_process_group", "rank 1 has not been heard of for 2 s", "while they connect"),
+    ],
+)
+def test_a_rank_that_dies_as_it_begins_is_not_waited_for(start, table, where, said, moment):
+    world = start(2, "out", script=EARLY.format(where=where))
+    assert world.wait() == [1, -signal.SIGKILL]
+    assert said in world.said(0)
+    table("kill −9 of rank 1 of 2", moment, "rank 0 stops within a minute and says so")
 
 
 def test_a_rank_that_hangs_silently_is_noticed(start, table, tmp_path):
