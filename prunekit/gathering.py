@@ -6,6 +6,7 @@ Shapes: I input features, T tokens.
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import repeat
 from typing import cast
 
 from jaxtyping import Float
@@ -64,16 +65,20 @@ def gather_at_once(
     With ``last`` what the pruned block gives takes the place of the hidden states.
     """
     with ExitStack() as stack:
-        steps, halts = _in_step(visit, stages, stack)
-        apart, others = _in_step(visit.dense, stages, stack) if visit.dense else (None, None)
+        steps, modules = Lockstep(list(visit.calls())), _modules(visit, stages)
+        halts = stack.enter_context(closing(steps.stages(modules)))
+        apart = others = None
+        if visit.dense:
+            apart = Lockstep(list(visit.dense.calls()))
+            others = apart.one_by_one(_modules(visit.dense, stages))
+            stack.enter_context(closing(others))
         for number, inputs in halts:
             statistics = _empty(visit, stages[number], needs)
-            dense = next(others)[1] if others else []
+            dense = next(others) if others else repeat(None)
             while inputs:
-                _update(statistics, inputs.pop(0), dense.pop(0) if dense else None)
+                _update(statistics, inputs.pop(0), next(dense))
+            next(dense, None)  # the last batch on to its end
             yield stages[number], _gathered(visit, [stages[number]], [statistics], hunger)[0]
-        if apart and others:
-            next(others, None)  # on to the end
     if last:
         visit.hidden[:] = steps.outputs
         visit.onward = False
@@ -82,13 +87,8 @@ def gather_at_once(
             visit.dense.onward = False
 
 
-def _in_step(
-    visit: Visit, stages: Sequence[Sequence[Linear]], stack: ExitStack
-) -> tuple[Lockstep, Iterator[tuple[int, list[Tensor]]]]:
-    """Return the forwards of a visited block and their halts, to which ``stack`` puts an end."""
-    steps = Lockstep(list(visit.calls()))
-    modules = [[visit.block.get_submodule(linear.path) for linear in linears] for linears in stages]
-    return steps, stack.enter_context(closing(steps.stages(modules)))
+def _modules(visit: Visit, stages: Sequence[Sequence[Linear]]) -> list[list[nn.Module]]:
+    return [[visit.block.get_submodule(linear.path) for linear in linears] for linears in stages]
 
 
 def _empty(

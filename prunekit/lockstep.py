@@ -7,8 +7,8 @@ the next block reads. Pruning stage by stage would otherwise run the block once 
 Shapes: B samples, T tokens, I input features.
 """
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from greenlet import getcurrent, greenlet
@@ -19,7 +19,7 @@ class Lockstep:
     """The forward passes of one block, each halted where the others are.
 
     Attributes:
-        outputs: What the block gave for each batch, once :meth:`stages` is through.
+        outputs: What the block gave for each batch, once its stages are through.
     """
 
     def __init__(self, calls: Sequence[Callable[[], Tensor]]) -> None:
@@ -35,12 +35,7 @@ class Lockstep:
             stages: Linears that read the same tensor, which the first one called brings to a halt.
                 They may be changed until the iterator is asked to go on.
         """
-        with ExitStack() as stack:
-            stack.callback(self._abandon)
-            for number, linears in enumerate(stages):
-                for linear in linears:
-                    hook = linear.register_forward_pre_hook(_halting(number))
-                    stack.callback(hook.remove)
+        with self._halting(stages):
             while True:
                 halts = [running.go_on() for running in self._passes]
                 (number,) = {number for number, _ in halts}
@@ -48,6 +43,34 @@ class Lockstep:
                     break
                 yield number, [x for _, x in halts]
             self.outputs = [x for _, x in halts]
+
+    def one_by_one(
+        self, stages: Sequence[Sequence[nn.Module]]
+    ) -> Generator[Iterator[Tensor], None, None]:
+        """Yield for each stage an iterator of what it reads, batch by batch, to be exhausted.
+
+        Nothing is changed on the way, so a batch goes on to its end once its last stage was looked
+        at: nobody has to wait with what that one reads, which tends to be the widest.
+        """
+        with self._halting(stages):
+            for last in range(1 - len(stages), 1):
+                yield self._turns(last=not last)
+
+    def _turns(self, *, last: bool) -> Iterator[Tensor]:
+        for running in self._passes:
+            yield running.go_on()[1]
+            if last:
+                self.outputs.append(running.go_on()[1])
+
+    @contextmanager
+    def _halting(self, stages: Sequence[Sequence[nn.Module]]) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.callback(self._abandon)
+            for number, linears in enumerate(stages):
+                for linear in linears:
+                    hook = linear.register_forward_pre_hook(_halting(number))
+                    stack.callback(hook.remove)
+            yield
 
     def _abandon(self) -> None:
         for running in self._passes:

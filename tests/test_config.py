@@ -469,7 +469,7 @@ def test_a_dump_has_the_keys_that_the_user_would_write(load):
             "sparsity": 0.5,
             "allocation": "uniform",
             "skip": [],
-            "propagation": "stage",
+            "propagation": "block",
             "steps": 1,
             "on_indivisible": "error",
             "target": "layer",
@@ -481,7 +481,7 @@ def test_a_dump_has_the_keys_that_the_user_would_write(load):
 
 
 def test_propagation_is_what_suits_the_method_unless_it_is_said(load):
-    assert load(GOOD).prune.propagation == "stage"
+    assert load(GOOD).prune.propagation == "block"
     assert load(GOOD, "prune.method=wanda").prune.propagation == "block"
     said = load(GOOD, "prune.method=wanda", "prune.propagation=stage")
     assert said.prune.propagation == "stage"

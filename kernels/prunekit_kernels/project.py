@@ -86,10 +86,10 @@ def _run(x: Tensor, dual: Tensor, rho: float, groups: Groups, out: Tensor) -> Te
     bits = torch.empty(x.shape[0], -(-x.shape[1] // 8), dtype=torch.uint8, device=x.device)
     for rows in row_chunks(groups, *x.shape):
         # Not addcmul, whose fused rounding is another than that of a product and a sum.
-        target = (dual[rows] * (1 / rho)).add_(x[rows])
+        target = dual[rows].mul_(1 / rho).add_(x[rows])
         keep = plain(target.abs(), groups)
         bits[rows] = pack(keep)
-        zero(torch.mul(target, rho, out=dual[rows]), ~keep)
-        zero(target, keep)
         out[rows] = target
+        zero(out[rows], keep)
+        zero(target.mul_(rho), ~keep)
     return bits

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from prunekit.errors import NumericsError
 from prunekit.layer import Layer, Pruned
-from prunekit.methods.base import Method
+from prunekit.methods.base import Method, Propagation
 from prunekit.patterns import Grouped, Scope
 from prunekit.ranks import Ranks
 from prunekit.statistics import Gram, Statistic
@@ -34,6 +34,9 @@ class SparseGPT(Method):
     name: ClassVar[str] = "sparsegpt"
     needs: ClassVar[frozenset[type[Statistic]]] = frozenset({Gram})
     scope: ClassVar[Scope] = "block"
+    # As it was published. By stage it takes three quarters of the time and up to a fifth more
+    # memory; on small models its perplexity was 0.1 to 6 % higher, on one of 135 M 0.5 % lower.
+    propagation: ClassVar[Propagation] = "block"
     copies: ClassVar[float] = 2.75
     squares: ClassVar[int] = 1
     one_factors: ClassVar[bool] = True
