@@ -256,3 +256,31 @@ def _solves(blocks: Sequence[Block], recipe: Recipe, given: Circumstances) -> tu
                     rows = parts[rank].stop - parts[rank].start if parts else linear.outputs
                     done[rank] += row_flops(recipe, rows, linear.inputs) * recipe.steps
     return tuple(done)
+
+
+def traffic(blocks: Sequence[Block], recipe: Recipe, given: Circumstances) -> dict[str, int]:
+    """Return the bytes that each rank sends over a run, by what they are for.
+
+    Counts for thresholds and errors, and what experts read anew, come on top.
+    """
+    sent = dict.fromkeys(("statistics", "factors", "rows"), 0)
+    others, ranks = given.ranks.size - 1, given.ranks.size
+    for block in blocks:
+        for stage in block.pruned_stages:
+            inputs = stage[0].inputs
+            parts = [part for kind in recipe.needs for part in _parts(kind, inputs)]
+            sent["statistics"] += sum(2 * part * others // ranks for part in parts)
+            if recipe.apart:
+                continue
+            if recipe.method.one_factors:
+                sent["factors"] += sum(part * others // ranks for part in _parts(Gram, inputs))
+            for linear in stage:
+                if dealt(recipe.pattern, given.ranks, linear.outputs, linear.inputs):
+                    rows, size = _rows(linear, recipe, given), given.stored[linear.name].itemsize
+                    sent["rows"] += others * rows * linear.inputs * size
+    return {what: recipe.steps * nbytes for what, nbytes in sent.items()}
+
+
+def _parts(kind: type[Statistic], inputs: int) -> list[int]:
+    """Return the bytes of each part of a statistic that is added up; of a factor, as of a Gram."""
+    return [part.nbytes for part in kind(inputs, "meta").parts()]

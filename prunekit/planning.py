@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -28,7 +28,7 @@ from prunekit.evaluation import (
     load_tokenizer,
     stored_dtype,
 )
-from prunekit.footprint import Circumstances, Memory, Work, memory, work
+from prunekit.footprint import Circumstances, Memory, Work, memory, traffic, work
 from prunekit.generation import AT_ONCE
 from prunekit.layout import Block, Linear, Selection, layout, runners
 from prunekit.loading import empty_model, has_weights, longest, outline, stored_names
@@ -73,6 +73,7 @@ class Plan:
         lengths: Tokens of a calibration sample and of an evaluation window, after the cap.
         memory: Peak bytes of the busiest rank.
         work: Operations of each rank.
+        traffic: Bytes that each rank sends, by what they are for.
         notes: What the user should know: caps, skipped layers, probing.
         ranks: The processes that carry it out; memory is that of each.
         preflight: What is assumed of another machine, where the plan is only to be looked at.
@@ -92,6 +93,7 @@ class Plan:
     lengths: tuple[int, int]
     memory: Memory
     work: Work
+    traffic: Mapping[str, int]
     notes: tuple[str, ...]
     ranks: Ranks = ALONE
     preflight: Preflight | None = None
@@ -183,6 +185,7 @@ def plan(config: Config, ranks: Ranks = ALONE, preflight: Preflight | None = Non
         lengths=lengths,
         memory=needs,
         work=work(blocks, recipe, given),
+        traffic=traffic(blocks, recipe, given),
         notes=(*notes, *_promises(recipe), *_remarks(architecture, model, blocks)),
         ranks=ranks,
         preflight=preflight,
@@ -400,6 +403,8 @@ def _describe(made: Plan) -> RenderableType:
         "memory": _held(made.memory),
         "hidden states": _placement(made),
         "operations": _operations(made.work),
+        "traffic": "each process sends "
+        + ", ".join(f"{size(sent)} of {what}" for what, sent in made.traffic.items()),
     }
     if prune.propagation == "stage" and not made.at_once:
         more = made.memory.waiting + made.memory.hidden * (made.memory.where != "device")
@@ -413,7 +418,7 @@ def _describe(made: Plan) -> RenderableType:
             f"{config.calibration.seed}"
         )
     if not made.ranks.several:
-        del rows["ranks"]
+        del rows["ranks"], rows["traffic"]
     for key, value in rows.items():
         facts.add_row(f"[bold]{key}", value)
     table = Table(title=f"{len(made.sizes)} of {len(made.linears)} linears are pruned")

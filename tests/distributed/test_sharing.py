@@ -1,11 +1,13 @@
 """Several ranks prune as one does: the same masks, and weights that differ by rounding alone."""
 
 import json
-import math
 
 import pytest
 import torch
 
+from prunekit import planning
+from prunekit.config import load_config
+from prunekit.ranks import Ranks
 from tests import checkpoints
 from tests.distributed import configs
 
@@ -136,21 +138,25 @@ def test_blocks_that_are_pruned_apart_go_round_whole(outputs):
     assert sent("sparsegpt, blocks apart") == [{"statistics"}, {"statistics"}]
 
 
-def test_the_traffic_of_a_rank_is_what_the_formulas_say(outputs):
-    folder = outputs["llama", JUDGED, 2]
-    report = json.loads((folder / "report.json").read_text())
-    size = len(report["ranks"])
-    weights = sum(math.prod(layer["shape"]) for layer in report["layers"])
+@pytest.mark.parametrize("name", ["sparsegpt 2:4", "sparsegpt, blocks apart", "wanda column"])
+def test_the_traffic_of_a_rank_is_what_the_plan_says(outputs, name):
+    folder = outputs["llama", name, 2]
+    planned = planning.plan(load_config(folder.with_suffix(".toml")), Ranks(0, 2)).traffic
+    for rank in json.loads((folder / "report.json").read_text())["ranks"]:
+        sent = {what: rank["sent_bytes"].get(what, 0) for what in planned}
+        assert sent == planned
+        assert sum(sent.values()) > 0.99 * sum(rank["sent_bytes"].values())
+
+
+def test_the_traffic_that_is_planned_is_the_formula(outputs):
+    """That of the README, for two ranks."""
+    config = load_config(outputs["llama", JUDGED, 2].with_suffix(".toml"))
+    made = planning.plan(config, Ranks(0, 2))
     # One Gram matrix a stage, of which all of these have less than a panel of rows.
-    stages = ("q_proj", "o_proj", "gate_proj", "down_proj")
-    inputs = [layer["shape"][1] for layer in report["layers"] if layer["name"].endswith(stages)]
-    grams = sum(width * width for width in inputs)
-    for rank in report["ranks"]:
-        assert rank["sent_bytes"]["rows"] == weights * 4 * (size - 1) // size
-        assert rank["sent_bytes"]["statistics"] == 2 * grams * 4 * (size - 1) // size
-        # So of their inverse factors.
-        assert rank["sent_bytes"]["factors"] == grams * 4 * (size - 1) // size
-        assert "thresholds" not in rank["sent_bytes"]
+    inputs = [stage[0].inputs for block in made.blocks for stage in block.stages]
+    grams = sum(4 * width * width for width in inputs)
+    weights = sum(4 * linear.size for linear in made.linears)
+    assert made.traffic == {"statistics": grams, "factors": grams // 2, "rows": weights // 2}
 
 
 FACTORS = """
