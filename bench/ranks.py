@@ -26,14 +26,14 @@ from prunekit.config import load_config
 from prunekit.planning import plan
 from prunekit.ranks import Ranks
 
-LLAMA = Shape(1024, 2816, 4, 16, 16, (), (16, 256))
+LLAMA = Shape(1024, 2816, 2, 16, 16, (), (16, 256))
 MODELS = ("stories15M", "llama-1k")
 METHODS = ("sparsegpt", "wanda")
 REPEATS = 2
 SHARED_BY_TWO = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
 CLI = ["-m", "prunekit", "run"]
 COUNT = """
-import json, sys
+import math, sys
 import torch
 from torch.profiler import ProfilerActivity, profile
 from prunekit import cli, pruning
@@ -41,9 +41,13 @@ from prunekit import cli, pruning
 # The profiler sees what custom operators do inside, which FlopCounterMode does not.
 real, counted = pruning.BlockPruner._prune, [0]
 def count(self, *arguments, **options):
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True, with_flops=True) as seen:
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
         found = real(self, *arguments, **options)
-    counted[0] += sum(event.flops for event in seen.events() if "mm" in event.name)
+    for event in seen.events():
+        outer = event.cpu_parent
+        if "mm" in event.name and not (outer and "mm" in outer.name):
+            left, right = [shape for shape in event.input_shapes if len(shape) >= 2][-2:]
+            counted[0] += 2 * math.prod(left) * right[-1]
     return found
 pruning.BlockPruner._prune = count
 code = cli.main(["run", sys.argv[2], "--quiet"])
@@ -155,8 +159,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Return what was measured as a table."""
     lines = [
         "Two processes of a thread each, by torchrun, beside one with two threads, on two cores:",
-        f"the means of {REPEATS}. Pruning is calibration included, a run all but starting Python, a",
-        "job all. The share of the solve is that of each rank in one process's matrix products.",
+        f"the means of {REPEATS}. Pruning is calibration included, a run all but start-up, a job",
+        "all. The share of the solve is that of each rank in one process's matrix products.",
         "",
         "| model | method | pruning | run | job | each rank sent | as planned | share of solve |",
         "|---|---|---|---|---|---|---|---|",

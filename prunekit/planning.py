@@ -434,6 +434,7 @@ def _describe(made: Plan) -> RenderableType:
 def _held(memory: Memory) -> str:
     parts = {
         "block": memory.block,
+        **({"the next one": memory.ahead} if memory.ahead else {}),
         "statistics": memory.statistics,
         "solving": memory.solve,
         "results": memory.results,
