@@ -116,10 +116,12 @@ class Memory:
         nearest: tuple[Where, ...] = ("device", "host") if self.apart else ("device",)
         if asked:
             return replace(self, where=asked if asked in nearest else _OTHERWISE[asked])
-        for where in nearest:
-            made = replace(self, where=where)
-            if made.total * MARGIN <= device and made.host * MARGIN <= host:
-                return made
+        made = replace(self, where="device")
+        if made.total * MARGIN <= device:
+            return made
+        made = replace(self, where="host")
+        if self.apart and made.host * MARGIN <= host:
+            return made
         return replace(self, where="disk")
 
 
