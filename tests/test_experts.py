@@ -261,3 +261,10 @@ def test_experts_are_written_dense(tmp_path):
     folder = checkpoints.write(tmp_path / "m", "mixtral")
     with pytest.raises(ConfigError, match=r'output.format: .*experts.*"dense"'):
         planned(folder, tmp_path / "out", output={"format": "bitmask"})
+
+
+@pytest.mark.parametrize("recover", ["block", "lowrank"])
+def test_experts_are_not_recovered(tmp_path, recover):
+    folder = checkpoints.write(tmp_path / "m", "mixtral")
+    with pytest.raises(ConfigError, match=rf'recover = "{recover}": \S*experts\.0\S* is of an exp'):
+        planned(folder, tmp_path / "out", prune={"recover": recover})
