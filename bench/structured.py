@@ -66,6 +66,7 @@ class Contestant:
         return {**made.model_dump(), "refit": self.refit, "rounds": self.rounds}
 
 
+OUTPUT_AND_GRADIENT = {"of": {"output-norm": 1.0, "gradient": 1.0}, "by": "z-score"}
 CONTESTANTS = {
     "random": Contestant("random", seeds=5),
     "entropy": Contestant("entropy"),
@@ -79,14 +80,9 @@ CONTESTANTS = {
     "gradient + refit": Contestant("gradient", refit=True),
     "hybrid": Contestant("hybrid"),
     "hybrid + refit": Contestant("hybrid", refit=True),
-    "hybrid of surgeon and gradient by rank + refit": Contestant(
-        "hybrid", {"of": {"surgeon": 1.0, "gradient": 1.0}, "by": "rank"}, refit=True
-    ),
-    "hybrid of obs and gradient + refit": Contestant(
-        "hybrid", {"of": {"obs": 1.0, "gradient": 1.0}}, refit=True
-    ),
-    "hybrid of obs and gradient by rank + refit": Contestant(
-        "hybrid", {"of": {"obs": 1.0, "gradient": 1.0}, "by": "rank"}, refit=True
+    "hybrid of output-norm and gradient": Contestant("hybrid", OUTPUT_AND_GRADIENT),
+    "hybrid of output-norm and gradient + refit": Contestant(
+        "hybrid", OUTPUT_AND_GRADIENT, refit=True
     ),
     "flap": Contestant("flap"),
     "llm-pruner": Contestant("llm-pruner"),

@@ -6,7 +6,7 @@ from prunekit import units
 
 # Keys of [prune] that say what is pruned; the others are settings of the method.
 NOT_SETTINGS = {"method", "pattern", "sparsity", "allocation", "skip"}
-NOT_SETTINGS |= {"on_indivisible", "measure_error"}  # which change no weight
+NOT_SETTINGS |= {"on_indivisible", "measure_error", "truth"}  # which change no weight
 
 MARKDOWN = str.maketrans({"\n": " "} | {letter: f"\\{letter}" for letter in "\\|*_`<"})
 LATEX = str.maketrans(
@@ -84,8 +84,13 @@ def _removing(report: dict[str, Any]) -> str:
     return (
         f"{gone} were removed from {model_name(report)} ({facts}), ranked by "
         f"{method_name(report)}{_aside(settings(report))}: {units.count(after)} parameters are "
-        f"left, {units.percent(sparsity['whole_model'])} fewer."
+        f"left, {units.percent(sparsity['whole_model'])} fewer{_trained(report)}."
     )
+
+
+def _trained(report: dict[str, Any]) -> str:
+    found = report.get("training")
+    return f", and were trained for {found['steps']:,} steps" if found else ""
 
 
 def _aside(text: str) -> str:

@@ -266,8 +266,10 @@ def _lay_out(figure: "Figure", cells: Grid) -> tuple["Axes", "Axes"]:
     if cells.square:
         across = down = min(26, max(12, 260 / columns))
     left = LETTER * max(map(len, [*cells.rows, cells.corner])) + GAP
-    slanted = max(0.72 * LETTER * max(map(len, cells.columns)) + GAP, 24)
-    width = left + max(columns * across + slanted, 220)
+    upright = across < 18  # slanted lines of text would lie on each other
+    longest = LETTER * max(map(len, cells.columns))
+    slanted = max(longest if upright else 0.72 * longest, 16) + GAP
+    width = left + max(columns * across + (0 if upright else slanted), 220)
     height = slanted + rows * down + 2 * GAP + BAR
     figure.set_size_inches(width / PIXELS_PER_INCH, height / PIXELS_PER_INCH)
 
@@ -282,7 +284,10 @@ def _lay_out(figure: "Figure", cells: Grid) -> tuple["Axes", "Axes"]:
     axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False, pad=4)
     axes.text(-4 / across, -6 / down, cells.corner, ha="right")
     for text in axes.get_xticklabels():
-        text.set(rotation=45, ha="left", rotation_mode="anchor")
+        if upright:
+            text.set(rotation=90)
+        else:
+            text.set(rotation=45, ha="left", rotation_mode="anchor")
     return axes, place(BAR - 2 * GAP, max(columns * across, 180), 10)
 
 

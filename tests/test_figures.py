@@ -3,8 +3,11 @@
 import re
 
 import pytest
+from matplotlib.colors import Normalize
+from matplotlib.ticker import FuncFormatter
 
 from prunekit import figures, units
+from prunekit.figures import Cell, Grid, Scale, draw
 
 GREY = "#808080"
 
@@ -81,3 +84,14 @@ def test_text_takes_font_and_colour_of_the_page():
     svg = figures.sparsity_map([layer("h.0.a")])
     assert "currentColor" in svg
     assert not re.search("font-family|<style|xmlns|http", svg)
+
+
+def test_labels_of_narrow_columns_stand_upright_and_do_not_lie_on_each_other():
+    def turned(columns):
+        cells = [Cell(0, place, 0.5, "") for place in range(columns)]
+        grid = Grid(["a"], [f"word {place}" for place in range(columns)], cells, square=True)
+        scale = Scale("x", "viridis", Normalize(0, 1), FuncFormatter(str))
+        return {*re.findall(r"rotate\((-\d+)\b", draw(grid, scale))} - {"-0"}
+
+    assert turned(6) == {"-45"}
+    assert turned(20) == {"-90"}

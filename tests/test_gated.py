@@ -47,6 +47,18 @@ def test_each_step_can_be_taken_back_and_units_come_back_as_they_were():
         gates.undo()
 
 
+def test_a_gate_that_is_trained_can_be_set_by_hand_and_goes_on_being_trained():
+    """In-place on a leaf that wants a gradient, which torch refuses outside no_grad."""
+    model = restless("llama")
+    gates = prunekit.heads(model)
+    value = next(iter(gates.gates.values())).value.requires_grad_()
+    gates.gate(0, 1, 0.001)
+    assert value.tolist() == [1, pytest.approx(0.001)]
+    model(TOKENS, labels=TOKENS).loss.backward()
+    assert value.grad is not None
+    assert bool((value.grad != 0).all())
+
+
 def test_gates_can_be_closed_at_once_and_follow_their_units_when_blocks_go():
     model = restless("llama", num_hidden_layers=3)
     given = batch(model)
@@ -209,6 +221,27 @@ def test_pruning_the_worst_heads_by_leave_one_out_costs_least():
         found.append(mean_loss(model, [{"input_ids": TOKENS}]))
         gates.undo()
     assert found[0] < found[1]
+
+
+def test_on_a_trained_model_rankers_that_look_at_the_loss_beat_random(shared):
+    """The loss is another once heads are gone, and those that a ranker takes cost less."""
+    model = prunekit.load(shared / "models/stories260K")
+    torch.manual_seed(0)
+    start = torch.ones(8, 1, dtype=torch.int64)
+    ids = model.generate(start, do_sample=True, max_new_tokens=63, pad_token_id=0)
+    heads = prunekit.heads(model)
+    dense = mean_loss(model, [{"input_ids": ids}])
+
+    def without(scores):
+        assert len(heads.prune(scores, 0.3)) == 6
+        found = mean_loss(model, [{"input_ids": ids}])
+        heads.undo()
+        return found
+
+    chance = [without(heads.score("random", seed=seed)) for seed in range(5)]
+    assert all(found > dense + 0.01 for found in chance)
+    for ranker in ("gradient", "leave-one-out"):
+        assert without(heads.score(ranker, ids)) < sum(chance) / len(chance), ranker
 
 
 def test_refuses_units_that_are_not_there():

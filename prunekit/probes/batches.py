@@ -3,13 +3,14 @@
 Shapes: N samples, B of them in a batch, T tokens, V words or classes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from prunekit.errors import ConfigError
@@ -106,6 +107,16 @@ def mean_loss(model: PreTrainedModel, data: Sequence[Batch]) -> float:
         loss, predictions = losses(model, batch)
         total, count = total + float(loss.double().sum()), count + float(predictions.sum())
     return total / max(count, 1.0)
+
+
+@torch.no_grad()
+def run_hooked(model: PreTrainedModel, batch: Batch, handles: Iterable[RemovableHandle]) -> None:
+    """Run a batch for what hooks see of it, and take the hooks out."""
+    try:
+        model(**batch)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

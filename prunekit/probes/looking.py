@@ -1,16 +1,17 @@
-"""What the linears that read units see while a model runs.
+"""What the linears that read units see while a model runs, and how much the loss minds it.
 
-Shapes: T tokens, I inputs of a linear.
+Shapes: B samples, T tokens, I inputs of a linear, O outputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import torch
 
-from prunekit.probes.batches import valid_tokens
+from prunekit.probes.batches import Batch, losses, run_hooked, valid_tokens
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -35,12 +36,7 @@ def look(
             )
             for site in subject.sites
         ]
-        try:
-            with torch.no_grad():
-                subject.model(**batch)
-        finally:
-            for handle in handles:
-                handle.remove()
+        run_hooked(subject.model, batch, handles)
 
 
 def _showing(
@@ -51,3 +47,30 @@ def _showing(
         see(site, rows if valid is None else rows[valid.flatten()])
 
     return hook
+
+
+def minded(
+    subject: Subject, batch: Batch, *, outputs: bool
+) -> tuple[list[Float[Tensor, "B T I"]], list[Float[Tensor, "B T I"]], float]:
+    """Return what the linear of each site reads, the loss's gradient by it, and the predictions.
+
+    The loss is the sum over these. ``outputs``: of what the linear gives instead, [B, T, O].
+    """
+    found: dict[str, Tensor] = {}
+
+    def keeping(site: Site):  # noqa: ANN202
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            found[site.name] = output if outputs else inputs[0]
+
+        return hook
+
+    with ExitStack() as held, torch.enable_grad():
+        for site in subject.sites:
+            # What a gate that wants a gradient gives has one, though weights may be frozen.
+            gate = subject.gates[site.name]
+            held.enter_context(gate.holding(gate.value.detach().clone().requires_grad_()))
+            held.callback(site.reader.linear.register_forward_hook(keeping(site)).remove)
+        loss, predictions = losses(subject.model, batch)
+        seen = [found[site.name] for site in subject.sites]
+        gradients = torch.autograd.grad(loss.sum(), seen)
+    return [each.detach() for each in seen], [*gradients], float(predictions.sum())

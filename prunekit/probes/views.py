@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunekit.probes.attention import observed
-from prunekit.probes.batches import Batch
+from prunekit.probes.batches import Batch, run_hooked
 from prunekit.sites import Site, matrix
 
 Head = tuple[Site, int]
@@ -83,10 +83,5 @@ def activity(model: PreTrainedModel, heads: Sequence[Head], batch: Batch) -> Flo
         site.reader.linear.register_forward_pre_hook(showing(place, site, head))
         for place, (site, head) in enumerate(heads)
     ]
-    try:
-        with torch.no_grad():
-            model(**batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    run_hooked(model, batch, handles)
     return torch.stack(found)

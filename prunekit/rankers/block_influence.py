@@ -30,7 +30,7 @@ class BlockInfluence(Ranker):
     def score(self, subject: Subject) -> Scores:
         import torch
 
-        from prunekit.probes.batches import valid_tokens
+        from prunekit.probes.batches import run_hooked, valid_tokens
 
         found = cast("list[Depth]", subject.sites)
         # Of each block the sum over tokens, and how many they are.
@@ -45,12 +45,7 @@ class BlockInfluence(Ranker):
                 for valid in [valid_tokens(batch, decodes=place.stack.reads is not None)]
                 for block, row in zip(place.blocks, sums[place.name], strict=True)
             ]
-            try:
-                with torch.no_grad():
-                    subject.model(**batch)
-            finally:
-                for handle in handles:
-                    handle.remove()
+            run_hooked(subject.model, batch, handles)
         return {
             name: (total[:, 0] / total[:, 1].clamp_min(1)).cpu() for name, total in sums.items()
         }

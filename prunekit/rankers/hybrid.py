@@ -1,4 +1,4 @@
-"""Hybrids: several rankers, made comparable and added up."""
+"""Hybrids: several rankers, made comparable and added up, or multiplied."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, field_validator
 from typing_extensions import override
 
-from prunekit.kinds import KINDS, Kind
+from prunekit.kinds import KINDS, Compensation, Kind
 from prunekit.rankers.base import Ranker, Scores, Subject
 
 if TYPE_CHECKING:
@@ -16,16 +16,18 @@ if TYPE_CHECKING:
 
 
 class Hybrid(Ranker):
-    """``Σ weight · z-score`` (or rank) of other rankers with their default settings."""
+    """``Σ weight · rank`` (or z-score, or product) of other rankers with their default settings."""
 
     name: ClassVar[str] = "hybrid"
     kinds: ClassVar[frozenset[Kind]] = frozenset(KINDS)
+    compensate: ClassVar[Compensation] = "refit"
 
-    of: Mapping[str, float] = Field(default={"output-norm": 1.0, "gradient": 1.0}, min_length=1)
+    of: Mapping[str, float] = Field(default={"surgeon": 1.0, "gradient": 1.0}, min_length=1)
     """The rankers and their weights."""
 
-    by: Literal["z-score", "rank"] = "z-score"
-    """Deviations from the mean over all units, or places from 0 to 1 (equal scores share one)."""
+    by: Literal["z-score", "rank", "product"] = "rank"
+    """Places from 0 to 1 (equal scores share one), or deviations from the mean over all units;
+    product: ``Π scoreʷ``, w the weight, of scores that are lifted until none is below 0."""
 
     @field_validator("of")
     @classmethod
@@ -46,11 +48,16 @@ class Hybrid(Ranker):
 
         from prunekit.agreement import places
 
-        total = torch.zeros(sum(site.units for site in subject.sites), dtype=torch.float64)
+        terms = []
         for part, weight in zip(self.parts, self.of.values(), strict=True):
             scores = part.score(subject)
             flat = torch.cat([scores[site.name] for site in subject.sites])
-            total += weight * (_z_scores(flat) if self.by == "z-score" else places(flat))
+            if self.by == "product":
+                terms.append((flat - flat.min().clamp_max(0)) ** weight)
+            else:
+                terms.append(weight * (_z_scores(flat) if self.by == "z-score" else places(flat)))
+        stacked = torch.stack(terms)
+        total = stacked.prod(0) if self.by == "product" else stacked.sum(0)
         parts = total.split([site.units for site in subject.sites])
         return {site.name: part for site, part in zip(subject.sites, parts, strict=True)}
 

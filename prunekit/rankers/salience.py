@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from typing_extensions import override
@@ -10,7 +9,7 @@ from typing_extensions import override
 from prunekit.rankers.base import Ranker, Scores, Subject
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from prunekit.probes.batches import Batch
     from prunekit.sites import Site
@@ -54,34 +53,17 @@ class Salience(Ranker):
 
     def _add(self, subject: Subject, batch: Batch, states: dict[str, Tensor]) -> None:
         """Run one batch forward and backward, and add what each linear reads and its gradient."""
-        import torch
         from prunekit_kernels import salience
 
-        from prunekit.probes.batches import losses, valid_tokens
+        from prunekit.probes.batches import valid_tokens
+        from prunekit.probes.looking import minded
 
-        found: dict[str, Tensor] = {}
-
-        def keeping(site: Site):  # noqa: ANN202
-            def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                found[site.name] = inputs[0]
-
-            return hook
-
-        with ExitStack() as held, torch.enable_grad():
-            for site in subject.sites:
-                # What a gate that wants a gradient gives has one, though weights may be frozen.
-                gate = subject.gates[site.name]
-                held.enter_context(gate.holding(gate.value.detach().clone().requires_grad_()))
-                linear = site.reader.linear
-                held.callback(linear.register_forward_pre_hook(keeping(site)).remove)
-            loss, predictions = losses(subject.model, batch)
-            mean = loss.sum() / predictions.sum().clamp_min(1)
-            gradients = torch.autograd.grad(mean, [found[site.name] for site in subject.sites])
-        for site, g in zip(subject.sites, gradients, strict=True):
+        seen, gradients, predictions = minded(subject, batch, outputs=False)
+        for site, h, g in zip(subject.sites, seen, gradients, strict=True):
             valid = valid_tokens(batch, decodes=site.stack.reads is not None)
-            h = found[site.name].detach().flatten(0, -2)
             valid = None if valid is None else valid.flatten()
-            salience(h, g.flatten(0, -2), states[site.name], valid)
+            of_mean = (g / max(predictions, 1.0)).flatten(0, -2)
+            salience(h.flatten(0, -2), of_mean, states[site.name], valid)
 
 
 def _state(site: Site) -> Tensor:

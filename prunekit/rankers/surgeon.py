@@ -13,7 +13,6 @@ Shapes: U units, I inputs and O outputs of the linear.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -24,10 +23,7 @@ from prunekit.rankers.base import Ranker, Scores, Subject
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-    from torch import Tensor, nn
-
-    from prunekit.probes.batches import Batch
-    from prunekit.sites import Site
+    from torch import Tensor
 
 
 class Surgeon(Ranker):
@@ -59,41 +55,15 @@ class Surgeon(Ranker):
 
     def _minded(self, subject: Subject) -> dict[str, Float[Tensor, ...]]:
         """Return G of each site, or its diagonal's mean; a prediction, float64 on the CPU."""
+        from prunekit.probes.looking import minded
+
         found: dict[str, Tensor] = {}
         predictions = 0.0
         for batch in subject.batches:
-            gradients, count = _gradients(subject, batch)
+            _, gradients, count = minded(subject, batch, outputs=True)
             predictions += count
             for site, gradient in zip(subject.sites, gradients, strict=True):
                 rows = gradient.flatten(0, -2).double()
                 part = rows.T @ rows if self.full else rows.square().sum() / rows.shape[1]
                 found[site.name] = found.get(site.name, 0) + part.cpu()
         return {name: total / max(predictions, 1.0) for name, total in found.items()}
-
-
-def _gradients(subject: Subject, batch: Batch) -> tuple[tuple[Tensor, ...], float]:
-    """Return the gradient of the summed loss by what each reading linear gives.
-
-    Padding is not predicted from and gets none, but where other tokens look at it.
-    """
-    import torch
-
-    from prunekit.probes.batches import losses
-
-    given: dict[str, Tensor] = {}
-
-    def keeping(site: Site):  # noqa: ANN202
-        def hook(_: nn.Module, inputs: object, output: Tensor) -> None:  # noqa: ARG001
-            given[site.name] = output
-
-        return hook
-
-    with ExitStack() as held, torch.enable_grad():
-        for site in subject.sites:
-            # What a gate that wants a gradient gives has one, though weights may be frozen.
-            gate = subject.gates[site.name]
-            held.enter_context(gate.holding(gate.value.detach().clone().requires_grad_()))
-            held.callback(site.reader.linear.register_forward_hook(keeping(site)).remove)
-        loss, predictions = losses(subject.model, batch)
-        gradients = torch.autograd.grad(loss.sum(), [given[site.name] for site in subject.sites])
-    return gradients, float(predictions.sum())
