@@ -280,7 +280,7 @@ def test_the_plan_says_what_will_go(llama, tmp_path, capsys):
             "t5",
             'method = "hybrid"\npattern = "heads"\nsparsity = 0.5',
             ConfigError,
-            "gradient asks how well",
+            "surgeon asks how well",
         ),
     ],
 )
