@@ -90,7 +90,7 @@ def test_labels_of_narrow_columns_stand_upright_and_do_not_lie_on_each_other():
     def turned(columns):
         cells = [Cell(0, place, 0.5, "") for place in range(columns)]
         grid = Grid(["a"], [f"word {place}" for place in range(columns)], cells, square=True)
-        scale = Scale("x", "viridis", Normalize(0, 1), FuncFormatter(str))
+        scale = Scale("x", "viridis", Normalize(0, 1), FuncFormatter(lambda x, _: f"{x:g}"))
         return {*re.findall(r"rotate\((-\d+)\b", draw(grid, scale))} - {"-0"}
 
     assert turned(6) == {"-45"}
