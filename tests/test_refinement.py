@@ -29,7 +29,8 @@ def test_any_mask_stays_and_errs_less(kind, pattern):
     assert torch.equal(better.keep, found.keep)
     assert not better.weight[~found.keep].any()
     if pattern.name != "row":  # rows that go leave nothing to make up for
-        assert error(given, better) <= (1 + 1e-5) * error(given, found)
+        # What it lowers is the damped error, of which this is all but a ten-thousandth.
+        assert error(given, better) <= (1 + 2e-4) * error(given, found)
 
 
 def test_is_least_squares_on_the_mask():
