@@ -24,10 +24,10 @@ from prunekit.errors import ShapeError
 from prunekit.planning import plan
 from prunekit.running import run
 
-BLOCK = " by block"
-"""Each linear sees what the dense block gives it: as published, and as the peer does."""
-METHODS = ("magnitude", "wanda", "sparsegpt", f"sparsegpt{BLOCK}", "admm")
-PEER_METHODS = ("wanda", f"sparsegpt{BLOCK}")
+STAGE = " by stage"
+"""Each stage sees what the pruned ones before it give; as published, and by default, each block."""
+METHODS = ("magnitude", "wanda", "sparsegpt", f"sparsegpt{STAGE}", "admm")
+PEER_METHODS = ("wanda", "sparsegpt")
 PEER = " of llm-compressor"
 Row = dict[str, Any]
 
@@ -44,10 +44,12 @@ def all_jobs() -> list[Job]:
     return [*small, replace(stories, windows=244), smollm2]
 
 
-def measure(job: Job, pattern: str, peer: str | None) -> Row:
+def measure(job: Job, pattern: str, peer: str | None, known: Row) -> Row:
     """Return a row: perplexity dense, and by each method, ours and the peer's."""
-    row: Row = {"model": job.name, "pattern": pattern, "dense": _dense(job)}
+    row: Row = {"model": job.name, "pattern": pattern, "dense": _dense(job)} | known
     for method in METHODS:
+        if method in row:
+            continue
         with tempfile.TemporaryDirectory() as name:
             row |= _perplexities(job, (method, pattern), peer, Path(name))
     return row
@@ -62,11 +64,11 @@ def _perplexities(
     job: Job, task: tuple[str, str], peer: str | None, folder: Path
 ) -> dict[str, float | None]:
     variant, pattern = task
-    method = variant.removesuffix(BLOCK)
+    method = variant.removesuffix(STAGE)
     config = folder / "job.toml"
     config.write_text(config_text(job, method, pattern, folder / "ours"))
     try:
-        made = plan(load_config(config, ['prune.propagation="block"'] if method != variant else []))
+        made = plan(load_config(config, ['prune.propagation="stage"'] if method != variant else []))
     except ShapeError:
         return {variant: None}
     for _ in run(made):
@@ -79,9 +81,13 @@ def _perplexities(
 
 
 COLUMNS = (
-    *("dense", "magnitude", "wanda", f"wanda{PEER}", f"sparsegpt{PEER}", f"sparsegpt{BLOCK}"),
-    *("sparsegpt", "admm"),
+    *("dense", "magnitude", "wanda", f"wanda{PEER}", "sparsegpt", f"sparsegpt{PEER}"),
+    *(f"sparsegpt{STAGE}", "admm"),
 )
+
+
+def _key(row: Row) -> tuple[str, str]:
+    return row["model"], row["pattern"]
 
 
 def _line(row: Row) -> str:
@@ -90,13 +96,13 @@ def _line(row: Row) -> str:
 
 
 def rows(peer: str | None, models: list[str] | None, known: list[Row]) -> Iterator[Row]:
-    """Yield what is asked for and not known."""
-    measured = {(row["model"], row["pattern"]) for row in known}
+    """Yield the rows that are asked for and not known, or not known whole."""
+    measured = {_key(row): row for row in known}
     for job in all_jobs():
         for pattern in PATTERNS:
-            asked = not models or job.name in models
-            if asked and (job.name, pattern) not in measured:
-                yield measure(job, pattern, peer)
+            row = measured.get((job.name, pattern), {})
+            if (not models or job.name in models) and not row.keys() >= {*METHODS}:
+                yield measure(job, pattern, peer, row)
 
 
 def main() -> None:
@@ -114,7 +120,7 @@ def main() -> None:
     known: list[Row] = json.loads(file.read_text())["rows"] if file.is_file() else []
     header = [f"| model | pattern | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
     for row in rows(options.peer, options.models, [*known]):
-        known.append(row)
+        known = [old for old in known if _key(old) != _key(row)] + [row]
         print(_line(row), flush=True)
         file.write_text(json.dumps({"machine": machine, "rows": known}, indent=1) + "\n")
         file.with_suffix(".md").write_text("\n".join([*header, *map(_line, known)]) + "\n")

@@ -26,7 +26,7 @@ def test_a_map_is_that_of_eager_attention(model_type):
     else:
         maps = shown.attentions
     for seen, truth in zip(found, maps, strict=True):
-        torch.testing.assert_close(seen, truth[0, 3], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(seen, truth[0, 3], rtol=1e-4, atol=1e-5)
 
 
 def test_what_passes_a_gate_is_the_norm_of_what_its_head_adds():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 
 import pytest
 import torch
@@ -42,12 +43,16 @@ def copy(written, tmp_path):
 def here(monkeypatch):
     """Let stock transformers answer in this process, which spares the start of another."""
 
-    def answer(command, **_):
-        script, folder, proof = command[-3:]
+    start = subprocess.run
+
+    def answer(command, **settings):
+        if "-c" not in command:  # platform asks for the processor
+            return start(command, **settings)
+        script, *given = command[command.index("-c") + 1 :]
         script = script.replace("import json, sys,", "import json,")
         said = []
         names = {
-            "sys": type("sys", (), {"argv": ["", folder, proof], "modules": {}}),
+            "sys": type("sys", (), {"argv": ["", *given], "modules": {}}),
             "print": said.append,
         }
         try:

@@ -137,7 +137,7 @@ def test_rankers_of_gates_rank_coordinates_too(ranker):
     settings = {"of": {"gradient": 1.0, "magnitude": 1.0}} if ranker == "hybrid" else {}
     (scores,) = prunekit.hidden(restless("llama")).score(ranker, TOKENS, **settings).values()
     assert len(scores) == 32
-    assert len(scores.unique()) > 30
+    assert len(scores.unique()) > 20  # sums of places may be equal
 
 
 @pytest.mark.parametrize("model_type", sorted(set(TINY) - {*CAN}))
