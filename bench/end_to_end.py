@@ -204,13 +204,17 @@ def main() -> None:
     """Measure all jobs and rewrite ``bench/results/<machine>/end_to_end.{json,md}``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", help="python of an environment with llm-compressor")
-    parser.add_argument("--models", nargs="*", help="only these")
+    parser.add_argument(
+        "--models", nargs="*", default=[], help="only these; the rows of others stay"
+    )
     options = parser.parse_args()
     if not options.peer:
         print("llm-compressor: left out, give its interpreter with --peer")
     device = torch.device("cpu")
     machine, rate = describe(device), product_rate(device, torch.float32)
-    rows = []
+    file = RESULTS / machine["name"] / "end_to_end.json"
+    rows = json.loads(file.read_text())["rows"] if options.models and file.is_file() else []
+    rows = [row for row in rows if row["model"] not in options.models]
     for job in (job for job in jobs() if not options.models or job.name in options.models):
         for method in ("sparsegpt", "wanda"):
             for pattern in TIMED:
