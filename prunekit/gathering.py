@@ -64,6 +64,8 @@ def gather_at_once(
 
     With ``last`` what the pruned block gives takes the place of the hidden states.
     """
+    if not stages:  # nothing halts: whoever walks lets the block go on
+        return
     with ExitStack() as stack:
         steps, modules = Lockstep(list(visit.calls())), _modules(visit, stages)
         halts = stack.enter_context(closing(steps.stages(modules)))

@@ -184,3 +184,12 @@ def test_is_the_dense_model_by_default_where_it_was_measured_to_be_better():
     assert [key for key, value in targets.items() if value == "dense"] == [("admm", 1)]
     said = {"method": "admm", "target": "layer", **half}
     assert Prune.model_validate(said).target == "layer"
+
+
+def test_a_block_that_stays_dense_lets_both_models_go_on(ids):
+    names = [
+        layer["name"]
+        for layer in prunekit.prune(tiny("llama"), ids, **MOST, skip=["model.layers.0.*"])
+    ]
+    assert names
+    assert not [name for name in names if name.startswith("model.layers.0.")]
