@@ -185,10 +185,17 @@ def _solve(stage: Sequence[Linear], recipe: Recipe, given: Circumstances) -> int
 
 def _rows(linear: Linear, recipe: Recipe, given: Circumstances) -> int:
     """Return how many rows of a linear the busiest rank prunes."""
+    return max(_shares(linear, recipe, given.ranks))
+
+
+def _shares(linear: Linear, recipe: Recipe, ranks: Ranks) -> list[int]:
+    """Return how many rows of a linear each rank prunes."""
     parts = None
     if not recipe.apart:
-        parts = dealt(recipe.pattern, given.ranks, linear.outputs, linear.inputs)
-    return max(part.stop - part.start for part in parts) if parts else linear.outputs
+        parts = dealt(recipe.pattern, ranks, linear.outputs, linear.inputs)
+    if not parts:
+        return [linear.outputs] * ranks.size
+    return [part.stop - part.start for part in parts]
 
 
 @dataclass(frozen=True)
@@ -242,22 +249,29 @@ def _solves(blocks: Sequence[Block], recipe: Recipe, given: Circumstances) -> tu
     ranks = Ranks(0, given.ranks.size)
     done = [0] * ranks.size
     for number, block in enumerate(blocks):
-        for stage in block.pruned_stages:
-            whole = recipe.method.flops_of_gram(stage[0].inputs)
-            if recipe.apart:
-                rows = sum(row_flops(recipe, each.outputs, each.inputs) for each in stage)
-                done[number % ranks.size] += (whole + rows) * recipe.steps
-                continue
-            for _ in range(recipe.steps):
-                owner = ranks.owner(stage[0].inputs ** 3)
-                for rank in [owner] if recipe.method.one_factors else range(ranks.size):
+        grams = [recipe.method.flops_of_gram(stage[0].inputs) for stage in block.pruned_stages]
+        if recipe.apart:
+            rows = sum(row_flops(recipe, each.outputs, each.inputs) for each in block.pruned)
+            done[number % ranks.size] += (sum(grams) + rows) * recipe.steps
+            continue
+        for _ in range(recipe.steps):
+            for owners, whole in zip(_makers(block, recipe, ranks), grams, strict=True):
+                for rank in owners:
                     done[rank] += whole
-            for linear in stage:
-                parts = dealt(recipe.pattern, ranks, linear.outputs, linear.inputs)
-                for rank in range(ranks.size):
-                    rows = parts[rank].stop - parts[rank].start if parts else linear.outputs
-                    done[rank] += row_flops(recipe, rows, linear.inputs) * recipe.steps
+        for linear in block.pruned:
+            for rank, rows in enumerate(_shares(linear, recipe, ranks)):
+                done[rank] += row_flops(recipe, rows, linear.inputs) * recipe.steps
     return tuple(done)
+
+
+def _makers(block: Block, recipe: Recipe, ranks: Ranks) -> list[Sequence[int]]:
+    """Return which ranks make something of the Gram matrix of each stage."""
+    works = [stage[0].inputs ** 3 for stage in block.pruned_stages]
+    if not recipe.method.one_factors:
+        return [range(ranks.size) for _ in works]
+    if recipe.propagation == "block":
+        return [[owner] for owner in ranks.owners(works)]
+    return [[ranks.owner(work)] for work in works]
 
 
 def traffic(blocks: Sequence[Block], recipe: Recipe, given: Circumstances) -> dict[str, int]:

@@ -31,8 +31,9 @@ from prunekit.statistics import ColumnEnergy, Cross, Gathered, Gram, Statistic, 
 from prunekit.target import Target, aim
 from prunekit.walk import Visit
 
-Looked = list[tuple[Sequence[Linear], Gathered]]
-"""The linears of each stage with what they read."""
+Stage = tuple[Sequence[Linear], Gathered]
+"""The linears of a stage with what they read."""
+Looked = list[Stage]
 Parts = list[slice] | None
 """The rows of a linear that each rank prunes; None where each prunes all of them."""
 ENERGY_PANEL = 512
@@ -225,7 +226,10 @@ class BlockPruner:
         first = {linear: own(linear) for linear in plan.pruned if several}
         for step in range(1, self.recipe.steps + 1):
             last = step == self.recipe.steps
-            for linears, stats in looked or self._gather(visit, plan, last=last):
+            stages = looked or self._gather(visit, plan, last=last)
+            if self.recipe.propagation == "block":
+                stages = self._prepared(visit, stages, rows, step)
+            for linears, stats in stages:
                 began = time.perf_counter()
                 dense = {linear: own(linear) for linear in linears}
                 facts, wanted = self._prune(visit, dense, rows, stats, step)
@@ -274,6 +278,33 @@ class BlockPruner:
         pattern = spread(pattern, ranks, linear.outputs, linear.inputs)
         return pattern, Rows(rows[ranks.rank].start, linear.outputs, ranks)
 
+    def _layers(
+        self, visit: Visit, stage: Stage, rows: Mapping[Linear, Parts], step: int
+    ) -> dict[Linear, Layer]:
+        """Return what is pruned of a stage in this step; of weights there is the shape only."""
+        linears, stats = stage
+        layers: dict[Linear, Layer] = {}
+        for linear in linears:
+            if (sparsity := self.recipe.sparsity(step, self.sparsities[linear.name])) > 0:
+                pattern, held = self._share(visit, linear, rows[linear])
+                whole = torch.empty(linear.outputs, linear.inputs, device="meta")
+                weight = whole[_own(visit, rows[linear])]
+                layers[linear] = Layer(linear.name, weight, stats, pattern, sparsity, held)
+        return layers
+
+    def _prepared(
+        self, visit: Visit, stages: Iterable[Stage], rows: Mapping[Linear, Parts], step: int
+    ) -> Iterator[Stage]:
+        """Give stages, all gathered, once the method did what it can before any is pruned."""
+        known = [*stages]
+        fed = [stage for stage in known if stage[1].starved != "magnitude"]
+        layers = [self._layers(visit, stage, rows, step) for stage in fed]
+        self.recipe.method.prepare([[*each.values()] for each in layers])
+        del fed, layers
+        # Of what was gathered for a stage, and made of it, nothing stays once it is pruned.
+        while known:
+            yield known.pop(0)
+
     @torch.no_grad()
     def _prune(
         self,
@@ -295,12 +326,10 @@ class BlockPruner:
         Returns:
             What is to be said of each by name, and the weights that each aimed at.
         """
-        layers: dict[Linear, Layer] = {}
-        for linear, weight in dense.items():
-            if (sparsity := self.recipe.sparsity(step, self.sparsities[linear.name])) > 0:
-                pattern, held = self._share(visit, linear, rows[linear])
-                weight = weight if linear.expert else self._aimed(weight, stats)  # noqa: PLW2901
-                layers[linear] = Layer(linear.name, weight, stats, pattern, sparsity, held)
+        layers = {
+            linear: replace(layer, weight=self._aimed(linear, dense[linear], stats))
+            for linear, layer in self._layers(visit, ([*dense], stats), rows, step).items()
+        }
         by_magnitude = stats.starved == "magnitude"
         method = Magnitude() if by_magnitude else self.recipe.method
         pruned = method.prune_together([*layers.values()])
@@ -317,8 +346,10 @@ class BlockPruner:
         }
         return facts, {linear: layer.weight for linear, layer in layers.items()}
 
-    def _aimed(self, weight: Float[Tensor, "O I"], stats: Gathered) -> Float[Tensor, "O I"]:
-        return aim(weight, stats) if self.recipe.target == "dense" else weight
+    def _aimed(
+        self, linear: Linear, weight: Float[Tensor, "O I"], stats: Gathered
+    ) -> Float[Tensor, "O I"]:
+        return aim(weight, stats) if self.recipe.target == "dense" and not linear.expert else weight
 
     @torch.no_grad()
     def _outcome(

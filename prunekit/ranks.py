@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import pairwise
@@ -140,6 +140,13 @@ class Ranks:
         owner = self._loads.index(min(self._loads))
         self._loads[owner] += work
         return owner
+
+    def owners(self, works: Sequence[float]) -> list[int]:
+        """Return which rank does each of several such pieces, the largest of which go first."""
+        found = [0] * len(works)
+        for number in sorted(range(len(works)), key=lambda number: -works[number]):
+            found[number] = self.owner(works[number])
+        return found
 
     def hand_round(self, owner: int, panels: Iterable[Shaped[Tensor, ...]], what: str) -> None:
         """Give tensors of the rank ``owner`` to all, in place; they may be views."""

@@ -148,6 +148,21 @@ def test_a_derived_statistic_is_not_a_view():
     assert torch.equal(gram.full, before)
 
 
+@pytest.mark.parametrize("width", [5, 300])
+@pytest.mark.parametrize("between", [False, True])
+def test_a_gram_matrix_keeps_a_triangle_for_later(width, between):
+    gram, exact = (seen(Gram, inputs(7, width, 0)) for _ in range(2))
+    gram.full  # noqa: B018  as one that was asked for before
+    upper = torch.randn(width, width).triu()
+    gram.lay_aside(upper)
+    assert torch.equal(gram.total.tril(), exact.full.tril())
+    if between:
+        assert torch.equal(gram.full, exact.full)
+    assert torch.equal(gram.take_back(), upper)
+    assert torch.equal(gram.full, exact.full)
+    assert gram.take_back() is None
+
+
 @kinds
 def test_what_a_statistic_contains_is_what_it_derives(kind):
     statistic = seen(kind, inputs(5, 4, 0))

@@ -57,6 +57,12 @@ class Method(BaseModel, ABC):
     def prune(self, layer: Layer) -> Pruned:
         """Return the pruned layer; ``layer.weight`` is not changed."""
 
+    def prepare(self, stages: Sequence[Sequence[Layer]]) -> None:
+        """Do what ranks can do apart, before stages whose statistics are all known are pruned.
+
+        What the layers weigh is not known yet: ``layer.weight`` has a shape only.
+        """
+
     def prune_together(self, layers: Sequence[Layer]) -> list[Pruned]:
         """Prune the layers of a stage, which share statistics, as :meth:`prune` prunes each."""
         return [self.prune(layer) for layer in layers]

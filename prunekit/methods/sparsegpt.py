@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from jaxtyping import Bool, Float
@@ -13,7 +14,6 @@ from prunekit.errors import NumericsError
 from prunekit.layer import Layer, Pruned
 from prunekit.methods.base import Method, Propagation
 from prunekit.patterns import Grouped, Scope
-from prunekit.ranks import Ranks
 from prunekit.statistics import Gram, Statistic
 
 if TYPE_CHECKING:
@@ -68,6 +68,21 @@ class SparseGPT(Method):
             return [self._sweep([layer])[0] for layer in layers]
         return self._sweep(layers) if layers else []
 
+    @override
+    def prepare(self, stages: Sequence[Sequence[Layer]]) -> None:
+        """Compute this rank's share of the factors, each of which waits for its turn."""
+        firsts = [layers[0] for layers in stages if layers and layers[0].stats.ranks.several]
+        if not firsts:
+            return
+        ranks = firsts[0].stats.ranks
+        owners = ranks.owners([layer.weight.shape[1] ** 3 for layer in firsts])
+        for layer, owner in zip(firsts, owners, strict=True):
+            layer.stats.once("owner", lambda owner=owner: owner)
+            if owner == ranks.rank:
+                # It fails once more when its turn comes, and then all hear of it.
+                with suppress(ArithmeticError):
+                    self._damped(layer, self._order(layer)[0])
+
     def _sweep(self, layers: Sequence[Layer]) -> list[Pruned]:
         import torch
 
@@ -106,42 +121,47 @@ class SparseGPT(Method):
         return order, order.argsort()
 
     def _factor(self, layer: Layer, order: Order) -> Factor:
-        from prunekit_kernels import inverse_factor
-
-        def factor() -> Factor:
-            gram = layer.stats[Gram].total
-            if self.order == "energy":
-                gram = layer.stats[Gram].full[order][:, order]
-            return _by_one(layer.stats.ranks, gram, lambda: inverse_factor(gram, self.damping))
-
+        make = self._by_one if layer.stats.ranks.several else self._compute
         try:
-            return layer.stats.once(("factor", self.damping, self.order), factor)
+            key = ("factor", self.damping, self.order)
+            return layer.stats.once(key, lambda: make(layer, order))
         except ArithmeticError as error:
             raise NumericsError(f"{layer.name}: {error} Use more calibration tokens.") from error
 
+    def _compute(self, layer: Layer, order: Order) -> Factor:
+        from prunekit_kernels import inverse_factor
 
-def _by_one(ranks: Ranks, gram: Float[Tensor, "I I"], compute: Callable[[], Factor]) -> Factor:
-    """Let one of the ranks compute the factor of a Gram matrix, and hand it round.
+        gram = layer.stats[Gram]
+        ordered = gram.total if self.order == "given" else gram.full[order][:, order]
+        return inverse_factor(ordered, self.damping)
 
-    Over a run each computes its share of them. As long as there is one at a time the others wait,
-    which takes no longer than if all computed it.
-    """
-    from prunekit_kernels import Factor
+    def _by_one(self, layer: Layer, order: Order) -> Factor:
+        """Let one of the ranks compute the factor of a Gram matrix, and hand it round.
 
-    if not ranks.several:
-        return compute()
-    owner = ranks.owner(len(gram) ** 3)
-    found: list[Factor] = []
+        Over a run each computes its share of them. Where there is one at a time the others wait,
+        which takes no longer than if all computed it.
+        """
+        from prunekit_kernels import Factor
 
-    def damping() -> float:
-        found.append(compute())
-        return found[0].damping
+        stats, gram = layer.stats, layer.stats[Gram]
+        ranks, diagonal = stats.ranks, gram.total.diagonal()
+        owner = stats.once("owner", lambda: ranks.owner(len(diagonal) ** 3))
+        damping = ranks.lead(lambda: self._damped(layer, order), owner)
+        laid = gram.take_back()
+        upper = gram.total.new_zeros(gram.total.shape) if laid is None else laid
+        rows = range(0, len(upper), PANEL)
+        ranks.hand_round(owner, (upper[row : row + PANEL, row:] for row in rows), "factors")
+        return Factor(upper, damping, diagonal[order] == 0)
 
-    damped = ranks.lead(damping, owner)
-    upper = found[0].upper if found else gram.new_zeros(gram.shape)
-    rows = range(0, len(gram), PANEL)
-    ranks.hand_round(owner, (upper[row : row + PANEL, row:] for row in rows), "factors")
-    return Factor(upper, damped, gram.diagonal() == 0)
+    def _damped(self, layer: Layer, order: Order) -> float:
+        """Compute the factor, lay it aside in its Gram matrix, and return the damping it took."""
+
+        def compute() -> float:
+            factor = self._compute(layer, order)
+            layer.stats[Gram].lay_aside(factor.upper)
+            return factor.damping
+
+        return layer.stats.once(("damped", self.damping, self.order), compute)
 
 
 def _sweep(

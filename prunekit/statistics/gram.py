@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import Float
@@ -22,6 +21,10 @@ class Gram(Statistic):
     """``total = Σₜ x[t] x[t]ᵀ`` (Frantar & Alistarh, arXiv:2301.00774, §3, less a factor)."""
 
     name: ClassVar[str] = "gram"
+    _mirrored = False
+    # What was laid aside: its diagonal while it lies there, itself once it had to go elsewhere.
+    _diagonal: Tensor | None = None
+    _aside: Tensor | None = None
 
     @classmethod
     @override
@@ -46,12 +49,38 @@ class Gram(Statistic):
             end = min(start + PANEL, len(self.total))
             yield self.total[start:end, :end]
 
-    @cached_property
+    @property
     def full(self) -> Float[Tensor, "I I"]:
         """The sum with its upper triangle mirrored, in place; asked for when all is added."""
         from prunekit_kernels import mirror
 
-        return mirror(self.total)
+        if not self._mirrored:
+            self._aside = self._leave()
+            mirror(self.total)
+            self._mirrored = True
+        return self.total
+
+    def lay_aside(self, upper: Float[Tensor, "I I"]) -> None:
+        """Keep an upper triangular matrix in the half of the sum that says nothing."""
+        self._diagonal, self._mirrored = upper.diagonal().clone(), False
+        for start in range(0, len(upper), PANEL):
+            end = start + PANEL
+            self.total[start:end, end:] = upper[start:end, end:]
+            square = self.total[start:end, start:end]
+            square.copy_(square.tril() + upper[start:end, start:end].triu(1))
+
+    def take_back(self) -> Float[Tensor, "I I"] | None:
+        """Return what was laid aside, in memory of its own, if anything was."""
+        found, self._aside = self._leave() if self._aside is None else self._aside, None
+        return found
+
+    def _leave(self) -> Float[Tensor, "I I"] | None:
+        if self._diagonal is None:
+            return None
+        upper = self.total.triu(1)
+        upper.diagonal().copy_(self._diagonal)
+        self._diagonal = None
+        return upper
 
     @classmethod
     @override

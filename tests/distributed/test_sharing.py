@@ -161,23 +161,33 @@ def test_the_traffic_that_is_planned_is_the_formula(outputs):
 
 FACTORS = """
 import prunekit_kernels
-real, widths = prunekit_kernels.inverse_factor, []
+from prunekit import ranks
+real, hand_round, events = prunekit_kernels.inverse_factor, ranks.Ranks.hand_round, []
 def inverse_factor(gram, damping):
-    widths.append(len(gram))
+    events.append(len(gram))
     return real(gram, damping)
-prunekit_kernels.inverse_factor = inverse_factor
+def handed(*arguments):
+    events.append("round")
+    hand_round(*arguments)
+prunekit_kernels.inverse_factor, ranks.Ranks.hand_round = inverse_factor, handed
 """
 
 
-def test_each_factor_is_computed_by_one_rank(nursery, tmp_path):
+@pytest.mark.parametrize("propagation", ["block", "stage"])
+def test_each_factor_is_computed_by_one_rank(nursery, tmp_path, propagation):
     model = checkpoints.write(tmp_path / "m", num_hidden_layers=2)
-    file = configs.write(tmp_path / "c.toml", model, tmp_path / "out", evaluate=None)
-    world = nursery.start(tmp_path / "said", 2, FACTORS + RUN + "print(*widths)", file)
+    prune = {"method": "sparsegpt", "pattern": "2:4", "propagation": propagation}
+    file = configs.write(tmp_path / "c.toml", model, tmp_path / "out", evaluate=None, prune=prune)
+    world = nursery.start(tmp_path / "said", 2, FACTORS + RUN + "print(*events)", file)
     world.succeed()
-    first, second = ((world.folder / f"{rank}.out").read_text().split() for rank in range(2))
+    said = [(world.folder / f"{rank}.out").read_text().split() for rank in range(2)]
     # Four Gram matrices a block, the last one twice as wide and eight times the work.
-    assert sorted(first + second) == ["32"] * 6 + ["64"] * 2
-    assert first.count("64") == second.count("64") == 1
+    made = [[event for event in events if event != "round"] for events in said]
+    assert sorted(made[0] + made[1]) == ["32"] * 6 + ["64"] * 2
+    assert made[0].count("64") == made[1].count("64") == 1
+    if propagation == "block":  # those of a block at once; the largest is one rank's share
+        wide, narrow, four = ["64"], ["32"] * 3, ["round"] * 4
+        assert said == [[*wide, *four, *narrow, *four], [*narrow, *four, *wide, *four]]
 
 
 EVALUATE = """
