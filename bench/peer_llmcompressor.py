@@ -1,6 +1,6 @@
 """Prunes one model with llm-compressor; in an environment of its own, for end_to_end.py.
 
-Usage: python peer_llmcompressor.py MODEL IDS.safetensors METHOD PATTERN OUT
+Usage: python peer_llmcompressor.py MODEL IDS.safetensors METHOD PATTERN OUT DTYPE
 """
 
 import sys
@@ -12,10 +12,9 @@ from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModif
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model_path, ids_path, method, pattern, out = sys.argv[1:]
+model_path, ids_path, method, pattern, out, dtype = sys.argv[1:]
 ids = load_file(ids_path)["ids"]
-# float32: the fastest type on a CPU without matrix units, and the one prunekit computes in.
-model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+model = AutoModelForCausalLM.from_pretrained(model_path, dtype=getattr(torch, dtype))
 tokenizer = AutoTokenizer.from_pretrained(model_path)
 data = Dataset.from_dict(
     {"input_ids": ids.tolist(), "attention_mask": torch.ones_like(ids).tolist()}

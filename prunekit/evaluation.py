@@ -38,11 +38,26 @@ def device_of(name: str) -> torch.device:
 
 
 def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """Return the type in which blocks run: as stored on a GPU, float32 on a CPU.
+    """Return the type in which blocks run: as stored where the device multiplies it, or float32.
 
-    A CPU multiplies float32 at least as fast as the 16-bit types it has no matrix units for.
+    A CPU takes half as long for bfloat16 if it has units for it, and longer if it has none.
     """
-    return torch.float32 if device.type == "cpu" else stored
+    if device.type != "cpu" or (stored == torch.bfloat16 and _multiplies_bfloat16()):
+        return stored
+    return torch.float32
+
+
+def measuring_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the type in which a loss is measured: on a CPU always float32.
+
+    What bfloat16 rounds off can be more than what a head is worth, and every CPU says the same.
+    """
+    return torch.float32 if device.type == "cpu" else compute_dtype(stored, device)
+
+
+def _multiplies_bfloat16() -> bool:
+    """Say whether this CPU does so natively; on x86 each one with AMX has AVX512-BF16 too."""
+    return torch.cpu._is_avx512_bf16_supported()
 
 
 def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
@@ -85,7 +100,7 @@ class Evaluator:
     ) -> None:
         self.model = empty_model(checkpoint)
         self.stacks = runners(self.model, find(self.model))
-        dtype = compute_dtype(stored_dtype(checkpoint), device)
+        dtype = measuring_dtype(stored_dtype(checkpoint), device)
         self.weights = Weights(self.model, checkpoint, dtype, device)
         self.device, self.folder = device, folder
 

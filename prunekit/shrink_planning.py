@@ -17,7 +17,7 @@ from prunekit.checkpoint import find as find_checkpoint
 from prunekit.choosing import choose
 from prunekit.config import ShrinkConfig
 from prunekit.errors import CapacityError, ConfigError, ShapeError
-from prunekit.evaluation import compute_dtype, device_of, load_tokenizer, stored_dtype
+from prunekit.evaluation import device_of, load_tokenizer, measuring_dtype, stored_dtype
 from prunekit.kinds import WHOLE, Kind
 from prunekit.layout import runners
 from prunekit.loading import empty_model, longest, stored_names
@@ -133,7 +133,7 @@ def plan(config: ShrinkConfig) -> ShrinkPlan:
         stacks=stacks,
         places={kind: places(model, kind) for kind in config.prune.pattern},
         device=device,
-        dtype=compute_dtype(asked or stored_dtype(checkpoint), device),
+        dtype=measuring_dtype(asked or stored_dtype(checkpoint), device),
         stored=stored_names(model, checkpoint),
         lengths=lengths,
         notes=tuple(notes),

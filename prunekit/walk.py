@@ -138,7 +138,8 @@ def walk(  # noqa: PLR0913  each is a word of its own
                     with held(weights, *embeddings(model, [runner])):
                         hidden.extend(map(runner.enter, ids, contexts))
                     dense.extend(hidden if beside else [])
-                    allocator.give_back()
+                # The holes between what one block left lying are not where the next one looks.
+                allocator.give_back()
                 _fetch(weights, following.get(block))
                 visit = Visit(runner, index, hidden, contexts, ranks=ranks)
                 visit.dense = Visit(runner, index, dense, apart) if beside else None

@@ -16,6 +16,7 @@ from prunekit.evaluation import (
     compute_dtype,
     evaluate,
     is_causal_language_model,
+    measuring_dtype,
     perplexity_of,
     stored_dtype,
 )
@@ -120,10 +121,15 @@ def test_a_folder_is_judged_by_its_own_tokenizer_and_no_longer_than_it_takes(tmp
         evaluate("nobody/nothing", [text], length=8, windows=1)
 
 
-def test_blocks_run_in_float32_on_a_cpu_and_as_stored_elsewhere(tmp_path):
+@pytest.mark.parametrize("units", [True, False])
+def test_blocks_run_as_stored_where_that_is_multiplied(tmp_path, monkeypatch, units):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units)
     folder = checkpoints.write(tmp_path, dtype=torch.bfloat16)
     checkpoints.change(folder, "model.norm.weight", lambda weight: weight.float())
     stored = stored_dtype(open_checkpoint(folder))
     assert stored == torch.bfloat16
-    assert compute_dtype(stored, CPU) == torch.float32
+    assert compute_dtype(stored, CPU) == (torch.bfloat16 if units else torch.float32)
+    assert compute_dtype(torch.float16, CPU) == torch.float32
     assert compute_dtype(stored, torch.device("cuda")) == torch.bfloat16
+    assert measuring_dtype(stored, CPU) == torch.float32
+    assert measuring_dtype(stored, torch.device("cuda")) == torch.bfloat16
