@@ -1,6 +1,7 @@
 """Perplexity of real models pruned by us and by llm-compressor, on the same tokens.
 
-    python -m bench.peer_quality [--peer PYTHON] [--models NAME …]
+    python -m bench.peer_quality [--peer PYTHON] [--models NAME …] [--patterns NAME …]
+        [--methods NAME …] [--seeds N]
 
 What is in ``bench/results/<machine>/peer_quality.json`` already is not measured again, so that it
 can be run in pieces. Speed does not matter here: the machine need not be idle.
@@ -8,8 +9,9 @@ can be run in pieces. Speed does not matter here: the machine need not be idle.
 
 import argparse
 import json
+import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -44,14 +46,14 @@ def all_jobs() -> list[Job]:
     return [*small, replace(stories, windows=244), smollm2]
 
 
-def measure(job: Job, pattern: str, peer: str | None, known: Row) -> Row:
+def measure(job: Job, known: Row, methods: Collection[str], peer: str | None) -> Row:
     """Return a row: perplexity dense, and by each method, ours and the peer's."""
-    row: Row = {"model": job.name, "pattern": pattern, "dense": _dense(job)} | known
-    for method in METHODS:
+    row: Row = {"dense": _dense(job)} | known
+    for method in methods:
         if method in row:
             continue
         with tempfile.TemporaryDirectory() as name:
-            row |= _perplexities(job, (method, pattern), peer, Path(name))
+            row |= _perplexities(job, method, row, peer, Path(name))
     return row
 
 
@@ -61,14 +63,16 @@ def _dense(job: Job) -> float:
 
 
 def _perplexities(
-    job: Job, task: tuple[str, str], peer: str | None, folder: Path
+    job: Job, variant: str, row: Row, peer: str | None, folder: Path
 ) -> dict[str, float | None]:
-    variant, pattern = task
-    method = variant.removesuffix(STAGE)
+    method, pattern = variant.removesuffix(STAGE), row["pattern"]
     config = folder / "job.toml"
     config.write_text(config_text(job, method, pattern, folder / "ours"))
+    changes = [f"calibration.seed={row['seed']}"]
+    if method != variant:
+        changes.append('prune.propagation="stage"')
     try:
-        made = plan(load_config(config, ['prune.propagation="stage"'] if method != variant else []))
+        made = plan(load_config(config, changes))
     except ShapeError:
         return {variant: None}
     for _ in run(made):
@@ -86,23 +90,25 @@ COLUMNS = (
 )
 
 
-def _key(row: Row) -> tuple[str, str]:
-    return row["model"], row["pattern"]
+def _key(row: Row) -> tuple[str, str, int]:
+    return row["model"], row["pattern"], row["seed"]
 
 
-def _line(row: Row) -> str:
-    found = ("—" if row.get(key) is None else f"{row[key]:.3f}" for key in COLUMNS)
-    return f"| {' | '.join([row['model'], row['pattern'], *found])} |"
+def table(known: list[Row]) -> str:
+    """Return the rows as Markdown; where there are several seeds, mean ± deviation (seeds)."""
+    lines = [f"| model | pattern | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for model, pattern in dict.fromkeys(_key(row)[:2] for row in known):
+        of = [row for row in known if _key(row)[:2] == (model, pattern)]
+        cells = (_cell([row[name] for row in of if row.get(name)]) for name in COLUMNS)
+        lines.append(f"| {' | '.join([model, pattern, *cells])} |")
+    return "\n".join(lines) + "\n"
 
 
-def rows(peer: str | None, models: list[str] | None, known: list[Row]) -> Iterator[Row]:
-    """Yield the rows that are asked for and not known, or not known whole."""
-    measured = {_key(row): row for row in known}
-    for job in all_jobs():
-        for pattern in PATTERNS:
-            row = measured.get((job.name, pattern), {})
-            if (not models or job.name in models) and not row.keys() >= {*METHODS}:
-                yield measure(job, pattern, peer, row)
+def _cell(found: list[float]) -> str:
+    if not found:
+        return "—"
+    several = f" ± {statistics.stdev(found):.2g} ({len(found)})" if found[1:] else ""
+    return f"{statistics.mean(found):.3f}{several}"
 
 
 def main() -> None:
@@ -110,6 +116,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", help="python of an environment with llm-compressor")
     parser.add_argument("--models", nargs="*", help="only these")
+    parser.add_argument("--patterns", nargs="*", default=PATTERNS, help="only these")
+    parser.add_argument("--methods", nargs="*", default=METHODS, help="only these")
+    parser.add_argument("--seeds", type=int, default=1, help="of the calibration, from 0")
     options = parser.parse_args()
     if not options.peer:
         print("llm-compressor: left out, give its interpreter with --peer")
@@ -117,13 +126,21 @@ def main() -> None:
     folder = RESULTS / machine["name"]
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "peer_quality.json"
-    known: list[Row] = json.loads(file.read_text())["rows"] if file.is_file() else []
-    header = [f"| model | pattern | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
-    for row in rows(options.peer, options.models, [*known]):
-        known = [old for old in known if _key(old) != _key(row)] + [row]
-        print(_line(row), flush=True)
-        file.write_text(json.dumps({"machine": machine, "rows": known}, indent=1) + "\n")
-        file.with_suffix(".md").write_text("\n".join([*header, *map(_line, known)]) + "\n")
+    found: list[Row] = json.loads(file.read_text())["rows"] if file.is_file() else []
+    known = {_key(row): row for row in found}
+    chosen = [job for job in all_jobs() if not options.models or job.name in options.models]
+    cells = [(j, p, n) for j in chosen for p in options.patterns for n in range(options.seeds)]
+    for job, pattern, seed in cells:
+        row: Row = {"model": job.name, "pattern": pattern, "seed": seed}
+        key = _key(row)
+        row = known.get(key, row)
+        if row.keys() >= {*options.methods}:
+            continue
+        known[key] = measure(job, row, options.methods, options.peer)
+        print(table([known[key]]).splitlines()[-1], flush=True)
+        rows = [*known.values()]
+        file.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        file.with_suffix(".md").write_text(table(rows))
 
 
 if __name__ == "__main__":
