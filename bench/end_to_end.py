@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,24 +132,43 @@ def floor_flops(made: Plan) -> dict[str, float]:
     }
 
 
-def measure(job: Job, method: str, pattern: str, peer: str | None) -> dict[str, Any]:
-    """Run one job with prunekit and, if it is at hand, with the peer; compare what comes out."""
+STAGE = " by stage"
+"""Said of a method where each stage sees what the pruned ones before it give."""
+
+
+def floor_seconds(flops: dict[str, float], dtype: torch.dtype) -> float:
+    """Return how long they take at the rate of large products: forwards in the type of the run."""
+    rates = {kind: product_rate(torch.device("cpu"), kind) for kind in {dtype, torch.float32}}
+    return sum(
+        count / rates[dtype if name == "forward" else torch.float32]
+        for name, count in flops.items()
+    )
+
+
+def measure(job: Job, method: str, pattern: str, peer: str | None) -> Iterator[dict[str, Any]]:
+    """Run one job with prunekit, each way, and once with the peer if it is at hand."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        config = folder / "job.toml"
-        config.write_text(config_text(job, method, pattern, folder / "ours"))
-        made = plan(load_config(config))
-        row: dict[str, Any] = {"model": job.name, "method": method, "pattern": pattern}
-        row["floor_flops"] = floor_flops(made)
-        command = [sys.executable, "-m", "prunekit", "run", str(config), "--quiet"]
-        row["prunekit"] = timed(command, folder / "ours.log")
-        report = json.loads((folder / "ours/report.json").read_text())
-        row["prunekit"]["prune_seconds"] = report["seconds"]["prune"]
-        row["prunekit"]["perplexity"] = judge(job, folder / "ours")
-        if peer:
-            row["llm-compressor"] = run_peer(peer, job, made, (method, pattern), folder)
-            row["llm-compressor"]["perplexity"] = judge(job, folder / "peer")
-        return row
+        folder, theirs = Path(name), None
+        for said in (method, method + STAGE) if method == "sparsegpt" else (method,):
+            config = folder / f"{said}.toml"
+            section = config_text(job, method, pattern, folder / said)
+            if said != method:
+                section = section.replace("[prune]", '[prune]\npropagation = "stage"')
+            config.write_text(section)
+            made = plan(load_config(config))
+            row: dict[str, Any] = {"model": job.name, "method": said, "pattern": pattern}
+            row["floor_flops"], row["dtype"] = floor_flops(made), str(made.dtype)
+            row["floor_seconds"] = floor_seconds(row["floor_flops"], made.dtype)
+            command = [sys.executable, "-m", "prunekit", "run", str(config), "--quiet"]
+            row["prunekit"] = timed(command, folder / "ours.log")
+            seconds = json.loads((folder / said / "report.json").read_text())["seconds"]
+            row["prunekit"]["prune_seconds"] = seconds["prune"]
+            row["prunekit"]["job_seconds"] = seconds["total"]
+            row["prunekit"]["perplexity"] = judge(job, folder / said)
+            if peer and not theirs:
+                theirs = run_peer(peer, job, made, (method, pattern), folder)
+                theirs["perplexity"] = judge(job, folder / "peer")
+            yield row | ({"llm-compressor": theirs} if theirs else {})
 
 
 def run_peer(
@@ -170,7 +190,9 @@ def run_peer(
         *(job.model, folder / "ids.safetensors", method, PATTERNS[pattern], folder / "peer"),
         str(made.dtype).removeprefix("torch."),
     )
-    return timed([peer, str(script), *map(str, arguments)], folder / "peer.log")
+    log = folder / "peer.log"
+    found = timed([peer, str(script), *map(str, arguments)], log)
+    return found | {"job_seconds": float(log.read_text().splitlines()[-1])}
 
 
 def judge(job: Job, folder: Path) -> float:
@@ -178,25 +200,27 @@ def judge(job: Job, folder: Path) -> float:
     return evaluate(str(folder), [str(job.evaluation)], job.length, job.windows)[0]["value"]
 
 
-def table(rows: list[dict[str, Any]], rate: float) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as Markdown."""
     lines = [
-        "| job | pattern | prunekit | llm-compressor | time | memory | perplexity | floor | % |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| job | pattern | prunekit | llm-compressor | time | without start | memory | perplexity "
+        "| floor | % |",
+        "|---" * 10 + "|",
     ]
     for row in rows:
         ours, peer = row["prunekit"], row.get("llm-compressor")
-        floor = sum(row["floor_flops"].values()) / rate
+        floor = row["floor_seconds"]
         cells = [f"{row['model']} {row['method']}", row["pattern"], _cell(ours)]
         if peer:
             cells += [
                 _cell(peer),
                 f"{ours['seconds'] / peer['seconds']:.2f}",
+                f"{ours['job_seconds'] / peer['job_seconds']:.2f}",
                 f"{ours['peak_rss_bytes'] / peer['peak_rss_bytes']:.2f}",
                 f"{ours['perplexity']:.3f} / {peer['perplexity']:.3f}",
             ]
         else:
-            cells += ["absent", "", "", f"{ours['perplexity']:.3f}"]
+            cells += ["absent", "", "", "", f"{ours['perplexity']:.3f}"]
         cells += [f"{floor:.1f} s", f"{floor / ours['prune_seconds']:.0%}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -217,24 +241,25 @@ def main() -> None:
     if not options.peer:
         print("llm-compressor: left out, give its interpreter with --peer")
     device = torch.device("cpu")
-    machine, rate = describe(device), product_rate(device, torch.float32)
+    machine = describe(device)
     file = RESULTS / machine["name"] / "end_to_end.json"
     rows = json.loads(file.read_text())["rows"] if options.models and file.is_file() else []
     rows = [row for row in rows if row["model"] not in options.models]
     for job in (job for job in jobs() if not options.models or job.name in options.models):
         for method in ("sparsegpt", "wanda"):
             for pattern in TIMED:
-                rows.append(measure(job, method, pattern, options.peer))
-                _write(machine, rate, rows)
-                print(table(rows[-1:], rate).splitlines()[-1], flush=True)
+                for row in measure(job, method, pattern, options.peer):
+                    rows.append(row)
+                    _write(machine, rows)
+                    print(table([row]).splitlines()[-1], flush=True)
 
 
-def _write(machine: dict[str, Any], rate: float, rows: list[dict[str, Any]]) -> None:
+def _write(machine: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     folder = RESULTS / machine["name"]
     folder.mkdir(parents=True, exist_ok=True)
-    found = {"machine": machine, "flops_per_second": rate, "rows": rows}
+    found = {"machine": machine, "rows": rows}
     (folder / "end_to_end.json").write_text(json.dumps(found, indent=1) + "\n")
-    (folder / "end_to_end.md").write_text(table(rows, rate) + "\n")
+    (folder / "end_to_end.md").write_text(table(rows) + "\n")
 
 
 if __name__ == "__main__":

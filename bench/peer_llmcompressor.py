@@ -1,9 +1,12 @@
 """Prunes one model with llm-compressor; in an environment of its own, for end_to_end.py.
 
 Usage: python peer_llmcompressor.py MODEL IDS.safetensors METHOD PATTERN OUT DTYPE
+
+The last line that it prints is the seconds that the pruning took, without start and loading.
 """
 
 import sys
+import time
 
 import torch
 from datasets import Dataset
@@ -23,6 +26,7 @@ kind = {"sparsegpt": SparseGPTModifier, "wanda": WandaPruningModifier}[method]
 structure = pattern if ":" in pattern else "0:0"
 sparsity = 0.5 if ":" in pattern else float(pattern)
 modifier = kind(sparsity=sparsity, mask_structure=structure, ignore=["re:.*lm_head"])
+began = time.perf_counter()
 oneshot(
     model=model,
     tokenizer=tokenizer,
@@ -33,3 +37,4 @@ oneshot(
     shuffle_calibration_samples=False,
     output_dir=out,
 )
+print(time.perf_counter() - began)

@@ -19,15 +19,13 @@ from typing import Any
 
 import torch
 
-from bench.end_to_end import PATTERNS, SHARED, Job, config_text, jobs, judge, run_peer
+from bench.end_to_end import PATTERNS, SHARED, STAGE, Job, config_text, jobs, judge, run_peer
 from bench.harness import RESULTS, describe
 from prunekit.config import load_config
 from prunekit.errors import ShapeError
 from prunekit.planning import plan
 from prunekit.running import run
 
-STAGE = " by stage"
-"""Each stage sees what the pruned ones before it give; as published, and by default, each block."""
 METHODS = ("magnitude", "wanda", "sparsegpt", f"sparsegpt{STAGE}", "admm")
 PEER_METHODS = ("wanda", "sparsegpt")
 PEER = " of llm-compressor"
