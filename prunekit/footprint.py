@@ -6,6 +6,7 @@ what is read from the files and what is about to be written. On a CPU all of it 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import mul
 
 import torch
 from transformers import PreTrainedModel
@@ -178,7 +179,9 @@ def _solve(stage: Sequence[Linear], recipe: Recipe, given: Circumstances) -> int
     own = sum(_rows(linear, recipe, given) * linear.inputs for linear in stage)
     aims = recipe.target == "dense"
     matrices = (max(method.copies, REFINED) if recipe.refine else method.copies) + aims
-    squares = method.squares + aims
+    # An inverse waits for its turn beside the one in use, where there are several.
+    waits = given.ranks.several and method.shared_inverses and _inverses(stage, recipe) > 1
+    squares = method.squares + aims + waits
     joined = max(linear.size * given.stored[linear.name].itemsize for linear in stage)
     return int(4 * (matrices * own + squares * stage[0].inputs ** 2)) + joined
 
@@ -249,29 +252,38 @@ def _solves(blocks: Sequence[Block], recipe: Recipe, given: Circumstances) -> tu
     ranks = Ranks(0, given.ranks.size)
     done = [0] * ranks.size
     for number, block in enumerate(blocks):
-        grams = [recipe.method.flops_of_gram(stage[0].inputs) for stage in block.pruned_stages]
+        stages = block.pruned_stages
+        inverse = [recipe.method.flops_of_inverse(stage[0].inputs) for stage in stages]
         if recipe.apart:
             rows = sum(row_flops(recipe, each.outputs, each.inputs) for each in block.pruned)
-            done[number % ranks.size] += (sum(grams) + rows) * recipe.steps
+            whole = sum(map(mul, inverse, (_inverses(stage, recipe) for stage in stages)))
+            done[number % ranks.size] += (whole + rows) * recipe.steps
             continue
         for _ in range(recipe.steps):
-            for owners, whole in zip(_makers(block, recipe, ranks), grams, strict=True):
-                for rank in owners:
-                    done[rank] += whole
+            for makers, flops in zip(_makers(stages, recipe, ranks), inverse, strict=True):
+                for rank in makers:
+                    done[rank] += flops
         for linear in block.pruned:
             for rank, rows in enumerate(_shares(linear, recipe, ranks)):
                 done[rank] += row_flops(recipe, rows, linear.inputs) * recipe.steps
     return tuple(done)
 
 
-def _makers(block: Block, recipe: Recipe, ranks: Ranks) -> list[Sequence[int]]:
-    """Return which ranks make something of the Gram matrix of each stage."""
-    works = [stage[0].inputs ** 3 for stage in block.pruned_stages]
-    if not recipe.method.one_factors:
-        return [range(ranks.size) for _ in works]
-    if recipe.propagation == "block":
+def _inverses(stage: Sequence[Linear], recipe: Recipe) -> int:
+    return recipe.method.inverses([linear.outputs for linear in stage])
+
+
+def _makers(
+    stages: Sequence[Sequence[Linear]], recipe: Recipe, ranks: Ranks
+) -> list[Sequence[int]]:
+    """Return which rank makes each inverse of the Gram matrix of each stage."""
+    works = [stage[0].inputs ** 3 for stage in stages]
+    counts = [_inverses(stage, recipe) for stage in stages]
+    if not recipe.method.shared_inverses:
+        return [[*range(ranks.size)] * count for count in counts]
+    if recipe.propagation == "block" and all(count == 1 for count in counts):
         return [[owner] for owner in ranks.owners(works)]
-    return [[ranks.owner(work)] for work in works]
+    return [ranks.turns(work, count) for work, count in zip(works, counts, strict=True)]
 
 
 def traffic(blocks: Sequence[Block], recipe: Recipe, given: Circumstances) -> dict[str, int]:
@@ -279,7 +291,7 @@ def traffic(blocks: Sequence[Block], recipe: Recipe, given: Circumstances) -> di
 
     Counts for thresholds and errors, and what experts read anew, come on top.
     """
-    sent = dict.fromkeys(("statistics", "factors", "rows"), 0)
+    sent = dict.fromkeys(("statistics", "inverses", "rows"), 0)
     others, ranks = given.ranks.size - 1, given.ranks.size
     for block in blocks:
         for stage in block.pruned_stages:
@@ -288,8 +300,9 @@ def traffic(blocks: Sequence[Block], recipe: Recipe, given: Circumstances) -> di
             sent["statistics"] += sum(2 * part * others // ranks for part in parts)
             if recipe.apart:
                 continue
-            if recipe.method.one_factors:
-                sent["factors"] += sum(part * others // ranks for part in _parts(Gram, inputs))
+            if recipe.method.shared_inverses:
+                one = sum(part * others // ranks for part in _parts(Gram, inputs))
+                sent["inverses"] += one * _inverses(stage, recipe)
             for linear in stage:
                 if dealt(recipe.pattern, given.ranks, linear.outputs, linear.inputs):
                     rows, size = _rows(linear, recipe, given), given.stored[linear.name].itemsize
@@ -298,5 +311,5 @@ def traffic(blocks: Sequence[Block], recipe: Recipe, given: Circumstances) -> di
 
 
 def _parts(kind: type[Statistic], inputs: int) -> list[int]:
-    """Return the bytes of each part of a statistic that is added up; of a factor, as of a Gram."""
+    """Return the bytes of each part that is sent of a statistic; of an inverse, as of a Gram."""
     return [part.nbytes for part in kind(inputs, "meta").parts()]

@@ -64,7 +64,8 @@ def pace(plan: Plan) -> Pace:
         solving = _solve(plan, weight.float(), stats)
     gathered = TOKENS * sum(kind.flops(inputs) for kind in plan.recipe.needs)
     solved = row_flops(plan.recipe, outputs, inputs)
-    solved += plan.recipe.method.flops_of_gram(inputs)
+    method = plan.recipe.method
+    solved += method.inverses([outputs]) * method.flops_of_inverse(inputs)
     return Pace(
         forward=work.forward * product / (2 * TOKENS * outputs * inputs),
         gather=work.gather * gathering / gathered if gathered else 0.0,

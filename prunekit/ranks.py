@@ -148,6 +148,19 @@ class Ranks:
             found[number] = self.owner(works[number])
         return found
 
+    def turns(self, work: float, count: int) -> list[int]:
+        """Return which rank does each of ``count`` alike, one each in a turn of as many as ranks.
+
+        Who has had the least begins.
+        """
+        found: list[int] = []
+        while len(found) < count:
+            waiting = sorted(range(self.size), key=lambda rank: self._loads[rank])
+            for rank in waiting[: count - len(found)]:
+                self._loads[rank] += work
+                found.append(rank)
+        return found
+
     def hand_round(self, owner: int, panels: Iterable[Shaped[Tensor, ...]], what: str) -> None:
         """Give tensors of the rank ``owner`` to all, in place; they may be views."""
         if not self.several:

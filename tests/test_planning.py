@@ -289,10 +289,15 @@ def test_a_large_model_is_planned_for_other_machines_from_its_config_alone(outli
         planning.plan(outlined, Ranks(0, 129), planning.Preflight(80 * 10**9))
 
 
+@pytest.mark.parametrize("method", ["sparsegpt", "admm"])
 @pytest.mark.parametrize("size", [2, 4, 8])
-def test_ranks_share_the_operations_alike(outlined, size):
+def test_ranks_share_the_operations_alike(outlined, size, method):
+    config = outlined.model_dump(exclude_defaults=True, mode="json")
+    config["prune"] = {"method": method, "pattern": "2:4"}
     alone, shared = (
-        planning.plan(outlined, Ranks(0, count), planning.Preflight(80 * 10**9)).work
+        planning.plan(
+            Config.model_validate(config), Ranks(0, count), planning.Preflight(80 * 10**9)
+        ).work
         for count in (1, size)
     )
     assert sum(shared.solve) == alone.solve[0]

@@ -1,6 +1,6 @@
 """The arithmetic of pruning on plain tensors: Triton on CUDA, vectorised PyTorch elsewhere."""
 
-from prunekit_kernels.admm import admm, unit_scale
+from prunekit_kernels.admm import admm, damped_inverse, unit_scale
 from prunekit_kernels.apt_score import apt_score, smoothed, weight_moments
 from prunekit_kernels.attention_entropy import attention_entropy
 from prunekit_kernels.bitmask import Bitmask, compress_bitmask, expand_bitmask
@@ -43,6 +43,7 @@ __all__ = [
     "compress24",
     "compress_bitmask",
     "cross_gram",
+    "damped_inverse",
     "expand24",
     "expand_bitmask",
     "from_fragments",

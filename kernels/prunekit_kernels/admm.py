@@ -18,6 +18,7 @@ Shapes: O output features, I input features.
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -26,6 +27,7 @@ from torch import Tensor
 from prunekit_kernels._precision import full_precision
 
 Project = Callable[[Float[Tensor, "O I"], Float[Tensor, "O I"]], None]
+Inverse = Callable[[float, Float[Tensor, "I I"] | None], Float[Tensor, "I I"]]
 
 
 def admm(
@@ -34,6 +36,7 @@ def admm(
     scale: Float[Tensor, " I"],
     project: Project,
     penalties: Iterable[float],
+    inverse: Inverse | None = None,
 ) -> Float[Tensor, "O I"]:
     """Return D, in the scale of B, after one iteration for each of ``penalties``.
 
@@ -45,6 +48,8 @@ def admm(
         project: ``project(x, dual)`` replaces, in place, ``x`` by the allowed matrix nearest to
             x + dual, and ``dual`` by what is left of the sum.
         penalties: ρ of each iteration; equal neighbours share one inverse.
+        inverse: ``inverse(penalty, spare)`` returns what :func:`damped_inverse` does, for those who
+            have it from elsewhere; ``spare`` is the last one, which is not needed any more.
 
     Raises:
         ArithmeticError: A + ρI is not positive definite, so G is no Gram matrix.
@@ -53,15 +58,17 @@ def admm(
     project(solution, dual)
     dual.zero_()
     difference = torch.empty_like(target)
-    inverse, before = None, 0.0
+    inverse = inverse or partial(damped_inverse, gram, scale)
+    inverted, before = None, 0.0
     with full_precision():
         for penalty in penalties:
             if penalty != before:
-                inverse = _inverse(gram, scale, penalty, inverse)
+                inverted = inverse(penalty, inverted)
                 dual *= before / penalty
                 before = penalty
             torch.sub(solution, dual, out=difference).sub_(target)
-            torch.addmm(target, difference, inverse, alpha=penalty, out=solution)
+            assert inverted is not None
+            torch.addmm(target, difference, inverted, alpha=penalty, out=solution)
             project(solution, dual)
     return solution
 
@@ -92,8 +99,17 @@ def admm_reference(
     return solution
 
 
-def _inverse(gram: Tensor, scale: Tensor, penalty: float, spare: Tensor | None) -> Tensor:
-    """Return (A + ρI)⁻¹, in the memory of ``spare`` where there is one."""
+def damped_inverse(
+    gram: Float[Tensor, "I I"],
+    scale: Float[Tensor, " I"],
+    penalty: float,
+    spare: Float[Tensor, "I I"] | None = None,
+) -> Float[Tensor, "I I"]:
+    """Return (A + ρI)⁻¹, both triangles, in the memory of ``spare`` where there is one.
+
+    Raises:
+        ArithmeticError: A + ρI is not positive definite, so G is no Gram matrix.
+    """
     work = torch.empty_like(gram) if spare is None else spare
     torch.div(gram, scale, out=work).div_(scale[:, None])
     work.fill_diagonal_(1 + penalty)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,8 +15,9 @@ from prunekit.errors import NumericsError
 from prunekit.layer import Layer, Pruned
 from prunekit.methods.base import Method
 from prunekit.patterns import Grouped, Scope
+from prunekit.ranks import Ranks
 from prunekit.refinement import refine
-from prunekit.statistics import Gram, Statistic
+from prunekit.statistics import Gram, Statistic, lower_panels
 from prunekit.target import Target
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ class Admm(Method):
     target: ClassVar[Target] = "dense"
     copies: ClassVar[float] = 8
     squares: ClassVar[int] = 1
+    shared_inverses: ClassVar[bool] = True
 
     damping: float = Field(default=0.001, ge=0, le=1)
     """Added to the Gram matrix's diagonal, as a fraction of its mean."""
@@ -56,8 +59,8 @@ class Admm(Method):
         return 2 * (self.iterations + self.refine_iterations) * outputs * inputs**2
 
     @override
-    def flops_of_gram(self, inputs: int) -> int:
-        return min(STAGES, self.iterations) * inputs**3
+    def inverses(self, outputs: Sequence[int]) -> int:
+        return len(set(self._rise())) * (len(outputs) if sum(outputs) > STACKED else 1)
 
     @override
     def prune(self, layer: Layer) -> Pruned:
@@ -132,6 +135,61 @@ def _project(
     return pack(keep)
 
 
+class Inverses:
+    """Gives inverses for penalties that are known beforehand, each made by one rank for all.
+
+    A rank makes one while the others make theirs, and hands it round when it is needed: so it holds
+    two, that one and the one in use.
+    """
+
+    def __init__(
+        self,
+        gram: Float[Tensor, "I I"],
+        scale: Float[Tensor, " I"],
+        penalties: Sequence[float],
+        ranks: Ranks,
+    ) -> None:
+        self._gram, self._scale, self._ranks = gram, scale, ranks
+        makers = ranks.turns(len(gram) ** 3, len(penalties))
+        self._to_come = [*zip(penalties, makers, strict=True)]
+        self._turn: list[tuple[float, int]] = []
+        self._made: Tensor | None = None
+
+    def __call__(self, _: float, spare: Float[Tensor, "I I"] | None) -> Float[Tensor, "I I"]:
+        """Return the next, in the memory of ``spare`` where there is one that is needed for it.
+
+        Raises:
+            ArithmeticError: The Gram matrix is not one; all ranks raise it.
+        """
+        import torch
+        from prunekit_kernels import mirror
+
+        ranks = self._ranks
+        if not self._turn:
+            self._begin_turn()
+        penalty, maker = self._turn.pop(0)
+        ranks.lead(lambda: self._make(penalty), maker)
+        found, self._made = (self._made, None) if maker == ranks.rank else (spare, self._made)
+        found = torch.empty_like(self._gram) if found is None else found
+        ranks.hand_round(maker, lower_panels(found), "inverses")
+        return mirror(found)
+
+    def _begin_turn(self) -> None:
+        size = self._ranks.size
+        self._turn, self._to_come = self._to_come[:size], self._to_come[size:]
+        for penalty, maker in self._turn:
+            if maker == self._ranks.rank:
+                # It fails once more when it is needed, and then all hear of it.
+                with suppress(ArithmeticError):
+                    self._make(penalty)
+
+    def _make(self, penalty: float) -> None:
+        from prunekit_kernels import damped_inverse
+
+        if self._made is None:
+            self._made = damped_inverse(self._gram, self._scale, penalty)
+
+
 def rows(layers: Sequence[Layer]) -> list[int]:
     """Return how many rows each layer has."""
     return [len(layer.weight) for layer in layers]
@@ -143,7 +201,8 @@ def search(
     """Return the masks that ADMM finds and the weights that it found with them.
 
     The layers read the same inputs. A dead one never spoke, so its weights go first; those that may
-    stay keep their value, as do all where nothing is pruned.
+    stay keep their value, as do all where nothing is pruned. Ranks share the inverses for penalties
+    in a list, which are known beforehand.
 
     Raises:
         NumericsError: The Gram matrix is not one.
@@ -155,8 +214,11 @@ def search(
     scale = unit_scale(gram, damping * mean_diagonal(gram))
     weight = torch.cat([layer.weight for layer in layers])
     target = (weight * scale).masked_fill_(gram.diagonal() == 0, 0)
+    inverse, ranks = None, layers[0].stats.ranks
+    if ranks.several and isinstance(penalties, Sequence):
+        inverse = Inverses(gram, scale, [*dict.fromkeys(penalties)], ranks)
     try:
-        found = admm(target, gram, scale, project, penalties)
+        found = admm(target, gram, scale, project, penalties, inverse)
     except ArithmeticError as error:
         raise NumericsError(f"{layers[0].name}: {error} Use more calibration tokens.") from error
     change = found.sub_(target).div_(scale)

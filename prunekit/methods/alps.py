@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import UInt8
@@ -54,8 +54,8 @@ class Alps(Method):
         return 2 * (USUAL + self.refine_iterations) * outputs * inputs**2
 
     @override
-    def flops_of_gram(self, inputs: int) -> int:
-        return USUAL // EVERY * inputs**3
+    def inverses(self, outputs: Sequence[int]) -> int:
+        return USUAL // EVERY * len(outputs)
 
     @override
     def prune(self, layer: Layer) -> Pruned:

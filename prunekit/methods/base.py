@@ -31,7 +31,7 @@ class Method(BaseModel, ABC):
 
     For the plan, ``copies`` are the float32 matrices of the size of what is pruned together that it
     holds, the dense one included, ``squares`` those of inputs × inputs beside the statistics, and
-    ``one_factors`` says whether what it makes of a Gram matrix is made by one rank for all.
+    ``shared_inverses`` says whether each inverse of a Gram matrix is made by one rank for all.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -43,15 +43,19 @@ class Method(BaseModel, ABC):
     target: ClassVar[Target] = "layer"
     copies: ClassVar[float] = 2.25
     squares: ClassVar[int] = 0
-    one_factors: ClassVar[bool] = False
+    shared_inverses: ClassVar[bool] = False
 
     def flops(self, outputs: int, inputs: int) -> int:
         """Return the operations that so many rows take, about; by default two a weight."""
         return 2 * outputs * inputs
 
-    def flops_of_gram(self, inputs: int) -> int:  # noqa: ARG002  for subclasses
-        """Return the operations that what is made of a Gram matrix takes."""
+    def inverses(self, outputs: Sequence[int]) -> int:  # noqa: ARG002  for subclasses
+        """Return how many inverses, or factors of them, the layers of a stage take."""
         return 0
+
+    def flops_of_inverse(self, inputs: int) -> int:
+        """Return the operations of one."""
+        return inputs**3
 
     @abstractmethod
     def prune(self, layer: Layer) -> Pruned:

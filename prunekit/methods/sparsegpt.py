@@ -39,7 +39,7 @@ class SparseGPT(Method):
     propagation: ClassVar[Propagation] = "block"
     copies: ClassVar[float] = 2.75
     squares: ClassVar[int] = 1
-    one_factors: ClassVar[bool] = True
+    shared_inverses: ClassVar[bool] = True
 
     damping: float = Field(default=0.01, ge=0, le=1)
     """Added to the Gram matrix's diagonal, as a fraction of its mean; raised where it must be."""
@@ -54,7 +54,11 @@ class SparseGPT(Method):
         return outputs * inputs**2
 
     @override
-    def flops_of_gram(self, inputs: int) -> int:
+    def inverses(self, outputs: Sequence[int]) -> int:
+        return 1
+
+    @override
+    def flops_of_inverse(self, inputs: int) -> int:
         return 2 * inputs**3 // 3
 
     @override
@@ -150,7 +154,7 @@ class SparseGPT(Method):
         laid = gram.take_back()
         upper = gram.total.new_zeros(gram.total.shape) if laid is None else laid
         rows = range(0, len(upper), PANEL)
-        ranks.hand_round(owner, (upper[row : row + PANEL, row:] for row in rows), "factors")
+        ranks.hand_round(owner, (upper[row : row + PANEL, row:] for row in rows), "inverses")
         return Factor(upper, damping, diagonal[order] == 0)
 
     def _damped(self, layer: Layer, order: Order) -> float:

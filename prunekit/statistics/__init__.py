@@ -3,6 +3,15 @@
 from prunekit.statistics.base import Gathered, Starved, Statistic, union
 from prunekit.statistics.column_energy import ColumnEnergy
 from prunekit.statistics.cross import Cross
-from prunekit.statistics.gram import Gram
+from prunekit.statistics.gram import Gram, lower_panels
 
-__all__ = ["ColumnEnergy", "Cross", "Gathered", "Gram", "Starved", "Statistic", "union"]
+__all__ = [
+    "ColumnEnergy",
+    "Cross",
+    "Gathered",
+    "Gram",
+    "Starved",
+    "Statistic",
+    "lower_panels",
+    "union",
+]

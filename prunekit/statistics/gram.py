@@ -45,9 +45,7 @@ class Gram(Statistic):
     @override
     def parts(self) -> Iterator[Float[Tensor, "R C"]]:
         """Yield the lower triangle in panels of rows: I (I + PANEL) / 2 numbers, not I²."""
-        for start in range(0, len(self.total), PANEL):
-            end = min(start + PANEL, len(self.total))
-            yield self.total[start:end, :end]
+        yield from lower_panels(self.total)
 
     @property
     def full(self) -> Float[Tensor, "I I"]:
@@ -99,3 +97,9 @@ class Gram(Statistic):
     def finite(self) -> bool:
         # A column that is not finite shows on the diagonal.
         return bool(self.total.diagonal().isfinite().all())
+
+
+def lower_panels(square: Float[Tensor, "I I"]) -> Iterator[Float[Tensor, "R C"]]:
+    """Yield the lower triangle in panels of rows, as views."""
+    for start in range(0, len(square), PANEL):
+        yield square[start : start + PANEL, : start + PANEL]

@@ -138,7 +138,9 @@ def test_blocks_that_are_pruned_apart_go_round_whole(outputs):
     assert sent("sparsegpt, blocks apart") == [{"statistics"}, {"statistics"}]
 
 
-@pytest.mark.parametrize("name", ["sparsegpt 2:4", "sparsegpt, blocks apart", "wanda column"])
+@pytest.mark.parametrize(
+    "name", ["sparsegpt 2:4", "sparsegpt, blocks apart", "wanda column", "admm 2:4"]
+)
 def test_the_traffic_of_a_rank_is_what_the_plan_says(outputs, name):
     folder = outputs["llama", name, 2]
     planned = planning.plan(load_config(folder.with_suffix(".toml")), Ranks(0, 2)).traffic
@@ -156,7 +158,7 @@ def test_the_traffic_that_is_planned_is_the_formula(outputs):
     inputs = [stage[0].inputs for block in made.blocks for stage in block.stages]
     grams = sum(4 * width * width for width in inputs)
     weights = sum(4 * linear.size for linear in made.linears)
-    assert made.traffic == {"statistics": grams, "factors": grams // 2, "rows": weights // 2}
+    assert made.traffic == {"statistics": grams, "inverses": grams // 2, "rows": weights // 2}
 
 
 FACTORS = """
@@ -188,6 +190,25 @@ def test_each_factor_is_computed_by_one_rank(nursery, tmp_path, propagation):
     if propagation == "block":  # those of a block at once; the largest is one rank's share
         wide, narrow, four = ["64"], ["32"] * 3, ["round"] * 4
         assert said == [[*wide, *four, *narrow, *four], [*narrow, *four, *wide, *four]]
+
+
+INVERSES = FACTORS.replace("inverse_factor", "damped_inverse").replace(
+    "(gram, damping)", "(gram, *others)"
+)
+
+
+def test_inverses_are_made_one_on_each_rank_at_a_time(nursery, tmp_path):
+    model = checkpoints.write(tmp_path / "m", num_hidden_layers=1)
+    prune = {"method": "admm", "pattern": "2:4"}
+    file = configs.write(tmp_path / "c.toml", model, tmp_path / "out", evaluate=None, prune=prune)
+    world = nursery.start(tmp_path / "said", 2, INVERSES + RUN + "print(*events)", file)
+    world.succeed()
+    said = [(world.folder / f"{rank}.out").read_text() for rank in range(2)]
+    # Seven for each of four Gram matrices: who makes four of the first makes three of the second.
+    four, three = "32 round round " * 3 + "32 round ", "32 round round " * 3 + "round "
+    last = [each.replace("32", "64").strip() for each in (three, four)]
+    assert said[0].strip() == four + three + four + last[0]
+    assert said[1].strip() == three + four + three + last[1]
 
 
 EVALUATE = """
