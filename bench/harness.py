@@ -195,5 +195,6 @@ def _output(*command: str) -> str | None:
     """Return what a command says, or None where there is no such command."""
     if shutil.which(command[0]) is None:
         return None
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    here = Path(__file__).parent
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=here)
     return done.stdout.strip() or None

@@ -1,11 +1,12 @@
 """Times whole jobs shared by two processes beside the same job of one with two threads.
 
-    python -m bench.ranks [MODEL …] [--methods METHOD …]
+    python -m bench.ranks [MODEL …] [--methods METHOD …] [--repeats N]
 
 MODEL is stories15M (from ../shared), or llama-1k, a Llama of random parameters, made first. Each
 rank's traffic is held against what the plan says, and the matrix products of its solve, as torch's
-profiler counts them, against those of one process. Rows of what is measured again are replaced. Run
-it on an idle machine only.
+profiler counts them, against those of one process. What torchrun takes for two processes that do
+nothing is timed beside. Rows of what is measured again are replaced. Run it on an idle machine
+only.
 """
 
 import argparse
@@ -29,7 +30,6 @@ from prunekit.ranks import Ranks
 LLAMA = Shape(1024, 2816, 2, 16, 16, (), (16, 256))
 MODELS = ("stories15M", "llama-1k")
 METHODS = ("sparsegpt", "wanda")
-REPEATS = 2
 SHARED_BY_TWO = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
 CLI = ["-m", "prunekit", "run"]
 COUNT = """
@@ -85,13 +85,16 @@ path = "{out}"
 """
 
 
-def measure(name: str, method: str, folder: Path) -> dict[str, Any]:
-    """Return the mean of a few runs of either kind, by turns, and what the ranks did."""
+def measure(name: str, method: str, folder: Path, repeats: int) -> dict[str, Any]:
+    """Return the mean of ``repeats`` runs of either kind, by turns, and what the ranks did."""
     config = folder / "config.toml"
     config.write_text(config_text(name, method, folder / "out"))
     found: dict[int, list[dict[str, float]]] = {1: [], 2: []}
     ranks: list[dict[str, Any]] = []
-    for _ in range(REPEATS):
+    nothing = folder / "nothing.py"
+    nothing.write_text("")
+    launching = timed([sys.executable, *SHARED_BY_TWO, str(nothing)], folder / "log")["seconds"]
+    for _ in range(repeats):
         for size, launcher in ((1, []), (2, SHARED_BY_TWO)):
             os.environ["OMP_NUM_THREADS"] = str(2 // size)
             command = [sys.executable, *launcher, *CLI, str(config), "--quiet", "--overwrite"]
@@ -117,6 +120,8 @@ def measure(name: str, method: str, folder: Path) -> dict[str, Any]:
         "one_process": one,
         "two_processes": two,
         "ratio": {key: two[key] / one[key] for key in one},
+        "repeats": repeats,
+        "launching": launching,
         "sent_bytes": sent,
         "planned_bytes": dict(planned),
         "as_planned": all(rank == planned for rank in sent),
@@ -141,6 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("models", nargs="*", choices=MODELS, default=MODELS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--repeats", type=int, default=2, metavar="N")
     given = parser.parse_args()
     machine = describe(torch.device("cpu"))
     folder = RESULTS / machine["name"]
@@ -151,7 +157,7 @@ def main() -> None:
     for name in given.models:
         for method in given.methods:
             with tempfile.TemporaryDirectory() as place:
-                row = {**measure(name, method, Path(place)), "machine": machine}
+                row = {**measure(name, method, Path(place), given.repeats), "machine": machine}
             found[name, method] = row
             print(json.dumps({key: row[key] for key in row if key != "machine"}, indent=1))
             file.write_text(json.dumps({"jobs": [*found.values()]}, indent=1) + "\n")
@@ -162,11 +168,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Return what was measured as a table."""
     lines = [
         "Two processes of a thread each, by torchrun, beside one with two threads, on two cores:",
-        f"the means of {REPEATS}. Pruning is calibration included, a run all but start-up, a job",
-        "all. The share of the solve is that of each rank in one process's matrix products.",
+        "means of a few. Pruning is calibration included, a run all but start-up, a job all;",
+        "torchrun is what it takes for two processes that do nothing. The share of the solve is that",
+        "of each rank in one process's matrix products.",
         "",
-        "| model | method | pruning | run | job | each rank sent | as planned | share of solve |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | method | pruning | run | job | torchrun | each rank sent | as planned "
+        "| share of solve |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         one, two = row["one_process"], row["two_processes"]
@@ -175,6 +183,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         shares = [f"{share:.3f}" for share in row["share_of_solve"] if share is not None]
         cells = [
             *times,
+            f"{row['launching']:.1f} s" if "launching" in row else "not timed",
             sent,
             "yes" if row["as_planned"] else "no",
             ", ".join(shares) or "not counted",

@@ -98,7 +98,7 @@ def evaluation_tokens(
         f"the text is shorter than {wanted}" if length < wanted else f"remainder of {rest} dropped"
     )
     return Tokens.of(
-        stream.ids[: kept * length].view(kept, length),
+        stream.ids[: kept * length].view(kept, length).clone(),
         f"{first}{counted} of {_count(length, 'token')} ({note}) of "
         f"{', '.join(map(title, sources))}: {stream.description}",
     )

@@ -89,8 +89,9 @@ class Framed(Generic[P]):
         if self.plan.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.plan.device)
         with self._timed("calibrate"):
-            tokens = self._calibration()
-            judged = self._evaluation_tokens()
+            # By one rank for all: of a tokenizer that takes every core, several take as many times
+            # as long.
+            tokens, judged = self.ranks.lead(self._texts)
         allocator.give_back()
         self.output.begin(self._fingerprint(tokens), resume=resume, overwrite=overwrite)
         if self.plan.config.calibration and self.plan.config.calibration.own:
@@ -116,6 +117,9 @@ class Framed(Generic[P]):
 
     def _timed(self, phase: str) -> "_Timer":
         return _Timer(self.seconds, phase)
+
+    def _texts(self) -> tuple[Tokens | None, dict[str, Tokens]]:
+        return self._calibration(), self._evaluation_tokens()
 
     def _calibration(self) -> Tokens | None:
         config = self.plan.config.calibration
