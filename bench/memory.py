@@ -1,16 +1,21 @@
 """Peak memory of pruning Llama-shaped checkpoints of random parameters, beside its parts.
 
-    python -m bench.memory [tinyllama-1.1b | llama-7b] [FOLDER]
+    python -m bench.memory [tinyllama-1.1b | llama-7b] [FOLDER] [--limit GIB]
 
 The checkpoint (bfloat16, 2.2 or 13.5 GB) is made in FOLDER once, block by block, and pruned, each
 time in a process of its own: TinyLlama's shape by Wanda and by SparseGPT on 4 x 128 tokens, that of
-Llama-2-7B by Wanda on 8 x 256.
+Llama-2-7B by Wanda on 8 x 256. With ``--limit`` only Wanda does, with hidden states on disk, in a
+control group (version 1, which has to be writable) that is allowed no more memory than that, the
+system's cache of its files included.
 """
 
+import argparse
 import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,16 +108,22 @@ def make(folder: Path, shape: Shape) -> None:
 
 def main() -> None:
     """Measure and rewrite ``bench/results/<machine>/memory-<shape>.json``."""
-    given = sys.argv[1:]
-    kind = given.pop(0) if given and given[0] in SHAPES else next(iter(SHAPES))
-    shape = SHAPES[kind]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("shape", nargs="?", choices=SHAPES, default=next(iter(SHAPES)))
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--limit", type=float, metavar="GIB")
+    given = parser.parse_args()
+    kind, shape = given.shape, SHAPES[given.shape]
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(given[0] if given else name)
+        folder = given.folder or Path(name)
         if not (folder / "config.json").is_file():
             make(folder, shape)
         text = folder / "text.txt"
         numbers = torch.randint(VOCABULARY, (10000,), generator=torch.Generator().manual_seed(1))
         text.write_text(" ".join(f"w{number}" for number in numbers.tolist()))
+        if given.limit:
+            _write(f"memory-{kind}-limited", kind, _limited(folder, shape, given.limit, Path(name)))
+            return
         rows = [_measure(folder, shape, method, Path(name)) for method in shape.methods]
         imports = timed([sys.executable, "-c", _IMPORTS], Path(name) / "log")["peak_rss_bytes"]
     block = 2 * sum(rows * columns for rows, columns in shape.linears.values())
@@ -124,9 +135,13 @@ def main() -> None:
         "gram_matrices": 4 * (3 * shape.hidden**2 + shape.feed_forward**2),
         "hidden_states": 4 * samples * length * shape.hidden,
     }
+    _write(f"memory-{kind}", kind, {"parts_bytes": parts, "rows": rows})
+
+
+def _write(name: str, kind: str, facts: dict[str, object]) -> None:
     machine = describe(torch.device("cpu"))
-    found = {"machine": machine, "shape": kind, "parts_bytes": parts, "rows": rows}
-    target = RESULTS / machine["name"] / f"memory-{kind}.json"
+    found = {"machine": machine, "shape": kind, **facts}
+    target = RESULTS / machine["name"] / f"{name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
@@ -135,7 +150,43 @@ def main() -> None:
 _IMPORTS = "import prunekit.running, prunekit.planning"
 
 
-def _measure(model: Path, shape: Shape, method: str, folder: Path) -> dict[str, object]:
+def _limited(model: Path, shape: Shape, limit: float, folder: Path) -> dict[str, object]:
+    allowed = int(limit * 2**30)
+    with control_group(allowed) as group:
+        row = _measure(model, shape, "wanda", folder, within=group)
+        peak = int((group / "memory.max_usage_in_bytes").read_text())
+    return {
+        "limit_bytes": allowed,
+        "checkpoint_bytes": sum(file.stat().st_size for file in model.glob("*.safetensors")),
+        "peak_group_bytes": peak,
+        "rows": [row],
+    }
+
+
+@contextmanager
+def control_group(nbytes: int) -> Iterator[Path]:
+    """Make a control group below our own that is allowed so much memory, and remove it."""
+    lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    own = next((path for _, kinds, path in lines if "memory" in kinds.split(",")), None)
+    if own is None:
+        sys.exit("--limit needs the memory controller of control groups, version 1.")
+    group = Path(f"/sys/fs/cgroup/memory{own}", "prunekit-bench")
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(nbytes))
+        yield group
+    finally:
+        group.rmdir()
+
+
+def _into(group: Path) -> list[str]:
+    """Return what goes before a command that runs in a control group."""
+    return ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group)]
+
+
+def _measure(
+    model: Path, shape: Shape, method: str, folder: Path, within: Path | None = None
+) -> dict[str, object]:
     config = folder / f"{method}.toml"
     samples, length = shape.calibration
     config.write_text(f"""
@@ -146,6 +197,7 @@ device = "cpu"
 data = "{(model / "text.txt").absolute()}"
 samples = {samples}
 length = {length}
+{'hidden = "disk"' if within else ""}
 [prune]
 method = "{method}"
 pattern = "2:4"
@@ -154,6 +206,7 @@ measure_error = {"true" if method == "sparsegpt" else "false"}
 path = "{folder / method}"
 """)
     command = [sys.executable, "-m", "prunekit", "run", str(config), "--quiet"]
+    command = [*_into(within), *command] if within else command
     row = {"method": method, **timed(command, folder / f"{method}.log")}
     report = json.loads((folder / method / "report.json").read_text())
     planned = {key: value for key, value in report["memory"].items() if key.endswith("_bytes")}

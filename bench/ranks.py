@@ -169,8 +169,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "Two processes of a thread each, by torchrun, beside one with two threads, on two cores:",
         "means of a few. Pruning is calibration included, a run all but start-up, a job all;",
-        "torchrun is what it takes for two processes that do nothing. The share of the solve is that",
-        "of each rank in one process's matrix products.",
+        "torchrun is what it takes for two processes that do nothing. The share of the solve is",
+        "that of each rank in one process's matrix products.",
         "",
         "| model | method | pruning | run | job | torchrun | each rank sent | as planned "
         "| share of solve |",

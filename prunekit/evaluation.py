@@ -1,5 +1,9 @@
 """Perplexity of a checkpoint, block by block, so that a model larger than memory can be judged.
 
+All windows pass a block before the next one is read, so a device holds one block at a time, and of
+several devices each, as a rank, takes a share of the windows. A device map of the whole model would
+have each device wait for the one before it, and read what is in files anew for every batch.
+
 Shapes: N windows, T tokens, B windows of a batch, D features, V vocabulary.
 """
 

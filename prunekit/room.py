@@ -1,6 +1,8 @@
 """How much memory is free, and what places a model that is larger than one device."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -8,6 +10,12 @@ import torch
 
 MARGIN = 1.15
 """What an estimate may be short of: it holds to 15 %."""
+SYSTEM = Path("/")
+_FILES = {
+    True: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    False: ("memory.max", "memory.current"),
+}
+"""The limit of a control group and what it has of it, in version 1 and in version 2."""
 
 
 def neighbours() -> int:
@@ -16,8 +24,42 @@ def neighbours() -> int:
 
 
 def free_host() -> int:
-    """Return the bytes of main memory that are free, of which each process has its share."""
-    return psutil.virtual_memory().available // neighbours()
+    """Return the bytes of main memory that are free, of which each process has its share.
+
+    A control group, as of a container or of a scheduler's job, may have less than the machine.
+    """
+    return min([psutil.virtual_memory().available, *_left_to_groups()]) // neighbours()
+
+
+def _left_to_groups() -> Iterator[int]:
+    """Yield what is left to each control group that this process is in, of version 1 or 2.
+
+    What a group has cached of files is left to it, as psutil counts it for the machine.
+    """
+    named = SYSTEM / "proc/self/cgroup"
+    for line in named.read_text().splitlines() if named.is_file() else ():
+        _, kinds, path = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        root = SYSTEM / "sys/fs/cgroup" / ("memory" if kinds else "")
+        limit, usage = _FILES[bool(kinds)]
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            # In a container the path may be that of the host, of which only the root is seen.
+            if not folder.is_relative_to(root) or not (folder / limit).is_file():
+                continue
+            if (allowed := (folder / limit).read_text().strip()) != "max":
+                yield int(allowed) - int((folder / usage).read_text()) + _cached(folder)
+
+
+def _cached(group: Path) -> int:
+    """Return the bytes of files that a group and those below it have cached."""
+    lines = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+    facts = {name: int(number) for name, number in lines}
+    # Version 1 says beside its own what those below it have.
+    return sum(
+        facts.get(f"total_{name}", facts.get(name, 0)) for name in ("active_file", "inactive_file")
+    )
 
 
 def free(device: torch.device) -> int:

@@ -249,3 +249,36 @@ def test_a_model_larger_than_memory_generates_and_answers_from_files(llama, monk
 def test_more_than_half_of_what_is_free_goes_to_disk(monkeypatch):
     monkeypatch.setattr(placement, "free", lambda _: 100)
     assert [roomy(size, CPU) for size in (50, 51)] == ["device", "disk"]
+
+
+ONE = {"memory.limit_in_bytes": "1000", "memory.usage_in_bytes": "300"}
+TWO = {"memory.max": "1000", "memory.current": "300"}
+GROUPS = {
+    "version 1": (
+        "4:cpu,memory:/job",
+        "memory/job",
+        ONE,
+        "inactive_file 1\ntotal_inactive_file 50",
+    ),
+    "version 2": ("0::/job", "job", TWO, "active_file 20\ninactive_file 30\nanon 7"),
+    "of the job a step is of": ("0::/job/step", "job", TWO, "active_file 50"),
+    "of a container": ("0::/named/outside", "", TWO, "active_file 50"),
+    "none": ("0::/job", "job", TWO | {"memory.max": "max"}, "active_file 50"),
+    "not of memory": ("3:cpu:/job", "cpu/job", TWO, "active_file 50"),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_control_group_limits_what_is_free(name, tmp_path, monkeypatch):
+    line, path, files, stat = GROUPS[name]
+    for place, content in {
+        "proc/self/cgroup": f"9:name=systemd:/\n{line}\n",
+        **{f"sys/fs/cgroup/{path}/{file}": content for file, content in files.items()},
+        f"sys/fs/cgroup/{path}/memory.stat": f"{stat}\n",
+    }.items():
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text(content)
+    monkeypatch.setattr(room, "SYSTEM", tmp_path)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    limited = room.free_host() == (1000 - 300 + 50) // 2
+    assert limited == (name not in ("none", "not of memory"))
