@@ -37,19 +37,23 @@ import math, sys
 import torch
 from torch.profiler import ProfilerActivity, profile
 from prunekit import cli, pruning
+from prunekit.methods.sparsegpt import SparseGPT
 
 # The profiler sees what custom operators do inside, which FlopCounterMode does not.
-real, counted = pruning.BlockPruner._prune, [0]
-def count(self, *arguments, **options):
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
-        found = real(self, *arguments, **options)
-    for event in seen.events():
-        outer = event.cpu_parent
-        if "mm" in event.name and not (outer and "mm" in outer.name):
-            left, right = [shape for shape in event.input_shapes if len(shape) >= 2][-2:]
-            counted[0] += 2 * math.prod(left) * right[-1]
-    return found
-pruning.BlockPruner._prune = count
+counted = [0]
+def counting(real):
+    def count(self, *arguments, **options):
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+            found = real(self, *arguments, **options)
+        for event in seen.events():
+            outer = event.cpu_parent
+            if "mm" in event.name and not (outer and "mm" in outer.name):
+                left, right = [shape for shape in event.input_shapes if len(shape) >= 2][-2:]
+                counted[0] += 2 * math.prod(left) * right[-1]
+        return found
+    return count
+pruning.BlockPruner._prune = counting(pruning.BlockPruner._prune)
+SparseGPT.prepare = counting(SparseGPT.prepare)
 code = cli.main(["run", sys.argv[2], "--quiet"])
 import os
 open(sys.argv[1] + os.environ.get("RANK", "-"), "w").write(str(counted[0]))
