@@ -11,6 +11,7 @@ from operator import mul
 import torch
 from transformers import PreTrainedModel
 
+from prunekit.evaluation import measuring_dtype
 from prunekit.layout import Block, Linear
 from prunekit.placement import Where
 from prunekit.pruning import Recipe
@@ -61,7 +62,7 @@ class Memory:
         results: The pruned block as it will be written, and what is mapped from the files.
         hidden: Hidden states, which are ``where`` there is room for them.
         activations: Of one batch within a block.
-        ends: Embeddings or head.
+        ends: Embeddings or head, in the type in which a loss is measured.
         waiting: What the widest stage reads for all tokens, which comes on top where all batches
             wait at each stage; not part of the total.
         apart: Results are not where blocks run.
@@ -155,7 +156,7 @@ def memory(
         results=max(sizes) * stored,
         hidden=streams * hidden if recipe.needs else 0,
         activations=4 * batch * width * run,
-        ends=ends * (run + stored),
+        ends=ends * (measuring_dtype(given.dtype, given.device).itemsize + stored),
         waiting=2 * streams * given.tokens * width * run + recovers * streams * hidden,
         apart=given.device.type != "cpu",
         # On a CPU it waits in the system's cache of files.

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -156,18 +157,20 @@ def plan(config: Config, ranks: Ranks = ALONE, preflight: Preflight | None = Non
     device = torch.device("cuda") if elsewhere else device_of(config.model.device)
     device = device if preflight else ranks.place(device)
     asked = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
-    dtype = compute_dtype(asked or stored_dtype(checkpoint), device)
     lengths, notes = capped(config, longest(model))
     recipe = Recipe.of(prune, calibrated=config.calibration is not None)
     recipe.check(blocks)
     if recipe.permute:
         check_permutable(model, stacks)
     stored = _stored(model, checkpoint, blocks, asked)
+    dtype = compute_dtype(_widest(asked or stored_dtype(checkpoint), blocks, stored), device)
     share = _share(config, ranks), lengths[0]
     given = Circumstances(device, dtype, stored, share, ranks)
     needs = replace(
         memory(model, stacks, blocks, recipe, given),
-        writer=writer_memory(config, model, stacks, lengths[0], dtype),
+        writer=writer_memory(
+            config, model, stacks, lengths[0], compute_dtype(stored_dtype(checkpoint), device)
+        ),
     ).placed(_asked(config), *_available(device, preflight))
     made = Plan(
         config=config,
@@ -319,6 +322,12 @@ def _stored(
         for block in blocks
         for linear in block.linears
     }
+
+
+def _widest(dtype: torch.dtype, blocks: list[Block], stored: dict[str, torch.dtype]) -> torch.dtype:
+    """Return the type that holds ``dtype`` and each weight that is pruned, so none is rounded."""
+    pruned = (stored[linear.name] for block in blocks for linear in block.pruned)
+    return reduce(torch.promote_types, pruned, dtype)
 
 
 def _check_skips(config: Config, model: PreTrainedModel, blocks: list[Block]) -> None:

@@ -211,6 +211,34 @@ def test_mixed_types_stay_mixed(tmp_path, output):
     assert plan.stored["model.layers.1.mlp.down_proj"] == torch.bfloat16
 
 
+def test_no_kept_weight_is_rounded_to_a_narrower_type(tmp_path, output, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    folder = checkpoints.write(tmp_path / "m", dtype=torch.bfloat16)
+    assert planned(folder, output).dtype == torch.bfloat16
+    name = "model.layers.0.mlp.down_proj"
+    checkpoints.change(folder, f"{name}.weight", lambda weight: weight.float())
+    assert planned(folder, output).dtype == torch.float32
+    assert planned(folder, output, prune={"skip": ["*.0.mlp.down_proj"]}).dtype == torch.bfloat16
+    assert planned(folder, output, model={"dtype": "bfloat16"}).dtype == torch.bfloat16
+
+
+def test_the_plan_counts_what_runs_in_another_type_than_blocks(tmp_path, output, monkeypatch):
+    """The head is asked for a loss in float32, and the dense model writes as it is stored."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    own = {"data": "self"}
+    plans = [
+        planned(checkpoints.write(tmp_path / str(kind), dtype=kind), output, model={"dtype": asked},
+                calibration=own)
+        for kind, asked in ((torch.bfloat16, "bfloat16"), (torch.float32, "bfloat16"),
+                            (torch.bfloat16, "float32"))
+    ]  # fmt: skip
+    assert [plan.dtype.itemsize for plan in plans] == [2, 2, 4]
+    head = plans[0].model.lm_head.weight.numel()
+    assert [plan.memory.ends for plan in plans] == [6 * head, 6 * head, 8 * head]
+    narrow, wide, last = (plan.memory.writer for plan in plans)
+    assert (wide, last) == (2 * narrow, narrow)
+
+
 def test_what_is_gathered_follows_from_the_method(llama, output):
     def gathers(**prune):
         return [kind.name for kind in planned(llama, output, prune=prune).recipe.needs]
