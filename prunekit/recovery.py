@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from prunekit.errors import NumericsError
 from prunekit.gated import Gates
-from prunekit.probes.batches import Batch, Data, losses, mean_loss
+from prunekit.probes.batches import Batch, Data, losses, mean_loss, still
 from prunekit.probes.batches import batches as as_batches
 from prunekit.shrink_section import Train
 
@@ -78,9 +78,10 @@ def recover(
     ]
     optimizer = torch.optim.AdamW(weights, settings.rate)
     order = random.Random(settings.seed)
-    best = Best(weights, mean_loss(model, judged))
-    yield Moment(0, None, best.loss, _factors(gates))
     with ExitStack() as held:
+        held.enter_context(still(model))
+        best = Best(weights, mean_loss(model, judged))
+        yield Moment(0, None, best.loss, _factors(gates))
         for each in gates:
             held.enter_context(each.hold(optimizer))
         queue: list[Batch] = []

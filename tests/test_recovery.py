@@ -60,6 +60,16 @@ def test_what_was_lost_is_won_back_and_closed_heads_get_no_update():
     assert bool((open_gate[heads.keep[site.name]] != 1).any())
 
 
+def test_nothing_is_dropped_of_a_model_in_training_mode_which_it_is_again_afterwards():
+    found = []
+    for mode in (False, True):
+        model = restless("gpt2", attn_pdrop=0.5, resid_pdrop=0.5).train(mode)
+        moments = recover(model, TOKENS, TOKENS, QUICK)
+        found.append([moment.held_out for moment in moments])
+        assert {module.training for module in model.modules()} == {mode}
+    assert found[0] == found[1]
+
+
 def test_stops_where_held_out_text_gains_no_more_and_takes_what_was_best():
     model = restless("llama")
     held_out = TOKENS.flip(0, 1)[:4]
@@ -68,7 +78,7 @@ def test_stops_where_held_out_text_gains_no_more_and_takes_what_was_best():
     moments = [*recover(model, TOKENS[:4], held_out, settings)]
     looked = [moment.held_out for moment in moments]
     assert len(moments) < 200
-    assert min(looked[-3:]) >= min(looked)
+    assert min(looked[-3:]) >= min(looked[:-3])
     assert mean_loss(model, [{"input_ids": held_out}]) == pytest.approx(min(looked))
     assert min(looked) <= before
 
