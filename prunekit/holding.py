@@ -4,33 +4,23 @@ A closed gate sends its unit no gradient, but momentum and weight decay would mo
 the same, and what is reactivated would not be what was pruned.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from prunekit.probes.gates import Gate
 from prunekit.sites import Place
 
 
-class Hold:
-    """Holds the weights of closed units in each step of an optimizer; made by ``Gates.hold``.
+class Hooks:
+    """Hooks in force until ``remove()``, or the end of a ``with`` block."""
 
-    What the optimizer remembers of them is zeroed, entry by entry. Costs a copy of these weights
-    during a step.
-    """
-
-    def __init__(
-        self, places: Sequence[Place], gates: Mapping[str, Gate], optimizer: Optimizer
-    ) -> None:
-        self._places, self._gates = places, gates
-        self._held: list[tuple[Tensor, int, Tensor, Tensor]] = []
-        self._handles = [
-            optimizer.register_step_pre_hook(lambda *_: self._take()),
-            optimizer.register_step_post_hook(lambda stepped, *_: self._put(stepped)),
-        ]
+    def __init__(self, handles: Iterable[RemovableHandle]) -> None:
+        self._handles = [*handles]
 
     def remove(self) -> None:
         """Let the weights go free."""
@@ -43,6 +33,23 @@ class Hold:
 
     def __exit__(self, *_: object) -> None:
         self.remove()
+
+
+class Hold(Hooks):
+    """Holds the weights of closed units in each step of an optimizer; made by ``Gates.hold``.
+
+    What the optimizer remembers of them is zeroed, entry by entry. Costs a copy of these weights
+    during a step.
+    """
+
+    def __init__(
+        self, places: Sequence[Place], gates: Mapping[str, Gate], optimizer: Optimizer
+    ) -> None:
+        self._places, self._gates = places, gates
+        self._held: list[tuple[Tensor, int, Tensor, Tensor]] = []
+        before = optimizer.register_step_pre_hook(lambda *_: self._take())
+        after = optimizer.register_step_post_hook(lambda stepped, *_: self._put(stepped))
+        super().__init__([before, after])
 
     @torch.no_grad()
     def _take(self) -> None:

@@ -4,7 +4,6 @@ Shapes: O output features, I input features, R rank of an adapter.
 """
 
 from collections.abc import Iterator
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -15,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.pytorch_utils import Conv1D
 
 from prunekit.errors import ConfigError
+from prunekit.holding import Hooks
 from prunekit.sparse_linear import SparseLinear
 
 
@@ -43,7 +43,7 @@ def keep_masks(model: nn.Module, optimizer: Optimizer | None = None) -> "Masks":
     return Masks(weights, optimizer)
 
 
-class Masks:
+class Masks(Hooks):
     """Masks in force; made by :func:`keep_masks`.
 
     Attributes:
@@ -53,7 +53,7 @@ class Masks:
     def __init__(self, weights: dict[str, nn.Parameter], optimizer: Optimizer | None) -> None:
         self.weights = weights
         self._bits = {weight: pack(weight.detach() != 0) for weight in weights.values()}
-        self._handles = [
+        gradients = [
             weight.register_hook(lambda grad, weight=weight: grad * self._keep(weight))
             for weight in weights.values()
             if weight.requires_grad
@@ -61,7 +61,7 @@ class Masks:
         watch = register_optimizer_step_post_hook
         if optimizer is not None:
             watch = optimizer.register_step_post_hook
-        self._handles.append(watch(lambda stepped, *_: self.apply(stepped)))
+        super().__init__([*gradients, watch(lambda stepped, *_: self.apply(stepped))])
 
     def _keep(self, weight: nn.Parameter) -> Tensor:
         bits = self._bits[weight]
@@ -86,18 +86,6 @@ class Masks:
                 for remembered in [weight, *state.values()]:
                     if isinstance(remembered, Tensor) and remembered.shape == weight.shape:
                         remembered.masked_fill_(gone, 0)
-
-    def remove(self) -> None:
-        """Let the weights go free."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.remove()
 
 
 @torch.no_grad()
@@ -136,7 +124,7 @@ def merge_adapters(model: nn.Module, adapter: str = "default") -> nn.Module:
     """
     merged = 0
     for module in model.modules():
-        if adapter in getattr(module, "lora_A", {}):
+        if any(adapter in getattr(module, f"lora_{kind}", {}) for kind in ("A", "embedding_A")):
             delta = module.get_delta_weight(adapter)  # pyright: ignore
             base = module.base_layer
             turned = isinstance(base, Conv1D)

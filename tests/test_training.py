@@ -107,7 +107,7 @@ def test_an_adapter_is_merged_under_the_mask(kind):
 def test_an_adapter_of_peft_is_merged_under_the_mask(model_type):
     peft = pytest.importorskip("peft")
     model = tiny(model_type)
-    targets = ["q_proj", "up_proj"] if model_type == "llama" else ["c_attn"]
+    targets = ["q_proj", "embed_tokens"] if model_type == "llama" else ["c_attn"]
     chosen = {
         name: module for name, module in model.named_modules() if name.rpartition(".")[2] in targets
     }
@@ -120,9 +120,17 @@ def test_an_adapter_of_peft_is_merged_under_the_mask(model_type):
     deltas = {}
     for name, module in adapted.base_model.model.named_modules():
         if name in chosen:
-            nn.init.normal_(module.lora_B["default"].weight)
-            delta = module.lora_B["default"].weight @ module.lora_A["default"].weight
-            deltas[name] = module.scaling["default"] * (delta.T if turned else delta)
+            looked_up = isinstance(module.base_layer, nn.Embedding)
+            down, up = (
+                getattr(module, f"lora_embedding_{part}")["default"]
+                if looked_up
+                else getattr(module, f"lora_{part}")["default"].weight
+                for part in "AB"
+            )
+            nn.init.normal_(down)
+            nn.init.normal_(up)
+            delta = module.scaling["default"] * up @ down
+            deltas[name] = delta.T if turned or looked_up else delta
     bare = merge_adapters(adapted)
     for name, old in before.items():
         new = bare.get_submodule(name).weight
