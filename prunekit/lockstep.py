@@ -68,7 +68,7 @@ class Lockstep:
             stack.callback(self._abandon)
             for number, linears in enumerate(stages):
                 for linear in linears:
-                    hook = linear.register_forward_pre_hook(_halting(number))
+                    hook = linear.register_forward_pre_hook(_halt_at(number))
                     stack.callback(hook.remove)
             yield
 
@@ -77,7 +77,7 @@ class Lockstep:
             running.abandon()
 
 
-def _halting(number: int) -> Callable[[nn.Module, tuple], None]:
+def _halt_at(number: int) -> Callable[[nn.Module, tuple], None]:
     def halt(_: nn.Module, inputs: tuple) -> None:
         running = getcurrent()
         if isinstance(running, _Pass) and number not in running.seen:

@@ -31,7 +31,7 @@ class Hybrid(Ranker):
 
     @field_validator("of")
     @classmethod
-    def _known(cls, of: Mapping[str, float]) -> Mapping[str, float]:
+    def _of_known(cls, of: Mapping[str, float]) -> Mapping[str, float]:
         for name in of:
             if name not in _known():
                 raise ValueError(f"{name!r} is no ranker. Choose: {', '.join(_known())}.")
