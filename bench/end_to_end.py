@@ -200,6 +200,9 @@ def judge(job: Job, folder: Path) -> float:
     return evaluate(str(folder), [str(job.evaluation)], job.length, job.windows)[0]["value"]
 
 
+RATIOS = ("seconds", "job_seconds", "peak_rss_bytes")
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as Markdown."""
     lines = [
@@ -209,21 +212,23 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         ours, peer = row["prunekit"], row.get("llm-compressor")
-        floor = row["floor_seconds"]
+        floor = row.get("floor_seconds")  # kept rows may be of before it was measured
         cells = [f"{row['model']} {row['method']}", row["pattern"], _cell(ours)]
         if peer:
             cells += [
                 _cell(peer),
-                f"{ours['seconds'] / peer['seconds']:.2f}",
-                f"{ours['job_seconds'] / peer['job_seconds']:.2f}",
-                f"{ours['peak_rss_bytes'] / peer['peak_rss_bytes']:.2f}",
+                *(_ratio(ours, peer, what) for what in RATIOS),
                 f"{ours['perplexity']:.3f} / {peer['perplexity']:.3f}",
             ]
         else:
             cells += ["absent", "", "", "", f"{ours['perplexity']:.3f}"]
-        cells += [f"{floor:.1f} s", f"{floor / ours['prune_seconds']:.0%}"]
+        cells += [f"{floor:.1f} s", f"{floor / ours['prune_seconds']:.0%}"] if floor else ["—", ""]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _ratio(ours: dict[str, float], peer: dict[str, float], what: str) -> str:
+    return f"{ours[what] / peer[what]:.2f}" if what in ours and what in peer else "—"
 
 
 def _cell(result: dict[str, float]) -> str:

@@ -46,13 +46,18 @@ def all_jobs() -> list[Job]:
 
 def measure(job: Job, known: Row, methods: Collection[str], peer: str | None) -> Row:
     """Return a row: perplexity dense, and by each method, ours and the peer's."""
-    row: Row = {"dense": _dense(job)} | known
+    row: Row = known if "dense" in known else {"dense": _dense(job)} | known
     for method in methods:
-        if method in row:
+        if row.keys() >= _columns(method, peer):
             continue
         with tempfile.TemporaryDirectory() as name:
             row |= _perplexities(job, method, row, peer, Path(name))
     return row
+
+
+def _columns(method: str, peer: str | None) -> set[str]:
+    """Return what is measured of a method: ours, and the peer's where it is at hand."""
+    return {method, f"{method}{PEER}"} if peer and method in PEER_METHODS else {method}
 
 
 @cache
@@ -72,10 +77,12 @@ def _perplexities(
     try:
         made = plan(load_config(config, changes))
     except ShapeError:
-        return {variant: None}
-    for _ in run(made):
-        pass
-    found: dict[str, float | None] = {variant: judge(job, folder / "ours")}
+        return dict.fromkeys(_columns(variant, peer))
+    if variant not in row:
+        for _ in run(made):
+            pass
+    ours = row[variant] if variant in row else judge(job, folder / "ours")
+    found: dict[str, float | None] = {variant: ours}
     if peer and variant in PEER_METHODS:
         run_peer(peer, job, made, (method, pattern), folder)
         found[f"{method}{PEER}"] = judge(job, folder / "peer")
@@ -132,7 +139,7 @@ def main() -> None:
         row: Row = {"model": job.name, "pattern": pattern, "seed": seed}
         key = _key(row)
         row = known.get(key, row)
-        if row.keys() >= {*options.methods}:
+        if all(row.keys() >= _columns(method, options.peer) for method in options.methods):
             continue
         known[key] = measure(job, row, options.methods, options.peer)
         print(table([known[key]]).splitlines()[-1], flush=True)

@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 
-from bench import harness, structured_table, table
+from bench import end_to_end, harness, peer_quality, structured_table, table
 
 
 def result(share, why=None):
@@ -92,3 +92,33 @@ def test_who_beats_random_is_counted_only_beyond_its_deviation():
     assert "| entropy | 10.5 | **18** | **29** | 51 | -1.00 |" in text
     assert "| entropy | 2 | 4 |" in text
     assert "| leave-one-out | 1 | 4 |" in text
+
+
+def test_rows_of_before_the_floor_was_measured_stay_in_the_table():
+    old = {
+        "model": "m", "method": "wanda", "pattern": "2:4",
+        "prunekit": {"seconds": 2.0, "peak_rss_bytes": 2**30, "prune_seconds": 1.0,
+                     "perplexity": 9.0},
+        "llm-compressor": {"seconds": 4.0, "peak_rss_bytes": 2**31, "perplexity": 9.5},
+    }  # fmt: skip
+    new = {**old, "prunekit": {**old["prunekit"], "job_seconds": 1.0}, "floor_seconds": 0.5}
+    new["llm-compressor"] = {**old["llm-compressor"], "job_seconds": 4.0}
+    first, second = end_to_end.table([old, new]).splitlines()[-2:]
+    assert "| 0.50 | — | 0.50 | 9.000 / 9.500 | — |" in first
+    assert "| 0.50 | 0.25 | 0.50 | 9.000 / 9.500 | 0.5 s | 50% |" in second
+
+
+def test_a_peer_that_came_later_is_measured_and_what_is_known_is_not(monkeypatch):
+    asked = []
+
+    def perplexities(job, method, row, peer, folder):
+        asked.append(method)
+        return dict.fromkeys(peer_quality._columns(method, peer), 2.0)
+
+    monkeypatch.setattr(peer_quality, "_perplexities", perplexities)
+    known = {"pattern": "2:4", "dense": 1.0, "wanda": 2.0, "magnitude": 3.0}
+    methods = ("magnitude", "wanda")
+    assert peer_quality.measure(None, known, methods, None) == known
+    row = peer_quality.measure(None, known, methods, "python")
+    assert row == known | {f"wanda{peer_quality.PEER}": 2.0}
+    assert asked == ["wanda"]
