@@ -211,6 +211,29 @@ def test_inverses_are_made_one_on_each_rank_at_a_time(nursery, tmp_path):
     assert said[1].strip() == three + four + three + last[1]
 
 
+BROKEN = """
+import prunekit_kernels
+def fail(*arguments):
+    if rank == 1:
+        raise ArithmeticError("not positive definite.")
+    return real(*arguments)
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [("sparsegpt", "inverse_factor"), ("admm", "damped_inverse")]
+)
+def test_what_one_rank_cannot_invert_all_refuse(nursery, tmp_path, method, name):
+    model = checkpoints.write(tmp_path / "m", num_hidden_layers=1)
+    prune = {"method": method, "pattern": "2:4"}
+    file = configs.write(tmp_path / "c.toml", model, tmp_path / "out", evaluate=None, prune=prune)
+    broken = f"{BROKEN}real = prunekit_kernels.{name}\nprunekit_kernels.{name} = fail\n"
+    world = nursery.start(tmp_path / "said", 2, broken + RUN, file)
+    assert world.wait() == [99, 99]
+    for rank in range(2):
+        assert "proj: not positive definite. Use more calibration" in world.said(rank)
+
+
 EVALUATE = """
 from prunekit import cli
 code = cli.main(["evaluate", *arguments, "--length", "12", "--windows", "5"])
