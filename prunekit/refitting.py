@@ -39,11 +39,16 @@ def gather(subject: Subject, *, gated: bool = True) -> dict[str, Float[Tensor, "
     return {name: mirror(total).div_(max(tokens[name], 1)) for name, total in sums.items()}
 
 
-def damp(total: Float[Tensor, "I I"], damping: float, name: str) -> Float[Tensor, "I I"]:
-    """Return H in float64 on the CPU with ``damping`` times its mean diagonal added to that.
+def damp(
+    total: Float[Tensor, "I I"], damping: float, name: str
+) -> tuple[Float[Tensor, "I I"], Float[Tensor, "I I"]]:
+    """Return H with ``damping`` times its mean diagonal added to that, and its Cholesky factor.
+
+    Both are float64 on the CPU. Sums in float32 may leave H less than positive definite; then ten
+    times as much is added, and so on.
 
     Raises:
-        NumericsError: H is zero or not finite.
+        NumericsError: H is zero, not finite, or not positive definite with all of the mean added.
     """
     damped = total.double().cpu()
     mean = float(damped.diagonal().mean())
@@ -52,8 +57,19 @@ def damp(total: Float[Tensor, "I I"], damping: float, name: str) -> Float[Tensor
             f"{name}: its inputs have a mean square of {mean}. If all of its units are gated off, "
             "leave it out; otherwise the data makes the model overflow."
         )
-    damped.diagonal().add_(damping * mean)
-    return damped
+    diagonal = damped.diagonal()
+    found = diagonal.clone()
+    while True:
+        diagonal.copy_(found + damping * mean)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            return damped, factor
+        if damping >= 1:
+            raise NumericsError(
+                f"{name}: the products of its inputs are not positive definite, even with the mean "
+                "of their diagonal added to it. Use more calibration text."
+            )
+        damping = min(1.0, 10 * damping) or 1e-6
 
 
 def lost(
@@ -68,7 +84,7 @@ def lost(
     of outputs weighs; all weigh 1 without it.
     """
     weight = matrix(site.reader.linear).detach().double().cpu()
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damp(total, damping, site.name)))
+    inverse = torch.cholesky_inverse(damp(total, damping, site.name)[1])
     index = site.reader.index.flatten(1)  # [U, S]
     blocks = inverse[index[:, :, None], index[:, None, :]]
     columns = weight[:, index].movedim(1, 0)  # [U, O, S]
@@ -83,7 +99,7 @@ def refit(
     """Change the kept columns of the reading linear, in place, to make up for the others."""
     weight = matrix(site.reader.linear)
     columns = site.reader.index[list(keep)].flatten()
-    damped = damp(total, damping, site.name)
+    damped, _ = damp(total, damping, site.name)
     target = weight.double().cpu() @ damped[:, columns]
     factor = torch.linalg.cholesky(damped[columns][:, columns])
     fitted = torch.cholesky_solve(target.T, factor).T

@@ -10,7 +10,7 @@ from prunekit.agreement import spearman
 from prunekit.errors import ConfigError, NumericsError
 from prunekit.probes.batches import losses, mean_loss
 from prunekit.rankers import Ranker, rankers
-from prunekit.refitting import refit
+from prunekit.refitting import damp, refit
 from prunekit.sites import matrix, sites
 from tests.architectures import TINY, tiny
 from tests.units import batch, needs_interface, restless
@@ -219,6 +219,18 @@ def test_a_refit_gives_the_least_squares_weights_of_the_kept_units():
     torch.testing.assert_close(
         site.reader.linear.weight[:, 16:].double(), fit, rtol=1e-4, atol=1e-5
     )
+
+
+def test_what_rounding_left_indefinite_is_damped_further():
+    damped, factor = damp(torch.diag(torch.tensor([1, -1e-6])), 1e-9, "a")
+    torch.testing.assert_close(
+        damped.diagonal(), torch.tensor([1, 4e-6]).double(), rtol=1e-5, atol=0
+    )
+    torch.testing.assert_close(factor @ factor.T, damped)
+    with pytest.raises(NumericsError, match=r"^a: the products .* not positive definite, even"):
+        damp(torch.diag(torch.tensor([3.0, -2.0])), 1e-9, "a")
+    gates = prunekit.neurons(restless("llama"))
+    assert flat(gates.score("obs", TOKENS[:1, :6], damping=1e-12)).isfinite().all()
 
 
 def test_obs_says_when_inputs_are_all_zero():
