@@ -18,6 +18,7 @@ from prunekit.errors import ConfigError
 from prunekit.experts import unfused
 from prunekit.layout import Block, Selection, layout, runners
 from prunekit.permutation import check_permutable, orders, rearrange
+from prunekit.probes.batches import still
 from prunekit.pruning import BlockPruner, Recipe, survey
 from prunekit.sections import Prune
 from prunekit.stack import StackRunner
@@ -77,7 +78,7 @@ def _prune(
 
     pruned = [linear for block in blocks for linear in block.pruned]
     dtypes = {linear.name: model.get_parameter(f"{linear.name}.weight").dtype for linear in pruned}
-    with _still(model, stacks):
+    with still(model), _uncached(model, stacks):
         sparsities = section.allocation.allocate(
             {linear.name: linear.size for linear in pruned},
             survey(visits, section.allocation, section.pattern),
@@ -105,19 +106,15 @@ def _reader(section: Prune) -> str | None:
 
 
 @contextmanager
-def _still(model: PreTrainedModel, stacks: Sequence[StackRunner]) -> Iterator[None]:
-    """Hold a model in eval mode and without a cache; afterwards it is as it was."""
-    training = [module for module in model.modules() if module.training]
+def _uncached(model: PreTrainedModel, stacks: Sequence[StackRunner]) -> Iterator[None]:
+    """Hold a model without a cache; afterwards it is as it was."""
     configs = [model.config, *(runner.module.config for runner in stacks)]
     caching = [config for config in configs if getattr(config, "use_cache", False)]
-    model.eval()
     for config in caching:
         config.use_cache = False
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
         for config in caching:
             config.use_cache = True
 
