@@ -4,6 +4,7 @@ Shapes: O output features, I input features, R rank of an adapter.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -120,18 +121,30 @@ def merge_adapters(model: nn.Module, adapter: str = "default") -> nn.Module:
         adapter: Its name.
 
     Raises:
-        ConfigError: The model has no such adapter.
+        ConfigError: The model has no such adapter, or one that no sum can stand for; nothing is
+            changed.
     """
-    merged = 0
-    for module in model.modules():
-        if any(adapter in getattr(module, f"lora_{kind}", {}) for kind in ("A", "embedding_A")):
-            delta = module.get_delta_weight(adapter)  # pyright: ignore
-            base = module.base_layer
-            turned = isinstance(base, Conv1D)
-            _add_where_kept(base, delta.T if turned else delta)  # pyright: ignore
-            merged += 1
-    if not merged:
+    kinds = "lora_A", "lora_embedding_A"
+    adapted: list[Any] = [
+        module
+        for module in model.modules()
+        if any(adapter in getattr(module, kind, {}) for kind in kinds)
+    ]
+    if not adapted:
         raise ConfigError(f"merge_adapters: the model has no LoRA adapter {adapter!r}.")
+    for module in adapted:
+        if (
+            module.merged
+            or module.lora_bias.get(adapter)
+            or adapter in getattr(module, "lora_variant", {})
+        ):
+            raise ConfigError(
+                f"merge_adapters: {adapter!r} has been merged by peft, or is more than a product "
+                "of two matrices (DoRA, biases), which cannot be added under masks."
+            )
+    for module in adapted:
+        delta, base = module.get_delta_weight(adapter), module.base_layer
+        _add_where_kept(base, delta.T if isinstance(base, Conv1D) else delta)
     return model.unload()  # pyright: ignore  of PeftModel
 
 

@@ -137,3 +137,19 @@ def test_an_adapter_of_peft_is_merged_under_the_mask(model_type):
         torch.testing.assert_close(new, (old + deltas[name]) * (old != 0))
     with pytest.raises(ConfigError, match="no LoRA adapter 'other'"):
         merge_adapters(bare, "other")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("change", ["dora", "merged"])
+def test_what_no_sum_can_stand_for_is_refused_before_anything_is_changed(change):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], use_dora=change == "dora")
+    adapted = peft.get_peft_model(tiny("llama"), config)
+    if change == "merged":
+        adapted.merge_adapter()
+    before = {name: value.clone() for name, value in adapted.state_dict().items()}
+    with pytest.raises(ConfigError, match="merged by peft, or is more than a product"):
+        merge_adapters(adapted)
+    after = adapted.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
