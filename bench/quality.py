@@ -48,7 +48,6 @@ OPTIONS = {
     "both": {"method": "admm", "permute": True, "recover": "block"},
     "OWL": {"method": "admm", "allocation": "owl"},
     "curves": {"method": "admm", "allocation": "curves"},
-    "rank 16": {"method": "admm", "recover": "lowrank", "recover_rank": 16},
 }
 """What can be added to ours; a table of its own compares them."""
 Cell = dict[str, Any]

@@ -191,6 +191,7 @@ def _exchange(
         own = keeps.diagonal()
         gain, mate = (keeps + keeps.T - own - own[:, None]).fill_diagonal_(0).max(1)
         agreed = (mate[mate] == each) & (gain > 1e-6 * own.abs())
+        agreed &= agreed[mate]  # what is much to one may be nothing to the other
         if not agreed.any():
             return
         taken = torch.where(agreed, mate, each)

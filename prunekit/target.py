@@ -19,7 +19,10 @@ Target = Literal["layer", "dense"]
 SHARE = 0.5
 """β: how far towards the dense model's outputs."""
 RIDGE = 0.01
-"""r, as a fraction of the Gram matrix's mean diagonal."""
+"""r at least, as a fraction of the Gram matrix's mean diagonal."""
+NOISE = 0.5
+"""Where it is more, r is this fraction of the inputs a token: with few tokens the correction is partly
+noise, and as in any ridge regression more of it has to go."""
 PANEL = 256
 
 
@@ -46,7 +49,8 @@ def _shift(stats: Gathered) -> Float[Tensor, "I I"]:
     gram, shift = stats[Gram].full, stats[Cross].total
     shift -= gram
     lower = gram.clone()
-    lower.diagonal().add_(RIDGE * mean_diagonal(gram))
+    ridge = max(RIDGE, NOISE * len(gram) / stats[Gram].tokens)
+    lower.diagonal().add_(ridge * mean_diagonal(gram))
     lower, failed = torch.linalg.cholesky_ex(lower)
     if failed:
         raise NumericsError(
