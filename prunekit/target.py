@@ -21,8 +21,8 @@ SHARE = 0.5
 RIDGE = 0.01
 """r at least, as a fraction of the Gram matrix's mean diagonal."""
 NOISE = 0.5
-"""Where it is more, r is this fraction of the inputs a token: with few tokens the correction is partly
-noise, and as in any ridge regression more of it has to go."""
+"""Where that is more, r is this fraction of the inputs a token: with few tokens the correction is
+partly noise, and as in any ridge regression more of it has to go."""
 PANEL = 256
 
 

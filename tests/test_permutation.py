@@ -77,6 +77,15 @@ def test_finds_the_best_of_all_orders_of_two_groups(spelled):
     assert sorted(found)[10] > 0.95
 
 
+def test_is_an_order_though_groups_differ_by_powers_of_ten():
+    """A pair swaps if both agree: what is much to one group may be too little for the other."""
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        spread = 3 * torch.randn(64, 64, generator=generator)
+        spread += 8 * torch.randn(1, 64, generator=generator)
+        assert sorted(order(spread.exp(), parse("2:4")).tolist()) == [*range(64)]
+
+
 def test_puts_large_channels_apart():
     saliency = torch.ones(8, 16)
     saliency[:, :8] = 100

@@ -39,12 +39,16 @@ def gathered(x, dense):
     return Gathered([gram, cross])
 
 
-def test_is_the_ridge_regression_of_the_dense_output():
-    dense = tokens(2000)
-    x = dense + 0.3 * tokens(2000, seed=4)
+@pytest.mark.parametrize("count", [20000, 2000])
+def test_is_the_ridge_regression_of_the_dense_output(count):
+    """With few tokens for the inputs there are the ridge is half an input a token."""
+    dense = tokens(count)
+    x = dense + 0.3 * tokens(count, seed=4)
     weight = weights()
     gram, cross = x.double().T @ x.double(), dense.double().T @ x.double()
-    ridge = target.RIDGE * gram.diagonal().mean() * torch.eye(len(gram))
+    share = max(0.01, len(gram) / 2 / count)
+    assert (share == 0.01) == (count == 20000)
+    ridge = share * gram.diagonal().mean() * torch.eye(len(gram))
     best = torch.linalg.solve(gram + ridge, weight.double() @ (cross + ridge), left=False)
     wanted = (1 - target.SHARE) * weight + target.SHARE * best
     torch.testing.assert_close(
