@@ -157,6 +157,7 @@ class Framed(Generic[P]):
             "prunekit": __version__,
             "config": config,
             "calibration": tokens.digest if tokens else None,
+            "dtype": str(self.plan.dtype),  # another CPU may run the blocks in another
             "files": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -108,8 +108,8 @@ class Output:
         if self.done and self.done["start", ""]["fingerprint"] != fingerprint:
             raise ConfigError(
                 f"{self.folder}: was begun with another config, model, calibration text or version "
-                "of prunekit, so --resume cannot go on with it. Run with --overwrite, or choose "
-                "another output.path."
+                "of prunekit, or where blocks run in another type, so --resume cannot go on with "
+                "it. Run with --overwrite, or choose another output.path."
             )
         assert self._journal is not None
         self._journal.truncate(sum(map(len, whole)))

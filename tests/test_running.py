@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -458,6 +459,14 @@ def test_another_config_does_not_resume(finished, llama, tmp_path, sections):
     with pytest.raises(ConfigError, match="was begun with another config, model, calibration"):
         list(start(llama, folder, resume=True, **sections))
     same_bytes(folder, finished[0])
+
+
+def test_a_cpu_that_runs_blocks_in_another_type_does_not_resume(llama, tmp_path):
+    folder = tmp_path / "out"
+    list(prunekit.run(planned(llama, folder)))
+    elsewhere = replace(planned(llama, folder), dtype=torch.bfloat16)
+    with pytest.raises(ConfigError, match="where blocks run in another type"):
+        list(prunekit.run(elsewhere, resume=True))
 
 
 def test_another_text_or_model_does_not_resume(finished, llama, tmp_path):
