@@ -257,6 +257,8 @@ def test_a_hybrid_adds_z_scores_or_places_of_its_parts():
         ConfigError, match=r"'weight' is no ranker\. Choose: block-influence, entropy"
     ):
         gates.score("hybrid", TOKENS, of={"weight": 1})
+    with pytest.raises(ConfigError, match="product takes weights above 0 only"):
+        gates.score("hybrid", TOKENS, of={"magnitude": 1, "entropy": -1}, by="product")
 
 
 def test_salience_is_the_product_of_two_sums_and_the_root_of_a_kurtosis():

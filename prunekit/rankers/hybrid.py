@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from typing_extensions import override
 
 from prunekit.kinds import KINDS, Compensation, Kind
@@ -36,6 +36,13 @@ class Hybrid(Ranker):
             if name not in _known():
                 raise ValueError(f"{name!r} is no ranker. Choose: {', '.join(_known())}.")
         return of
+
+    @field_validator("by")
+    @classmethod
+    def _of_powers(cls, by: str, info: ValidationInfo) -> str:
+        if by == "product" and min(info.data.get("of", {"": 1.0}).values()) <= 0:
+            raise ValueError("product takes weights above 0 only: some scores are 0.")
+        return by
 
     @property
     @override
