@@ -1,6 +1,6 @@
 """Times whole jobs shared by two processes beside the same job of one with two threads.
 
-    python -m bench.ranks [MODEL …] [--methods METHOD …] [--repeats N]
+    python -m bench.ranks [--models MODEL …] [--methods METHOD …] [--repeats N]
 
 MODEL is stories15M (from ../shared), or llama-1k, a Llama of random parameters, made first. Each
 rank's traffic is held against what the plan says, and the matrix products of its solve, as torch's
@@ -148,7 +148,7 @@ def count(config: Path, folder: Path, launcher: list[str]) -> list[int]:
 def main() -> None:
     """Measure what is asked for and rewrite ``bench/results/<machine>/ranks.json`` and ``.md``."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("models", nargs="*", choices=MODELS)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--repeats", type=int, default=2, metavar="N")
     given = parser.parse_args()
@@ -158,7 +158,7 @@ def main() -> None:
     file = folder / "ranks.json"
     old = json.loads(file.read_text())["jobs"] if file.is_file() else []
     found = {(row["model"], row["method"]): row for row in old}
-    for name in given.models or MODELS:
+    for name in given.models:
         for method in given.methods:
             with tempfile.TemporaryDirectory() as place:
                 row = {**measure(name, method, Path(place), given.repeats), "machine": machine}
