@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 import prunekit
 from bench.harness import RESULTS, describe
 from bench.structured_speed import speed
-from bench.structured_table import LEVELS, Row, page
+from bench.structured_table import LEVELS, Row, page, plot
 from bench.tasks import Task, tasks
 from prunekit.compensation import compensate
 from prunekit.gated import Gates
@@ -197,6 +197,7 @@ def save(found: dict[str, Any], file: Path) -> None:
     temporary.replace(file)
     every = [json.loads(other.read_text()) for other in sorted(file.parent.glob("*.json"))]
     (file.parent / "structured.md").write_text(page(every))
+    plot(every, file.parent / "structured.png")
 
 
 def main() -> None:

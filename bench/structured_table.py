@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,12 @@ from prunekit.agreement import spearman
 
 LEVELS = (0.1, 0.3, 0.5, 0.7)
 """Parts of all units that go."""
+
+DRAWN = (
+    *("random", "entropy", "magnitude", "gradient"),
+    *("obs + refit", "surgeon + refit", "hybrid + refit"),
+)
+"""Contestants of the picture: the seeds' strategies, and the best of ours."""
 
 Row = dict[str, Any]
 Better = Callable[[float, float], bool]
@@ -134,3 +141,31 @@ def _speed_line(model: str, row: Row) -> str:
 
 def _header(names: list[str]) -> str:
     return f"| {' | '.join(names)} |\n{'|---' * len(names)}|"
+
+
+def plot(every: list[dict[str, Any]], file: Path) -> None:
+    """Draw quality over the heads that went, a panel for each model; of random its deviation."""
+    from matplotlib.figure import Figure
+
+    models = [model for model in every if any(row["kind"] == "heads" for row in model["rows"])]
+    columns = 4
+    figure = Figure(figsize=(4 * columns, 3.4 * -(-len(models) // columns)), layout="constrained")
+    panels = figure.subplots(-(-len(models) // columns), columns, squeeze=False).flatten()
+    for axes, model in zip(panels, models, strict=False):
+        heads = [row for row in model["rows"] if row["kind"] == "heads"]
+        for name in DRAWN:
+            runs = [row for row in heads if row["contestant"] == name]
+            if runs:
+                found = [*zip(*(row["quality"] for row in runs), strict=True)]
+                spread = [statistics.stdev(part) if part[1:] else 0.0 for part in found]
+                levels = [100 * level for level in runs[0].get("levels", LEVELS)]
+                means = [statistics.mean(part) for part in found]
+                axes.errorbar(levels, means, spread, label=name, marker="o")
+        metric = heads[0]["metric"]
+        axes.set(title=model["model"], xlabel="heads gone, %", ylabel=metric)
+        axes.set_yscale("log" if metric == "perplexity" else "linear")
+    for axes in panels[len(models) :]:
+        axes.set_axis_off()
+    handles, names = panels[0].get_legend_handles_labels()
+    panels[-1].legend(handles, names, loc="center")
+    figure.savefig(file, dpi=90)
