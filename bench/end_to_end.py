@@ -34,6 +34,10 @@ SHARED = Path(__file__).parents[2] / "shared"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "prunekit"
 PATTERNS = {"50 %": 0.5, "60 %": 0.6, "2:4": "2:4", "4:8": "4:8"}
 TIMED = ("50 %", "2:4")
+STAGE = " by stage"
+"""Said of a method where each stage sees what the pruned ones before it give."""
+BY_STAGE = 'prune.propagation="stage"'
+RATIOS = ("seconds", "job_seconds", "peak_rss_bytes")
 
 
 @dataclass(frozen=True)
@@ -132,10 +136,6 @@ def floor_flops(made: Plan) -> dict[str, float]:
     }
 
 
-STAGE = " by stage"
-"""Said of a method where each stage sees what the pruned ones before it give."""
-
-
 def floor_seconds(flops: dict[str, float], dtype: torch.dtype) -> float:
     """Return how long they take at the rate of large products: forwards in the type of the run."""
     rates = {kind: product_rate(torch.device("cpu"), kind) for kind in {dtype, torch.float32}}
@@ -150,16 +150,14 @@ def measure(job: Job, method: str, pattern: str, peer: str | None) -> Iterator[d
     with tempfile.TemporaryDirectory() as name:
         folder, theirs = Path(name), None
         for said in (method, method + STAGE) if method == "sparsegpt" else (method,):
-            config = folder / f"{said}.toml"
-            section = config_text(job, method, pattern, folder / said)
-            if said != method:
-                section = section.replace("[prune]", '[prune]\npropagation = "stage"')
-            config.write_text(section)
-            made = plan(load_config(config))
+            config, changes = folder / "job.toml", [BY_STAGE] if said != method else []
+            config.write_text(config_text(job, method, pattern, folder / said))
+            made = plan(load_config(config, changes))
             row: dict[str, Any] = {"model": job.name, "method": said, "pattern": pattern}
             row["floor_flops"], row["dtype"] = floor_flops(made), str(made.dtype)
             row["floor_seconds"] = floor_seconds(row["floor_flops"], made.dtype)
             command = [sys.executable, "-m", "prunekit", "run", str(config), "--quiet"]
+            command += [part for change in changes for part in ("--set", change)]
             row["prunekit"] = timed(command, folder / "ours.log")
             seconds = json.loads((folder / said / "report.json").read_text())["seconds"]
             row["prunekit"]["prune_seconds"] = seconds["prune"]
@@ -198,9 +196,6 @@ def run_peer(
 def judge(job: Job, folder: Path) -> float:
     """Return a pruned folder's perplexity on the job's evaluation text."""
     return evaluate(str(folder), [str(job.evaluation)], job.length, job.windows)[0]["value"]
-
-
-RATIOS = ("seconds", "job_seconds", "peak_rss_bytes")
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -19,7 +19,17 @@ from typing import Any
 
 import torch
 
-from bench.end_to_end import PATTERNS, SHARED, STAGE, Job, config_text, jobs, judge, run_peer
+from bench.end_to_end import (
+    BY_STAGE,
+    PATTERNS,
+    SHARED,
+    STAGE,
+    Job,
+    config_text,
+    jobs,
+    judge,
+    run_peer,
+)
 from bench.harness import RESULTS, describe
 from prunekit.config import load_config
 from prunekit.errors import ShapeError
@@ -73,7 +83,7 @@ def _perplexities(
     config.write_text(config_text(job, method, pattern, folder / "ours"))
     changes = [f"calibration.seed={row['seed']}"]
     if method != variant:
-        changes.append('prune.propagation="stage"')
+        changes.append(BY_STAGE)
     try:
         made = plan(load_config(config, changes))
     except ShapeError:

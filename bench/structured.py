@@ -195,9 +195,12 @@ def save(found: dict[str, Any], file: Path) -> None:
     temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps(found, indent=1) + "\n")
     temporary.replace(file)
-    every = [json.loads(other.read_text()) for other in sorted(file.parent.glob("*.json"))]
-    (file.parent / "structured.md").write_text(page(every))
-    plot(every, file.parent / "structured.png")
+    (file.parent / "structured.md").write_text(page(recorded()))
+
+
+def recorded() -> list[dict[str, Any]]:
+    """Return what is known of each model."""
+    return [json.loads(file.read_text()) for file in sorted(FOLDER.glob("*.json"))]
 
 
 def main() -> None:
@@ -208,7 +211,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="only these contestants")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no row after these")
     parser.add_argument("--speed", action="store_true", help="speed and size, not quality")
-    options = parser.parse_args()
+    run(parser.parse_args())
+    plot(recorded(), FOLDER / "structured.png")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure what is asked for and not known, as long as there is time."""
     began = time.monotonic()
     for task in tasks(options.models):
         file = FOLDER / f"{task.name}.json"

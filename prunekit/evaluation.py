@@ -56,7 +56,7 @@ def measuring_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
 
     What bfloat16 rounds off can be more than what a head is worth, and every CPU says the same.
     """
-    return torch.float32 if device.type == "cpu" else compute_dtype(stored, device)
+    return torch.float32 if device.type == "cpu" else stored
 
 
 def _multiplies_bfloat16() -> bool:
