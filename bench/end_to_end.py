@@ -26,6 +26,7 @@ from prunekit.config import load_config
 from prunekit.data import calibration_tokens
 from prunekit.demo import smollm2
 from prunekit.evaluation import evaluate
+from prunekit.footprint import passes
 from prunekit.planning import Plan, plan
 from prunekit.speed import product_rate
 from prunekit.statistics import Gram
@@ -122,6 +123,7 @@ def floor_flops(made: Plan) -> dict[str, float]:
     tokens = calibration.samples * made.lengths[0]
     weights = sum(linear.size for linear in made.linears)
     attention = 2 * tokens * made.lengths[0] * made.stacks[0].features * len(made.blocks)
+    grams = [kind.every for kind in made.recipe.needs if issubclass(kind, Gram)]
     gram = tokens * sum(stage[0].inputs ** 2 for block in made.blocks for stage in block.stages)
     solve = sum(
         2 * stage[0].inputs ** 3 // 3 + sum(linear.size * linear.inputs for linear in stage)
@@ -130,8 +132,8 @@ def floor_flops(made: Plan) -> dict[str, float]:
     )
     gathers = Gram in made.recipe.method.needs
     return {
-        "forward": 2 * tokens * weights + attention,
-        "gram": gram if gathers or made.recipe.measure_error else 0,
+        "forward": passes(made.recipe) * (2 * tokens * weights + attention),
+        "gram": gram // grams[0] if grams else 0,
         "solve": solve if gathers else 0,
     }
 

@@ -225,7 +225,7 @@ def work(blocks: Sequence[Block], recipe: Recipe, given: Circumstances) -> Work:
     widths = sum(max(linear.inputs for linear in block.stages[0]) for block in blocks)
     once = 2 * tokens * weights + 2 * tokens * length * widths
     gathered = sum(
-        tokens * kind.flops(stage[0].inputs)
+        tokens * kind.flops(stage[0].inputs) // (1 if stage[0].expert else kind.every)
         for block in blocks
         for stage in block.pruned_stages
         for kind in recipe.needs
@@ -245,7 +245,7 @@ def passes(recipe: Recipe) -> int:
 def row_flops(recipe: Recipe, outputs: int, inputs: int) -> int:
     """Return the operations of so many rows: method, refining, and measuring the error."""
     products = 2 * (ITERATIONS + 1) if recipe.refine else 0
-    products += 2 * (Gram in recipe.needs)
+    products += 2 * any(issubclass(kind, Gram) for kind in recipe.needs)
     return recipe.method.flops(outputs, inputs) + products * outputs * inputs**2
 
 

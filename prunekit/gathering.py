@@ -6,7 +6,7 @@ Shapes: I input features, T tokens.
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import count, repeat
 from typing import cast
 
 from jaxtyping import Float
@@ -77,8 +77,9 @@ def gather_at_once(
         for number, inputs in halts:
             statistics = _empty(visit, stages[number], needs)
             dense = next(others) if others else repeat(None)
+            looks = _looks(stages[number])
             while inputs:
-                _update(statistics, inputs.pop(0), next(dense))
+                _update(statistics, next(looks), inputs.pop(0), next(dense))
             next(dense, None)  # the last batch on to its end
             yield stages[number], _gathered(visit, [stages[number]], [statistics], hunger)[0]
     if last:
@@ -101,12 +102,20 @@ def _empty(
     return tuple(kind(linears[0].inputs, visit.device) for kind in kinds)
 
 
+def _looks(linears: Sequence[Linear]) -> Iterator[int]:
+    """Number the batches; those of an expert, which reads what it is given, count as the first."""
+    return repeat(0) if linears[0].expert else count()
+
+
 def _update(
     statistics: tuple[Statistic, ...],
+    number: int,
     x: Float[Tensor, "... I"],
     dense: Float[Tensor, "... I"] | None = None,
 ) -> None:
     for statistic in statistics:
+        if number % statistic.every:
+            continue
         if isinstance(statistic, Cross) and dense is not None:
             statistic.update_pair(x.flatten(0, -2), dense.flatten(0, -2))
         else:
@@ -183,10 +192,10 @@ def _observe(
     read: dict[int, Tensor] = {}  # what the dense model's stages read, of the batch at hand
     with ExitStack() as stack:
         for number, (linears, statistics) in enumerate(zip(stages, found, strict=True)):
-            path = linears[0].path
+            path, of = linears[0].path, (number, statistics, _looks(linears))
 
-            def update(_: nn.Module, inputs: tuple, of: tuple = (number, statistics)) -> None:
-                _update(of[1], inputs[0], read.pop(of[0], None))
+            def update(_: nn.Module, inputs: tuple, of: tuple = of) -> None:
+                _update(of[1], next(of[2]), inputs[0], read.pop(of[0], None))
 
             def note(_: nn.Module, inputs: tuple, number: int = number) -> None:
                 read[number] = inputs[0]

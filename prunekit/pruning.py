@@ -27,7 +27,15 @@ from prunekit.refinement import Refine, refine
 from prunekit.schedules import SCHEDULES
 from prunekit.sections import Prune, Recover
 from prunekit.spread import dealt, spread
-from prunekit.statistics import ColumnEnergy, Cross, Gathered, Gram, Statistic, union
+from prunekit.statistics import (
+    ColumnEnergy,
+    Cross,
+    Gathered,
+    Gram,
+    SampledGram,
+    Statistic,
+    union,
+)
 from prunekit.target import Target, aim
 from prunekit.walk import Visit
 
@@ -36,7 +44,7 @@ Stage = tuple[Sequence[Linear], Gathered]
 Looked = list[Stage]
 Parts = list[slice] | None
 """The rows of a linear that each rank prunes; None where each prunes all of them."""
-ENERGY_PANEL = 512
+ENERGY_PANEL = 192
 """Columns of a weight that are multiplied by the Gram matrix at once."""
 
 
@@ -58,7 +66,8 @@ class Recipe:
         recover: What is done to a block once it is pruned, or to each of its linears.
         recover_rank: Of the adapters, where that is done.
         permute: Channels are put in a better order first, by :mod:`prunekit.permutation`.
-        measure_error: Gather the Gram matrix whatever the method needs, for the relative error.
+        measure_error: Gather the Gram matrix of a sample if the method needs none, for the relative
+            error.
         hunger: What is done with experts to which few tokens are routed.
     """
 
@@ -116,11 +125,14 @@ class Recipe:
     @property
     def needs(self) -> tuple[type[Statistic], ...]:
         """What is gathered for each stage."""
-        solves = self.refine or self.recover == "lowrank"
-        grams = [Gram] if solves or self.measure_error else []
+        solves = [Gram] if self.refine or self.recover == "lowrank" else []
         aims = [Gram, Cross] if self.target == "dense" else []
         orders = [ColumnEnergy] if self.permute else []
-        return union([*self.method.needs, *grams, *aims, *orders])
+        found = union([*self.method.needs, *solves, *aims, *orders])
+        if not self.measure_error or Gram in found:
+            return found
+        # Column energies see every token, so that none is NaN unseen.
+        return union([*found, ColumnEnergy, SampledGram])
 
     @property
     def apart(self) -> bool:
@@ -432,7 +444,7 @@ def relative_error(
     stats: Gathered,
     ranks: Ranks = ALONE,
 ) -> float | None:
-    """Return ‖WX − W′X‖² / ‖WX‖² from the Gram matrix, or None where no token was seen.
+    """Return ‖WX − W′X‖² / ‖WX‖² from a Gram matrix, or None where no token was seen.
 
     ``ranks`` have the other rows.
     """

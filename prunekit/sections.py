@@ -254,8 +254,8 @@ class Prune(Section):
     writes and what reads them changes together, so the dense model would give the same; a forward
     more of each block; needs calibration."""
     measure_error: bool = True
-    """Gather the Gram matrix also for methods that do not need it, so that every layer's relative
-    error can be reported; needs [calibration]."""
+    """Report every layer's relative error; needs [calibration]. Methods that do without the Gram
+    matrix have it gathered for this from one batch in four."""
 
     @model_validator(mode="before")
     @classmethod

@@ -243,7 +243,9 @@ def test_what_is_gathered_follows_from_the_method(llama, output):
     def gathers(**prune):
         return [kind.name for kind in planned(llama, output, prune=prune).recipe.needs]
 
-    assert gathers() == ["gram"]
+    assert gathers() == ["column_energy", "sampled_gram"]
+    assert gathers(method="magnitude") == ["column_energy", "sampled_gram"]
+    assert gathers(method="sparsegpt") == ["gram"]
     assert gathers(measure_error=False) == ["column_energy"]
     assert gathers(method="magnitude", measure_error=False) == []
     assert gathers(method="sparsegpt", measure_error=False) == ["gram"]

@@ -124,7 +124,10 @@ def exact_error(inputs, dense, pruned):
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "t5"])
 def test_relative_error_is_that_of_the_outputs(model_type, method, ids):
-    """By block: the inputs are those of the dense block behind the pruned blocks before it."""
+    """By block: the inputs are those of the dense block behind the pruned blocks before it.
+
+    A method that needs no Gram matrix is judged by one batch in four.
+    """
     model = tiny(model_type)
     checked = 0
     section = {"method": method, "pattern": "2:4", "propagation": "block"}
@@ -144,7 +147,8 @@ def test_relative_error_is_that_of_the_outputs(model_type, method, ids):
             hook.remove()
         for outcome in outcomes:
             linear = outcome.linear
-            expected = exact_error(inputs[linear], dense[linear], read(visit.block, linear))
+            looked = inputs[linear][:: 4 if method == "wanda" else 1]
+            expected = exact_error(looked, dense[linear], read(visit.block, linear))
             assert outcome.entry["relative_error"] == pytest.approx(expected, rel=1e-4)
             checked += 1
     assert checked >= 8

@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunekit.discovery import subclasses
-from prunekit.statistics import ColumnEnergy, Cross, Gathered, Gram, Statistic, union
+from prunekit.statistics import (
+    ColumnEnergy,
+    Cross,
+    Gathered,
+    Gram,
+    SampledGram,
+    Statistic,
+    union,
+)
 
 KINDS = subclasses("prunekit.statistics", Statistic)
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -39,7 +47,7 @@ def assert_same(first, second):
 
 
 def test_the_statistics_are_all_here():
-    assert set(KINDS) == {ColumnEnergy, Cross, Gram}
+    assert set(KINDS) == {ColumnEnergy, Cross, Gram, SampledGram}
 
 
 @kinds

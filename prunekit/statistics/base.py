@@ -27,10 +27,12 @@ class Statistic(ABC):
     """Running sums over the rows that one linear layer reads.
 
     Laws, held by tests: two updates equal one update of both; ``merge`` commutes; ``nbytes`` is
-    what an instance holds. ``name`` is its name in plans and reports.
+    what an instance holds. ``name`` is its name in plans and reports; ``every`` says that of so
+    many batches one is looked at.
     """
 
     name: ClassVar[str]
+    every: ClassVar[int] = 1
 
     def __init__(self, inputs: int, device: torch.device | str = "cpu") -> None:
         import torch
