@@ -33,7 +33,7 @@ def packed_weights(folder: Path, storage: dict[str, Any]) -> dict[str, Packed]:
     """Return what ``config.json`` says that prunekit compressed."""
     try:
         kind = format_named(storage["format"])
-        linears = {name: Stored(*entry) for name, entry in storage["linears"].items()}
+        linears = {name: _stored(entry) for name, entry in storage["linears"].items()}
     except (KeyError, TypeError, AttributeError, ConfigError) as error:
         raise CheckpointError(
             f"{folder / 'config.json'}: its quantization_config is not one that this version of "
@@ -43,6 +43,14 @@ def packed_weights(folder: Path, storage: dict[str, Any]) -> dict[str, Packed]:
         f"{name}.weight": Packed(kind, stored, {part: f"{name}.{part}" for part in kind.parts})
         for name, stored in linears.items()
     }
+
+
+def _stored(entry: list[Any]) -> Stored:
+    stored = Stored(*entry)
+    sizes = (stored.outputs, stored.inputs, stored.kept)
+    if any(type(size) is not int or size < 0 for size in sizes):
+        raise TypeError(f"{entry}: sizes are counts")
+    return stored
 
 
 def pack(

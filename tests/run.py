@@ -21,7 +21,7 @@ MOST_WORKERS = 4
 LINT_IMPORTS = "from importlinter.cli import lint_imports_command; lint_imports_command()"
 CUDA = "import sys, torch; sys.exit(not torch.cuda.is_available())"
 ALONE = ("tests", "--ignore=tests/distributed")
-ORDINARY = "not interpret and not aot and not gpu"
+ORDINARY = "not interpret and not aot and not gpu and not soak"
 
 
 def check() -> int:
@@ -63,12 +63,12 @@ def gpu() -> int:
 
 def dist() -> int:
     """Several processes that share one job."""
-    return _pytest("-m", "not slow", "tests/distributed", workers=1)
+    return _pytest("-m", "not soak", "tests/distributed", workers=1)
 
 
 def soak() -> int:
-    """Fifty kills at random moments; some minutes, and not part of all."""
-    return _pytest("-m", "slow", "tests/distributed", workers=1)
+    """Fifty kills at random moments, and longer fuzzing; some minutes, and not part of all."""
+    return _pytest("-m", "soak", "tests", workers=1)
 
 
 ALL: tuple[Callable[[], int], ...] = (check, cpu, interpret, aot, gpu, dist)

@@ -76,11 +76,14 @@ SPOILED = {
         ("weight", lambda t: t[:, :-1], "is not that of 2:4"),
         ("keep", lambda t: t[:-1], "keep bits have shape"),
         ("keep", lambda t: t | 1, "have another number of keep bits than two"),
+        ("keep", lambda t: t.bool(), "keep has type torch.bool"),
+        ("weight", lambda t: t.int(), "values have type torch.int32"),
     ],
     "bitmask": [
         ("weight", lambda t: t[:-1], "values for"),
         ("keep", lambda t: t[:-1], "keep bits have shape"),
         ("row_offsets", lambda t: t + 1, "row offsets do not count"),
+        ("row_offsets", lambda t: t.int(), "row_offsets has type torch.int32"),
     ],
 }
 

@@ -1,17 +1,19 @@
-"""Readers of files that others wrote: whatever is in one, they return or raise our own errors."""
+"""Readers of files that others wrote: whatever is in one, they keep what ``readers`` demands."""
 
+import importlib.util
 import json
-import struct
-from pathlib import Path
+import os
+import subprocess
+import sys
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from prunekit.checkpoint import INDEX, open_checkpoint, read_header
-from prunekit.config import load_config
-from prunekit.errors import CheckpointError, ConfigError
-from tests import checkpoints
+from prunekit.checkpoint import open_checkpoint
+from prunekit.errors import CheckpointError
+from tests import readers
+from tests.conftest import ROOT
 
 QUICK = settings(
     max_examples=40,
@@ -42,22 +44,48 @@ HEADERS = st.dictionaries(WORDS | st.text(max_size=3), TENSOR | VALUES, max_size
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    return checkpoints.write(tmp_path_factory.mktemp("sound"), num_hidden_layers=1)
+def places(tmp_path_factory):
+    """A folder for each reader, in a folder."""
+    folder = tmp_path_factory.mktemp("fuzz") / "readers"
+    readers.lay_out(folder)
+    readers.warm(folder)
+    return folder
 
 
-def written(folder: Path, header: bytes, length: int | None = None, data: bytes = b"\0" * 64):
-    file = folder / "model.safetensors"
-    file.write_bytes(struct.pack("<Q", len(header) if length is None else length) + header + data)
-    return file
+@pytest.fixture(scope="module")
+def fuzzed(places):
+    """What guided fuzzing said of each reader, after so many inputs of a fixed seed."""
+    return guided(places, "-runs=5000", "-seed=1")
 
 
-def refused_or_read(read, *arguments):
-    """Say that a reader answers or refuses."""
-    try:
-        return read(*arguments)
-    except (CheckpointError, ConfigError):
-        return None
+def guided(places, *options):
+    if importlib.util.find_spec("atheris") is None:
+        pytest.skip("atheris is absent: it has wheels for Linux on x86-64 alone")
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    command = [sys.executable, str(ROOT / "tests/guided.py"), str(places), *options]
+    fixed = {"PYTHONPATH": path, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, env=os.environ | fixed, check=False, capture_output=True)
+    return {name: (places / name / "log").read_text() for name in readers.READERS}
+
+
+def holds(said):
+    assert "Uncaught" not in said, said[said.index("Uncaught") :]
+    assert said.rstrip().endswith("second(s)"), said
+
+
+@pytest.mark.parametrize("name", readers.READERS)
+def test_what_coverage_leads_to(fuzzed, name):
+    holds(fuzzed[name])
+
+
+@pytest.mark.soak
+def test_what_coverage_leads_to_in_some_minutes(places):
+    for said in guided(places, "-max_total_time=60").values():
+        holds(said)
+
+
+def read(places, name, content):
+    readers.READERS[name](places / name / "files", content)
 
 
 @QUICK
@@ -66,8 +94,8 @@ def refused_or_read(read, *arguments):
 @example(DEEP.encode(), None)
 @example(b'{"a": 1, "a": 2}', None)
 @example(b"\xff\xfe{}", None)
-def test_any_bytes_for_a_header(tmp_path, header, length):
-    refused_or_read(read_header, written(tmp_path, header, length))
+def test_any_bytes_for_a_header(places, table, length):
+    read(places, "header", readers.framed(table, length))
 
 
 @QUICK
@@ -77,11 +105,8 @@ def test_any_bytes_for_a_header(tmp_path, header, length):
 @example({"a": {"dtype": "F32", "shape": [2**200], "data_offsets": [0, 4]}})
 @example({"a": {"dtype": "F32", "shape": [True, 1.0], "data_offsets": [0, 4]}})
 @example({"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}})
-def test_any_table_for_a_header(tmp_path, header):
-    file = written(tmp_path, json.dumps(header).encode())
-    for entry in (refused_or_read(read_header, file) or {}).values():
-        assert 0 <= entry.nbytes <= 64
-        assert all(type(size) is int and size >= 0 for size in entry.shape)
+def test_any_table_for_a_header(places, table):
+    read(places, "header", readers.framed(json.dumps(table).encode()))
 
 
 @QUICK
@@ -90,12 +115,8 @@ def test_any_table_for_a_header(tmp_path, header):
 @example({"weight_map": {"a": "\0"}})
 @example({"weight_map": {"a": "x" * 5000}})
 @example({"weight_map": {"a": "."}})
-def test_any_index(sound, index):
-    (sound / INDEX).write_text(json.dumps(index))
-    found = refused_or_read(open_checkpoint, sound)
-    (sound / INDEX).unlink()
-    for entry in found.entries.values() if found else ():
-        assert entry.file.parent == sound
+def test_any_index(places, index):
+    read(places, "index", json.dumps(index).encode())
 
 
 @QUICK
@@ -113,19 +134,22 @@ def test_any_index(sound, index):
         }
     }
 )
-def test_any_config_of_a_model(sound, config):
-    kept = (sound / "config.json").read_text()
-    (sound / "config.json").write_text(json.dumps(config))
-    refused_or_read(open_checkpoint, sound)
-    (sound / "config.json").write_text(kept)
+def test_any_config_of_a_model(places, config):
+    read(places, "model_config", json.dumps(config).encode())
 
 
-def test_a_config_of_a_model_that_nests_without_end(sound):
-    kept = (sound / "config.json").read_text()
-    (sound / "config.json").write_text(DEEP)
+@pytest.mark.parametrize("sizes", [["8", 16, 64], [8, 16], [8, -16, 64], [8, 16.0, 64], [[], 1, 1]])
+def test_sizes_of_a_compressed_weight_that_are_none(places, tmp_path, sizes):
+    said = {"quant_method": "prunekit", "format": "2:4", "linears": {"2:4": sizes}}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": said}))
+    with pytest.raises(CheckpointError, match="quantization_config is not one that this version"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_config_of_a_model_that_nests_without_end(tmp_path):
+    (tmp_path / "config.json").write_text(DEEP)
     with pytest.raises(CheckpointError, match=r"config\.json: is not JSON"):
-        open_checkpoint(sound)
-    (sound / "config.json").write_text(kept)
+        open_checkpoint(tmp_path)
 
 
 TOML = """\
@@ -160,17 +184,15 @@ PIECES += [
 @given(
     st.lists(st.tuples(st.floats(0, 1), st.integers(0, 20), st.sampled_from(PIECES)), max_size=4)
 )
-def test_any_change_of_a_config(sound, tmp_path, edits):
-    text = TOML.format(model=sound)
+def test_any_change_of_a_config(places, edits):
+    text = TOML.format(model=places / "model")
     for place, gone, piece in edits:
         at = int(place * len(text))
         text = text[:at] + piece + text[at + gone :]
-    (tmp_path / "config.toml").write_text(text, encoding="utf-8")
-    refused_or_read(load_config, tmp_path / "config.toml")
+    read(places, "config", text.encode())
 
 
 @QUICK
 @given(st.binary(max_size=100))
-def test_any_bytes_for_a_config(tmp_path, content):
-    (tmp_path / "config.toml").write_bytes(content)
-    refused_or_read(load_config, tmp_path / "config.toml")
+def test_any_bytes_for_a_config(places, content):
+    read(places, "config", content)

@@ -56,6 +56,18 @@ class Format(ABC):
     def unsound(self, parts: Parts, shape: tuple[int, int]) -> str | None:
         """Say why parts read from a file are not those of a weight of this shape; None if sound."""
 
+    def mistyped(self, parts: Parts) -> str | None:
+        """Say which part of those read from a file has not the type that :meth:`empty` gives it."""
+        import torch
+
+        values = parts["weight"].dtype
+        if not values.is_floating_point:
+            return f"values have type {values}"
+        with torch.device("meta"):
+            right = self.empty(Stored(1, 1, 1), values)
+        wrong = [name for name, part in parts.items() if part.dtype != right[name].dtype]
+        return f"{wrong[0]} has type {parts[wrong[0]].dtype}" if wrong else None
+
     @abstractmethod
     def empty(self, stored: Stored, dtype: torch.dtype) -> dict[str, Tensor]:
         """Return parts of the right shapes and types, their contents undefined."""

@@ -49,6 +49,8 @@ class BitmaskFormat(Format):
 
         outputs, inputs = shape
         values, keep, offsets = (parts[part] for part in self.parts)
+        if mistyped := self.mistyped(parts):
+            return mistyped
         if keep.shape != (outputs, -(-inputs // 8)) or offsets.shape != (outputs,):
             return f"keep bits have shape {list(keep.shape)}, row offsets {list(offsets.shape)}"
         counts = unpack(keep, inputs).sum(1)

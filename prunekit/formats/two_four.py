@@ -51,6 +51,8 @@ class TwoFour(Format):
         outputs, inputs = shape
         if inputs % 4 or parts["weight"].shape != (outputs, inputs // 2):
             return f"values have shape {list(parts['weight'].shape)}, which is not that of 2:4"
+        if mistyped := self.mistyped(parts):
+            return mistyped
         if parts["keep"].shape != (outputs, -(-inputs // 8)):
             return f"keep bits have shape {list(parts['keep'].shape)}"
         groups = unpack(parts["keep"], inputs).unflatten(1, (-1, 4)).sum(2)

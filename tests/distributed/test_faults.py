@@ -334,7 +334,7 @@ running.Run._write_block = write
     table("clocks are set, a day a block", "while two ranks run", "nothing happens; same bytes")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_random_kills(start, whole, table, tmp_path):
     """Kills go on until there were enough; each is followed by a run that takes up what is left."""

@@ -1,0 +1,224 @@
+"""Readers of files that others wrote, and what must hold whatever is in one.
+
+They answer or raise our own errors, take no memory that the file only claims, run no code, and open
+nothing outside its folder. Tests with hypothesis and with atheris hold them to the same.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from prunekit.checkpoint import (
+    INDEX,
+    SINGLE,
+    Checkpoint,
+    open_checkpoint,
+    read_header,
+    with_packed,
+)
+from prunekit.config import load_config
+from prunekit.errors import CheckpointError, ConfigError
+from prunekit.formats import Stored, format_named
+from prunekit.storage import packed_weights, storage_config
+
+COMPRESSED = ("2:4", "bitmask")
+STORED = Stored(outputs=8, inputs=16, kept=64)
+ROOM = 1 << 28
+"""Bytes that a reader may take for a file of some kilobytes."""
+OURS = tuple({str(Path(place).resolve()) for place in (sys.prefix, sys.base_prefix)}) + tuple(
+    str(Path(__file__).parents[1] / package) for package in ("prunekit", "kernels")
+)
+"""Where modules are that are imported as they are needed."""
+RUNS_OR_CHANGES = (
+    "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.remove", "os.rename", "os.mkdir",
+    "os.symlink", "os.link", "os.truncate", "subprocess.", "shutil.", "pickle.", "socket.",
+)  # fmt: skip
+_watched = True
+_inside: list[Path] = []
+
+
+def header(folder: Path, content: bytes) -> None:
+    """Read a safetensors file, its tensors too, as they lie there and as compressed weights."""
+    file = folder / SINGLE
+    _put(file, content)
+    entries = _answer(folder, read_header, file) or {}
+    for entry in entries.values():
+        assert 8 <= entry.start <= entry.start + entry.nbytes <= len(content)
+        assert all(type(size) is int and size >= 0 for size in entry.shape)
+        assert entry.nbytes == prod(entry.shape) * entry.dtype.itemsize
+    _read_all(folder, Checkpoint(folder, {}, entries, entries))
+    for kind in COMPRESSED if entries else ():
+        storage = storage_config(format_named(kind), {kind: STORED})
+        packed = packed_weights(folder, storage)
+        if found := _answer(folder, with_packed, folder, {}, packed):
+            _read_all(folder, found)
+
+
+def index(folder: Path, content: bytes) -> None:
+    """Read the index of the shards that lie in ``folder``."""
+    _put(folder / INDEX, content)
+    found = _answer(folder, open_checkpoint, folder)
+    (folder / INDEX).unlink()
+    for entry in found.entries.values() if found else ():
+        assert entry.file.parent == folder
+
+
+def model_config(folder: Path, content: bytes) -> None:
+    """Read ``config.json`` beside the weights that lie in ``folder``, and those."""
+    _put(folder / "config.json", content)
+    if found := _answer(folder, open_checkpoint, folder):
+        _read_all(folder, found)
+
+
+def config(folder: Path, content: bytes) -> None:
+    """Read the config of a run."""
+    file = folder / "config.toml"
+    _put(file, content)
+    _answer(folder, load_config, file)
+
+
+def _put(file: Path, content: bytes) -> None:
+    # A file that is overwritten goes to the disk at once on some file systems, a new one does not.
+    file.unlink(missing_ok=True)
+    file.write_bytes(content)
+
+
+READERS: dict[str, Callable[[Path, bytes], None]] = {
+    reader.__name__: reader for reader in (header, index, model_config, config)
+}
+
+
+def _read_all(folder: Path, checkpoint: Checkpoint) -> None:
+    tensors = _answer(folder, checkpoint.read, list(checkpoint.entries)) or {}
+    for name, tensor in tensors.items():
+        entry = checkpoint.entries[name]
+        assert (tensor.shape, tensor.dtype) == (entry.shape, entry.dtype), name
+
+
+def warm(folder: Path) -> None:
+    """Read what readers begin with, so that later no library is imported while one is watched."""
+    global _watched  # noqa: PLW0603
+    _watched = False
+    for name, read in READERS.items():
+        for seed in sorted((folder / name / "seeds").iterdir()):
+            read(folder / name / "files", seed.read_bytes())
+    _watched = True
+
+
+def _answer(folder: Path, read: Callable[..., Any], *arguments: object) -> Any:
+    """Return what a reader answers; None if it refuses."""
+    with _watch(folder) if _watched else nullcontext():
+        try:
+            return read(*arguments)
+        except (CheckpointError, ConfigError):
+            return None
+
+
+@contextmanager
+def _watch(folder: Path) -> Iterator[None]:
+    with _bounded(), _held_to(folder):
+        yield
+
+
+@contextmanager
+def _held_to(folder: Path) -> Iterator[None]:
+    """Let nothing be opened outside ``folder``, nothing be changed, and none of its code be run."""
+    _inside.append(folder.resolve())
+    try:
+        yield
+    finally:
+        _inside.pop()
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Let this process take ``ROOM`` more of addresses than it has; what fails is no memory."""
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _listen(event: str, arguments: tuple) -> None:
+    if not _inside:
+        return
+    assert not event.startswith(RUNS_OR_CHANGES), f"{event} {arguments}"
+    if event == "open" and isinstance(arguments[0], str | bytes):
+        name, mode = str(Path(str(arguments[0])).absolute()), arguments[1] or "r"
+        within = name.startswith(f"{_inside[-1]}/")
+        assert within or name.startswith(OURS), f"opens {name}"
+        assert mode in {"r", "rb"}, f"opens {name} as {mode}"
+    if event == "exec":
+        name = getattr(arguments[0], "co_filename", "")
+        assert name.startswith(("<frozen", *OURS)), f"runs {name}"
+
+
+sys.addaudithook(_listen)
+
+
+def framed(table: bytes, length: int | None = None, data: bytes = b"\0" * 64) -> bytes:
+    """Return a safetensors file with this header, which claims to be so long."""
+    size = len(table) if length is None else length
+    return size.to_bytes(8, "little") + table + data
+
+
+def lay_out(folder: Path) -> None:
+    """Make a folder for each reader, with what has to lie there, and real files to begin with."""
+    import torch
+
+    from prunekit.checkpoint import write_shard
+    from prunekit.storage import pack
+    from tests import checkpoints
+    from tests.distributed import configs
+
+    model = checkpoints.write(folder / "model", num_hidden_layers=1, shard_size="20KB")
+    said = json.loads((model / "config.json").read_text())
+    seeds: dict[str, list[bytes]] = {name: [] for name in READERS}
+    for name in READERS:
+        (folder / name / "files").mkdir(parents=True)
+    for shard in model.glob("*.safetensors"):
+        (folder / "index/files" / shard.name).symlink_to(shard)
+    (folder / "index/files/config.json").write_bytes((model / "config.json").read_bytes())
+    seeds["index"].append((model / INDEX).read_bytes())
+
+    sparse = torch.ones(STORED.shape) * torch.tensor([1, 0, 1, 0]).repeat(4)
+    held, dense = {}, {"norm.weight": torch.ones(3), "ids": torch.arange(4), "none": torch.ones(0)}
+    for kind in COMPRESSED:
+        parts, stored = pack(format_named(kind), f"{kind}.weight", sparse, transposed=False)
+        assert stored == STORED
+        held |= parts
+        storage = {"quantization_config": storage_config(format_named(kind), {kind: stored})}
+        seeds["model_config"].append(json.dumps(said | storage).encode())
+        write_shard(folder / SINGLE, parts | dense)
+        seeds["header"].append((folder / SINGLE).read_bytes())
+    write_shard(folder / "model_config/files" / SINGLE, held | dense)
+    for kind in ("llama", "mixtral", "gpt2"):
+        made = checkpoints.tiny(kind).config
+        seeds["model_config"].append(json.dumps(made.to_diff_dict()).encode())
+
+    file = folder / "config.toml"
+    for prune in (
+        {"method": "sparsegpt", "pattern": "2:4"},
+        {"method": "wanda", "pattern": "unstructured", "sparsity": 0.5, "allocation": "owl"},
+        {"method": "magnitude", "pattern": ["heads"], "sparsity": 0.25},
+    ):
+        configs.write(file, Path("model"), Path("out"), prune=prune)
+        seeds["config"].append(file.read_bytes())
+    root = Path(__file__).parents[1]
+    seeds["config"].append((root / "prunekit/starter.toml").read_bytes())
+    for name, contents in seeds.items():
+        (folder / name / "seeds").mkdir()
+        for number, content in enumerate(contents):
+            (folder / name / "seeds" / str(number)).write_bytes(content)
