@@ -14,7 +14,7 @@ from prunekit.errors import NumericsError
 from prunekit.layer import Layer, Pruned
 from prunekit.methods import Scored, methods
 from prunekit.methods.admm import Admm, Projection
-from prunekit.methods.alps import Alps
+from prunekit.methods.alps import Alps, Penalties
 from prunekit.methods.magnitude import Magnitude
 from prunekit.methods.random import Random
 from prunekit.methods.ria import Ria
@@ -506,7 +506,8 @@ def test_more_iterations_err_no_more():
 def test_the_penalty_of_alps_follows_how_much_the_mask_changes():
     keep = torch.arange(1000).view(1, -1) < 500
     project = Projection([], [prunekit_kernels.pack(keep)])
-    penalties = Alps()._rise(layer(), project)
+    found = Penalties(Alps(), layer(), project)
+    penalties = iter(found)
     shifts = [100, 4, 1]  # of 500 that stay, twice so many change: 40 %, 1.6 %, 0.4 %
     seen = []
     for shift in shifts:
@@ -514,13 +515,19 @@ def test_the_penalty_of_alps_follows_how_much_the_mask_changes():
         keep = keep.roll(shift, 1)
         project.bits = [prunekit_kernels.pack(keep)]
     seen.append([next(penalties)])
+    assert found.ahead(seen[-1][0], 3) == pytest.approx([0.1716, 0.1716 * 1.1, 0.1716 * 1.21])
     assert [steps[0] for steps in seen] == pytest.approx([0.1, 0.13, 0.156, 0.1716])
     assert all(len(set(steps)) == 1 for steps in seen)
 
 
+def test_alps_looks_no_further_ahead_than_its_last_step():
+    found = Penalties(Alps(most_iterations=4), layer(), Projection([], []))
+    assert found.ahead(0.1, 8) == [0.1, 0.1 * 1.3]
+
+
 def test_alps_ends_when_the_mask_has_settled():
     project = Projection([], [torch.full((2, 1), 255, dtype=torch.uint8)])
-    assert list(Alps()._rise(layer(), project)) == [0.1] * 3
+    assert list(Penalties(Alps(), layer(), project)) == [0.1] * 3
 
 
 @every_solver

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -23,6 +23,7 @@ from prunekit.target import Target
 if TYPE_CHECKING:
     from torch import Tensor
 
+Ahead = Callable[[float, int], Sequence[float]]
 STAGES = 7
 """Penalties, one after another, three iterations each; more cost an inverse each and err alike."""
 STACKED = 4096
@@ -74,7 +75,13 @@ class Admm(Method):
         return self._solve(layers) if layers else []
 
     def _solve(self, layers: Sequence[Layer]) -> list[Pruned]:
-        found = search(layers, self.damping, Projection(layers), self._rise())
+        penalties = self._rise()
+        distinct = [*dict.fromkeys(penalties)]
+
+        def ahead(penalty: float, count: int) -> list[float]:
+            return distinct[distinct.index(penalty) :][:count]
+
+        found = search(layers, self.damping, Projection(layers), penalties, ahead)
         return [
             refine(layer, pruned, self.damping, self.refine_iterations)
             for layer, pruned in zip(layers, found, strict=True)
@@ -136,26 +143,27 @@ def _project(
 
 
 class Inverses:
-    """Gives inverses for penalties that are known beforehand, each made by one rank for all.
+    """Gives inverses, each made by one rank for all, of whom each makes one at a time.
 
-    A rank makes one while the others make theirs, and hands it round when it is needed: so it holds
-    two, that one and the one in use.
+    So a rank makes one that is to come while the others make theirs, and hands it round when it is
+    needed: it holds two, that one and the one in use.
+
+    Args:
+        gram: Both triangles.
+        scale: As for :func:`prunekit_kernels.damped_inverse`.
+        ahead: ``ahead(penalty, count)`` returns up to so many penalties that will be asked for,
+            that one first. If then another is asked for, what was made for nothing is dropped.
+        ranks: Who share them; all ask for the same.
     """
 
     def __init__(
-        self,
-        gram: Float[Tensor, "I I"],
-        scale: Float[Tensor, " I"],
-        penalties: Sequence[float],
-        ranks: Ranks,
+        self, gram: Float[Tensor, "I I"], scale: Float[Tensor, " I"], ahead: Ahead, ranks: Ranks
     ) -> None:
-        self._gram, self._scale, self._ranks = gram, scale, ranks
-        makers = ranks.turns(len(gram) ** 3, len(penalties))
-        self._to_come = [*zip(penalties, makers, strict=True)]
+        self._gram, self._scale, self._ahead, self._ranks = gram, scale, ahead, ranks
         self._turn: list[tuple[float, int]] = []
         self._made: Tensor | None = None
 
-    def __call__(self, _: float, spare: Float[Tensor, "I I"] | None) -> Float[Tensor, "I I"]:
+    def __call__(self, penalty: float, spare: Float[Tensor, "I I"] | None) -> Float[Tensor, "I I"]:
         """Return the next, in the memory of ``spare`` where there is one that is needed for it.
 
         Raises:
@@ -165,23 +173,25 @@ class Inverses:
         from prunekit_kernels import mirror
 
         ranks = self._ranks
-        if not self._turn:
-            self._begin_turn()
-        penalty, maker = self._turn.pop(0)
+        if not self._turn or self._turn[0][0] != penalty:
+            self._begin_turn(penalty)
+        _, maker = self._turn.pop(0)
         ranks.lead(lambda: self._make(penalty), maker)
         found, self._made = (self._made, None) if maker == ranks.rank else (spare, self._made)
         found = torch.empty_like(self._gram) if found is None else found
         ranks.hand_round(maker, lower_panels(found), "inverses")
         return mirror(found)
 
-    def _begin_turn(self) -> None:
-        size = self._ranks.size
-        self._turn, self._to_come = self._to_come[:size], self._to_come[size:]
-        for penalty, maker in self._turn:
+    def _begin_turn(self, penalty: float) -> None:
+        self._made = None
+        penalties = self._ahead(penalty, self._ranks.size)
+        makers = self._ranks.turns(len(self._gram) ** 3, len(penalties))
+        self._turn = [*zip(penalties, makers, strict=True)]
+        for own, maker in self._turn:
             if maker == self._ranks.rank:
                 # It fails once more when it is needed, and then all hear of it.
                 with suppress(ArithmeticError):
-                    self._make(penalty)
+                    self._make(own)
 
     def _make(self, penalty: float) -> None:
         from prunekit_kernels import damped_inverse
@@ -196,13 +206,17 @@ def rows(layers: Sequence[Layer]) -> list[int]:
 
 
 def search(
-    layers: Sequence[Layer], damping: float, project: Projection, penalties: Iterable[float]
+    layers: Sequence[Layer],
+    damping: float,
+    project: Projection,
+    penalties: Iterable[float],
+    ahead: Ahead,
 ) -> list[Pruned]:
     """Return the masks that ADMM finds and the weights that it found with them.
 
     The layers read the same inputs. A dead one never spoke, so its weights go first; those that may
-    stay keep their value, as do all where nothing is pruned. Ranks share the inverses for penalties
-    in a list, which are known beforehand.
+    stay keep their value, as do all where nothing is pruned. Ranks share the inverses, for which
+    ``ahead`` says which penalties come next, as for :class:`Inverses`.
 
     Raises:
         NumericsError: The Gram matrix is not one.
@@ -215,8 +229,8 @@ def search(
     weight = torch.cat([layer.weight for layer in layers])
     target = (weight * scale).masked_fill_(gram.diagonal() == 0, 0)
     inverse, ranks = None, layers[0].stats.ranks
-    if ranks.several and isinstance(penalties, Sequence):
-        inverse = Inverses(gram, scale, [*dict.fromkeys(penalties)], ranks)
+    if ranks.several:
+        inverse = Inverses(gram, scale, ahead, ranks)
     try:
         found = admm(target, gram, scale, project, penalties, inverse)
     except ArithmeticError as error:

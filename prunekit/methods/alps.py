@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from operator import mul
 from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import UInt8
@@ -39,6 +41,7 @@ class Alps(Method):
     scope: ClassVar[Scope] = "layer"
     copies: ClassVar[float] = 8
     squares: ClassVar[int] = 1
+    shared_inverses: ClassVar[bool] = True
 
     damping: float = Field(default=0.01, ge=0, le=1)
     """Added to the Gram matrix's diagonal, as a fraction of its mean."""
@@ -51,28 +54,49 @@ class Alps(Method):
 
     @override
     def flops(self, outputs: int, inputs: int) -> int:
-        return 2 * (USUAL + self.refine_iterations) * outputs * inputs**2
+        return 2 * (self._usual + self.refine_iterations) * outputs * inputs**2
 
     @override
     def inverses(self, outputs: Sequence[int]) -> int:
-        return USUAL // EVERY * len(outputs)
+        return -(-self._usual // EVERY) * len(outputs)
+
+    @property
+    def _usual(self) -> int:
+        return min(USUAL, self.most_iterations)
 
     @override
     def prune(self, layer: Layer) -> Pruned:
         project = Projection([layer])
-        (found,) = search([layer], self.damping, project, self._rise(layer, project))
+        penalties = Penalties(self, layer, project)
+        (found,) = search([layer], self.damping, project, penalties, penalties.ahead)
         return refine(layer, found, self.damping, self.refine_iterations)
 
-    def _rise(self, layer: Layer, project: Projection) -> Iterator[float]:
-        penalty, before = self.first_penalty, project.bits
-        for step in range(self.most_iterations):
+
+class Penalties:
+    """The penalty of each step, as the mask that ``project`` finds for ``layer`` changes."""
+
+    def __init__(self, method: Alps, layer: Layer, project: Projection) -> None:
+        self._method, self._layer, self._project = method, layer, project
+        self._step, self._factor = 0, STEPS[0][1]
+
+    def __iter__(self) -> Iterator[float]:
+        penalty, before = self._method.first_penalty, self._project.bits
+        for step in range(self._method.most_iterations):
             if step and step % EVERY == 0:
-                share = _changed(layer, before[0], project.bits[0])
+                share = _changed(self._layer, before[0], self._project.bits[0])
                 if share == 0 or (step > LEAST and share < SETTLED):
                     return
-                penalty *= next(factor for least, factor in STEPS if share > least)
-                before = project.bits
+                self._step = step
+                self._factor = next(factor for least, factor in STEPS if share > least)
+                penalty *= self._factor
+                before = self._project.bits
             yield penalty
+
+    def ahead(self, penalty: float, count: int) -> list[float]:
+        """Return the penalties to come if the mask goes on to change as much: it mostly does."""
+        left = -(-(self._method.most_iterations - self._step) // EVERY)
+        factors = [self._factor] * (min(count, left) - 1)
+        return [*accumulate(factors, mul, initial=penalty)]
 
 
 def _changed(layer: Layer, before: UInt8[Tensor, "O B"], after: UInt8[Tensor, "O B"]) -> float:
