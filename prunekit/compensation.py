@@ -55,7 +55,7 @@ def compensate(
 def _change_block(
     visit: Visit, here: Sequence[Site], kept: Mapping[str, Sequence[int]], how: Compensation
 ) -> None:
-    steps = Lockstep(list(visit.calls()))
+    steps = Lockstep(list(visit.calls()), visit.name, 'compensate = "none"')
     with closing(steps.stages([[site.reader.linear] for site in here])) as halts:
         for number, inputs in halts:
             site = here[number]

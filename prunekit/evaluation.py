@@ -25,7 +25,7 @@ from prunekit.data import Tokens, evaluation_tokens
 from prunekit.errors import ConfigError
 from prunekit.layout import runners
 from prunekit.loading import Weights, empty_model, longest
-from prunekit.placement import roomy, shelf
+from prunekit.placement import roomy, scratch, shelf
 from prunekit.ranks import ALONE, Ranks
 from prunekit.sources import title
 from prunekit.stack import StackRunner
@@ -96,7 +96,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 class Evaluator:
     """Measures checkpoints of one architecture on one device, block by block.
 
-    ``folder``: for hidden states that fit no memory.
+    Hidden states that fit no memory go to a file without a name in ``folder``: that of a run's
+    output, or the checkpoint's own, so that it is a disk with room for a model.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class Evaluator:
         self.stacks = runners(self.model, find(self.model))
         dtype = measuring_dtype(stored_dtype(checkpoint), device)
         self.weights = Weights(self.model, checkpoint, dtype, device)
-        self.device, self.folder = device, folder
+        self.device, self.folder = device, folder or scratch(checkpoint.folder)
 
     def perplexity(self, tokens: Tokens, ranks: Ranks = ALONE) -> dict[str, Any]:
         """Return exp of the mean negative log likelihood of each token after a window's first.

@@ -67,11 +67,11 @@ def gather_at_once(
     if not stages:  # nothing halts: whoever walks lets the block go on
         return
     with ExitStack() as stack:
-        steps, modules = Lockstep(list(visit.calls())), _modules(visit, stages)
+        steps, modules = Lockstep(list(visit.calls()), visit.name), _modules(visit, stages)
         halts = stack.enter_context(closing(steps.stages(modules)))
         apart = others = None
         if visit.dense:
-            apart = Lockstep(list(visit.dense.calls()))
+            apart = Lockstep(list(visit.dense.calls()), visit.name)
             others = apart.one_by_one(_modules(visit.dense, stages))
             stack.enter_context(closing(others))
         for number, inputs in halts:

@@ -14,16 +14,29 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
+from prunekit.errors import ConfigError
+
 
 class Lockstep:
     """The forward passes of one block, each halted where the others are.
+
+    Args:
+        calls: One for each batch.
+        name: Of the block.
+        instead: What to write in [prune] for a block that batches pass in different ways.
 
     Attributes:
         outputs: What the block gave for each batch, once its stages are through.
     """
 
-    def __init__(self, calls: Sequence[Callable[[], Tensor]]) -> None:
+    def __init__(
+        self,
+        calls: Sequence[Callable[[], Tensor]],
+        name: str,
+        instead: str = 'propagation = "block"',
+    ) -> None:
         self._passes = [_Pass(call) for call in calls]
+        self._name, self._instead = name, instead
         self.outputs: list[Tensor] = []
 
     def stages(
@@ -34,11 +47,16 @@ class Lockstep:
         Args:
             stages: Linears that read the same tensor, which the first one called brings to a halt.
                 They may be changed until the iterator is asked to go on.
+
+        Raises:
+            ConfigError: Batches come to other stages, or to the same in another order.
         """
         with self._halting(stages):
             while True:
                 halts = [running.go_on() for running in self._passes]
-                (number,) = {number for number, _ in halts}
+                number = halts[0][0]
+                if any(other != number for other, _ in halts):
+                    raise self._astray()
                 if number is None:
                     break
                 yield number, [x for _, x in halts]
@@ -51,16 +69,31 @@ class Lockstep:
 
         Nothing is changed on the way, so a batch goes on to its end once its last stage was looked
         at: nobody has to wait with what that one reads, which tends to be the widest.
+
+        Raises:
+            ConfigError: Batches come to other stages, or to the same in another order.
         """
         with self._halting(stages):
             for last in range(1 - len(stages), 1):
                 yield self._turns(last=not last)
 
     def _turns(self, *, last: bool) -> Iterator[Tensor]:
+        first: int | None = None
         for running in self._passes:
-            yield running.go_on()[1]
+            number, x = running.go_on()
+            first = number if first is None else first
+            if number is None or number != first:
+                raise self._astray()
+            yield x
             if last:
                 self.outputs.append(running.go_on()[1])
+
+    def _astray(self) -> ConfigError:
+        return ConfigError(
+            f"{self._name}: not all batches read the same linears in the same order, as in a block "
+            f"whose way depends on its data. Write {self._instead} in [prune]: then each batch "
+            "passes by itself."
+        )
 
     @contextmanager
     def _halting(self, stages: Sequence[Sequence[nn.Module]]) -> Iterator[None]:

@@ -24,7 +24,7 @@ from prunekit.gathering import gather
 from prunekit.layout import Block
 from prunekit.patterns.n_of_m import NOfM
 from prunekit.pruning import Recipe, read
-from prunekit.sites import Slices, heads_of, matrix, neurons_of
+from prunekit.sites import Slices, heads_of, neurons_of, oriented
 from prunekit.stack import StackRunner
 from prunekit.statistics import ColumnEnergy
 from prunekit.walk import Visit
@@ -112,13 +112,31 @@ def orders(visit: Visit, plan: Block, recipe: Recipe) -> Orders:
 
 
 @torch.no_grad()
-def rearrange(visit: Visit, found: Orders) -> list[str]:
+def rearrange(visit: Visit, found: Orders, values: Mapping[str, Tensor] | None = None) -> list[str]:
     """Put the channels of the visited block into the orders found, in place.
 
+    Args:
+        visit: Of the block.
+        found: Orders of some of its axes.
+        values: Tensors by the names that parameters have within the block, to be moved as those
+            are; None for the parameters themselves.
+
     Returns:
-        Names, within the block, of the parameters whose entries moved.
+        Names of those whose entries moved.
     """
-    moved = set()
+    names = {module: name for name, module in visit.block.named_modules()}
+    values = dict(visit.block.named_parameters()) if values is None else values
+    moved = []
+
+    def move(linear: nn.Module, part: str, target: Tensor, source: Tensor, dim: int = 0) -> None:
+        name = f"{names[linear]}.{part}"
+        if name not in values:
+            return
+        value = values[name] if part == "bias" else oriented(linear, values[name])
+        value = value.T if dim else value
+        value[target] = value[source]
+        moved.append(name)
+
     for axis in axes(visit.block, visit.runner.stack):
         if axis.name not in found:
             continue
@@ -126,16 +144,12 @@ def rearrange(visit: Visit, found: Orders) -> list[str]:
         for part in axis.writers:
             source = part.index.gather(1, chosen).flatten()
             target = part.index.flatten()
-            matrix(part.linear)[target] = matrix(part.linear)[source]
-            if part.linear.bias is not None:
-                part.linear.bias[target] = part.linear.bias[source]  # pyright: ignore
+            for kind in ("weight", "bias"):
+                move(part.linear, kind, target, source)
         index = axis.reader.index
         source = index.gather(2, chosen[:, None].expand_as(index)).flatten()
-        matrix(axis.reader.linear)[:, index.flatten()] = matrix(axis.reader.linear)[:, source]
-        moved |= {axis.reader.linear.weight}
-        for part in axis.writers:
-            moved |= {part.linear.weight, part.linear.bias}
-    return [name for name, value in visit.block.named_parameters() if value in moved]
+        move(axis.reader.linear, "weight", index.flatten(), source, dim=1)
+    return list(dict.fromkeys(moved))
 
 
 def order(saliency: Float[Tensor, "R C"], pattern: NOfM) -> Int[Tensor, " C"]:

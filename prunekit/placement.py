@@ -79,9 +79,9 @@ class OnDisk(Away):
     it has room for.
     """
 
-    def __init__(self, device: torch.device, folder: Path | None = None) -> None:
+    def __init__(self, device: torch.device, folder: Path) -> None:
         super().__init__(device)
-        self._folder = folder or Path(tempfile.gettempdir())
+        self._folder = folder
         with tempfile.TemporaryFile(dir=folder) as file:
             self._file = os.dup(file.fileno())
         weakref.finalize(self, os.close, self._file)
@@ -133,9 +133,7 @@ HiddenStates = list[Tensor] | Away
 """Hidden states of each batch; a list has them where blocks run."""
 
 
-def shelf(
-    where: Where, device: torch.device, folder: Path | None = None
-) -> Callable[[], HiddenStates]:
+def shelf(where: Where, device: torch.device, folder: Path) -> Callable[[], HiddenStates]:
     """Return what makes an empty place for hidden states; of files, in ``folder``."""
     if where == "disk":
         return lambda: OnDisk(device, folder)
@@ -148,3 +146,8 @@ def roomy(nbytes: int, device: torch.device) -> Where:
     if 2 * nbytes <= free(device):
         return "device"
     return "host" if device.type == "cuda" and 2 * nbytes <= free_host() else "disk"
+
+
+def scratch(folder: Path) -> Path:
+    """Return where a file without a name can be: in ``folder``, or where ``TMPDIR`` says."""
+    return folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir())

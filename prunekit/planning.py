@@ -164,6 +164,8 @@ def plan(config: Config, ranks: Ranks = ALONE, preflight: Preflight | None = Non
         check_permutable(model, stacks)
     stored = _stored(model, checkpoint, blocks, asked)
     dtype = compute_dtype(_widest(asked or stored_dtype(checkpoint), blocks, stored), device)
+    # CPUs of ranks may differ; in the wider type all can run.
+    dtype = reduce(torch.promote_types, ranks.exchange(dtype))
     share = _share(config, ranks), lengths[0]
     given = Circumstances(device, dtype, stored, share, ranks)
     needs = replace(

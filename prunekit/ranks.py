@@ -176,9 +176,12 @@ class Ranks:
             self.traffic[what] += whole.nbytes * (self.size - 1) // self.size
 
     def exchange(self, value: T) -> list[T]:
-        """Return the small value that each rank has, in their order."""
-        if not self.several:
-            return [value]
+        """Return the small value that each rank has, in their order.
+
+        Ranks that are only planned for are taken to be alike.
+        """
+        if self.watch is None:
+            return [value] * self.size
         from torch import distributed
 
         values: list[Any] = [None] * self.size

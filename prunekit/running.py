@@ -4,7 +4,7 @@ Nothing is printed here: progress bar, journal and report are readers of the sam
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from prunekit.formats import Stored, format_named
 from prunekit.framing import Framed, Record
 from prunekit.layout import Block, orientation
 from prunekit.loading import Weights
-from prunekit.permutation import orders, rearrange
+from prunekit.permutation import Orders, orders, rearrange
 from prunekit.placement import shelf
 from prunekit.planning import Plan
 from prunekit.pruning import BlockPruner, Looked, Outcome, survey
@@ -165,13 +165,13 @@ class Run(Framed[Plan]):
             known = self.output.done.get(("block", block.name))
             if known is None:
                 found, outcomes = orders(visit, block, plan.recipe), []
-                moved = rearrange(visit, found)
+                rearrange(visit, found)
                 for outcome in pruner.prune(visit, block):
                     outcomes.append(outcome)
                     yield Record("layer", outcome.linear.name, self._entry(outcome, number))
                 took = time.perf_counter() - began
                 writes = self.ranks.first
-                known = self._write_block(number, visit, outcomes, moved, writes=writes)
+                known = self._write_block(number, visit, outcomes, found, writes=writes)
                 known |= {"seconds": took, "orders": found}
                 self.output.note("block", block.name, known)
             else:
@@ -285,13 +285,13 @@ class Run(Framed[Plan]):
         number: int,
         visit: Visit,
         outcomes: list[Outcome],
-        moved: Sequence[str] = (),
+        found: Orders | None = None,
         *,
         writes: bool,
     ) -> dict[str, Any]:
         """Pack what was pruned, write it where that is ours, and return what to note of it.
 
-        Parameters that ``moved`` are written as they lie now.
+        Its channels stand in the orders ``found``.
         """
         block = self.plan.blocks[number]
         with self._timed("write"):
@@ -308,13 +308,21 @@ class Run(Framed[Plan]):
                 self._write_adapters(block, outcomes)
                 pruned = {layer["tensor"] for layer in layers}
                 others = self._stored([name for name in self._names(block) if name not in pruned])
-                for path in moved:
-                    name = self.weights.stored[f"{block.name}.{path}"]
-                    if name in others:
-                        parameter = visit.block.get_parameter(path)
-                        others[name] = parameter.to(others[name].dtype, copy=True).cpu()
+                others |= self._moved(visit, block, found or {}, others)
                 known["sha256"] = digest(self.output.write(number + 2, others | packed))
         return known
+
+    def _moved(
+        self, visit: Visit, block: Block, found: Orders, others: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return those that were not pruned with their channels in order, as precise as stored."""
+        if not found:
+            return {}
+        stored = self.weights.stored
+        paths = [path for path, _ in visit.block.named_parameters()]
+        names = {path: stored.get(f"{block.name}.{path}", "") for path in paths}
+        copies = {path: others[name].clone() for path, name in names.items() if name in others}
+        return {names[path]: copies[path] for path in rearrange(visit, found, copies)}
 
     def _write_adapters(self, block: Block, outcomes: list[Outcome]) -> None:
         if self.plan.recipe.recover == "lowrank":

@@ -7,15 +7,17 @@ import torch
 from pydantic import ValidationError
 
 import prunekit
+from prunekit import evaluation
 from prunekit.architectures import find
 from prunekit.errors import ConfigError
 from prunekit.layout import runners
 from prunekit.patterns import parse
 from prunekit.permutation import axes, kept, order, rearrange
+from prunekit.running import run
 from prunekit.sections import Prune
 from prunekit.walk import batches, walk
 from tests.architectures import TINY, tiny
-from tests.checkpoints import run_whole_and_stopped, tensors, write
+from tests.checkpoints import change, planned, run_whole_and_stopped, tensors, write
 
 IDS = torch.randint(3, 60, (4, 12), generator=torch.Generator().manual_seed(1))
 
@@ -119,6 +121,22 @@ def test_a_run_writes_what_moved_and_goes_on_in_the_same_bytes(tmp_path):
     name = "model.decoder.layers.0.fc1.weight"
     assert not torch.equal(dense[name], pruned[name])
     assert torch.equal(dense[name].sort(0).values, pruned[name].sort(0).values)
+
+
+def test_what_is_stored_wider_than_it_runs_moves_without_rounding(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "_multiplies_bfloat16", lambda: True)
+    folder = write(tmp_path / "m", "opt", torch.bfloat16)
+    name = "model.decoder.layers.0.fc1.bias"
+    precise = torch.arange(64) + 1 / 3
+    change(folder, name, lambda bias: precise[: len(bias)])
+    made = planned(
+        folder, tmp_path / "out", prune={"method": "wanda", "pattern": "2:4", "permute": True}
+    )
+    assert made.dtype is torch.bfloat16
+    list(run(made))
+    found = tensors(tmp_path / "out")[name]
+    assert not torch.equal(found, precise[: len(found)])
+    assert torch.equal(found.sort().values, precise[: len(found)])
 
 
 def test_is_refused_where_it_means_nothing():

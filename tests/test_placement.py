@@ -4,7 +4,10 @@ import errno
 import json
 import os
 import sys
+import tempfile
+from functools import partial
 from io import StringIO
+from pathlib import Path
 from threading import Event
 
 import pytest
@@ -13,13 +16,14 @@ from rich.console import Console
 from torch.testing import assert_close
 
 from prunekit import loading, placement, planning, room, verify
-from prunekit.checkpoint import open_checkpoint
+from prunekit.checkpoint import Checkpoint, open_checkpoint
 from prunekit.errors import CapacityError, ConfigError
 from prunekit.evaluation import evaluate
+from prunekit.fetching import Fetch
 from prunekit.footprint import Memory
 from prunekit.generation import generate, opened
 from prunekit.loading import Weights
-from prunekit.placement import InHost, OnDisk, roomy
+from prunekit.placement import InHost, OnDisk, roomy, scratch
 from prunekit.ranks import Ranks
 from prunekit.running import run
 from prunekit.verify import prove, sample
@@ -51,7 +55,7 @@ def llama(tmp_path_factory):
     return checkpoints.write(tmp_path_factory.mktemp("llama"), num_hidden_layers=3)
 
 
-@pytest.mark.parametrize("kind", [InHost, OnDisk])
+@pytest.mark.parametrize("kind", [InHost, partial(OnDisk, folder=Path())], ids=["host", "disk"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_kept_elsewhere_comes_back_bit_for_bit(kind, dtype):
     values = [torch.randn(2, 3, 5).to(dtype), torch.randn(5, 700, 3).to(dtype).mT, torch.ones(1, 1)]
@@ -95,11 +99,42 @@ def test_hidden_states_on_disk_change_no_byte(tmp_path, recipe, monkeypatch):
 
 
 def test_perplexity_does_not_depend_on_where_hidden_states_are(llama, monkeypatch):
-    found = []
+    found, folders = [], []
+
+    class Seen(OnDisk):
+        def __init__(self, device, folder):
+            folders.append(folder)
+            super().__init__(device, folder)
+
+    monkeypatch.setattr(placement, "OnDisk", Seen)
     for free in (10**12, 10):
         monkeypatch.setattr(placement, "free", lambda _, free=free: free)
         found.append(evaluate(str(llama), [str(llama / "text.txt")], 12, 9))
     assert found[0] == found[1]
+    assert {*folders} == {llama}  # where a model has room, unlike many a /tmp
+
+
+def test_what_cannot_be_written_to_is_no_place_for_hidden_states(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert scratch(tmp_path) == Path(tempfile.gettempdir())
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), RuntimeError("else")])
+def test_what_goes_wrong_while_a_block_is_fetched_is_said_by_who_waits(llama, monkeypatch, error):
+    """What has no room yet is read when it is needed."""
+
+    def warm(*_):
+        raise error
+
+    monkeypatch.setattr(Checkpoint, "warm", warm)
+    fetch = Fetch(open_checkpoint(llama), [], CPU)
+    fetch.start()
+    fetch.join()  # pytest makes an error of what a thread does not catch
+    if isinstance(error, torch.OutOfMemoryError):
+        assert fetch.take() == {}
+        return
+    with pytest.raises(RuntimeError, match="else"):
+        fetch.take()
 
 
 def test_a_full_disk_is_said_before_it_is_written_to(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from transformers import (
 
 from prunekit.architectures import find
 from prunekit.checkpoint import open_checkpoint
+from prunekit.errors import ConfigError
 from prunekit.layout import runners
 from prunekit.loading import Weights, empty_model
 from prunekit.lockstep import Lockstep
@@ -242,7 +243,7 @@ def test_halting_gives_the_bits_of_the_plain_forward_and_every_stage_in_order(mo
         expected = [call() for call in visit.calls()]
     for handle in handles:
         handle.remove()
-    lockstep = Lockstep(list(visit.calls()))
+    lockstep = Lockstep(list(visit.calls()), visit.name)
     order = []
     for number, inputs in lockstep.stages(stages):
         order.append(number)
@@ -259,7 +260,7 @@ def test_what_is_changed_at_a_halt_is_what_the_next_stage_reads(ids):
     visit = visit_of(model, ids)
     stages = stage_modules(visit)
     (down,) = stages[-1]
-    for number, inputs in Lockstep(list(visit.calls())).stages(stages):
+    for number, inputs in Lockstep(list(visit.calls()), visit.name).stages(stages):
         if number == len(stages) - 1:
             assert all(int(x.count_nonzero()) == 0 for x in inputs)
             down.weight.data.zero_()
@@ -272,7 +273,7 @@ def test_an_error_in_a_halted_forward_reaches_the_caller_and_leaves_nothing_behi
     model = built("llama")
     visit = visit_of(model, ids)
     failing = visit.block.mlp.act_fn.register_forward_pre_hook(lambda *_: 1 / 0)
-    lockstep = Lockstep(list(visit.calls()))
+    lockstep = Lockstep(list(visit.calls()), visit.name)
     with pytest.raises(ZeroDivisionError):
         list(lockstep.stages(stage_modules(visit)))
     failing.remove()
@@ -284,7 +285,7 @@ def test_an_error_in_a_halted_forward_reaches_the_caller_and_leaves_nothing_behi
 def test_an_abandoned_iterator_leaves_nothing_behind(ids, after):
     model = built("llama")
     visit = visit_of(model, ids)
-    lockstep = Lockstep(list(visit.calls()))
+    lockstep = Lockstep(list(visit.calls()), visit.name)
     iterator = lockstep.stages(stage_modules(visit))
     for _ in range(after):
         next(iterator)
@@ -292,3 +293,44 @@ def test_an_abandoned_iterator_leaves_nothing_behind(ids, after):
     iterator.close()
     assert (hooks(model), halted(lockstep)) == (0, 0)
     assert torch.is_inference_mode_enabled() is False
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "t5"])
+def test_one_by_one_gives_what_stages_read_and_lets_each_batch_end_at_its_last(model_type, ids):
+    model = built(model_type)
+    visit = visit_of(model, ids)
+    stages = stage_modules(visit)
+    together = Lockstep(list(visit.calls()), visit.name)
+    expected = [[x.clone() for x in inputs] for _, inputs in together.stages(stages)]
+    lockstep = Lockstep(list(visit.calls()), visit.name)
+    for number, inputs in enumerate(lockstep.one_by_one(stages)):
+        for batch, x in enumerate(inputs):
+            assert torch.equal(x, expected[number][batch])
+            if number == len(stages) - 1:
+                assert (len(lockstep.outputs), halted(lockstep)) == (batch, 3 - batch)
+    assert number == len(stages) - 1
+    for mine, theirs in zip(lockstep.outputs, together.outputs, strict=True):
+        assert torch.equal(mine, theirs)
+    assert (hooks(model), halted(lockstep)) == (0, 0)
+
+
+@pytest.mark.parametrize("gone", ["first", "last"])
+@pytest.mark.parametrize("how", ["stages", "one_by_one"])
+def test_batches_that_go_different_ways_are_refused(ids, how, gone):
+    model = built("llama")
+    visit = visit_of(model, ids)
+    stages, mlp = stage_modules(visit), visit.block.mlp
+    plain = mlp.forward
+
+    def forward(x):
+        passed.append(x)
+        return x if len(passed) == (1 if gone == "first" else count) else plain(x)
+
+    passed, count = [], len(visit.hidden)
+    mlp.forward = forward
+    lockstep = Lockstep(list(visit.calls()), visit.name)
+    halts = getattr(lockstep, how)(stages)
+    with pytest.raises(ConfigError, match=r'layers\.0: not all.*Write propagation = "block" in'):
+        [[*halt] for halt in halts]
+    halts.close()
+    assert (hooks(model), halted(lockstep)) == (0, 0)

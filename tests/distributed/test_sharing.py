@@ -248,6 +248,23 @@ def test_what_one_rank_cannot_invert_all_refuse(nursery, tmp_path, method, name)
         assert "proj: not positive definite. Use more calibration" in world.said(rank)
 
 
+UNLIKE = """
+from prunekit import evaluation
+evaluation._multiplies_bfloat16 = lambda: rank == 0 and bool(%d)
+"""
+
+
+def test_ranks_on_unlike_cpus_run_in_the_type_that_all_have(nursery, tmp_path):
+    model = checkpoints.write(tmp_path / "m", dtype=torch.bfloat16, num_hidden_layers=1)
+    for size in (1, 2):
+        file = tmp_path / f"{size}.toml"
+        configs.write(file, model, tmp_path / f"out{size}", evaluate=None)
+        nursery.start(tmp_path / f"said{size}", size, UNLIKE % (size > 1) + RUN, file).succeed()
+    one, two = (tmp_path / f"out{size}" for size in (1, 2))
+    compare(one, two, 0)
+    assert json.loads((two / "report.json").read_text())["model"]["compute_dtype"] == "float32"
+
+
 EVALUATE = """
 from prunekit import cli
 code = cli.main(["evaluate", *arguments, "--length", "12", "--windows", "5"])
