@@ -5,14 +5,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-import transformers
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from prunekit.checkpoint import SINGLE, Checkpoint, Entry, read_config
+from prunekit.description import described, understood
 from prunekit.errors import CheckpointError
 from prunekit.experts import PARTS, Expert, unfuse
 from prunekit.fetching import Fetch
@@ -28,34 +28,20 @@ def empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
     Buffers that no checkpoint stores (rotary frequencies) are real.
 
     Raises:
-        CheckpointError: transformers does not know the model, or only by code that came with it.
+        CheckpointError: transformers does not know the model, or only by code that came with it, or
+            nothing can be built from what is said of it.
     """
-    where = checkpoint.folder / "config.json"
-    try:
-        config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        reason = f"cannot read it: {error}"
-        if "auto_map" in checkpoint.config:
-            kind = checkpoint.config.get("model_type")
-            reason = f"has no model type {kind!r}. Code that comes with a checkpoint is never run."
-        raise CheckpointError(
-            f"{where}: transformers {transformers.__version__} {reason}"
-        ) from error
-    config.use_cache = False
-    # What is stored compressed, the checkpoint gives dense.
-    vars(config).pop("quantization_config", None)
-    names = config.architectures or []
-    kind = getattr(transformers, names[0], None) if names else None
-    if names and kind is None:
-        raise CheckpointError(
-            f"{where}: transformers {transformers.__version__} has no {names[0]!r}."
-        )
-    with init_empty_weights(include_buffers=False):
-        if kind is None:
-            model: PreTrainedModel = AutoModel.from_config(config, dtype=torch.float32).eval()
-        else:
+    config, kind = described(checkpoint)
+
+    def build() -> PreTrainedModel:
+        with init_empty_weights(include_buffers=False):
+            if kind is None:
+                return AutoModel.from_config(config, dtype=torch.float32).eval()
             model = kind._from_config(config, dtype=torch.float32).eval()
             restore(model)
+            return model
+
+    model = understood(checkpoint, "cannot build the model from it", build)
     unfuse(model)
     return model
 

@@ -43,14 +43,15 @@ PIECES = (*TOKENS.split(), '""' + '"', "\0", "\r", "9" * 5000, "[" * 2000)
 def main(arguments: list[str]) -> int:
     """Fuzz readers, each in a process of its own, and say how each ended."""
     options = [argument for argument in arguments if argument.startswith("-")]
-    folder, *names = (argument for argument in arguments if not argument.startswith("-"))
+    folder, *named = (argument for argument in arguments if not argument.startswith("-"))
+    names = named or [*readers.READERS]
     place = Path(folder).resolve()
     if not place.exists():
         readers.lay_out(place)
     with atheris.instrument_imports(include=WATCHED):
-        readers.warm(place)
+        readers.warm(place, names)
     children = {}
-    for name in names or readers.READERS:
+    for name in names:
         children[name] = os.fork()
         if not children[name]:
             _fuzz(name, place / name, options)
@@ -167,6 +168,7 @@ CHANGES: dict[str, Callable[[bytes, Chance], bytes]] = {
     "header": framed_changed,
     "index": table_changed,
     "model_config": table_changed,
+    "model": table_changed,
     "config": lines_changed,
 }
 

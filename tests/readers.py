@@ -6,7 +6,7 @@ nothing outside its folder. Tests with hypothesis and with atheris hold them to 
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from math import prod
 from pathlib import Path
@@ -74,6 +74,17 @@ def model_config(folder: Path, content: bytes) -> None:
         _read_all(folder, found)
 
 
+def model(folder: Path, content: bytes) -> None:
+    """Build the model that ``config.json`` describes, without weights, beside those of a Llama."""
+    from prunekit.loading import empty_model, stored_names
+
+    _put(folder / "config.json", content)
+    if found := _answer(folder, open_checkpoint, folder):
+        built = _answer(folder, empty_model, found)
+        if built is not None:
+            _answer(folder, stored_names, built, found)
+
+
 def config(folder: Path, content: bytes) -> None:
     """Read the config of a run."""
     file = folder / "config.toml"
@@ -88,8 +99,10 @@ def _put(file: Path, content: bytes) -> None:
 
 
 READERS: dict[str, Callable[[Path, bytes], None]] = {
-    reader.__name__: reader for reader in (header, index, model_config, config)
+    reader.__name__: reader for reader in (header, index, model_config, config, model)
 }
+QUICK = tuple(name for name in READERS if name != "model")
+"""Those that read some thousand files a second."""
 
 
 def _read_all(folder: Path, checkpoint: Checkpoint) -> None:
@@ -99,13 +112,13 @@ def _read_all(folder: Path, checkpoint: Checkpoint) -> None:
         assert (tensor.shape, tensor.dtype) == (entry.shape, entry.dtype), name
 
 
-def warm(folder: Path) -> None:
+def warm(folder: Path, names: Iterable[str] = tuple(READERS)) -> None:
     """Read what readers begin with, so that later no library is imported while one is watched."""
     global _watched  # noqa: PLW0603
     _watched = False
-    for name, read in READERS.items():
+    for name in names:
         for seed in sorted((folder / name / "seeds").iterdir()):
-            read(folder / name / "files", seed.read_bytes())
+            READERS[name](folder / name / "files", seed.read_bytes())
     _watched = True
 
 
@@ -151,6 +164,15 @@ def _bounded() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
+def _importing() -> bool:
+    """Say whether a module is being imported, which may run what it has put together."""
+    frame = sys._getframe()
+    while frame := frame.f_back:
+        if frame.f_code.co_name == "_find_and_load":
+            return True
+    return False
+
+
 def _listen(event: str, arguments: tuple) -> None:
     if not _inside:
         return
@@ -162,7 +184,7 @@ def _listen(event: str, arguments: tuple) -> None:
         assert mode in {"r", "rb"}, f"opens {name} as {mode}"
     if event == "exec":
         name = getattr(arguments[0], "co_filename", "")
-        assert name.startswith(("<frozen", *OURS)), f"runs {name}"
+        assert name.startswith(("<frozen", *OURS)) or _importing(), f"runs {name}"
 
 
 sys.addaudithook(_listen)
@@ -176,49 +198,62 @@ def framed(table: bytes, length: int | None = None, data: bytes = b"\0" * 64) ->
 
 def lay_out(folder: Path) -> None:
     """Make a folder for each reader, with what has to lie there, and real files to begin with."""
+    from tests import checkpoints
+
+    llama = checkpoints.write(folder / "llama", num_hidden_layers=1, shard_size="20KB")
+    said, index = (llama / "config.json").read_bytes(), (llama / INDEX).read_bytes()
+    for name in READERS:
+        (folder / name / "files").mkdir(parents=True)
+    for shard in llama.glob("*.safetensors"):
+        for name in ("index", "model"):
+            (folder / name / "files" / shard.name).symlink_to(shard)
+    (folder / "index/files/config.json").write_bytes(said)
+    (folder / "model/files" / INDEX).write_bytes(index)
+    kinds = [checkpoints.tiny(kind).config for kind in ("llama", "mixtral", "gpt2", "t5")]
+    models = [json.dumps(kind.to_diff_dict()).encode() for kind in kinds]
+    weights, stored = _compressed(folder / "model_config/files" / SINGLE)
+    seeds = {
+        "header": weights,
+        "index": [index],
+        "model_config": [json.dumps(json.loads(said) | each).encode() for each in stored] + models,
+        "config": [*_configs(folder / "config.toml")],
+        "model": [said, *models],
+    }
+    for name, contents in seeds.items():
+        (folder / name / "seeds").mkdir()
+        for number, content in enumerate(contents):
+            (folder / name / "seeds" / str(number)).write_bytes(content)
+
+
+def _compressed(file: Path) -> tuple[list[bytes], list[dict[str, Any]]]:
+    """Write a weight compressed in all ways; return files of each alone, and what is said of it."""
     import torch
 
     from prunekit.checkpoint import write_shard
     from prunekit.storage import pack
-    from tests import checkpoints
-    from tests.distributed import configs
-
-    model = checkpoints.write(folder / "model", num_hidden_layers=1, shard_size="20KB")
-    said = json.loads((model / "config.json").read_text())
-    seeds: dict[str, list[bytes]] = {name: [] for name in READERS}
-    for name in READERS:
-        (folder / name / "files").mkdir(parents=True)
-    for shard in model.glob("*.safetensors"):
-        (folder / "index/files" / shard.name).symlink_to(shard)
-    (folder / "index/files/config.json").write_bytes((model / "config.json").read_bytes())
-    seeds["index"].append((model / INDEX).read_bytes())
 
     sparse = torch.ones(STORED.shape) * torch.tensor([1, 0, 1, 0]).repeat(4)
-    held, dense = {}, {"norm.weight": torch.ones(3), "ids": torch.arange(4), "none": torch.ones(0)}
+    held = {"norm.weight": torch.ones(3), "ids": torch.arange(4), "none": torch.ones(0)}
+    alone, said = [], []
     for kind in COMPRESSED:
         parts, stored = pack(format_named(kind), f"{kind}.weight", sparse, transposed=False)
         assert stored == STORED
+        said.append({"quantization_config": storage_config(format_named(kind), {kind: STORED})})
+        write_shard(file, held | parts)
+        alone.append(file.read_bytes())
         held |= parts
-        storage = {"quantization_config": storage_config(format_named(kind), {kind: stored})}
-        seeds["model_config"].append(json.dumps(said | storage).encode())
-        write_shard(folder / SINGLE, parts | dense)
-        seeds["header"].append((folder / SINGLE).read_bytes())
-    write_shard(folder / "model_config/files" / SINGLE, held | dense)
-    for kind in ("llama", "mixtral", "gpt2"):
-        made = checkpoints.tiny(kind).config
-        seeds["model_config"].append(json.dumps(made.to_diff_dict()).encode())
+    write_shard(file, held)
+    return alone, said
 
-    file = folder / "config.toml"
+
+def _configs(file: Path) -> Iterator[bytes]:
+    """Yield the texts of configs, the starter's among them."""
+    from tests.distributed import configs
+
     for prune in (
         {"method": "sparsegpt", "pattern": "2:4"},
         {"method": "wanda", "pattern": "unstructured", "sparsity": 0.5, "allocation": "owl"},
         {"method": "magnitude", "pattern": ["heads"], "sparsity": 0.25},
     ):
-        configs.write(file, Path("model"), Path("out"), prune=prune)
-        seeds["config"].append(file.read_bytes())
-    root = Path(__file__).parents[1]
-    seeds["config"].append((root / "prunekit/starter.toml").read_bytes())
-    for name, contents in seeds.items():
-        (folder / name / "seeds").mkdir()
-        for number, content in enumerate(contents):
-            (folder / name / "seeds" / str(number)).write_bytes(content)
+        yield configs.write(file, Path("model"), Path("out"), prune=prune).read_bytes()
+    yield (Path(__file__).parents[1] / "prunekit/starter.toml").read_bytes()
