@@ -24,8 +24,8 @@ COUNTS = (
     "num_experts", "num_local_experts", "n_routed_experts",
 )  # fmt: skip
 """What has a tensor of its own, at least."""
-MOST = 1_000_000
-"""Of a size or a count where there are no files, and of labels."""
+LARGE, MANY = 1_000_000, 1000
+"""Sizes, labels too, and counts that are built without asking the files: they cost little."""
 
 
 def described(checkpoint: Checkpoint) -> tuple[PretrainedConfig, type[PreTrainedModel] | None]:
@@ -37,7 +37,7 @@ def described(checkpoint: Checkpoint) -> tuple[PretrainedConfig, type[PreTrained
     """
     where = checkpoint.folder / "config.json"
     labels = checkpoint.config.get("num_labels")
-    if isinstance(labels, int) and labels > MOST:
+    if isinstance(labels, int) and labels > LARGE:
         raise CheckpointError(f"{where}: num_labels is {labels}, more than any model has.")
     kind = checkpoint.config.get("model_type")
     failed = "cannot read it"
@@ -82,15 +82,15 @@ def understood(checkpoint: Checkpoint, failed: str, work: Callable[[], T]) -> T:
 
 def _check_sizes(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
     shapes = [entry.shape for entry in checkpoint.entries.values()]
-    longest = max((side for shape in shapes for side in shape), default=MOST)
+    longest = max((side for shape in shapes for side in shape), default=0)
     for part in _parts(config):
-        for names, most in ((SIZES, longest), (COUNTS, len(shapes) or MOST // 100)):
+        for names, most in ((SIZES, max(longest, LARGE)), (COUNTS, max(len(shapes), MANY))):
             for name in names:
                 value = getattr(part, name, None)
                 if isinstance(value, int) and value > most:
                     raise CheckpointError(
-                        f"{checkpoint.folder / 'config.json'}: {name} is {value}, but the files "
-                        f"have room for {most} at most. The config belongs to another model."
+                        f"{checkpoint.folder / 'config.json'}: {name} is {value}, more than the "
+                        "files can have. It belongs to another model."
                     )
 
 
