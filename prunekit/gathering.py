@@ -3,12 +3,13 @@
 Shapes: I input features, T tokens.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count, repeat
 from typing import cast
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -77,9 +78,9 @@ def gather_at_once(
         for number, inputs in halts:
             statistics = _empty(visit, stages[number], needs)
             dense = next(others) if others else repeat(None)
-            looks = _looks(stages[number])
+            numbers = _numbers(stages[number])
             while inputs:
-                _update(statistics, next(looks), inputs.pop(0), next(dense))
+                _update(statistics, next(numbers), inputs.pop(0), next(dense))
             next(dense, None)  # the last batch on to its end
             yield stages[number], _gathered(visit, [stages[number]], [statistics], hunger)[0]
     if last:
@@ -102,7 +103,7 @@ def _empty(
     return tuple(kind(linears[0].inputs, visit.device) for kind in kinds)
 
 
-def _looks(linears: Sequence[Linear]) -> Iterator[int]:
+def _numbers(linears: Sequence[Linear]) -> Iterator[int]:
     """Number the batches; those of an expert, which reads what it is given, count as the first."""
     return repeat(0) if linears[0].expert else count()
 
@@ -186,33 +187,64 @@ def _merge(visit: Visit, linears: Sequence[Linear], statistics: tuple[Statistic,
         raise NumericsError(_blame(visit, linears[0]))
 
 
+class _Enough(Exception):  # noqa: N818  no error
+    """Ends the forward of a batch that has shown all that is looked at."""
+
+
+@torch.no_grad()
 def _observe(
     visit: Visit, stages: Sequence[Sequence[Linear]], found: Sequence[tuple[Statistic, ...]]
 ) -> None:
     read: dict[int, Tensor] = {}  # what the dense model's stages read, of the batch at hand
+    left: set[int] = set()  # stages that the batch at hand has yet to show
+    numbers = [_numbers(linears) for linears in stages]
+    # Which experts are called, and when the last of them, depends on the batch.
+    ends = not any(linears[0].expert for linears in stages)
+
+    def shown(stage: int) -> None:
+        left.discard(stage)
+        if ends and not left:
+            raise _Enough
+
+    def update(stage: int, x: Tensor) -> None:
+        _update(found[stage], next(numbers[stage]), x, read.pop(stage, None))
+        shown(stage)
+
+    def note(stage: int, x: Tensor) -> None:
+        read[stage] = x
+        shown(stage)
+
     with ExitStack() as stack:
-        for number, (linears, statistics) in enumerate(zip(stages, found, strict=True)):
-            path, of = linears[0].path, (number, statistics, _looks(linears))
+        for stream, look in ((visit, update), (visit.dense, note)):
+            if stream:
+                stack.enter_context(_shown(stream, stages, look))
+        for call in visit.all_calls():
+            left.update(range(len(stages)))
+            with suppress(_Enough):
+                call()
 
-            def update(_: nn.Module, inputs: tuple, of: tuple = of) -> None:
-                _update(of[1], next(of[2]), inputs[0], read.pop(of[0], None))
 
-            def note(_: nn.Module, inputs: tuple, number: int = number) -> None:
-                read[number] = inputs[0]
+@contextmanager
+def _shown(
+    visit: Visit, stages: Sequence[Sequence[Linear]], look: Callable[[int, Tensor], None]
+) -> Iterator[None]:
+    """Show what each stage reads, with its number."""
+    with ExitStack() as stack:
+        for number, linears in enumerate(stages):
 
-            for stream, look in ((visit, update), (visit.dense, note)):
-                if stream:
-                    module = stream.block.get_submodule(path)
-                    stack.callback(module.register_forward_pre_hook(look).remove)
-        for stream in filter(None, (visit, visit.dense)):
-            for linear in stages[-1]:
-                module = stream.block.get_submodule(linear.path)
-                stack.enter_context(_silent(module, linear.outputs))
-        visit.forward()
+            def show(_: nn.Module, inputs: tuple, number: int = number) -> None:
+                look(number, inputs[0])
+
+            module = visit.block.get_submodule(linears[0].path)
+            stack.callback(module.register_forward_pre_hook(show).remove)
+        for linear in stages[-1] if stages[-1][0].expert else ():
+            module = visit.block.get_submodule(linear.path)
+            stack.enter_context(_silent(module, linear.outputs))
+        yield
 
 
 class _silent:  # noqa: N801  used as a context
-    """Spares a linear its product: nothing that is observed depends on the last stage's output."""
+    """Spares an expert a product: nothing that is observed depends on the last stage's output."""
 
     def __init__(self, module: nn.Module, outputs: int) -> None:
         self.module, self.outputs = module, outputs

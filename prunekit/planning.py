@@ -421,7 +421,7 @@ def _describe(made: Plan) -> RenderableType:
         more = made.memory.waiting + made.memory.hidden * (made.memory.where != "device")
         rows["propagation"] = (
             f"{size(more)} more would let one forward of a block serve all its "
-            'stages; there is one a stage instead. propagation = "block" takes two a block'
+            'stages; each stage runs it anew up to itself. propagation = "block" takes two'
         )
     if config.calibration:
         rows["calibration"] = (

@@ -173,7 +173,8 @@ class BlockPruner:
         dtypes: Full name → the type in which its weight will be stored. The block goes on with the
             stored value, so that the next one is calibrated on what the file holds.
         at_once: Let all batches wait at each stage, so that propagation by stage costs one forward
-            of the block; it holds what a stage reads for all tokens. Otherwise one forward a stage.
+            of the block; it holds what a stage reads for all tokens. Otherwise each stage runs the
+            block anew, up to itself.
     """
 
     recipe: Recipe

@@ -75,13 +75,18 @@ class Visit:
         for hidden, context in zip(self.hidden, self.contexts, strict=True):
             yield self.runner.bind(self.index, hidden, context, self.twin)
 
-    @torch.no_grad()
-    def forward(self) -> None:
-        """Run the block on each batch for what its hooks see, in the dense model first."""
+    def all_calls(self) -> Iterator[Callable[[], Tensor]]:
+        """Give the calls of the block, each after that of the same batch in the dense model."""
         others = self.dense.calls() if self.dense else None
         for call in self.calls():
             if others:
-                next(others)()
+                yield next(others)
+            yield call
+
+    @torch.no_grad()
+    def forward(self) -> None:
+        """Run the block on each batch for what its hooks see, in the dense model first."""
+        for call in self.all_calls():
             call()
 
     @torch.no_grad()

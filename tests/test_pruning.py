@@ -445,3 +445,12 @@ def test_no_error_is_reported_where_no_gram_matrix_was_gathered(ids):
     assert relative_error(torch.ones(2, 2), torch.zeros(2, 2), Gathered([gram])) is None
     gram.update(torch.zeros(1, 2))
     assert relative_error(torch.ones(2, 2), torch.zeros(2, 2), Gathered([gram])) == 0.0
+
+
+def test_a_forward_that_shows_a_stage_ends_there(ids):
+    """Stage by stage, the neurons run for the stage that reads them and once to go on."""
+    model, calls = tiny("llama"), []
+    model.model.layers[1].mlp.register_forward_pre_hook(lambda *_: calls.append(0))
+    section = {"method": "sparsegpt", "propagation": "stage", **HALF}
+    all_entries(model, ids, at_once=False, **section)
+    assert len(calls) == 3 * len(batches(ids, torch.device("cpu")))
