@@ -163,6 +163,8 @@ def _maps(report: dict[str, Any]) -> list[Picture]:
             found.insert(0, unit_figures.training(report["training"]))
         return found
     error = "Relative squared error of the output"
+    if "sampled_gram" in (report.get("calibration") or {}).get("gathers", ()):
+        error += ", told from one batch in four"
     return [
         Picture("Sparsity", figures.sparsity_map(layers), _spread(layers), rows),
         Picture(error, figures.error_map(layers), _worst(layers), rows),

@@ -97,7 +97,7 @@ class ShrinkPlan:
             "model": model,
             # Of a ranker that asks for the loss also of what linears give.
             "statistics": 4 * sum(width**2 for width in widths)
-            + 4 * asks * len(widths) * widths[0] ** 2
+            + 8 * asks * len(widths) * widths[0] ** 2
             + 3 * 8 * max(widths) ** 2,
             "activations": activations,
         }
