@@ -365,7 +365,8 @@ class Run(Framed[Plan]):
             "config_text": plan.config.text,
             "model": result.model_facts(plan),
             "calibration": read
-            and read | {"hidden": needs.where, "gathers": [kind.name for kind in plan.recipe.needs]},
+            and read
+            | {"hidden": needs.where, "gathers": [kind.name for kind in plan.recipe.needs]},
             "sparsity": result.sparsity_facts(plan, counted),
             "storage": result.storage_facts(
                 plan, self.output.folder, compressed, len(self.layers) - len(compressed)
