@@ -20,6 +20,7 @@ from prunekit.architectures import find
 from prunekit.kinds import Compensation
 from prunekit.layout import runners
 from prunekit.lockstep import Lockstep
+from prunekit.ranks import ALONE, Ranks
 from prunekit.refitting import refit
 from prunekit.sites import Site, matrix
 from prunekit.walk import Visit, batches, walk
@@ -31,6 +32,7 @@ def compensate(
     kept: Mapping[str, Sequence[int]],
     ids: Int[Tensor, "N T"],
     how: Compensation = "refit",
+    ranks: Ranks = ALONE,
 ) -> Iterator[str]:
     """Let each linear that reads units give what it gave with all of them; yield blocks by name.
 
@@ -43,9 +45,11 @@ def compensate(
         kept: The units that stay, by site.
         ids: The calibration text.
         how: "refit" or "bias", for which each of these linears has to have one.
+        ranks: Processes with the same model that have other text.
     """
     readers = {site.reader.linear: site for site in found if len(kept[site.name]) < site.units}
-    for visit in walk(model, runners(model, find(model)), None, batches(ids, model.device)):
+    parts = batches(ids, model.device)
+    for visit in walk(model, runners(model, find(model)), None, parts, ranks):
         here = [module for module in visit.block.modules() if module in readers]
         if here:
             _change_block(visit, [readers[module] for module in here], kept, how)
@@ -64,28 +68,36 @@ def _change_block(
             gone[list(kept[site.name])] = False
             columns = site.reader.index[gone].flatten().to(rows[0].device)
             if how == "refit":
-                refit(site, _gram(rows), kept[site.name])
+                refit(site, _gram(rows, visit.ranks), kept[site.name])
             else:
-                _add_mean(site, rows, columns)
+                _add_mean(site, rows, columns, visit.ranks)
             with torch.no_grad():
                 matrix(site.reader.linear)[:, columns] = 0
     visit.hidden[:] = steps.outputs
     visit.onward = False
 
 
-def _gram(rows: Sequence[Float[Tensor, "T I"]]) -> Float[Tensor, "I I"]:
+def _gram(rows: Sequence[Float[Tensor, "T I"]], ranks: Ranks) -> Float[Tensor, "I I"]:
     """Return XᵀX a token."""
     width = rows[0].shape[1]
     total = torch.zeros(width, width, device=rows[0].device)
     for x in rows:
         gram(x, total)
-    return mirror(total).div_(sum(map(len, rows)))
+    ranks.add(total, "statistics")
+    return mirror(total).div_(_tokens(rows, ranks))
+
+
+def _tokens(rows: Sequence[Tensor], ranks: Ranks) -> int:
+    return sum(ranks.exchange(sum(map(len, rows))))
 
 
 @torch.no_grad()
-def _add_mean(site: Site, rows: Sequence[Float[Tensor, "T I"]], columns: Int[Tensor, " C"]) -> None:
+def _add_mean(
+    site: Site, rows: Sequence[Float[Tensor, "T I"]], columns: Int[Tensor, " C"], ranks: Ranks
+) -> None:
     """Add to the bias what some columns give on average."""
     total = torch.stack([x[:, columns].double().sum(0) for x in rows]).sum(0)
-    mean = total / sum(map(len, rows))
+    ranks.add(total, "statistics")
+    mean = total / _tokens(rows, ranks)
     bias = cast("Tensor", site.reader.linear.bias)
     bias += (matrix(site.reader.linear)[:, columns].double() @ mean).to(bias)

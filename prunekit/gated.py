@@ -9,7 +9,7 @@ units are counted from 0; a layer is one of ``heads.places``.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, cast
 
 import torch
@@ -28,6 +28,7 @@ from prunekit.places import places
 from prunekit.probes.batches import Batch, Data, batches, still
 from prunekit.probes.gates import Gate
 from prunekit.rankers import Ranker, Scores, Subject, rankers
+from prunekit.ranks import ALONE, Ranks
 from prunekit.refitting import gather, refit
 from prunekit.removal import parameters, refuse_unequal, settle
 from prunekit.schedules import linear
@@ -77,12 +78,20 @@ class Gates:
         self.kind: Kind = kind
         self._attach()
 
-    def score(self, ranker: str | Ranker, data: Data | None = None, **settings: Any) -> Scores:  # noqa: ANN401
+    def score(
+        self,
+        ranker: str | Ranker,
+        data: Data | None = None,
+        *,
+        ranks: Ranks = ALONE,
+        **settings: Any,  # noqa: ANN401
+    ) -> Scores:
         """Return the score of each unit in the model as it is gated now; higher stays.
 
         Args:
             ranker: A ranker, or its name.
             data: Token ids [N, T] or batches; None for a ranker that reads weights alone.
+            ranks: Processes with gates on the same model that have other data.
             settings: Of a ranker that is named.
 
         Raises:
@@ -95,7 +104,7 @@ class Gates:
                 raise ConfigError(f"ranker {part.name}: it ranks {ranked}, not {self.kind}.")
         found = batches(data, self.model) if chosen.needs_data else []
         with still(self.model):
-            return chosen.score(self._subject(found))
+            return chosen.score(replace(self._subject(found), ranks=ranks))
 
     def prune(
         self,

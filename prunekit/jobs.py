@@ -46,13 +46,12 @@ def plan(
         if ranks.several:
             raise ConfigError("sweep: its runs are one process each. Start one.")
         return sweep_planning.plan(config, lambda one: _plan_one(one, preflight))
-    if ranks.several or (preflight and preflight.device_memory):
+    if preflight and preflight.device_memory:
         raise ConfigError(
-            f"prune.pattern: {' and '.join(config.prune.pattern)} are taken out by one process, "
-            "with the whole model in its memory. Start one, without --world-size and "
-            "--device-memory."
+            f"prune.pattern: {' and '.join(config.prune.pattern)} are ranked with the whole model "
+            "in memory, whose size says all. Leave --device-memory out."
         )
-    return shrink_planning.plan(config)
+    return shrink_planning.plan(config, ranks)
 
 
 def estimate(plan: Job) -> str | None:

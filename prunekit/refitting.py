@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def gather(subject: Subject, *, gated: bool = True) -> dict[str, Float[Tensor, "I I"]]:
     """Return H of each site, divided by its tokens; ``gated`` as in :func:`look`."""
     sums: dict[str, Tensor] = {}
-    tokens: dict[str, int] = {}
+    tokens: dict[str, float] = {}
 
     def see(site: Site, x: Tensor) -> None:
         if site.name not in sums:
@@ -36,6 +36,8 @@ def gather(subject: Subject, *, gated: bool = True) -> dict[str, Float[Tensor, "
         tokens[site.name] = tokens.get(site.name, 0) + len(x)
 
     look(subject, see, gated=gated)
+    subject.add(sums.values())
+    tokens = subject.total(tokens)
     return {name: mirror(total).div_(max(tokens[name], 1)) for name, total in sums.items()}
 
 

@@ -23,6 +23,7 @@ from prunekit.layout import runners
 from prunekit.loading import empty_model, longest, stored_names
 from prunekit.places import places
 from prunekit.planning import capped, check_disk, check_judged, check_writes
+from prunekit.ranks import ALONE, Ranks
 from prunekit.removal import RECORD, refuse_unequal
 from prunekit.room import free
 from prunekit.shrink_section import Shrink
@@ -49,6 +50,7 @@ class ShrinkPlan:
         stored: Name of each parameter → its name in the checkpoint.
         lengths: Tokens of a calibration sample and of an evaluation window, after the cap.
         notes: What the user should know.
+        ranks: The processes that share the run.
     """
 
     config: ShrinkConfig
@@ -62,6 +64,7 @@ class ShrinkPlan:
     stored: dict[str, str]
     lengths: tuple[int, int]
     notes: tuple[str, ...]
+    ranks: Ranks = ALONE
 
     @property
     def parameters(self) -> int:
@@ -110,8 +113,10 @@ class ShrinkPlan:
         return _describe(self)
 
 
-def plan(config: ShrinkConfig) -> ShrinkPlan:
+def plan(config: ShrinkConfig, ranks: Ranks = ALONE) -> ShrinkPlan:
     """Decide everything that can be decided from ``config.json`` and safetensors headers.
+
+    ``ranks`` share the calibration and evaluation text; each has the whole model.
 
     Raises:
         PrunekitError: Something cannot work; nothing was written and no weight read.
@@ -122,7 +127,7 @@ def plan(config: ShrinkConfig) -> ShrinkPlan:
     check_judged(config, model, stacks)
     check_writes(config, model, stacks)
     _check_loss(config, model)
-    device = device_of(config.model.device)
+    device = ranks.place(device_of(config.model.device))
     asked = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
     lengths, notes = capped(config, longest(model))
     made = ShrinkPlan(
@@ -137,6 +142,7 @@ def plan(config: ShrinkConfig) -> ShrinkPlan:
         stored=stored_names(model, checkpoint),
         lengths=lengths,
         notes=tuple(notes),
+        ranks=ranks,
     )
     made = replace(made, notes=(*notes, *_remarks(made)))
     for found in made.places.values():
@@ -343,6 +349,8 @@ def _describe(made: ShrinkPlan) -> RenderableType:
         "memory": "about "
         + ", ".join(f"{name} {size(value)}" for name, value in made.memory.items()),
     }
+    if made.ranks.several:
+        rows["ranks"] = f"{made.ranks.size}: samples are shared; each has the whole model"
     if config.calibration:
         rows["calibration"] = (
             f"{config.calibration.samples} samples of {made.lengths[0]} tokens, seed "

@@ -30,6 +30,7 @@ from prunekit.probes.batches import Batch, mean_loss, still
 from prunekit.probes.entropy import measure
 from prunekit.probes.views import activity, attention_maps
 from prunekit.rankers import Scores
+from prunekit.ranks import ALONE, Ranks
 from prunekit.recovery import TRACKED, Moment, recover, summary
 from prunekit.schedules import SCHEDULES, Schedule
 from prunekit.shrink_planning import ShrinkPlan, check_some_go, terms
@@ -54,13 +55,16 @@ def run(
 ) -> Iterator[Record]:
     """Carry out a plan and yield what was measured; ``stop`` is asked after each record.
 
+    Where one rank says yes, all stop.
+
     Raises:
         StoppedError: So it was asked.
         PrunekitError: See each kind; the folder then stays resumable.
     """
     work = ShrinkRun(plan)
     try:
-        yield from stoppable(work.records(resume=resume, overwrite=overwrite), stop)
+        records = work.records(resume=resume, overwrite=overwrite)
+        yield from stoppable(records, lambda: any(plan.ranks.exchange(stop())))
     finally:
         work.output.close()
 
@@ -69,7 +73,8 @@ class ShrinkRun(Framed[ShrinkPlan]):
     """One run and what it has measured so far."""
 
     def __init__(self, plan: ShrinkPlan) -> None:
-        super().__init__(plan, shards=1)
+        super().__init__(plan, 1, plan.ranks)
+        self.whole: list[Batch] = []  # what all ranks read, of which each has its part
         self.views: dict[str, Any] | None = None
         self.truths: dict[Kind, Scores] = {}
         self.agreement: dict[Kind, float] = {}
@@ -93,15 +98,21 @@ class ShrinkRun(Framed[ShrinkPlan]):
         with self._timed("write"):
             config = plan.checkpoint.config | shrunk["config"]
             config = {key: value for key, value in config.items() if key not in shrunk["dropped"]}
-            self.output.finish(replace(plan.checkpoint, config=config), self.dtype)
+            made = replace(plan.checkpoint, config=config)
+            self.ranks.lead(lambda: self.output.finish(made, self.dtype))
         yield from self._evaluate("after", judged)
         yield Record("phase", "verify", {"steps": 1})
+        report = self.ranks.lead(lambda: self._prove(tokens, shrunk))
+        yield Record("finish", str(self.output.folder), report)
+
+    def _prove(self, tokens: Tokens | None, shrunk: dict[str, Any]) -> dict[str, Any]:
+        """Look at what was written, and write and return the report."""
         with self._timed("verify"):
-            proof = prove(open_checkpoint(self.output.folder), plan.device)
+            proof = prove(open_checkpoint(self.output.folder), self.plan.device)
         report = self._report(tokens, shrunk, proof)
         reports.write(report, self.output.folder)
         self.output.note("finish", "", {"seconds": report["seconds"]["total"]})
-        yield Record("finish", str(self.output.folder), report)
+        return report
 
     def _shrink(self, tokens: Tokens | None) -> Iterator[Record]:
         """Take the units out and write what is left."""
@@ -110,7 +121,8 @@ class ShrinkRun(Framed[ShrinkPlan]):
             model = load(plan.checkpoint.folder, plan.dtype)
             model.to(plan.device)  # pyright: ignore
             before = model.config.to_dict()
-            read = _batches(tokens, model)
+            self.whole = _batches(tokens, model)
+            read = _batches(tokens, model, self.ranks)
             texts = self._training_texts(tokens)
             base = mean_loss(model, texts[1]) if texts else 0.0
         entries: dict[str, dict[str, Any]] = {}
@@ -128,7 +140,8 @@ class ShrinkRun(Framed[ShrinkPlan]):
         if texts:
             training = summary(base, (yield from self._train(model, *texts)))
         with self._timed("write"):
-            self.output.write(1, self._tensors(model))
+            if self.ranks.first:
+                self.output.write(1, self._tensors(model))
             after = model.config.to_dict()
             facts = {
                 "layers": [entries[name] for name in _in_run_order(model, entries)],
@@ -171,7 +184,7 @@ class ShrinkRun(Framed[ShrinkPlan]):
                     found = self._score(each, read)
                     if not scores:
                         self._view(each, found, read)
-                        self._judge(each, found, read)
+                        self._judge(each, found)
                     scores = scores or found
                     part = schedule(step, steps, prune.sparsity or 0.0, 0.0)
                     each.prune(
@@ -209,7 +222,7 @@ class ShrinkRun(Framed[ShrinkPlan]):
                 if not first:
                     for each in every:
                         self._view(each, ranked[each.kind], read)
-                        self._judge(each, ranked[each.kind], read)
+                        self._judge(each, ranked[each.kind])
                 first = first or ranked
                 part = 1 - schedule(step, steps, 1 - (prune.parameters or 0.0), 0.0)
                 scores = {name: score for each in ranked.values() for name, score in each.items()}
@@ -249,7 +262,7 @@ class ShrinkRun(Framed[ShrinkPlan]):
 
     def _score(self, gates: Gates, read: list[Batch]) -> Scores:
         prune = self.plan.config.prune
-        found = gates.score(prune.method, read or None)
+        found = gates.score(prune.method, read or None, ranks=self.ranks)
         return _shared(gates.sites, found) if prune.uniform else found
 
     def _steps(self, gates: Gates) -> tuple[int, Schedule]:
@@ -263,7 +276,7 @@ class ShrinkRun(Framed[ShrinkPlan]):
 
     def _view(self, gates: Gates, scores: Scores, read: list[Batch]) -> None:
         """Look at a few heads on a few tokens, and at how alike the heads of a layer are."""
-        if gates.kind != "heads" or not read:
+        if gates.kind != "heads" or not read or not self.ranks.first:
             return
         few = {name: part[:1, :VIEWED_TOKENS] for name, part in read[0].items()}
         ranked = sorted(
@@ -298,13 +311,13 @@ class ShrinkRun(Framed[ShrinkPlan]):
             "redundancy": {name: _rounded(value) for name, value in alike.items()},
         }
 
-    def _judge(self, gates: Gates, scores: Scores, read: list[Batch]) -> None:
+    def _judge(self, gates: Gates, scores: Scores) -> None:
         """Hold the ranker against the truth, if asked for: what the loss is without each unit."""
         if not self.plan.config.prune.truth:
             return
-        samples = max(1, TRUTH_TOKENS // read[0]["input_ids"].shape[1])
+        samples = max(1, TRUTH_TOKENS // self.whole[0]["input_ids"].shape[1])
         few, left = [], samples
-        for batch in read:
+        for batch in self.whole:
             if left > 0:
                 few.append({name: part[:left] for name, part in batch.items()})
                 left -= len(batch["input_ids"])
@@ -323,7 +336,7 @@ class ShrinkRun(Framed[ShrinkPlan]):
         if kind != "heads" or not read:
             return {}
         with self._timed("calibrate"):
-            found = measure(gates.model, gates.sites, read)
+            found = measure(gates.model, gates.sites, read, self.ranks)
         return {
             name: (sums.entropy / sums.log_keys.clamp_min(1e-12)).tolist()
             for name, sums in found.items()
@@ -339,7 +352,8 @@ class ShrinkRun(Framed[ShrinkPlan]):
             each.detach()
         how = self.plan.config.prune.compensate
         yield Record("phase", how, {"steps": sum(len(s.blocks) for s in self.plan.stacks)})
-        blocks = compensate(model, found, kept, tokens.ids, how)
+        own = tokens.ids[self.ranks.part(len(tokens.ids))]
+        blocks = compensate(model, found, kept, own, how, self.ranks)
         while True:
             with self._timed("prune"):
                 name = next(blocks, None)
@@ -475,14 +489,16 @@ def _described(
     }
 
 
-def _batches(tokens: Tokens | None, model: PreTrainedModel) -> list[Batch]:
+def _batches(tokens: Tokens | None, model: PreTrainedModel, ranks: Ranks = ALONE) -> list[Batch]:
+    """Return what a rank reads of the calibration text."""
     if tokens is None:
         return []
+    own = tokens.ids[ranks.part(len(tokens.ids))]
     size = max(1, BATCH_TOKENS["cpu"] // tokens.ids.shape[1])
     reads = (
         ("input_ids", "decoder_input_ids") if model.config.is_encoder_decoder else ("input_ids",)
     )
-    return [dict.fromkeys(reads, part) for part in tokens.ids.split(size)]
+    return [dict.fromkeys(reads, part) for part in own.split(size)]
 
 
 def _shared(sites: list[Site], scores: Scores) -> Scores:

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from prunekit.errors import ConfigError
+from prunekit.ranks import ALONE, Ranks
 
 IGNORED = -100
 """The label of what is not predicted."""
@@ -100,13 +101,17 @@ def losses(model: PreTrainedModel, batch: Batch) -> tuple[Float[Tensor, " B"], F
 
 
 @torch.inference_mode()
-def mean_loss(model: PreTrainedModel, data: Sequence[Batch]) -> float:
-    """Return the mean loss of all predictions: their sum over how many there are, in float64."""
+def mean_loss(model: PreTrainedModel, data: Sequence[Batch], ranks: Ranks = ALONE) -> float:
+    """Return the mean loss of all predictions: their sum over how many there are, in float64.
+
+    ``ranks`` have the other batches.
+    """
     total = count = 0.0
     for batch in data:
         loss, predictions = losses(model, batch)
         total, count = total + float(loss.double().sum()), count + float(predictions.sum())
-    return total / max(count, 1.0)
+    every = ranks.exchange((total, count))
+    return sum(part for part, _ in every) / max(sum(part for _, part in every), 1.0)
 
 
 @torch.no_grad()

@@ -13,15 +13,20 @@ from transformers import PreTrainedModel
 
 from prunekit.probes.attention import Observer, observed
 from prunekit.probes.batches import Batch, valid_tokens
+from prunekit.ranks import ALONE, Ranks
 from prunekit.sites import Site
 
 
 def measure(
-    model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch]
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    batches: Sequence[Batch],
+    ranks: Ranks = ALONE,
 ) -> dict[str, Entropy]:
     """Return the entropies of each site's query heads, in nats, with the highest they could be.
 
-    Queries that are padding do not count; keys that are padding are seen by none.
+    Queries that are padding do not count; keys that are padding are seen by none. ``ranks`` have
+    the other batches.
     """
     sums: dict[str, Entropy] = {}
     for batch in batches:
@@ -33,6 +38,8 @@ def measure(
         }
         with observed(model, observers), torch.no_grad():
             model(**batch)
+    for part in (part for found in sums.values() for part in found):
+        ranks.add(part, "scores")
     return sums
 
 

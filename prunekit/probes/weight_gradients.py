@@ -7,13 +7,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunekit.probes.batches import Batch, losses
+from prunekit.ranks import ALONE, Ranks
 
 
 def weight_gradients(
-    model: PreTrainedModel, linears: Sequence[nn.Module], batches: Sequence[Batch]
+    model: PreTrainedModel,
+    linears: Sequence[nn.Module],
+    batches: Sequence[Batch],
+    ranks: Ranks = ALONE,
 ) -> dict[nn.Module, Tensor]:
     """Return the gradient of the mean loss of all predictions by each weight, float32, as it lies.
 
+    ``ranks`` have the other batches.
     Weights that are frozen have one too, and are frozen again afterwards.
     """
     weights = [linear.weight for linear in linears]
@@ -33,6 +38,9 @@ def weight_gradients(
     finally:
         for weight, before in zip(weights, wanted, strict=True):
             weight.requires_grad_(before)  # pyright: ignore
+    for total in sums:
+        ranks.add(total, "scores")
+    count = sum(ranks.exchange(count))
     return {
         linear: total.div_(max(count, 1.0)) for linear, total in zip(linears, sums, strict=True)
     }

@@ -6,13 +6,14 @@ Shapes: U units of a site, B samples, T tokens, I inputs of the linear that read
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
 from prunekit.kinds import Compensation, Kind
+from prunekit.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -37,12 +38,24 @@ class Subject:
             what every :class:`prunekit.sites.Place` has.
         gates: The gate of each site, by its name.
         batches: What it is run on; none for a ranker that reads weights alone.
+        ranks: The processes that run it on other samples, and end with the same scores.
     """
 
     model: PreTrainedModel
     sites: Sequence[Site]
     gates: Mapping[str, Gate]
     batches: Sequence[Batch]
+    ranks: Ranks = ALONE
+
+    def add(self, sums: Iterable[Tensor]) -> None:
+        """Make sums over the batches those of all ranks, in place."""
+        for each in sums:
+            self.ranks.add(each, "scores")
+
+    def total(self, counts: Mapping[str, float]) -> dict[str, float]:
+        """Return the sum over all ranks of numbers, by their names."""
+        every = self.ranks.exchange(dict(counts))
+        return {name: sum(each[name] for each in every) for name in counts}
 
 
 class Ranker(BaseModel, ABC):

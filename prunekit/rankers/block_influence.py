@@ -46,6 +46,7 @@ class BlockInfluence(Ranker):
                 for block, row in zip(place.blocks, sums[place.name], strict=True)
             ]
             run_hooked(subject.model, batch, handles)
+        subject.add(sums.values())
         return {
             name: (total[:, 0] / total[:, 1].clamp_min(1)).cpu() for name, total in sums.items()
         }

@@ -32,7 +32,7 @@ class AttentionEntropy(Ranker):
     def score(self, subject: Subject) -> Scores:
         from prunekit.probes.entropy import measure
 
-        found = measure(subject.model, subject.sites, subject.batches)
+        found = measure(subject.model, subject.sites, subject.batches, subject.ranks)
         return {
             site.name: -self._mean(found[site.name]).view(site.units, -1).mean(1).cpu()
             for site in subject.sites

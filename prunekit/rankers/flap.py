@@ -5,6 +5,7 @@ Shapes: T tokens, I inputs of the linear that reads the units.
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from prunekit.sites import Site
+
+    # Tokens, means, and sums of squared deviations from these.
+    _State = tuple[int, Tensor, Tensor]
 
 
 class Flap(Ranker):
@@ -31,32 +35,40 @@ class Flap(Ranker):
 
     @override
     def score(self, subject: Subject) -> Scores:
-        import torch
 
         from prunekit.probes.looking import look
         from prunekit.sites import matrix
 
-        # Tokens, means, and sums of squared deviations, merged batch by batch as by Chan et al.
-        states: dict[str, tuple[int, Tensor, Tensor]] = {}
+        states: dict[str, _State] = {}
 
         def see(site: Site, x: Tensor) -> None:
             x = x.double()
             new = len(x), x.mean(0), (x - x.mean(0)).square().sum(0)
-            old = states.get(site.name, (0, torch.zeros_like(new[1]), torch.zeros_like(new[1])))
-            count, apart = old[0] + new[0], new[1] - old[1]
-            states[site.name] = (
-                count,
-                old[1] + apart * (new[0] / count),
-                old[2] + new[2] + apart.square() * (old[0] * new[0] / count),
-            )
+            states[site.name] = _merged(states[site.name], new) if site.name in states else new
 
         look(subject, see)
+        if subject.ranks.several:
+            own = {name: (n, mean.cpu(), off.cpu()) for name, (n, mean, off) in states.items()}
+            every = subject.ranks.exchange(own)
+            states = {name: reduce(_merged, (each[name] for each in every)) for name in states}
         scores = {}
         for site in subject.sites:
             count, _, squares = states[site.name]
             norms = matrix(site.reader.linear).detach().double().square().sum(0)
-            score = (squares / max(count - 1, 1) * norms).cpu()[site.reader.index].mean((1, 2))
+            score = (squares.cpu() / max(count - 1, 1) * norms.cpu())[site.reader.index].mean(
+                (1, 2)
+            )
             if self.standardised and len(score) > 1:
                 score = (score - score.mean()) / score.std().clamp_min(1e-300)
             scores[site.name] = score
         return scores
+
+
+def _merged(old: _State, new: _State) -> _State:
+    """Return the state of the tokens of both, as by Chan et al."""
+    count, apart = old[0] + new[0], new[1] - old[1]
+    return (
+        count,
+        old[1] + apart * (new[0] / count),
+        old[2] + new[2] + apart.square() * (old[0] * new[0] / count),
+    )

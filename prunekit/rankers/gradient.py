@@ -49,6 +49,8 @@ class Gradient(Ranker):
             for name, gradient in zip(sums, gradients, strict=True):
                 sums[name] += gradient.abs().double().sum((0, 1)).cpu()
             samples += size
+        subject.add(sums.values())
+        samples = sum(subject.ranks.exchange(samples))
         scores = {name: total / samples for name, total in sums.items()}
         if not self.normalised:
             return scores

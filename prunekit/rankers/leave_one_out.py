@@ -27,7 +27,8 @@ class LeaveOneOut(Ranker):
 
         from prunekit.probes.batches import mean_loss
 
-        before = mean_loss(subject.model, subject.batches)
+        seen = subject.batches, subject.ranks
+        before = mean_loss(subject.model, *seen)
         scores = {}
         for site in subject.sites:
             gate = subject.gates[site.name]
@@ -36,6 +37,6 @@ class LeaveOneOut(Ranker):
                 closed = gate.value.clone()
                 closed[unit] = 0
                 with gate.holding(closed):
-                    changes.append(mean_loss(subject.model, subject.batches) - before)
+                    changes.append(mean_loss(subject.model, *seen) - before)
             scores[site.name] = torch.tensor(changes, dtype=torch.float64)
         return scores

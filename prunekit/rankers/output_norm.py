@@ -43,6 +43,8 @@ class OutputNorm(Ranker):
             tokens[site.name] += len(x)
 
         look(subject, see)
+        subject.add(sums.values())
+        tokens = subject.total(tokens)
         return {name: total / max(tokens[name], 1) for name, total in sums.items()}
 
 

@@ -39,7 +39,7 @@ def by_matrix(subject: Subject, value: Callable[[Tensor, Tensor], Tensor], *, ro
         for site in subject.sites
     }
     linears = list(dict.fromkeys(part.linear for each in parts.values() for part, _ in each))
-    gradients = weight_gradients(subject.model, linears, subject.batches)
+    gradients = weight_gradients(subject.model, linears, subject.batches, subject.ranks)
     scores = {}
     for site in subject.sites:
         totals = []

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from prunekit.probes.batches import Batch
+    from prunekit.ranks import Ranks
     from prunekit.sites import Site
 
 
@@ -37,6 +38,8 @@ class Salience(Ranker):
         states = {site.name: _state(site) for site in subject.sites}
         for batch in subject.batches:
             self._add(subject, batch, states)
+        if subject.ranks.several:
+            states = _merged(states, subject.ranks)
         return {site.name: self._score(site, states[site.name]).cpu() for site in subject.sites}
 
     def _score(self, site: Site, state: Tensor) -> Tensor:
@@ -64,6 +67,19 @@ class Salience(Ranker):
             valid = None if valid is None else valid.flatten()
             of_mean = (g / max(predictions, 1.0)).flatten(0, -2)
             salience(h.flatten(0, -2), of_mean, states[site.name], valid)
+
+
+def _merged(states: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    """Return the states of all ranks, merged in their order."""
+    import torch
+    from prunekit_kernels import merge
+
+    every = ranks.exchange({name: state.cpu() for name, state in states.items()})
+    found = {name: torch.zeros_like(state) for name, state in states.items()}
+    for each in every:
+        for name, state in found.items():
+            merge(state, each[name].to(state.device))
+    return found
 
 
 def _state(site: Site) -> Tensor:

@@ -66,4 +66,6 @@ class Surgeon(Ranker):
                 rows = gradient.flatten(0, -2).double()
                 part = rows.T @ rows if self.full else rows.square().sum() / rows.shape[1]
                 found[site.name] = found.get(site.name, 0) + part.cpu()
+        subject.add(found.values())
+        predictions = sum(subject.ranks.exchange(predictions))
         return {name: total / max(predictions, 1.0) for name, total in found.items()}

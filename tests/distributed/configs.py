@@ -17,7 +17,7 @@ def write(file: Path, model: Path, output: Path, **sections: Any) -> Path:
         "output": {"path": str(output)},
     }
     for name, section in sections.items():
-        values[name] = section if name == "prune" else section and values[name] | section
+        values[name] = section if name == "prune" else section and values.get(name, {}) | section
     lines = []
     for name, section in values.items():
         if section is None:

@@ -1,0 +1,73 @@
+"""Several ranks take out the units that one does: each ranks on its part of the text."""
+
+import json
+
+import pytest
+
+from tests import checkpoints
+from tests.distributed import configs
+
+RUN = """
+from prunekit import jobs, walk
+from prunekit.config import load_config
+from prunekit.ranks import join
+
+# So that one rank and two have the same batches: salience weighs a token by those of its batch.
+walk.BATCH_TOKENS["cpu"] = 4 * 24
+with join("cpu") as ranks:
+    for path in arguments:
+        for record in jobs.run(jobs.plan(load_config(path), ranks)):
+            pass
+"""
+HEADS = {"pattern": "heads", "sparsity": 0.5}
+NEURONS = {"pattern": "neurons", "sparsity": 0.25}
+CASES = {
+    "entropy": {"method": "entropy", **HEADS},
+    "gradient, refitted": {"method": "gradient", **HEADS, "compensate": "refit"},
+    "leave-one-out": {"method": "leave-one-out", **HEADS},
+    "surgeon, both": {"method": "surgeon", "pattern": ["heads", "neurons"], "sparsity": 0.5},
+    "obs, judged": {"method": "obs", **HEADS, "truth": True},
+    "salience": {"method": "salience", **NEURONS},
+    "flap": {"method": "flap", **NEURONS},
+    "output-norm": {"method": "output-norm", **NEURONS},
+    "llm-pruner": {"method": "llm-pruner", **NEURONS},
+    "hybrid": {"method": "hybrid", **NEURONS},
+    "block-influence": {"method": "block-influence", "pattern": "blocks", "sparsity": 0.5},
+}
+TRAINED = "leave-one-out"
+TRAIN = {"steps": 3, "batch": 2, "held_out": 2}
+
+
+@pytest.fixture(scope="module")
+def reports(nursery, tmp_path_factory):
+    """The report of each run, by case and number of ranks."""
+    root = tmp_path_factory.mktemp("units")
+    model = checkpoints.write(root / "llama", num_hidden_layers=2)
+    found = {}
+    for size in (1, 2):
+        files = [
+            configs.write(
+                root / f"{size}-{number}.toml", model, root / f"{size}-{number}", prune=it
+            )
+            for number, it in enumerate(CASES.values())
+        ]
+        nursery.start(root / f"world{size}", size, RUN, *files).succeed()
+        for number, name in enumerate(CASES):
+            found[name, size] = json.loads((root / f"{size}-{number}" / "report.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_take_out_what_one_does(reports, name):
+    one, two = reports[name, 1], reports[name, 2]
+    for layer, other in zip(one["layers"], two["layers"], strict=True):
+        assert layer["kept"] == other["kept"], layer["name"]
+        assert layer["scores"] == pytest.approx(other["scores"], rel=1e-3, abs=1e-9)
+        if layer["entropy"]:
+            assert layer["entropy"] == pytest.approx(other["entropy"], rel=1e-4)
+    assert one["agreement"] == two["agreement"]
+    assert (one["training"] is None) == (name != TRAINED)
+    assert bool(one["agreement"]) == CASES[name].get("truth", False)
+    for before, after in zip(one["evaluation"], two["evaluation"], strict=True):
+        assert after["after"] == pytest.approx(before["after"], rel=1e-4)
+    assert any(len(layer["kept"]) < layer["units"] for layer in one["layers"])
