@@ -44,8 +44,8 @@ class OutputNorm(Ranker):
 
         look(subject, see)
         subject.add(sums.values())
-        tokens = subject.total(tokens)
-        return {name: total / max(tokens[name], 1) for name, total in sums.items()}
+        counts = subject.total(tokens)
+        return {name: total / max(counts[name], 1) for name, total in sums.items()}
 
 
 def _products(site: Site) -> Tensor:

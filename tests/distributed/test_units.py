@@ -45,12 +45,11 @@ def reports(nursery, tmp_path_factory):
     model = checkpoints.write(root / "llama", num_hidden_layers=2)
     found = {}
     for size in (1, 2):
-        files = [
-            configs.write(
-                root / f"{size}-{number}.toml", model, root / f"{size}-{number}", prune=it
-            )
-            for number, it in enumerate(CASES.values())
-        ]
+        files = []
+        for number, (name, prune) in enumerate(CASES.items()):
+            file, folder = root / f"{size}-{number}.toml", root / f"{size}-{number}"
+            more = {"train": TRAIN} if name == TRAINED else {}
+            files.append(configs.write(file, model, folder, prune=prune, **more))
         nursery.start(root / f"world{size}", size, RUN, *files).succeed()
         for number, name in enumerate(CASES):
             found[name, size] = json.loads((root / f"{size}-{number}" / "report.json").read_text())
