@@ -6,7 +6,7 @@ Shapes: I input features, T tokens.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import count, repeat
+from itertools import repeat
 from typing import cast
 
 import torch
@@ -78,9 +78,9 @@ def gather_at_once(
         for number, inputs in halts:
             statistics = _empty(visit, stages[number], needs)
             dense = next(others) if others else repeat(None)
-            numbers = _numbers(stages[number])
+            samples = _samples(visit, stages[number])
             while inputs:
-                _update(statistics, next(numbers), inputs.pop(0), next(dense))
+                _update(statistics, next(samples), inputs.pop(0), next(dense))
             next(dense, None)  # the last batch on to its end
             yield stages[number], _gathered(visit, [stages[number]], [statistics], hunger)[0]
     if last:
@@ -103,22 +103,25 @@ def _empty(
     return tuple(kind(linears[0].inputs, visit.device) for kind in kinds)
 
 
-def _numbers(linears: Sequence[Linear]) -> Iterator[int]:
-    """Number the batches; those of an expert, which reads what it is given, count as the first."""
-    return repeat(0) if linears[0].expert else count()
+def _samples(visit: Visit, linears: Sequence[Linear]) -> Iterator[range | None]:
+    """Give the numbers of each batch's samples; None for an expert, which reads tokens of any."""
+    return repeat(None) if linears[0].expert else iter(visit.samples)
 
 
 def _update(
     statistics: tuple[Statistic, ...],
-    number: int,
+    samples: range | None,
     x: Float[Tensor, "... I"],
     dense: Float[Tensor, "... I"] | None = None,
 ) -> None:
     for statistic in statistics:
-        if number % statistic.every:
-            continue
         if isinstance(statistic, Cross) and dense is not None:
             statistic.update_pair(x.flatten(0, -2), dense.flatten(0, -2))
+        elif statistic.every > 1 and samples:
+            # Some families flatten samples away before a linear.
+            first = -samples.start % statistic.every
+            some = x.reshape(len(samples), -1, x.shape[-1])[first :: statistic.every]
+            statistic.update(some.flatten(0, 1))
         else:
             statistic.update(x.flatten(0, -2))
 
@@ -197,7 +200,7 @@ def _observe(
 ) -> None:
     read: dict[int, Tensor] = {}  # what the dense model's stages read, of the batch at hand
     left: set[int] = set()  # stages that the batch at hand has yet to show
-    numbers = [_numbers(linears) for linears in stages]
+    samples = [_samples(visit, linears) for linears in stages]
     # Which experts are called, and when the last of them, depends on the batch.
     ends = not any(linears[0].expert for linears in stages)
 
@@ -207,7 +210,7 @@ def _observe(
             raise _Enough
 
     def update(stage: int, x: Tensor) -> None:
-        _update(found[stage], next(numbers[stage]), x, read.pop(stage, None))
+        _update(found[stage], next(samples[stage]), x, read.pop(stage, None))
         shown(stage)
 
     def note(stage: int, x: Tensor) -> None:

@@ -164,7 +164,7 @@ def _maps(report: dict[str, Any]) -> list[Picture]:
         return found
     error = "Relative squared error of the output"
     if "sampled_gram" in (report.get("calibration") or {}).get("gathers", ()):
-        error += ", told from one batch in four"
+        error += ", told from one sample in four"
     return [
         Picture("Sparsity", figures.sparsity_map(layers), _spread(layers), rows),
         Picture(error, figures.error_map(layers), _worst(layers), rows),

@@ -255,7 +255,7 @@ class Prune(Section):
     more of each block; needs calibration."""
     measure_error: bool = True
     """Report every layer's relative error; needs [calibration]. Methods that do without the Gram
-    matrix have it gathered for this from one batch in four."""
+    matrix have it gathered for this from one sample in four."""
 
     @model_validator(mode="before")
     @classmethod

@@ -7,7 +7,7 @@ import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from jaxtyping import Int
@@ -30,14 +30,16 @@ class Visit:
     """One block with its weights loaded and the hidden states that it reads.
 
     ``hidden`` gives one tensor [B, T, D] a batch. Set ``onward`` to False when nobody reads what
-    the block gives. The other ``ranks`` visit the same block with other samples. ``dense`` visits
-    it in the dense model: with the hidden states that blocks give there, and a ``twin`` of it.
+    the block gives. The other ``ranks`` visit the same block with other samples; ``samples`` are
+    the numbers that those of each batch have among all of them. ``dense`` visits it in the dense
+    model: with the hidden states that blocks give there, and a ``twin`` of it.
     """
 
     runner: StackRunner
     index: int
     hidden: HiddenStates
     contexts: list[Context]
+    samples: Sequence[range] = ()
     onward: bool = True
     ranks: Ranks = ALONE
     dense: "Visit | None" = None
@@ -134,6 +136,7 @@ def walk(  # noqa: PLR0913  each is a word of its own
     if weights:
         weights.load(model, without=[*blocks, *vocabulary(model, stacks)])
     contexts: list[Context] = [{} for _ in ids]
+    samples = _numbered(ids, ranks)
     apart = contexts
     for runner in stacks:
         hidden, dense = shelf(), shelf()
@@ -146,7 +149,7 @@ def walk(  # noqa: PLR0913  each is a word of its own
                 # The holes between what one block left lying are not where the next one looks.
                 allocator.give_back()
                 _fetch(weights, following.get(block))
-                visit = Visit(runner, index, hidden, contexts, ranks=ranks)
+                visit = Visit(runner, index, hidden, contexts, samples, ranks=ranks)
                 visit.dense = Visit(runner, index, dense, apart) if beside else None
                 yield visit
                 for stream in (visit, visit.dense):
@@ -170,6 +173,13 @@ def glance(
         with held(weights, runner.blocks[index]):
             _fetch(weights, following.get(number))
             yield Visit(runner, index, [], [], onward=False)
+
+
+def _numbered(ids: Sequence[Int[Tensor, "B T"]], ranks: Ranks) -> list[range]:
+    """Return the numbers of each batch's samples; ranks have them in their order."""
+    before = sum(ranks.exchange(sum(map(len, ids)))[: ranks.rank])
+    ends = [*accumulate(map(len, ids), initial=before)]
+    return [range(*pair) for pair in pairwise(ends)]
 
 
 def _fetch(weights: Weights | None, module: nn.Module | None) -> None:

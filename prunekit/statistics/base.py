@@ -28,7 +28,7 @@ class Statistic(ABC):
 
     Laws, held by tests: two updates equal one update of both; ``merge`` commutes; ``nbytes`` is
     what an instance holds. ``name`` is its name in plans and reports; ``every`` says that of so
-    many batches one is looked at.
+    many samples one is looked at.
     """
 
     name: ClassVar[str]

@@ -1,4 +1,4 @@
-"""Gram matrix of some batches: enough to tell an error by, at a fraction of the products."""
+"""Gram matrix of some samples: enough to tell an error by, at a fraction of the products."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from prunekit.statistics.gram import Gram
 
 
 class SampledGram(Gram):
-    """``Σ x[t] x[t]ᵀ`` over every fourth batch.
+    """``Σ x[t] x[t]ᵀ`` over every fourth sample.
 
-    Whole samples, as tokens at their beginning tend to be far larger than the others, and are to
+    Of whole samples, as tokens at their beginning tend to be far larger than the others, and are to
     weigh here what they weigh among all.
     """
 

@@ -53,10 +53,7 @@ RUN = """
 from prunekit import planning, running, walk
 from prunekit.config import load_config
 from prunekit.ranks import join
-from prunekit.statistics import SampledGram
 
-# Of each rank's batches one in four tells the error; where they are others, so is it.
-SampledGram.every = 1
 # So that one rank and two add up the same sums in the same order: ADMM takes a small difference for
 # a reason to choose another mask.
 walk.BATCH_TOKENS["cpu"] = 4 * 24
