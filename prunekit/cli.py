@@ -161,7 +161,7 @@ def plan(
     ranks, preflight = Ranks(0, world_size), jobs.Preflight(memory, main)
     made = jobs.plan(loaded, ranks, preflight)
     _show(made.describe())
-    if memory is None and (estimate := jobs.estimate(made)):
+    if estimate := jobs.estimate(made):
         _show(f"time: {estimate}")
 
 

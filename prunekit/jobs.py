@@ -1,6 +1,7 @@
 """The jobs that a config can ask for: weights set to zero, units taken out, or several compared."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from prunekit import (
     planning,
@@ -12,6 +13,7 @@ from prunekit import (
 )
 from prunekit.config import Config, ShrinkConfig, SweepConfig
 from prunekit.errors import ConfigError
+from prunekit.evaluation import device_of
 from prunekit.framing import Record
 from prunekit.pace import pace
 from prunekit.planning import Plan, Preflight
@@ -55,8 +57,17 @@ def plan(
 
 
 def estimate(plan: Job) -> str | None:
-    """Return how long a run will take here, by a short measurement; None but for one of weights."""
-    return pace(plan).describe(len(plan.blocks)) if isinstance(plan, Plan) else None
+    """Return how long a run will take, by a short measurement; None but for one of weights.
+
+    A run that is to be elsewhere is measured on what this machine has.
+    """
+    if not isinstance(plan, Plan):
+        return None
+    if not (plan.preflight and plan.preflight.device_memory):
+        return pace(plan).describe(len(plan.blocks))
+    here = device_of("auto")
+    told = pace(replace(plan, device=here)).describe(len(plan.blocks))
+    return f"at the speed of {here} here, since that of the other machine is not known: {told}"
 
 
 def run(

@@ -238,10 +238,11 @@ def test_plan_prints_the_plan(config, replace, capsys):
         assert (ranks.size, preflight) == (8, (80 * 10**9, 10**12))
         return made
 
-    replace(jobs={"plan": plan, "Preflight": lambda *memory: memory})
+    jobs = {"plan": plan, "Preflight": lambda *memory: memory, "estimate": lambda _: "a day"}
+    replace(jobs=jobs)
     memory = ["--device-memory", "80GB", "--host-memory", "1TB"]
     assert main(["plan", config, "--world-size", "8", *memory]) == 0
-    assert capsys.readouterr().out == "a plan\n"
+    assert capsys.readouterr().out == "a plan\ntime: a day\n"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from prunekit import jobs
+from prunekit.evaluation import device_of
 from prunekit.pace import Pace, pace
 from tests import checkpoints
 from tests.checkpoints import planned
@@ -36,3 +38,12 @@ def test_it_is_that_of_the_slowest_rank(folder, tmp_path, monkeypatch):
 
 def test_it_is_said_a_block_too():
     assert Pace(40.0, 15.0, 5.0).describe(4).startswith("about 1 min")
+
+
+def test_a_run_elsewhere_is_told_at_the_speed_of_what_is_here(folder, tmp_path):
+    plan = planned(folder, tmp_path / "out")
+    plan = replace(plan, preflight=jobs.Preflight(80 * 10**9), device="a GPU that is not here")
+    told = jobs.estimate(plan)
+    assert told is not None
+    assert told.startswith(f"at the speed of {device_of('auto')} here")
+    assert "a block" in told
