@@ -4,6 +4,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+RUN = """
+from prunekit import jobs, walk
+from prunekit.config import load_config
+from prunekit.ranks import join
+
+# So that one rank and two have the same batches, and add up the same sums in the same order: ADMM
+# takes a small difference for a reason to choose another mask, salience weighs a token by those of
+# its batch.
+walk.BATCH_TOKENS["cpu"] = 4 * 24
+with join("cpu") as ranks:
+    for path in arguments:
+        for record in jobs.run(jobs.plan(load_config(path), ranks)):
+            pass
+"""
+"""Carries out the runs of some configs, one after the other, on all ranks."""
+
 
 def write(file: Path, model: Path, output: Path, **sections: Any) -> Path:
     """Write a config; each section is laid over small ones, ``prune`` replaces it, None

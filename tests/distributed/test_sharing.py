@@ -10,6 +10,7 @@ from prunekit.config import load_config
 from prunekit.ranks import Ranks
 from tests import checkpoints
 from tests.distributed import configs
+from tests.distributed.configs import RUN
 
 ROWS = {"pattern": "unstructured", "sparsity": 0.5, "scope": "row"}
 LAYER = ROWS | {"scope": "layer"}
@@ -49,19 +50,6 @@ JUDGED = "sparsegpt 2:4"
 """The case whose perplexity is measured, too."""
 TOLERANCE = 1e-4
 """How far weights may be off where sums are added up in another order, relative to their norm."""
-RUN = """
-from prunekit import planning, running, walk
-from prunekit.config import load_config
-from prunekit.ranks import join
-
-# So that one rank and two add up the same sums in the same order: ADMM takes a small difference for
-# a reason to choose another mask.
-walk.BATCH_TOKENS["cpu"] = 4 * 24
-with join("cpu") as ranks:
-    for path in arguments:
-        for record in running.run(planning.plan(load_config(path), ranks)):
-            pass
-"""
 WORLDS = {1: [*CASES], 2: [*CASES], 4: FOUR}
 
 

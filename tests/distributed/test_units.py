@@ -6,19 +6,8 @@ import pytest
 
 from tests import checkpoints
 from tests.distributed import configs
+from tests.distributed.configs import RUN
 
-RUN = """
-from prunekit import jobs, walk
-from prunekit.config import load_config
-from prunekit.ranks import join
-
-# So that one rank and two have the same batches: salience weighs a token by those of its batch.
-walk.BATCH_TOKENS["cpu"] = 4 * 24
-with join("cpu") as ranks:
-    for path in arguments:
-        for record in jobs.run(jobs.plan(load_config(path), ranks)):
-            pass
-"""
 HEADS = {"pattern": "heads", "sparsity": 0.5}
 NEURONS = {"pattern": "neurons", "sparsity": 0.25}
 CASES = {
@@ -32,8 +21,12 @@ CASES = {
     "output-norm": {"method": "output-norm", **NEURONS},
     "llm-pruner": {"method": "llm-pruner", **NEURONS},
     "hybrid": {"method": "hybrid", **NEURONS},
+    "gradient of coordinates": {"method": "gradient", "pattern": "hidden", "sparsity": 0.5},
+    "flap, bias": {"method": "flap", **NEURONS, "compensate": "bias"},
     "block-influence": {"method": "block-influence", "pattern": "blocks", "sparsity": 0.5},
 }
+BIASED = "flap, bias"
+"""The case of a model whose linears have a bias."""
 TRAINED = "leave-one-out"
 TRAIN = {"steps": 3, "batch": 2, "held_out": 2}
 
@@ -42,12 +35,14 @@ TRAIN = {"steps": 3, "batch": 2, "held_out": 2}
 def reports(nursery, tmp_path_factory):
     """The report of each run, by case and number of ranks."""
     root = tmp_path_factory.mktemp("units")
-    model = checkpoints.write(root / "llama", num_hidden_layers=2)
+    llama = checkpoints.write(root / "llama", num_hidden_layers=2)
+    gpt2 = checkpoints.write(root / "gpt2", "gpt2")
     found = {}
     for size in (1, 2):
         files = []
         for number, (name, prune) in enumerate(CASES.items()):
             file, folder = root / f"{size}-{number}.toml", root / f"{size}-{number}"
+            model = gpt2 if name == BIASED else llama
             more = {"train": TRAIN} if name == TRAINED else {}
             files.append(configs.write(file, model, folder, prune=prune, **more))
         nursery.start(root / f"world{size}", size, RUN, *files).succeed()
