@@ -78,9 +78,8 @@ def gather_at_once(
         for number, inputs in halts:
             statistics = _empty(visit, stages[number], needs)
             dense = next(others) if others else repeat(None)
-            samples = _samples(visit, stages[number])
-            while inputs:
-                _update(statistics, next(samples), inputs.pop(0), next(dense))
+            for samples in visit.samples:
+                _update(statistics, _own(stages[number], samples), inputs.pop(0), next(dense))
             next(dense, None)  # the last batch on to its end
             yield stages[number], _gathered(visit, [stages[number]], [statistics], hunger)[0]
     if last:
@@ -103,9 +102,9 @@ def _empty(
     return tuple(kind(linears[0].inputs, visit.device) for kind in kinds)
 
 
-def _samples(visit: Visit, linears: Sequence[Linear]) -> Iterator[range | None]:
-    """Give the numbers of each batch's samples; None for an expert, which reads tokens of any."""
-    return repeat(None) if linears[0].expert else iter(visit.samples)
+def _own(linears: Sequence[Linear], samples: range) -> range | None:
+    """Return which samples of a batch linears read; None for an expert, which reads some tokens."""
+    return None if linears[0].expert else samples
 
 
 def _update(
@@ -200,7 +199,7 @@ def _observe(
 ) -> None:
     read: dict[int, Tensor] = {}  # what the dense model's stages read, of the batch at hand
     left: set[int] = set()  # stages that the batch at hand has yet to show
-    samples = [_samples(visit, linears) for linears in stages]
+    samples = range(0)  # of the batch at hand
     # Which experts are called, and when the last of them, depends on the batch.
     ends = not any(linears[0].expert for linears in stages)
 
@@ -210,7 +209,7 @@ def _observe(
             raise _Enough
 
     def update(stage: int, x: Tensor) -> None:
-        _update(found[stage], next(samples[stage]), x, read.pop(stage, None))
+        _update(found[stage], _own(stages[stage], samples), x, read.pop(stage, None))
         shown(stage)
 
     def note(stage: int, x: Tensor) -> None:
@@ -221,7 +220,7 @@ def _observe(
         for stream, look in ((visit, update), (visit.dense, note)):
             if stream:
                 stack.enter_context(_shown(stream, stages, look))
-        for call in visit.all_calls():
+        for samples, call in visit.numbered():  # noqa: B007  ``update`` reads them
             left.update(range(len(stages)))
             with suppress(_Enough):
                 call()

@@ -77,18 +77,18 @@ class Visit:
         for hidden, context in zip(self.hidden, self.contexts, strict=True):
             yield self.runner.bind(self.index, hidden, context, self.twin)
 
-    def all_calls(self) -> Iterator[Callable[[], Tensor]]:
-        """Give the calls of the block, each after that of the same batch in the dense model."""
-        others = self.dense.calls() if self.dense else None
-        for call in self.calls():
-            if others:
-                yield next(others)
-            yield call
+    def numbered(self) -> Iterator[tuple[range, Callable[[], Tensor]]]:
+        """Give the calls on each batch, that in the dense model first, with its samples."""
+        streams = filter(None, (self.dense, self))
+        every = zip(self.samples, *(stream.calls() for stream in streams), strict=True)
+        for samples, *calls in every:
+            for call in calls:
+                yield samples, call
 
     @torch.no_grad()
     def forward(self) -> None:
         """Run the block on each batch for what its hooks see, in the dense model first."""
-        for call in self.all_calls():
+        for _, call in self.numbered():
             call()
 
     @torch.no_grad()

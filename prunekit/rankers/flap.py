@@ -47,17 +47,14 @@ class Flap(Ranker):
             states[site.name] = _merged(states[site.name], new) if site.name in states else new
 
         look(subject, see)
-        if subject.ranks.several:
-            own = {name: (n, mean.cpu(), off.cpu()) for name, (n, mean, off) in states.items()}
-            every = subject.ranks.exchange(own)
-            states = {name: reduce(_merged, (each[name] for each in every)) for name in states}
+        own = {name: (n, mean.cpu(), off.cpu()) for name, (n, mean, off) in states.items()}
+        every = subject.ranks.exchange(own)
+        states = {name: reduce(_merged, (each[name] for each in every)) for name in states}
         scores = {}
         for site in subject.sites:
             count, _, squares = states[site.name]
             norms = matrix(site.reader.linear).detach().double().square().sum(0)
-            score = (squares.cpu() / max(count - 1, 1) * norms.cpu())[site.reader.index].mean(
-                (1, 2)
-            )
+            score = (squares / max(count - 1, 1) * norms.cpu())[site.reader.index].mean((1, 2))
             if self.standardised and len(score) > 1:
                 score = (score - score.mean()) / score.std().clamp_min(1e-300)
             scores[site.name] = score
