@@ -30,7 +30,8 @@ def aim(weight: Float[Tensor, "O I"], stats: Gathered) -> Float[Tensor, "O I"]:
     """Return the weight that, on what the pruned model feeds it, comes nearest to the dense output.
 
     With H = XₚᵀXₚ and C = X_dᵀXₚ of the inputs in the pruned and in the dense model, the nearest to
-    W X_d is (WC + rW)(H + rI)⁻¹ = W + W(C − H)(H + rI)⁻¹; β of the way there is gone.
+    W X_d is (WC + rW)(H + rI)⁻¹ = W + WE(H + rI)⁻¹ with E = C − H = (X_d − Xₚ)ᵀXₚ, which is what is
+    gathered; β of the way there is gone.
 
     Raises:
         NumericsError: The Gram matrix is not one.
@@ -42,12 +43,11 @@ def aim(weight: Float[Tensor, "O I"], stats: Gathered) -> Float[Tensor, "O I"]:
 
 
 def _shift(stats: Gathered) -> Float[Tensor, "I I"]:
-    """Return (C − H)(H + rI)⁻¹, in the memory of C."""
+    """Return E(H + rI)⁻¹, in the memory of E."""
     import torch
     from prunekit_kernels import mean_diagonal
 
     gram, shift = stats[Gram].full, stats[Cross].total
-    shift -= gram
     lower = gram.clone()
     ridge = max(RIDGE, NOISE * len(gram) / stats[Gram].tokens)
     lower.diagonal().add_(ridge * mean_diagonal(gram))

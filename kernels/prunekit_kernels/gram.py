@@ -1,7 +1,7 @@
 """Gram matrix: G = XᵀX, all that the squared error of a linear layer depends on.
 
-And the cross product XᵀY of what a layer reads in the dense and in the pruned model, by which a
-pruned layer can aim at the dense one's output.
+And the cross product XᵀY of what else there is of a layer's inputs, like how the pruned model's
+differ from the dense one's, by which a pruned layer can aim at the dense one's output.
 
 Source: Frantar & Alistarh, SparseGPT, §3, arXiv:2301.00774 (without its factor 2, which cancels).
 Shapes: T tokens, I and J input features. Only G's lower triangle is computed: half the work, which
@@ -53,11 +53,15 @@ def cross_gram(
     out: Float[Tensor, "I J"],
     rows: Rows | None = None,
 ) -> None:
-    """Add ``xᵀy`` to ``out``, in place; as exact as :func:`gram`.
+    """Add ``xᵀy`` to ``out``, in place.
+
+    As exact as :func:`gram`, but on a CPU with bfloat16: there products are exact and summed in
+    float32, but what each 2048 tokens sum up to is rounded to bfloat16, for half the time. Where
+    that is too much, give it float32.
 
     Args:
-        x: Inputs in one model.
-        y: Inputs in another, of the same tokens and type.
+        x: Something of each token.
+        y: Something else of the same tokens, of the same type.
         out: Running sum, float32.
         rows: Only these count, as in :func:`gram`.
 
@@ -110,7 +114,10 @@ def _gram(x: Tensor, y: Tensor | None, out: Tensor, rows: Tensor | None) -> None
             _panels(taken(x, rows), out)
             return
         for left, right in zip(*(taken(z, rows).split(CHUNK) for z in (x, y)), strict=True):
-            out.addmm_(left.float().T, right.float())
+            if x.dtype == torch.bfloat16:
+                out += left.T @ right
+            else:
+                out.addmm_(left.float().T, right.float())
 
 
 @_gram.register_fake

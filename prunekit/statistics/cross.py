@@ -1,4 +1,8 @@
-"""Cross product: what the dense model reads with what the pruned one reads, of the same tokens."""
+"""Cross product: how what the dense model reads differs, with what the pruned one reads.
+
+Differences are small and their products too: little of them is lost in the type that models run in,
+whereas the products of both inputs would have to be subtracted from each other afterwards.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Cross(Statistic):
-    """``total = Σₜ dense[t] x[t]ᵀ``; with no dense stream beside it, that of a layer is ``x``."""
+    """``total = Σₜ (dense[t] − x[t]) x[t]ᵀ``; nothing where no dense stream is beside it."""
 
     name: ClassVar[str] = "cross"
 
@@ -25,7 +29,7 @@ class Cross(Statistic):
 
     @override
     def add(self, x: Float[Tensor, "T I"]) -> None:
-        self.add_pair(x, x)
+        pass  # the dense model is said to read the same
 
     def update_pair(self, x: Float[Tensor, "T I"], dense: Float[Tensor, "T I"]) -> None:
         """Add tokens as the pruned and as the dense model read them."""
@@ -33,7 +37,7 @@ class Cross(Statistic):
         self.add_pair(x, dense)
 
     def add_pair(self, x: Float[Tensor, "T I"], dense: Float[Tensor, "T I"]) -> None:
-        """Add the products of the rows of ``dense`` and ``x`` to ``total``."""
+        """Add the products of the rows of ``dense - x`` and ``x`` to ``total``."""
         from prunekit_kernels import cross_gram
 
-        cross_gram(dense, x, self.total)
+        cross_gram(dense - x, x, self.total)
