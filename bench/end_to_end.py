@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from prunekit.config import load_config
 from prunekit.data import calibration_tokens
 from prunekit.demo import smollm2
 from prunekit.evaluation import evaluate
-from prunekit.footprint import passes
 from prunekit.planning import Plan, plan
 from prunekit.speed import product_rate
 from prunekit.statistics import Gram
@@ -35,10 +34,13 @@ SHARED = Path(__file__).parents[2] / "shared"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "prunekit"
 PATTERNS = {"50 %": 0.5, "60 %": 0.6, "2:4": "2:4", "4:8": "4:8"}
 TIMED = ("50 %", "2:4")
+PEER = "llm-compressor"
 STAGE = " by stage"
 """Said of a method where each stage sees what the pruned ones before it give."""
 BY_STAGE = 'prune.propagation="stage"'
 RATIOS = ("seconds", "job_seconds", "peak_rss_bytes")
+WIDE = " in float32"
+"""Said of the peer where it runs so, and prunekit in the narrower type of the stored model."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def floor_flops(made: Plan) -> dict[str, float]:
     )
     gathers = Gram in made.recipe.method.needs
     return {
-        "forward": passes(made.recipe) * (2 * tokens * weights + attention),
+        "forward": (1 + (made.recipe.propagation != "stage")) * (2 * tokens * weights + attention),
         "gram": gram // grams[0] if grams else 0,
         "solve": solve if gathers else 0,
     }
@@ -150,7 +152,8 @@ def floor_seconds(flops: dict[str, float], dtype: torch.dtype) -> float:
 def measure(job: Job, method: str, pattern: str, peer: str | None) -> Iterator[dict[str, Any]]:
     """Run one job with prunekit, each way, and once with the peer if it is at hand."""
     with tempfile.TemporaryDirectory() as name:
-        folder, theirs = Path(name), None
+        folder = Path(name)
+        theirs: dict[str, dict[str, float]] = {}
         for said in (method, method + STAGE) if method == "sparsegpt" else (method,):
             config, changes = folder / "job.toml", [BY_STAGE] if said != method else []
             config.write_text(config_text(job, method, pattern, folder / said))
@@ -166,9 +169,12 @@ def measure(job: Job, method: str, pattern: str, peer: str | None) -> Iterator[d
             row["prunekit"]["job_seconds"] = seconds["total"]
             row["prunekit"]["perplexity"] = judge(job, folder / said)
             if peer and not theirs:
-                theirs = run_peer(peer, job, made, (method, pattern), folder)
-                theirs["perplexity"] = judge(job, folder / "peer")
-            yield row | ({"llm-compressor": theirs} if theirs else {})
+                theirs[PEER] = run_peer(peer, job, made, (method, pattern), folder)
+                theirs[PEER]["perplexity"] = judge(job, folder / "peer")
+                if made.dtype != torch.float32:
+                    wide = replace(made, dtype=torch.float32)
+                    theirs[PEER + WIDE] = run_peer(peer, job, wide, (method, pattern), folder)
+            yield row | theirs
 
 
 def run_peer(
@@ -176,7 +182,7 @@ def run_peer(
 ) -> dict[str, float]:
     """Let llm-compressor prune the same model on the same tokens into ``folder / "peer"``.
 
-    It runs in the type that prunekit does, which is faster than float32 and takes less memory.
+    It runs in the type of the plan: in bfloat16 it is faster than in float32 and takes less memory.
     """
     method, pattern = task
     calibration = made.config.calibration
@@ -203,12 +209,12 @@ def judge(job: Job, folder: Path) -> float:
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as Markdown."""
     lines = [
-        "| job | pattern | prunekit | llm-compressor | time | without start | memory | perplexity "
-        "| floor | % |",
-        "|---" * 10 + "|",
+        f"| job | pattern | prunekit | {PEER} | time | without start | memory | perplexity "
+        f"| floor | % | {PEER}{WIDE} | time | memory |",
+        "|---" * 13 + "|",
     ]
     for row in rows:
-        ours, peer = row["prunekit"], row.get("llm-compressor")
+        ours, peer, wide = row["prunekit"], row.get(PEER), row.get(PEER + WIDE)
         floor = row.get("floor_seconds")  # kept rows may be of before it was measured
         cells = [f"{row['model']} {row['method']}", row["pattern"], _cell(ours)]
         if peer:
@@ -220,6 +226,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         else:
             cells += ["absent", "", "", "", f"{ours['perplexity']:.3f}"]
         cells += [f"{floor:.1f} s", f"{floor / ours['prune_seconds']:.0%}"] if floor else ["—", ""]
+        ratios = (_ratio(ours, wide, what) for what in RATIOS[::2]) if wide else ("", "")
+        cells += [_cell(wide) if wide else "", *ratios]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -7,7 +7,6 @@ Shapes: N samples, T tokens, I inputs of a linear that reads units, O its output
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from typing import cast
 
 import torch
@@ -19,7 +18,7 @@ from transformers import PreTrainedModel
 from prunekit.architectures import find
 from prunekit.kinds import Compensation
 from prunekit.layout import runners
-from prunekit.lockstep import Lockstep
+from prunekit.memo import Memo
 from prunekit.ranks import ALONE, Ranks
 from prunekit.refitting import refit
 from prunekit.sites import Site, matrix
@@ -59,45 +58,48 @@ def compensate(
 def _change_block(
     visit: Visit, here: Sequence[Site], kept: Mapping[str, Sequence[int]], how: Compensation
 ) -> None:
-    steps = Lockstep(list(visit.calls()), visit.name, 'compensate = "none"')
-    with closing(steps.stages([[site.reader.linear] for site in here])) as halts:
-        for number, inputs in halts:
-            site = here[number]
-            rows = [x.flatten(0, -2) for x in inputs]
-            gone = torch.ones(site.units, dtype=torch.bool)
-            gone[list(kept[site.name])] = False
-            columns = site.reader.index[gone].flatten().to(rows[0].device)
-            if how == "refit":
-                refit(site, _gram(rows, visit.ranks), kept[site.name])
-            else:
-                _add_mean(site, rows, columns, visit.ranks)
-            with torch.no_grad():
-                matrix(site.reader.linear)[:, columns] = 0
-    visit.hidden[:] = steps.outputs
-    visit.onward = False
+    paths = {module: path for path, module in visit.block.named_modules()}
+    readers = {paths[site.reader.linear]: site for site in here}
+    order = visit.order(readers)
+    visit.memo = Memo(visit.block, [[path] for path in order], visit.shelf)
+    for number, path in enumerate(order, 1):
+        site = readers[path]
+        gone = torch.ones(site.units, dtype=torch.bool)
+        gone[list(kept[site.name])] = False
+        columns = site.reader.index[gone].flatten().to(visit.device)
+        if how == "refit":
+            refit(site, _gram(visit, path), kept[site.name])
+        else:
+            _add_mean(visit, path, columns)
+        with torch.no_grad():
+            matrix(site.reader.linear)[:, columns] = 0
+        visit.memo.stage = number
 
 
-def _gram(rows: Sequence[Float[Tensor, "T I"]], ranks: Ranks) -> Float[Tensor, "I I"]:
-    """Return XᵀX a token."""
-    width = rows[0].shape[1]
-    total = torch.zeros(width, width, device=rows[0].device)
-    for x in rows:
-        gram(x, total)
-    ranks.add(total, "statistics")
-    return mirror(total).div_(_tokens(rows, ranks))
-
-
-def _tokens(rows: Sequence[Tensor], ranks: Ranks) -> int:
-    return sum(ranks.exchange(sum(map(len, rows))))
+def _gram(visit: Visit, path: str) -> Float[Tensor, "I I"]:
+    """Return XᵀX a token of what a linear reads."""
+    total, tokens = None, 0
+    for x in visit.reads(path):
+        rows = x.flatten(0, -2)
+        total = rows.new_zeros(rows.shape[1], rows.shape[1]).float() if total is None else total
+        gram(rows, total)
+        tokens += len(rows)
+    assert total is not None
+    visit.ranks.add(total, "statistics")
+    return mirror(total).div_(sum(visit.ranks.exchange(tokens)))
 
 
 @torch.no_grad()
-def _add_mean(
-    site: Site, rows: Sequence[Float[Tensor, "T I"]], columns: Int[Tensor, " C"], ranks: Ranks
-) -> None:
+def _add_mean(visit: Visit, path: str, columns: Int[Tensor, " C"]) -> None:
     """Add to the bias what some columns give on average."""
-    total = torch.stack([x[:, columns].double().sum(0) for x in rows]).sum(0)
-    ranks.add(total, "statistics")
-    mean = total / _tokens(rows, ranks)
-    bias = cast("Tensor", site.reader.linear.bias)
-    bias += (matrix(site.reader.linear)[:, columns].double() @ mean).to(bias)
+    total = torch.zeros(len(columns), dtype=torch.float64, device=columns.device)
+    tokens = 0
+    for x in visit.reads(path):
+        rows = x.flatten(0, -2)
+        total += rows[:, columns].double().sum(0)
+        tokens += len(rows)
+    visit.ranks.add(total, "statistics")
+    mean = total / sum(visit.ranks.exchange(tokens))
+    linear = visit.block.get_submodule(path)
+    bias = cast("Tensor", linear.bias)
+    bias += (matrix(linear)[:, columns].double() @ mean).to(bias)

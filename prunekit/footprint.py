@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from prunekit.evaluation import measuring_dtype
 from prunekit.layout import Block, Linear
+from prunekit.memo import WIDEST
 from prunekit.placement import Where
 from prunekit.pruning import Recipe
 from prunekit.ranks import Ranks
@@ -60,11 +61,9 @@ class Memory:
         statistics: Of the stages that are gathered at once.
         solve: What the method holds while it prunes a stage.
         results: The pruned block as it will be written, and what is mapped from the files.
-        hidden: Hidden states, which are ``where`` there is room for them.
+        hidden: Hidden states, and what parts of a block gave; ``where`` there is room for them.
         activations: Of one batch within a block.
         ends: Embeddings or head, in the type in which a loss is measured.
-        waiting: What the widest stage reads for all tokens, which comes on top where all batches
-            wait at each stage; not part of the total.
         apart: Results are not where blocks run.
         ahead: The next block, which is fetched while one is pruned.
         passing: Hidden states of one batch, as it comes from elsewhere and goes back.
@@ -79,7 +78,6 @@ class Memory:
     hidden: int
     activations: int
     ends: int
-    waiting: int
     apart: bool
     ahead: int = 0
     passing: int = 0
@@ -145,7 +143,12 @@ def memory(
     stored = max(given.stored[linear.name].itemsize for block in blocks for linear in block.linears)
     run, streams = given.dtype.itemsize, 1 + recipe.beside
     recovers = recipe.recover == "block"
-    hidden = given.tokens * max(runner.features for runner in stacks) * run
+    features = max(runner.features for runner in stacks)
+    hidden = given.tokens * features * run
+    # By stage, what a part of a block gave, or before that what its last linear read.
+    alone = [stage[0].inputs for block in blocks for stage in block.stages if len(stage) == 1]
+    noted = max([features, *(inputs for inputs in alone if inputs <= WIDEST * features)])
+    remembered = hidden * noted // features if recipe.propagation == "stage" else 0
     batch = min(given.tokens, BATCH_TOKENS.get(given.device.type, 2048))
     ends = max((module.weight.numel() for module in vocabulary(model, stacks)), default=0)  # pyright: ignore
     return Memory(
@@ -154,14 +157,13 @@ def memory(
         statistics=max(_statistics(block, recipe) for block in blocks),
         solve=max(_solve(stage, recipe, given) for block in blocks for stage in block.stages),
         results=max(sizes) * stored,
-        hidden=streams * hidden if recipe.needs else 0,
+        hidden=streams * (hidden + remembered) if recipe.needs else 0,
         activations=4 * batch * width * run,
         ends=ends * (measuring_dtype(given.dtype, given.device).itemsize + stored),
-        waiting=2 * streams * given.tokens * width * run + recovers * streams * hidden,
         apart=given.device.type != "cpu",
         # On a CPU it waits in the system's cache of files.
         ahead=max(sizes) * stored if given.device.type != "cpu" else 0,
-        passing=(1 + streams) * hidden * batch // given.tokens,
+        passing=(1 + streams) * (hidden + remembered) * batch // given.tokens,
     )
 
 
@@ -231,15 +233,15 @@ def work(blocks: Sequence[Block], recipe: Recipe, given: Circumstances) -> Work:
         for kind in recipe.needs
     )
     return Work(
-        forward=once * passes(recipe) * (1 + recipe.beside) if recipe.needs else 0,
+        forward=int(once * passes(recipe)) * (1 + recipe.beside) if recipe.needs else 0,
         gather=gathered * recipe.steps,
         solve=_solves(blocks, recipe, given),
     )
 
 
-def passes(recipe: Recipe) -> int:
-    """Return how often a block runs, where all batches can wait at each stage."""
-    return recipe.steps + (recipe.propagation != "stage")
+def passes(recipe: Recipe) -> float:
+    """Return how often a block runs, as a whole: by stage its neurons run twice."""
+    return 1.5 * recipe.steps if recipe.propagation == "stage" else recipe.steps + 1
 
 
 def row_flops(recipe: Recipe, outputs: int, inputs: int) -> int:

@@ -4,21 +4,21 @@ Shapes: I input features, T tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import repeat
 from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from prunekit import allocator
 from prunekit.errors import NumericsError
 from prunekit.experts import Expert
 from prunekit.layout import Linear
-from prunekit.lockstep import Lockstep
+from prunekit.memo import Memo
 from prunekit.statistics import Cross, Gathered, Starved, Statistic
-from prunekit.walk import Visit
+from prunekit.walk import Enough, Visit
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def gather(
     yield from zip(stages, _gathered(visit, stages, found, hunger), strict=True)
 
 
-def gather_at_once(
+def gather_in_turn(
     visit: Visit,
     stages: Sequence[Sequence[Linear]],
     needs: Sequence[type[Statistic]],
@@ -61,37 +61,24 @@ def gather_at_once(
     *,
     last: bool,
 ) -> Iterator[tuple[Sequence[Linear], Gathered]]:
-    """Give each stage with statistics that saw the pruned ones before it, in one forward in all.
+    """Give each stage with statistics that saw the pruned ones before it.
 
-    With ``last`` what the pruned block gives takes the place of the hidden states.
+    With ``last`` the dense model goes on to the next block, if nothing keeps it from it.
     """
-    if not stages:  # nothing halts: whoever walks lets the block go on
-        return
-    with ExitStack() as stack:
-        steps, modules = Lockstep(list(visit.calls()), visit.name), _modules(visit, stages)
-        halts = stack.enter_context(closing(steps.stages(modules)))
-        apart = others = None
-        if visit.dense:
-            apart = Lockstep(list(visit.dense.calls()), visit.name)
-            others = apart.one_by_one(_modules(visit.dense, stages))
-            stack.enter_context(closing(others))
-        for number, inputs in halts:
-            statistics = _empty(visit, stages[number], needs)
-            dense = next(others) if others else repeat(None)
-            for samples in visit.samples:
-                _update(statistics, _own(stages[number], samples), inputs.pop(0), next(dense))
-            next(dense, None)  # the last batch on to its end
-            yield stages[number], _gathered(visit, [stages[number]], [statistics], hunger)[0]
-    if last:
-        visit.hidden[:] = steps.outputs
-        visit.onward = False
-        if apart and visit.dense:
-            visit.dense.hidden[:] = apart.outputs
-            visit.dense.onward = False
-
-
-def _modules(visit: Visit, stages: Sequence[Sequence[Linear]]) -> list[list[nn.Module]]:
-    return [[visit.block.get_submodule(linear.path) for linear in linears] for linears in stages]
+    streams = [stream for stream in (visit, visit.dense) if stream]
+    paths = [[linear.path for linear in linears] for linears in stages]
+    for stream in streams:
+        stream.memo = Memo(stream.block, paths, stream.shelf)
+    for number, linears in enumerate(stages, 1):
+        found = _empty(visit, linears, needs)
+        allocator.give_back()
+        _observe(visit, [linears], [found], onward=last and number == len(stages))
+        allocator.give_back()
+        yield linears, _gathered(visit, [linears], [found], hunger)[0]
+        for stream in streams:
+            if stream.memo:
+                stream.memo.stage = number
+    allocator.give_back()
 
 
 def _empty(
@@ -189,41 +176,73 @@ def _merge(visit: Visit, linears: Sequence[Linear], statistics: tuple[Statistic,
         raise NumericsError(_blame(visit, linears[0]))
 
 
-class _Enough(Exception):  # noqa: N818  no error
-    """Ends the forward of a batch that has shown all that is looked at."""
-
-
 @torch.no_grad()
 def _observe(
-    visit: Visit, stages: Sequence[Sequence[Linear]], found: Sequence[tuple[Statistic, ...]]
+    visit: Visit,
+    stages: Sequence[Sequence[Linear]],
+    found: Sequence[tuple[Statistic, ...]],
+    *,
+    onward: bool = False,
 ) -> None:
-    read: dict[int, Tensor] = {}  # what the dense model's stages read, of the batch at hand
-    left: set[int] = set()  # stages that the batch at hand has yet to show
-    samples = range(0)  # of the batch at hand
-    # Which experts are called, and when the last of them, depends on the batch.
-    ends = not any(linears[0].expert for linears in stages)
-
-    def shown(stage: int) -> None:
-        left.discard(stage)
-        if ends and not left:
-            raise _Enough
-
-    def update(stage: int, x: Tensor) -> None:
-        _update(found[stage], _own(stages[stage], samples), x, read.pop(stage, None))
-        shown(stage)
-
-    def note(stage: int, x: Tensor) -> None:
-        read[stage] = x
-        shown(stage)
-
+    """Update what is found with each batch; ``onward``: let the dense model go on on the way."""
+    dense = visit.dense if any(Cross in map(type, each) for each in found) else None
+    look = _Look(stages, found, through=onward)
+    streams = [(each, seen) for each, seen in ((dense, look.note), (visit, look.update)) if each]
     with ExitStack() as stack:
-        for stream, look in ((visit, update), (visit.dense, note)):
-            if stream:
-                stack.enter_context(_shown(stream, stages, look))
-        for samples, call in visit.numbered():  # noqa: B007  ``update`` reads them
-            left.update(range(len(stages)))
-            with suppress(_Enough):
-                call()
+        for stream, seen in streams:
+            stack.enter_context(_shown(stream, stages, seen))
+        every = zip(visit.samples, *(stream.calls() for stream, _ in streams), strict=True)
+        for batch, (samples, *calls) in enumerate(every):
+            for (stream, _), call in zip(streams, calls, strict=True):
+                look.begin(samples)
+                with suppress(Enough):
+                    given = call()
+                    if onward and stream is dense:
+                        stream.hidden[batch] = given
+    if onward and dense:
+        dense.onward, dense.memo, dense.twin = False, None, None
+
+
+class _Look:
+    """Looks at what stages read, batch after batch: in the dense model first, if that counts.
+
+    ``through``: A batch goes on to its end in the dense model.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Sequence[Linear]],
+        found: Sequence[tuple[Statistic, ...]],
+        *,
+        through: bool,
+    ) -> None:
+        self._stages, self._found, self._through = stages, found, through
+        self._read: dict[int, Tensor] = {}  # what the dense model's stages read
+        self._left: set[int] = set()  # stages that are yet to be shown
+        self._samples = range(0)
+        # Which experts are called, and when the last of them, depends on the batch.
+        self._ends = not any(linears[0].expert for linears in stages)
+
+    def begin(self, samples: range) -> None:
+        """Begin with a batch of these samples in one of the models."""
+        self._samples = samples
+        self._left.update(range(len(self._stages)))
+
+    def update(self, stage: int, x: Tensor) -> None:
+        """See what a stage reads in the pruned model."""
+        samples = _own(self._stages[stage], self._samples)
+        _update(self._found[stage], samples, x, self._read.pop(stage, None))
+        self._shown(stage, enough=True)
+
+    def note(self, stage: int, x: Tensor) -> None:
+        """See what a stage reads in the dense model."""
+        self._read[stage] = x
+        self._shown(stage, enough=not self._through)
+
+    def _shown(self, stage: int, *, enough: bool) -> None:
+        self._left.discard(stage)
+        if self._ends and enough and not self._left:
+            raise Enough
 
 
 @contextmanager

@@ -105,12 +105,6 @@ class Plan:
         return _available(self.device, self.preflight)[0]
 
     @property
-    def at_once(self) -> bool:
-        """Whether there is memory for all batches to wait at each stage."""
-        near = self.memory.where == "device"
-        return near and self.memory.total + self.memory.waiting < 0.9 * self.available
-
-    @property
     def linears(self) -> list[Linear]:
         """All linears in pruning order, the skipped ones too."""
         return [linear for block in self.blocks for linear in block.linears]
@@ -417,12 +411,6 @@ def _describe(made: Plan) -> RenderableType:
         "traffic": "each process sends "
         + ", ".join(f"{size(sent)} of {what}" for what, sent in made.traffic.items()),
     }
-    if prune.propagation == "stage" and not made.at_once:
-        more = made.memory.waiting + made.memory.hidden * (made.memory.where != "device")
-        rows["propagation"] = (
-            f"{size(more)} more would let one forward of a block serve all its "
-            'stages; each stage runs it anew up to itself. propagation = "block" takes two'
-        )
     if config.calibration:
         rows["calibration"] = (
             f"{config.calibration.samples} samples of {made.lengths[0]} tokens, seed "

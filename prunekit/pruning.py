@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prunekit.allocations import Allocation, Survey
 from prunekit.errors import ConfigError, NumericsError
-from prunekit.gathering import Hunger, gather, gather_at_once
+from prunekit.gathering import Hunger, gather, gather_in_turn
 from prunekit.layer import Layer, Rows
 from prunekit.layout import Block, Linear, orientation
 from prunekit.lowrank import Adapter, factors
@@ -172,15 +172,11 @@ class BlockPruner:
         sparsities: Full name of each linear → its sparsity.
         dtypes: Full name → the type in which its weight will be stored. The block goes on with the
             stored value, so that the next one is calibrated on what the file holds.
-        at_once: Let all batches wait at each stage, so that propagation by stage costs one forward
-            of the block; it holds what a stage reads for all tokens. Otherwise each stage runs the
-            block anew, up to itself.
     """
 
     recipe: Recipe
     sparsities: Mapping[str, float]
     dtypes: Mapping[str, torch.dtype]
-    at_once: bool = True
 
     def look(self, visit: Visit, plan: Block) -> Looked:
         """Gather what the dense model gives a block, for all ranks, and let it go on.
@@ -214,11 +210,8 @@ class BlockPruner:
         """Prune the block, then tune what stays of it as a whole; errors are those before that."""
         dense, onward = visit.dense, visit.onward
         assert dense is not None
-        # At once, they are replaced by what the pruned block gives.
-        kept = ([*visit.hidden], [*dense.hidden]) if self.at_once else None
         outcomes = [*self._linears(visit, plan)]
-        if kept:
-            visit.hidden[:], dense.hidden[:] = kept
+        visit.memo = dense.memo = None  # the block is about to change
         dense.advance()
         dense.onward = False
         facts = reconstruct(visit, plan, self.dtypes)
@@ -268,11 +261,9 @@ class BlockPruner:
             yield from self.look(visit, plan)
         elif self.recipe.propagation == "block" or not needs:
             yield from gather(visit, stages, needs, hunger)
-        elif self.at_once:
-            yield from gather_at_once(visit, stages, needs, hunger, last=last)
         else:
-            for stage in stages:
-                yield from gather(visit, [stage], needs, hunger)
+            last = last and self.recipe.recover != "block"
+            yield from gather_in_turn(visit, stages, needs, hunger, last=last)
 
     def _dealt(self, visit: Visit, linear: Linear) -> Parts:
         if self.recipe.apart:  # blocks are dealt, not rows

@@ -152,8 +152,7 @@ class Run(Framed[Plan]):
         yield Record("phase", "prune", {"steps": len(plan.blocks)})
         with self._timed("write"):
             self._write_rest()
-        at_once = all(self.ranks.exchange(plan.at_once))
-        pruner = BlockPruner(plan.recipe, sparsities, plan.stored, at_once)
+        pruner = BlockPruner(plan.recipe, sparsities, plan.stored)
         if plan.recipe.apart:
             yield from self._prune_apart(tokens, pruner)
             return

@@ -60,6 +60,13 @@ class _Recorder(_StandIn):
         return result
 
 
+def _constant(value: Any) -> bool:  # noqa: ANN401
+    """Say whether nobody changes a value that a block is given."""
+    if isinstance(value, tuple | list | dict):
+        return all(map(_constant, value.values() if isinstance(value, dict) else value))
+    return value is None or isinstance(value, bool | int | float | str | Tensor)
+
+
 class StackRunner:
     """The blocks of one stack, each of which can be run by itself."""
 
@@ -76,6 +83,8 @@ class StackRunner:
         # What a block answers beside the hidden state (T5's position bias), by batch shape; the
         # blocks after the first one read it from the one before them.
         self._tails: dict[torch.Size, tuple | None] = {}
+        self._like: tuple | None = None  # what the last call was for
+        self._call: tuple[tuple, dict[str, Any]] = (), {}
 
     @property
     def features(self) -> int:
@@ -105,10 +114,7 @@ class StackRunner:
         The call may be made later; it returns the hidden state after the block. ``block`` is run in
         its place, if there is one.
         """
-        passing = self._passing(index + 1, hidden)
-        with self._only(passing):
-            self.module(inputs_embeds=self._blank(hidden), **context)
-        args, kwargs = passing[-1].__dict__["call"]
+        args, kwargs = self._given(index, hidden, context)
         block = block or self.blocks[index]
 
         def call() -> Tensor:
@@ -116,6 +122,19 @@ class StackRunner:
             return result[0] if isinstance(result, tuple | list) else result
 
         return call
+
+    def _given(self, index: int, hidden: Tensor, context: Context) -> tuple[tuple, dict[str, Any]]:
+        """Return what else the model gives a block: the same for batches of a size."""
+        like = index, hidden.shape, hidden.dtype
+        if not context and like == self._like:
+            return self._call
+        passing = self._passing(index + 1, hidden)
+        with self._only(passing):
+            self.module(inputs_embeds=self._blank(hidden), **context)
+        self._call = passing[-1].__dict__["call"]
+        # A cache would grow with each call.
+        self._like = None if context or not _constant(self._call) else like
+        return self._call
 
     @torch.no_grad()
     def finish(self, hidden: Float[Tensor, "B T D"], context: Context) -> Tensor:

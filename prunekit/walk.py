@@ -5,7 +5,7 @@ Shapes: N samples, T tokens, B samples of a batch, D features.
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from prunekit import allocator
 from prunekit.loading import Weights
+from prunekit.memo import Memo, Shelf
 from prunekit.placement import Away, HiddenStates
 from prunekit.ranks import ALONE, Ranks
 from prunekit.stack import Context, StackRunner
@@ -32,7 +33,8 @@ class Visit:
     ``hidden`` gives one tensor [B, T, D] a batch. Set ``onward`` to False when nobody reads what
     the block gives. The other ``ranks`` visit the same block with other samples; ``samples`` are
     the numbers that those of each batch have among all of them. ``dense`` visits it in the dense
-    model: with the hidden states that blocks give there, and a ``twin`` of it.
+    model: with the hidden states that blocks give there, and a ``twin`` of it. ``memo`` is what is
+    known of parts of the block, as long as nobody changes them; ``shelf`` makes its places.
     """
 
     runner: StackRunner
@@ -44,6 +46,8 @@ class Visit:
     ranks: Ranks = ALONE
     dense: "Visit | None" = None
     twin: nn.Module | None = None
+    shelf: Shelf = list
+    memo: Memo | None = None
 
     @property
     def name(self) -> str:
@@ -74,21 +78,45 @@ class Visit:
 
     def calls(self) -> Iterator[Callable[[], Tensor]]:
         """Give the call of the block on each batch in turn."""
-        for hidden, context in zip(self.hidden, self.contexts, strict=True):
-            yield self.runner.bind(self.index, hidden, context, self.twin)
+        for batch, (hidden, context) in enumerate(zip(self.hidden, self.contexts, strict=True)):
+            call = self.runner.bind(self.index, hidden, context, self.twin)
+            yield self.memo.around(batch, hidden, call) if self.memo else call
 
-    def numbered(self) -> Iterator[tuple[range, Callable[[], Tensor]]]:
-        """Give the calls on each batch, that in the dense model first, with its samples."""
-        streams = filter(None, (self.dense, self))
-        every = zip(self.samples, *(stream.calls() for stream in streams), strict=True)
-        for samples, *calls in every:
-            for call in calls:
-                yield samples, call
+    @torch.no_grad()
+    def reads(self, path: str) -> Iterator[Tensor]:
+        """Give what a module of the block reads of each batch, whose forward ends there."""
+        module, read = self.block.get_submodule(path), []
+
+        def end(_: nn.Module, inputs: tuple) -> None:
+            read.append(inputs[0])
+            raise Enough
+
+        for call in self.calls():
+            hook = module.register_forward_pre_hook(end)
+            try:
+                with suppress(Enough):
+                    call()
+            finally:
+                hook.remove()
+            yield from read
+            read.clear()
+
+    @torch.no_grad()
+    def order(self, paths: Collection[str]) -> list[str]:
+        """Return modules of the block in the order in which the first batch comes to them."""
+        found: list[str] = []
+        with ExitStack() as stack:
+            for path in paths:
+                hook = lambda *_, path=path: found.append(path)  # noqa: E731
+                module = self.block.get_submodule(path)
+                stack.callback(module.register_forward_pre_hook(hook).remove)
+            next(self.calls())()
+        return list(dict.fromkeys(found))
 
     @torch.no_grad()
     def forward(self) -> None:
-        """Run the block on each batch for what its hooks see, in the dense model first."""
-        for _, call in self.numbered():
+        """Run the block on each batch for what its hooks see."""
+        for call in self.calls():
             call()
 
     @torch.no_grad()
@@ -96,6 +124,17 @@ class Visit:
         """Replace the hidden states by what the block makes of them."""
         for number, call in enumerate(self.calls()):
             self.hidden[number] = call()
+
+    def leave(self) -> None:
+        """Let both models go on to the next block, where nothing keeps them from it."""
+        for stream in filter(None, (self, self.dense)):
+            if stream.onward:
+                stream.advance()
+            stream.memo = None
+
+
+class Enough(Exception):  # noqa: N818  no error
+    """Ends the forward of a batch that has shown all that is looked at."""
 
 
 def batches(ids: Int[Tensor, "N T"], device: torch.device) -> list[Tensor]:
@@ -149,12 +188,10 @@ def walk(  # noqa: PLR0913  each is a word of its own
                 # The holes between what one block left lying are not where the next one looks.
                 allocator.give_back()
                 _fetch(weights, following.get(block))
-                visit = Visit(runner, index, hidden, contexts, samples, ranks=ranks)
-                visit.dense = Visit(runner, index, dense, apart) if beside else None
+                visit = Visit(runner, index, hidden, contexts, samples, ranks=ranks, shelf=shelf)
+                visit.dense = Visit(runner, index, dense, apart, shelf=shelf) if beside else None
                 yield visit
-                for stream in (visit, visit.dense):
-                    if stream and stream.onward:
-                        stream.advance()
+                visit.leave()
         if runner is not stacks[-1]:
             contexts = _read(runner, hidden, contexts)
             apart = _read(runner, dense, apart) if beside else contexts

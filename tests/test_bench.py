@@ -103,9 +103,10 @@ def test_rows_of_before_the_floor_was_measured_stay_in_the_table():
     }  # fmt: skip
     new = {**old, "prunekit": {**old["prunekit"], "job_seconds": 1.0}, "floor_seconds": 0.5}
     new["llm-compressor"] = {**old["llm-compressor"], "job_seconds": 4.0}
+    new["llm-compressor in float32"] = {"seconds": 5.0, "peak_rss_bytes": 2**31}
     first, second = end_to_end.table([old, new]).splitlines()[-2:]
     assert "| 0.50 | — | 0.50 | 9.000 / 9.500 | — |" in first
-    assert "| 0.50 | 0.25 | 0.50 | 9.000 / 9.500 | 0.5 s | 50% |" in second
+    assert "| 0.50 | 0.25 | 0.50 | 9.000 / 9.500 | 0.5 s | 50% | 5.0 s, 2.00 GiB | 0.40 |" in second
 
 
 def test_a_peer_that_came_later_is_measured_and_what_is_known_is_not(monkeypatch):

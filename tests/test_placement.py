@@ -163,7 +163,7 @@ NEEDS = {"block": 10, "statistics": 5, "solve": 5, "results": 10, "activations":
     ],
 )
 def test_hidden_states_are_as_near_as_there_is_room(apart, asked, device, host, where):
-    needs = Memory(**NEEDS, hidden=100, waiting=0, apart=apart, ahead=10 * apart)
+    needs = Memory(**NEEDS, hidden=100, apart=apart, ahead=10 * apart)
     made = needs.placed(asked, device, host)
     assert made.where == where
     assert made.disk == 100 * (where == "disk")
@@ -188,7 +188,6 @@ def test_the_plan_says_where_hidden_states_are_and_why(llama, tmp_path, monkeypa
     plan, line = said()
     assert plan.memory.where == "disk"
     assert "with them cpu would need" in line
-    assert not plan.at_once
     plan, line = said(hidden="disk")
     assert line.endswith("as calibration.hidden asks")
 

@@ -33,7 +33,7 @@ def small_batches(monkeypatch):
     monkeypatch.setitem(prunekit.walk.BATCH_TOKENS, "cpu", 36)
 
 
-def pruning(model, ids, *, at_once=True, dtype=None, **section):
+def pruning(model, ids, *, dtype=None, **section):
     """Yield each visit of a walk with its block and the outcomes, which prune when asked for."""
     recipe = Recipe.of(Prune.model_validate({"method": "wanda", **section}), calibrated=True)
     stacks = runners(model, find(model))
@@ -41,7 +41,7 @@ def pruning(model, ids, *, at_once=True, dtype=None, **section):
     names = [linear.name for block in blocks for linear in block.linears]
     sparsity = section.get("sparsity", 0.5)
     kinds = {name: dtype or model.get_parameter(f"{name}.weight").dtype for name in names}
-    pruner = BlockPruner(recipe, dict.fromkeys(names, sparsity), kinds, at_once)
+    pruner = BlockPruner(recipe, dict.fromkeys(names, sparsity), kinds)
     walked = walk(model, stacks, None, batches(ids, torch.device("cpu")))
     for visit, block in zip(walked, blocks, strict=True):
         yield visit, block, pruner.prune(visit, block)
@@ -152,20 +152,6 @@ def test_relative_error_is_that_of_the_outputs(model_type, method, ids):
             assert outcome.entry["relative_error"] == pytest.approx(expected, rel=1e-4)
             checked += 1
     assert checked >= 8
-
-
-@pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "t5"])
-def test_stages_at_once_give_the_bytes_of_stages_one_by_one(model_type, steps, ids):
-    section = {"method": "sparsegpt", "propagation": "stage", "steps": steps, **HALF}
-    at_once, one_by_one = tiny(model_type), tiny(model_type)
-    first = all_entries(at_once, ids, at_once=True, **section)
-    second = all_entries(one_by_one, ids, at_once=False, **section)
-    for entry in (*first, *second):
-        del entry["seconds"]
-    assert first == second
-    other = weights(one_by_one)
-    assert all(torch.equal(value, other[name]) for name, value in weights(at_once).items())
 
 
 def test_by_stage_the_next_stage_reads_what_the_pruned_ones_give(ids):
@@ -451,6 +437,5 @@ def test_a_forward_that_shows_a_stage_ends_there(ids):
     """Stage by stage, the neurons run for the stage that reads them and once to go on."""
     model, calls = tiny("llama"), []
     model.model.layers[1].mlp.register_forward_pre_hook(lambda *_: calls.append(0))
-    section = {"method": "sparsegpt", "propagation": "stage", **HALF}
-    all_entries(model, ids, at_once=False, **section)
+    all_entries(model, ids, method="sparsegpt", propagation="stage", **HALF)
     assert len(calls) == 3 * len(batches(ids, torch.device("cpu")))

@@ -1,0 +1,143 @@
+"""What parts of a block gave: by stage nothing changes for it, but parts are not run again."""
+
+import pytest
+import torch
+from torch import nn
+
+import prunekit
+from prunekit import walk
+from prunekit.memo import Memo
+from prunekit.placement import OnDisk
+from tests.architectures import TINY, tiny
+
+SECTIONS = {
+    "by stage": {"method": "sparsegpt", "propagation": "stage"},
+    "in steps": {"method": "sparsegpt", "propagation": "stage", "steps": 2},
+    "dense target": {"method": "admm", "iterations": 3},
+    "tuned": {"method": "wanda", "target": "dense", "recover": "block"},
+}
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    """Let samples come in three batches, the last one smaller."""
+    monkeypatch.setitem(walk.BATCH_TOKENS, "cpu", 36)
+
+
+def pruned(model_type, section):
+    model = tiny(model_type)
+    ids = torch.randint(3, 60, (10, 9), generator=torch.Generator().manual_seed(1))
+    entries = prunekit.prune(model, ids, pattern="unstructured", sparsity=0.5, **section)
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
+    return model.state_dict(), [entry["relative_error"] for entry in entries]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "section"),
+    [(model_type, "by stage") for model_type in TINY]
+    + [(model_type, name) for model_type in ("llama", "t5") for name in list(SECTIONS)[1:]],
+)
+def test_models_are_the_same_as_without(model_type, section, monkeypatch):
+    found, errors = pruned(model_type, SECTIONS[section])
+    monkeypatch.setattr(Memo, "around", lambda *arguments: arguments[-1])
+    expected, others = pruned(model_type, SECTIONS[section])
+    assert errors == others
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize(("target", "runs"), [("layer", 3 + 1), ("dense", 2 * (3 + 1))])
+def test_attention_is_run_once_a_batch_and_once_more_to_see_what_it_is(target, runs, monkeypatch):
+    from torch.nn import functional
+
+    calls, plain = [], functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        functional,
+        "scaled_dot_product_attention",
+        lambda *arguments, **given: calls.append(0) or plain(*arguments, **given),
+    )
+    section = {"method": "sparsegpt", "target": target, "propagation": "stage"}
+    pruned("llama", section)
+    embeddings, layers = 3, 2  # embeddings run the first block for its form
+    assert len(calls) == embeddings + layers * runs
+
+
+class Part(nn.Module):
+    """Two linears, and something after them."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.first, self.second, self.after = nn.Linear(4, 4), nn.Linear(4, 4), after
+        self.runs = 0
+
+    def forward(self, x):
+        self.runs += 1
+        return self.after(self.second(self.first(x).tanh()))
+
+
+class Block(nn.Module):
+    """A part, what changes its output in place, and a linear after it."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.part, self.last = Part(after), nn.Linear(4, 4)
+
+    def forward(self, x):
+        given = self.part(x)
+        first = given[0] if isinstance(given, tuple) else given
+        first += 1
+        return self.last(first) + x
+
+
+STAGES = [["part.first"], ["part.second"], ["last"]]
+AFTER = {
+    "nothing": (lambda x: x, 2),
+    "a tuple": (lambda x: (x, None), 2),
+    "a product": (lambda x: 2 * x, 3),
+    "another shape": (lambda x: x[None], 6),
+    "two tensors": (lambda x: (x, x.sum()), 6),
+}
+
+
+@pytest.mark.parametrize("shelf", ["list", "disk"])
+@pytest.mark.parametrize("after", AFTER)
+def test_a_part_is_run_as_often_as_what_it_does_at_its_end_needs(after, shelf, tmp_path):
+    torch.manual_seed(0)
+    function, runs = AFTER[after]
+    block, plain = Block(function).eval(), Block(function).eval()
+    plain.load_state_dict(block.state_dict())
+    place = list if shelf == "list" else lambda: OnDisk(torch.device("cpu"), tmp_path)
+    memo = Memo(block, STAGES, place)
+    batches = torch.randn(2, 3, 5, 4)
+    with torch.no_grad():
+        for stage in range(4):
+            memo.stage = stage
+            for number, x in enumerate(batches):
+                call = memo.around(number, x, lambda x=x: block(x.clone()))
+                assert torch.equal(call(), plain(x.clone()))
+            if stage < 3:  # as if it were pruned
+                for each in (block, plain):
+                    each.get_submodule(STAGES[stage][0]).weight *= 0.5
+    # Twice before it is settled, and then the first batch shows what it does at its end.
+    extra = {2: 1, 3: 2, 6: 4}[runs]
+    assert block.part.runs == 4 + extra
+
+
+def test_an_error_leaves_nothing_behind():
+    block = Block(lambda x: x).eval()
+    memo = Memo(block, STAGES)
+    x = torch.randn(3, 5, 4)
+    memo.stage = 2
+    with torch.no_grad():
+        memo.around(0, x, lambda: block(x))()
+
+        def fails():
+            block(x)
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            memo.around(0, x, fails)()
+    assert "forward" not in vars(block.part)
+    assert not any(module._forward_hooks for module in block.modules())
+    assert not any(module._forward_pre_hooks for module in block.modules())
