@@ -18,6 +18,31 @@ from prunekit.walk import batches, walk
 from tests.kernels.layers import correlated, loss
 
 
+def shared_mean(tokens=4096, inputs=96, noise=0.15):
+    """Return a weight and inputs with a mean three times what each varies by."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    x = draw(tokens, inputs) * torch.arange(1, inputs + 1) ** -0.5 * inputs**0.5 / 2
+    basis = torch.linalg.qr(draw(inputs, inputs)).Q
+    return draw(64, inputs), x @ basis + noise * draw(tokens, inputs) + 3 * draw(1, inputs)
+
+
+@pytest.mark.parametrize(("pattern", "sparsity"), [("unstructured", 0.3), ("2:4", 0.5)])
+def test_admm_errs_less_than_refined_sparsegpt_where_inputs_share_a_large_mean(pattern, sparsity):
+    weight, x = shared_mean()
+    stats = Gram(len(x.T))
+    stats.update(x)
+    given = Layer("layer", weight, Gathered([stats]), parse(pattern, "layer"), sparsity)
+    ours, swept = (
+        relative_error(weight, found.weight, given.stats)
+        for found in both(given, given.pattern, sparsity)
+    )
+    assert ours < 0.95 * swept
+
+
 class Grams(Owl):
     """Surveys the Gram matrices of the dense model."""
 

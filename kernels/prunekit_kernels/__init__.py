@@ -1,6 +1,14 @@
 """The arithmetic of pruning on plain tensors: Triton on CUDA, vectorised PyTorch elsewhere."""
 
-from prunekit_kernels.admm import admm, damped_inverse, unit_scale
+from prunekit_kernels.admm import (
+    COMMON,
+    FLOOR,
+    admm,
+    common_share,
+    damped_inverse,
+    own_scale,
+    unit_scale,
+)
 from prunekit_kernels.apt_score import apt_score, smoothed, weight_moments
 from prunekit_kernels.attention_entropy import attention_entropy
 from prunekit_kernels.bitmask import Bitmask, compress_bitmask, expand_bitmask
@@ -24,6 +32,8 @@ from prunekit_kernels.sparse24_mma import sparse24_mma
 from prunekit_kernels.spread import Others, choose_spread
 
 __all__ = [
+    "COMMON",
+    "FLOOR",
     "Bitmask",
     "Entropy",
     "Factor",
@@ -40,6 +50,7 @@ __all__ = [
     "choose",
     "choose_spread",
     "column_energy",
+    "common_share",
     "compress24",
     "compress_bitmask",
     "cross_gram",
@@ -56,6 +67,7 @@ __all__ = [
     "new_state",
     "obs_block",
     "obs_sweep",
+    "own_scale",
     "pack",
     "pcg",
     "popcount",

@@ -28,6 +28,13 @@ from prunekit_kernels._precision import full_precision
 
 Project = Callable[[Float[Tensor, "O I"], Float[Tensor, "O I"]], None]
 Inverse = Callable[[float, Float[Tensor, "I I"] | None], Float[Tensor, "I I"]]
+COMMON = 0.45
+"""Share of one direction above which inputs have much in common: with Wanda's scale ADMM errs more
+than refined SparseGPT from a half on. Layers of four small models have 0.38 at most."""
+FLOOR = 0.01
+"""What is an input's own is at least about so much of its energy: that much float32 can tell."""
+POWERS = 10
+"""Iterations; where it matters the largest eigenvalue is far above the next."""
 
 
 def admm(
@@ -44,7 +51,7 @@ def admm(
         target: B, the scaled weight. Beside it, three matrices of its size are allocated (one is
             the result), one of the size of ``gram``, and what the projection allocates.
         gram: G, both triangles; nothing is changed.
-        scale: s, from :func:`unit_scale`: it holds the damping.
+        scale: s, from :func:`unit_scale`: it holds the damping. Of another, ``inverse`` has to be.
         project: ``project(x, dual)`` replaces, in place, ``x`` by the allowed matrix nearest to
             x + dual, and ``dual`` by what is left of the sum.
         penalties: ρ of each iteration; equal neighbours share one inverse.
@@ -79,6 +86,32 @@ def unit_scale(gram: Float[Tensor, "I I"], ridge: float) -> Float[Tensor, " I"]:
     return (torch.where(diagonal == 0, 1, diagonal) + ridge).sqrt()
 
 
+def common_share(gram: Float[Tensor, "I I"], unit: Float[Tensor, " I"]) -> float:
+    """Return how much of the energy of inputs scaled by ``unit`` lies in one direction, 0 to 1.
+
+    That is a large mean, mostly: the largest eigenvalue of A over I, by power iteration.
+    """
+    direction, energy = torch.ones_like(unit), 0.0
+    for _ in range(POWERS):
+        direction = torch.mv(gram, direction / unit).div_(unit)
+        energy = float(direction.norm())
+        direction /= max(energy, torch.finfo(direction.dtype).tiny)
+    return energy / max(len(unit), 1)
+
+
+def own_scale(unit: Float[Tensor, " I"], inverse: Float[Tensor, "I I"]) -> Float[Tensor, " I"]:
+    """Return s so that |B| is the score of optimal brain surgeon, W² / ((G + λI)⁻¹)ⱼⱼ, as its root.
+
+    So an input counts as much as the others do not tell of it. By Wanda's score alone inputs that
+    share a large mean count for that, which each of them can give.
+
+    Args:
+        unit: What :func:`unit_scale` returns.
+        inverse: (A + :data:`FLOOR` I)⁻¹, with a unit diagonal of A.
+    """
+    return unit * inverse.diagonal().rsqrt()
+
+
 def admm_reference(
     target: Float[Tensor, "O I"],
     unit: Float[Tensor, "I I"],
@@ -104,8 +137,11 @@ def damped_inverse(
     scale: Float[Tensor, " I"],
     penalty: float,
     spare: Float[Tensor, "I I"] | None = None,
+    unit: Float[Tensor, " I"] | None = None,
 ) -> Float[Tensor, "I I"]:
     """Return (A + ρI)⁻¹, both triangles, in the memory of ``spare`` where there is one.
+
+    ``unit`` is what :func:`unit_scale` returns, where that is not ``scale``.
 
     Raises:
         ArithmeticError: A + ρI is not positive definite, so G is no Gram matrix.
@@ -113,6 +149,8 @@ def damped_inverse(
     work = torch.empty_like(gram) if spare is None else spare
     torch.div(gram, scale, out=work).div_(scale[:, None])
     work.fill_diagonal_(1 + penalty)
+    if unit is not None:
+        work.diagonal().copy_((unit / scale).square_().add_(penalty))
     # Symmetric, so the transpose is the same matrix, in the order in which LAPACK overwrites it.
     lower = work.T
     info = torch.empty((), dtype=torch.int32, device=gram.device)

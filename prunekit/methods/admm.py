@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import Bool, Float, UInt8
@@ -34,6 +35,7 @@ class Admm(Method):
     """ADMM with a rising penalty, then conjugate gradients on the mask that it found.
 
     The problem is that of ALPS (Meng et al., arXiv:2406.07831), the penalty rises geometrically.
+    Where inputs have much in common they are scaled by what is their own, too.
     """
 
     name: ClassVar[str] = "admm"
@@ -81,7 +83,7 @@ class Admm(Method):
         def ahead(penalty: float, count: int) -> list[float]:
             return distinct[distinct.index(penalty) :][:count]
 
-        found = search(layers, self.damping, Projection(layers), penalties, ahead)
+        found = search(layers, self.damping, Projection(layers), penalties, ahead, own=True)
         return [
             refine(layer, pruned, self.damping, self.refine_iterations)
             for layer, pruned in zip(layers, found, strict=True)
@@ -151,15 +153,22 @@ class Inverses:
     Args:
         gram: Both triangles.
         scale: As for :func:`prunekit_kernels.damped_inverse`.
+        unit: The same.
         ahead: ``ahead(penalty, count)`` returns up to so many penalties that will be asked for,
             that one first. If then another is asked for, what was made for nothing is dropped.
         ranks: Who share them; all ask for the same.
     """
 
     def __init__(
-        self, gram: Float[Tensor, "I I"], scale: Float[Tensor, " I"], ahead: Ahead, ranks: Ranks
+        self,
+        gram: Float[Tensor, "I I"],
+        scale: Float[Tensor, " I"],
+        unit: Float[Tensor, " I"] | None,
+        ahead: Ahead,
+        ranks: Ranks,
     ) -> None:
-        self._gram, self._scale, self._ahead, self._ranks = gram, scale, ahead, ranks
+        self._gram, self._scale, self._unit = gram, scale, unit
+        self._ahead, self._ranks = ahead, ranks
         self._turn: list[tuple[float, int]] = []
         self._made: Tensor | None = None
 
@@ -197,7 +206,7 @@ class Inverses:
         from prunekit_kernels import damped_inverse
 
         if self._made is None:
-            self._made = damped_inverse(self._gram, self._scale, penalty)
+            self._made = damped_inverse(self._gram, self._scale, penalty, None, self._unit)
 
 
 def rows(layers: Sequence[Layer]) -> list[int]:
@@ -211,28 +220,50 @@ def search(
     project: Projection,
     penalties: Iterable[float],
     ahead: Ahead,
+    *,
+    own: bool = False,
 ) -> list[Pruned]:
     """Return the masks that ADMM finds and the weights that it found with them.
 
     The layers read the same inputs. A dead one never spoke, so its weights go first; those that may
     stay keep their value, as do all where nothing is pruned. Ranks share the inverses, for which
-    ``ahead`` says which penalties come next, as for :class:`Inverses`.
+    ``ahead`` says which penalties come next, as for :class:`Inverses`. With ``own``, inputs that
+    have much in common are scaled by what is their own.
 
     Raises:
         NumericsError: The Gram matrix is not one.
     """
     import torch
-    from prunekit_kernels import admm, mean_diagonal, unit_scale
+    from prunekit_kernels import (
+        COMMON,
+        FLOOR,
+        admm,
+        common_share,
+        damped_inverse,
+        mean_diagonal,
+        own_scale,
+        unit_scale,
+    )
 
-    gram = layers[0].stats[Gram].full
-    scale = unit_scale(gram, damping * mean_diagonal(gram))
+    stats = layers[0].stats
+    gram, ranks = stats[Gram].full, stats.ranks
+    unit = unit_scale(gram, damping * mean_diagonal(gram))
+
+    def inverses(scale: Tensor, ahead: Ahead) -> Inverses | partial[Tensor]:
+        if ranks.several:
+            return Inverses(gram, scale, unit, ahead, ranks)
+        return partial(damped_inverse, gram, scale, unit=unit)
+
+    def scaled() -> Tensor:
+        if not own or not ranks.lead(lambda: common_share(gram, unit) > COMMON):
+            return unit
+        return own_scale(unit, inverses(unit, lambda penalty, _: [penalty])(FLOOR, None))
+
     weight = torch.cat([layer.weight for layer in layers])
-    target = (weight * scale).masked_fill_(gram.diagonal() == 0, 0)
-    inverse, ranks = None, layers[0].stats.ranks
-    if ranks.several:
-        inverse = Inverses(gram, scale, ahead, ranks)
     try:
-        found = admm(target, gram, scale, project, penalties, inverse)
+        scale = stats.once(("scale", damping, own), scaled)
+        target = (weight * scale).masked_fill_(gram.diagonal() == 0, 0)
+        found = admm(target, gram, scale, project, penalties, inverses(scale, ahead))
     except ArithmeticError as error:
         raise NumericsError(f"{layers[0].name}: {error} Use more calibration tokens.") from error
     change = found.sub_(target).div_(scale)

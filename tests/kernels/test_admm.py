@@ -1,6 +1,17 @@
 import pytest
 import torch
-from prunekit_kernels import admm, inverse_factor, mean_diagonal, obs_sweep, pcg, unit_scale
+from prunekit_kernels import (
+    FLOOR,
+    admm,
+    common_share,
+    damped_inverse,
+    inverse_factor,
+    mean_diagonal,
+    obs_sweep,
+    own_scale,
+    pcg,
+    unit_scale,
+)
 from prunekit_kernels.admm import admm_reference
 
 from tests.kernels.allocation import peak_bytes
@@ -44,6 +55,30 @@ def test_equals_the_published_iteration(name, shape, device):
     exact = admm_reference(weight * scale, unit, PATTERNS[name], PENALTIES)
     assert torch.equal(found != 0, exact != 0)
     torch.testing.assert_close(found, exact, rtol=1e-8, atol=1e-8)
+
+
+def test_any_scale_solves_the_problem_scaled_so(device):
+    weight, gram = correlated(9, 64, device=device)
+    ridge = 0.001 * mean_diagonal(gram)
+    unit = unit_scale(gram, ridge)
+    scale = own_scale(unit, damped_inverse(gram, unit, FLOOR))
+    damped = gram + ridge * torch.eye(64, device=device)
+    kept = damped + FLOOR * torch.diag(unit.square())
+    torch.testing.assert_close(scale.square(), 1 / torch.linalg.inv(kept).diagonal())
+    found = admm(
+        weight * scale, gram, scale, ROWS, PENALTIES,
+        lambda penalty, spare: damped_inverse(gram, scale, penalty, spare, unit),
+    )  # fmt: skip
+    system = damped / scale / scale[:, None]
+    torch.testing.assert_close(found, admm_reference(weight * scale, system, ROWS, PENALTIES))
+
+
+def test_share_of_one_direction_is_the_largest_eigenvalue(device):
+    _, gram = correlated(1, 64, device=device)
+    gram += 20 * gram.diagonal().mean()
+    scale = unit_scale(gram, 0.0)
+    largest = torch.linalg.eigvalsh(gram / scale / scale[:, None])[-1]
+    assert common_share(gram, scale) == pytest.approx(float(largest) / 64, rel=1e-6)
 
 
 def refined(weight, gram, found, scale, ridge):
