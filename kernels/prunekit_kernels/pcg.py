@@ -60,12 +60,13 @@ def pcg(
 
 
 def mean_diagonal(gram: Float[Tensor, "I I"]) -> float:
-    """Return the mean diagonal of G, in units of which damping is given; a dead input counts 1.
+    """Return the mean diagonal of G, in units of which damping is given; 1 if all inputs are dead.
 
-    The published code of SparseGPT counts so.
+    Dead inputs do not count: whatever they counted, quiet ones beside them would be damped by that.
     """
     diagonal = gram.diagonal()
-    return float(torch.where(diagonal == 0, 1, diagonal).mean())
+    alive = diagonal.count_nonzero()
+    return float(torch.where(alive == 0, 1, diagonal.sum() / alive))
 
 
 def pcg_reference(

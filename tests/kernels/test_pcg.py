@@ -148,5 +148,6 @@ def test_compiles_without_graph_break(device):
     assert torch.equal(weight, solved(target, gram, keep))
 
 
-def test_a_dead_input_counts_one_in_the_mean(device):
-    assert mean_diagonal(torch.diag(torch.tensor([4.0, 0.0, 7.0], device=device))) == 4
+def test_dead_inputs_do_not_count_in_the_mean(device):
+    assert mean_diagonal(torch.diag(torch.tensor([4.0, 0.0, 7.0], device=device))) == 5.5
+    assert mean_diagonal(torch.zeros(2, 2, device=device)) == 1
