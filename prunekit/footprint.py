@@ -148,6 +148,7 @@ def memory(
     # By stage, what a part of a block gave, or before that what its last linear read.
     alone = [stage[0].inputs for block in blocks for stage in block.stages if len(stage) == 1]
     noted = max([features, *(inputs for inputs in alone if inputs <= WIDEST * features)])
+    noted += features * (noted > features)  # another shape takes a place of its own
     remembered = hidden * noted // features if recipe.propagation == "stage" else 0
     batch = min(given.tokens, BATCH_TOKENS.get(given.device.type, 2048))
     ends = max((module.weight.numel() for module in vocabulary(model, stacks)), default=0)  # pyright: ignore

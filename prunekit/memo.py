@@ -14,12 +14,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from prunekit.placement import HiddenStates
 
 Shelf = Callable[[], HiddenStates]
 Call = Callable[[], Float[Tensor, "B T D"]]
+Key = tuple[str, int]
 WIDEST = 2
 """What a linear reads is kept if it is at most so many times as wide as the hidden states."""
 
@@ -79,23 +80,21 @@ class _Part:
 
     def __init__(self, module: nn.Module, last: nn.Module | None, shelf: Shelf) -> None:
         self._module, self._last = module, last
-        self._read, self._given = shelf(), shelf()
-        self._of: dict[str, dict[int, int]] = {"read": {}, "given": {}}
+        self._kept = _Kept(shelf)
         self._form: int | None = None  # of the tuple that it answers, if it does
         self._plain = True  # it gives one tensor of the size of the hidden state
-        self._ends = last is not None  # with what its last linear gives, as far as is known
-        self._looked = False
+        self._ends: bool | None = None  # with what its last linear gives; None: not looked yet
 
     @contextmanager
     def settling(self, batch: int, hidden: Tensor) -> Iterator[None]:
         """Note what the last linear reads."""
-        if not self._last or not self._ends:
+        if not self._last:
             yield
             return
 
         def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if inputs[0].numel() <= WIDEST * hidden.numel():
-                self._keep("read", batch, inputs[0])
+                self._kept.keep(("read", batch), inputs[0])
 
         # Whoever looks may end the forward here.
         hook = self._last.register_forward_pre_hook(note, prepend=True)
@@ -107,16 +106,17 @@ class _Part:
     @contextmanager
     def settled(self, batch: int, hidden: Tensor) -> Iterator[None]:
         """Give what is known, or note what is given."""
-        if batch in self._of["given"]:
-            with _instead(self._module, lambda *_, **__: self._answer(self._get("given", batch))):
+        given, read = ("given", batch), self._kept.take(("read", batch))
+        if given in self._kept:
+            with _instead(self._module, lambda *_, **__: self._answer(self._kept.get(given))):
                 yield
-        elif self._last and self._looked and self._ends and batch in self._of["read"]:
+        elif self._last and self._ends and read is not None:
             last = self._last
 
             def finish(*_: Any, **__: Any) -> Any:  # noqa: ANN401
-                given = last(self._get("read", batch))
-                self._keep("given", batch, given)
-                return self._answer(given)
+                found = last(read)
+                self._kept.keep(given, found)
+                return self._answer(found)
 
             with _instead(self._module, finish):
                 yield
@@ -127,6 +127,7 @@ class _Part:
     @contextmanager
     def _observed(self, batch: int, hidden: Tensor) -> Iterator[None]:
         ends: list[Tensor] = []
+        answers: list[Any] = []
 
         def end(_: nn.Module, __: tuple, given: Tensor) -> None:
             ends[:] = [given]
@@ -135,11 +136,14 @@ class _Part:
             several = isinstance(answer, tuple)
             given, *others = answer if several else (answer,)
             self._form = len(answer) if several else None
-            self._plain = all(other is None for other in others) and given.shape == hidden.shape
+            answers.append(answer)  # a part that is called twice gives two things
+            single = len(answers) == 1 and all(other is None for other in others)
+            self._plain = single and given.shape == hidden.shape
             self._ends = self._plain and bool(ends) and given is ends[0]
-            self._looked = True
             if self._plain:
-                self._keep("given", batch, given)
+                self._kept.keep(("given", batch), given)
+            else:
+                self._kept.take(("given", batch))
 
         with ExitStack() as stack:
             if self._plain:
@@ -151,23 +155,43 @@ class _Part:
     def _answer(self, given: Tensor) -> Tensor | tuple[Tensor | None, ...]:
         return given if self._form is None else (given, *[None] * (self._form - 1))
 
-    def _keep(self, what: str, batch: int, value: Tensor) -> None:
-        shelf, places = (self._read if what == "read" else self._given), self._of[what]
-        if batch in places:
-            shelf[places[batch]] = value.clone()
-            return
-        places[batch] = len(shelf)
-        shelf.extend([value.clone()])
 
-    def _get(self, what: str, batch: int) -> Tensor:
-        shelf, place = (self._read if what == "read" else self._given), self._of[what][batch]
-        value = shelf[place]
-        if what == "read":  # once: then it is known what the part gives
-            del self._of[what][batch]
-            if isinstance(shelf, list):
-                shelf[place] = value.new_empty(0)
-            return value
-        return value.clone() if isinstance(shelf, list) else value
+class _Kept:
+    """Tensors of batches; what is kept no longer leaves its place to another of its shape."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf()
+        self._places: dict[Key, int] = {}
+        self._free: dict[Size, list[int]] = {}
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._places
+
+    def keep(self, key: Key, value: Tensor) -> None:
+        """Keep a copy: nobody knows what is done with the tensor afterwards."""
+        self.take(key)
+        if free := self._free.get(value.shape):
+            self._places[key] = free.pop()
+            self._shelf[self._places[key]] = value.clone()
+        else:
+            self._places[key] = len(self._shelf)
+            self._shelf.extend([value.clone()])
+
+    def get(self, key: Key) -> Tensor:
+        """Return a copy."""
+        value = self._shelf[self._places[key]]
+        return value.clone() if isinstance(self._shelf, list) else value
+
+    def take(self, key: Key) -> Tensor | None:
+        """Return what is kept, if anything is, and keep it no longer."""
+        if key not in self._places:
+            return None
+        place = self._places.pop(key)
+        value = self._shelf[place]
+        self._free.setdefault(value.shape, []).append(place)
+        if isinstance(self._shelf, list):
+            self._shelf[place] = value.new_empty(0)
+        return value
 
 
 @contextmanager

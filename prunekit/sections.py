@@ -214,9 +214,9 @@ class Prune(Section):
     propagation: Propagation = Field(default=None, validate_default=True)  # pyright: ignore
     """How soon layers see the pruned ones before them: from the next stage on, or from the next
     block on, or not at all (none: statistics of the dense model; several processes then prune whole
-    blocks, each its own). By stage costs one forward of each block where memory holds what a stage
-    reads for all tokens, else one up to each stage and one more; by block and none two. Unless
-    said, what suits the method: stage for admm and alps, block for those published so."""
+    blocks, each its own). By stage a block is run about one and a half times, and what its
+    attention gives is held beside the hidden states; by block and none twice. Unless said, what
+    suits the method: stage for admm and alps, block for those published so."""
     steps: int = Field(default=1, ge=1)
     """In how many steps the sparsity is reached; statistics are gathered anew for each."""
     schedule: Literal["one-shot", "linear", "cubic"] = "cubic"

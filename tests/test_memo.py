@@ -124,6 +124,19 @@ def test_a_part_is_run_as_often_as_what_it_does_at_its_end_needs(after, shelf, t
     assert block.part.runs == 4 + extra
 
 
+def test_a_part_that_is_called_twice_is_run_again():
+    block = Block(lambda x: x).eval()
+    memo = Memo(block, STAGES)
+    memo.stage = 2
+    x = torch.randn(3, 5, 4)
+    with torch.no_grad():
+        expected = block.part(x), block.part(block.part(x))
+        for _ in range(2):
+            first, second = memo.around(0, x, lambda: (block.part(x), block.part(block.part(x))))()
+            assert torch.equal(first, expected[0])
+            assert torch.equal(second, expected[1])
+
+
 def test_an_error_leaves_nothing_behind():
     block = Block(lambda x: x).eval()
     memo = Memo(block, STAGES)
