@@ -27,6 +27,7 @@ from prunekit.layout import runners
 from prunekit.loading import Weights, empty_model, longest
 from prunekit.placement import roomy, scratch, shelf
 from prunekit.ranks import ALONE, Ranks
+from prunekit.sections import DEVICE
 from prunekit.sources import title
 from prunekit.stack import StackRunner
 from prunekit.walk import Visit, batches, heads, held, walk
@@ -37,8 +38,21 @@ rest of the model."""
 
 
 def device_of(name: str) -> torch.device:
-    """Return the device that a config's ``device`` means."""
-    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    """Return the device that a config's ``device`` means.
+
+    Raises:
+        ConfigError: It is none, or a GPU that is not here.
+    """
+    if not DEVICE.fullmatch(name):
+        raise ConfigError(f'device: "{name}" is not one. Choose: auto, cpu, cuda, cuda:0.')
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device = torch.device(name if name != "auto" else "cuda" if gpus else "cpu")
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise ConfigError(
+            f'device: "{name}" is not here: PyTorch sees {gpus} GPUs. Choose auto or cpu; to plan '
+            "for another machine: prunekit plan with --device-memory."
+        )
+    return device
 
 
 def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:

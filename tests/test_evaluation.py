@@ -14,6 +14,7 @@ from prunekit.errors import CheckpointError, ConfigError
 from prunekit.evaluation import (
     Evaluator,
     compute_dtype,
+    device_of,
     evaluate,
     is_causal_language_model,
     measuring_dtype,
@@ -133,3 +134,16 @@ def test_blocks_run_as_stored_where_that_is_multiplied(tmp_path, monkeypatch, un
     assert compute_dtype(stored, torch.device("cuda")) == torch.bfloat16
     assert measuring_dtype(stored, CPU) == torch.float32
     assert measuring_dtype(stored, torch.device("cuda")) == torch.bfloat16
+
+
+def test_a_device_that_is_not_here_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert device_of("auto") == device_of("cuda") == torch.device("cuda")
+    with pytest.raises(ConfigError, match='"cuda:1" is not here: PyTorch sees 1 GPUs'):
+        device_of("cuda:1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_of("auto") == CPU
+    for name in ("cuda", "cuda:0", "gpu"):
+        with pytest.raises(ConfigError, match=f'"{name}" is not .* Choose'):
+            device_of(name)
