@@ -153,8 +153,7 @@ def plan(
     main = _bytes("--host-memory", host_memory)
     if main and not memory:
         raise ConfigError("--host-memory: goes with --device-memory, for a run elsewhere.")
-    if world_size < 1:
-        raise ConfigError(f"--world-size {world_size}: is at least 1.")
+    _at_least(1, "--world-size", world_size)
     from prunekit import jobs
     from prunekit.ranks import Ranks
 
@@ -163,6 +162,11 @@ def plan(
     _show(made.describe())
     if estimate := jobs.estimate(made):
         _show(f"time: {estimate}")
+
+
+def _at_least(least: int, option: str, number: int | None) -> None:
+    if number is not None and number < least:
+        raise ConfigError(f"{option} {number}: is at least {least}.")
 
 
 def _bytes(option: str, text: str | None) -> int | None:
@@ -199,6 +203,9 @@ def evaluate(
 
     if not data and not generate:
         raise ConfigError("evaluate: give --data FILE, --generate TOKENS, or both.")
+    _at_least(2, "--length", length)
+    _at_least(1, "--windows", windows)
+    _at_least(0, "--generate", generate)
     if problems := sources.check_sources(data):
         raise ConfigError("\n".join(f"--data {problem}." for problem in problems))
     from prunekit import evaluation

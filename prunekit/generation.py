@@ -22,6 +22,7 @@ from prunekit.checkpoint import Checkpoint, find, open_checkpoint
 from prunekit.clock import now
 from prunekit.errors import ConfigError
 from prunekit.evaluation import compute_dtype, device_of, load_tokenizer, stored_dtype
+from prunekit.loading import longest
 from prunekit.room import spread
 
 PROMPTS = (
@@ -114,7 +115,7 @@ def generate(
     """Let a causal language model go on with prompts, greedily, ``new_tokens`` each.
 
     Raises:
-        ConfigError: The model does not generate.
+        ConfigError: The model does not generate, or not so much.
     """
     checkpoint = open_checkpoint(find(path))
     tokenizer, place = load_tokenizer(checkpoint), device_of(device)
@@ -123,6 +124,12 @@ def generate(
     if kind is None or not getattr(kind, "can_generate", lambda: False)():
         raise ConfigError(f"{path}: {name or 'the base model'} does not generate text.")
     with opened(checkpoint, place) as model:
+        most = longest(model) - max(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
+        if new_tokens > most:
+            raise ConfigError(
+                f"{path}: cannot write {new_tokens} tokens to each prompt; with what it reads "
+                f"before, at most {most} fit into what the model takes."
+            )
         model.generation_config = transformers.GenerationConfig(
             do_sample=False,
             min_new_tokens=new_tokens,

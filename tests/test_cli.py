@@ -253,6 +253,15 @@ def test_plan_refuses_what_no_machine_is(config, option, capsys):
     assert option[0] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "number", "least"),
+    [("--length", "1", 2), ("--windows", "0", 1), ("--windows", "-3", 1), ("--generate", "-1", 0)],
+)
+def test_evaluate_refuses_numbers_that_cannot_be_meant(capsys, option, number, least):
+    assert main(["evaluate", "m", "--data", "pydoc:test", option, number]) == 2
+    assert capsys.readouterr().err == f"{option} {number}: is at least {least}.\n"
+
+
 def test_evaluate_prints_what_was_measured(replace, capsys):
     def evaluate(*arguments, ranks):
         assert arguments == ("m", ("pydoc:test", "pydoc:train"), 64, 3)

@@ -35,6 +35,12 @@ def test_refuses_a_model_that_does_not_generate(tmp_path: Path):
         generate(str(folder), 4, ["the"], device="cpu")
 
 
+def test_refuses_more_than_the_model_takes(tmp_path: Path):
+    folder = write(tmp_path / "model", "gpt2")
+    with pytest.raises(ConfigError, match=r"cannot write 10000 tokens .* at most \d+ fit"):
+        generate(str(folder), 10_000, ["the"], device="cpu")
+
+
 def test_calibrates_on_what_the_dense_model_writes(tmp_path):
     folder = write(tmp_path / "m")
     own = {"data": "self", "samples": 20, "length": 10}
