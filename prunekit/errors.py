@@ -5,7 +5,7 @@ PrunekitError
 ├── CheckpointError   the files of a model are not what they should be
 ├── ShapeError        a pattern does not fit a matrix
 ├── CapacityError     too little memory or disk
-├── NumericsError     NaN, inf, or a matrix that no damping saves
+├── NumericsError     NaN, inf, a matrix that no damping saves, shares that leave 0 to 1
 ├── RankError         another process of the run has died
 └── StoppedError      the run was asked to stop, and did where it can be taken up again
 """
@@ -32,7 +32,7 @@ class CapacityError(PrunekitError):
 
 
 class NumericsError(PrunekitError):
-    """NaN, inf, or a Gram matrix that no damping makes positive definite."""
+    """NaN, inf, a Gram matrix that no damping saves, or an allocation that leaves 0 to 1."""
 
 
 class RankError(PrunekitError):

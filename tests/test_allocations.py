@@ -12,7 +12,7 @@ from prunekit.allocations.curves import Curves, split
 from prunekit.allocations.global_ import Global
 from prunekit.allocations.owl import Owl
 from prunekit.allocations.uniform import Uniform
-from prunekit.errors import ConfigError
+from prunekit.errors import NumericsError
 from prunekit.layer import Layer
 from prunekit.methods.magnitude import Magnitude
 from prunekit.patterns import parse, pruned_count
@@ -149,7 +149,9 @@ def test_owl_of_weights_that_are_all_zero_is_uniform():
 @pytest.mark.parametrize(("sparsity", "spread"), [(0.05, 0.08), (0.95, 0.08), (0.5, 0.45)])
 def test_owl_refuses_a_spread_that_leaves_zero_to_one(sparsity, spread):
     blocks = with_outliers(0, 1, 8)
-    with pytest.raises(ConfigError, match=rf"sparsity {sparsity} and spread {spread} .*lower the"):
+    with pytest.raises(
+        NumericsError, match=rf"sparsity {sparsity} and spread {spread} .*lower the"
+    ):
         allocate(Owl(spread=spread), blocks, sparsity)
 
 

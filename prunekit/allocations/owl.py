@@ -9,7 +9,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from prunekit.allocations.base import Allocation, Survey
-from prunekit.errors import ConfigError
+from prunekit.errors import NumericsError
 from prunekit.layer import Layer
 from prunekit.methods.wanda import Wanda
 from prunekit.statistics import ColumnEnergy, Statistic
@@ -63,7 +63,7 @@ class Owl(Allocation):
 
     def _check(self, result: Tensor, sparsity: float) -> None:
         if result.min() < 0 or result.max() > 1:
-            raise ConfigError(
+            raise NumericsError(
                 f"allocation owl: with sparsity {sparsity} and spread {self.spread} blocks would "
                 f"get {result.min():.3f} to {result.max():.3f}; lower the spread."
             )
