@@ -139,13 +139,15 @@ def summary(report: dict[str, Any]) -> Table:
     if "removed" in sparsity:
         before, after = map(units.count, sparsity["parameters"])
         add("parameters", f"{before} → {after}")
-    zeros = f"{units.percent(sparsity['achieved'])}, {sparsity.get('pattern', 'unstructured')}"
-    if "removed" not in sparsity:
+    else:
+        zeros = f"{units.percent(sparsity['achieved'])}, {sparsity.get('pattern', 'unstructured')}"
         add("sparsity", f"{zeros} in {len(report['layers']):,} layers")
     for found in report.get("evaluation") or []:
         before, after = found.get("before"), found.get("after")
         values = f"{units.number(before)} → {units.number(after)}"
         add(found["metric"], f"{values} ({units.change(before, after)}), {found['data']}")
+    if shortage := _shortage(report):
+        add("calibration", shortage)
     add("time", units.duration((report.get("seconds") or {}).get("total")))
     add("peak memory", units.size(memory.get("peak_rss_bytes")))
     if memory.get("peak_device_bytes"):
@@ -153,6 +155,14 @@ def summary(report: dict[str, Any]) -> Table:
     if folder := (report.get("config", {}).get("output") or {}).get("path"):
         add("output", str(folder))
     return table
+
+
+def _shortage(report: dict[str, Any]) -> str | None:
+    """Say of what a run was calibrated on that it is less than was asked for, if it is."""
+    asked, read = report.get("config", {}).get("calibration"), report.get("calibration")
+    if not asked or not read or all(read[key] >= asked[key] for key in ("samples", "length")):
+        return None
+    return f"less than asked for: {read['description']}"
 
 
 def compared(report: dict[str, Any]) -> Table:

@@ -90,6 +90,14 @@ def test_the_end_is_a_summary():
     ]
 
 
+def test_a_text_shorter_than_asked_for_is_said():
+    read = {"samples": 1, "length": 26, "description": "1 window of 26 tokens"}
+    asked = {"config": {"calibration": {"samples": 4, "length": 64}}}
+    screen = console()
+    screen.print(progress.summary(EXAMPLE | asked | {"calibration": read}))
+    assert "calibration  less than asked for: 1 window of 26 tokens" in screen.file.getvalue()
+
+
 def test_quiet_writes_nothing():
     for screen in (console(), console(force_terminal=True)):
         assert progress.show(run(), screen, quiet=True) is EXAMPLE
