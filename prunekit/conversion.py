@@ -20,7 +20,7 @@ from prunekit.checkpoint import (
 from prunekit.errors import CheckpointError, ConfigError
 from prunekit.formats import Format, Stored, format_named
 from prunekit.loading import empty_model, stored_names
-from prunekit.output import Output
+from prunekit.output import Output, nearest_folder
 from prunekit.storage import Packed, layer_of, pack
 
 SHARD_BYTES = 2**30
@@ -127,7 +127,7 @@ def _legacy_weights(folder: Path, kind: Format) -> dict[str, Packed]:
 
 
 def _convert(checkpoint: Checkpoint, target: Path, kind: Format) -> Converted:
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if nearest_folder(target) == target and any(target.iterdir()):
         raise ConfigError(f"{target}: is not empty; choose another folder.")
     linears = _linears(checkpoint)
     groups = list(_groups(checkpoint))

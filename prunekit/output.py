@@ -32,6 +32,18 @@ from prunekit.storage import storage_config
 JOURNAL = "journal.jsonl"
 
 
+def nearest_folder(path: Path) -> Path:
+    """Return ``path`` or, where it is not there yet, the folder in which it will be made.
+
+    Raises:
+        ConfigError: It is a file, or below one.
+    """
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{path}: {there} is a file; name a folder.")
+    return there
+
+
 class Output:
     """An output folder of one run, new or taken up again.
 

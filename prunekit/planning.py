@@ -17,6 +17,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prunekit.allocations.uniform import Uniform
 from prunekit.architectures import Architecture, find
 from prunekit.checkpoint import Checkpoint, open_checkpoint
 from prunekit.checkpoint import find as find_checkpoint
@@ -33,11 +34,14 @@ from prunekit.footprint import Circumstances, Memory, Work, memory, traffic, wor
 from prunekit.generation import AT_ONCE
 from prunekit.layout import Block, Linear, Selection, layout, runners
 from prunekit.loading import empty_model, has_weights, longest, outline, stored_names
+from prunekit.output import nearest_folder
+from prunekit.patterns.base import Grouped
 from prunekit.permutation import check_permutable
 from prunekit.placement import Where
 from prunekit.pruning import Recipe
 from prunekit.ranks import ALONE, Ranks
 from prunekit.room import free, free_host, neighbours
+from prunekit.sections import Prune
 from prunekit.stack import StackRunner
 from prunekit.units import count, size
 
@@ -330,6 +334,7 @@ def _check_skips(config: Config, model: PreTrainedModel, blocks: list[Block]) ->
     linears = [linear for block in blocks for linear in block.linears]
     if all(linear.skipped for linear in linears):
         raise ConfigError("prune: every linear of the model is skipped; nothing would be pruned.")
+    _check_takes(config.prune, [linear for linear in linears if not linear.skipped])
     names = [name for name, _ in model.named_modules()]
     names += [linear.path for linear in linears]
     for skip in config.prune.skip:
@@ -338,6 +343,19 @@ def _check_skips(config: Config, model: PreTrainedModel, blocks: list[Block]) ->
                 f'prune.skip: "{skip}" matches no module. Names look like {linears[0].name}; '
                 "* stands for any characters."
             )
+
+
+def _check_takes(prune: Prune, pruned: list[Linear]) -> None:
+    """Refuse a sparsity that rounds to nothing in every layer."""
+    pattern, sparsity = prune.pattern, prune.sparsity
+    if not (sparsity and isinstance(prune.allocation, Uniform) and isinstance(pattern, Grouped)):
+        return
+    if not any(any(pattern.groups(one.outputs, one.inputs, sparsity).pruned) for one in pruned):
+        raise ConfigError(
+            f'prune.sparsity: {sparsity:g} takes nothing of any layer by pattern "{pattern.name}", '
+            f"for one of {pruned[0].name}, {pruned[0].outputs} × {pruned[0].inputs}. Raise it, or "
+            "choose another pattern."
+        )
 
 
 def _asked(config: Config) -> Where | None:
@@ -380,10 +398,10 @@ def check_disk(path: str, needed: int) -> None:
     """Refuse an output folder that cannot be written.
 
     Raises:
+        ConfigError: It is a file, or would be below one.
         CapacityError: It is not ours to write to, or too little is free.
     """
-    folder = Path(path)
-    existing = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
+    existing = nearest_folder(Path(path))
     if not os.access(existing, os.W_OK):
         raise CapacityError(f"output.path: {existing} cannot be written to.")
     free = shutil.disk_usage(existing).free

@@ -149,6 +149,9 @@ def test_a_folder_in_use_is_left_alone(written, tmp_path):
         convert(written / "2:4", written / "dense", "dense")
     with pytest.raises(ConfigError, match="is not a format"):
         convert(written / "2:4", tmp_path / "out", "csr")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="file is a file; name a folder"):
+        convert(written / "2:4", tmp_path / "file/out", "dense")
 
 
 def test_the_command_says_what_became_of_it(written, tmp_path, capsys):

@@ -160,6 +160,25 @@ def test_an_output_that_cannot_be_written_is_refused(llama, output, monkeypatch)
         planned(llama, output / "deep" / "er")
 
 
+@pytest.mark.parametrize("path", ["file", "file/below"])
+def test_an_output_that_is_a_file_or_below_one_is_refused(llama, tmp_path, path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=rf"{path}: .*file is a file; name a folder"):
+        planned(llama, tmp_path / path)
+
+
+@pytest.mark.parametrize(
+    "prune",
+    [
+        {"pattern": "block:16x16", "sparsity": 0.05, "on_indivisible": "skip"},
+        {"pattern": "unstructured", "sparsity": 0.001},
+    ],
+)
+def test_a_sparsity_that_takes_nothing_is_refused(llama, output, prune):
+    with pytest.raises(ConfigError, match=rf"sparsity: {prune['sparsity']} takes nothing of any"):
+        planned(llama, output, prune=prune)
+
+
 def test_lengths_are_capped_at_what_the_model_takes_and_that_is_said(llama, output):
     evaluate = {"data": str(llama / "text.txt"), "length": 65}
     plan = planned(llama, output, calibration={"length": 4096}, evaluate=evaluate)
