@@ -19,10 +19,7 @@ Target = Literal["layer", "dense"]
 SHARE = 0.5
 """β: how far towards the dense model's outputs."""
 RIDGE = 0.01
-"""r at least, as a fraction of the Gram matrix's mean diagonal."""
-NOISE = 0.5
-"""Where that is more, r is this fraction of the inputs a token: with few tokens the correction is
-partly noise, and as in any ridge regression more of it has to go."""
+"""r at least, as a fraction of the Gram matrix's mean diagonal; more where more is noise."""
 PANEL = 256
 
 
@@ -49,7 +46,7 @@ def _shift(stats: Gathered) -> Float[Tensor, "I I"]:
 
     gram, shift = stats[Gram].full, stats[Cross].total
     lower = gram.clone()
-    ridge = max(RIDGE, NOISE * len(gram) / stats[Gram].tokens)
+    ridge = max(RIDGE, stats[Gram].noise)
     lower.diagonal().add_(ridge * mean_diagonal(gram))
     lower, failed = torch.linalg.cholesky_ex(lower)
     if failed:

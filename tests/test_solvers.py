@@ -1,5 +1,7 @@
 """How good the search for masks is: beside exact OBC, and on every layer of a real model."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -18,8 +20,8 @@ from prunekit.walk import batches, walk
 from tests.kernels.layers import correlated, loss
 
 
-def shared_mean(tokens=4096, inputs=96, noise=0.15):
-    """Return a weight and inputs with a mean three times what each varies by."""
+def related(mean, tokens=4096, inputs=96, noise=0.15):
+    """Return a weight and correlated inputs with a mean of so many times what each varies by."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
@@ -27,20 +29,38 @@ def shared_mean(tokens=4096, inputs=96, noise=0.15):
 
     x = draw(tokens, inputs) * torch.arange(1, inputs + 1) ** -0.5 * inputs**0.5 / 2
     basis = torch.linalg.qr(draw(inputs, inputs)).Q
-    return draw(64, inputs), x @ basis + noise * draw(tokens, inputs) + 3 * draw(1, inputs)
+    return draw(64, inputs), x @ basis + noise * draw(tokens, inputs) + mean * draw(1, inputs)
 
 
 @pytest.mark.parametrize(("pattern", "sparsity"), [("unstructured", 0.3), ("2:4", 0.5)])
 def test_admm_errs_less_than_refined_sparsegpt_where_inputs_share_a_large_mean(pattern, sparsity):
-    weight, x = shared_mean()
-    stats = Gram(len(x.T))
-    stats.update(x)
-    given = Layer("layer", weight, Gathered([stats]), parse(pattern, "layer"), sparsity)
+    weight, x = related(mean=3)
+    given = read_by("layer", weight, x, parse(pattern, "layer"), sparsity)
     ours, swept = (
         relative_error(weight, found.weight, given.stats)
         for found in both(given, given.pattern, sparsity)
     )
     assert ours < 0.95 * swept
+
+
+@pytest.mark.parametrize(("pattern", "sparsity"), [("unstructured", 0.6), ("2:4", 0.5)])
+@pytest.mark.parametrize("tokens", [48, 96, 384])
+def test_admm_errs_less_on_tokens_not_seen_however_few_were(tokens, pattern, sparsity):
+    weight, x = related(mean=0, tokens=4096 + tokens)
+    given = read_by("layer", weight, x[:tokens], parse(pattern, "layer"), sparsity)
+    unseen = read_by("layer", weight, x[tokens:], given.pattern, sparsity)
+    swept = SparseGPT().prune(replace(given, pattern=parse(pattern, "block")))
+    ours, theirs = (
+        relative_error(weight, found.weight, unseen.stats) for found in (Admm().prune(given), swept)
+    )
+    assert ours < 0.85 * theirs
+
+
+def read_by(name, weight, x, pattern, sparsity):
+    """Return a layer with the Gram matrix of its inputs."""
+    stats = Gram(len(x.T))
+    stats.update(x)
+    return Layer(name, weight, Gathered([stats]), pattern, sparsity)
 
 
 class Grams(Owl):

@@ -17,7 +17,7 @@ from prunekit.layer import Layer, Pruned
 from prunekit.methods.base import Method
 from prunekit.patterns import Grouped, Scope
 from prunekit.ranks import Ranks
-from prunekit.refinement import refine
+from prunekit.refinement import damped, refine
 from prunekit.statistics import Gram, Statistic, lower_panels
 from prunekit.target import Target
 
@@ -47,7 +47,8 @@ class Admm(Method):
     shared_inverses: ClassVar[bool] = True
 
     damping: float = Field(default=0.001, ge=0, le=1)
-    """Added to the Gram matrix's diagonal, as a fraction of its mean."""
+    """Added to the Gram matrix's diagonal at least, as a fraction of its mean; where tokens are few
+    more, half of the inputs a token, up to 1."""
     iterations: int = Field(default=20, ge=1)
     """Steps of ADMM, a matrix product each; 60 err 1 % less."""
     first_penalty: float = Field(default=0.15, gt=0)
@@ -83,9 +84,10 @@ class Admm(Method):
         def ahead(penalty: float, count: int) -> list[float]:
             return distinct[distinct.index(penalty) :][:count]
 
-        found = search(layers, self.damping, Projection(layers), penalties, ahead, own=True)
+        damping = damped(layers[0].stats[Gram], self.damping)
+        found = search(layers, damping, Projection(layers), penalties, ahead, own=True)
         return [
-            refine(layer, pruned, self.damping, self.refine_iterations)
+            refine(layer, pruned, damping, self.refine_iterations)
             for layer, pruned in zip(layers, found, strict=True)
         ]
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PANEL = 256
+NOISE = 0.5
 
 
 class Gram(Statistic):
@@ -57,6 +58,15 @@ class Gram(Statistic):
             mirror(self.total)
             self._mirrored = True
         return self.total
+
+    @property
+    def noise(self) -> float:
+        """How much of the sum is chance, as a fraction of its mean diagonal; 0 of no tokens.
+
+        It is half of the inputs a token. What is solved by the sum has to be damped by that, as in
+        any ridge regression.
+        """
+        return NOISE * len(self.total) / self.tokens if self.tokens else 0.0
 
     def lay_aside(self, upper: Float[Tensor, "I I"]) -> None:
         """Keep an upper triangular matrix in the half of the sum that says nothing."""
