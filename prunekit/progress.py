@@ -23,6 +23,8 @@ from prunekit import units
 if TYPE_CHECKING:
     from prunekit.framing import Record
 
+NOTES_SHOWN = 5
+
 
 def show(
     records: "Iterable[Record]", console: Console | None = None, *, quiet: bool = False
@@ -154,6 +156,11 @@ def summary(report: dict[str, Any]) -> Table:
         add("on the device", units.size(memory["peak_device_bytes"]))
     if folder := (report.get("config", {}).get("output") or {}).get("path"):
         add("output", str(folder))
+    notes = report.get("notes") or []
+    for note in notes[:NOTES_SHOWN]:
+        add("note", note)
+    if len(notes) > NOTES_SHOWN:
+        add("", f"and {len(notes) - NOTES_SHOWN} more in report.json")
     return table
 
 

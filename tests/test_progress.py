@@ -98,6 +98,16 @@ def test_a_text_shorter_than_asked_for_is_said():
     assert "calibration  less than asked for: 1 window of 26 tokens" in screen.file.getvalue()
 
 
+def test_notes_are_said_at_the_end_but_not_all_of_many():
+    screen = console()
+    notes = [f"layer {number} stays dense." for number in range(9)]
+    screen.print(progress.summary(EXAMPLE | {"notes": notes}))
+    said = screen.file.getvalue()
+    assert "note         layer 0 stays dense." in said
+    assert "and 4 more in report.json" in said
+    assert "layer 5" not in said
+
+
 def test_quiet_writes_nothing():
     for screen in (console(), console(force_terminal=True)):
         assert progress.show(run(), screen, quiet=True) is EXAMPLE

@@ -157,6 +157,13 @@ def test_a_long_table_is_cut_and_says_so(example, monkeypatch):
     assert "The first 5 are shown; report.json has them all." in Page(report.render(example)).text
 
 
+def test_notes_are_on_the_page_and_many_are_cut_aloud(example):
+    assert "To know" not in report.render(example | {"notes": []})
+    page = report.render(example | {"notes": ["lm_head <stays> dense."] * 23})
+    assert page.count("lm_head &lt;stays&gt; dense.") == 20
+    assert "3 more are in report.json" in page
+
+
 def test_a_run_without_layers_renders(example):
     example["layers"] = []
     assert "Layer by layer" not in report.render(example)
