@@ -148,28 +148,30 @@ def summary(report: dict[str, Any]) -> Table:
         before, after = found.get("before"), found.get("after")
         values = f"{units.number(before)} → {units.number(after)}"
         add(found["metric"], f"{values} ({units.change(before, after)}), {found['data']}")
-    if shortage := _shortage(report):
-        add("calibration", shortage)
     add("time", units.duration((report.get("seconds") or {}).get("total")))
     add("peak memory", units.size(memory.get("peak_rss_bytes")))
     if memory.get("peak_device_bytes"):
         add("on the device", units.size(memory["peak_device_bytes"]))
     if folder := (report.get("config", {}).get("output") or {}).get("path"):
         add("output", str(folder))
-    notes = report.get("notes") or []
-    for note in notes[:NOTES_SHOWN]:
-        add("note", note)
-    if len(notes) > NOTES_SHOWN:
-        add("", f"and {len(notes) - NOTES_SHOWN} more in report.json")
+    for name, value in (*_shortage(report), *_noted(report.get("notes") or [])):
+        add(name, value)
     return table
 
 
-def _shortage(report: dict[str, Any]) -> str | None:
+def _noted(notes: list[str]) -> list[tuple[str, str]]:
+    """Return rows for the first notes, and how many more there are."""
+    rows = [("note", note) for note in notes[:NOTES_SHOWN]]
+    more = len(notes) - len(rows)
+    return [*rows, ("", f"and {more} more in report.json")] if more else rows
+
+
+def _shortage(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Say of what a run was calibrated on that it is less than was asked for, if it is."""
     asked, read = report.get("config", {}).get("calibration"), report.get("calibration")
     if not asked or not read or all(read[key] >= asked[key] for key in ("samples", "length")):
-        return None
-    return f"less than asked for: {read['description']}"
+        return []
+    return [("calibration", f"less than asked for: {read['description']}")]
 
 
 def compared(report: dict[str, Any]) -> Table:
