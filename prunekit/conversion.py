@@ -127,7 +127,7 @@ def _legacy_weights(folder: Path, kind: Format) -> dict[str, Packed]:
 
 
 def _convert(checkpoint: Checkpoint, target: Path, kind: Format) -> Converted:
-    if nearest_folder(target) == target and any(target.iterdir()):
+    if nearest_folder(target, str(target)) == target and any(target.iterdir()):
         raise ConfigError(f"{target}: is not empty; choose another folder.")
     linears = _linears(checkpoint)
     groups = list(_groups(checkpoint))

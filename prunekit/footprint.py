@@ -149,14 +149,21 @@ def memory(
     alone = [stage[0].inputs for block in blocks for stage in block.stages if len(stage) == 1]
     noted = max([features, *(inputs for inputs in alone if inputs <= WIDEST * features)])
     noted += features * (noted > features)  # another shape takes a place of its own
-    remembered = hidden * noted // features if recipe.propagation == "stage" else 0
+    by_stage = recipe.propagation == "stage"
+    remembered = hidden * noted // features if by_stage else 0
+    # When its last stage is pruned a block's twin is no more.
+    twin = max(sizes) * run * (by_stage and recipe.target == "dense" and not recovers)
     batch = min(given.tokens, BATCH_TOKENS.get(given.device.type, 2048))
     ends = max((module.weight.numel() for module in vocabulary(model, stacks)), default=0)  # pyright: ignore
     return Memory(
         # To tune: float32 weights, gradients and two moments; what blocks read besides.
         block=max(sizes) * (streams * run + 16 * recovers),
         statistics=max(_statistics(block, recipe) for block in blocks),
-        solve=max(_solve(stage, recipe, given) for block in blocks for stage in block.stages),
+        solve=max(
+            _solve(stage, recipe, given) - twin * (stage is block.stages[-1])
+            for block in blocks
+            for stage in block.stages
+        ),
         results=max(sizes) * stored,
         hidden=streams * (hidden + remembered) if recipe.needs else 0,
         activations=4 * batch * width * run,

@@ -32,7 +32,7 @@ from prunekit.storage import storage_config
 JOURNAL = "journal.jsonl"
 
 
-def nearest_folder(path: Path) -> Path:
+def nearest_folder(path: Path, name: str = "output.path") -> Path:
     """Return ``path`` or, where it is not there yet, the folder in which it will be made.
 
     Raises:
@@ -40,7 +40,7 @@ def nearest_folder(path: Path) -> Path:
     """
     there = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not there.is_dir():
-        raise ConfigError(f"{path}: {there} is a file; name a folder.")
+        raise ConfigError(f"{name}: {there} is a file, so {path} can be no folder; name another.")
     return there
 
 

@@ -448,7 +448,7 @@ every_solver = pytest.mark.parametrize("method", SOLVERS, ids=lambda method: met
 @every_solver
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4", "4:8", "block:4x8"])
 def test_searching_for_the_mask_beats_sparsegpt_even_when_refined(method, pattern):
-    given = layer(pattern, x=tokens(2000))
+    given = layer(pattern, x=tokens(50000))
     swept = SparseGPT(damping=0.001).prune(given)
     found = error(given, method.prune(given))
     assert found < 0.98 * error(given, refine(given, swept))
