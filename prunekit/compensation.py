@@ -78,13 +78,12 @@ def _change_block(
 
 def _gram(visit: Visit, path: str) -> Float[Tensor, "I I"]:
     """Return XᵀX a token of what a linear reads."""
-    total, tokens = None, 0
+    inputs, tokens = matrix(visit.block.get_submodule(path)).shape[1], 0
+    total = torch.zeros(inputs, inputs, device=visit.device)
     for x in visit.reads(path):
         rows = x.flatten(0, -2)
-        total = rows.new_zeros(rows.shape[1], rows.shape[1]).float() if total is None else total
         gram(rows, total)
         tokens += len(rows)
-    assert total is not None
     visit.ranks.add(total, "statistics")
     return mirror(total).div_(sum(visit.ranks.exchange(tokens)))
 

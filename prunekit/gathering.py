@@ -65,9 +65,8 @@ def gather_in_turn(
 
     With ``last`` the dense model goes on to the next block, if nothing keeps it from it.
     """
-    streams = [stream for stream in (visit, visit.dense) if stream]
     paths = [[linear.path for linear in linears] for linears in stages]
-    for stream in streams:
+    for stream in visit.streams:
         stream.memo = Memo(stream.block, paths, stream.shelf)
     for number, linears in enumerate(stages, 1):
         found = _empty(visit, linears, needs)
@@ -75,7 +74,7 @@ def gather_in_turn(
         _observe(visit, [linears], [found], onward=last and number == len(stages))
         allocator.give_back()
         yield linears, _gathered(visit, [linears], [found], hunger)[0]
-        for stream in streams:
+        for stream in visit.streams:
             if stream.memo:
                 stream.memo.stage = number
     allocator.give_back()

@@ -64,6 +64,11 @@ class Visit:
         """Where the block runs."""
         return self.hidden.device if isinstance(self.hidden, Away) else self.hidden[0].device
 
+    @property
+    def streams(self) -> list["Visit"]:
+        """This visit, and that in the dense model if there is one."""
+        return [stream for stream in (self, self.dense) if stream]
+
     def part(self) -> None:
         """Let the dense model go on with a copy of the block, which is about to change."""
         if self.dense:
@@ -127,7 +132,7 @@ class Visit:
 
     def leave(self) -> None:
         """Let both models go on to the next block, where nothing keeps them from it."""
-        for stream in filter(None, (self, self.dense)):
+        for stream in self.streams:
             if stream.onward:
                 stream.advance()
             stream.memo = None
