@@ -67,7 +67,7 @@ def gather_in_turn(
     """
     paths = [[linear.path for linear in linears] for linears in stages]
     for stream in visit.streams:
-        stream.memo = Memo(stream.block, paths, stream.shelf)
+        stream.memo = Memo(stream.block, paths, stream.shelf, stream.runner.forms)
     for number, linears in enumerate(stages, 1):
         found = _empty(visit, linears, needs)
         allocator.give_back()
@@ -77,6 +77,8 @@ def gather_in_turn(
         for stream in visit.streams:
             if stream.memo:
                 stream.memo.stage = number
+                if last and number < len(stages):
+                    stream.memo.fold(stream.hidden, stream.calls)
     allocator.give_back()
 
 

@@ -6,13 +6,18 @@ any more: for a batch it gives what it gave the last time. And if all that it do
 linear is to give that one's output, this linear alone has to be run, on what it read the last time.
 So all looks and the way to the next block cost one forward and a half, and of attention just one.
 
+Where the block does nothing with what a part gave but add it to the hidden states, and nobody needs
+those as they were, the sums take their place: then nothing is held beside them.
+
 Shapes: B samples, T tokens, D features.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Size, Tensor, nn
 
@@ -25,6 +30,23 @@ WIDEST = 2
 """What a linear reads is kept if it is at most so many times as wide as the hidden states."""
 
 
+@dataclass
+class Form:
+    """What is found out about a part, the first time that it is run.
+
+    Attributes:
+        length: Of the tuple that it answers, if it does.
+        plain: It gives one tensor of the size of the hidden states.
+        ends: With what its last linear gives; None: not looked yet.
+        adds: The block only adds that to the hidden states; None: not tried yet.
+    """
+
+    length: int | None = None
+    plain: bool = True
+    ends: bool | None = None
+    adds: bool | None = None
+
+
 class Memo:
     """What the settled parts of one block gave for each batch.
 
@@ -32,24 +54,33 @@ class Memo:
         block: The block, or a twin of it.
         stages: Paths of its linears that are pruned, in the order in which they are run.
         shelf: Makes a place for what is kept of every batch.
+        forms: What is known of parts, and will be, of all blocks that are built alike.
 
     Attributes:
         stage: Which stage is looked at; those before it are settled.
     """
 
     def __init__(
-        self, block: nn.Module, stages: Sequence[Sequence[str]], shelf: Shelf = list
+        self,
+        block: nn.Module,
+        stages: Sequence[Sequence[str]],
+        shelf: Shelf = list,
+        forms: dict[Any, Form] | None = None,
     ) -> None:
         self.stage = 0
+        forms = {} if forms is None else forms
+        built = tuple((path, type(module)) for path, module in block.named_modules())
         when = {path: number for number, paths in enumerate(stages) for path in paths}
         known: dict[str, _Part] = {}
         self._settled: list[list[_Part]] = []
         for stage in range(len(stages) + 1):
             paths = _topmost(block, when, stage)
             for path in paths:
-                known.setdefault(
-                    path, _Part(block.get_submodule(path), _last(block, path, when), shelf)
-                )
+                if path not in known:
+                    last = _last(path, when)
+                    form = forms.setdefault((built, path, last), Form())
+                    linear = last and block.get_submodule(last)
+                    known[path] = _Part(block.get_submodule(path), linear, shelf, form)
             self._settled.append([known[path] for path in paths])
 
     def around(self, batch: int, hidden: Float[Tensor, "B T D"], call: Call) -> Call:
@@ -68,6 +99,17 @@ class Memo:
 
         return run
 
+    @torch.no_grad()
+    def fold(self, hidden: HiddenStates, calls: Callable[[], Iterator[Call]]) -> None:
+        """Add what settled parts give to the hidden states, where the block does only that.
+
+        Args:
+            hidden: What the block reads; nobody needs it as it is.
+            calls: Gives the calls of the block on each batch, around which this is.
+        """
+        for part in self._settled[self.stage]:
+            part.fold(hidden, calls)
+
 
 class _Part:
     """A module of a block, whose linears are all settled at some time.
@@ -76,14 +118,15 @@ class _Part:
         module: The module.
         last: The linear that is pruned last of it, if it is one.
         shelf: As for :class:`Memo`.
+        form: What is known of it.
     """
 
-    def __init__(self, module: nn.Module, last: nn.Module | None, shelf: Shelf) -> None:
-        self._module, self._last = module, last
+    def __init__(
+        self, module: nn.Module, last: nn.Module | None, shelf: Shelf, form: Form
+    ) -> None:
+        self._module, self._last, self._form = module, last, form
         self._kept = _Kept(shelf)
-        self._form: int | None = None  # of the tuple that it answers, if it does
-        self._plain = True  # it gives one tensor of the size of the hidden state
-        self._ends: bool | None = None  # with what its last linear gives; None: not looked yet
+        self._folded = False  # what it gave is in the hidden states
 
     @contextmanager
     def settling(self, batch: int, hidden: Tensor) -> Iterator[None]:
@@ -107,10 +150,13 @@ class _Part:
     def settled(self, batch: int, hidden: Tensor) -> Iterator[None]:
         """Give what is known, or note what is given."""
         given, read = ("given", batch), self._kept.take(("read", batch))
-        if given in self._kept:
+        if self._folded:
+            with _instead(self._module, lambda *_, **__: self._answer(torch.zeros_like(hidden))):
+                yield
+        elif given in self._kept:
             with _instead(self._module, lambda *_, **__: self._answer(self._kept.get(given))):
                 yield
-        elif self._last and self._ends and read is not None:
+        elif self._last and self._form.ends and read is not None:
             last = self._last
 
             def finish(*_: Any, **__: Any) -> Any:  # noqa: ANN401
@@ -133,27 +179,56 @@ class _Part:
             ends[:] = [given]
 
         def note(_: nn.Module, __: tuple, answer: Any) -> None:  # noqa: ANN401
-            several = isinstance(answer, tuple)
+            several, form = isinstance(answer, tuple), self._form
             given, *others = answer if several else (answer,)
-            self._form = len(answer) if several else None
+            form.length = len(answer) if several else None
             answers.append(answer)  # a part that is called twice gives two things
             single = len(answers) == 1 and all(other is None for other in others)
-            self._plain = single and given.shape == hidden.shape
-            self._ends = self._plain and bool(ends) and given is ends[0]
-            if self._plain:
+            form.plain = single and given.shape == hidden.shape
+            form.ends = form.plain and bool(ends) and given is ends[0]
+            if form.plain:
                 self._kept.keep(("given", batch), given)
             else:
                 self._kept.take(("given", batch))
 
         with ExitStack() as stack:
-            if self._plain:
+            if self._form.plain:
                 stack.callback(self._module.register_forward_hook(note).remove)
                 if self._last:
                     stack.callback(self._last.register_forward_hook(end).remove)
             yield
 
     def _answer(self, given: Tensor) -> Tensor | tuple[Tensor | None, ...]:
-        return given if self._form is None else (given, *[None] * (self._form - 1))
+        length = self._form.length
+        return given if length is None else (given, *[None] * (length - 1))
+
+    def fold(self, hidden: HiddenStates, calls: Callable[[], Iterator[Call]]) -> None:
+        """Add what it gives to the hidden states, if what its last linear read is known."""
+        reads = [("read", batch) for batch in range(len(hidden))]
+        if not reads or not self._last or any(read not in self._kept for read in reads):
+            return
+        if self._form.adds is None:
+            self._form.adds = self._try(hidden, calls)
+        if not self._form.adds:
+            return
+        self._folded = True
+        self._kept.take(("given", 0))
+        for batch, key in enumerate(reads):
+            if (read := self._kept.take(key)) is not None:
+                hidden[batch] = hidden[batch] + self._last(read)
+
+    def _try(self, hidden: HiddenStates, calls: Callable[[], Iterator[Call]]) -> bool:
+        """Say whether the block adds it; if so, the first batch is folded then."""
+        before, expected = hidden[0].clone(), next(calls())()
+        if not self._form.ends:
+            return False
+        whole = before + self._kept.get(("given", 0))
+        self._folded, hidden[0] = True, whole
+        # Zeros and a sum in another type would have it go on in that.
+        adds = whole.dtype == before.dtype and torch.equal(next(calls())(), expected)
+        if not adds:
+            self._folded, hidden[0] = False, before
+        return adds
 
 
 class _Kept:
@@ -228,7 +303,7 @@ def _topmost(block: nn.Module, when: dict[str, int], stage: int) -> list[str]:
     return found
 
 
-def _last(block: nn.Module, path: str, when: dict[str, int]) -> nn.Module | None:
+def _last(path: str, when: dict[str, int]) -> str | None:
     inside = {linear: number for linear, number in when.items() if _inside(linear, path)}
     final = [linear for linear, number in inside.items() if number == max(inside.values())]
-    return block.get_submodule(final[0]) if len(final) == 1 else None
+    return final[0] if len(final) == 1 else None

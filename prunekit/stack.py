@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunekit.architectures import Stack
+from prunekit.memo import Form
 
 Context = dict[str, Tensor]
 """What a stack reads besides its own stream: ``encoder_hidden_states`` in a decoder of two."""
@@ -85,6 +86,7 @@ class StackRunner:
         self._tails: dict[torch.Size, tuple | None] = {}
         self._like: tuple | None = None  # what the last call was for
         self._call: tuple[tuple, dict[str, Any]] = (), {}
+        self.forms: dict[Any, Form] = {}  # of parts of blocks, for their memos
 
     @property
     def features(self) -> int:
