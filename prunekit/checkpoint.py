@@ -70,6 +70,8 @@ class Checkpoint:
         entries: Tensors by name; those that are compressed with their dense shapes and sizes.
         files: Tensors as they lie in the files.
         packed: What is compressed, by the name of the dense weight.
+        moved: Names of tensors that are given with their entries in another order, along an axis.
+        order: That order.
     """
 
     folder: Path
@@ -77,6 +79,8 @@ class Checkpoint:
     entries: dict[str, Entry]
     files: dict[str, Entry]
     packed: dict[str, Packed] = field(default_factory=dict)
+    moved: dict[str, int] = field(default_factory=dict)
+    order: list[int] = field(default_factory=list)
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Return tensors on the CPU: mapped from the file, or expanded from what it holds.
@@ -86,7 +90,10 @@ class Checkpoint:
         """
         names = list(names)
         tensors = self._mapped([name for name in names if name not in self.packed])
-        return tensors | {name: self._expanded(name) for name in names if name in self.packed}
+        tensors |= {name: self._expanded(name) for name in names if name in self.packed}
+        for name in self.moved.keys() & tensors:
+            tensors[name] = tensors[name].index_select(self.moved[name], torch.tensor(self.order))
+        return tensors
 
     def warm(self, names: Iterable[str], stop: Event) -> None:
         """Read tensors into the system's cache of files, until ``stop`` is set.

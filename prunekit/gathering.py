@@ -69,17 +69,29 @@ def gather_in_turn(
     for stream in visit.streams:
         stream.memo = Memo(stream.block, paths, stream.shelf, stream.runner.forms)
     for number, linears in enumerate(stages, 1):
-        found = _empty(visit, linears, needs)
         allocator.give_back()
-        _observe(visit, [linears], [found], onward=last and number == len(stages))
-        allocator.give_back()
-        yield linears, _gathered(visit, [linears], [found], hunger)[0]
+        onward = last and number == len(stages)
+        yield linears, _of_stage(visit, linears, needs, hunger, onward=onward)
         for stream in visit.streams:
             if stream.memo:
                 stream.memo.stage = number
                 if last and number < len(stages):
                     stream.memo.fold(stream.hidden, stream.calls)
     allocator.give_back()
+
+
+def _of_stage(
+    visit: Visit,
+    linears: Sequence[Linear],
+    needs: Sequence[type[Statistic]],
+    hunger: Hunger | None,
+    *,
+    onward: bool,
+) -> Gathered:
+    found = _empty(visit, linears, needs)
+    _observe(visit, [linears], [found], onward=onward)
+    allocator.give_back()
+    return _gathered(visit, [linears], [found], hunger)[0]
 
 
 def _empty(

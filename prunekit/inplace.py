@@ -20,6 +20,7 @@ from prunekit.layout import Block, Selection, layout, runners
 from prunekit.permutation import check_permutable, orders, rearrange
 from prunekit.probes.batches import still
 from prunekit.pruning import BlockPruner, Recipe, survey
+from prunekit.residual import reorder, residual_axes, residual_order
 from prunekit.sections import Prune
 from prunekit.stack import StackRunner
 from prunekit.walk import Visit, batches, walk
@@ -68,6 +69,7 @@ def _prune(
     stacks = runners(model, find(model))
     if recipe.permute:
         check_permutable(model, stacks)
+    axes = residual_axes(model) if recipe.permute == "residual" else {}
     blocks = layout(stacks, Selection(section.pattern, section.skip, section.on_indivisible))
     recipe.check(blocks)
     ids = torch.zeros(1, 1, dtype=torch.int64) if tokens is None else tokens
@@ -84,6 +86,8 @@ def _prune(
             survey(visits, section.allocation, section.pattern),
             section.sparsity,
         )
+        if axes and (found := residual_order(visits(), blocks, axes, recipe)):
+            reorder(model, axes, found)
         pruner = BlockPruner(recipe, sparsities, dtypes)
         entries = []
         for visit, block in visits(beside=recipe.beside):

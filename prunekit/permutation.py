@@ -32,7 +32,7 @@ from prunekit.walk import Visit
 Orders = Mapping[str, list[list[int]]]
 """Name of an axis → its orders, each the channels as they are to stand."""
 ROWS = 1024
-"""Rows of a weight that are looked at; a group of m is chosen by all of them together."""
+"""Rows of a weight that are looked at at most; a group of m is chosen by all of them together."""
 ROUNDS = 10
 SETTLED = 1e-3
 """A round over the places of a group that gains less, as a share of the loss, is the last, once
@@ -152,7 +152,9 @@ def rearrange(visit: Visit, found: Orders, values: Mapping[str, Tensor] | None =
     return list(dict.fromkeys(moved))
 
 
-def order(saliency: Float[Tensor, "R C"], pattern: NOfM) -> Int[Tensor, " C"]:
+def order(
+    saliency: Float[Tensor, "R C"], pattern: NOfM, most: int = ROWS
+) -> Int[Tensor, " C"]:
     """Return the order of channels in which n:m keeps most; never one that keeps less than now.
 
     Channels are dealt out to the groups by their sums, forth and back. Then, place after place of
@@ -161,8 +163,9 @@ def order(saliency: Float[Tensor, "R C"], pattern: NOfM) -> Int[Tensor, " C"]:
     max(b, x) to what is kept, and Σ max(b, x) = ½ (Σ b + Σ x + ‖b − x‖₁).
 
     The start is that of Zhang et al., RIA, §4, who solve an assignment where this exchanges.
+    At most so many rows are looked at.
     """
-    saliency = saliency[:: -(-len(saliency) // ROWS)].float()
+    saliency = saliency[:: -(-len(saliency) // most)].float()
     total = saliency.sum()
     given = torch.arange(saliency.shape[1], device=saliency.device).view(-1, pattern.m)
     groups = _dealt(saliency.sum(0), pattern.m)

@@ -39,6 +39,7 @@ from prunekit.patterns.base import Grouped
 from prunekit.permutation import check_permutable
 from prunekit.placement import Where
 from prunekit.pruning import Recipe
+from prunekit.residual import residual_axes
 from prunekit.ranks import ALONE, Ranks
 from prunekit.room import free, free_host, neighbours
 from prunekit.sections import Prune
@@ -160,6 +161,8 @@ def plan(config: Config, ranks: Ranks = ALONE, preflight: Preflight | None = Non
     recipe.check(blocks)
     if recipe.permute:
         check_permutable(model, stacks)
+    if recipe.permute == "residual":
+        residual_axes(model)
     stored = _stored(model, checkpoint, blocks, asked)
     dtype = compute_dtype(_widest(asked or stored_dtype(checkpoint), blocks, stored), device)
     # CPUs of ranks may differ; in the wider type all can run.
@@ -286,9 +289,10 @@ def capped(config: Config | ShrinkConfig, limit: int) -> tuple[tuple[int, int], 
 def _promises(recipe: Recipe) -> Iterator[str]:
     """Say what users of the checkpoint should know."""
     if recipe.permute:
+        stream = ", and the coordinates of the residual stream" * (recipe.permute == "residual")
         yield (
-            "Neurons, and channels within heads, are put in another order: weights do not lie "
-            "where those of the dense model do."
+            f"Neurons, and channels within heads{stream}, are put in another order: weights do not "
+            "lie where those of the dense model do."
         )
     if recipe.recover == "lowrank":
         yield (

@@ -25,7 +25,7 @@ from prunekit.ranks import ALONE, Ranks
 from prunekit.reconstruction import reconstruct
 from prunekit.refinement import Refine, refine
 from prunekit.schedules import SCHEDULES
-from prunekit.sections import Prune, Recover
+from prunekit.sections import Permute, Prune, Recover
 from prunekit.spread import dealt, spread
 from prunekit.statistics import (
     ColumnEnergy,
@@ -65,7 +65,8 @@ class Recipe:
         initial_sparsity: Where the schedule starts.
         recover: What is done to a block once it is pruned, or to each of its linears.
         recover_rank: Of the adapters, where that is done.
-        permute: Channels are put in a better order first, by :mod:`prunekit.permutation`.
+        permute: Channels are put in a better order first, by :mod:`prunekit.permutation`; also
+            those of the residual stream, by :mod:`prunekit.residual`.
         measure_error: Gather the Gram matrix of a sample if the method needs none, for the relative
             error.
         hunger: What is done with experts to which few tokens are routed.
@@ -81,7 +82,7 @@ class Recipe:
     initial_sparsity: float = 0.0
     recover: Recover | None = None
     recover_rank: int = 0
-    permute: bool = False
+    permute: Permute = False
     measure_error: bool = True
     hunger: Hunger = field(default_factory=Hunger)
 
@@ -235,22 +236,37 @@ class BlockPruner:
             stages = looked or self._gather(visit, plan, last=last)
             if self.recipe.propagation == "block":
                 stages = self._prepared(visit, stages, rows, step)
-            for linears, stats in stages:
-                began = time.perf_counter()
-                dense = {linear: own(linear) for linear in linears}
-                facts, wanted = self._prune(visit, dense, rows, stats, step)
-                seconds = time.perf_counter() - began
-                for linear in linears if last else ():
-                    began = time.perf_counter()
-                    weight = first.get(linear, dense[linear])
-                    outcome = self._outcome(visit, linear, weight, rows[linear], stats)
-                    share = linear.size / sum(other.size for other in linears)
-                    outcome.entry["seconds"] = share * seconds + time.perf_counter() - began
-                    outcome.entry.update(facts.get(linear.name, {}))
-                    if self.recipe.recover == "lowrank" and linear in wanted:
-                        aims = wanted[linear], dense[linear]
-                        outcome = self._given_back(visit, outcome, aims, rows[linear], stats)
-                    yield outcome
+            for stage in stages:
+                yield from self._stage(visit, stage, rows, first if last else None, step)
+                del stage  # while the next one is looked at
+
+    def _stage(
+        self,
+        visit: Visit,
+        stage: Stage,
+        rows: Mapping[Linear, Parts],
+        first: Mapping[Linear, Tensor] | None,
+        step: int,
+    ) -> Iterator[Outcome]:
+        """Prune the linears of a stage; yield them after the last step, ``first`` being known then.
+
+        ``first``: the weights before the first step, where there are several.
+        """
+        began, (linears, stats) = time.perf_counter(), stage
+        dense = {linear: read(visit.block, linear, _own(visit, rows[linear])) for linear in linears}
+        facts, wanted = self._prune(visit, dense, rows, stats, step)
+        seconds = time.perf_counter() - began
+        for linear in linears if first is not None else ():
+            began = time.perf_counter()
+            weight = first.get(linear, dense[linear])
+            outcome = self._outcome(visit, linear, weight, rows[linear], stats)
+            share = linear.size / sum(other.size for other in linears)
+            outcome.entry["seconds"] = share * seconds + time.perf_counter() - began
+            outcome.entry.update(facts.get(linear.name, {}))
+            if self.recipe.recover == "lowrank" and linear in wanted:
+                aims = wanted[linear], dense[linear]
+                outcome = self._given_back(visit, outcome, aims, rows[linear], stats)
+            yield outcome
 
     def _gather(
         self, visit: Visit, plan: Block, *, last: bool

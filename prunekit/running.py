@@ -5,6 +5,7 @@ Nothing is printed here: progress bar, journal and report are readers of the sam
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from prunekit.permutation import Orders, orders, rearrange
 from prunekit.placement import shelf
 from prunekit.planning import Plan
 from prunekit.pruning import BlockPruner, Looked, Outcome, survey
+from prunekit.residual import residual_axes, residual_order
 from prunekit.storage import layer_of, pack, unpack
 from prunekit.verify import prove, recount
 from prunekit.walk import Visit, batches, glance, walk
@@ -149,6 +151,8 @@ class Run(Framed[Plan]):
 
     def _prune(self, tokens: Tokens | None, sparsities: Mapping[str, float]) -> Iterator[Record]:
         plan = self.plan
+        if plan.recipe.permute == "residual":
+            yield from self._reorder(tokens)
         yield Record("phase", "prune", {"steps": len(plan.blocks)})
         with self._timed("write"):
             self._write_rest()
@@ -181,6 +185,22 @@ class Run(Framed[Plan]):
             yield self._done(number, known)
             self._stop_if_asked(block)
             began = time.perf_counter()
+
+    def _reorder(self, tokens: Tokens | None) -> Iterator[Record]:
+        """Let the checkpoint be read with the coordinates of its residual stream in order."""
+        plan, axes = self.plan, residual_axes(self.plan.model)
+        known = self.output.done.get(("order", "residual"))
+        if known is None:
+            yield Record("phase", "survey", {"steps": len(plan.blocks)})
+            with self._timed("calibrate"):
+                visits = self._visits(tokens)
+                found = residual_order(visits, plan.blocks, axes, plan.recipe, self.ranks)
+            known = {"order": found}
+            self.output.note("order", "residual", known)
+        if known["order"]:
+            moved = {self.weights.stored[name]: axis for name, axis in axes.items()}
+            made = replace(plan.checkpoint, moved=moved, order=known["order"])
+            self.weights.checkpoint = made
 
     def _prune_apart(self, tokens: Tokens | None, pruner: BlockPruner) -> Iterator[Record]:
         """Deal out blocks, none of which waits for another to be pruned: each rank writes its own.
@@ -270,7 +290,7 @@ class Run(Framed[Plan]):
         return [stored for name, stored in self.weights.stored.items() if name.startswith(prefix)]
 
     def _stored(self, names: list[str]) -> dict[str, Tensor]:
-        tensors = self.plan.checkpoint.read(names)
+        tensors = self.weights.checkpoint.read(names)
         if self.plan.config.model.dtype == "auto":
             return tensors
         dtype = getattr(torch, self.plan.config.model.dtype)

@@ -37,6 +37,7 @@ from prunekit.written import shown
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 Recover = Literal["block", "lowrank"]
+Permute = Literal[False, True, "residual"]
 METHODS, ALLOCATIONS = Choice(methods), Choice(allocations)
 
 
@@ -249,10 +250,11 @@ class Prune(Section):
     the checkpoint; it costs time at inference. Both need calibration."""
     recover_rank: int = Field(default=64, ge=1)
     """Rank of the adapter of recover = "lowrank"."""
-    permute: bool = False
-    """For n:m: put neurons, and channels within heads, in the order in which least is lost. What
+    permute: Permute = False
+    """For n:m: put neurons, and channels within heads, in the order in which least is lost;
+    residual: the coordinates of the residual stream too, in one order all through the model. What
     writes and what reads them changes together, so the dense model would give the same; a forward
-    more of each block; needs calibration."""
+    more of each block, or two; needs calibration."""
     measure_error: bool = True
     """Report every layer's relative error; needs [calibration]. Methods that do without the Gram
     matrix have it gathered for this from one sample in four."""
@@ -367,7 +369,7 @@ class Prune(Section):
 
     @field_validator("permute")
     @classmethod
-    def _has_neighbours(cls, permute: bool, info: ValidationInfo) -> bool:  # noqa: FBT001
+    def _has_neighbours(cls, permute: Permute, info: ValidationInfo) -> Permute:
         pattern = info.data.get("pattern")
         if permute and pattern and not isinstance(pattern, NOfM):
             raise ValueError(f'only n:m counts among neighbours, "{pattern.name}" does not.')

@@ -91,8 +91,6 @@ class Width(Place):
 def widths(model: PreTrainedModel) -> list[Width]:
     """Return the one place where the coordinates of the residual stream are.
 
-    They lie along every axis that grows if the config says another width.
-
     Raises:
         CheckpointError: The family is not declared and cannot be probed.
         ShapeError: They cannot be taken out; the message names the constraint.
@@ -100,16 +98,7 @@ def widths(model: PreTrainedModel) -> list[Width]:
     stream = find(model).stream
     if stream is None:
         raise ShapeError(_why_not(model))
-    size: int = model.config.hidden_size
-    usual = twin(model, _sizes(model), "hidden")
-    wider = twin(model, {_entry(model): 2 * size, **_sizes(model)}, "hidden")
-    axes = [
-        Axis(module, name, axis)
-        for path, module in model.named_modules()
-        for name, parameter in module._parameters.items()
-        if parameter is not None
-        for axis in _grown(f"{path}.{name}".lstrip("."), size, usual, wider)
-    ]
+    size, axes = model.config.hidden_size, coordinates(model)
     norms = [
         module
         for module, name, _ in axes
@@ -118,6 +107,24 @@ def widths(model: PreTrainedModel) -> list[Width]:
     names = {module: name for name, module in model.named_modules()}
     where = names[model.get_input_embeddings()]
     return [Width(where, "hidden", size, _step(model), stream, tuple(axes), tuple(norms))]
+
+
+def coordinates(model: PreTrainedModel) -> list[Axis]:
+    """Return every axis along which the coordinates lie: it grows with the width in the config.
+
+    Raises:
+        ShapeError: More than they grows with it.
+    """
+    size: int = model.config.hidden_size
+    usual = twin(model, _sizes(model), "hidden")
+    wider = twin(model, {_entry(model): 2 * size, **_sizes(model)}, "hidden")
+    return [
+        Axis(module, name, axis)
+        for path, module in model.named_modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None
+        for axis in _grown(f"{path}.{name}".lstrip("."), size, usual, wider)
+    ]
 
 
 def width_entries(
