@@ -27,7 +27,7 @@ from bench.end_to_end import SHARED, Job, jobs
 from bench.harness import RESULTS, describe
 from prunekit.architectures import find
 from prunekit.data import calibration_tokens, evaluation_tokens
-from prunekit.errors import ShapeError
+from prunekit.errors import ConfigError, ShapeError
 from prunekit.evaluation import negative_log_likelihood, perplexity_of
 from prunekit.layout import runners
 from prunekit.sections import Prune
@@ -44,6 +44,7 @@ METHODS = {
 }
 OPTIONS = {
     "permuted": {"method": "admm", "permute": True},
+    "residual too": {"method": "admm", "permute": "residual"},
     "blocks tuned": {"method": "admm", "recover": "block"},
     "both": {"method": "admm", "permute": True, "recover": "block"},
     "OWL": {"method": "admm", "allocation": "owl"},
@@ -111,7 +112,8 @@ def measure(job: Job, pattern: str, method: str, seed: int) -> Cell:
     began = time.perf_counter()
     try:
         prunekit.prune(model, read, **settings)
-    except ShapeError:
+    except (ShapeError, ConfigError) as error:
+        print(f"{job.name} {pattern} {method}: {error}")
         return cell | {"settings": settings, "perplexity": None}
     seconds = time.perf_counter() - began
     return cell | {

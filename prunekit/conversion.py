@@ -131,8 +131,32 @@ def _convert(checkpoint: Checkpoint, target: Path, kind: Format) -> Converted:
         raise ConfigError(f"{target}: is not empty; choose another folder.")
     linears = _linears(checkpoint)
     groups = list(_groups(checkpoint))
+    fresh = not target.exists()
     target.mkdir(parents=True, exist_ok=True)
     output = Output(target, len(groups))
+    try:
+        compressed, dense = _write(checkpoint, output, groups, linears, kind)
+    except BaseException:
+        for number in range(1, len(groups) + 1):
+            output.shard(number).unlink(missing_ok=True)
+        if fresh:
+            target.rmdir()
+        raise
+    _keep_report(checkpoint.folder, target)
+    output.finish(checkpoint, None, kind, compressed)
+    before = sum(entry.nbytes for entry in checkpoint.files.values())
+    after = sum(entry.nbytes for entry in open_checkpoint(target).files.values())
+    return Converted(target, compressed, dense, before, after)
+
+
+def _write(
+    checkpoint: Checkpoint,
+    output: Output,
+    groups: list[list[str]],
+    linears: dict[str, bool],
+    kind: Format,
+) -> tuple[dict[str, Stored], dict[str, str]]:
+    """Write the shards; return what is compressed, and why other linears are not."""
     compressed: dict[str, Stored] = {}
     dense: dict[str, str] = {}
     for number, names in enumerate(groups, 1):
@@ -149,18 +173,12 @@ def _convert(checkpoint: Checkpoint, target: Path, kind: Format) -> Converted:
                 dense[layer_of(name)] = str(kind.misfit(tensor.T if linears[name] else tensor))
         output.write(number, tensors)
     if kind.name != "dense" and not compressed:
-        for number in range(1, len(groups) + 1):
-            output.shard(number).unlink()
         why = next(iter(dense.items()), ("it", "has no linear layers"))
         raise CheckpointError(
             f"{checkpoint.folder}: nothing in it can be stored as {kind.name}. For one, {why[0]}: "
             f"{why[1]}."
         )
-    _keep_report(checkpoint.folder, target)
-    output.finish(checkpoint, None, kind, compressed)
-    before = sum(entry.nbytes for entry in checkpoint.files.values())
-    after = sum(entry.nbytes for entry in open_checkpoint(target).files.values())
-    return Converted(target, compressed, dense, before, after)
+    return compressed, dense
 
 
 def _keep_report(source: Path, target: Path) -> None:

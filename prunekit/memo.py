@@ -14,7 +14,6 @@ Shapes: B samples, T tokens, D features.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,29 +21,13 @@ from jaxtyping import Float
 from torch import Size, Tensor, nn
 
 from prunekit.placement import HiddenStates
+from prunekit.stack import Form
 
 Shelf = Callable[[], HiddenStates]
 Call = Callable[[], Float[Tensor, "B T D"]]
 Key = tuple[str, int]
 WIDEST = 2
 """What a linear reads is kept if it is at most so many times as wide as the hidden states."""
-
-
-@dataclass
-class Form:
-    """What is found out about a part, the first time that it is run.
-
-    Attributes:
-        length: Of the tuple that it answers, if it does.
-        plain: It gives one tensor of the size of the hidden states.
-        ends: With what its last linear gives; None: not looked yet.
-        adds: The block only adds that to the hidden states; None: not tried yet.
-    """
-
-    length: int | None = None
-    plain: bool = True
-    ends: bool | None = None
-    adds: bool | None = None
 
 
 class Memo:
@@ -121,9 +104,7 @@ class _Part:
         form: What is known of it.
     """
 
-    def __init__(
-        self, module: nn.Module, last: nn.Module | None, shelf: Shelf, form: Form
-    ) -> None:
+    def __init__(self, module: nn.Module, last: nn.Module | None, shelf: Shelf, form: Form) -> None:
         self._module, self._last, self._form = module, last, form
         self._kept = _Kept(shelf)
         self._folded = False  # what it gave is in the hidden states

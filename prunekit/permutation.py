@@ -152,9 +152,7 @@ def rearrange(visit: Visit, found: Orders, values: Mapping[str, Tensor] | None =
     return list(dict.fromkeys(moved))
 
 
-def order(
-    saliency: Float[Tensor, "R C"], pattern: NOfM, most: int = ROWS
-) -> Int[Tensor, " C"]:
+def order(saliency: Float[Tensor, "R C"], pattern: NOfM, most: int = ROWS) -> Int[Tensor, " C"]:
     """Return the order of channels in which n:m keeps most; never one that keeps less than now.
 
     Channels are dealt out to the groups by their sums, forth and back. Then, place after place of

@@ -39,8 +39,8 @@ from prunekit.patterns.base import Grouped
 from prunekit.permutation import check_permutable
 from prunekit.placement import Where
 from prunekit.pruning import Recipe
-from prunekit.residual import residual_axes
 from prunekit.ranks import ALONE, Ranks
+from prunekit.residual import residual_axes
 from prunekit.room import free, free_host, neighbours
 from prunekit.sections import Prune
 from prunekit.stack import StackRunner

@@ -105,7 +105,7 @@ def test_a_run_gives_what_pruning_in_memory_gives(tmp_path):
 
 
 def test_is_refused_where_it_means_nothing():
-    with pytest.raises(ConfigError, match="type 'gpt2' have it.*permute = true moves"):
+    with pytest.raises(ConfigError, match=r"type 'gpt2' have it.*permute = true moves"):
         prunekit.prune(tiny("gpt2"), IDS, **SECTION)
     with pytest.raises(ConfigError, match="permute"):
         prunekit.prune(tiny("llama"), IDS, **SECTION | {"permute": "stream"})
