@@ -62,7 +62,7 @@ class Memo:
                 if path not in known:
                     last = _last(path, when)
                     form = forms.setdefault((built, path, last), Form())
-                    linear = last and block.get_submodule(last)
+                    linear = block.get_submodule(last) if last else None
                     known[path] = _Part(block.get_submodule(path), linear, shelf, form)
             self._settled.append([known[path] for path in paths])
 

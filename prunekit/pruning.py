@@ -256,7 +256,9 @@ class BlockPruner:
         dense = {linear: read(visit.block, linear, _own(visit, rows[linear])) for linear in linears}
         facts, wanted = self._prune(visit, dense, rows, stats, step)
         seconds = time.perf_counter() - began
-        for linear in linears if first is not None else ():
+        if first is None:
+            return
+        for linear in linears:
             began = time.perf_counter()
             weight = first.get(linear, dense[linear])
             outcome = self._outcome(visit, linear, weight, rows[linear], stats)

@@ -18,6 +18,7 @@ from prunekit.architectures import find
 from prunekit.errors import ConfigError, ShapeError
 from prunekit.gathering import gather
 from prunekit.layout import Block
+from prunekit.patterns.n_of_m import NOfM
 from prunekit.permutation import order
 from prunekit.pruning import Recipe, read
 from prunekit.ranks import ALONE, Ranks
@@ -68,7 +69,8 @@ def residual_order(
     """
     pruned = [linear for block in blocks for linear in block.pruned]
     readers = {linear for linear in pruned if axes.get(f"{linear.name}.weight") == 1}
-    if not readers:
+    pattern = recipe.pattern
+    if not readers or not isinstance(pattern, NOfM):
         return None
     each, found = -(-ROWS // len(readers)), list[Tensor]()
     for visit, block in visits:
@@ -78,7 +80,7 @@ def residual_order(
                 saliency = read(visit.block, linear).square_().mul_(stats[ColumnEnergy].total)
                 rows = saliency[:: -(-len(saliency) // each)]
                 found.append((rows / rows.sum().clamp_min(1e-30)).cpu())
-    return ranks.lead(lambda: order(torch.cat(found), recipe.pattern, 2 * ROWS).tolist())
+    return ranks.lead(lambda: order(torch.cat(found), pattern, 2 * ROWS).tolist())
 
 
 @torch.no_grad()
