@@ -83,7 +83,7 @@ class Checkpoint:
     order: list[int] = field(default_factory=list)
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return tensors on the CPU: mapped from the file, or expanded from what it holds.
+        """Return tensors on the CPU: mapped from the file, expanded from what it holds, or moved.
 
         Raises:
             CheckpointError: A compressed weight is not sound.

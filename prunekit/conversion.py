@@ -1,6 +1,7 @@
 """Checkpoints from one format to another, a few layers at a time, without running the model."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,22 +132,29 @@ def _convert(checkpoint: Checkpoint, target: Path, kind: Format) -> Converted:
         raise ConfigError(f"{target}: is not empty; choose another folder.")
     linears = _linears(checkpoint)
     groups = list(_groups(checkpoint))
-    fresh = not target.exists()
+    output, existing = Output(target, len(groups)), nearest_folder(target, str(target))
     target.mkdir(parents=True, exist_ok=True)
-    output = Output(target, len(groups))
     try:
         compressed, dense = _write(checkpoint, output, groups, linears, kind)
+        _keep_report(checkpoint.folder, target)
+        output.finish(checkpoint, None, kind, compressed)
     except BaseException:
-        for number in range(1, len(groups) + 1):
-            output.shard(number).unlink(missing_ok=True)
-        if fresh:
-            target.rmdir()
+        with suppress(OSError):
+            _remove(target, existing)
         raise
-    _keep_report(checkpoint.folder, target)
-    output.finish(checkpoint, None, kind, compressed)
     before = sum(entry.nbytes for entry in checkpoint.files.values())
     after = sum(entry.nbytes for entry in open_checkpoint(target).files.values())
     return Converted(target, compressed, dense, before, after)
+
+
+def _remove(target: Path, existing: Path) -> None:
+    """Remove what was written to a folder that was empty, and the folders that were not there."""
+    for file in target.iterdir():
+        file.unlink()
+    for folder in [target, *target.absolute().parents]:
+        if folder == existing:
+            return
+        folder.rmdir()
 
 
 def _write(

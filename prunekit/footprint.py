@@ -68,6 +68,7 @@ class Memory:
         ahead: The next block, which is fetched while one is pruned.
         passing: Hidden states of one batch, as it comes from elsewhere and goes back.
         writer: The whole model with its cache, where it writes its own calibration text before.
+        moved: What lies outside the blocks, where its entries get another order.
         where: Of hidden states.
     """
 
@@ -82,6 +83,7 @@ class Memory:
     ahead: int = 0
     passing: int = 0
     writer: int = 0
+    moved: int = 0
     where: Where = "device"
 
     @property
@@ -98,7 +100,8 @@ class Memory:
         """Bytes of main memory, beside the process itself."""
         if not self.apart:
             return self.total
-        return 2 * self.results + self.ahead + (self.hidden if self.where == "host" else 0)
+        loop = 2 * self.results + self.ahead + (self.hidden if self.where == "host" else 0)
+        return max(loop, self.moved)
 
     @property
     def disk(self) -> int:
@@ -171,6 +174,7 @@ def memory(
         apart=given.device.type != "cpu",
         # On a CPU it waits in the system's cache of files.
         ahead=max(sizes) * stored if given.device.type != "cpu" else 0,
+        moved=2 * ends * stored * (recipe.permute == "residual"),
         passing=(1 + streams) * (hidden + remembered) * batch // given.tokens,
     )
 
@@ -240,8 +244,10 @@ def work(blocks: Sequence[Block], recipe: Recipe, given: Circumstances) -> Work:
         for stage in block.pruned_stages
         for kind in recipe.needs
     )
+    orders = bool(recipe.permute) + (recipe.permute == "residual")
+    forwards = passes(recipe) * (1 + recipe.beside) + orders
     return Work(
-        forward=int(once * passes(recipe)) * (1 + recipe.beside) if recipe.needs else 0,
+        forward=int(once * forwards) if recipe.needs else 0,
         gather=gathered * recipe.steps,
         solve=_solves(blocks, recipe, given),
     )

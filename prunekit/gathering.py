@@ -16,7 +16,7 @@ from prunekit import allocator
 from prunekit.errors import NumericsError
 from prunekit.experts import Expert
 from prunekit.layout import Linear
-from prunekit.memo import Memo
+from prunekit.memo import Form, Memo
 from prunekit.statistics import Cross, Gathered, Starved, Statistic
 from prunekit.walk import Enough, Visit
 
@@ -66,8 +66,9 @@ def gather_in_turn(
     With ``last`` the dense model goes on to the next block, if nothing keeps it from it.
     """
     paths = [[linear.path for linear in linears] for linears in stages]
+    forms: dict[str, Form] = {}
     for stream in visit.streams:
-        stream.memo = Memo(stream.block, paths, stream.shelf, stream.runner.forms)
+        stream.memo = Memo(stream.block, paths, stream.shelf, forms)
     for number, linears in enumerate(stages, 1):
         allocator.give_back()
         onward = last and number == len(stages)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -105,7 +106,8 @@ class Weights:
         self._prefixes = {module: name for name, module in model.named_modules()}
         for module in model.modules():
             if _looks_up(module):
-                module.register_forward_hook(self._cast)
+                # Not one of ours: a block may be copied with its hooks.
+                module.register_forward_hook(partial(_cast, dtype))
 
     def load(self, module: nn.Module, *, without: Iterable[nn.Module] = ()) -> None:
         """Give a module's parameters and persistent buffers their stored values.
@@ -167,12 +169,13 @@ class Weights:
                 if value is not None:
                     child._parameters[name] = nn.Parameter(value.to("meta"), requires_grad=False)
 
-    def _cast(self, _: nn.Module, __: tuple, looked_up: Tensor) -> Tensor:
-        return looked_up.to(self.dtype)
-
     def _name(self, module: nn.Module, name: str) -> str:
         prefix = self._prefixes[module]
         return f"{prefix}.{name}" if prefix else name
+
+
+def _cast(dtype: torch.dtype, _: nn.Module, __: tuple, looked_up: Tensor) -> Tensor:
+    return looked_up.to(dtype)
 
 
 def _looks_up(module: nn.Module) -> bool:

@@ -14,6 +14,7 @@ Shapes: B samples, T tokens, D features.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,13 +22,29 @@ from jaxtyping import Float
 from torch import Size, Tensor, nn
 
 from prunekit.placement import HiddenStates
-from prunekit.stack import Form
 
 Shelf = Callable[[], HiddenStates]
 Call = Callable[[], Float[Tensor, "B T D"]]
 Key = tuple[str, int]
 WIDEST = 2
 """What a linear reads is kept if it is at most so many times as wide as the hidden states."""
+
+
+@dataclass
+class Form:
+    """What is found out about a part of a block, the first time that it is run.
+
+    Attributes:
+        length: Of the tuple that it answers, if it does.
+        plain: It gives one tensor of the size of the hidden states.
+        ends: With what its last linear gives; None: not looked yet.
+        adds: The block only adds that to the hidden states; None: not tried yet.
+    """
+
+    length: int | None = None
+    plain: bool = True
+    ends: bool | None = None
+    adds: bool | None = None
 
 
 class Memo:
@@ -37,7 +54,7 @@ class Memo:
         block: The block, or a twin of it.
         stages: Paths of its linears that are pruned, in the order in which they are run.
         shelf: Makes a place for what is kept of every batch.
-        forms: What is known of parts, and will be, of all blocks that are built alike.
+        forms: What is known of parts by their paths, and will be: a block and its twin share it.
 
     Attributes:
         stage: Which stage is looked at; those before it are settled.
@@ -48,11 +65,11 @@ class Memo:
         block: nn.Module,
         stages: Sequence[Sequence[str]],
         shelf: Shelf = list,
-        forms: dict[Any, Form] | None = None,
+        forms: dict[str, Form] | None = None,
     ) -> None:
         self.stage = 0
         forms = {} if forms is None else forms
-        built = tuple((path, type(module)) for path, module in block.named_modules())
+        self._stages = [[block.get_submodule(path) for path in paths] for paths in stages]
         when = {path: number for number, paths in enumerate(stages) for path in paths}
         known: dict[str, _Part] = {}
         self._settled: list[list[_Part]] = []
@@ -61,7 +78,7 @@ class Memo:
             for path in paths:
                 if path not in known:
                     last = _last(path, when)
-                    form = forms.setdefault((built, path, last), Form())
+                    form = forms.setdefault(path, Form())
                     linear = block.get_submodule(last) if last else None
                     known[path] = _Part(block.get_submodule(path), linear, shelf, form)
             self._settled.append([known[path] for path in paths])
@@ -90,8 +107,12 @@ class Memo:
             hidden: What the block reads; nobody needs it as it is.
             calls: Gives the calls of the block on each batch, around which this is.
         """
-        for part in self._settled[self.stage]:
-            part.fold(hidden, calls)
+        later = self._settled[self.stage :]
+        unsettled = [linear for linears in self._stages[self.stage :] for linear in linears]
+        for part in later[0]:
+            # A part of another one that settles later would be run once more.
+            if all(part in settled for settled in later):
+                part.fold(hidden, calls, unsettled)
 
 
 class _Part:
@@ -183,13 +204,18 @@ class _Part:
         length = self._form.length
         return given if length is None else (given, *[None] * (length - 1))
 
-    def fold(self, hidden: HiddenStates, calls: Callable[[], Iterator[Call]]) -> None:
+    def fold(
+        self,
+        hidden: HiddenStates,
+        calls: Callable[[], Iterator[Call]],
+        unsettled: Sequence[nn.Module],
+    ) -> None:
         """Add what it gives to the hidden states, if what its last linear read is known."""
         reads = [("read", batch) for batch in range(len(hidden))]
         if not reads or not self._last or any(read not in self._kept for read in reads):
             return
         if self._form.adds is None:
-            self._form.adds = self._try(hidden, calls)
+            self._form.adds = self._try(hidden, calls, unsettled)
         if not self._form.adds:
             return
         self._folded = True
@@ -198,15 +224,27 @@ class _Part:
             if (read := self._kept.take(key)) is not None:
                 hidden[batch] = hidden[batch] + self._last(read)
 
-    def _try(self, hidden: HiddenStates, calls: Callable[[], Iterator[Call]]) -> bool:
-        """Say whether the block adds it; if so, the first batch is folded then."""
-        before, expected = hidden[0].clone(), next(calls())()
+    def _try(
+        self,
+        hidden: HiddenStates,
+        calls: Callable[[], Iterator[Call]],
+        unsettled: Sequence[nn.Module],
+    ) -> bool:
+        """Say whether the block adds it; if so, the first batch is folded then.
+
+        It does if with zeros in its place the block gives the same, and linears that are not
+        settled read the same: of a block that is dead beside it, what it gives tells nothing.
+        """
+        before, expected = hidden[0].clone(), _traced(next(calls()), unsettled)
         if not self._form.ends:
             return False
         whole = before + self._kept.get(("given", 0))
+        # A sum in another type would have the block go on in that; zeros tell nothing either.
+        if whole.dtype != before.dtype or torch.equal(whole, before):
+            return False
         self._folded, hidden[0] = True, whole
-        # Zeros and a sum in another type would have it go on in that.
-        adds = whole.dtype == before.dtype and torch.equal(next(calls())(), expected)
+        found = _traced(next(calls()), unsettled)
+        adds = len(found) == len(expected) and all(map(torch.equal, found, expected))
         if not adds:
             self._folded, hidden[0] = False, before
         return adds
@@ -248,6 +286,17 @@ class _Kept:
         if isinstance(self._shelf, list):
             self._shelf[place] = value.new_empty(0)
         return value
+
+
+def _traced(call: Call, linears: Sequence[nn.Module]) -> list[Tensor]:
+    """Return what linears read in a call, and what it gives."""
+    found: list[Tensor] = []
+    with ExitStack() as stack:
+        for linear in linears:
+            hook = linear.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+            stack.callback(hook.remove)
+        found.append(call())
+    return found
 
 
 @contextmanager

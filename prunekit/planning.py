@@ -40,7 +40,7 @@ from prunekit.permutation import check_permutable
 from prunekit.placement import Where
 from prunekit.pruning import Recipe
 from prunekit.ranks import ALONE, Ranks
-from prunekit.residual import residual_axes
+from prunekit.residual import check_moves, residual_axes
 from prunekit.room import free, free_host, neighbours
 from prunekit.sections import Prune
 from prunekit.stack import StackRunner
@@ -163,6 +163,7 @@ def plan(config: Config, ranks: Ranks = ALONE, preflight: Preflight | None = Non
         check_permutable(model, stacks)
     if recipe.permute == "residual":
         residual_axes(model)
+        check_moves(model, checkpoint)
     stored = _stored(model, checkpoint, blocks, asked)
     dtype = compute_dtype(_widest(asked or stored_dtype(checkpoint), blocks, stored), device)
     # CPUs of ranks may differ; in the wider type all can run.

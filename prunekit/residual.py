@@ -15,9 +15,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunekit.architectures import find
+from prunekit.checkpoint import Checkpoint
 from prunekit.errors import ConfigError, ShapeError
 from prunekit.gathering import gather
 from prunekit.layout import Block
+from prunekit.loading import stored_names
 from prunekit.patterns.n_of_m import NOfM
 from prunekit.permutation import order
 from prunekit.pruning import Recipe, read
@@ -29,7 +31,7 @@ from prunekit.width import coordinates
 Axes = Mapping[str, int]
 """Name of a parameter → the axis along which the coordinates lie."""
 ROWS = 4096
-"""Rows that are looked at, of all linears together."""
+"""Rows that are looked at, of all linears together; at least one of each."""
 
 
 def residual_axes(model: PreTrainedModel) -> Axes:
@@ -79,8 +81,24 @@ def residual_order(
             for linear in linears:
                 saliency = read(visit.block, linear).square_().mul_(stats[ColumnEnergy].total)
                 rows = saliency[:: -(-len(saliency) // each)]
-                found.append((rows / rows.sum().clamp_min(1e-30)).cpu())
+                found.append(rows / rows.sum().clamp_min(1e-30))
     return ranks.lead(lambda: order(torch.cat(found), pattern, 2 * ROWS).tolist())
+
+
+def check_moves(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint with tensors of the stream's width of which the model knows nothing.
+
+    Raises:
+        ConfigError: So it is.
+    """
+    width = model.config.hidden_size
+    for name in checkpoint.entries.keys() - {*stored_names(model, checkpoint).values()}:
+        if width in checkpoint.entries[name].shape:
+            raise ConfigError(
+                f'permute = "residual": {type(model).__name__}, which config.json names, does not '
+                f"read {name}, so that nobody says how to move it. Correct `architectures` there, "
+                "or take permute = true."
+            )
 
 
 @torch.no_grad()

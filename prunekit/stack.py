@@ -9,7 +9,6 @@ Shapes: B samples, T tokens, D features of the hidden state.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -68,23 +67,6 @@ def _constant(value: Any) -> bool:  # noqa: ANN401
     return value is None or isinstance(value, bool | int | float | str | Tensor)
 
 
-@dataclass
-class Form:
-    """What is found out about a part of blocks that are built alike, the first time that it runs.
-
-    Attributes:
-        length: Of the tuple that it answers, if it does.
-        plain: It gives one tensor of the size of the hidden states.
-        ends: With what its last linear gives; None: not looked yet.
-        adds: The block only adds that to the hidden states; None: not tried yet.
-    """
-
-    length: int | None = None
-    plain: bool = True
-    ends: bool | None = None
-    adds: bool | None = None
-
-
 class StackRunner:
     """The blocks of one stack, each of which can be run by itself."""
 
@@ -103,7 +85,6 @@ class StackRunner:
         self._tails: dict[torch.Size, tuple | None] = {}
         self._like: tuple | None = None  # what the last call was for
         self._call: tuple[tuple, dict[str, Any]] = (), {}
-        self.forms: dict[Any, Form] = {}
 
     @property
     def features(self) -> int:

@@ -32,7 +32,8 @@ class Visit:
 
     ``hidden`` gives one tensor [B, T, D] a batch. Set ``onward`` to False when nobody reads what
     the block gives. The other ``ranks`` visit the same block with other samples; ``samples`` are
-    the numbers that those of each batch have among all of them. ``dense`` visits it in the dense
+    the numbers that those of each batch have among all of them. Once a block is being pruned by
+    stage, ``hidden`` may hold what settled parts of it add. ``dense`` visits it in the dense
     model: with the hidden states that blocks give there, and a ``twin`` of it. ``memo`` is what is
     known of parts of the block, as long as nobody changes them; ``shelf`` makes its places.
     """

@@ -47,7 +47,7 @@ def test_models_are_the_same_as_without(model_type, section, monkeypatch):
         assert torch.equal(found[name], value), name
 
 
-@pytest.mark.parametrize(("target", "runs"), [("layer", 3), ("dense", 2 * 3)])
+@pytest.mark.parametrize(("target", "runs"), [("layer", 3 + 1), ("dense", 2 * 3 + 1)])
 def test_attention_is_run_once_a_batch_and_once_to_see_what_it_is(target, runs, monkeypatch):
     from torch.nn import functional
 
@@ -60,7 +60,7 @@ def test_attention_is_run_once_a_batch_and_once_to_see_what_it_is(target, runs, 
     section = {"method": "sparsegpt", "target": target, "propagation": "stage"}
     pruned("llama", section)
     embeddings, layers = 3, 2  # embeddings run the first block for its form
-    assert len(calls) == embeddings + layers * runs + 1
+    assert len(calls) == embeddings + layers * runs
 
 
 class Part(nn.Module):
@@ -136,6 +136,9 @@ class Around(nn.Module):
 
 WAYS = {
     "added": (lambda x, given, last: x + given + last(x + given), True),
+    "added, and dead beside it": (lambda x, given, last: x + given + 0 * last(x + given), True),
+    "parallel, and dead beside it": (lambda x, given, last: x + given + 0 * last(x), False),
+    "nothing": (lambda x, given, last: x + 0 * given + last(x), False),
     "scaled": (lambda x, given, last: x + 0.5 * given + last(x + 0.5 * given), False),
     "parallel": (lambda x, given, last: x + given + last(x), False),
     "alone": (lambda x, given, last: given + last(given), False),
@@ -151,7 +154,7 @@ def test_what_is_only_added_takes_the_place_of_what_was_read(way, shelf, tmp_pat
     how, folds = WAYS[way]
     place = list if shelf == "list" else lambda: OnDisk(torch.device("cpu"), tmp_path)
     forms = {}
-    for _ in range(2):  # blocks built alike, of which the first one shows what they are
+    for _ in range(2):  # as a block and its twin, of which the first one shows what both are
         block, hidden, given = Around(how).eval(), place(), torch.randn(3, 2, 5, 4)
         hidden.extend(given.clone())
         memo = Memo(block, STAGES, place, forms)
@@ -171,6 +174,53 @@ def test_what_is_only_added_takes_the_place_of_what_was_read(way, shelf, tmp_pat
         assert all(map(torch.equal, hidden, sums if folds else given))
         runs -= block.part.runs - 2 * len(given)
     assert runs == 0  # of the second one nothing is tried
+
+
+class Core(nn.Module):
+    """All of a block in one part."""
+
+    def __init__(self):
+        super().__init__()
+        self.part, self.last = Part(lambda x: x), nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = x + self.part(x)
+        return x + self.last(x)
+
+
+@torch.no_grad()
+def test_a_part_of_one_that_settles_later_is_not_folded():
+    torch.manual_seed(0)
+    block, hidden = nn.Sequential(Core()).eval(), [*torch.randn(3, 2, 5, 4)]
+    expected = [block(x) for x in hidden]
+    memo = Memo(block, [["0.part.first"], ["0.part.second"], ["0.last"]])
+
+    def calls():
+        for number, x in enumerate(hidden):
+            yield memo.around(number, x, lambda x=x: block(x))
+
+    for memo.stage in range(4):
+        memo.fold(hidden, calls)
+        assert all(map(torch.equal, [call() for call in calls()], expected))
+
+
+def zeroed(model):
+    """Make attention of the first block give nothing."""
+    with torch.no_grad():
+        model.get_parameter("model.layers.0.self_attn.o_proj.weight").zero_()
+    return model
+
+
+@pytest.mark.parametrize("model_type", ["gemma3_text", "llama"])
+def test_attention_that_gives_nothing_tells_nothing_of_other_blocks(model_type, monkeypatch):
+    ids = torch.randint(3, 60, (10, 9), generator=torch.Generator().manual_seed(1))
+    found = []
+    for fold in (Memo.fold, lambda *_: None):
+        monkeypatch.setattr(Memo, "fold", fold)
+        model = zeroed(tiny(model_type))
+        prunekit.prune(model, ids, sparsity=0.5, iterations=3)
+        found.append(model.state_dict())
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
 def test_a_part_that_is_called_twice_is_run_again():

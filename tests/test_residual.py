@@ -16,7 +16,7 @@ from prunekit.running import run
 from prunekit.sections import Prune
 from prunekit.walk import batches, walk
 from tests.architectures import TINY, tiny
-from tests.checkpoints import planned, run_whole_and_stopped, tensors, write
+from tests.checkpoints import configure, planned, run_whole_and_stopped, tensors, write
 from tests.test_permutation import IDS, answer, noisy
 
 SECTION = {"method": "wanda", "pattern": "2:4", "permute": "residual"}
@@ -102,6 +102,13 @@ def test_a_run_gives_what_pruning_in_memory_gives(tmp_path):
     prunekit.prune(model, ids, **SECTION)
     for name, value in tensors(tmp_path / "out").items():
         assert torch.equal(value, model.state_dict()[name]), name
+
+
+def test_a_tensor_that_the_model_does_not_read_is_not_left_in_the_old_order(tmp_path):
+    folder = write(tmp_path / "m", "llama", tie_word_embeddings=False)
+    configure(folder, architectures=["LlamaModel"])
+    with pytest.raises(ConfigError, match=r"LlamaModel, which .* does not read lm_head\.weight"):
+        planned(folder, tmp_path / "out", prune=SECTION)
 
 
 def test_is_refused_where_it_means_nothing():

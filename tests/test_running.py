@@ -405,6 +405,7 @@ SECTIONS = {
             "steps": 2,
         }
     },
+    "dense target": {"prune": {"method": "admm", "iterations": 3}},
 }
 
 
