@@ -25,6 +25,7 @@ CASES = {
     "wanda 4:8, refined": {"method": "wanda", "pattern": "4:8", "refine": "pcg"},
     "ria layer, steps": {"method": "ria", **LAYER, "steps": 2},
     "wanda, permuted": {"method": "wanda", "pattern": "2:4", "permute": True},
+    "wanda, residual": {"method": "wanda", "pattern": "2:4", "permute": "residual"},
     "wanda, lowrank": {"method": "wanda", "pattern": "2:4", "recover": "lowrank"},
     "sparsegpt 2:4": {"method": "sparsegpt", "pattern": "2:4"},
     "sparsegpt block": {"method": "sparsegpt", **BLOCK, "propagation": "block"},
