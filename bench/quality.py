@@ -154,10 +154,16 @@ def save(dense: dict[str, float], cells: dict[tuple[str, ...], Cell]) -> None:
     known = [*cells.values()]
     (FOLDER / "quality.md").write_text(table(dense, known, METHODS))
     measured = [cell for cell in known if cell["method"] in {"ours", *OPTIONS}]
-    compared = {key(cell)[:2] for cell in measured if cell["method"] in OPTIONS}
+    compared = {_of(cell) for cell in measured if cell["method"] in OPTIONS}
     (FOLDER / "options.md").write_text(
-        table(dense, [cell for cell in measured if key(cell)[:2] in compared], ["ours", *OPTIONS])
+        table(dense, [cell for cell in measured if _of(cell) in compared], ["ours", *OPTIONS])
     )
+
+
+def _of(cell: Cell) -> tuple[str, ...]:
+    """Return what cells that can be compared have in common: model, pattern, seed."""
+    model, pattern, _, seed = key(cell)
+    return model, pattern, seed
 
 
 def summary(cells: list[Cell]) -> dict[tuple[str, str, str], tuple[float, float, int]]:
