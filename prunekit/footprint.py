@@ -196,7 +196,8 @@ def _solve(stage: Sequence[Linear], recipe: Recipe, given: Circumstances) -> int
     matrices = (max(method.copies, REFINED) if recipe.refine else method.copies) + aims
     # An inverse waits for its turn beside the one in use, where there are several.
     waits = given.ranks.several and method.shared_inverses and _inverses(stage, recipe) > 1
-    squares = method.squares + aims + waits
+    # What is aimed at takes a factor, which is gone before the method begins.
+    squares = max(method.squares + waits, aims)
     joined = max(linear.size * given.stored[linear.name].itemsize for linear in stage)
     return int(4 * (matrices * own + squares * stage[0].inputs ** 2)) + joined
 

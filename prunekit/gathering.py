@@ -69,6 +69,8 @@ def gather_in_turn(
     forms: dict[str, Form] = {}
     for stream in visit.streams:
         stream.memo = Memo(stream.block, paths, stream.shelf, forms)
+    if last and visit.memo:
+        visit.memo.explore(visit.hidden, visit.calls)
     for number, linears in enumerate(stages, 1):
         allocator.give_back()
         onward = last and number == len(stages)
@@ -77,7 +79,7 @@ def gather_in_turn(
             if stream.memo:
                 stream.memo.stage = number
                 if last and number < len(stages):
-                    stream.memo.fold(stream.hidden, stream.calls)
+                    stream.memo.fold(stream.hidden)
     allocator.give_back()
 
 

@@ -26,6 +26,8 @@ from prunekit.placement import HiddenStates
 Shelf = Callable[[], HiddenStates]
 Call = Callable[[], Float[Tensor, "B T D"]]
 Key = tuple[str, int]
+Trace = list[tuple[nn.Module | None, Tensor]]
+"""What linears read, in their order, and at the end what the block gives."""
 WIDEST = 2
 """What a linear reads is kept if it is at most so many times as wide as the hidden states."""
 
@@ -38,13 +40,13 @@ class Form:
         length: Of the tuple that it answers, if it does.
         plain: It gives one tensor of the size of the hidden states.
         ends: With what its last linear gives; None: not looked yet.
-        adds: The block only adds that to the hidden states; None: not tried yet.
+        adds: The block only adds that to the hidden states.
     """
 
     length: int | None = None
     plain: bool = True
     ends: bool | None = None
-    adds: bool | None = None
+    adds: bool = False
 
 
 class Memo:
@@ -69,8 +71,8 @@ class Memo:
     ) -> None:
         self.stage = 0
         forms = {} if forms is None else forms
-        self._stages = [[block.get_submodule(path) for path in paths] for paths in stages]
         when = {path: number for number, paths in enumerate(stages) for path in paths}
+        self._linears = [block.get_submodule(path) for path in when]
         known: dict[str, _Part] = {}
         self._settled: list[list[_Part]] = []
         for stage in range(len(stages) + 1):
@@ -100,19 +102,41 @@ class Memo:
         return run
 
     @torch.no_grad()
-    def fold(self, hidden: HiddenStates, calls: Callable[[], Iterator[Call]]) -> None:
-        """Add what settled parts give to the hidden states, where the block does only that.
+    def explore(self, hidden: HiddenStates, calls: Callable[[], Iterator[Call]]) -> None:
+        """Find out, before any is settled, of which parts the block only adds what they give.
+
+        It is tried on the first batch: with the sum in place of the hidden states and zeros in
+        place of what a part gives the block has to give the same, and its other linears to read
+        the same: of a block that is dead beside it what the block gives would tell nothing.
 
         Args:
-            hidden: What the block reads; nobody needs it as it is.
+            hidden: What the block reads; it is as before afterwards.
             calls: Gives the calls of the block on each batch, around which this is.
         """
-        later = self._settled[self.stage :]
-        unsettled = [linear for linears in self._stages[self.stage :] for linear in linears]
-        for part in later[0]:
-            # A part of another one that settles later would be run once more.
-            if all(part in settled for settled in later):
-                part.fold(hidden, calls, unsettled)
+        early = [part for settled in self._settled[-2:-1] for part in settled]
+        parts = [part for part in early if part in self._settled[-1]]
+        if not parts or not len(hidden):
+            return
+        before = hidden[0].clone()
+        with ExitStack() as stack:
+            for part in parts:
+                stack.enter_context(part.observed(0, before))
+            expected = _traced(next(calls()), self._linears)
+        for part in parts:
+            with part.added(before) as whole:
+                if whole is not None:
+                    hidden[0] = whole
+                    part.judge(expected, _traced(next(calls()), self._linears))
+                    hidden[0] = before
+
+    @torch.no_grad()
+    def fold(self, hidden: HiddenStates) -> None:
+        """Add what settled parts give to the hidden states, where the block does only that.
+
+        ``hidden``: what the block reads; nobody needs it as it is.
+        """
+        for part in self._settled[self.stage]:
+            part.fold(hidden)
 
 
 class _Part:
@@ -169,11 +193,12 @@ class _Part:
             with _instead(self._module, finish):
                 yield
         else:
-            with self._observed(batch, hidden):
+            with self.observed(batch, hidden):
                 yield
 
     @contextmanager
-    def _observed(self, batch: int, hidden: Tensor) -> Iterator[None]:
+    def observed(self, batch: int, hidden: Tensor) -> Iterator[None]:
+        """Note what it gives, and what kind of a part it is."""
         ends: list[Tensor] = []
         answers: list[Any] = []
 
@@ -204,50 +229,39 @@ class _Part:
         length = self._form.length
         return given if length is None else (given, *[None] * (length - 1))
 
-    def fold(
-        self,
-        hidden: HiddenStates,
-        calls: Callable[[], Iterator[Call]],
-        unsettled: Sequence[nn.Module],
-    ) -> None:
-        """Add what it gives to the hidden states, if what its last linear read is known."""
-        reads = [("read", batch) for batch in range(len(hidden))]
-        if not reads or not self._last or any(read not in self._kept for read in reads):
-            return
-        if self._form.adds is None:
-            self._form.adds = self._try(hidden, calls, unsettled)
-        if not self._form.adds:
+    @contextmanager
+    def added(self, before: Tensor) -> Iterator[Tensor | None]:
+        """Give the first batch with what this gave added, and give zeros; None if that is idle."""
+        given, whole = self._kept.take(("given", 0)), None
+        if given is not None and self._form.ends:
+            whole = before + given
+        # A sum in another type would have the block go on in that; zeros tell nothing.
+        if whole is None or whole.dtype != before.dtype or torch.equal(whole, before):
+            yield None
             return
         self._folded = True
-        self._kept.take(("given", 0))
+        try:
+            with self.settled(0, whole):
+                yield whole
+        finally:
+            self._folded = False
+
+    def judge(self, expected: Trace, found: Trace) -> None:
+        """See whether all is the same outside of this."""
+        inside = {*self._module.modules()}
+        one, other = ([x for at, x in trace if at not in inside] for trace in (expected, found))
+        self._form.adds = len(one) == len(other) and all(map(torch.equal, one, other))
+
+    def fold(self, hidden: HiddenStates) -> None:
+        """Add what it gives to the hidden states, if what its last linear read is known."""
+        reads = [("read", batch) for batch in range(len(hidden))]
+        if not self._form.adds or not self._last or any(key not in self._kept for key in reads):
+            return
+        self._folded = True
         for batch, key in enumerate(reads):
-            if (read := self._kept.take(key)) is not None:
-                hidden[batch] = hidden[batch] + self._last(read)
-
-    def _try(
-        self,
-        hidden: HiddenStates,
-        calls: Callable[[], Iterator[Call]],
-        unsettled: Sequence[nn.Module],
-    ) -> bool:
-        """Say whether the block adds it; if so, the first batch is folded then.
-
-        It does if with zeros in its place the block gives the same, and linears that are not
-        settled read the same: of a block that is dead beside it, what it gives tells nothing.
-        """
-        before, expected = hidden[0].clone(), _traced(next(calls()), unsettled)
-        if not self._form.ends:
-            return False
-        whole = before + self._kept.get(("given", 0))
-        # A sum in another type would have the block go on in that; zeros tell nothing either.
-        if whole.dtype != before.dtype or torch.equal(whole, before):
-            return False
-        self._folded, hidden[0] = True, whole
-        found = _traced(next(calls()), unsettled)
-        adds = len(found) == len(expected) and all(map(torch.equal, found, expected))
-        if not adds:
-            self._folded, hidden[0] = False, before
-        return adds
+            read = self._kept.take(key)
+            assert read is not None
+            hidden[batch] = hidden[batch] + self._last(read)
 
 
 class _Kept:
@@ -288,15 +302,15 @@ class _Kept:
         return value
 
 
-def _traced(call: Call, linears: Sequence[nn.Module]) -> list[Tensor]:
+def _traced(call: Call, linears: Sequence[nn.Module]) -> Trace:
     """Return what linears read in a call, and what it gives."""
-    found: list[Tensor] = []
+    found: Trace = []
     with ExitStack() as stack:
         for linear in linears:
-            hook = linear.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+            hook = linear.register_forward_pre_hook(lambda at, x: found.append((at, x[0])))
             stack.callback(hook.remove)
-        found.append(call())
-    return found
+        given = call()
+    return [*found, (None, given)]
 
 
 @contextmanager

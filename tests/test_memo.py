@@ -163,17 +163,19 @@ def test_what_is_only_added_takes_the_place_of_what_was_read(way, shelf, tmp_pat
             for number, x in enumerate(hidden):
                 yield memo.around(number, x, lambda x=x: block(x))
 
+        if not forms["part"].adds:
+            memo.explore(hidden, calls)
         for memo.stage in range(2):
             for call in calls():
                 call()
         memo.stage, runs = 2, block.part.runs
-        memo.fold(hidden, calls)
+        memo.fold(hidden)
         found = [call() for call in calls()]
         assert all(map(torch.equal, found, map(block, given)))
         sums = [x + block.part(x.tanh()) for x in given]
         assert all(map(torch.equal, hidden, sums if folds else given))
-        runs -= block.part.runs - 2 * len(given)
-    assert runs == 0  # of the second one nothing is tried
+        # What it read last is enough.
+        assert block.part.runs - runs == 2 * len(given)
 
 
 class Core(nn.Module):
@@ -199,8 +201,9 @@ def test_a_part_of_one_that_settles_later_is_not_folded():
         for number, x in enumerate(hidden):
             yield memo.around(number, x, lambda x=x: block(x))
 
+    memo.explore(hidden, calls)
     for memo.stage in range(4):
-        memo.fold(hidden, calls)
+        memo.fold(hidden)
         assert all(map(torch.equal, [call() for call in calls()], expected))
 
 

@@ -261,18 +261,18 @@ def search(
             return unit
         return own_scale(unit, inverses(unit, lambda penalty, _: [penalty])(FLOOR, None))
 
-    weight = torch.cat([layer.weight for layer in layers])
     try:
         scale = stats.once(("scale", damping, own), scaled)
-        target = (weight * scale).masked_fill_(gram.diagonal() == 0, 0)
+        target = torch.cat([layer.weight for layer in layers]).mul_(scale)
+        target.masked_fill_(gram.diagonal() == 0, 0)
         found = admm(target, gram, scale, project, penalties, inverses(scale, ahead))
     except ArithmeticError as error:
         raise NumericsError(f"{layers[0].name}: {error} Use more calibration tokens.") from error
-    change = found.sub_(target).div_(scale)
-    keep = project.keep
-    weight = change.add_(weight).masked_fill_(~keep, 0)
+    found.sub_(target).div_(scale)
+    del target
     counts = rows(layers)
+    parts = found.split(counts), project.keep.split(counts)
     return [
-        Pruned(weight, keep, {"damping": damping})
-        for weight, keep in zip(weight.split(counts), keep.split(counts), strict=True)
+        Pruned(change.add_(layer.weight).masked_fill_(~keep, 0), keep, {"damping": damping})
+        for layer, change, keep in zip(layers, *parts, strict=True)
     ]
