@@ -69,8 +69,8 @@ def gather_in_turn(
     forms: dict[str, Form] = {}
     for stream in visit.streams:
         stream.memo = Memo(stream.block, paths, stream.shelf, forms)
-    if last and visit.memo:
-        visit.memo.explore(visit.hidden, visit.calls)
+    if last:
+        visit.explore()
     for number, linears in enumerate(stages, 1):
         allocator.give_back()
         onward = last and number == len(stages)

@@ -102,32 +102,29 @@ class Memo:
         return run
 
     @torch.no_grad()
-    def explore(self, hidden: HiddenStates, calls: Callable[[], Iterator[Call]]) -> None:
+    def explore(self, hidden: Float[Tensor, "B T D"], bind: Callable[[Tensor], Call]) -> None:
         """Find out, before any is settled, of which parts the block only adds what they give.
 
-        It is tried on the first batch: with the sum in place of the hidden states and zeros in
-        place of what a part gives the block has to give the same, and its other linears to read
-        the same: of a block that is dead beside it what the block gives would tell nothing.
+        With the sum in place of the hidden states and zeros in place of what a part gives the
+        block has to give the same, and its other linears to read the same: of a block that is dead
+        beside it what the block gives would tell nothing.
 
         Args:
-            hidden: What the block reads; it is as before afterwards.
-            calls: Gives the calls of the block on each batch, around which this is.
+            hidden: What the block reads, of a sample or more.
+            bind: Returns the call of the block on such.
         """
         early = [part for settled in self._settled[-2:-1] for part in settled]
         parts = [part for part in early if part in self._settled[-1]]
-        if not parts or not len(hidden):
+        if not parts:
             return
-        before = hidden[0].clone()
         with ExitStack() as stack:
             for part in parts:
-                stack.enter_context(part.observed(0, before))
-            expected = _traced(next(calls()), self._linears)
+                stack.enter_context(part.observed(0, hidden))
+            expected = _traced(bind(hidden), self._linears)
         for part in parts:
-            with part.added(before) as whole:
+            with part.added(hidden) as whole:
                 if whole is not None:
-                    hidden[0] = whole
-                    part.judge(expected, _traced(next(calls()), self._linears))
-                    hidden[0] = before
+                    part.judge(expected, _traced(bind(whole), self._linears))
 
     @torch.no_grad()
     def fold(self, hidden: HiddenStates) -> None:
@@ -231,7 +228,7 @@ class _Part:
 
     @contextmanager
     def added(self, before: Tensor) -> Iterator[Tensor | None]:
-        """Give the first batch with what this gave added, and give zeros; None if that is idle."""
+        """Give the hidden states with what this gave added, and give zeros; None: that is idle."""
         given, whole = self._kept.take(("given", 0)), None
         if given is not None and self._form.ends:
             whole = before + given

@@ -91,6 +91,11 @@ class StackRunner:
         """Width of the embeddings that the stack is called with."""
         return self.model.get_input_embeddings().weight.shape[1]  # pyright: ignore
 
+    @property
+    def simple(self) -> bool:
+        """Whether blocks answer hidden states alone."""
+        return not any(self._tails.values())
+
     @torch.no_grad()
     def enter(self, ids: Int[Tensor, "B T"], context: Context) -> Float[Tensor, "B T D"]:
         """Return what the first block reads; runs the embeddings and, for its form, that block."""

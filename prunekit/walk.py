@@ -89,6 +89,16 @@ class Visit:
             yield self.memo.around(batch, hidden, call) if self.memo else call
 
     @torch.no_grad()
+    def explore(self) -> None:
+        """Let the memo see, on one sample, what the block does with what its parts give.
+
+        A stack that hands on more than hidden states, or reads more, is not looked at.
+        """
+        if self.memo and len(self.hidden) and not self.contexts[0] and self.runner.simple:
+            sample = self.hidden[0][:1]
+            self.memo.explore(sample, lambda x: self.runner.bind(self.index, x, {}, self.twin))
+
+    @torch.no_grad()
     def reads(self, path: str) -> Iterator[Tensor]:
         """Give what a module of the block reads of each batch, whose forward ends there."""
         module, read = self.block.get_submodule(path), []
