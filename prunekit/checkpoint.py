@@ -91,9 +91,10 @@ class Checkpoint:
         names = list(names)
         tensors = self._mapped([name for name in names if name not in self.packed])
         tensors |= {name: self._expanded(name) for name in names if name in self.packed}
-        for name in self.moved.keys() & tensors:
-            tensors[name] = tensors[name].index_select(self.moved[name], torch.tensor(self.order))
-        return tensors
+        moved, order = self.moved.keys() & tensors, torch.tensor(self.order)
+        return tensors | {
+            name: tensors[name].index_select(self.moved[name], order) for name in moved
+        }
 
     def warm(self, names: Iterable[str], stop: Event) -> None:
         """Read tensors into the system's cache of files, until ``stop`` is set.

@@ -128,12 +128,13 @@ def _legacy_weights(folder: Path, kind: Format) -> dict[str, Packed]:
 
 
 def _convert(checkpoint: Checkpoint, target: Path, kind: Format) -> Converted:
-    if nearest_folder(target, str(target)) == target and any(target.iterdir()):
+    existing = nearest_folder(target, str(target))
+    if existing == target and any(target.iterdir()):
         raise ConfigError(f"{target}: is not empty; choose another folder.")
     linears = _linears(checkpoint)
     groups = list(_groups(checkpoint))
-    output, existing = Output(target, len(groups)), nearest_folder(target, str(target))
     target.mkdir(parents=True, exist_ok=True)
+    output = Output(target, len(groups))
     try:
         compressed, dense = _write(checkpoint, output, groups, linears, kind)
         _keep_report(checkpoint.folder, target)

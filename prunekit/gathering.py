@@ -47,10 +47,7 @@ def gather(
         NumericsError: The input of a linear is NaN or inf in some sample, or an expert is starved
             and must not be.
     """
-    found = [_empty(visit, linears, needs) for linears in stages]
-    if needs and stages:
-        _observe(visit, stages, found)
-    yield from zip(stages, _gathered(visit, stages, found, hunger), strict=True)
+    yield from zip(stages, _gather(visit, stages, needs, hunger), strict=True)
 
 
 def gather_in_turn(
@@ -74,7 +71,10 @@ def gather_in_turn(
     for number, linears in enumerate(stages, 1):
         allocator.give_back()
         onward = last and number == len(stages)
-        yield linears, _of_stage(visit, linears, needs, hunger, onward=onward)
+        [stats] = _gather(visit, [linears], needs, hunger, onward=onward)
+        allocator.give_back()
+        yield linears, stats
+        del stats  # while the next stage is looked at
         for stream in visit.streams:
             if stream.memo:
                 stream.memo.stage = number
@@ -83,18 +83,19 @@ def gather_in_turn(
     allocator.give_back()
 
 
-def _of_stage(
+def _gather(
     visit: Visit,
-    linears: Sequence[Linear],
+    stages: Sequence[Sequence[Linear]],
     needs: Sequence[type[Statistic]],
     hunger: Hunger | None,
     *,
-    onward: bool,
-) -> Gathered:
-    found = _empty(visit, linears, needs)
-    _observe(visit, [linears], [found], onward=onward)
-    allocator.give_back()
-    return _gathered(visit, [linears], [found], hunger)[0]
+    onward: bool = False,
+) -> list[Gathered]:
+    """Return what is gathered for each stage in one forward."""
+    found = [_empty(visit, linears, needs) for linears in stages]
+    if needs and stages:
+        _observe(visit, stages, found, onward=onward)
+    return _gathered(visit, stages, found, hunger)
 
 
 def _empty(

@@ -1,7 +1,7 @@
 """A model without weights, whose modules are given theirs one after another from a checkpoint."""
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from functools import partial
 from pathlib import Path
 
@@ -216,6 +216,18 @@ def stored_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, st
     for name, stored in found.items():
         _check_shape(name, values[name], stored, checkpoint)
     return found
+
+
+def unread(
+    checkpoint: Checkpoint, stored: Mapping[str, str], widths: Set[int]
+) -> Iterator[tuple[str, Entry]]:
+    """Yield tensors that no module reads, by name, of which an axis has one of these sizes.
+
+    ``stored``: what :func:`stored_names` returns.
+    """
+    for name in sorted(checkpoint.entries.keys() - {*stored.values()}):
+        if widths & {*checkpoint.entries[name].shape}:
+            yield name, checkpoint.entries[name]
 
 
 def _renamed(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ Shapes: B samples, T tokens, D features.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,13 +39,13 @@ class Form:
     Attributes:
         length: Of the tuple that it answers, if it does.
         plain: It gives one tensor of the size of the hidden states.
-        ends: With what its last linear gives; None: not looked yet.
+        ends: With what its last linear gives.
         adds: The block only adds that to the hidden states.
     """
 
     length: int | None = None
     plain: bool = True
-    ends: bool | None = None
+    ends: bool = False
     adds: bool = False
 
 
@@ -113,8 +113,8 @@ class Memo:
             hidden: What the block reads, of a sample or more.
             bind: Returns the call of the block on such.
         """
-        early = [part for settled in self._settled[-2:-1] for part in settled]
-        parts = [part for part in early if part in self._settled[-1]]
+        early, end = self._settled[-2:-1], self._settled[-1]
+        parts = [part for settled in early for part in settled if part in end]
         if not parts:
             return
         with ExitStack() as stack:
@@ -122,9 +122,7 @@ class Memo:
                 stack.enter_context(part.observed(0, hidden))
             expected = _traced(bind(hidden), self._linears)
         for part in parts:
-            with part.added(hidden) as whole:
-                if whole is not None:
-                    part.judge(expected, _traced(bind(whole), self._linears))
+            part.judge(hidden, expected, lambda x: _traced(bind(x), self._linears))
 
     @torch.no_grad()
     def fold(self, hidden: HiddenStates) -> None:
@@ -174,7 +172,7 @@ class _Part:
         """Give what is known, or note what is given."""
         given, read = ("given", batch), self._kept.take(("read", batch))
         if self._folded:
-            with _instead(self._module, lambda *_, **__: self._answer(torch.zeros_like(hidden))):
+            with self._silent(hidden):
                 yield
         elif given in self._kept:
             with _instead(self._module, lambda *_, **__: self._answer(self._kept.get(given))):
@@ -226,25 +224,24 @@ class _Part:
         length = self._form.length
         return given if length is None else (given, *[None] * (length - 1))
 
-    @contextmanager
-    def added(self, before: Tensor) -> Iterator[Tensor | None]:
-        """Give the hidden states with what this gave added, and give zeros; None: that is idle."""
-        given, whole = self._kept.take(("given", 0)), None
-        if given is not None and self._form.ends:
-            whole = before + given
-        # A sum in another type would have the block go on in that; zeros tell nothing.
-        if whole is None or whole.dtype != before.dtype or torch.equal(whole, before):
-            yield None
-            return
-        self._folded = True
-        try:
-            with self.settled(0, whole):
-                yield whole
-        finally:
-            self._folded = False
+    def _silent(self, hidden: Tensor) -> AbstractContextManager[None]:
+        """Give zeros."""
+        return _instead(self._module, lambda *_, **__: self._answer(torch.zeros_like(hidden)))
 
-    def judge(self, expected: Trace, found: Trace) -> None:
-        """See whether all is the same outside of this."""
+    def judge(self, hidden: Tensor, expected: Trace, run: Callable[[Tensor], Trace]) -> None:
+        """See whether all is the same outside of this if what it gave is in the hidden states.
+
+        ``expected``: as it is, when what it gave was noted.
+        """
+        given = self._kept.take(("given", 0))
+        if given is None or not self._form.ends:
+            return
+        whole = hidden + given
+        # A sum in another type would have the block go on in that; zeros tell nothing.
+        if whole.dtype != hidden.dtype or torch.equal(whole, hidden):
+            return
+        with self._silent(whole):
+            found = run(whole)
         inside = {*self._module.modules()}
         one, other = ([x for at, x in trace if at not in inside] for trace in (expected, found))
         self._form.adds = len(one) == len(other) and all(map(torch.equal, one, other))

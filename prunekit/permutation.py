@@ -21,12 +21,12 @@ from prunekit.architectures import Stack
 from prunekit.architectures.coverage import ADVICE
 from prunekit.errors import ConfigError
 from prunekit.gathering import gather
-from prunekit.layout import Block
+from prunekit.layout import Block, Linear
 from prunekit.patterns.n_of_m import NOfM
 from prunekit.pruning import Recipe, read
 from prunekit.sites import Slices, heads_of, neurons_of, oriented
 from prunekit.stack import StackRunner
-from prunekit.statistics import ColumnEnergy
+from prunekit.statistics import ColumnEnergy, Gathered
 from prunekit.walk import Visit
 
 Orders = Mapping[str, list[list[int]]]
@@ -83,8 +83,8 @@ def axes(block: nn.Module, stack: Stack) -> Iterator[Axis]:
 def orders(visit: Visit, plan: Block, recipe: Recipe) -> Orders:
     """Return the orders in which the visited block, still dense, loses least to the pattern.
 
-    The loss of a weight is that of Wanda, squared: w² Σ x². Axes whose readers are not pruned, or
-    whose channels are no multiple of m, are left as they are; all are, if that is not asked for.
+    Axes whose readers are not pruned, or whose channels are no multiple of m, are left as they are;
+    all are, if that is not asked for.
     """
     pattern = recipe.pattern
     if not recipe.permute or not isinstance(pattern, NOfM):
@@ -101,14 +101,19 @@ def orders(visit: Visit, plan: Block, recipe: Recipe) -> Orders:
     def search() -> Orders:
         result = {}
         for axis, (linear,), stats in zip(free, stages, found, strict=True):
-            saliency = read(visit.block, linear).square_().mul_(stats[ColumnEnergy].total)
+            whole = saliency(visit, linear, stats)
             result[axis.name] = [
-                order(saliency[:, index].flatten(0, 1), pattern).tolist()
+                order(whole[:, index].flatten(0, 1), pattern).tolist()
                 for index in axis.reader.index
             ]
         return result
 
     return visit.ranks.lead(search)
+
+
+def saliency(visit: Visit, linear: Linear, stats: Gathered) -> Float[Tensor, "O I"]:
+    """Return what each weight of a linear is worth: Wanda's score, squared, w² Σ x²."""
+    return read(visit.block, linear).square_().mul_(stats[ColumnEnergy].total)
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ from prunekit.permutation import check_permutable
 from prunekit.placement import Where
 from prunekit.pruning import Recipe
 from prunekit.ranks import ALONE, Ranks
-from prunekit.residual import check_moves, residual_axes
+from prunekit.residual import Axes, check_moves, residual_axes
 from prunekit.room import free, free_host, neighbours
 from prunekit.sections import Prune
 from prunekit.stack import StackRunner
@@ -76,6 +76,7 @@ class Plan:
         device: Where blocks run.
         dtype: The type in which they run.
         stored: Name of each linear → the type in which its weight is written.
+        axes: Where coordinates of the residual stream lie that get another order, if they do.
         lengths: Tokens of a calibration sample and of an evaluation window, after the cap.
         memory: Peak bytes of the busiest rank.
         work: Operations of each rank.
@@ -96,6 +97,7 @@ class Plan:
     device: torch.device
     dtype: torch.dtype
     stored: dict[str, torch.dtype]
+    axes: Axes
     lengths: tuple[int, int]
     memory: Memory
     work: Work
@@ -161,10 +163,11 @@ def plan(config: Config, ranks: Ranks = ALONE, preflight: Preflight | None = Non
     recipe.check(blocks)
     if recipe.permute:
         check_permutable(model, stacks)
+    names, axes = stored_names(model, checkpoint), {}
     if recipe.permute == "residual":
-        residual_axes(model)
-        check_moves(model, checkpoint)
-    stored = _stored(model, checkpoint, blocks, asked)
+        axes = residual_axes(model)
+        check_moves(model, checkpoint, names)
+    stored = _stored(names, checkpoint, blocks, asked)
     dtype = compute_dtype(_widest(asked or stored_dtype(checkpoint), blocks, stored), device)
     # CPUs of ranks may differ; in the wider type all can run.
     dtype = reduce(torch.promote_types, ranks.exchange(dtype))
@@ -189,6 +192,7 @@ def plan(config: Config, ranks: Ranks = ALONE, preflight: Preflight | None = Non
         device=device,
         dtype=dtype,
         stored=stored,
+        axes=axes,
         lengths=lengths,
         memory=needs,
         work=work(blocks, recipe, given),
@@ -319,9 +323,11 @@ def _remarks(architecture: Architecture, model: PreTrainedModel, blocks: list[Bl
 
 
 def _stored(
-    model: PreTrainedModel, checkpoint: Checkpoint, blocks: list[Block], asked: torch.dtype | None
+    names: Mapping[str, str],
+    checkpoint: Checkpoint,
+    blocks: list[Block],
+    asked: torch.dtype | None,
 ) -> dict[str, torch.dtype]:
-    names = stored_names(model, checkpoint)
     return {
         linear.name: asked or checkpoint.entries[names[f"{linear.name}.weight"]].dtype
         for block in blocks

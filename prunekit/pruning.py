@@ -226,11 +226,7 @@ class BlockPruner:
     ) -> Iterator[Outcome]:
         several = self.recipe.steps > 1
         rows = {linear: self._dealt(visit, linear) for linear in plan.pruned}
-
-        def own(linear: Linear) -> Tensor:
-            return read(visit.block, linear, _own(visit, rows[linear]))
-
-        first = {linear: own(linear) for linear in plan.pruned if several}
+        first = {linear: _weight(visit, linear, rows[linear]) for linear in plan.pruned if several}
         for step in range(1, self.recipe.steps + 1):
             last = step == self.recipe.steps
             stages = looked or self._gather(visit, plan, last=last)
@@ -253,7 +249,7 @@ class BlockPruner:
         ``first``: the weights before the first step, where there are several.
         """
         began, (linears, stats) = time.perf_counter(), stage
-        dense = {linear: read(visit.block, linear, _own(visit, rows[linear])) for linear in linears}
+        dense = {linear: _weight(visit, linear, rows[linear]) for linear in linears}
         facts, wanted = self._prune(visit, dense, rows, stats, step)
         seconds = time.perf_counter() - began
         if first is None:
@@ -377,7 +373,7 @@ class BlockPruner:
     def _outcome(
         self, visit: Visit, linear: Linear, dense: Tensor, rows: Parts, stats: Gathered
     ) -> Outcome:
-        weight = read(visit.block, linear, _own(visit, rows))
+        weight = _weight(visit, linear, rows)
         zeros = (weight == 0).sum()[None]
         ranks = visit.ranks if rows else ALONE
         ranks.add(zeros, "errors")
@@ -407,13 +403,13 @@ class BlockPruner:
         ``aims``: what the weight aimed at, and what it was.
         """
         linear, (wanted, dense) = outcome.linear, aims
-        lost = wanted - read(visit.block, linear, _own(visit, rows))
+        lost = wanted - _weight(visit, linear, rows)
         lost = visit.ranks.join(lost, rows) if rows else lost
         found = factors(lost, stats[Gram].full, self.recipe.recover_rank)
         dtype = self.dtypes[linear.name]
         adapter = Adapter(found.up.to(dtype), found.down.to(dtype))
         adapter.add_to(visit.block.get_submodule(linear.path))
-        whole = read(visit.block, linear, _own(visit, rows))
+        whole = _weight(visit, linear, rows)
         ranks = visit.ranks if rows else ALONE
         entry = {"recovered_error": relative_error(dense, whole, stats, ranks)}
         kept = Adapter(adapter.up.cpu(), adapter.down.cpu())
@@ -428,6 +424,11 @@ class BlockPruner:
 def _own(visit: Visit, rows: Parts) -> slice:
     """Return the rows that this rank prunes."""
     return rows[visit.ranks.rank] if rows else slice(None)
+
+
+def _weight(visit: Visit, linear: Linear, rows: Parts) -> Float[Tensor, "O I"]:
+    """Return a float32 copy of the rows of a linear that this rank prunes."""
+    return read(visit.block, linear, _own(visit, rows))
 
 
 @torch.no_grad()

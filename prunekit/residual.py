@@ -19,10 +19,10 @@ from prunekit.checkpoint import Checkpoint
 from prunekit.errors import ConfigError, ShapeError
 from prunekit.gathering import gather
 from prunekit.layout import Block
-from prunekit.loading import stored_names
+from prunekit.loading import unread
 from prunekit.patterns.n_of_m import NOfM
-from prunekit.permutation import order
-from prunekit.pruning import Recipe, read
+from prunekit.permutation import order, saliency
+from prunekit.pruning import Recipe
 from prunekit.ranks import ALONE, Ranks
 from prunekit.statistics import ColumnEnergy
 from prunekit.walk import Visit
@@ -79,26 +79,24 @@ def residual_order(
         stages = [[*filter(readers.__contains__, stage)] for stage in block.pruned_stages]
         for linears, stats in gather(visit, [*filter(None, stages)], (ColumnEnergy,)):
             for linear in linears:
-                saliency = read(visit.block, linear).square_().mul_(stats[ColumnEnergy].total)
-                rows = saliency[:: -(-len(saliency) // each)]
+                whole = saliency(visit, linear, stats)
+                rows = whole[:: -(-len(whole) // each)]
                 found.append(rows / rows.sum().clamp_min(1e-30))
     return ranks.lead(lambda: order(torch.cat(found), pattern, 2 * ROWS).tolist())
 
 
-def check_moves(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+def check_moves(model: PreTrainedModel, checkpoint: Checkpoint, stored: Mapping[str, str]) -> None:
     """Refuse a checkpoint with tensors of the stream's width of which the model knows nothing.
 
     Raises:
         ConfigError: So it is.
     """
-    width = model.config.hidden_size
-    for name in checkpoint.entries.keys() - {*stored_names(model, checkpoint).values()}:
-        if width in checkpoint.entries[name].shape:
-            raise ConfigError(
-                f'permute = "residual": {type(model).__name__}, which config.json names, does not '
-                f"read {name}, so that nobody says how to move it. Correct `architectures` there, "
-                "or take permute = true."
-            )
+    for name, _ in unread(checkpoint, stored, {model.config.hidden_size}):
+        raise ConfigError(
+            f'permute = "residual": {type(model).__name__}, which config.json names, does not '
+            f"read {name}, so that nobody says how to move it. Correct `architectures` there, "
+            "or take permute = true."
+        )
 
 
 @torch.no_grad()

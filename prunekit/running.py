@@ -25,7 +25,7 @@ from prunekit.permutation import Orders, orders, rearrange
 from prunekit.placement import shelf
 from prunekit.planning import Plan
 from prunekit.pruning import BlockPruner, Looked, Outcome, survey
-from prunekit.residual import residual_axes, residual_order
+from prunekit.residual import residual_order
 from prunekit.storage import layer_of, pack, unpack
 from prunekit.verify import prove, recount
 from prunekit.walk import Visit, batches, glance, walk
@@ -151,7 +151,7 @@ class Run(Framed[Plan]):
 
     def _prune(self, tokens: Tokens | None, sparsities: Mapping[str, float]) -> Iterator[Record]:
         plan = self.plan
-        if plan.recipe.permute == "residual":
+        if plan.axes:
             yield from self._reorder(tokens)
         yield Record("phase", "prune", {"steps": len(plan.blocks)})
         with self._timed("write"):
@@ -188,19 +188,18 @@ class Run(Framed[Plan]):
 
     def _reorder(self, tokens: Tokens | None) -> Iterator[Record]:
         """Let the checkpoint be read with the coordinates of its residual stream in order."""
-        plan, axes = self.plan, residual_axes(self.plan.model)
+        plan = self.plan
         known = self.output.done.get(("order", "residual"))
         if known is None:
             yield Record("phase", "survey", {"steps": len(plan.blocks)})
             with self._timed("calibrate"):
                 visits = self._visits(tokens)
-                found = residual_order(visits, plan.blocks, axes, plan.recipe, self.ranks)
+                found = residual_order(visits, plan.blocks, plan.axes, plan.recipe, self.ranks)
             known = {"order": found}
             self.output.note("order", "residual", known)
         if known["order"]:
-            moved = {self.weights.stored[name]: axis for name, axis in axes.items()}
-            made = replace(plan.checkpoint, moved=moved, order=known["order"])
-            self.weights.checkpoint = made
+            moved = {self.weights.stored[name]: axis for name, axis in plan.axes.items()}
+            self.weights.checkpoint = replace(plan.checkpoint, moved=moved, order=known["order"])
 
     def _prune_apart(self, tokens: Tokens | None, pruner: BlockPruner) -> Iterator[Record]:
         """Deal out blocks, none of which waits for another to be pruned: each rank writes its own.

@@ -20,7 +20,7 @@ from prunekit.errors import CapacityError, ConfigError, ShapeError
 from prunekit.evaluation import device_of, load_tokenizer, measuring_dtype, stored_dtype
 from prunekit.kinds import WHOLE, Kind
 from prunekit.layout import runners
-from prunekit.loading import empty_model, longest, stored_names
+from prunekit.loading import empty_model, longest, stored_names, unread
 from prunekit.places import places
 from prunekit.planning import capped, check_disk, check_judged, check_writes
 from prunekit.ranks import ALONE, Ranks
@@ -288,10 +288,8 @@ def _check_budget(made: ShrinkPlan) -> None:
 def _check_unread(made: ShrinkPlan) -> None:
     """Refuse tensors that no module reads and that would keep coordinates that go."""
     widths = {place.units for place in made.places.get("hidden", ())}
-    unread = made.checkpoint.entries.keys() - set(made.stored.values())
-    for name in sorted(unread):
-        entry = made.checkpoint.entries[name]
-        if entry.dtype.is_floating_point and widths & {*entry.shape}:
+    for name, entry in unread(made.checkpoint, made.stored, widths):
+        if entry.dtype.is_floating_point:
             raise ShapeError(
                 f"{entry.file}: {type(made.model).__name__} does not read {name}, which has shape "
                 f"{list(entry.shape)} and would stay that wide. Remove it from the checkpoint "

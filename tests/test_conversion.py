@@ -150,7 +150,7 @@ def test_a_folder_in_use_is_left_alone(written, tmp_path):
     with pytest.raises(ConfigError, match="is not a format"):
         convert(written / "2:4", tmp_path / "out", "csr")
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="file is a file, so"):
+    with pytest.raises(ConfigError, match=r"file is a file, so .*file/out can be no"):
         convert(written / "2:4", tmp_path / "file/out", "dense")
 
 

@@ -436,7 +436,7 @@ def test_no_error_is_reported_where_no_gram_matrix_was_gathered(ids):
 def test_a_forward_that_shows_a_stage_ends_there(ids):
     """Stage by stage, the neurons run for the stage that reads them and once to go on.
 
-    And twice on the first batch, to see what the block does with what attention gives.
+    And twice on one sample, to see what the block does with what attention gives.
     """
     model, calls = tiny("llama"), []
     model.model.layers[1].mlp.register_forward_pre_hook(lambda *_: calls.append(0))
