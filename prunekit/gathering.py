@@ -47,7 +47,10 @@ def gather(
         NumericsError: The input of a linear is NaN or inf in some sample, or an expert is starved
             and must not be.
     """
-    yield from zip(stages, _gather(visit, stages, needs, hunger), strict=True)
+    found = [_empty(visit, linears, needs) for linears in stages]
+    if needs and stages:
+        _observe(visit, stages, found)
+    yield from zip(stages, _gathered(visit, stages, found, hunger), strict=True)
 
 
 def gather_in_turn(
@@ -69,33 +72,18 @@ def gather_in_turn(
     if last:
         visit.explore()
     for number, linears in enumerate(stages, 1):
+        found = [_empty(visit, linears, needs)]
         allocator.give_back()
-        onward = last and number == len(stages)
-        [stats] = _gather(visit, [linears], needs, hunger, onward=onward)
+        _observe(visit, [linears], found, onward=last and number == len(stages))
         allocator.give_back()
-        yield linears, stats
-        del stats  # while the next stage is looked at
+        yield linears, _gathered(visit, [linears], found, hunger)[0]
+        del found  # before the next stage is looked at
         for stream in visit.streams:
             if stream.memo:
                 stream.memo.stage = number
                 if last and number < len(stages):
                     stream.memo.fold(stream.hidden)
     allocator.give_back()
-
-
-def _gather(
-    visit: Visit,
-    stages: Sequence[Sequence[Linear]],
-    needs: Sequence[type[Statistic]],
-    hunger: Hunger | None,
-    *,
-    onward: bool = False,
-) -> list[Gathered]:
-    """Return what is gathered for each stage in one forward."""
-    found = [_empty(visit, linears, needs) for linears in stages]
-    if needs and stages:
-        _observe(visit, stages, found, onward=onward)
-    return _gathered(visit, stages, found, hunger)
 
 
 def _empty(
