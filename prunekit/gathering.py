@@ -17,6 +17,7 @@ from prunekit.errors import NumericsError
 from prunekit.experts import Expert
 from prunekit.layout import Linear
 from prunekit.memo import Form, Memo
+from prunekit.placement import put
 from prunekit.statistics import Cross, Gathered, Starved, Statistic
 from prunekit.walk import Enough, Visit
 
@@ -50,7 +51,9 @@ def gather(
     found = [_empty(visit, linears, needs) for linears in stages]
     if needs and stages:
         _observe(visit, stages, found)
-    yield from zip(stages, _gathered(visit, stages, found, hunger), strict=True)
+    given = _gathered(visit, stages, found, hunger)
+    del found  # whoever is given the statistics can let go of them
+    yield from zip(stages, given, strict=True)
 
 
 def gather_in_turn(
@@ -76,8 +79,10 @@ def gather_in_turn(
         allocator.give_back()
         _observe(visit, [linears], found, onward=last and number == len(stages))
         allocator.give_back()
-        yield linears, _gathered(visit, [linears], found, hunger)[0]
-        del found  # before the next stage is looked at
+        stats = _gathered(visit, [linears], found, hunger)[0]
+        del found  # whoever is given the statistics can let go of them
+        yield linears, stats
+        del stats  # before the next stage is looked at
         for stream in visit.streams:
             if stream.memo:
                 stream.memo.stage = number
@@ -203,7 +208,7 @@ def _observe(
                 with suppress(Enough):
                     given = call()
                     if onward and stream is dense:
-                        stream.hidden[batch] = given
+                        put(stream.hidden, batch, given)
     if onward and dense:
         dense.onward, dense.memo, dense.twin = False, None, None
 

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Size, Tensor, nn
 
-from prunekit.placement import HiddenStates
+from prunekit.placement import HiddenStates, put
 
 Shelf = Callable[[], HiddenStates]
 Call = Callable[[], Float[Tensor, "B T D"]]
@@ -255,7 +255,7 @@ class _Part:
         for batch, key in enumerate(reads):
             read = self._kept.take(key)
             assert read is not None
-            hidden[batch] = hidden[batch] + self._last(read)
+            put(hidden, batch, hidden[batch] + self._last(read))
 
 
 class _Kept:

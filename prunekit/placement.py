@@ -133,6 +133,18 @@ HiddenStates = list[Tensor] | Away
 """Hidden states of each batch; a list has them where blocks run."""
 
 
+def put(states: HiddenStates, number: int, value: Tensor) -> None:
+    """Replace the hidden states of a batch where they lie, if the new ones are as large.
+
+    Others elsewhere, block after block, would leave holes between what stays.
+    """
+    here = states[number] if isinstance(states, list) else None
+    if here is not None and (here.shape, here.dtype) == (value.shape, value.dtype):
+        here.copy_(value)
+    else:
+        states[number] = value
+
+
 def shelf(where: Where, device: torch.device, folder: Path) -> Callable[[], HiddenStates]:
     """Return what makes an empty place for hidden states; of files, in ``folder``."""
     if where == "disk":

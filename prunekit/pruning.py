@@ -348,6 +348,7 @@ class BlockPruner:
             linear: replace(layer, weight=self._aimed(linear, dense[linear], stats))
             for linear, layer in self._layers(visit, ([*dense], stats), rows, step).items()
         }
+        stats.drop(Cross)  # it has told what the weights aim at
         by_magnitude = stats.starved == "magnitude"
         method = Magnitude() if by_magnitude else self.recipe.method
         pruned = method.prune_together([*layers.values()])

@@ -5,6 +5,7 @@ Shapes: O output features, I input features.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from jaxtyping import Float
@@ -20,7 +21,6 @@ SHARE = 0.5
 """β: how far towards the dense model's outputs."""
 RIDGE = 0.01
 """r at least, as a fraction of the Gram matrix's mean diagonal; more where more is noise."""
-PANEL = 256
 
 
 def aim(weight: Float[Tensor, "O I"], stats: Gathered) -> Float[Tensor, "O I"]:
@@ -33,26 +33,41 @@ def aim(weight: Float[Tensor, "O I"], stats: Gathered) -> Float[Tensor, "O I"]:
     Raises:
         NumericsError: The Gram matrix is not one.
     """
-    import torch
-
-    shift = stats.once("shift", lambda: _shift(stats))
-    return torch.addmm(weight, weight, shift, alpha=SHARE)
+    way = stats.once(Cross, lambda: _way(stats, len(weight)))
+    return way(weight).mul_(SHARE).add_(weight)
 
 
-def _shift(stats: Gathered) -> Float[Tensor, "I I"]:
-    """Return E(H + rI)⁻¹, in the memory of E."""
+def _way(stats: Gathered, rows: int) -> Callable[[Float[Tensor, "O I"]], Float[Tensor, "O I"]]:
+    """Return what gives WE(H + rI)⁻¹ of a weight W; of few rows that is done for each alone."""
+    lower, cross = _factor(stats[Gram]), stats[Cross].total
+    if rows <= len(cross):
+        return lambda weight: _solve(weight @ cross, lower)
+    shift = _solve(cross, lower)
+    return lambda weight: weight @ shift
+
+
+def _factor(statistic: Gram) -> Float[Tensor, "I I"]:
+    """Return the lower L with LLᵀ = H + rI."""
     import torch
     from prunekit_kernels import mean_diagonal
 
-    gram, shift = stats[Gram].full, stats[Cross].total
+    gram = statistic.full
     lower = gram.clone()
-    ridge = max(RIDGE, stats[Gram].noise)
-    lower.diagonal().add_(ridge * mean_diagonal(gram))
-    lower, failed = torch.linalg.cholesky_ex(lower)
-    if failed:
+    lower.diagonal().add_(max(RIDGE, statistic.noise) * mean_diagonal(gram))
+    # Symmetric, so the transpose is the same matrix, in the order in which LAPACK overwrites it.
+    lower = lower.T
+    info = torch.empty((), dtype=torch.int32, device=gram.device)
+    torch.linalg.cholesky_ex(lower, out=(lower, info))
+    if info:
         raise NumericsError(
             "The Gram matrix is not positive definite. Use more calibration tokens."
         )
-    for part in shift.split(PANEL):
-        part.copy_(torch.cholesky_solve(part.T, lower).T)
-    return shift
+    return lower
+
+
+def _solve(rows: Float[Tensor, "O I"], lower: Float[Tensor, "I I"]) -> Float[Tensor, "O I"]:
+    """Return X(LLᵀ)⁻¹ in the memory of X."""
+    from torch.linalg import solve_triangular
+
+    solve_triangular(lower.T, rows, upper=True, left=False, out=rows)
+    return solve_triangular(lower, rows, upper=False, left=False, out=rows)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from prunekit import allocator
 from prunekit.loading import Weights
 from prunekit.memo import Memo, Shelf
-from prunekit.placement import Away, HiddenStates
+from prunekit.placement import Away, HiddenStates, put
 from prunekit.ranks import ALONE, Ranks
 from prunekit.stack import Context, StackRunner
 
@@ -139,7 +139,7 @@ class Visit:
     def advance(self) -> None:
         """Replace the hidden states by what the block makes of them."""
         for number, call in enumerate(self.calls()):
-            self.hidden[number] = call()
+            put(self.hidden, number, call())
 
     def leave(self) -> None:
         """Let both models go on to the next block, where nothing keeps them from it."""
@@ -200,7 +200,7 @@ def walk(  # noqa: PLR0913  each is a word of its own
                 if index == 0:
                     with held(weights, *embeddings(model, [runner])):
                         hidden.extend(map(runner.enter, ids, contexts))
-                    dense.extend(hidden if beside else [])
+                    dense.extend(map(torch.clone, hidden) if beside else [])
                 # The holes between what one block left lying are not where the next one looks.
                 allocator.give_back()
                 _fetch(weights, following.get(block))

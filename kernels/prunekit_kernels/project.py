@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prunekit_kernels import _choosing
 from prunekit_kernels._triton import runs_triton
-from prunekit_kernels.packed_mask import pack, zero
+from prunekit_kernels.packed_mask import pack, part
 from prunekit_kernels.selection import Groups, choose_reference, plain, row_chunks
 
 
@@ -85,11 +85,12 @@ def _run(x: Tensor, dual: Tensor, rho: float, groups: Groups, out: Tensor) -> Te
         return _choosing.launch(_choosing.iterate(x, dual, rho, out), groups)
     bits = torch.empty(x.shape[0], -(-x.shape[1] // 8), dtype=torch.uint8, device=x.device)
     for rows in row_chunks(groups, *x.shape):
+        target = dual[rows]
         # Not addcmul, whose fused rounding is another than that of a product and a sum.
-        target = dual[rows].mul_(1 / rho).add_(x[rows])
+        target = (target if rho == 1 else target.mul_(1 / rho)).add_(x[rows])
         keep = plain(target.abs(), groups)
         bits[rows] = pack(keep)
-        out[rows] = target
-        zero(out[rows], keep)
-        zero(target.mul_(rho), ~keep)
+        part(target, keep, out[rows])
+        if rho != 1:
+            target *= rho
     return bits

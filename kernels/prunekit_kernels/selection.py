@@ -6,6 +6,7 @@ Shapes: O output features, I input features, G groups, N members of a group.
 """
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -17,10 +18,10 @@ from torch import Tensor
 
 from prunekit_kernels import _choosing
 from prunekit_kernels._triton import runs_triton
-from prunekit_kernels.packed_mask import unpack
+from prunekit_kernels.packed_mask import INTEGERS, unpack
 
 PIECE = 16  # rows that are summed at once
-CHUNK = 1 << 19  # scores looked at together on the CPU, whose caches then hold them
+CHUNK = 1 << 18  # scores looked at together on the CPU, whose caches then hold them
 NEIGHBOURS = 64  # so many columns at most are compared one with another
 SAMPLED = 61  # one of so many scores says where to look; odd, so that it meets every column
 LONG = 1 << 15  # scores of a group from which on that is worth it
@@ -182,12 +183,32 @@ def _long_value(scores: Any, place: int) -> Any:
 def keep_neighbours(score: Float[Tensor, "O I"], n: int, m: int) -> Bool[Tensor, "O I"]:
     """Keep the n highest of every m neighbours in a row.
 
-    The rank of an entry is how many of its group beat it: m - 1 comparisons of planes with those
-    further on, and no sort.
+    The rank of an entry is how many of its group beat it: m - 1 comparisons with those further on,
+    and no sort.
     """
-    score = score if score.dtype == torch.float64 else score.float()
-    planes = without_nan(score).unflatten(1, (-1, m)).movedim(2, 0).contiguous()
+    score = without_nan(score if score.dtype == torch.float64 else score.float())
+    if m in INTEGERS and sys.byteorder == "little":
+        return _highest_of_words(score.contiguous(), n, m)
+    planes = score.unflatten(1, (-1, m)).movedim(2, 0).contiguous()
     return highest(planes, n).movedim(0, 2).flatten(1)
+
+
+def _highest_of_words(score: Float[Tensor, "O I"], n: int, m: int) -> Bool[Tensor, "O I"]:
+    """Count, for a group in the m bytes of a word, without taking the scores apart by place.
+
+    Neighbours are compared across groups too: those bits are masked, or shifted out.
+    """
+    ones = [int.from_bytes(bytes([1] * (m - apart)), "little") for apart in range(m)]
+    wins = torch.empty(score.numel(), dtype=torch.bool, device=score.device)
+    counts = torch.full((len(wins) // m,), sum(ones[1:]), dtype=INTEGERS[m], device=score.device)
+    rivals, won, words, beaten = arrays(score.flatten(), wins, wins.view(INTEGERS[m]), counts)
+    for apart in range(1, m):
+        won[:-apart] = rivals[:-apart] >= rivals[apart:]
+        beaten += words << 8 * apart  # whom an earlier one beats
+        words &= ones[apart]
+        beaten -= words  # and those that do not beat it, of all further on
+    (ranks,) = arrays(counts.view(torch.int8))
+    return torch.as_tensor(ranks < n).view(score.shape)
 
 
 def highest(planes: Float[Tensor, "m ..."], n: int) -> Bool[Tensor, "m ..."]:

@@ -129,6 +129,11 @@ class Gathered:
             self._memo[key] = compute()
         return self._memo[key]
 
+    def drop(self, kind: type[Statistic]) -> None:
+        """Let go of a statistic that nobody needs any more, and of what was made ``once`` of it."""
+        self._statistics = tuple(each for each in self._statistics if not isinstance(each, kind))
+        self._memo.pop(kind, None)
+
 
 def union(needs: Iterable[type[Statistic]]) -> tuple[type[Statistic], ...]:
     """Return what has to be gathered: each kind once, none that a bigger one contains."""
