@@ -84,7 +84,9 @@ def zero(weight: Float[Tensor, "O I"], keep: Bool[Tensor, "O I"]) -> None:
     whole &= keep.to(whole.dtype).neg_()
 
 
-def part(weight: Float[Tensor, "O I"], keep: Bool[Tensor, "O I"], out: Float[Tensor, "O I"]) -> None:
+def part(
+    weight: Float[Tensor, "O I"], keep: Bool[Tensor, "O I"], out: Float[Tensor, "O I"]
+) -> None:
     """Move what stays to ``out``, with 0 elsewhere; ``weight`` has 0 there, and the rest."""
     whole, kept = (tensor.view(INTEGERS[weight.itemsize]) for tensor in (weight, out))
     torch.bitwise_and(whole, keep.to(whole.dtype).neg_(), out=kept)
