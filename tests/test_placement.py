@@ -23,7 +23,8 @@ from prunekit.fetching import Fetch
 from prunekit.footprint import Memory
 from prunekit.generation import generate, opened
 from prunekit.loading import Weights
-from prunekit.placement import InHost, OnDisk, roomy, scratch
+from prunekit.placement import InHost, OnDisk, put, roomy, scratch
+from prunekit.pruning import BlockPruner
 from prunekit.ranks import Ranks
 from prunekit.running import run
 from prunekit.verify import prove, sample
@@ -53,6 +54,37 @@ def _small_batches(monkeypatch):
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     return checkpoints.write(tmp_path_factory.mktemp("llama"), num_hidden_layers=3)
+
+
+def test_hidden_states_stay_where_they_lie_as_long_as_they_fit():
+    first, other = torch.zeros(2, 3), torch.zeros(2, 3)
+    states = [first, other]
+    put(states, 0, torch.ones(2, 3))
+    assert states[0] is first
+    assert first.eq(1).all()
+    for value in (torch.ones(2, 3).double(), torch.ones(2, 4)):
+        put(states, 1, value)
+        assert states[1] is value
+    assert not other.any()
+
+
+def test_both_models_of_a_run_have_hidden_states_of_their_own_in_one_place(
+    llama, tmp_path, monkeypatch
+):
+    seen, blocks = set(), []
+    prune = BlockPruner.prune
+
+    def look(pruner, visit, plan, *known):
+        blocks.append(plan)
+        for stream in visit.streams:
+            seen.update((stream is visit, hidden.data_ptr()) for hidden in stream.hidden)
+        return prune(pruner, visit, plan, *known)
+
+    monkeypatch.setattr(BlockPruner, "prune", look)
+    list(run(planned(llama, tmp_path / "out", prune={"method": "admm"})))
+    assert len(blocks) == 3
+    assert len(seen) == 2 * 2  # of two batches
+    assert len({place for _, place in seen}) == len(seen)
 
 
 @pytest.mark.parametrize("kind", [InHost, partial(OnDisk, folder=Path())], ids=["host", "disk"])

@@ -250,6 +250,15 @@ def test_once_computes_once_for_each_key():
     assert Gathered([]).once("a", compute) == 3
 
 
+def test_what_is_dropped_is_gone_with_what_was_made_of_it():
+    stats = Gathered([seen(Gram, inputs(5, 4, 0)), Cross(4)])
+    assert stats.once(Cross, lambda: 1) == stats.once(Gram, lambda: 2) - 1
+    stats.drop(Cross)
+    assert [type(statistic) for statistic in stats] == [Gram]
+    assert stats.once(Cross, lambda: 3) == 3
+    assert stats.once(Gram, lambda: 4) == 2
+
+
 def test_once_remembers_none():
     stats, calls = Gathered([]), []
     for _ in range(2):

@@ -1,6 +1,7 @@
 """What the weights that stay aim at: the layer's own outputs, or those in the dense model."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from prunekit import target
 from prunekit.architectures import find
 from prunekit.errors import ConfigError, NumericsError
 from prunekit.layout import Selection, layout, runners
+from prunekit.methods.admm import Admm
 from prunekit.pruning import BlockPruner, Recipe
 from prunekit.sections import Prune
 from prunekit.statistics import Cross, Gathered, Gram
@@ -39,21 +41,51 @@ def gathered(x, dense):
     return Gathered([gram, cross])
 
 
+@pytest.mark.parametrize("outputs", [12, 300])
 @pytest.mark.parametrize("count", [20000, 2000])
-def test_is_the_ridge_regression_of_the_dense_output(count):
-    """With few tokens for the inputs there are the ridge is half an input a token."""
+def test_is_the_ridge_regression_of_the_dense_output(count, outputs):
+    """With few tokens for the inputs there are the ridge is half an input a token.
+
+    More outputs than inputs are reckoned in another order.
+    """
     dense = tokens(count)
     x = dense + 0.3 * tokens(count, seed=4)
-    weight = weights()
+    weight = weights(outputs)
+    assert (outputs > weight.shape[1]) == (outputs == 300)
     gram, cross = x.double().T @ x.double(), dense.double().T @ x.double()
     share = max(0.01, len(gram) / 2 / count)
     assert (share == 0.01) == (count == 20000)
     ridge = share * gram.diagonal().mean() * torch.eye(len(gram))
     best = torch.linalg.solve(gram + ridge, weight.double() @ (cross + ridge), left=False)
     wanted = (1 - target.SHARE) * weight + target.SHARE * best
-    torch.testing.assert_close(
-        target.aim(weight, gathered(x, dense)).double(), wanted, rtol=1e-3, atol=1e-3
-    )
+    stats = gathered(x, dense)
+    for rows in (weight, weight[:7]):  # linears of a stage, the widest first
+        found = target.aim(rows, stats).double()
+        torch.testing.assert_close(found, wanted[: len(rows)], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("propagation", ["stage", "block"])
+def test_nothing_of_the_cross_product_is_there_while_a_stage_is_pruned(
+    propagation, ids, monkeypatch
+):
+    held, found = [], []
+    aim, solve = target.aim, Admm.prune_together
+
+    def look(weight, stats):
+        held.append(weakref.ref(stats[Cross]))
+        return aim(weight, stats)
+
+    def prune(method, layers):
+        found.extend(cross() for cross in held)
+        held.clear()
+        return solve(method, layers)
+
+    monkeypatch.setattr("prunekit.pruning.aim", look)
+    monkeypatch.setattr(Admm, "prune_together", prune)
+    settings = MOST | {"method": "admm", "propagation": propagation}
+    prunekit.prune(tiny("llama"), ids, **settings)
+    assert len(found) > 8
+    assert not any(found)
 
 
 def test_where_both_models_read_the_same_the_weight_stays():

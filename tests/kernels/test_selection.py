@@ -28,7 +28,7 @@ def test_rows_longer_than_a_program_holds(device):
     assert torch.equal(choose(score, groups), choose_reference(score, groups))
 
 
-@pytest.mark.parametrize("m", [3, 6, 16, 31, 32])
+@pytest.mark.parametrize("m", [2, 3, 6, 8, 16, 31, 32])
 def test_any_number_of_neighbours(m, device):
     score = hard_scores("equal", (2, 18 * m), device)
     groups = Groups(1, m, (m // 2,))
