@@ -83,7 +83,7 @@ class Visit:
         return Visit(self.runner, self.index, [], [], onward=False, twin=twin)
 
     def calls(self) -> Iterator[Callable[[], Tensor]]:
-        """Give the call of the block on each batch in turn."""
+        """Give the call of the block on each batch in turn; good until hidden states move on."""
         for batch, (hidden, context) in enumerate(zip(self.hidden, self.contexts, strict=True)):
             call = self.runner.bind(self.index, hidden, context, self.twin)
             yield self.memo.around(batch, hidden, call) if self.memo else call
