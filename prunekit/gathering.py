@@ -203,12 +203,14 @@ def _observe(
             stack.enter_context(_shown(stream, stages, seen))
         every = zip(visit.samples, *(stream.calls() for stream, _ in streams), strict=True)
         for batch, (samples, *calls) in enumerate(every):
-            for (stream, _), call in zip(streams, calls, strict=True):
+            given: list[Tensor] = []
+            for call in calls:
                 look.begin(samples)
                 with suppress(Enough):
-                    given = call()
-                    if onward and stream is dense:
-                        put(stream.hidden, batch, given)
+                    given.append(call())
+            if onward and dense:
+                # Not before: what its last stage read may be the hidden states themselves.
+                put(dense.hidden, batch, given[0])
     if onward and dense:
         dense.onward, dense.memo, dense.twin = False, None, None
 

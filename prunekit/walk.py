@@ -199,7 +199,9 @@ def walk(  # noqa: PLR0913  each is a word of its own
             with held(weights, block):
                 if index == 0:
                     with held(weights, *embeddings(model, [runner])):
-                        hidden.extend(map(runner.enter, ids, contexts))
+                        # What is entered may be a view of something else.
+                        entered = map(runner.enter, ids, contexts)
+                        hidden.extend(map(torch.clone, entered))
                     dense.extend(map(torch.clone, hidden) if beside else [])
                 # The holes between what one block left lying are not where the next one looks.
                 allocator.give_back()

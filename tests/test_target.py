@@ -64,6 +64,22 @@ def test_is_the_ridge_regression_of_the_dense_output(count, outputs):
         torch.testing.assert_close(found, wanted[: len(rows)], rtol=1e-3, atol=1e-3)
 
 
+def test_what_the_dense_model_reads_is_not_what_it_gives(ids, monkeypatch):
+    """Where the last stage reads the hidden states themselves, as without a norm before it."""
+    found = []
+    aim = target.aim
+
+    def look(weight, stats):
+        found.append(float(stats[Cross].total.norm()))
+        return aim(weight, stats)
+
+    monkeypatch.setattr("prunekit.pruning.aim", look)
+    skip = ["*output*", "*intermediate*"]
+    prunekit.prune(tiny("bert"), ids, method="admm", sparsity=0.5, skip=skip)
+    assert found[:3] == [0, 0, 0]
+    assert all(found[3:])
+
+
 @pytest.mark.parametrize("propagation", ["stage", "block"])
 def test_nothing_of_the_cross_product_is_there_while_a_stage_is_pruned(
     propagation, ids, monkeypatch
