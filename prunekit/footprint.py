@@ -196,10 +196,12 @@ def _solve(stage: Sequence[Linear], recipe: Recipe, given: Circumstances) -> int
     matrices = (max(method.copies, REFINED) if recipe.refine else method.copies) + aims
     # An inverse waits for its turn beside the one in use, where there are several.
     waits = given.ranks.several and method.shared_inverses and _inverses(stage, recipe) > 1
-    # What is aimed at takes a factor, which is gone before the method begins.
-    squares = max(method.squares + waits, aims)
+    square = stage[0].inputs ** 2
+    # What is aimed at takes a factor; with it a cross product is gone before the method begins.
+    solving = matrices * own + (method.squares + waits - aims) * square
+    aiming = aims * (2 * own + square)
     joined = max(linear.size * given.stored[linear.name].itemsize for linear in stage)
-    return int(4 * (matrices * own + squares * stage[0].inputs ** 2)) + joined
+    return int(4 * max(solving, aiming)) + joined
 
 
 def _rows(linear: Linear, recipe: Recipe, given: Circumstances) -> int:

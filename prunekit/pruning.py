@@ -368,7 +368,9 @@ class BlockPruner:
     def _aimed(
         self, linear: Linear, weight: Float[Tensor, "O I"], stats: Gathered
     ) -> Float[Tensor, "O I"]:
-        return aim(weight, stats) if self.recipe.target == "dense" and not linear.expert else weight
+        if self.recipe.target != "dense" or linear.expert:
+            return weight
+        return aim(weight, stats, linear.outputs)
 
     @torch.no_grad()
     def _outcome(

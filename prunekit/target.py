@@ -1,6 +1,6 @@
 """What the kept weights of a layer aim at.
 
-Shapes: O output features, I input features.
+Shapes: O output features, R of them, I input features.
 """
 
 from __future__ import annotations
@@ -23,24 +23,29 @@ RIDGE = 0.01
 """r at least, as a fraction of the Gram matrix's mean diagonal; more where more is noise."""
 
 
-def aim(weight: Float[Tensor, "O I"], stats: Gathered) -> Float[Tensor, "O I"]:
+def aim(weight: Float[Tensor, "R I"], stats: Gathered, outputs: int) -> Float[Tensor, "R I"]:
     """Return the weight that, on what the pruned model feeds it, comes nearest to the dense output.
 
     With H = XₚᵀXₚ and C = X_dᵀXₚ of the inputs in the pruned and in the dense model, the nearest to
     W X_d is (WC + rW)(H + rI)⁻¹ = W + WE(H + rI)⁻¹ with E = C − H = (X_d − Xₚ)ᵀXₚ, which is what is
     gathered; β of the way there is gone.
 
+    Args:
+        weight: Rows of W, or all.
+        stats: What was gathered for the stage.
+        outputs: All rows of W: ranks that have some of them reckon alike.
+
     Raises:
         NumericsError: The Gram matrix is not one.
     """
-    way = stats.once(Cross, lambda: _way(stats, len(weight)))
+    way = stats.once(Cross, lambda: _way(stats, outputs))
     return way(weight).mul_(SHARE).add_(weight)
 
 
-def _way(stats: Gathered, rows: int) -> Callable[[Float[Tensor, "O I"]], Float[Tensor, "O I"]]:
-    """Return what gives WE(H + rI)⁻¹ of a weight W; of few rows that is done for each alone."""
+def _way(stats: Gathered, outputs: int) -> Callable[[Float[Tensor, "O I"]], Float[Tensor, "O I"]]:
+    """Return what gives WE(H + rI)⁻¹ of a weight W; of few outputs that is done for each alone."""
     lower, cross = _factor(stats[Gram]), stats[Cross].total
-    if rows <= len(cross):
+    if outputs <= len(cross):
         return lambda weight: _solve(weight @ cross, lower)
     shift = _solve(cross, lower)
     return lambda weight: weight @ shift

@@ -60,7 +60,7 @@ def test_is_the_ridge_regression_of_the_dense_output(count, outputs):
     wanted = (1 - target.SHARE) * weight + target.SHARE * best
     stats = gathered(x, dense)
     for rows in (weight, weight[:7]):  # linears of a stage, the widest first
-        found = target.aim(rows, stats).double()
+        found = target.aim(rows, stats, len(rows)).double()
         torch.testing.assert_close(found, wanted[: len(rows)], rtol=1e-3, atol=1e-3)
 
 
@@ -69,9 +69,9 @@ def test_what_the_dense_model_reads_is_not_what_it_gives(ids, monkeypatch):
     found = []
     aim = target.aim
 
-    def look(weight, stats):
+    def look(weight, stats, outputs):
         found.append(float(stats[Cross].total.norm()))
-        return aim(weight, stats)
+        return aim(weight, stats, outputs)
 
     monkeypatch.setattr("prunekit.pruning.aim", look)
     skip = ["*output*", "*intermediate*"]
@@ -87,9 +87,9 @@ def test_nothing_of_the_cross_product_is_there_while_a_stage_is_pruned(
     held, found = [], []
     aim, solve = target.aim, Admm.prune_together
 
-    def look(weight, stats):
+    def look(weight, stats, outputs):
         held.append(weakref.ref(stats[Cross]))
-        return aim(weight, stats)
+        return aim(weight, stats, outputs)
 
     def prune(method, layers):
         found.extend(cross() for cross in held)
@@ -107,7 +107,7 @@ def test_nothing_of_the_cross_product_is_there_while_a_stage_is_pruned(
 def test_where_both_models_read_the_same_the_weight_stays():
     x = tokens(500)
     torch.testing.assert_close(
-        target.aim(weights(), gathered(x, x)), weights(), rtol=1e-4, atol=1e-4
+        target.aim(weights(), gathered(x, x), 12), weights(), rtol=1e-4, atol=1e-4
     )
 
 
@@ -115,7 +115,7 @@ def test_what_is_no_gram_matrix_is_told():
     stats = gathered(tokens(50), tokens(50))
     stats[Gram].total.neg_()
     with pytest.raises(NumericsError, match="more calibration tokens"):
-        target.aim(weights(), stats)
+        target.aim(weights(), stats, 12)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "t5"])
@@ -130,9 +130,9 @@ def test_the_dense_stream_is_that_of_the_dense_model(model_type, ids):
     seen = {}
     aim = target.aim
 
-    def look(weight, stats):
+    def look(weight, stats, outputs):
         seen.setdefault(id(stats), stats[Cross].total.clone())
-        return aim(weight, stats)
+        return aim(weight, stats, outputs)
 
     last = stacks[-1].blocks[-1]
     first = blocks[-1].stages[0][0]
