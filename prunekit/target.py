@@ -53,17 +53,12 @@ def _way(stats: Gathered, outputs: int) -> Callable[[Float[Tensor, "O I"]], Floa
 
 def _factor(statistic: Gram) -> Float[Tensor, "I I"]:
     """Return the lower L with LLᵀ = H + rI."""
-    import torch
-    from prunekit_kernels import mean_diagonal
+    from prunekit_kernels import cholesky, mean_diagonal
 
     gram = statistic.full
-    lower = gram.clone()
+    lower = gram.clone().T
     lower.diagonal().add_(max(RIDGE, statistic.noise) * mean_diagonal(gram))
-    # Symmetric, so the transpose is the same matrix, in the order in which LAPACK overwrites it.
-    lower = lower.T
-    info = torch.empty((), dtype=torch.int32, device=gram.device)
-    torch.linalg.cholesky_ex(lower, out=(lower, info))
-    if info:
+    if not cholesky(lower):
         raise NumericsError(
             "The Gram matrix is not positive definite. Use more calibration tokens."
         )

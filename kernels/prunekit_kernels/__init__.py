@@ -16,7 +16,7 @@ from prunekit_kernels.bitmask_matvec import bitmask_matvec
 from prunekit_kernels.column_energy import column_energy
 from prunekit_kernels.fragments24 import from_fragments, has_fragments, to_fragments
 from prunekit_kernels.gram import cross_gram, gram, mirror
-from prunekit_kernels.inverse_factor import Factor, inverse_factor
+from prunekit_kernels.inverse_factor import Factor, cholesky, inverse_factor
 from prunekit_kernels.obs_block import NOfM, Sweep, obs_block
 from prunekit_kernels.obs_sweep import obs_sweep
 from prunekit_kernels.packed_mask import apply, pack, popcount, unpack
@@ -47,6 +47,7 @@ __all__ = [
     "apt_score",
     "attention_entropy",
     "bitmask_matvec",
+    "cholesky",
     "choose",
     "choose_spread",
     "column_energy",

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prunekit_kernels._precision import full_precision
+from prunekit_kernels.inverse_factor import cholesky
 
 Project = Callable[[Float[Tensor, "O I"], Float[Tensor, "O I"]], None]
 Inverse = Callable[[float, Float[Tensor, "I I"] | None], Float[Tensor, "I I"]]
@@ -151,11 +152,8 @@ def damped_inverse(
     work.fill_diagonal_(1 + penalty)
     if unit is not None:
         work.diagonal().copy_((unit / scale).square_().add_(penalty))
-    # Symmetric, so the transpose is the same matrix, in the order in which LAPACK overwrites it.
     lower = work.T
-    info = torch.empty((), dtype=torch.int32, device=gram.device)
-    torch.linalg.cholesky_ex(lower, out=(lower, info))
-    if info.item() != 0 or not lower.diagonal().isfinite().all():
+    if not cholesky(lower):
         raise ArithmeticError("The Gram matrix is not positive definite.")
     torch.cholesky_inverse(lower, out=lower)
     return work

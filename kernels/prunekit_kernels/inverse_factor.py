@@ -75,6 +75,17 @@ def inverse_factor_reference(gram: Float[Tensor, "I I"], damping: float) -> Floa
     return torch.linalg.cholesky(inverse, upper=True)
 
 
+def cholesky(matrix: Float[Tensor, "I I"]) -> bool:
+    """Replace a matrix by the lower L of which it is LLᵀ; say whether it is positive definite.
+
+    Its columns lie together, which is the order in which LAPACK overwrites it; of a symmetric one
+    in rows that is the transpose. Only the lower triangle is read.
+    """
+    info = torch.empty((), dtype=torch.int32, device=matrix.device)
+    torch.linalg.cholesky_ex(matrix, out=(matrix, info))
+    return info.item() == 0 and bool(matrix.diagonal().isfinite().all())
+
+
 def _ladder(damping: float) -> Iterator[float]:
     yield damping
     while damping < 1:
@@ -90,9 +101,7 @@ def _factor(gram: Tensor, dead: Tensor, damping: float, dtype: torch.dtype) -> T
     diagonal = work.diagonal()
     diagonal += dead.flip(0)
     diagonal += damping * diagonal.mean()
-    info = torch.empty((), dtype=torch.int32, device=gram.device)
-    torch.linalg.cholesky_ex(work, out=(work, info))
-    if info.item() != 0 or not diagonal.isfinite().all():
+    if not cholesky(work):
         return None
     with full_precision():
         _invert(work)

@@ -79,18 +79,22 @@ def apply(weight: Float[Tensor, "O I"], bits: UInt8[Tensor, "O B"]) -> None:
 
 def zero(weight: Float[Tensor, "O I"], keep: Bool[Tensor, "O I"]) -> None:
     """Do what :func:`apply` does with a mask that is not packed, in PyTorch."""
-    # All bits or none, of any value: on the CPU four times as fast as `masked_fill_`.
     whole = weight.view(INTEGERS[weight.itemsize])
-    whole &= keep.to(whole.dtype).neg_()
+    whole &= _bits(keep, whole.dtype)
 
 
 def part(
     weight: Float[Tensor, "O I"], keep: Bool[Tensor, "O I"], out: Float[Tensor, "O I"]
 ) -> None:
-    """Move what stays to ``out``, with 0 elsewhere; ``weight`` has 0 there, and the rest."""
+    """Move what stays to ``out`` and leave in ``weight`` what goes; both have 0 elsewhere."""
     whole, kept = (tensor.view(INTEGERS[weight.itemsize]) for tensor in (weight, out))
-    torch.bitwise_and(whole, keep.to(whole.dtype).neg_(), out=kept)
+    torch.bitwise_and(whole, _bits(keep, whole.dtype), out=kept)
     whole ^= kept
+
+
+def _bits(keep: Bool[Tensor, "O I"], dtype: torch.dtype) -> Int[Tensor, "O I"]:
+    """Return all bits or none: to AND a value is four times as fast as `masked_fill_` on a CPU."""
+    return keep.to(dtype).neg_()
 
 
 def pack_reference(keep: Bool[Tensor, "O I"]) -> UInt8[Tensor, "O B"]:
