@@ -11,13 +11,15 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "kernels"))
 
-from bench import harness  # noqa: E402  the kernels' folder has to be found first
+from bench.harness import measure  # noqa: E402  the kernels' folder has to be found first
 
 
 def ops() -> list[str]:
     """Return the names of what can be measured."""
     return sorted(
-        file.stem for file in HERE.glob("*.py") if (HERE.parent / _tests(file.stem)).exists()
+        file.stem
+        for file in (HERE / "ops").glob("*.py")
+        if (HERE.parent / _tests(file.stem)).exists()
     )
 
 
@@ -36,7 +38,7 @@ def main(chosen: list[str]) -> int:
         if not tested and _red(op):
             print(f"{op}: its tests fail, so its speed says nothing; not measured.")
             return 1
-        harness.measure(op, importlib.import_module(f"bench.{op}"))
+        measure.measure(op, importlib.import_module(f"bench.ops.{op}"))
     return 0
 
 

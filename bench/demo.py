@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that bench is found
 
-from bench import environment
+from bench.harness import environment
 
 
 def main(arguments: list[str]) -> int:

@@ -8,29 +8,29 @@ of the package may be called like one of these names: importing it would hide th
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from prunekit import hook
+from prunekit._version import __version__ as __version__
+from prunekit.inference import import_hook
 
 if TYPE_CHECKING:
     from prunekit.allocations import Allocation
     from prunekit.architectures import Architecture
-    from prunekit.config import Config, load_config
+    from prunekit.config.load import load_config
+    from prunekit.config.run_config import Config
+    from prunekit.distributed.ranks import join
     from prunekit.errors import PrunekitError
-    from prunekit.framing import Record
-    from prunekit.gated import blocks, heads, hidden, neurons
-    from prunekit.inplace import prune
-    from prunekit.jobs import plan, run
+    from prunekit.inference.sparse_linear import SparseLinear
     from prunekit.methods import Method
+    from prunekit.models.load import load
     from prunekit.patterns import Pattern
-    from prunekit.planning import Plan
-    from prunekit.rankers import Ranker
-    from prunekit.ranks import join
-    from prunekit.shrunk import load
-    from prunekit.sparse_linear import SparseLinear
+    from prunekit.runs.jobs import plan, run
+    from prunekit.runs.record import Record
+    from prunekit.runs.sparsify.in_memory import prune
+    from prunekit.runs.sparsify.plan import Plan
     from prunekit.statistics import Statistic
+    from prunekit.structured.rankers import Ranker
+    from prunekit.structured.unit_gates import blocks, heads, hidden, neurons
 
-__version__ = "0.1.0"
-
-hook.install()
+import_hook.install()
 
 __all__ = [
     "Allocation",
@@ -59,25 +59,25 @@ __all__ = [
 _HOMES = {
     "Allocation": "allocations",
     "Architecture": "architectures",
-    "Config": "config",
+    "Config": "config.run_config",
     "Method": "methods",
     "Pattern": "patterns",
-    "Plan": "planning",
+    "Plan": "runs.sparsify.plan",
     "PrunekitError": "errors",
-    "Ranker": "rankers",
-    "Record": "framing",
-    "SparseLinear": "sparse_linear",
+    "Ranker": "structured.rankers",
+    "Record": "runs.record",
+    "SparseLinear": "inference.sparse_linear",
     "Statistic": "statistics",
-    "blocks": "gated",
-    "heads": "gated",
-    "hidden": "gated",
-    "join": "ranks",
-    "load": "shrunk",
-    "load_config": "config",
-    "neurons": "gated",
-    "plan": "jobs",
-    "prune": "inplace",
-    "run": "jobs",
+    "blocks": "structured.unit_gates",
+    "heads": "structured.unit_gates",
+    "hidden": "structured.unit_gates",
+    "join": "distributed.ranks",
+    "load": "models.load",
+    "load_config": "config.load",
+    "neurons": "structured.unit_gates",
+    "plan": "runs.jobs",
+    "prune": "runs.sparsify.in_memory",
+    "run": "runs.jobs",
 }
 
 

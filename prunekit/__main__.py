@@ -3,7 +3,7 @@
 import os
 import sys
 
-from prunekit.cli import main as run
+from prunekit.cli.main import main as run
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 if INTERPRETED:
-    from tests import interpreter
+    from tests.support import interpreter
 
     interpreter.install()
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunekit.cli import main
-from tests import checkpoints
+from prunekit.cli.main import main
+from tests.support import checkpoints
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ EVALUATE = '[evaluate]\ndata = "{test}"\nlength = 256\nwindows = 24\n'
 @pytest.fixture
 def run(shared, tmp_path, monkeypatch):
     """Prune one of the shared models through the command line, verify it, return its report."""
-    monkeypatch.setattr("prunekit.report.render", lambda report: "")
+    monkeypatch.setattr("prunekit.reports.report.render", lambda report: "")
     stories = shared / "data" / "tinystories"
 
     def run(model, prune, train=stories / "train.txt", length=128, test=stories / "valid.txt"):

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from prunekit.checkpoint import open_checkpoint
+from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.errors import CheckpointError
-from prunekit.loading import empty_model
-from tests import readers
+from prunekit.models.empty_model import empty_model
 from tests.conftest import ROOT
+from tests.support import readers
 
 QUICK = settings(
     max_examples=40,

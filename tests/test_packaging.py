@@ -15,12 +15,16 @@ from tests.conftest import ROOT
 
 EXTRAS = {"parquet", "demo", "hub", "harness", "lora", "bench", "dev"}
 PAGES = ("report.html.j2", "sweep.html.j2", "macros.html.j2", "report.css")
-DATA = {"prunekit/starter.toml", "prunekit/sentinel.toml", *(f"prunekit/{name}" for name in PAGES)}
+DATA = {
+    "prunekit/cli/presets/starter.toml",
+    "prunekit/cli/presets/sentinel.toml",
+    *(f"prunekit/reports/templates/{name}" for name in PAGES),
+}
 USE = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 import prunekit, prunekit_kernels
-from prunekit.cli import main
+from prunekit.cli.main import main
 assert prunekit.__file__.startswith(sys.argv[1]), prunekit.__file__
 assert prunekit_kernels.__file__.startswith(sys.argv[1]), prunekit_kernels.__file__
 assert main(["--version"]) == 0 and main(["init"]) == 0 and main(["list"]) == 0

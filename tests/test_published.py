@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prunekit.layer import Layer
+from prunekit.methods.layer import Layer
 from prunekit.methods.sparsegpt import SparseGPT
 from prunekit.methods.wanda import Wanda
 from prunekit.patterns import parse

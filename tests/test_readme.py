@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import prunekit
-from prunekit import cli
 from prunekit.allocations import allocations
 from prunekit.architectures import Architecture, names
+from prunekit.cli import app
 from prunekit.methods import Scored, methods
-from prunekit.rankers import rankers
+from prunekit.structured.rankers import rankers
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -43,7 +43,7 @@ def test_config_is_accepted_as_it_stands(tmp_path):
 
 
 def test_tables_name_what_there_is():
-    assert first_cells("command") == {name for name in cli.app if not name.startswith("-")}
+    assert first_cells("command") == {name for name in app.app if not name.startswith("-")}
     assert first_cells("method") == set(methods())
     assert first_cells("allocation") == set(allocations())
     assert first_cells("ranker") == set(rankers())

@@ -16,6 +16,7 @@ from prunekit_kernels.bitmask_matvec import bitmask_matvec
 from prunekit_kernels.column_energy import column_energy
 from prunekit_kernels.fragments24 import from_fragments, has_fragments, to_fragments
 from prunekit_kernels.gram import cross_gram, gram, mirror
+from prunekit_kernels.groups import Groups
 from prunekit_kernels.inverse_factor import Factor, cholesky, inverse_factor
 from prunekit_kernels.obs_block import NOfM, Sweep, obs_block
 from prunekit_kernels.obs_sweep import obs_sweep
@@ -25,11 +26,11 @@ from prunekit_kernels.probability_entropy import Entropy, probability_entropy
 from prunekit_kernels.project import project
 from prunekit_kernels.salience import merge, new_state, salience
 from prunekit_kernels.score_and_mask import score_and_mask
-from prunekit_kernels.selection import Groups, choose
+from prunekit_kernels.selection import choose
+from prunekit_kernels.selection_sharded import Others, choose_spread
 from prunekit_kernels.sparse24 import Sparse24, compress24, expand24
 from prunekit_kernels.sparse24_matmul import sparse24_matmul
 from prunekit_kernels.sparse24_mma import sparse24_mma
-from prunekit_kernels.spread import Others, choose_spread
 
 __all__ = [
     "COMMON",

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from prunekit_kernels._precision import full_precision
 from prunekit_kernels._triton import INTERPRETED, runs_triton, tl, triton
+from prunekit_kernels.groups import Groups
 from prunekit_kernels.packed_mask import INTEGERS
-from prunekit_kernels.selection import Groups, arrays, choose, highest, without_nan
+from prunekit_kernels.selection import arrays, choose, highest, without_nan
 
 BLOCK = 128  # columns of a launch
 LEAF = 16  # columns swept one by one between matrix products on a CPU: fastest of 8..32

@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from prunekit_kernels import _choosing
+from prunekit_kernels import _select, _source
 from prunekit_kernels._triton import runs_triton
+from prunekit_kernels.groups import Groups
 from prunekit_kernels.packed_mask import pack, part
-from prunekit_kernels.selection import Groups, choose_reference, plain, row_chunks
+from prunekit_kernels.selection import choose_reference, plain, row_chunks
 
 
 def project(
@@ -82,7 +83,7 @@ def _(x: Tensor, dual: Tensor, rho: float, groups: list[int]) -> Tensor:  # noqa
 
 def _run(x: Tensor, dual: Tensor, rho: float, groups: Groups, out: Tensor) -> Tensor:
     if runs_triton(x) and x.dtype == torch.float32:
-        return _choosing.launch(_choosing.iterate(x, dual, rho, out), groups)
+        return _select.launch(_source.iterate(x, dual, rho, out), groups)
     bits = torch.empty(x.shape[0], -(-x.shape[1] // 8), dtype=torch.uint8, device=x.device)
     for rows in row_chunks(groups, *x.shape):
         target = dual[rows]

@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from prunekit_kernels import _choosing
+from prunekit_kernels import _select, _source
 from prunekit_kernels._triton import runs_triton
+from prunekit_kernels.groups import Groups
 from prunekit_kernels.packed_mask import pack, zero
-from prunekit_kernels.selection import Groups, choose_reference, plain, row_chunks
+from prunekit_kernels.selection import choose_reference, plain, row_chunks
 
 Shares = tuple[Float[Tensor, " O"], Float[Tensor, " I"]]
 
@@ -130,4 +131,4 @@ def _launch(
     column: Tensor | None,
 ) -> Tensor:
     vectors = (None if part is None else part.contiguous() for part in (scale, row, column))
-    return _choosing.launch(_choosing.weights(weight, *vectors), groups)
+    return _select.launch(_source.weights(weight, *vectors), groups)

@@ -7,76 +7,24 @@ Shapes: O output features, I input features, G groups, N members of a group.
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from prunekit_kernels import _choosing
+from prunekit_kernels import _select, _source
 from prunekit_kernels._triton import runs_triton
+from prunekit_kernels.groups import Groups
 from prunekit_kernels.packed_mask import INTEGERS, unpack
 
 PIECE = 16  # rows that are summed at once
 CHUNK = 1 << 18  # scores looked at together on the CPU, whose caches then hold them
-NEIGHBOURS = 64  # so many columns at most are compared one with another
 SAMPLED = 61  # one of so many scores says where to look; odd, so that it meets every column
 LONG = 1 << 15  # scores of a group from which on that is worth it
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Which weights compete: neighbours of one row, or whole columns, or all.
-
-    Attributes:
-        rows: Rows of a group: 1, or None for all.
-        columns: Columns of a group, None for all; the last group of whole columns may have fewer.
-        pruned: How many units of a group go; one number for all groups of single rows, otherwise
-            one for each group.
-        tile: Rows and columns of a unit, whose score is the sum over it, in float64; only among
-            all.
-    """
-
-    rows: int | None
-    columns: int | None
-    pruned: tuple[int, ...]
-    tile: tuple[int, int] = (1, 1)
-
-    def check(self, outputs: int, inputs: int) -> None:
-        """Check that a matrix can be divided so.
-
-        Raises:
-            ValueError: It cannot.
-        """
-        if reason := self._misfit(outputs, inputs):
-            raise ValueError(f"{self} of a matrix of shape {(outputs, inputs)}: {reason}")
-
-    def _misfit(self, outputs: int, inputs: int) -> str | None:
-        if self.tile != (1, 1):
-            fits = outputs % self.tile[0] == 0 and inputs % self.tile[1] == 0
-            return None if fits else "tiles have to divide it"
-        if self.rows is None:
-            groups = -(-inputs // (self.columns or max(inputs, 1))) if inputs else 0
-            enough = len(self.pruned) in (groups, max(groups, 1))
-            return None if enough else f"{groups} groups need as many counts"
-        if self.rows != 1 or len(self.pruned) != 1:
-            return "groups have one row and one count, or all rows"
-        if self.columns is not None and (self.columns > NEIGHBOURS or inputs % self.columns):
-            return f"neighbours have to divide it, {NEIGHBOURS} at most"
-        return None
-
-    def numbers(self) -> list[int]:
-        """Return the same as plain numbers, for an op; :meth:`of` undoes it."""
-        return [self.rows or 0, self.columns or 0, *self.tile, *self.pruned]
-
-    @classmethod
-    def of(cls, numbers: Sequence[int]) -> Self:
-        """Return what :meth:`numbers` gave."""
-        rows, columns, height, width, *pruned = numbers
-        return cls(rows or None, columns or None, tuple(pruned), (height, width))
 
 
 def choose(score: Float[Tensor, "O I"], groups: Groups) -> Bool[Tensor, "O I"]:
@@ -270,7 +218,7 @@ def without_nan(score: Tensor) -> Tensor:
 def _choose(score: Tensor, groups: list[int]) -> Tensor:
     chosen = Groups.of(groups)
     if runs_triton(score) and score.dtype != torch.float64:
-        return unpack(_choosing.launch(_choosing.scores(score), chosen), score.shape[1])
+        return unpack(_select.launch(_source.scores(score), chosen), score.shape[1])
     return plain(score, chosen).contiguous()
 
 

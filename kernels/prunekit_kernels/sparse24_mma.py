@@ -22,11 +22,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from prunekit_kernels._triton import INTERPRETED, tl, triton
-from prunekit_kernels.fragments24 import (
-    TOKENS,
-    from_fragments,
-    has_fragments,
-)
+from prunekit_kernels.fragments24 import TOKENS, from_fragments, has_fragments
 from prunekit_kernels.sparse24 import Sparse24, check24, expand24
 from prunekit_kernels.sparse24_matmul import (
     FEW,

@@ -1,7 +1,7 @@
 """How a sparsity budget is spread over layers: one file a rule."""
 
 from prunekit.allocations.base import Allocation, Survey
-from prunekit.discovery import by_name
+from prunekit.plugins import by_name
 
 __all__ = ["Allocation", "Survey", "allocations"]
 

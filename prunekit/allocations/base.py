@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from prunekit.layer import Layer
+from prunekit.methods.layer import Layer
 from prunekit.statistics import Statistic
 
 Survey = Callable[[], Iterator[list[Layer]]]

@@ -10,11 +10,11 @@ from pydantic import Field
 from typing_extensions import override
 
 from prunekit.allocations.base import Allocation, Survey
-from prunekit.layer import Layer, Pruned
+from prunekit.methods.layer import Layer, Pruned
+from prunekit.methods.refine import refine
 from prunekit.methods.wanda import Wanda
 from prunekit.patterns import Pattern
 from prunekit.patterns.n_of_m import NOfM
-from prunekit.refinement import refine
 from prunekit.statistics import Gram, Statistic
 
 POINTS = 5

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from prunekit.allocations.base import Allocation, Survey
 from prunekit.errors import NumericsError
-from prunekit.layer import Layer
+from prunekit.methods.layer import Layer
 from prunekit.methods.wanda import Wanda
 from prunekit.statistics import ColumnEnergy, Statistic
 

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from prunekit.architectures.base import Architecture, Attention, FeedForward, Stack, Stage, Stream
 from prunekit.architectures.coverage import ADVICE, check, holds
 from prunekit.architectures.probing import probe
-from prunekit.discovery import modules
 from prunekit.errors import CheckpointError
+from prunekit.plugins import modules
 
 __all__ = [
     "Architecture",

@@ -1,7 +1,7 @@
 """How weights are chosen and changed: one file a paper."""
 
-from prunekit.discovery import by_name
 from prunekit.methods.base import Method, Propagation, Scored
+from prunekit.plugins import by_name
 
 __all__ = ["Method", "Propagation", "Scored", "methods"]
 

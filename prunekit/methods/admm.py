@@ -12,14 +12,14 @@ from jaxtyping import Bool, Float, UInt8
 from pydantic import Field
 from typing_extensions import override
 
+from prunekit.distributed.ranks import Ranks
 from prunekit.errors import NumericsError
-from prunekit.layer import Layer, Pruned
 from prunekit.methods.base import Method
+from prunekit.methods.layer import Layer, Pruned
+from prunekit.methods.refine import damped, refine
+from prunekit.methods.target import Target
 from prunekit.patterns import Grouped, Scope
-from prunekit.ranks import Ranks
-from prunekit.refinement import damped, refine
 from prunekit.statistics import Gram, Statistic, lower_panels
-from prunekit.target import Target
 
 if TYPE_CHECKING:
     from torch import Tensor

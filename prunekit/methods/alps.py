@@ -11,11 +11,11 @@ from jaxtyping import UInt8
 from pydantic import Field
 from typing_extensions import override
 
-from prunekit.layer import Layer, Pruned
 from prunekit.methods.admm import Projection, search
 from prunekit.methods.base import Method
+from prunekit.methods.layer import Layer, Pruned
+from prunekit.methods.refine import refine
 from prunekit.patterns import Scope
-from prunekit.refinement import refine
 from prunekit.statistics import Gram, Statistic
 
 if TYPE_CHECKING:

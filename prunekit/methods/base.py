@@ -10,10 +10,10 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
 from typing_extensions import override
 
-from prunekit.layer import Layer, Pruned
+from prunekit.methods.layer import Layer, Pruned
+from prunekit.methods.target import Target
 from prunekit.patterns import Grouped, Scope
 from prunekit.statistics import Statistic
-from prunekit.target import Target
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from prunekit.layer import Layer
 from prunekit.methods.base import Factors, Weighed
+from prunekit.methods.layer import Layer
 from prunekit.patterns import Scope
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 from jaxtyping import Float
 from typing_extensions import override
 
-from prunekit.layer import Layer
 from prunekit.methods.base import Scored
+from prunekit.methods.layer import Layer
 from prunekit.patterns import Scope
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from prunekit.layer import Layer
 from prunekit.methods.base import Factors, Weighed
+from prunekit.methods.layer import Layer
 from prunekit.statistics import ColumnEnergy, Statistic
 
 

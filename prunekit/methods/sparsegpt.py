@@ -11,8 +11,8 @@ from pydantic import Field
 from typing_extensions import override
 
 from prunekit.errors import NumericsError
-from prunekit.layer import Layer, Pruned
 from prunekit.methods.base import Method, Propagation
+from prunekit.methods.layer import Layer, Pruned
 from prunekit.patterns import Grouped, Scope
 from prunekit.statistics import Gram, Statistic
 

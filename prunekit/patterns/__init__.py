@@ -1,8 +1,8 @@
 """Which zeros are allowed: one file a kind of pattern."""
 
-from prunekit.discovery import subclasses
 from prunekit.errors import ConfigError
 from prunekit.patterns.base import Grouped, Pattern, Scope, pruned_count
+from prunekit.plugins import subclasses
 
 __all__ = ["Grouped", "Pattern", "Scope", "parse", "pruned_count", "spellings"]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 from jaxtyping import Float, Shaped
 
-from prunekit.ranks import ALONE, Ranks
+from prunekit.distributed.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     import torch

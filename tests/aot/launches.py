@@ -11,7 +11,8 @@ from prunekit_kernels import (
     Groups,
     NOfM,
     Sweep,
-    _choosing,
+    _select,
+    _source,
     apply,
     attention_entropy,
     column_energy,
@@ -191,22 +192,22 @@ def _sweeps() -> Iterator[Launch]:
     yield Launch("obs_block", "f32 O=1001 given, 9 columns", _call(obs_block, sweep, 0, 9, 0, 1, 9))
 
 
-def _weight(inputs: int, dtype: torch.dtype, factors: str = "ria") -> _choosing.Source:
+def _weight(inputs: int, dtype: torch.dtype, factors: str = "ria") -> _source.Source:
     scale = None if factors == "magnitude" else meta(inputs)
     row, column = (meta(4096), meta(inputs)) if factors == "ria" else (None, None)
-    return _choosing.weights(meta(4096, inputs, dtype=dtype), scale, row, column)
+    return _source.weights(meta(4096, inputs, dtype=dtype), scale, row, column)
 
 
-def _iterate(inputs: int) -> _choosing.Source:
-    return _choosing.iterate(meta(4096, inputs), meta(4096, inputs), 1.5, meta(4096, inputs))
+def _iterate(inputs: int) -> _source.Source:
+    return _source.iterate(meta(4096, inputs), meta(4096, inputs), 1.5, meta(4096, inputs))
 
 
-def _score(inputs: int) -> _choosing.Source:
-    return _choosing.scores(meta(4096, inputs))
+def _score(inputs: int) -> _source.Source:
+    return _source.scores(meta(4096, inputs))
 
 
-def _chosen(source: _choosing.Source, groups: Groups) -> Callable[[], object]:
-    return lambda: _choosing.launch(source, groups)
+def _chosen(source: _source.Source, groups: Groups) -> Callable[[], object]:
+    return lambda: _select.launch(source, groups)
 
 
 def _call(function: Callable, *arguments) -> Callable[[], object]:

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 RUN = """
-from prunekit import jobs, walk
-from prunekit.config import load_config
-from prunekit.ranks import join
+from prunekit.runs import jobs
+from prunekit.models.sequential import pipeline as walk
+from prunekit.config.load import load_config
+from prunekit.distributed.ranks import join
 
 # So that one rank and two have the same batches, and add up the same sums in the same order: ADMM
 # takes a small difference for a reason to choose another mask, salience weighs a token by those of

@@ -83,7 +83,9 @@ def serve() -> None:
     import torch
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401  both are lazy
 
-    from prunekit import cli, planning, progress, ranks, report, running  # noqa: F401
+    from prunekit.cli import main, progress  # noqa: F401
+    from prunekit.reports import report  # noqa: F401
+    from prunekit.runs.sparsify import planner, run  # noqa: F401
 
     torch.set_num_threads(1)
     report.render = lambda report: ""

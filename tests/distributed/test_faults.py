@@ -13,29 +13,29 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunekit.checkpoint import INDEX
-from tests import checkpoints
+from prunekit.checkpoint.reader import INDEX
 from tests.distributed import configs
+from tests.support import checkpoints
 
 BLOCKS = 4
 SOAK = 50
 IN_TIME = 60
 """Seconds in which the others have to stop once a rank has died."""
 CLI = """
-from prunekit import cli
+from prunekit.cli import main as cli
 code = cli.main(["run", *arguments, "--quiet"])
 """
 QUICK = """
 # A live rank is heard of more often, so that less silence says that one is dead.
-from prunekit import watch
+from prunekit.distributed import heartbeat as watch
 watch.BEAT, watch.SUSPECT, watch.GRACE, watch.SILENCE = 0.1, 1.5, 0.4, 10.0
 import datetime
-from prunekit import ranks
+from prunekit.distributed import ranks
 ranks.MEETING = datetime.timedelta(seconds=10)
 """
 SLOW = """
 import time
-from prunekit import running
+from prunekit.runs.sparsify import run as running
 real = running.Run._write_block
 def slow(self, *arguments, **options):
     time.sleep(0.4)
@@ -133,7 +133,8 @@ def test_a_killed_rank_is_named_and_the_run_is_taken_up(
 EARLY = """
 import os, signal, datetime
 from torch import distributed
-from prunekit import ranks, watch
+from prunekit.distributed import ranks
+from prunekit.distributed import heartbeat as watch
 ranks.MEETING, watch.SILENCE = datetime.timedelta(seconds=2), 2.0
 def die(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -158,7 +159,7 @@ def test_a_rank_that_dies_as_it_begins_is_not_waited_for(start, table, where, sa
 
 def test_a_rank_that_hangs_silently_is_noticed(start, table, tmp_path):
     """Stopped, it keeps its connections, so that only its heart can tell."""
-    script = "from prunekit import watch; watch.SILENCE = 2.0\n" + SLOW
+    script = "from prunekit.distributed import heartbeat as watch; watch.SILENCE = 2.0\n" + SLOW
     world = start(2, "out", script=script)
     until(lambda: blocks_done(tmp_path / "out") >= 1)
     world.kill(1, signal.SIGSTOP)
@@ -186,7 +187,7 @@ def test_sigterm_finishes_the_block(start, whole, table, tmp_path):
 
 def test_a_full_disk_is_said_by_all(start, whole, table, tmp_path):
     script = """
-from prunekit import output
+from prunekit.checkpoint import output
 real = output.write_shard
 def full(file, tensors):
     if "00003-of" in file.name:
@@ -207,7 +208,7 @@ output.write_shard = full
 
 def test_numbers_of_one_rank_that_go_wrong_name_layer_and_sample(start, table):
     script = """
-from prunekit.stack import StackRunner
+from prunekit.models.sequential.block_runner import StackRunner
 real = StackRunner.enter
 def enter(self, ids, context):
     hidden = real(self, ids, context).clone()
@@ -236,7 +237,8 @@ def test_two_runs_into_one_folder(start, table):
 FORKED = """
 # The second one begins and ends while the first one is in the middle of it.
 import os, time
-from prunekit import cli, running
+from prunekit.cli import main as cli
+from prunekit.runs.sparsify import run as running
 ended, real = arguments[0] + ".ended", running.Run._write_block
 def wait(self, *given, **options):
     while not os.path.exists(ended):
@@ -261,7 +263,7 @@ def test_an_input_that_is_cut_off_after_the_plan(start, model, table, tmp_path):
     copy = shutil.copytree(model, tmp_path / "copy")
     script = f"""
 import os
-from prunekit import running
+from prunekit.runs.sparsify import run as running
 real = running.Run._prune
 def cut(self, *arguments):
     os.truncate({str(copy / "model.safetensors")!r}, 5000)
@@ -321,7 +323,7 @@ def test_a_bit_that_flipped_in_an_output_shard_is_noticed(start, whole, table, t
 def test_clocks_that_are_set_change_nothing(start, whole, table, tmp_path):
     script = """
 import time
-from prunekit import running
+from prunekit.runs.sparsify import run as running
 now, real, ahead = time.time, running.Run._write_block, [0]
 time.time = lambda: now() + ahead[0]
 def write(self, *arguments, **options):

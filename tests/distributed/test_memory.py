@@ -10,15 +10,16 @@ import sys
 import pytest
 import torch
 
-from tests import checkpoints
 from tests.distributed import configs
+from tests.support import checkpoints
 
 MEASURE = """
 import ctypes, json
 from pathlib import Path
-from prunekit import planning, running
-from prunekit.config import load_config
-from prunekit.ranks import join
+from prunekit.runs.sparsify import planner as planning
+from prunekit.runs.sparsify import run as running
+from prunekit.config.load import load_config
+from prunekit.distributed.ranks import join
 
 library = ctypes.CDLL(None)
 for option, value in ((-3, 65536), (-1, 65536), (-8, 1)):  # of mmap, of trimming, of arenas

@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from prunekit import planning
-from prunekit.config import load_config
-from prunekit.ranks import Ranks
-from tests import checkpoints
+from prunekit.config.load import load_config
+from prunekit.distributed.ranks import Ranks
+from prunekit.runs.sparsify import planner
 from tests.distributed import configs
 from tests.distributed.configs import RUN
+from tests.support import checkpoints
 
 ROWS = {"pattern": "unstructured", "sparsity": 0.5, "scope": "row"}
 LAYER = ROWS | {"scope": "layer"}
@@ -134,7 +134,7 @@ def test_blocks_that_are_pruned_apart_go_round_whole(outputs):
 )
 def test_the_traffic_of_a_rank_is_what_the_plan_says(outputs, name):
     folder = outputs["llama", name, 2]
-    planned = planning.plan(load_config(folder.with_suffix(".toml")), Ranks(0, 2)).traffic
+    planned = planner.plan(load_config(folder.with_suffix(".toml")), Ranks(0, 2)).traffic
     for rank in json.loads((folder / "report.json").read_text())["ranks"]:
         sent = {what: rank["sent_bytes"].get(what, 0) for what in planned}
         assert sent == planned
@@ -144,7 +144,7 @@ def test_the_traffic_of_a_rank_is_what_the_plan_says(outputs, name):
 def test_the_traffic_that_is_planned_is_the_formula(outputs):
     """That of the README, for two ranks."""
     config = load_config(outputs["llama", JUDGED, 2].with_suffix(".toml"))
-    made = planning.plan(config, Ranks(0, 2))
+    made = planner.plan(config, Ranks(0, 2))
     # One Gram matrix a stage, of which all of these have less than a panel of rows.
     inputs = [stage[0].inputs for block in made.blocks for stage in block.stages]
     grams = sum(4 * width * width for width in inputs)
@@ -154,7 +154,7 @@ def test_the_traffic_that_is_planned_is_the_formula(outputs):
 
 FACTORS = """
 import prunekit_kernels
-from prunekit import ranks
+from prunekit.distributed import ranks
 real, hand_round, events = prunekit_kernels.inverse_factor, ranks.Ranks.hand_round, []
 def inverse_factor(gram, damping):
     events.append(len(gram))
@@ -240,7 +240,7 @@ def test_what_one_rank_cannot_invert_all_refuse(nursery, tmp_path, method, name)
 
 
 UNLIKE = """
-from prunekit import evaluation
+from prunekit.evaluation import perplexity as evaluation
 evaluation._multiplies_bfloat16 = lambda: rank == 0 and bool(%d)
 """
 
@@ -257,7 +257,7 @@ def test_ranks_on_unlike_cpus_run_in_the_type_that_all_have(nursery, tmp_path):
 
 
 EVALUATE = """
-from prunekit import cli
+from prunekit.cli import main as cli
 code = cli.main(["evaluate", *arguments, "--length", "12", "--windows", "5"])
 """
 

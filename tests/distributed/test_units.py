@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from tests import checkpoints
 from tests.distributed import configs
 from tests.distributed.configs import RUN
+from tests.support import checkpoints
 
 HEADS = {"pattern": "heads", "sparsity": 0.5}
 NEURONS = {"pattern": "neurons", "sparsity": 0.25}

@@ -5,7 +5,7 @@ import torch
 from prunekit_kernels import attention_entropy, probability_entropy
 from prunekit_kernels.attention_entropy import _attention_entropy, attention_entropy_reference
 
-from tests.closeness import assert_close
+from tests.support.closeness import assert_close
 
 F32, BF16 = torch.float32, torch.bfloat16
 

@@ -9,8 +9,8 @@ from prunekit_kernels.bitmask_matvec import (
     bitmask_matvec_reference,
 )
 
-from tests.closeness import assert_close
 from tests.kernels.sparse import unstructured
+from tests.support.closeness import assert_close
 
 SHAPES = [
     (1, 1, 1),

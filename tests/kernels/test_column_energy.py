@@ -11,7 +11,7 @@ from prunekit_kernels.column_energy import (
     column_energy_reference,
 )
 
-from tests.closeness import assert_close
+from tests.support.closeness import assert_close
 
 SHAPES = [(1, 1), (7, 3), (TILE_T, TILE_I), (TILE_T + 1, TILE_I + 1), (RUN + 1, 5), (0, 4), (3, 0)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from prunekit_kernels import _choosing
+from prunekit_kernels import _select
 from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("pydantic", reason="the engine needs pydantic, the kernels alone do not")
 
-from prunekit.layer import Layer
 from prunekit.methods.admm import Admm
 from prunekit.methods.alps import Alps
+from prunekit.methods.layer import Layer
 from prunekit.methods.magnitude import Magnitude
 from prunekit.methods.ria import Ria
 from prunekit.methods.wanda import Wanda
@@ -69,7 +69,7 @@ def test_statistics_add_in_one_operation(statistic, device):
 def test_rankers_look_through_our_operations(ranker, operation, device):
     pytest.importorskip("transformers", reason="rankers look at models")
     import prunekit
-    from tests.units import batch, restless
+    from tests.support.units import batch, restless
 
     model = restless("llama").to(device)
     given = {name: part.to(device) for name, part in batch(model).items()}
@@ -85,13 +85,13 @@ def test_rankers_look_through_our_operations(ranker, operation, device):
 @methods
 @pytest.mark.parametrize("text", ["unstructured", "2:4", "3:6", "block:4x4"])
 def test_its_kernels_run_where_triton_does(text, method, device, monkeypatch):
-    launch, launched = _choosing.launch, []
+    launch, launched = _select.launch, []
 
     def counted(source, groups):
         launched.append(groups)
         return launch(source, groups)
 
-    monkeypatch.setattr(_choosing, "launch", counted)
+    monkeypatch.setattr(_select, "launch", counted)
     method.prune(layer(parse(text, method.scope), device))
     assert len(launched) == 1
 
@@ -123,12 +123,12 @@ def test_solvers_project_in_one_operation(text, method, device):
 @pytest.mark.interpret
 @SOLVERS
 def test_their_projection_is_a_kernel_where_triton_runs(method, device, monkeypatch):
-    launch, launched = _choosing.launch, []
+    launch, launched = _select.launch, []
 
     def counted(source, groups):
         launched.append(source.kind)
         return launch(source, groups)
 
-    monkeypatch.setattr(_choosing, "launch", counted)
+    monkeypatch.setattr(_select, "launch", counted)
     method.prune(with_gram("unstructured", device))
-    assert launched == 4 * [_choosing.DUAL]
+    assert launched == 4 * [_select.DUAL]

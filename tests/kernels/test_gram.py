@@ -6,7 +6,7 @@ from prunekit_kernels import cross_gram, gram, mirror
 from prunekit_kernels._triton import runs_triton
 from prunekit_kernels.gram import PANEL, RUN, _gram, gram_reference
 
-from tests.closeness import assert_close
+from tests.support.closeness import assert_close
 
 # The kernel's tiles are 64 here; (2, PANEL + 1) crosses a panel of the CPU path.
 SHAPES = [(1, 1), (7, 3), (64, 64), (65, 65), (33, 130), (2, PANEL + 1), (0, 4), (3, 0)]

@@ -3,8 +3,8 @@ import torch
 from prunekit_kernels import inverse_factor
 from prunekit_kernels.inverse_factor import LEAF, PANEL, _reverse, inverse_factor_reference
 
-from tests.closeness import assert_close
 from tests.kernels.allocation import peak_bytes
+from tests.support.closeness import assert_close
 
 
 def gram_of(inputs, device, tokens=None):

@@ -5,8 +5,8 @@ import torch
 from prunekit_kernels import NOfM, Sweep, inverse_factor, obs_block
 from prunekit_kernels.obs_block import PANEL, _obs_block, obs_block_reference
 
-from tests.closeness import assert_close
 from tests.kernels.layers import correlated
+from tests.support.closeness import assert_close
 
 CHOICES = [None, NOfM(1, 1), NOfM(1, 2), NOfM(2, 4), NOfM(4, 8), NOfM(2, 3), NOfM(5, 12)]
 WIDE = [NOfM(1, 17), NOfM(16, 32)]  # of more than a panel of the kernel

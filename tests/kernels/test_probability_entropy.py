@@ -9,7 +9,7 @@ from prunekit_kernels.probability_entropy import (
     probability_entropy_reference,
 )
 
-from tests.closeness import assert_close
+from tests.support.closeness import assert_close
 
 SHAPES = [(1, 1, 1, 1), (2, 3, 9, 33), (1, 2, 8, TILE_T), (1, 1, 3, TILE_T + 1)]
 

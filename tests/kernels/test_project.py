@@ -4,8 +4,8 @@ from prunekit_kernels import project, unpack
 from prunekit_kernels.project import _project, _project_in_place, project_reference
 from prunekit_kernels.selection import choose_reference
 
-from tests.closeness import assert_close
 from tests.kernels.selections import EASY, GROUPS, INPUTS, OUTPUTS, hard_scores
+from tests.support.closeness import assert_close
 
 RHO = 1.7
 

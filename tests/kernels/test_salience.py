@@ -13,7 +13,7 @@ from prunekit_kernels.salience import (
     salience_reference,
 )
 
-from tests.closeness import assert_close
+from tests.support.closeness import assert_close
 
 SHAPES = [(1, 1), (7, 3), (TILE_T, TILE_F), (TILE_T + 1, TILE_F + 1), (PART + 1, 5), (3, 0)]
 

@@ -8,8 +8,8 @@ from prunekit_kernels.sparse24_matmul import (
     sparse24_matmul_reference,
 )
 
-from tests.closeness import assert_close
 from tests.kernels.sparse import two_of_four
+from tests.support.closeness import assert_close
 
 SHAPES = [
     (1, 1, 4),

@@ -18,8 +18,8 @@ from prunekit_kernels.sparse24_mma import (
     sparse24_mma,
 )
 
-from tests.closeness import assert_close
 from tests.kernels.sparse import two_of_four
+from tests.support.closeness import assert_close
 
 DTYPES = [torch.bfloat16, torch.float16]
 

@@ -17,7 +17,9 @@ def one_kernel_at_a_time(monkeypatch):
         with lock:
             return choose(score, groups)
 
-    monkeypatch.setattr(importlib.import_module("prunekit_kernels.spread"), "choose", locked)
+    monkeypatch.setattr(
+        importlib.import_module("prunekit_kernels.selection_sharded"), "choose", locked
+    )
 
 
 class Sum:

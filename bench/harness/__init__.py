@@ -1,0 +1,1 @@
+"""What benches share: timing, tables, layer shapes, environment."""

@@ -1,0 +1,201 @@
+"""Measures contestants and says how near they come to what the machine can do.
+
+A bench gives cases; each holds contestants that do the same work, and the bytes and operations that
+this work cannot do without. The floor of a case is the longer of bytes / copy bandwidth and
+operations / matrix product rate, both measured here, just before. A bench whose kernel stays below
+half of it says why, for each kind of device, in its ``WHY``.
+"""
+
+import json
+import os
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from bench.harness import table
+from bench.ops import roofline
+from prunekit.inference.layer_speed import copy_rate, product_rate
+
+RESULTS = Path(__file__).parent / "results"
+BUDGET_SECONDS = {"cpu": 2.0, "cuda": 0.3}  # a contestant, after one warm-up
+REPEATS = (3, 100)  # at least, at most
+
+
+@dataclass(frozen=True)
+class Case:
+    """One piece of work.
+
+    Attributes:
+        name: After a real layer, e.g. ``llama-8b.down_proj``.
+        shape: The numbers that matter, e.g. ``{"T": 2048, "I": 576}``.
+        dtype: What the matrix products run in, for their measured rate.
+        bytes: Least memory traffic.
+        flops: Least operations; a multiplication and an addition are two.
+        contestants: What to run, ours first.
+        prepare: Called before each run, and not timed; for work that is done in place.
+    """
+
+    name: str
+    shape: dict[str, int]
+    dtype: torch.dtype
+    bytes: int
+    flops: int
+    contestants: dict[str, Callable[[], object]]
+    prepare: Callable[[], object] | None = None
+
+
+def measure(op: str, bench: ModuleType) -> None:
+    """Measure a bench's cases, print them, and rewrite ``bench/results/<machine>/<op>.json``."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    machine = describe(device)
+    peaks: dict[str, float] = {"copy": copy_rate(device)}
+    rows = []
+    for case in bench.cases(device):
+        floor = case.bytes / peaks["copy"]
+        if case.flops:
+            rate = str(case.dtype)
+            if rate not in peaks:
+                peaks[rate] = product_rate(device, case.dtype)
+            floor = max(floor, case.flops / peaks[rate])
+        for name, contestant in case.contestants.items():
+            rows.append(_row(case, name, contestant, floor, device))
+            _say(rows[-1])
+    machine["copy_bytes_per_second"] = peaks.pop("copy")
+    machine["product_flops_per_second"] = peaks
+    file = RESULTS / machine["name"] / f"{op}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    result = {"machine": machine, "why": getattr(bench, "WHY", {}).get(device.type), "rows": rows}
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    for written in (file, roofline.draw(file.parent), table.write(file.parent)):
+        print(f"written: {written}")
+
+
+def compiled(function: Callable[..., object]) -> Callable[..., object]:
+    """Return a contestant that ``torch.compile`` makes; its first call, which compiles, is long."""
+    torch._dynamo.reset()  # of one function only so many are kept, and then it runs as it is
+    return torch.compile(function, dynamic=False)
+
+
+def seconds(
+    contestant: Callable[[], object],
+    device: torch.device,
+    prepare: Callable[[], object] | None = None,
+    least: int = REPEATS[0],
+) -> list[float]:
+    """Return the sorted times of single calls, ``least`` or more, after one call to warm up."""
+    prepare = prepare or (lambda: None)
+    prepare()
+    _timed(contestant, device)
+    most = REPEATS[1]
+    budget = BUDGET_SECONDS[device.type]
+    times: list[float] = []
+    while len(times) < least or (sum(times) < budget and len(times) < most):
+        prepare()
+        times.append(_timed(contestant, device))
+    return sorted(times)
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Say what was measured on: machine, versions, commit, date."""
+    if device.type == "cuda":
+        model = torch.cuda.get_device_name(device)
+        driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    else:
+        model, driver = f"{_processor()} x{os.cpu_count()}", None
+    return {
+        "name": re.sub(r"[^A-Za-z0-9]+", "-", model).strip("-").lower(),
+        "model": model,
+        "driver": driver,
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "commit": _output("git", "describe", "--always", "--dirty"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _row(
+    case: Case, name: str, contestant: Callable[[], object], floor: float, device: torch.device
+) -> dict[str, Any]:
+    times = seconds(contestant, device, case.prepare)
+    median = statistics.median(times)
+    fifth = statistics.quantiles(times, n=5, method="inclusive")
+    return {
+        "case": case.name,
+        **case.shape,
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "contestant": name,
+        "milliseconds": {"median": 1e3 * median, "p20": 1e3 * fifth[0], "p80": 1e3 * fifth[3]},
+        "runs": len(times),
+        "share_of_floor": floor / median,
+        "bytes_per_second": case.bytes / median,
+        "flops_per_second": case.flops / median,
+    }
+
+
+def _timed(contestant: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        # By the clock of the GPU, while it is busy with emptying its cache, so that neither what
+        # the cache holds nor how long Python takes to launch counts.
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        _flush(device)
+        began.record()
+        contestant()
+        ended.record()
+        torch.cuda.synchronize(device)
+        return began.elapsed_time(ended) / 1e3
+    start = time.perf_counter()
+    contestant()
+    return time.perf_counter() - start
+
+
+def _flush(device: torch.device) -> None:
+    """Write 256 MiB, more than any cache holds."""
+    torch.empty(2**28, dtype=torch.int8, device=device).zero_()
+
+
+def _say(row: dict[str, Any]) -> None:
+    spread = row["milliseconds"]
+    print(
+        f"{row['case']:24} {row['dtype']:9} {row['contestant']:22} {spread['median']:10.3f} ms"
+        f" ({spread['p20']:.3f} to {spread['p80']:.3f}), {row['share_of_floor']:.0%} of the floor",
+        flush=True,
+    )
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return found[1] if found else platform.processor()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _output(*command: str) -> str | None:
+    """Return what a command says, or None where there is no such command."""
+    if shutil.which(command[0]) is None:
+        return None
+    here = Path(__file__).parent
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=here)
+    return done.stdout.strip() or None

@@ -1,0 +1,1 @@
+"""Benches of kernels, one file an operation."""

@@ -1,5 +1,0 @@
-"""2:4 product on sparse tensor cores: the cases of the portable one, where they are."""
-
-from bench.sparse24_matmul import cases
-
-__all__ = ["cases"]

@@ -1,0 +1,59 @@
+"""TODO-DOC kernels/prunekit_kernels/groups.py (out of kernels/prunekit_kernels/selection.py)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+NEIGHBOURS = 64  # so many columns at most are compared one with another
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which weights compete: neighbours of one row, or whole columns, or all.
+
+    Attributes:
+        rows: Rows of a group: 1, or None for all.
+        columns: Columns of a group, None for all; the last group of whole columns may have fewer.
+        pruned: How many units of a group go; one number for all groups of single rows, otherwise
+            one for each group.
+        tile: Rows and columns of a unit, whose score is the sum over it, in float64; only among
+            all.
+    """
+
+    rows: int | None
+    columns: int | None
+    pruned: tuple[int, ...]
+    tile: tuple[int, int] = (1, 1)
+
+    def check(self, outputs: int, inputs: int) -> None:
+        """Check that a matrix can be divided so.
+
+        Raises:
+            ValueError: It cannot.
+        """
+        if reason := self._misfit(outputs, inputs):
+            raise ValueError(f"{self} of a matrix of shape {(outputs, inputs)}: {reason}")
+
+    def _misfit(self, outputs: int, inputs: int) -> str | None:
+        if self.tile != (1, 1):
+            fits = outputs % self.tile[0] == 0 and inputs % self.tile[1] == 0
+            return None if fits else "tiles have to divide it"
+        if self.rows is None:
+            groups = -(-inputs // (self.columns or max(inputs, 1))) if inputs else 0
+            enough = len(self.pruned) in (groups, max(groups, 1))
+            return None if enough else f"{groups} groups need as many counts"
+        if self.rows != 1 or len(self.pruned) != 1:
+            return "groups have one row and one count, or all rows"
+        if self.columns is not None and (self.columns > NEIGHBOURS or inputs % self.columns):
+            return f"neighbours have to divide it, {NEIGHBOURS} at most"
+        return None
+
+    def numbers(self) -> list[int]:
+        """Return the same as plain numbers, for an op; :meth:`of` undoes it."""
+        return [self.rows or 0, self.columns or 0, *self.tile, *self.pruned]
+
+    @classmethod
+    def of(cls, numbers: Sequence[int]) -> Self:
+        """Return what :meth:`numbers` gave."""
+        rows, columns, height, width, *pruned = numbers
+        return cls(rows or None, columns or None, tuple(pruned), (height, width))

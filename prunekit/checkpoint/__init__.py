@@ -1,0 +1,1 @@
+"""Safetensors checkpoints: read, checked, written atomically."""

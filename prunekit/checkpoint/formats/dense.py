@@ -1,0 +1,47 @@
+"""Dense: zeros written out, as every tool reads it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from typing_extensions import override
+
+from prunekit.checkpoint.formats.base import Format, Parts, Stored
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class Dense(Format):
+    """Zeros written out; every tool reads it, and it is no smaller than before."""
+
+    name: ClassVar[str] = "dense"
+    parts: ClassVar[tuple[str, ...]] = ("weight",)
+
+    @override
+    def misfit(self, weight: Tensor) -> None:
+        return None
+
+    @override
+    def compress(self, weight: Tensor) -> dict[str, Tensor]:
+        return {"weight": weight}
+
+    @override
+    def expand(self, parts: Parts, inputs: int) -> Tensor:
+        return parts["weight"]
+
+    @override
+    def unsound(self, parts: Parts, shape: tuple[int, int]) -> str | None:
+        found = tuple(parts["weight"].shape)
+        return None if found == shape else f"has shape {list(found)} instead of {list(shape)}"
+
+    @override
+    def empty(self, stored: Stored, dtype: torch.dtype) -> dict[str, Tensor]:
+        import torch
+
+        return {"weight": torch.empty(stored.outputs, stored.inputs, dtype=dtype)}
+
+    @override
+    def multiply(self, x: Tensor, parts: Parts, reach: int | None = None) -> Tensor:
+        return x @ parts["weight"].T

@@ -1,0 +1,76 @@
+"""2:4: half of the values and a bit for each weight, which sparse tensor cores multiply."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from typing_extensions import override
+
+from prunekit.checkpoint.formats.base import Format, Parts, Stored
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class TwoFour(Format):
+    """Two of every four values and a bit for each weight: 0.5625 of dense in 16 bits.
+
+    Loads as sparse layers where prunekit is installed, and is refused where it is not.
+    """
+
+    name: ClassVar[str] = "2:4"
+    parts: ClassVar[tuple[str, ...]] = ("weight", "keep")
+    patterns: ClassVar[tuple[str, ...] | None] = ("2:4", "1:4")
+
+    @override
+    def misfit(self, weight: Tensor) -> str | None:
+        if weight.ndim != 2 or weight.shape[1] % 4:
+            return f"shape {list(weight.shape)} has no groups of four inputs"
+        if broken := int(((weight != 0).unflatten(1, (-1, 4)).sum(2) > 2).sum()):
+            return f"{broken} groups of four have more than two non-zeros"
+        return None
+
+    @override
+    def compress(self, weight: Tensor) -> dict[str, Tensor]:
+        from prunekit_kernels import compress24
+
+        values, keep = compress24(weight)
+        return {"weight": values, "keep": keep}
+
+    @override
+    def expand(self, parts: Parts, inputs: int) -> Tensor:
+        from prunekit_kernels import expand24
+
+        return expand24(parts["weight"], parts["keep"])
+
+    @override
+    def unsound(self, parts: Parts, shape: tuple[int, int]) -> str | None:
+        from prunekit_kernels import unpack
+
+        outputs, inputs = shape
+        if inputs % 4 or parts["weight"].shape != (outputs, inputs // 2):
+            return f"values have shape {list(parts['weight'].shape)}, which is not that of 2:4"
+        if mistyped := self.mistyped(parts):
+            return mistyped
+        if parts["keep"].shape != (outputs, -(-inputs // 8)):
+            return f"keep bits have shape {list(parts['keep'].shape)}"
+        groups = unpack(parts["keep"], inputs).unflatten(1, (-1, 4)).sum(2)
+        if broken := int((groups != 2).sum()):
+            return f"{broken} groups of four have another number of keep bits than two"
+        return None
+
+    @override
+    def empty(self, stored: Stored, dtype: torch.dtype) -> dict[str, Tensor]:
+        import torch
+
+        return {
+            "weight": torch.empty(stored.outputs, stored.inputs // 2, dtype=dtype),
+            "keep": torch.empty(stored.outputs, -(-stored.inputs // 8), dtype=torch.uint8),
+        }
+
+    @override
+    def multiply(self, x: Tensor, parts: Parts, reach: int | None = None) -> Tensor:
+        from prunekit_kernels import sparse24_matmul
+
+        return sparse24_matmul(x, parts["weight"], parts["keep"], reach)

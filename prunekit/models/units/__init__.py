@@ -1,0 +1,1 @@
+"""Heads, neurons, hidden dimensions and blocks, and their removal."""

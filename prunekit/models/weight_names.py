@@ -1,0 +1,99 @@
+"""TODO-DOC prunekit/models/weight_names.py (out of prunekit/loading.py)."""
+
+from collections.abc import Iterator, Mapping, Set
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from prunekit.checkpoint.header import Entry
+from prunekit.checkpoint.reader import Checkpoint
+from prunekit.errors import CheckpointError
+from prunekit.models.experts import PARTS, Expert
+
+
+def stored_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:
+    """Return, for each parameter and stored buffer of the model, its name in the checkpoint.
+
+    A checkpoint may have been saved from the bare base model or with a head that is not here, may
+    leave out tied weights, and may use names that transformers has since changed.
+
+    Raises:
+        CheckpointError: A parameter is in no file, or has another shape there.
+    """
+    values = model.state_dict(keep_vars=True)
+    found = {name: stored for stored, name in _renamed(model, checkpoint) if name in values}
+    for target, source in getattr(model, "all_tied_weights_keys", {}).items():
+        for name, other in ((target, source), (source, target)):
+            if name not in found and other in found:
+                found[name] = found[other]
+    missing = [
+        name
+        for name, value in values.items()
+        if isinstance(value, nn.Parameter) and name not in found
+    ]
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint.folder}: has no {missing[0]}"
+            + (f" and lacks {len(missing) - 1} more tensors" if len(missing) > 1 else "")
+            + f" that {type(model).__name__} needs. It is incomplete or of another architecture."
+        )
+    for name, stored in found.items():
+        _check_shape(name, values[name], stored, checkpoint)
+    return found
+
+
+def unread(
+    checkpoint: Checkpoint, stored: Mapping[str, str], widths: Set[int]
+) -> Iterator[tuple[str, Entry]]:
+    """Yield tensors that no module reads, by name, of which an axis has one of these sizes.
+
+    ``stored``: what :func:`stored_names` returns.
+    """
+    for name in sorted(checkpoint.entries.keys() - {*stored.values()}):
+        if widths & {*checkpoint.entries[name].shape}:
+            yield name, checkpoint.entries[name]
+
+
+def _renamed(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+    """Yield each stored name with the name that transformers would load it under.
+
+    That of an expert's matrix, which transformers puts into a fused tensor, is of our linear.
+    """
+    transforms = get_model_conversion_mapping(model)
+    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+    experts = {
+        f"{name.rpartition('.')[0]}.{fused}"
+        for name, module in model.named_modules()
+        if isinstance(module, Expert)
+        for fused in PARTS
+    }
+    prefix = model.base_model_prefix
+    names = model.state_dict() | dict.fromkeys(experts, True)
+    for stored in checkpoint.entries:
+        name, source = rename_source_key(stored, renamings, converters, prefix, names)
+        owner, _, fused = name.rpartition(".")
+        if source is None and name in experts:
+            raise CheckpointError(
+                f"{checkpoint.entries[stored].file}: {stored} holds all experts in one tensor; "
+                "only files with a matrix for each can be read. save_pretrained writes such."
+            )
+        if source is not None and name in experts:
+            sources = next(
+                part.source_patterns for part in converters if source in part.source_patterns
+            )
+            # …experts.7.w1.weight
+            number, part = stored.split(".")[-3], PARTS[fused][sources.index(source)]
+            name = f"{owner}.{number}.{part}.weight"
+        yield stored, name
+
+
+def _check_shape(name: str, value: Tensor, stored: str, checkpoint: Checkpoint) -> None:
+    entry = checkpoint.entries[stored]
+    if entry.shape != tuple(value.shape):
+        raise CheckpointError(
+            f"{entry.file}: {stored} has shape {list(entry.shape)}, but config.json makes "
+            f"{name} {list(value.shape)}. The config belongs to another model."
+        )

@@ -1,0 +1,1 @@
+"""Reports of runs as JSON, HTML, CSV and text."""

@@ -1,0 +1,47 @@
+"""TODO-DOC prunekit/reports/environment.py (out of prunekit/result.py)."""
+
+import importlib.metadata
+import os
+import platform
+import resource
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "transformers", "triton", "safetensors", "accelerate")
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return what a run depends on besides its config."""
+    installed = {package: _version(package) for package in PACKAGES}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "python": platform.python_version(),
+        **{package: version for package, version in installed.items() if version},
+        "device": f"{device.type}: {name}",
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Return the most that the process has held at once, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {"peak_rss_bytes": rss, "peak_device_bytes": on_device}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"

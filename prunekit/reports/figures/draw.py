@@ -1,0 +1,250 @@
+"""Heat maps and curves of a report, as inline SVG that follows the colours of its page."""
+
+import html
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import Formatter, Locator
+
+# Everything is laid out in CSS pixels, which are matplotlib's points at 72 per inch.
+PIXELS_PER_INCH = 72
+LETTER = 6.9  # mean width of a letter at 11 px in a wide sans serif (DejaVu)
+GAP = 8
+BAR = 54  # colour bar with its ticks and its label
+INK = "#012345"  # stands for the text colour of the page, which only the browser knows
+UNKNOWN = (0.5, 0.5, 0.5, 0.25)
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 11,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One square of a heat map: its place, its value (None: not measured) and its tooltip.
+
+    ``frame`` is the colour of a line around it, if it has one.
+    """
+
+    row: int
+    column: int
+    value: float | None
+    tip: str
+    frame: str | None = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Blocks (rows) by linears (columns), both with the shortest labels that tell them apart.
+
+    ``corner`` says what the rows are; ``square`` draws small squares, for many columns.
+    """
+
+    rows: list[str]
+    columns: list[str]
+    cells: list[Cell]
+    corner: str = "block"
+    square: bool = False
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How values become colours, and how the colour bar says so."""
+
+    label: str
+    colours: str
+    norm: "Normalize"
+    write: "Formatter"
+    ticks: "Locator | None" = None
+
+
+def _range(cells: Grid, above: float = -math.inf) -> tuple[float, float] | None:
+    known = [cell.value for cell in cells.cells if cell.value is not None]
+    known = [value for value in known if math.isfinite(value) and value > above]
+    return (min(known), max(known)) if known else None
+
+
+def draw(cells: Grid, scale: Scale, salt: str = "") -> str:
+    """Return the SVG of a heat map; ``salt`` tells it from others of the same scale on a page."""
+    import matplotlib as mpl
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+
+    # The salt makes ids reproducible, and different from those of the other figures of a page.
+    with mpl.rc_context({**STYLE, "svg.hashsalt": salt + scale.label}):
+        # 47 steps: smooth to the eye, odd so that the centre is no border, and below the 50 from
+        # which matplotlib draws the bar as a picture.
+        palette = mpl.colormaps[scale.colours].resampled(47).with_extremes(bad=UNKNOWN)
+        colours = ScalarMappable(scale.norm, palette)
+        figure = Figure(dpi=PIXELS_PER_INCH)
+        axes, bar_axes = _lay_out(figure, cells)
+        _fill(axes, cells, colours)
+        bar = figure.colorbar(
+            colours, bar_axes, orientation="horizontal", format=scale.write, ticks=scale.ticks
+        )
+        bar.minorticks_off()
+        bar.set_label(scale.label)
+        bar.outline.set_visible(False)
+        # Without an edge of its own colour, a browser shows a seam between any two steps.
+        assert bar.solids is not None
+        bar.solids.set_edgecolor("face")
+        return _inline(figure, [cell.tip for cell in cells.cells])
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line with a tooltip at each of its points."""
+
+    colour: str
+    points: Sequence[tuple[float, float | None]]
+    tips: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What lines are drawn over and how values are written.
+
+    Attributes:
+        label: Of the values.
+        write: How one is written.
+        wide: The axis need not begin at 0, and is logarithmic if the values span more than a power
+            of ten.
+        steps: Lines lie over steps, not over the part that is gone.
+        salt: Tells the drawing from others of a page.
+    """
+
+    label: str
+    write: Callable[[Any], str]
+    wide: bool = False
+    steps: bool = False
+    salt: str = ""
+
+
+def curves(lines: Sequence[Curve], dense: float | None, over: Axis) -> str:
+    """Return the SVG of lines; dashed, what the dense model has."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    values = [value for line in lines for _, value in line.points] + [dense]
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    with mpl.rc_context({**STYLE, "svg.hashsalt": f"curves {over.salt}"}):
+        figure = Figure((320 / PIXELS_PER_INCH, 230 / PIXELS_PER_INCH), PIXELS_PER_INCH)
+        axes = figure.add_axes((0.26, 0.18, 0.7, 0.78))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(INK)
+        axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.8)
+        if over.wide and known and min(known) > 0 and max(known) > 10 * min(known):
+            axes.set_yscale("log")
+        else:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _tick(y, over.write)))
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        if not over.steps:
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:g} %"))
+        axes.set(xlabel="steps" if over.steps else "gone", ylabel=over.label)
+        if dense is not None:
+            axes.axhline(dense, color=INK, linewidth=1, linestyle=(0, (4, 3)), alpha=0.6)
+        tips = []
+        for line in lines:
+            points = [
+                (x, math.nan if y is None or not math.isfinite(y) else y) for x, y in line.points
+            ]
+            axes.plot(*zip(*points, strict=True), color=line.colour, linewidth=1.8)
+            for (x, y), tip in zip(points, line.tips, strict=True):
+                gid = f"cell{len(tips)}"
+                axes.plot([x], [y], "o", color=line.colour, markersize=5, gid=gid, clip_on=False)
+                tips.append(tip)
+        if not over.wide:
+            # Differences look as large as they are.
+            axes.set_ylim(bottom=0, top=1.08 * max(known, default=1) or 1)
+        return _inline(figure, tips)
+
+
+def _tick(value: float, write: Callable[[Any], str]) -> str:
+    """Write a round number without the decimals that a measured one has."""
+    text = write(value)
+    return f"{value:g}" if re.fullmatch(r"0|\d*\.\d+", text) else text
+
+
+def _lay_out(figure: "Figure", cells: Grid) -> tuple["Axes", "Axes"]:
+    """Size the figure by its cells and labels, so that text has one size in every report."""
+    rows, columns = len(cells.rows), len(cells.columns)
+    across, down = min(72, max(34, 238 / columns)), min(17, max(9, 700 / rows))
+    if cells.square:
+        across = down = min(26, max(12, 260 / columns))
+    left = LETTER * max(map(len, [*cells.rows, cells.corner])) + GAP
+    upright = across < 18  # slanted lines of text would lie on each other
+    longest = LETTER * max(map(len, cells.columns))
+    slanted = max(longest if upright else 0.72 * longest, 16) + GAP
+    width = left + max(columns * across + (0 if upright else slanted), 220)
+    height = slanted + rows * down + 2 * GAP + BAR
+    figure.set_size_inches(width / PIXELS_PER_INCH, height / PIXELS_PER_INCH)
+
+    def place(y: float, wide: float, high: float) -> "Axes":
+        return figure.add_axes((left / width, y / height, wide / width, high / height))
+
+    axes = place(BAR + 2 * GAP, columns * across, rows * down)
+    every = math.ceil(13 / down)
+    axes.set(xlim=(0, columns), ylim=(rows, 0), frame_on=False)
+    axes.set_yticks([i + 0.5 for i in range(0, rows, every)], cells.rows[::every])
+    axes.set_xticks([i + 0.5 for i in range(columns)], cells.columns)
+    axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False, pad=4)
+    axes.text(-4 / across, -6 / down, cells.corner, ha="right")
+    for text in axes.get_xticklabels():
+        if upright:
+            text.set(rotation=90)
+        else:
+            text.set(rotation=45, ha="left", rotation_mode="anchor")
+    return axes, place(BAR - 2 * GAP, max(columns * across, 180), 10)
+
+
+def _fill(axes: "Axes", cells: Grid, colours: "ScalarMappable") -> None:
+    import numpy as np
+    from matplotlib.patches import Rectangle
+
+    values = [math.nan if cell.value is None else cell.value for cell in cells.cells]
+    palette = colours.to_rgba(np.array(values))
+    for index, (cell, colour) in enumerate(zip(cells.cells, palette, strict=True)):
+        square = Rectangle((cell.column + 0.03, cell.row + 0.04), 0.94, 0.92, color=colour, lw=0)
+        if cell.frame:
+            square.set(edgecolor=cell.frame, linewidth=1.5)
+        square.set(gid=f"cell{index}", clip_on=False)
+        axes.add_patch(square)
+
+
+def _inline(figure: "Figure", tips: list[str]) -> str:
+    """Turn a figure into SVG for a page: no prolog, own ids, page font and ink, tooltips."""
+    file = io.StringIO()
+    figure.savefig(
+        file,
+        format="svg",
+        transparent=True,
+        metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+    )
+    svg = file.getvalue()
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg[svg.index("<svg") :], flags=re.S)
+    width = math.ceil(figure.get_figwidth() * PIXELS_PER_INCH)
+    size = f'style="min-width:{width}px;max-width:{1.5 * width:.0f}px"'
+    svg = re.sub(r'<svg .*?(viewBox="[^"]*")[^>]*>', rf"<svg \1 {size}>", svg, count=1, flags=re.S)
+    svg = re.sub(r' id="(?!cell|[mp][0-9a-f]+")[^"]*"', "", svg)
+    svg = re.sub(r"font-family: [^;\"]*; ", "", svg)
+    svg = re.sub(r">\s+<", "><", svg).replace(INK, "currentColor")
+    return re.sub(
+        r'<g id="cell(\d+)">',
+        lambda found: f"<g><title>{html.escape(tips[int(found[1])])}</title>",
+        svg,
+    )

@@ -1,0 +1,183 @@
+"""The page of a sweep: lines over the part that is gone, beside the dense model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prunekit import formatting
+from prunekit.reports.figures.draw import Axis, Curve, curves
+from prunekit.reports.figures.matrix import Matrix, picture
+from prunekit.reports.figures.picture import Picture, as_csv
+
+if TYPE_CHECKING:
+    from prunekit.formatting import Number
+
+Value = Callable[[dict[str, Any]], "float | None"]
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8b5cf6")
+"""Okabe and Ito's, which those who see colours otherwise can tell apart; then they come again."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a picture shows: of each run a number, how it is written, and how to read it."""
+
+    title: str
+    label: str
+    value: Value
+    write: Callable[["Number"], str]
+    caption: str
+    wide: bool = False
+    """Whether values may span powers of ten, so that the axis is logarithmic."""
+
+
+def page(report: dict[str, Any]) -> dict[str, Any]:
+    """Return what the template needs besides the report."""
+    names = list(dict.fromkeys(run["series"] for run in report["runs"]))
+    colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
+    measures = _measures(report)
+    return {
+        "legend": list(colours.items()),
+        "measures": measures,
+        "pictures": [
+            *(_picture(report, measure, colours) for measure in measures),
+            *map(_agreement, report.get("agreement", ())),
+        ],
+        "best": _best(report),
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """Return every run with every measure as CSV, the dense model first."""
+    measures = _measures(report)
+    rows = [
+        {
+            "run": run.get("name", "dense"),
+            "series": run.get("series", "dense"),
+            "sparsity": run.get("sparsity", 0.0),
+            "achieved": run.get("achieved", 0.0),
+            **{measure.title: measure.value(run) for measure in measures},
+        }
+        for run in (report["dense"], *report["runs"])
+    ]
+    return as_csv(rows)
+
+
+def _measures(report: dict[str, Any]) -> list[Measure]:
+    found = [
+        Measure(
+            f"{judged['metric'].capitalize()} on {judged['data']}",
+            judged["metric"],
+            lambda run, place=place: float(run["evaluation"][place]["value"]),
+            formatting.number,
+            "Lower is better.",
+            wide=True,
+        )
+        for place, judged in enumerate(report["dense"]["evaluation"])
+    ]
+    if "decode" in report["dense"]:
+        found += [
+            Measure("Tokens/s written", "tokens/s", _of("decode"), formatting.number,
+                    "After the first new token, one prompt at a time; median of the prompts. "
+                    "Zeros in dense files make nothing faster."),
+            Measure("Tokens/s read", "tokens/s", _of("prefill"), formatting.number,
+                    "Of a prompt in one forward; median of the prompts."),
+        ]  # fmt: skip
+    found += [
+        Measure("Peak memory", "bytes", _peak, formatting.size,
+                "Of a process that judges the model and lets it write: on the device, or else "
+                "all of the process."),
+        Measure("Files", "bytes", _of("bytes"), formatting.size, "Weights on disk."),
+    ]  # fmt: skip
+    kinds = dict.fromkeys(kind for run in report["runs"] for kind in run["active"])
+    found += [
+        Measure(
+            f"Active {kind}", kind, _active(kind, report), formatting.count, "What is left of them."
+        )
+        for kind in kinds
+    ]
+    if kinds:
+        found.append(
+            Measure("Parameters", "parameters", _parameters(report), formatting.count,
+                    "Tied ones count once."))  # fmt: skip
+    if "decode" in report["dense"]:
+        found += [
+            Measure("Lexical diversity", "different words / words", _of("lexical_diversity"),
+                    formatting.number, "Of what is written to the prompts, greedily; median."),
+            Measure("Repetition", "words that come again", _of("repetition"), formatting.number,
+                    "Part of the words that come again among the next 50; median."),
+        ]  # fmt: skip
+    return found
+
+
+def _of(key: str) -> Value:
+    return lambda run: run[key]
+
+
+def _peak(run: dict[str, Any]) -> float:
+    return run["peak_device_bytes"] or run["peak_rss_bytes"]
+
+
+def _parameters(report: dict[str, Any]) -> Value:
+    return lambda run: run.get("parameters", report["model"]["parameters"])
+
+
+def _active(kind: str, report: dict[str, Any]) -> Value:
+    whole = next(run["whole"][kind] for run in report["runs"] if kind in run["whole"])
+    return lambda run: run.get("active", {}).get(kind, whole)
+
+
+def _picture(report: dict[str, Any], measure: Measure, colours: dict[str, str]) -> Picture:
+    dense = measure.value(report["dense"])
+    rows = [{"series": "dense", "sparsity": 0.0, measure.title: dense}]
+    lines = []
+    for name, colour in colours.items():
+        runs = sorted(
+            (run for run in report["runs"] if run["series"] == name),
+            key=lambda run: run["sparsity"],
+        )
+        points = [(run["sparsity"], measure.value(run)) for run in runs]
+        tips = [
+            f"{name}, {formatting.percent(level)}: {measure.write(value)}"
+            for level, value in points
+        ]
+        lines.append(Curve(colour, points, tips))
+        rows += [{"series": name, "sparsity": x, measure.title: y} for x, y in points]
+    over = Axis(measure.label, measure.write, wide=measure.wide, salt=measure.title)
+    svg = curves(lines, dense, over)
+    caption = f"{measure.caption} Dashed: the dense model, {measure.write(dense)}."
+    return Picture(measure.title, svg, caption, rows, "Lines over the part that is gone")
+
+
+def _agreement(found: dict[str, Any]) -> Picture:
+    names = found["rankers"]
+    return picture(
+        f"How far rankers of {found['kind']} agree",
+        Matrix(
+            "Spearman's ρ",
+            found["spearman"],
+            ("ranker", "other"),
+            names,
+            names,
+            "ranker",
+            bounds=(-1.0, 1.0),
+            named=True,
+        ),
+        "1: both rank all units alike; 0: neither knows of the other; −1: one is the other upside "
+        "down. Of the dense model, before anything went; leave-one-out is the truth of one unit.",
+        found["kind"],
+    )
+
+
+def _best(report: dict[str, Any]) -> list[tuple[float, dict[str, Any]]]:
+    """Return, for each level, the run with the lowest first figure of quality."""
+    levels: dict[float, dict[str, Any]] = {}
+
+    def quality(run: dict[str, Any]) -> float:
+        return float(run["evaluation"][0]["value"])
+
+    for run in report["runs"]:
+        known = levels.get(run["sparsity"])
+        if known is None or quality(run) < quality(known):
+            levels[run["sparsity"]] = run
+    return sorted(levels.items())

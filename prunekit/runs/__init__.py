@@ -1,0 +1,1 @@
+"""Plan, carry out, resume and compare runs."""

@@ -1,0 +1,179 @@
+"""What every run does around what it does to the model: texts, evaluations, time, fingerprint."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+
+from prunekit.checkpoint import adapter
+from prunekit.checkpoint.atomic import write_atomically
+from prunekit.checkpoint.output import Output
+from prunekit.checkpoint.reader import open_checkpoint
+from prunekit.data.sources import title
+from prunekit.data.tokens import Tokens, calibration_tokens, evaluation_tokens
+from prunekit.distributed.ranks import ALONE, Ranks
+from prunekit.errors import ConfigError
+from prunekit.evaluation.generation import write
+from prunekit.evaluation.perplexity import Evaluator
+from prunekit.models import memory
+from prunekit.runs.record import Record
+from prunekit.runs.sparsify.plan import Plan
+from prunekit.runs.structured.plan import ShrinkPlan
+
+OWN_TEXT = "calibration.json"
+"""File of the output folder with the tokens that the dense model wrote, one list a sample."""
+P = TypeVar("P", Plan, ShrinkPlan)
+
+
+class Framed(Generic[P]):
+    """A run but for its middle.
+
+    Attributes:
+        plan: What it carries out.
+        output: The folder it writes, in so many ``shards``.
+        ranks: The processes that share it.
+        seconds: Time spent in each phase so far.
+        began: When the run began.
+    """
+
+    def __init__(self, plan: P, shards: int, ranks: Ranks = ALONE) -> None:
+        self.plan: P = plan
+        self.ranks = ranks
+        self.output = Output(Path(plan.config.output.path), shards, ranks)
+        phases = ("calibrate", "prune", "evaluate", "write", "verify")
+        self.seconds: dict[str, float] = dict.fromkeys(phases, 0.0)
+        self.began = time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        return time.perf_counter() - self.began
+
+    @property
+    def dtype(self) -> str | None:
+        """The type in which weights are written; None for that of the checkpoint."""
+        dtype = self.plan.config.model.dtype
+        return None if dtype == "auto" else dtype
+
+    def _begin(self, *, resume: bool, overwrite: bool) -> tuple[Tokens | None, dict[str, Tokens]]:
+        """Read the texts, claim the output folder, and return what calibrates and what judges."""
+        if self.plan.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.plan.device)
+        with self._timed("calibrate"):
+            # By one rank for all: of a tokenizer that takes every core, several take as many times
+            # as long.
+            tokens, judged = self.ranks.lead(self._texts)
+        memory.give_back()
+        self.output.begin(self._fingerprint(tokens), resume=resume, overwrite=overwrite)
+        if self.plan.config.calibration and self.plan.config.calibration.own:
+            with self._timed("calibrate"):
+                tokens = self.ranks.lead(self._own_text)
+            memory.give_back()
+        return tokens, judged
+
+    def _own_text(self) -> Tokens:
+        """Return what the dense model writes, from the output folder if it has done so before."""
+        config, length = self.plan.config.calibration, self.plan.lengths[0]
+        assert config is not None
+        file = self.output.folder / OWN_TEXT
+        if not file.is_file():
+            shape = config.samples, length
+            ids = write(self.plan.checkpoint, self.plan.device, shape, config.seed)
+            write_atomically(file, json.dumps(ids.tolist()).encode())
+        return Tokens.of(
+            torch.tensor(json.loads(file.read_bytes())),
+            f"{config.samples} windows of {length} tokens that the dense model wrote, seed "
+            f"{config.seed}",
+        )
+
+    def _timed(self, phase: str) -> "_Timer":
+        return _Timer(self.seconds, phase)
+
+    def _texts(self) -> tuple[Tokens | None, dict[str, Tokens]]:
+        return self._calibration(), self._evaluation_tokens()
+
+    def _calibration(self) -> Tokens | None:
+        config = self.plan.config.calibration
+        if config is None or config.own:
+            return None
+        tokens = calibration_tokens(
+            self.plan.tokenizer, config.data, config.samples, self.plan.lengths[0], config.seed
+        )
+        if len(tokens.ids) < self.ranks.size:
+            raise ConfigError(
+                f"calibration.data: there is text for {len(tokens.ids)} samples, which "
+                f"{self.ranks.size} processes cannot share. Start fewer, or use more text."
+            )
+        return tokens
+
+    def _evaluation_tokens(self) -> dict[str, Tokens]:
+        config = self.plan.config.evaluate
+        if config is None:
+            return {}
+        return {
+            source: evaluation_tokens(
+                self.plan.tokenizer, [source], self.plan.lengths[1], config.windows
+            )
+            for source in config.data
+        }
+
+    def _fingerprint(self, tokens: Tokens | None) -> str:
+        from prunekit._version import __version__
+
+        config = self.plan.config.dump()
+        config.pop("output")
+        config.get("calibration", {}).pop("hidden", None)  # which changes no bit
+        files = sorted({entry.file for entry in self.plan.checkpoint.entries.values()})
+        facts = {
+            "prunekit": __version__,
+            "config": config,
+            "calibration": tokens.digest if tokens else None,
+            "dtype": str(self.plan.dtype),  # another CPU may run the blocks in another
+            "files": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def _evaluate(self, which: str, judged: Mapping[str, Tokens]) -> Iterator[Record]:
+        if not judged:
+            return
+        yield Record("phase", f"evaluate {which}", {"steps": len(judged)})
+        evaluator: Evaluator | None = None
+        for source, tokens in judged.items():
+            key = f"{which} {source}"
+            known = self.output.done.get(("evaluation", key))
+            with self._timed("evaluate"):
+                if known is None:
+                    evaluator = evaluator or self._evaluator(which)
+                    known = {
+                        "data": title(source),
+                        "source": source,
+                        "which": which,
+                        **evaluator.perplexity(tokens, self.ranks),
+                    }
+                    self.output.note("evaluation", key, known)
+            yield Record("evaluation", source, known)
+
+    def _evaluator(self, which: str) -> Evaluator:
+        before = which == "before"
+        checkpoint = self.plan.checkpoint if before else open_checkpoint(self.output.folder)
+        evaluator = Evaluator(checkpoint, self.plan.device, self.output.folder)
+        if not before:
+            evaluator.weights.adapters = adapter.read(self.output.folder)
+        return evaluator
+
+
+class _Timer:
+    """Adds the seconds of a ``with`` block to a phase."""
+
+    def __init__(self, seconds: dict[str, float], phase: str) -> None:
+        self.seconds, self.phase = seconds, phase
+
+    def __enter__(self) -> None:
+        self.began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.phase] += time.perf_counter() - self.began

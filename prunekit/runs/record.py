@@ -1,0 +1,34 @@
+"""TODO-DOC prunekit/runs/record.py (out of prunekit/framing.py)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from prunekit.errors import StoppedError
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measured fact of a run.
+
+    Attributes:
+        kind: start, phase, step, layer, block, evaluation or finish.
+        name: What it is about: a phase, a block, a linear.
+        values: The facts; those of ``finish`` are the whole report.
+    """
+
+    kind: str
+    name: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def stoppable(records: Iterator[Record], stop: Callable[[], bool]) -> Iterator[Record]:
+    """Yield records; ``stop`` is asked after each but the last.
+
+    Raises:
+        StoppedError: So it was asked.
+    """
+    for record in records:
+        yield record
+        if stop() and record.kind != "finish":
+            raise StoppedError("Stopped as asked.")

@@ -1,0 +1,1 @@
+"""Runs that set weights to zero, block by block."""

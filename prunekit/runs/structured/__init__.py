@@ -1,0 +1,1 @@
+"""Runs that remove whole units."""

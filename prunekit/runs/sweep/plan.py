@@ -1,0 +1,93 @@
+"""What a sweep will do: the plan of every run, with the mistakes of all of them at once."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from prunekit.config.run_config import Config, ShrinkConfig, SweepConfig
+from prunekit.config.sweep_table import level, series
+from prunekit.errors import ConfigError, PrunekitError
+from prunekit.formatting import percent, size
+from prunekit.runs.checks import check_disk
+from prunekit.runs.sparsify.plan import Plan
+from prunekit.runs.structured.plan import ShrinkPlan
+
+PlanOne = Callable[[Config | ShrinkConfig], Plan | ShrinkPlan]
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """The runs of a sweep; made by :func:`plan`.
+
+    Attributes:
+        config: What the user wrote.
+        runs: The plan of each run, by its name.
+    """
+
+    config: SweepConfig
+    runs: Mapping[str, Plan | ShrinkPlan]
+
+    @property
+    def first(self) -> Plan | ShrinkPlan:
+        """The plan of a run; the model is that of all."""
+        return next(iter(self.runs.values()))
+
+    @property
+    def folder(self) -> Path:
+        """Where the comparison is written."""
+        return Path(self.config.output.path)
+
+    def series(self, name: str) -> str:
+        """Return what a run is called in pictures."""
+        return series(self.runs[name].config.prune.model_dump(), self.config.keys[name])
+
+    def describe(self) -> RenderableType:
+        """Return the plan as a table to print."""
+        table = Table(title=f"{len(self.runs)} runs, each in a process of its own")
+        for header in ("folder", "what", "goes"):
+            table.add_column(header)
+        for name, run in self.runs.items():
+            table.add_row(f"runs/{name}", self.series(name), percent(level(run.config.prune)))
+        notes = dict.fromkeys(note for run in self.runs.values() for note in run.notes)
+        kept = "kept" if self.config.sweep.keep else "removed once they are measured"
+        lines = [
+            f"[bold]model[/]   {self.first.config.model.path}",
+            f"[bold]output[/]  {self.folder}  (models are {kept}, "
+            f"{size(self.first.checkpoint.nbytes)} each at most)",
+            f"[bold]writes[/]  {self.config.sweep.tokens} tokens to each prompt",
+        ]
+        return Group(*lines, "", table, *[f"[yellow]note[/] {note}" for note in notes])
+
+
+def plan(config: SweepConfig, plan_one: PlanOne) -> SweepPlan:
+    """Plan every run.
+
+    Args:
+        config: What the user wrote.
+        plan_one: Plans one of them.
+
+    Raises:
+        ConfigError: Some cannot work; every mistake is said once, with the runs that make it.
+    """
+    runs: dict[str, Plan | ShrinkPlan] = {}
+    mistakes: dict[str, list[str]] = {}
+    for name in config.runs:
+        try:
+            runs[name] = plan_one(config.apart(name))
+        except PrunekitError as error:
+            mistakes.setdefault(str(error), []).append(name)
+    if mistakes:
+        raise ConfigError(
+            "\n".join(f"{_those(names)}: {message}" for message, names in mistakes.items())
+        )
+    made = SweepPlan(config, runs)
+    copies = len(runs) if config.sweep.keep else 1
+    check_disk(config.output.path, copies * made.first.checkpoint.nbytes)
+    return made
+
+
+def _those(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,1 @@
+"""Set weights to zero, block by block."""

@@ -1,0 +1,42 @@
+"""TODO-DOC prunekit/sparsify/error.py (out of prunekit/pruning.py)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prunekit.distributed.ranks import ALONE, Ranks
+from prunekit.statistics import Gathered, Gram
+
+ENERGY_PANEL = 192
+"""Columns of a weight that are multiplied by the Gram matrix at once."""
+
+
+def relative_error(
+    dense: Float[Tensor, "O I"],
+    pruned: Float[Tensor, "O I"],
+    stats: Gathered,
+    ranks: Ranks = ALONE,
+) -> float | None:
+    """Return ‖WX − W′X‖² / ‖WX‖² from a Gram matrix, or None where no token was seen.
+
+    ``ranks`` have the other rows.
+    """
+    found = next((statistic for statistic in stats if isinstance(statistic, Gram)), None)
+    if found is None or not found.tokens:
+        return None
+    gram = found.full
+    sums = torch.stack([_energy(dense, gram), _energy(dense - pruned, gram)])
+    ranks.add(sums, "errors")
+    energy, loss = sums.tolist()
+    return max(loss, 0.0) / energy if energy > 0 else 0.0
+
+
+def _energy(weight: Float[Tensor, "O I"], gram: Float[Tensor, "I I"]) -> Float[Tensor, ""]:
+    """Return ‖WX‖², panel by panel of columns; what panels share counts twice and is done once."""
+    total = torch.zeros((), dtype=torch.float64, device=weight.device)
+    for start in range(0, weight.shape[1], ENERGY_PANEL):
+        panel, end = weight[:, start : start + ENERGY_PANEL], start + ENERGY_PANEL
+        product = panel @ gram[start:end, start:end]
+        product.addmm_(weight[:, end:], gram[end:, start:end], alpha=2)
+        total += product.mul_(panel).sum(dtype=torch.float64)
+    return total

@@ -1,0 +1,1 @@
+"""Score, gate and remove units."""

@@ -1,0 +1,136 @@
+"""Batches of samples, and the loss of each sample, for every kind of head a model may have.
+
+Shapes: N samples, B of them in a batch, T tokens, V words or classes.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from prunekit.distributed.ranks import ALONE, Ranks
+from prunekit.errors import ConfigError
+
+IGNORED = -100
+"""The label of what is not predicted."""
+
+Batch = dict[str, Tensor]
+"""What a model is called with: ``input_ids``, ``attention_mask``, ``labels`` …"""
+
+Data = Int[Tensor, "N T"] | Sequence[Mapping[str, Tensor]]
+"""Token ids, or batches that are ready."""
+
+SAMPLES = 8
+"""Samples of token ids that run together."""
+
+
+def batches(data: Data | None, model: PreTrainedModel) -> list[Batch]:
+    """Return data as batches where the model is.
+
+    Raises:
+        ConfigError: There are none, or one lacks what the model has to read.
+    """
+    if isinstance(data, Tensor):
+        found = [{"input_ids": part} for part in data.split(SAMPLES)]
+    else:
+        found = [dict(batch) for batch in data or ()]
+    if not found:
+        raise ConfigError("data: there is none; pass tokens [N, T] or a list of batches.")
+    wanted = [{"input_ids"}]
+    if model.config.is_encoder_decoder:
+        wanted.append({"labels", "decoder_input_ids"})
+    for batch in found:
+        for names in wanted:
+            if not names & batch.keys():
+                raise ConfigError(
+                    f"data: {type(model).__name__} reads {' or '.join(sorted(names))}, and a batch "
+                    f"has only {', '.join(sorted(batch))}."
+                )
+    return [{name: part.to(model.device) for name, part in batch.items()} for batch in found]
+
+
+def valid_tokens(batch: Batch, *, decodes: bool) -> Bool[Tensor, "B T"] | None:
+    """Say which tokens are no padding; None if all are.
+
+    ``decodes``: those of a decoder that reads an encoder. Its padding is what its own mask says,
+    else where ``labels``, which its tokens are made of, are ignored.
+    """
+    if not decodes:
+        mask = batch.get("attention_mask")
+        return None if mask is None else mask.bool()
+    if "decoder_attention_mask" in batch:
+        return batch["decoder_attention_mask"].bool()
+    return batch["labels"] != IGNORED if "labels" in batch else None
+
+
+def losses(model: PreTrainedModel, batch: Batch) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """Return the summed loss of each sample and how many predictions it is the sum of.
+
+    A causal language model predicts each token after the first from those before it, padding
+    excepted, where no ``labels`` are given; other models need ``labels``.
+
+    Raises:
+        ConfigError: They are missing, or do not fit what the model answers.
+    """
+    causal = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    labels = batch.get("labels")
+    if labels is None and causal:
+        labels = batch["input_ids"]
+        if "attention_mask" in batch:
+            labels = labels.masked_fill(batch["attention_mask"] == 0, IGNORED)
+    if labels is None:
+        raise ConfigError(f"data: the loss of {type(model).__name__} needs labels in each batch.")
+    logits = model(**batch).logits
+    if causal:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    if logits.shape[:-1] != labels.shape:
+        raise ConfigError(
+            f"data: labels of shape {tuple(labels.shape)} do not fit answers of shape "
+            f"{tuple(logits.shape)} of {type(model).__name__}."
+        )
+    rows = len(labels)
+    each = cross_entropy(
+        logits.float().flatten(0, -2), labels.flatten(), reduction="none", ignore_index=IGNORED
+    )
+    return each.view(rows, -1).sum(1), (labels != IGNORED).view(rows, -1).sum(1).float()
+
+
+@torch.inference_mode()
+def mean_loss(model: PreTrainedModel, data: Sequence[Batch], ranks: Ranks = ALONE) -> float:
+    """Return the mean loss of all predictions: their sum over how many there are, in float64.
+
+    ``ranks`` have the other batches.
+    """
+    total = count = 0.0
+    for batch in data:
+        loss, predictions = losses(model, batch)
+        total, count = total + float(loss.double().sum()), count + float(predictions.sum())
+    every = ranks.exchange((total, count))
+    return sum(part for part, _ in every) / max(sum(part for _, part in every), 1.0)
+
+
+@torch.no_grad()
+def run_hooked(model: PreTrainedModel, batch: Batch, handles: Iterable[RemovableHandle]) -> None:
+    """Run a batch for what hooks see of it, and take the hooks out."""
+    try:
+        model(**batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def still(model: PreTrainedModel) -> Iterator[None]:
+    """Hold a model in eval mode; afterwards it is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

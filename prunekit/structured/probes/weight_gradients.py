@@ -1,0 +1,46 @@
+"""Gradients of the loss by the weights of linears."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prunekit.distributed.ranks import ALONE, Ranks
+from prunekit.structured.batches import Batch, losses
+
+
+def weight_gradients(
+    model: PreTrainedModel,
+    linears: Sequence[nn.Module],
+    batches: Sequence[Batch],
+    ranks: Ranks = ALONE,
+) -> dict[nn.Module, Tensor]:
+    """Return the gradient of the mean loss of all predictions by each weight, float32, as it lies.
+
+    ``ranks`` have the other batches.
+    Weights that are frozen have one too, and are frozen again afterwards.
+    """
+    weights = [linear.weight for linear in linears]
+    wanted = [weight.requires_grad for weight in weights]  # pyright: ignore
+    sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]  # pyright: ignore
+    count = 0.0
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)  # pyright: ignore  # noqa: FBT003
+        for batch in batches:
+            with torch.enable_grad():
+                loss, predictions = losses(model, batch)
+                found = torch.autograd.grad(loss.sum(), weights)  # pyright: ignore
+            for total, gradient in zip(sums, found, strict=True):
+                total.add_(gradient)
+            count += float(predictions.sum())
+    finally:
+        for weight, before in zip(weights, wanted, strict=True):
+            weight.requires_grad_(before)  # pyright: ignore
+    for total in sums:
+        ranks.add(total, "scores")
+    count = sum(ranks.exchange(count))
+    return {
+        linear: total.div_(max(count, 1.0)) for linear, total in zip(linears, sums, strict=True)
+    }

@@ -1,0 +1,12 @@
+"""Rankers of units: one file each, found by their ``name``."""
+
+from prunekit.plugins import by_name
+from prunekit.structured.gated_model import Scores, Subject
+from prunekit.structured.rankers.base import Ranker
+
+__all__ = ["Ranker", "Scores", "Subject", "rankers"]
+
+
+def rankers() -> dict[str, type[Ranker]]:
+    """Return every ranker by its name."""
+    return by_name(__name__, Ranker, "prunekit.rankers")

@@ -1,0 +1,1 @@
+"""Train pruned models: masks, recovery, adapters."""

@@ -1,0 +1,221 @@
+"""Proof of what was written: it passes on what a run wrote and fails on what was changed since."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import prunekit
+from prunekit.checkpoint.reader import INDEX, open_checkpoint
+from prunekit.cli.main import main
+from prunekit.errors import CheckpointError, ConfigError
+from prunekit.evaluation.inspect import inspect
+from prunekit.evaluation.verify import prove, recount, sample, verify
+from prunekit.patterns import parse
+from tests.support import checkpoints
+from tests.support.checkpoints import planned
+
+LINEAR = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch):
+    """Spare each run the drawing of its page."""
+    monkeypatch.setattr("prunekit.reports.report.render", lambda report: "")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("verify")
+    checkpoints.write(folder / "m", dtype=torch.bfloat16)
+    list(prunekit.run(planned(folder / "m", folder / "out")))
+    return folder / "out"
+
+
+@pytest.fixture
+def copy(written, tmp_path):
+    return shutil.copytree(written, tmp_path / "out")
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Let stock transformers answer in this process, which spares the start of another."""
+
+    start = subprocess.run
+
+    def answer(command, **settings):
+        if "-c" not in command:  # platform asks for the processor
+            return start(command, **settings)
+        script, *given = command[command.index("-c") + 1 :]
+        script = script.replace("import json, sys,", "import json,")
+        said = []
+        names = {
+            "sys": type("sys", (), {"argv": ["", *given], "modules": {}}),
+            "print": said.append,
+        }
+        try:
+            exec(script, names)
+        except Exception as error:
+            return type("Done", (), {"returncode": 1, "stderr": f"{type(error)}: {error}"})
+        return type("Done", (), {"returncode": 0, "stdout": said[0]})
+
+    monkeypatch.setattr("prunekit.evaluation.verify.subprocess.run", answer)
+
+
+def failed(folder):
+    return [check.name for check in verify(folder) if not check.passed]
+
+
+def test_what_a_run_wrote_passes_in_a_process_of_its_own(written, capsys):
+    assert main(["verify", str(written)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in said] == [
+        "passed  files",
+        "passed  zeros",
+        "passed  pattern",
+        "passed  answers",
+    ]
+
+
+TYPES = ["gemma3_text", "gpt2", "gpt_neox", "opt", "bert", "distilbert", "roberta", "t5"]
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_every_family_passes(tmp_path, model_type, here):
+    folder = checkpoints.write(tmp_path / "m", model_type)
+    list(prunekit.run(planned(folder, tmp_path / "out")))
+    assert failed(tmp_path / "out") == []
+
+
+def test_a_zero_that_is_none_any_more_is_counted(copy, here):
+    def edit(weight):
+        row, column = (weight == 0).nonzero()[0].tolist()
+        weight[row, column] = 1e-4
+
+    checkpoints.change(copy, LINEAR, edit)
+    assert failed(copy)[:3] == ["files", "zeros", "pattern"]
+
+
+def test_a_broken_group_is_counted_though_the_zeros_are_as_many(copy, here):
+    def edit(weight):
+        weight[0] = weight[0].roll(1)
+        weight[0, :4] = torch.tensor([1, 1, 1, 0.0])
+        zeros = int((weight == 0).sum()) - weight.numel() // 2
+        row = weight[1]
+        if zeros < 0:
+            row[row.nonzero().flatten()[:-zeros]] = 0
+        else:
+            row[(row == 0).nonzero().flatten()[:zeros]] = 1e-4
+
+    checkpoints.change(copy, LINEAR, edit)
+    assert "zeros" not in failed(copy)
+    assert "pattern" in failed(copy)
+
+
+@pytest.mark.parametrize("name", [LINEAR, "model.norm.weight", "model.embed_tokens.weight"])
+def test_a_weight_that_was_changed_gives_other_answers(copy, here, name):
+    checkpoints.change(copy, name, lambda weight: weight.mul_(1.25))
+    assert failed(copy) == ["files", "answers"]
+
+
+def test_another_zero_is_noticed_though_it_changes_no_answer(copy, here):
+    """Of zeros one has a sign, so that a bit differs."""
+
+    def edit(weight):
+        row, column = (weight == 0).nonzero()[0].tolist()
+        weight[row, column] = -0.0
+
+    checkpoints.change(copy, LINEAR, edit)
+    (check,) = [check for check in verify(copy) if not check.passed]
+    assert check.name == "files"
+    assert check.detail.endswith("is not what the run wrote")
+
+
+def test_a_tensor_that_is_gone_is_named(copy, here):
+    def without(name):
+        for file in copy.glob("*.safetensors"):
+            held = load_file(file)
+            if held.pop(name, None) is not None:
+                save_file(held, file, metadata={"format": "pt"})
+        index = json.loads((copy / INDEX).read_text())
+        del index["weight_map"][name]
+        (copy / INDEX).write_text(json.dumps(index))
+
+    without("model.layers.0.input_layernorm.weight")
+    assert "input_layernorm" in [check for check in verify(copy) if not check.passed][-1].detail
+    without(LINEAR)
+    with pytest.raises(CheckpointError, match=rf"{copy}: {LINEAR}, which the report names"):
+        verify(copy)
+
+
+def test_a_file_that_is_cut_off_is_refused(copy):
+    file = copy / "model-00002-of-00003.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=rf"{file}: "):
+        verify(copy)
+
+
+def test_a_config_that_stock_transformers_cannot_open_fails(copy, here):
+    checkpoints.configure(copy, architectures=["LlamaForNothing"])
+    assert failed(copy) == ["answers"]
+
+
+def test_a_folder_without_a_report_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"no report\.json here"):
+        verify(tmp_path)
+
+
+def test_a_proof_made_on_a_device_that_is_not_here_is_not_taken_for_one(copy, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    report = json.loads((copy / "report.json").read_text())
+    report["proof"]["device"] = "cuda"
+    (copy / "report.json").write_text(json.dumps(report))
+    (check,) = [check for check in verify(copy) if not check.passed]
+    assert check.detail == "recorded on cuda, which is not here; nothing was compared"
+
+
+def test_a_proof_is_the_same_each_time_and_differs_between_models(written, tmp_path):
+    opened, cpu = open_checkpoint(written), torch.device("cpu")
+    assert prove(opened, cpu) == prove(opened, cpu)
+    other = open_checkpoint(checkpoints.write(tmp_path))
+    assert prove(opened, cpu)["answers"] != prove(other, cpu)["answers"]
+
+
+def test_a_sample_is_spread_over_all_answers():
+    answers = torch.arange(2 * 3 * 100.0).view(2, 3, 100)
+    found = sample(answers)
+    assert len(found) == 6 * 32
+    assert found[0] == 0
+    assert found[-1] == 599
+    assert torch.equal(sample(answers[:, :, :5]), answers[:, :, :5].flatten())
+
+
+def test_zeros_are_recounted_from_the_files(written):
+    report = json.loads((written / "report.json").read_text())
+    found = recount(open_checkpoint(written), report["layers"], parse("2:4"))
+    assert found == {"zeros": report["sparsity"]["zeros"], "violations": 0}
+    assert recount(open_checkpoint(written), report["layers"], parse("1:4"))["violations"] > 0
+
+
+def test_inspecting_finds_sparsity_and_groups(written, tmp_path):
+    found = {tensor["name"]: tensor for tensor in inspect(written)}
+    assert found[LINEAR]["n_of_m"] == "2:4"
+    assert found[LINEAR]["sparsity"] == 0.5
+    assert found[LINEAR]["dtype"] == "bfloat16"
+    embedding = found["model.embed_tokens.weight"]
+    assert embedding["n_of_m"] is None
+    assert "model.norm.weight" not in found
+    groups = {"1:4": [1, 0, 0, 0], "4:8": [1, 1, 1, 0, 0, 0, 0, 1], "1:8": [0] * 7 + [1]}
+    tensors = {name: torch.tensor(row).float().repeat(3, 4) for name, row in groups.items()}
+    tensors["none"] = torch.tensor([0, 1, 1, 1.0]).repeat(3, 2)
+    tensors["odd"] = torch.tensor([[0, 1, 1.0]])
+    folder = checkpoints.write(tmp_path)
+    checkpoints.save(folder, tensors)
+    assert {tensor["name"]: tensor["n_of_m"] for tensor in inspect(folder)} == {
+        **{name: name for name in groups},
+        "none": None,
+        "odd": None,
+    }

@@ -1,0 +1,258 @@
+"""Runs that write compressed weights, and checkpoints that go from one format to another."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import prunekit
+from prunekit.checkpoint.formats import format_named
+from prunekit.checkpoint.reader import open_checkpoint
+from prunekit.cli.main import main
+from prunekit.errors import CheckpointError, ConfigError
+from prunekit.evaluation.inspect import inspect
+from prunekit.evaluation.verify import verify
+from prunekit.inference.convert import convert, migrate
+from tests.support import checkpoints
+from tests.support.checkpoints import planned
+
+FORMATS = ["dense", "2:4", "bitmask"]
+
+
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch):
+    """Spare each run the drawing of its page."""
+    monkeypatch.setattr("prunekit.reports.report.render", lambda report: "")
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def written(request, tmp_path_factory):
+    """A folder with the same model pruned into each format."""
+    folder = tmp_path_factory.mktemp(request.param)
+    checkpoints.write(folder / "m", request.param, torch.bfloat16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prunekit.reports.report.render", lambda report: "")
+        for kind in FORMATS:
+            list(prunekit.run(planned(folder / "m", folder / kind, output={"format": kind})))
+    return folder
+
+
+def same(first, second):
+    a, b = open_checkpoint(first), open_checkpoint(second)
+    ours, theirs = a.read(a.entries), b.read(b.entries)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    return True
+
+
+def test_a_run_writes_the_same_weights_in_every_format(written):
+    assert all(same(written / "dense", written / kind) for kind in FORMATS[1:])
+
+
+@pytest.mark.parametrize("kind", FORMATS[1:])
+def test_the_report_is_that_of_the_dense_run(written, kind):
+    dense, other = (json.loads((written / k / "report.json").read_text()) for k in ("dense", kind))
+    assert other["sparsity"] == dense["sparsity"]
+    assert all("stored" in layer for layer in other["layers"])
+    storage = other["storage"]
+    assert (storage["format"], storage["dense"]) == (kind, 0)
+    assert storage["compressed"] == len(other["layers"])
+    assert storage["bytes"] < dense["storage"]["bytes"]
+    assert storage["bytes"] == sum(f.stat().st_size for f in (written / kind).glob("*.safetensors"))
+    assert "A CPU expands each weight" in storage["speed"]
+    assert "neither space nor time" in dense["storage"]["speed"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FORMATS[1:])
+def test_verify_and_inspect_count_in_the_compressed_files(written, kind):
+    checks = verify(written / kind)
+    assert [check.name for check in checks if not check.passed] == []
+    assert "transformers with prunekit answers within" in checks[-1].detail
+    packed, dense = (
+        {tensor["name"]: tensor for tensor in inspect(written / which)} for which in (kind, "dense")
+    )
+    compressed = open_checkpoint(written / kind).packed
+    assert compressed
+    assert {name for name, tensor in packed.items() if tensor["format"] == kind} == {*compressed}
+    assert packed == {
+        name: tensor | {"format": kind if name in compressed else "dense"}
+        for name, tensor in dense.items()
+    }
+
+
+@pytest.mark.parametrize("kind", FORMATS[1:])
+def test_evaluate_reads_compressed_weights(written, kind, capsys):
+    def said(which):
+        command = ["evaluate", str(written / which), "--data", str(written / "m" / "text.txt")]
+        assert main([*command, "--windows", "2"]) == 0
+        return capsys.readouterr().out
+
+    if (written.name).startswith("gpt2"):
+        pytest.skip("one architecture is enough")
+    assert said(kind) == said("dense")
+
+
+@pytest.mark.parametrize("source", FORMATS)
+@pytest.mark.parametrize("target", FORMATS)
+def test_any_format_converts_to_any(written, source, target, tmp_path):
+    done = convert(written / source, tmp_path / "out", target)
+    assert same(written / "dense", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config.get("quantization_config", {}).get("format", "dense") == target
+    assert (not done.linears) == (target == "dense")
+
+
+@pytest.mark.slow
+def test_what_was_converted_can_be_proved(written, tmp_path):
+    convert(written / "2:4", tmp_path / "out", "dense")
+    checks = verify(tmp_path / "out")
+    assert [check.name for check in checks if not check.passed] == []
+    assert "stock transformers answers" in checks[-1].detail
+
+
+def test_a_few_layers_at_a_time(written, tmp_path, monkeypatch):
+    monkeypatch.setattr("prunekit.inference.convert.SHARD_BYTES", 5000)
+    convert(written / "2:4", tmp_path / "out", "bitmask")
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 3
+    assert same(written / "dense", tmp_path / "out")
+
+
+def test_a_run_that_was_stopped_goes_on(written, tmp_path):
+    out = tmp_path / "out"
+    records = prunekit.run(planned(written / "m", out, output={"format": "2:4"}))
+    for record in records:
+        if record.kind == "block":
+            records.close()
+            break
+    list(prunekit.run(planned(written / "m", out, output={"format": "2:4"}), resume=True))
+    for file in (written / "2:4").glob("*.safetensors"):
+        assert (out / file.name).read_bytes() == file.read_bytes()
+    assert (out / "config.json").read_bytes() == (written / "2:4" / "config.json").read_bytes()
+
+
+def test_a_compressed_model_can_be_pruned_again(written, tmp_path):
+    prune = {"method": "magnitude", "pattern": "1:4"}
+    list(prunekit.run(planned(written / "2:4", tmp_path / "out", prune=prune)))
+    assert "quantization_config" not in json.loads((tmp_path / "out/config.json").read_text())
+
+
+def test_nothing_fits(written, tmp_path, capsys):
+    command = ["convert", str(written / "m"), str(tmp_path / "new/out"), "--format", "2:4"]
+    assert main(command) == 2
+    assert "nothing in it can be stored as 2:4" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_use_is_left_alone(written, tmp_path):
+    with pytest.raises(ConfigError, match="is not empty; choose another folder"):
+        convert(written / "2:4", written / "dense", "dense")
+    with pytest.raises(ConfigError, match="is not a format"):
+        convert(written / "2:4", tmp_path / "out", "csr")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"file is a file, so .*file/out can be no"):
+        convert(written / "2:4", tmp_path / "file/out", "dense")
+
+
+def test_the_command_says_what_became_of_it(written, tmp_path, capsys):
+    command = ["convert", str(written / "dense"), str(tmp_path / "out"), "--format", "bitmask"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "linear layers are compressed" in said
+    assert "import prunekit" in said
+
+
+def test_a_spoiled_weight_is_named(written, tmp_path):
+    convert(written / "dense", tmp_path / "out", "2:4")
+    name = next(iter(open_checkpoint(tmp_path / "out").packed))
+    checkpoints.change(tmp_path / "out", name.replace(".weight", ".keep"), lambda keep: keep | 1)
+    with pytest.raises(CheckpointError, match=rf"{name}: .* keep bits than two. It is corrupt"):
+        open_checkpoint(tmp_path / "out").read([name])
+
+
+def test_a_part_that_is_missing_is_named(written, tmp_path):
+    convert(written / "dense", tmp_path / "out", "2:4")
+    checkpoints.configure(
+        tmp_path / "out",
+        quantization_config={
+            "quant_method": "prunekit",
+            "format": "2:4",
+            "linears": {"lm_head.x": [1, 4, 2]},
+        },
+    )
+    with pytest.raises(
+        CheckpointError, match=r"lacks lm_head\.x\.keep, a part of lm_head\.x\.weight"
+    ):
+        open_checkpoint(tmp_path / "out")
+
+
+LEGACY = {"2:4": "sparse-24-bitmask", "bitmask": "sparse-bitmask"}
+PLACES = {
+    "quantization_config": lambda said: {
+        "quantization_config": {"quant_method": "compressed-tensors", "sparsity_config": said}
+    },
+    "compression_config": lambda said: {"compression_config": {"sparsity_config": said}},
+    "sparsity_config": lambda said: {"sparsity_config": said},
+}
+
+
+def orphan(written, folder, kind, place="quantization_config", **more):
+    """Write the pruned model as compressed-tensors did: names, shapes and order of its parts."""
+    import shutil
+
+    shutil.copytree(written / "dense", folder)
+    chosen = format_named(kind)
+    linears = json.loads((written / kind / "config.json").read_text())["quantization_config"]
+    for file in folder.glob("*.safetensors"):
+        tensors = load_file(file)
+        for layer in linears["linears"]:
+            if (weight := tensors.pop(f"{layer}.weight", None)) is None:
+                continue
+            shape = torch.tensor(weight.shape)
+            tensors[f"{layer}.shape"] = shape.reshape(-1, 1) if kind == "2:4" else shape
+            parts = dict(zip(("compressed", "bitmask", "row_offsets"), chosen.parts, strict=False))
+            for theirs, ours in parts.items():
+                tensors[f"{layer}.{theirs}"] = chosen.compress(weight)[ours]
+        save_file(tensors, file, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").unlink()
+    files = sorted(folder.glob("*.safetensors"))
+    index = {name: file.name for file in files for name in load_file(file)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    checkpoints.configure(folder, **PLACES[place]({"format": LEGACY[kind]}), **more)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama")
+    checkpoints.write(folder / "m", dtype=torch.bfloat16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prunekit.reports.report.render", lambda report: "")
+        for kind in FORMATS:
+            list(prunekit.run(planned(folder / "m", folder / kind, output={"format": kind})))
+    return folder
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kind", LEGACY)
+def test_checkpoints_of_compressed_tensors_are_rescued(llama, kind, place, tmp_path):
+    source = orphan(llama, tmp_path / "old", kind, place)
+    assert main(["migrate", str(source), str(tmp_path / "dense")]) == 0
+    assert same(llama / "dense", tmp_path / "dense")
+    for target in FORMATS[1:]:
+        migrate(source, tmp_path / target, target)
+        assert same(llama / "dense", tmp_path / target)
+
+
+def test_what_compressed_tensors_quantized_besides_is_refused(llama, tmp_path):
+    said = {"sparsity_config": {"format": "sparse-24-bitmask"}, "config_groups": {"group_0": {}}}
+    source = orphan(llama, tmp_path / "old", "2:4")
+    checkpoints.configure(source, quantization_config=said)
+    with pytest.raises(CheckpointError, match="quantized besides, which cannot be undone"):
+        migrate(source, tmp_path / "out", "dense")
+
+
+def test_other_checkpoints_are_not_migrated(llama, tmp_path):
+    with pytest.raises(CheckpointError, match=r"names no sparse format .*found None"):
+        migrate(llama / "dense", tmp_path / "out", "dense")

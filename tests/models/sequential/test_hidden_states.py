@@ -1,0 +1,354 @@
+"""Hidden states that are not on the device change no byte, and models larger than it have room."""
+
+import errno
+import json
+import os
+import sys
+import tempfile
+from functools import partial
+from io import StringIO
+from pathlib import Path
+from threading import Event
+
+import pytest
+import torch
+from rich.console import Console
+from torch.testing import assert_close
+
+from prunekit.checkpoint.reader import Checkpoint, open_checkpoint
+from prunekit.distributed.ranks import Ranks
+from prunekit.errors import CapacityError, ConfigError
+from prunekit.evaluation import verify
+from prunekit.evaluation.generation import generate, opened
+from prunekit.evaluation.perplexity import evaluate
+from prunekit.evaluation.verify import prove, sample
+from prunekit.models import empty_model, memory
+from prunekit.models.sequential import hidden_states
+from prunekit.models.sequential.hidden_states import InHost, OnDisk, put, roomy, scratch
+from prunekit.models.sequential.prefetch import Fetch
+from prunekit.models.sequential.weights import Weights
+from prunekit.runs.sparsify import plan as planning_plan
+from prunekit.runs.sparsify import planner
+from prunekit.runs.sparsify.run import run
+from prunekit.sparsify.block_pruner import BlockPruner
+from prunekit.sparsify.memory_estimate import Memory
+from tests.support import checkpoints
+from tests.support.checkpoints import planned
+
+CPU = torch.device("cpu")
+WANDA = {"method": "wanda", "pattern": "2:4"}
+RECIPES = {
+    "admm, beside the dense model": ("llama", {"method": "admm", "pattern": "2:4"}),
+    "wanda, blocks tuned": ("llama", WANDA | {"recover": "block"}),
+    "sparsegpt of dense inputs": (
+        "llama",
+        {"method": "sparsegpt", "pattern": "2:4", "propagation": "none"},
+    ),
+    "wanda, encoder and decoder": ("t5", WANDA),
+}
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch):
+    monkeypatch.setattr("prunekit.reports.report.render", lambda report: "")
+    monkeypatch.setattr("prunekit.sparsify.block_tuning.STEPS", 3)
+    monkeypatch.setattr("prunekit.models.sequential.pipeline.BATCH_TOKENS", {"cpu": 24})
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return checkpoints.write(tmp_path_factory.mktemp("llama"), num_hidden_layers=3)
+
+
+def test_hidden_states_stay_where_they_lie_as_long_as_they_fit():
+    first, other = torch.zeros(2, 3), torch.zeros(2, 3)
+    states = [first, other]
+    put(states, 0, torch.ones(2, 3))
+    assert states[0] is first
+    assert first.eq(1).all()
+    for value in (torch.ones(2, 3).double(), torch.ones(2, 4)):
+        put(states, 1, value)
+        assert states[1] is value
+    assert not other.any()
+
+
+def test_both_models_of_a_run_have_hidden_states_of_their_own_in_one_place(
+    llama, tmp_path, monkeypatch
+):
+    seen, blocks = set(), []
+    prune = BlockPruner.prune
+
+    def look(pruner, visit, plan, *known):
+        blocks.append(plan)
+        for stream in visit.streams:
+            seen.update((stream is visit, hidden.data_ptr()) for hidden in stream.hidden)
+        return prune(pruner, visit, plan, *known)
+
+    monkeypatch.setattr(BlockPruner, "prune", look)
+    list(run(planned(llama, tmp_path / "out", prune={"method": "admm"})))
+    assert len(blocks) == 3
+    assert len(seen) == 2 * 2  # of two batches
+    assert len({place for _, place in seen}) == len(seen)
+
+
+@pytest.mark.parametrize("kind", [InHost, partial(OnDisk, folder=Path())], ids=["host", "disk"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_kept_elsewhere_comes_back_bit_for_bit(kind, dtype):
+    values = [torch.randn(2, 3, 5).to(dtype), torch.randn(5, 700, 3).to(dtype).mT, torch.ones(1, 1)]
+    kept = kind(CPU)
+    kept.extend(values)
+    assert len(kept) == 3
+    for found, value in zip(kept, values, strict=True):
+        assert found.dtype == value.dtype
+        assert torch.equal(found, value)
+    kept[1] = values[1] + 1
+    kept[0].zero_()  # what was given is a copy
+    assert torch.equal(kept[1], values[1] + 1)
+    assert torch.equal(kept[0], values[0])
+    kept[:] = [value * 2 for value in values]
+    assert torch.equal(kept[1], values[1] * 2)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_hidden_states_on_disk_change_no_byte(tmp_path, recipe, monkeypatch):
+    model_type, prune = RECIPES[recipe]
+    model, made = checkpoints.write(tmp_path / "m", model_type), []
+
+    class Counted(OnDisk):
+        def __init__(self, *arguments):
+            made.append(self)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(hidden_states, "OnDisk", Counted)
+    for where in ("device", "disk"):
+        calibration = {"data": str(model / "text.txt"), "hidden": where}
+        plan = planned(model, tmp_path / where, prune=prune, calibration=calibration)
+        report = [*run(plan)][-1].values
+        assert report["calibration"]["hidden"] == where
+        assert bool(made) == (where == "disk")
+    near, far = (
+        {file.name: file.read_bytes() for file in (tmp_path / where).glob("*.safetensors")}
+        for where in ("device", "disk")
+    )
+    assert near == far != {}
+    assert not [*(tmp_path / "disk").glob(".*")]
+
+
+def test_perplexity_does_not_depend_on_where_hidden_states_are(llama, monkeypatch):
+    found, folders = [], []
+
+    class Seen(OnDisk):
+        def __init__(self, device, folder):
+            folders.append(folder)
+            super().__init__(device, folder)
+
+    monkeypatch.setattr(hidden_states, "OnDisk", Seen)
+    for free in (10**12, 10):
+        monkeypatch.setattr(hidden_states, "free", lambda _, free=free: free)
+        found.append(evaluate(str(llama), [str(llama / "text.txt")], 12, 9))
+    assert found[0] == found[1]
+    assert {*folders} == {llama}  # where a model has room, unlike many a /tmp
+
+
+def test_what_cannot_be_written_to_is_no_place_for_hidden_states(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert scratch(tmp_path) == Path(tempfile.gettempdir())
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), RuntimeError("else")])
+def test_what_goes_wrong_while_a_block_is_fetched_is_said_by_who_waits(llama, monkeypatch, error):
+    """What has no room yet is read when it is needed."""
+
+    def warm(*_):
+        raise error
+
+    monkeypatch.setattr(Checkpoint, "warm", warm)
+    fetch = Fetch(open_checkpoint(llama), [], CPU)
+    fetch.start()
+    fetch.join()  # pytest makes an error of what a thread does not catch
+    if isinstance(error, torch.OutOfMemoryError):
+        assert fetch.take() == {}
+        return
+    with pytest.raises(RuntimeError, match="else"):
+        fetch.take()
+
+
+def test_a_full_disk_is_said_before_it_is_written_to(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(CapacityError, match="the disk is full"):
+        OnDisk(CPU, tmp_path).extend([torch.ones(3)])
+
+
+NEEDS = {"block": 10, "statistics": 5, "solve": 5, "results": 10, "activations": 1, "ends": 1}
+
+
+@pytest.mark.parametrize(
+    ("apart", "asked", "device", "host", "where"),
+    [
+        (False, None, 1000, 1000, "device"),
+        (False, None, 100, 100, "disk"),  # of 130 in all
+        (True, None, 1000, 1000, "device"),
+        (True, None, 120, 1000, "host"),
+        (True, None, 120, 120, "disk"),
+        (True, "device", 1, 1, "device"),
+        (True, "disk", 1000, 1000, "disk"),
+        (False, "host", 1000, 1000, "device"),
+    ],
+)
+def test_hidden_states_are_as_near_as_there_is_room(apart, asked, device, host, where):
+    needs = Memory(**NEEDS, hidden=100, apart=apart, ahead=10 * apart)
+    made = needs.placed(asked, device, host)
+    assert made.where == where
+    assert made.disk == 100 * (where == "disk")
+    assert needs.total - made.total == 100 * (where != "device")
+
+
+def test_the_plan_says_where_hidden_states_are_and_why(llama, tmp_path, monkeypatch):
+    def said(**calibration):
+        calibration = {"data": str(llama / "text.txt"), **calibration}
+        console = Console(width=300, record=True, file=StringIO())
+        plan = planned(llama, tmp_path / "out", calibration=calibration)
+        console.print(plan.describe())
+        lines = console.export_text().splitlines()
+        line = next(line.strip() for line in lines if line.startswith("hidden states "))
+        return plan, line
+
+    plan, line = said()
+    assert "it has room" in line
+    assert plan.memory.where == "device"
+    enough = int((plan.memory.total - plan.memory.hidden / 2) * memory.MARGIN)
+    monkeypatch.setattr(planner, "free", lambda _: enough)
+    plan, line = said()
+    assert plan.memory.where == "disk"
+    assert "with them cpu would need" in line
+    plan, line = said(hidden="disk")
+    assert line.endswith("as calibration.hidden asks")
+
+
+def test_too_little_main_memory_beside_a_gpu_is_refused(llama, tmp_path):
+    config = planned(llama, tmp_path / "out").config
+    config = config.model_copy(
+        update={"calibration": config.calibration.model_copy(update={"hidden": "host"})}
+    )
+    planner.plan(config, Ranks(), planning_plan.Preflight(10**9, 10**9))
+    with pytest.raises(CapacityError, match=r'main memory, .*Set calibration.hidden = "disk"'):
+        planner.plan(config, Ranks(), planning_plan.Preflight(10**9, 10**3))
+
+
+def test_a_stopped_run_goes_on_with_hidden_states_elsewhere(llama, tmp_path):
+    def plan(where):
+        calibration = {"data": str(llama / "text.txt"), "hidden": where}
+        return planned(llama, tmp_path / "out", calibration=calibration)
+
+    records = run(plan("device"))
+    for record in records:
+        if record.kind == "block":
+            records.close()
+    assert [*run(plan("disk"), resume=True)][-1].kind == "finish"
+
+
+def test_hidden_means_nothing_where_the_whole_model_is_in_memory(llama, tmp_path):
+    from prunekit.config.load import load_config
+
+    file = tmp_path / "config.toml"
+    file.write_text(
+        f'[model]\npath = "{llama}"\n[calibration]\ndata = "pydoc:train"\nhidden = "disk"\n'
+        '[prune]\nmethod = "magnitude"\npattern = "heads"\nsparsity = 0.5\n[output]\npath = "o"\n'
+    )
+    with pytest.raises(ConfigError, match="hidden has no meaning where units are taken out"):
+        load_config(file)
+
+
+def test_the_next_block_is_fetched_while_one_is_visited(llama, tmp_path, monkeypatch):
+    fetched, real = [], Weights.fetch
+
+    def fetch(self, module):
+        fetched.append(self._prefixes[module])
+        real(self, module)
+
+    monkeypatch.setattr(Weights, "fetch", fetch)
+    [*run(planned(llama, tmp_path / "out", calibration=None, prune={"method": "magnitude"}))]
+    assert fetched[:2] == ["model.layers.1", "model.layers.2"]
+
+
+def test_what_was_fetched_to_the_device_is_what_is_loaded(llama, monkeypatch):
+    checkpoint = open_checkpoint(llama)
+    model = empty_model.empty_model(checkpoint)
+    weights, block = Weights(model, checkpoint, torch.float32, CPU), model.model.layers[1]
+    name = "model.layers.1.mlp.up_proj.weight"
+    monkeypatch.setattr(
+        "prunekit.models.sequential.prefetch.Fetch.take",
+        lambda self: {key: value + 1 for key, value in checkpoint.read(self.names).items()},
+    )
+    weights.fetch(block)
+    weights.load(block)
+    stored = checkpoint.read([name])[name]
+    assert torch.equal(block.mlp.up_proj.weight, stored + 1)
+    weights.load(block)  # the second time nothing was fetched
+    assert torch.equal(block.mlp.up_proj.weight, stored)
+
+
+def test_entries_know_where_their_bytes_are(llama):
+    checkpoint = open_checkpoint(llama)
+    for name, tensor in checkpoint.read(checkpoint.entries).items():
+        entry = checkpoint.entries[name]
+        content = entry.file.read_bytes()[entry.start : entry.start + entry.nbytes]
+        assert content == tensor.contiguous().view(torch.uint8).numpy().tobytes()
+    checkpoint.warm(checkpoint.entries, Event())
+
+
+def test_a_model_larger_than_memory_generates_and_answers_from_files(llama, monkeypatch, capsys):
+    checkpoint, prompt = open_checkpoint(llama), ["Once"]
+    expected = generate(str(llama), 2, prompt)
+    proof = prove(checkpoint, CPU)
+    monkeypatch.setattr(memory, "free_host", lambda: checkpoint.nbytes // 2)
+    with opened(checkpoint, CPU) as model:
+        assert {"cpu", "disk"} == {*model.hf_device_map.values()}
+    assert generate(str(llama), 2, prompt)[0].text == expected[0].text
+    # What `prunekit verify` lets a fresh process do.
+    places = memory.spread(checkpoint.nbytes, CPU, str(llama / "offload"))
+    monkeypatch.setattr(sys, "argv", ["-c", str(llama), json.dumps(proof), json.dumps(places)])
+    exec(verify._STOCK + verify._ANSWER, {})
+    answers = sample(torch.tensor(json.loads(capsys.readouterr().out.splitlines()[-1])))
+    assert_close(answers, torch.tensor(proof["answers"]))
+
+
+def test_more_than_half_of_what_is_free_goes_to_disk(monkeypatch):
+    monkeypatch.setattr(hidden_states, "free", lambda _: 100)
+    assert [roomy(size, CPU) for size in (50, 51)] == ["device", "disk"]
+
+
+ONE = {"memory.limit_in_bytes": "1000", "memory.usage_in_bytes": "300"}
+TWO = {"memory.max": "1000", "memory.current": "300"}
+GROUPS = {
+    "version 1": (
+        "4:cpu,memory:/job",
+        "memory/job",
+        ONE,
+        "inactive_file 1\ntotal_inactive_file 50",
+    ),
+    "version 2": ("0::/job", "job", TWO, "active_file 20\ninactive_file 30\nanon 7"),
+    "of the job a step is of": ("0::/job/step", "job", TWO, "active_file 50"),
+    "of a container": ("0::/named/outside", "", TWO, "active_file 50"),
+    "none": ("0::/job", "job", TWO | {"memory.max": "max"}, "active_file 50"),
+    "not of memory": ("3:cpu:/job", "cpu/job", TWO, "active_file 50"),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_control_group_limits_what_is_free(name, tmp_path, monkeypatch):
+    line, path, files, stat = GROUPS[name]
+    for place, content in {
+        "proc/self/cgroup": f"9:name=systemd:/\n{line}\n",
+        **{f"sys/fs/cgroup/{path}/{file}": content for file, content in files.items()},
+        f"sys/fs/cgroup/{path}/memory.stat": f"{stat}\n",
+    }.items():
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text(content)
+    monkeypatch.setattr(memory, "SYSTEM", tmp_path)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    limited = memory.free_host() == (1000 - 300 + 50) // 2
+    assert limited == (name not in ("none", "not of memory"))

@@ -1,0 +1,272 @@
+"""Fused experts: pruned on the tokens routed to each, as a loop over them in float64 does."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import prunekit
+from prunekit.architectures import find
+from prunekit.errors import CheckpointError, ConfigError, NumericsError
+from prunekit.models.experts import PARTS, unfuse, unfused
+from prunekit.models.sequential.activation_cache import Memo
+from prunekit.runs.sparsify import run
+from tests.architectures.test_architectures import assert_tells_the_truth
+from tests.support import checkpoints
+from tests.support.architectures import FUSED, tiny
+from tests.support.checkpoints import planned
+
+HALF = {"pattern": "unstructured", "sparsity": 0.5}
+
+
+@pytest.fixture(scope="module", params=FUSED)
+def folder(request, tmp_path_factory):
+    return checkpoints.write(tmp_path_factory.mktemp("model"), request.param)
+
+
+def ids_of(plan):
+    return run.Run(plan)._calibration().ids
+
+
+def exact(folder):
+    """Return the model as stock transformers has it, in float64."""
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float64, experts_implementation="eager"
+    )
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def linears(block):
+    """Yield each matrix of a block of the stock model, by our name for it, and how to see what it
+    reads: (name, weight, module to watch, function of what that is given)."""
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        module = block.self_attn.get_submodule(name)
+        yield f"self_attn.{name}", module.weight, module, lambda x: x.flatten(0, -2)
+    experts = block.mlp.experts
+    for number in range(len(experts.down_proj)):
+
+        def routed(x, index, _, number=number):
+            return x[(index == number).any(1)]
+
+        def neurons(x, index, shares, number=number):
+            rows = routed(x, index, shares, number)
+            gate, up = (rows @ experts.gate_up_proj[number].T).chunk(2, -1)
+            return experts.act_fn(gate) * up
+
+        where = f"mlp.experts.{number}"
+        gate, up = experts.gate_up_proj[number].chunk(2)
+        yield f"{where}.gate_proj", gate, experts, routed
+        yield f"{where}.up_proj", up, experts, routed
+        yield f"{where}.down_proj", experts.down_proj[number], experts, neurons
+
+
+def reads(model, index, ids, *, everything=False):
+    """Return the weight of each matrix of a block and what it reads, in float64."""
+    given = {}
+    block = model.model.layers[index]
+    found = list(linears(block))
+    hooks = [
+        module.register_forward_pre_hook(lambda module, x: given.update({module: x}))
+        for module in {module for _, _, module, _ in found}
+    ]
+    model(ids)
+    if everything:
+        experts = block.mlp.experts
+        x, index, shares = given[experts]
+        given[experts] = x, torch.arange(len(experts.down_proj)).expand(len(x), -1), shares
+    result = {name: (weight, look(*given[module])) for name, weight, module, look in found}
+    for hook in hooks:
+        hook.remove()
+    return result
+
+
+def wanda(weight, x, n_of_m):
+    """Return what stays, one row after another."""
+    score = weight.abs() * x.square().sum(0).sqrt()
+    keep = torch.zeros_like(score, dtype=torch.bool)
+    for row, scores in enumerate(score):
+        for group in range(0, len(scores), 4) if n_of_m else [0]:
+            part = scores[group : group + 4] if n_of_m else scores
+            best = part.argsort(descending=True, stable=True)[: (len(part) + 1) // 2]
+            keep[row, group + best] = True
+    return keep
+
+
+def written(folder):
+    """Return the weights of a folder by the names of our linears."""
+    names = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+    tensors = {}
+    for name, tensor in checkpoints.tensors(folder).items():
+        *path, part, _ = name.replace("block_sparse_moe", "mlp").rsplit(".", 2)
+        tensors[".".join([*path, names.get(part, part)])] = tensor
+    return tensors
+
+
+@pytest.mark.parametrize("section", [{"pattern": "2:4"}, HALF])
+def test_wanda_is_that_of_a_loop_over_the_experts(folder, tmp_path, section):
+    prune = {"method": "wanda", "starved_below": 1, **section}
+    plan = planned(folder, tmp_path / "out", prune=prune)
+    report = [*run.run(plan)][-1].values
+    model, found = exact(folder), written(tmp_path / "out")
+    tokens = {layer["name"]: layer.get("tokens") for layer in report["layers"]}
+    for index in range(2):
+        for name, (weight, x) in reads(model, index, ids_of(plan)).items():
+            full = f"model.layers.{index}.{name}"
+            keep = wanda(weight, x, section["pattern"] == "2:4")
+            assert torch.equal(found[full] != 0, keep), full
+            assert torch.equal(found[full], (weight * keep).float())
+            assert tokens[full] == (len(x) if "experts" in name else None)
+            weight.mul_(keep)
+    # Stock transformers opens what was written, and the router is what it was.
+    ids = ids_of(plan)
+    opened = exact(tmp_path / "out")
+    torch.testing.assert_close(opened(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("propagation", ["block", "stage"])
+@pytest.mark.parametrize("section", [{"pattern": "2:4"}, HALF])
+def test_the_error_of_sparsegpt_is_that_on_routed_tokens(folder, tmp_path, section, propagation):
+    prune = {"method": "sparsegpt", "propagation": propagation, "starved_below": 1, **section}
+    plan = planned(folder, tmp_path / "out", prune=prune)
+    report = [*run.run(plan)][-1].values
+    model, found = exact(folder), written(tmp_path / "out")
+    told = {layer["name"]: layer["relative_error"] for layer in report["layers"]}
+    dense = {name: weight.clone() for name, (weight, _) in reads(model, 0, ids_of(plan)).items()}
+    for name in list(dense):
+        weight, x = reads(model, 0, ids_of(plan))[name]
+        full = f"model.layers.0.{name}"
+        new = found[full].double()
+        error = ((new - dense[name]) @ x.T).square().sum() / (dense[name] @ x.T).square().sum()
+        assert told[full] == pytest.approx(float(error), rel=1e-3)
+        if propagation == "stage":
+            weight.copy_(new)
+
+
+def test_a_starved_expert_is_pruned_by_magnitude_where_that_is_said(folder, tmp_path):
+    prune = {"method": "sparsegpt", "pattern": "2:4", "starved": "magnitude"}
+    prune |= {"starved_below": 10**6, "refine": "pcg"}
+    plan = planned(folder, tmp_path / "out", prune=prune)
+    report = [*run.run(plan)][-1].values
+    dense, found = written(folder), written(tmp_path / "out")
+    for layer in report["layers"]:
+        if "experts" in layer["name"]:
+            name = f"{layer['name']}"
+            keep = wanda(dense[name], torch.ones(1, layer["shape"][1]), n_of_m=True)
+            assert torch.equal(found[name], dense[name] * keep)
+            assert layer["starved"] == "magnitude"
+        else:
+            assert "starved" not in layer
+
+
+def test_a_starved_expert_reads_all_tokens_where_that_is_said(folder, tmp_path):
+    prune = {"method": "wanda", "pattern": "2:4", "starved_below": 10**6}
+    plan = planned(folder, tmp_path / "out", prune=prune)
+    report = [*run.run(plan)][-1].values
+    found, every = written(tmp_path / "out"), reads(exact(folder), 0, ids_of(plan), everything=True)
+    routed = reads(exact(folder), 0, ids_of(plan))
+    told = {layer["name"]: layer for layer in report["layers"]}
+    for name, (weight, x) in every.items():
+        full = f"model.layers.0.{name}"
+        assert torch.equal(found[full] != 0, wanda(weight, x, n_of_m=True))
+        if "experts" in name:
+            assert told[full]["starved"] == "all-tokens"
+            assert told[full]["tokens"] == len(routed[name][1]) < len(x)
+
+
+def test_stage_by_stage_a_starved_expert_reads_all_tokens_of_the_pruned_block(
+    folder, tmp_path, monkeypatch
+):
+    outputs = []
+    for known in ("all", "nothing"):
+        if known == "nothing":
+            monkeypatch.setattr(Memo, "around", lambda *arguments: arguments[-1])
+        prune = {"method": "sparsegpt", "pattern": "2:4", "starved_below": 10**6}
+        [*run.run(planned(folder, tmp_path / known, prune=prune | {"propagation": "stage"}))]
+        outputs.append(written(tmp_path / known))
+    for name, tensor in outputs[0].items():
+        assert torch.equal(tensor, outputs[1][name]), name
+
+
+def test_a_starved_expert_is_an_error_where_that_is_said(folder, tmp_path):
+    prune = {"method": "wanda", "pattern": "2:4", "starved": "error", "starved_below": 49}
+    plan = planned(folder, tmp_path / "out", prune=prune)
+    message = r"layers.0.mlp.experts.\d.gate_proj: \d+ tokens are routed to its expert, fewer than"
+    with pytest.raises(NumericsError, match=message):
+        [*run.run(plan)]
+
+
+def test_an_expert_without_a_token_has_no_error(folder, tmp_path):
+    """Of 8 experts, 3 tokens choose 2 each at most."""
+    count = {"num_local_experts": 8, "num_experts": 8}
+    few = checkpoints.write(tmp_path / "few", exact(folder).config.model_type, **count)
+    calibration = {"samples": 1, "length": 3}
+    prune = {"method": "admm", "pattern": "2:4", "starved": "magnitude", "starved_below": 1}
+    plan = planned(few, tmp_path / "out", calibration=calibration, prune=prune)
+    report = [*run.run(plan)][-1].values
+    none = [layer for layer in report["layers"] if layer.get("tokens") == 0]
+    assert none
+    assert all(layer["relative_error"] is None for layer in none)
+    assert {layer["starved"] for layer in none} == {"magnitude"}
+    assert all(layer["sparsity"] == 0.5 for layer in report["layers"])
+
+
+@pytest.mark.parametrize("model_type", FUSED)
+def test_a_model_in_memory_is_pruned_in_place_and_stays_fused(model_type):
+    model = tiny(model_type)
+    names, before = [*model.state_dict()], model.config._experts_implementation
+    router = model.model.layers[0].mlp.gate.weight.clone()
+    ids = torch.randint(0, 96, (4, 12))
+    entries = prunekit.prune(model, ids, method="wanda", pattern="2:4")
+    assert [*model.state_dict()] == names
+    assert model.config._experts_implementation == before
+    experts = model.model.layers[0].mlp.experts
+    for fused in PARTS:
+        assert int((getattr(experts, fused) == 0).sum()) == getattr(experts, fused).numel() // 2
+    assert torch.equal(model.model.layers[0].mlp.gate.weight, router)
+    assert len(entries) == 2 * (4 + 3 * 4)
+    assert model(ids).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("model_type", FUSED)
+def test_declaration_tells_the_truth_of_experts_as_linears(model_type):
+    model = tiny(model_type)
+    unfuse(model)
+    assert_tells_the_truth(model, find(model))
+
+
+def test_as_linears_experts_answer_as_they_did():
+    model, ids = tiny("mixtral"), torch.randint(0, 96, (2, 9))
+    with torch.no_grad():
+        before = model(ids).logits
+        with unfused(model):
+            torch.testing.assert_close(model(ids).logits, before)
+        assert torch.equal(model(ids).logits, before)
+
+
+def test_blocks_without_experts_have_one_feed_forward(tmp_path):
+    folder = checkpoints.write(tmp_path / "m", "qwen3_moe", mlp_only_layers=[0])
+    plan = planned(folder, tmp_path / "out")
+    dense, sparse = ([linear.path for linear in block.linears] for block in plan.blocks)
+    assert "mlp.gate_proj" in dense
+    assert "mlp.experts.3.down_proj" in sparse
+    assert len(dense) == 7
+    assert len(sparse) == 4 + 3 * 4
+
+
+def test_files_with_all_experts_in_one_tensor_are_refused(tmp_path):
+    folder = checkpoints.write(tmp_path / "m", "mixtral")
+    tiny("mixtral").save_pretrained(folder, save_original_format=False)
+    with pytest.raises(CheckpointError, match=r"_proj holds all experts in one tensor"):
+        planned(folder, tmp_path / "out")
+
+
+def test_experts_are_written_dense(tmp_path):
+    folder = checkpoints.write(tmp_path / "m", "mixtral")
+    with pytest.raises(ConfigError, match=r'output.format: .*experts.*"dense"'):
+        planned(folder, tmp_path / "out", output={"format": "bitmask"})
+
+
+@pytest.mark.parametrize("recover", ["block", "lowrank"])
+def test_experts_are_not_recovered(tmp_path, recover):
+    folder = checkpoints.write(tmp_path / "m", "mixtral")
+    with pytest.raises(ConfigError, match=rf'recover = "{recover}": \S*experts\.0\S* is of an exp'):
+        planned(folder, tmp_path / "out", prune={"recover": recover})

@@ -1,0 +1,168 @@
+"""Whole blocks: passed through by a gate, ranked by what they turn, taken out of the list."""
+
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity
+
+import prunekit
+from prunekit.errors import ConfigError, ShapeError
+from prunekit.models.units.removal import RECORD
+from tests.support.architectures import TINY
+from tests.support.units import answers, batch, restless
+
+DEEPER = {
+    "distilbert": {"n_layers": 3},
+    "gpt2": {"n_layer": 3},
+    "t5": {"num_layers": 3, "num_decoder_layers": 3},
+}
+TOKENS = torch.randint(3, 96, (3, 10), generator=torch.Generator().manual_seed(3))
+
+
+def deeper(model_type, **overrides):
+    return restless(model_type, **DEEPER.get(model_type, {"num_hidden_layers": 3}), **overrides)
+
+
+@pytest.mark.parametrize("model_type", [*sorted(TINY), "granite"])
+def test_without_its_first_block_a_model_answers_as_the_gated_one_and_opens_as_stock(
+    model_type, tmp_path
+):
+    """A block at 0 passes on what it reads; T5's position bias goes to the block that is first."""
+    model = deeper(model_type)
+    given = batch(model)
+    dense = answers(model, given)
+    gates = prunekit.blocks(model)
+    assert torch.equal(answers(model, given), dense)
+    for place in gates.places:
+        gates.gates[place.name].keep[0] = False
+    expected = answers(model, given)
+    assert not torch.equal(expected, dense)
+    before, gone = model.num_parameters(), sum(float(place.costs[0]) for place in gates.places)
+    done = gates.finalize()
+    assert done.stock
+    assert model.num_parameters() == before - gone
+    assert torch.equal(answers(model, given), expected)
+    model.save_pretrained(tmp_path)
+    opened = type(model).from_pretrained(tmp_path).eval()
+    assert torch.equal(answers(opened, given), expected)
+
+
+def test_what_a_closed_block_gives_is_what_it_reads():
+    """Truth: the model's own forward without the block in its list."""
+    model, other = deeper("llama"), deeper("llama")
+    given = batch(model)
+    prunekit.blocks(model).gates["model.layers"].keep[1] = False
+    del other.model.layers[1]
+    other.config.num_hidden_layers = 2
+    with torch.no_grad():
+        logits = other(**given, use_cache=False).logits
+    assert torch.equal(answers(model, given), logits[given["attention_mask"].bool()])
+
+
+def test_text_is_written_with_a_cache_by_fewer_blocks(tmp_path):
+    """Blocks keep their keys by their number, which has to be that of their new place."""
+    for model_type in ("gemma3_text", "t5"):
+        model = deeper(model_type)
+        prompt = {"input_ids": batch(model)["input_ids"][1:]}
+        gates = prunekit.blocks(model)
+        gates.prune(gates.score("random"), 0.3, scope="layer")
+        expected = model.generate(**prompt, max_new_tokens=5, do_sample=False, use_cache=False)
+        gates.finalize()
+        found = model.generate(**prompt, max_new_tokens=5, do_sample=False)
+        assert torch.equal(found, expected)
+        model.save_pretrained(tmp_path / model_type)
+        opened = type(model).from_pretrained(tmp_path / model_type).eval()
+        assert torch.equal(opened.generate(**prompt, max_new_tokens=5, do_sample=False), expected)
+
+
+def test_the_types_of_the_blocks_that_stay_are_what_the_config_says():
+    model = deeper("gemma3_text")
+    gates = prunekit.blocks(model)
+    gates.gates["model.layers"].keep[0] = False
+    gates.finalize()
+    assert model.config.layer_types == ["full_attention", "sliding_attention"]
+    assert model.config.num_hidden_layers == 2
+
+
+def test_a_gate_between_has_the_gradient_of_what_the_block_adds():
+    model = deeper("gpt2").double()
+    given = batch(model)
+    gate = prunekit.blocks(model).gates["transformer.h"]
+    value = torch.tensor([1.0, 0.5, 1.0], dtype=torch.float64, requires_grad=True)
+    with gate.holding(value):
+        model(**given).logits.square().mean().backward()
+    ends = []
+    for sign in (1, -1):
+        moved = value.detach() + sign * torch.tensor([0, 1e-5, 0])
+        with gate.holding(moved), torch.no_grad():
+            ends.append(model(**given).logits.square().mean())
+    torch.testing.assert_close(value.grad[1], (ends[0] - ends[1]) / 2e-5, rtol=1e-6, atol=1e-9)
+
+
+def test_block_influence_is_one_minus_the_cosine_of_what_goes_in_and_out():
+    """Against the hidden states that transformers itself gives, padding left out."""
+    model = deeper("llama")
+    given = batch(model)
+    with torch.no_grad():
+        states = model.model(**given, output_hidden_states=True).hidden_states
+    valid = given["attention_mask"].bool()
+    gates = prunekit.blocks(model)
+    (scores,) = gates.score("block-influence", [given]).values()
+    for unit in (0, 1):  # the last state is that after the final norm
+        found = cosine_similarity(states[unit].double(), states[unit + 1].double(), dim=-1)
+        torch.testing.assert_close(scores[unit], 1 - found[valid].mean())
+    gates.gates["model.layers"].keep[1] = False
+    assert gates.score("block-influence", [given])["model.layers"][1].abs() < 1e-7
+
+
+@pytest.mark.parametrize("ranker", ["random", "magnitude", "gradient", "leave-one-out", "hybrid"])
+def test_rankers_of_gates_and_weights_rank_blocks_too(ranker):
+    model = deeper("llama")
+    with torch.no_grad():
+        for parameter in model.model.layers[1].parameters():
+            parameter.mul_(1e-3 if parameter.ndim > 1 else 1)
+    settings = {"of": {"gradient": 1.0, "block-influence": 2.0}} if ranker == "hybrid" else {}
+    gates = prunekit.blocks(model)
+    scores = gates.score(ranker, TOKENS, **settings)["model.layers"]
+    assert scores.isfinite().all()
+    assert ranker == "random" or scores.abs().argmin() == 1 or ranker == "hybrid"
+
+
+def test_unequal_heads_follow_their_block_to_its_new_place(tmp_path):
+    model = deeper("llama", num_key_value_heads=4)
+    given = batch(model)
+    heads = prunekit.heads(model)
+    heads.gates["model.layers.2.self_attn"].keep[1] = False
+    heads.finalize()
+    heads.detach()
+    gates = prunekit.blocks(model)
+    gates.gates["model.layers"].keep[1] = False
+    expected = answers(model, given)
+    done = gates.finalize()
+    assert not done.stock
+    assert getattr(model.config, RECORD) == {
+        "model.layers.0.self_attn": 4,
+        "model.layers.1.self_attn": 3,
+    }
+    model.save_pretrained(tmp_path)
+    assert torch.equal(answers(prunekit.load(tmp_path), given), expected)
+
+
+def test_refuses_what_no_config_or_weight_can_say():
+    model = deeper("llama")
+    gates = prunekit.blocks(model)
+    gates.gate(0, 1, 0.5)
+    with pytest.raises(ConfigError, match="gate of unit 1 is neither 0 nor 1"):
+        gates.finalize()
+    with pytest.raises(ConfigError, match="no linear that could be refitted reads blocks"):
+        gates.finalize(TOKENS)
+    with pytest.raises(ConfigError, match="obs: it ranks heads and neurons, not blocks"):
+        gates.score("obs", TOKENS)
+    model = deeper("gpt2", scale_attn_by_inverse_layer_idx=True)
+    gates = prunekit.blocks(model)
+    gates.gates["transformer.h"].keep[0] = False
+    with pytest.raises(ShapeError, match=r"scaling is .* in its new place"):
+        gates.finalize()
+    gates = prunekit.blocks(restless("modernbert"))
+    gates.gates["model.layers"].keep[0] = False
+    with pytest.raises(ShapeError, match="not every block has it"):
+        gates.finalize()

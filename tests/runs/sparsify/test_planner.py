@@ -1,0 +1,361 @@
+"""Plans: what is decided before a weight is read, and what is refused."""
+
+import json
+import os
+import shutil
+import sys
+from io import StringIO
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import save_file
+
+from prunekit.config.run_config import Config
+from prunekit.distributed.ranks import Ranks
+from prunekit.errors import CapacityError, CheckpointError, ConfigError, ShapeError
+from prunekit.models.empty_model import longest
+from prunekit.runs.sparsify import plan as planning_plan
+from prunekit.runs.sparsify import planner
+from tests.support import checkpoints
+from tests.support.architectures import TINY, tiny
+from tests.support.checkpoints import planned
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return checkpoints.write(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "out"
+
+
+def shown(plan):
+    console = Console(width=200, record=True, file=StringIO())
+    console.print(plan.describe())
+    return console.export_text()
+
+
+@pytest.mark.parametrize("model_type", TINY)
+def test_every_declared_type_is_planned_without_reading_a_weight(
+    tmp_path, output, model_type, monkeypatch
+):
+    folder = checkpoints.write(tmp_path / "model", model_type)
+    monkeypatch.setattr("prunekit.checkpoint.reader.safe_open", None)
+    plan = planned(folder, output, prune={"method": "sparsegpt"})
+    assert not plan.architecture.probed
+    assert plan.notes == ()
+    assert len(plan.sizes) == len(plan.linears)
+    assert all(parameter.is_meta for parameter in plan.model.parameters())
+    assert plan.memory.total > 0
+    assert not output.exists()
+    text = shown(plan)
+    assert f"{len(plan.sizes)} of {len(plan.sizes)} linears are pruned" in text
+    assert "sparsegpt, 2:4, sparsity 0.5" in text
+
+
+def test_parameters_are_counted_once_when_tied(tmp_path, output):
+    folder = checkpoints.write(tmp_path / "m", tie_word_embeddings=True)
+    model = tiny("llama", tie_word_embeddings=True)
+    assert planned(folder, output).parameters == model.num_parameters()
+    untied = checkpoints.write(tmp_path / "n", tie_word_embeddings=False)
+    assert planned(untied, output).parameters == model.num_parameters() + 96 * 32
+
+
+def test_probing_is_said(tmp_path, output):
+    plan = planned(checkpoints.write(tmp_path / "m", "olmo2"), output)
+    assert plan.architecture.probed
+    assert plan.notes[0].startswith("Model type 'olmo2' is not declared; its blocks and stages")
+
+
+def test_a_pattern_that_divides_no_row_is_refused_with_every_layer_named(llama, output):
+    with pytest.raises(ShapeError) as caught:
+        planned(llama, output, prune={"pattern": "3:5"})
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("model.layers.0.self_attn.q_proj: pattern 3:5")
+    assert lines[5] == "… and 9 more"
+    assert 'on_indivisible = "skip"' in lines[-1]
+
+
+def test_layers_that_a_pattern_does_not_divide_stay_dense_where_that_is_said(tmp_path, output):
+    folder = checkpoints.write(tmp_path / "m", intermediate_size=66)
+    with pytest.raises(ShapeError, match=r"layers.0.mlp.down_proj: pattern 2:4"):
+        planned(folder, output)
+    plan = planned(folder, output, prune={"on_indivisible": "skip"})
+    dense = [linear.name for linear in plan.linears if linear.skipped]
+    assert dense == [f"model.layers.{block}.mlp.down_proj" for block in range(2)]
+    assert all(any(name in note for note in plan.notes) for name in dense)
+    assert not plan.sizes.keys() & dense
+
+
+@pytest.mark.parametrize(
+    ("skip", "dense"),
+    [
+        (["model.layers.0.*"], 7),
+        (["*.down_proj"], 2),
+        (["mlp.down_proj"], 2),
+        (["*.q_proj", "self_attn.q_proj"], 2),
+        (["lm_head"], 0),
+        (["model.layers.?.mlp.*", "*.o_proj"], 8),
+    ],
+)
+def test_skip_takes_names_paths_and_patterns(llama, output, skip, dense):
+    plan = planned(llama, output, prune={"skip": skip})
+    assert sum(linear.skipped is not None for linear in plan.linears) == dense
+    assert len(plan.notes) == dense
+
+
+def test_a_skip_that_matches_nothing_is_refused(llama, output):
+    with pytest.raises(ConfigError, match=r'prune.skip: "down_proj" matches no module. Names look'):
+        planned(llama, output, prune={"skip": ["*.q_proj", "down_proj"]})
+
+
+def test_skipping_everything_is_refused(llama, output):
+    with pytest.raises(ConfigError, match="every linear of the model is skipped"):
+        planned(llama, output, prune={"skip": ["*"]})
+
+
+def test_a_folder_without_a_tokenizer_is_refused(llama, output, tmp_path):
+    folder = shutil.copytree(llama, tmp_path / "m")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ConfigError, match=f"^{folder}: has no tokenizer that can be loaded"):
+        planned(folder, output)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "t5", "roberta", "distilbert"])
+def test_perplexity_of_what_is_no_causal_language_model_is_refused(tmp_path, output, model_type):
+    folder = checkpoints.write(tmp_path / "m", model_type)
+    with pytest.raises(ConfigError, match=r"has no perplexity.*Leave out \[evaluate\]"):
+        planned(folder, output, evaluate={"data": str(folder / "text.txt")})
+    planned(folder, output)
+
+
+def test_fused_experts_that_nobody_declared_are_refused_by_name(tmp_path, output):
+    folder = checkpoints.write(tmp_path / "m", "qwen2_moe")
+    with pytest.raises(CheckpointError, match="experts"):
+        planned(folder, output)
+
+
+def test_too_little_memory_is_refused(llama, output, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10_000))
+    with pytest.raises(CapacityError, match=r"^memory: the run needs about .* measure_error = f"):
+        planned(llama, output)
+    with pytest.raises(CapacityError, match=r"calibration.length\.$"):
+        planned(llama, output, prune={"measure_error": False})
+
+
+def test_too_little_disk_is_refused(llama, output, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
+    with pytest.raises(CapacityError, match=r"^output.path: .* has 10 kB free, the checkpoint"):
+        planned(llama, output)
+
+
+def test_an_output_that_cannot_be_written_is_refused(llama, output, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(CapacityError, match=f"^output.path: {output.parent} cannot be written to"):
+        planned(llama, output / "deep" / "er")
+
+
+@pytest.mark.parametrize("path", ["file", "file/below"])
+def test_an_output_that_is_a_file_or_below_one_is_refused(llama, tmp_path, path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=rf"output.path: .*file is a file, so .*{path} can be no"):
+        planned(llama, tmp_path / path)
+
+
+@pytest.mark.parametrize(
+    "prune",
+    [
+        {"pattern": "block:16x16", "sparsity": 0.05, "on_indivisible": "skip"},
+        {"pattern": "unstructured", "sparsity": 0.001},
+    ],
+)
+def test_a_sparsity_that_takes_nothing_is_refused(llama, output, prune):
+    with pytest.raises(ConfigError, match=rf"sparsity: {prune['sparsity']} takes nothing of any"):
+        planned(llama, output, prune=prune)
+
+
+def test_lengths_are_capped_at_what_the_model_takes_and_that_is_said(llama, output):
+    evaluate = {"data": str(llama / "text.txt"), "length": 65}
+    plan = planned(llama, output, calibration={"length": 4096}, evaluate=evaluate)
+    assert plan.lengths == (64, 64)
+    assert plan.notes == (
+        "calibration.length shortened from 4096 to 64 tokens, the most this model takes.",
+        "evaluate.length shortened from 65 to 64 tokens, the most this model takes.",
+    )
+    assert planned(llama, output, calibration={"length": 64}).notes == ()
+
+
+LIMITS = {"roberta": 63, "t5": sys.maxsize}
+
+
+@pytest.mark.parametrize("model_type", TINY)
+def test_the_longest_input_runs_and_one_more_token_does_not_where_positions_are_a_table(model_type):
+    # Positions of RoBERTa begin behind the row of its padding token, 0 here.
+    model = tiny(model_type, max_position_embeddings=64) if model_type != "t5" else tiny("t5")
+    limit = longest(model)
+    assert limit == LIMITS.get(model_type, 64)
+    if model_type in {"roberta", "bert", "distilbert", "gpt2", "opt"}:
+        with torch.no_grad():
+            model(input_ids=torch.full((1, limit), 5))
+            with pytest.raises((IndexError, RuntimeError)):
+                model(input_ids=torch.full((1, limit + 1), 5))
+
+
+def test_a_vocabulary_as_large_as_the_context_is_not_taken_for_positions():
+    model = tiny("llama", vocab_size=64, max_position_embeddings=64, pad_token_id=63)
+    assert longest(model) == 64
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_weights_are_stored_as_they_were_unless_a_type_is_asked_for(tmp_path, output, dtype):
+    kind = getattr(torch, dtype)
+    folder = checkpoints.write(tmp_path / "m", dtype=kind)
+    assert set(planned(folder, output).stored.values()) == {kind}
+    asked = planned(folder, output, model={"dtype": "float16"})
+    assert set(asked.stored.values()) == {torch.float16}
+    assert asked.dtype == torch.float32
+
+
+def test_mixed_types_stay_mixed(tmp_path, output):
+    folder = checkpoints.write(tmp_path / "m", dtype=torch.bfloat16)
+    name = "model.layers.0.mlp.down_proj"
+    checkpoints.change(folder, f"{name}.weight", lambda weight: weight.float())
+    plan = planned(folder, output)
+    assert plan.stored[name] == torch.float32
+    assert plan.stored["model.layers.1.mlp.down_proj"] == torch.bfloat16
+
+
+def test_no_kept_weight_is_rounded_to_a_narrower_type(tmp_path, output, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    folder = checkpoints.write(tmp_path / "m", dtype=torch.bfloat16)
+    assert planned(folder, output).dtype == torch.bfloat16
+    name = "model.layers.0.mlp.down_proj"
+    checkpoints.change(folder, f"{name}.weight", lambda weight: weight.float())
+    assert planned(folder, output).dtype == torch.float32
+    assert planned(folder, output, prune={"skip": ["*.0.mlp.down_proj"]}).dtype == torch.bfloat16
+    assert planned(folder, output, model={"dtype": "bfloat16"}).dtype == torch.bfloat16
+
+
+def test_the_plan_counts_what_runs_in_another_type_than_blocks(tmp_path, output, monkeypatch):
+    """The head is asked for a loss in float32, and the dense model writes as it is stored."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    own = {"data": "self"}
+    plans = [
+        planned(checkpoints.write(tmp_path / str(kind), dtype=kind), output, model={"dtype": asked},
+                calibration=own)
+        for kind, asked in ((torch.bfloat16, "bfloat16"), (torch.float32, "bfloat16"),
+                            (torch.bfloat16, "float32"))
+    ]  # fmt: skip
+    assert [plan.dtype.itemsize for plan in plans] == [2, 2, 4]
+    head = plans[0].model.lm_head.weight.numel()
+    assert [plan.memory.ends for plan in plans] == [6 * head, 6 * head, 8 * head]
+    narrow, wide, last = (plan.memory.writer for plan in plans)
+    assert (wide, last) == (2 * narrow, narrow)
+
+
+def test_what_is_gathered_follows_from_the_method(llama, output):
+    def gathers(**prune):
+        return [kind.name for kind in planned(llama, output, prune=prune).recipe.needs]
+
+    assert gathers() == ["column_energy", "sampled_gram"]
+    assert gathers(method="magnitude") == ["column_energy", "sampled_gram"]
+    assert gathers(method="sparsegpt") == ["gram"]
+    assert gathers(measure_error=False) == ["column_energy"]
+    assert gathers(method="magnitude", measure_error=False) == []
+    assert gathers(method="sparsegpt", measure_error=False) == ["gram"]
+
+
+def test_a_checkpoint_of_another_model_is_refused(llama, output, tmp_path):
+    folder = shutil.copytree(llama, tmp_path / "m")
+    held = checkpoints.tensors(folder)
+    save_file({"model.norm.weight": held["model.norm.weight"]}, checkpoints.single(folder))
+    with pytest.raises(CheckpointError, match=f"^{folder}: has no model.* lacks .* more tensors"):
+        planned(folder, output)
+
+
+def test_planning_twice_gives_the_same(llama, output):
+    first, second = planned(llama, output), planned(llama, output)
+    assert first.blocks == second.blocks
+    assert (first.memory, first.notes) == (second.memory, second.notes)
+    assert isinstance(first, planning_plan.Plan)
+
+
+LLAMA_2_70B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+    "dtype": "float16",
+}
+
+
+@pytest.fixture
+def outlined(tmp_path):
+    """A config for a model of which only config.json is here."""
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/config.json").write_text(json.dumps(LLAMA_2_70B))
+    (tmp_path / "text.txt").write_text("some text")
+    calibration = {"data": str(tmp_path / "text.txt"), "samples": 128, "length": 2048}
+    return Config.model_validate(
+        {
+            "model": {"path": str(tmp_path / "m")},
+            "calibration": calibration,
+            "prune": {"method": "sparsegpt", "pattern": "2:4"},
+            "output": {"path": str(tmp_path / "out")},
+        }
+    )
+
+
+def test_a_large_model_is_planned_for_other_machines_from_its_config_alone(outlined):
+    plans = {
+        size: planner.plan(outlined, Ranks(0, size), planning_plan.Preflight(80 * 10**9))
+        for size in (1, 8)
+    }
+    for made in plans.values():
+        assert made.parameters == 68_976_648_192
+        assert made.dtype is torch.float16
+        assert made.device.type == "cuda"
+    alone, shared = plans[1].memory, plans[8].memory
+    assert alone.hidden == 128 * 2048 * 8192 * 2 == 8 * shared.hidden
+    assert shared.block == alone.block
+    assert shared.solve < alone.solve
+    # A block as read, as it will be written, and the next one in pinned memory.
+    assert shared.host == 3 * 855_654_400 * 2
+    assert "8: samples and rows are shared" in shown(plans[8])
+    with pytest.raises(CapacityError, match=r"needs about .* on cuda, .* are free"):
+        planner.plan(outlined, Ranks(0, 8), planning_plan.Preflight(8 * 10**9))
+    with pytest.raises(ConfigError, match="cannot be shared by 129"):
+        planner.plan(outlined, Ranks(0, 129), planning_plan.Preflight(80 * 10**9))
+
+
+@pytest.mark.parametrize("method", ["sparsegpt", "admm", "alps"])
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_ranks_share_the_operations_alike(outlined, size, method):
+    config = outlined.model_dump(exclude_defaults=True, mode="json")
+    config["prune"] = {"method": method, "pattern": "2:4"}
+    alone, shared = (
+        planner.plan(
+            Config.model_validate(config), Ranks(0, count), planning_plan.Preflight(80 * 10**9)
+        ).work
+        for count in (1, size)
+    )
+    assert sum(shared.solve) == alone.solve[0]
+    for rank in shared.solve:
+        assert rank == pytest.approx(alone.solve[0] / size, rel=0.05)
+    assert shared.forward * size == alone.forward
+
+
+def test_a_run_needs_the_weights(outlined):
+    with pytest.raises(CheckpointError, match="holds neither"):
+        planner.plan(outlined)

@@ -1,0 +1,51 @@
+"""The time of a plan: operations at a measured speed."""
+
+from dataclasses import replace
+
+import pytest
+
+from prunekit.models.devices import device_of
+from prunekit.runs import jobs
+from prunekit.runs.sparsify.time_estimate import Pace, pace
+from tests.support import checkpoints
+from tests.support.checkpoints import planned
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return checkpoints.write(tmp_path_factory.mktemp("model"))
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "admm", "magnitude"])
+def test_every_part_that_is_done_takes_time(folder, tmp_path, method):
+    found = pace(planned(folder, tmp_path / "out", prune={"method": method}))
+    assert min(found.forward, found.gather, found.solve) > 0
+
+
+def test_what_is_not_gathered_takes_none(folder, tmp_path):
+    prune = {"method": "magnitude", "measure_error": False}
+    found = pace(planned(folder, tmp_path / "out", prune=prune))
+    assert (found.forward, found.gather) == (0, 0)
+    assert found.total == found.solve > 0
+
+
+def test_it_is_that_of_the_slowest_rank(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "prunekit.runs.sparsify.time_estimate._seconds", lambda call, device: (call(), 1.0)[1]
+    )
+    plan = planned(folder, tmp_path / "out", prune={"method": "sparsegpt"})
+    work = replace(plan.work, solve=(1, 3 * plan.work.solve[0]))
+    assert pace(replace(plan, work=work)).solve == 3 * pace(plan).solve
+
+
+def test_it_is_said_a_block_too():
+    assert Pace(40.0, 15.0, 5.0).describe(4).startswith("about 1 min")
+
+
+def test_a_run_elsewhere_is_told_at_the_speed_of_what_is_here(folder, tmp_path):
+    plan = planned(folder, tmp_path / "out")
+    plan = replace(plan, preflight=jobs.Preflight(80 * 10**9), device="a GPU that is not here")
+    told = jobs.estimate(plan)
+    assert told is not None
+    assert told.startswith(f"at the speed of {device_of('auto')} here")
+    assert "a block" in told

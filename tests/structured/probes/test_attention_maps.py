@@ -1,0 +1,65 @@
+"""Heads seen one by one: the probabilities of eager attention, and what each adds to the stream."""
+
+import pytest
+import torch
+
+from prunekit.models.units.heads_neurons import matrix, sites
+from prunekit.reports.figures.heads import views
+from prunekit.structured.probes.attention_maps import activity, attention_maps
+from tests.support.units import batch, needs_interface, restless
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "gpt2", "llama", "t5"])
+def test_a_map_is_that_of_eager_attention(model_type):
+    """Attention maps: soft cap, sliding window, position bias and grouped queries included."""
+    model = restless(model_type)
+    needs_interface(model)
+    given = {name: part[1:] for name, part in batch(model).items()}
+    heads = [(site, 3) for site in sites(model, "heads")]
+    found = attention_maps(model, heads, given)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        shown = model(**given, output_attentions=True)
+    if model_type == "t5":
+        decoded = zip(shown.decoder_attentions, shown.cross_attentions, strict=True)
+        maps = [*shown.encoder_attentions, *(each for pair in decoded for each in pair)]
+    else:
+        maps = shown.attentions
+    for seen, truth in zip(found, maps, strict=True):
+        torch.testing.assert_close(seen, truth[0, 3], rtol=1e-4, atol=1e-5)
+
+
+def test_what_passes_a_gate_is_the_norm_of_what_its_head_adds():
+    """Gate activity: a head alone, its columns of the output matrix times what they read."""
+    model = restless("llama")
+    site = sites(model, "heads")[1]
+    ids, seen = torch.arange(3, 12)[None], []
+    handle = site.reader.linear.register_forward_pre_hook(lambda _, x: seen.append(x[0][0]))
+    found = activity(model, [(site, 2)], {"input_ids": ids})
+    handle.remove()
+    size = model.config.head_dim or 8
+    part = slice(2 * size, 3 * size)
+    truth = (seen[0][:, part] @ matrix(site.reader.linear)[:, part].T).norm(dim=1)
+    torch.testing.assert_close(found[0], truth.detach())
+
+
+def test_pictures_name_heads_tokens_and_layers_that_repeat_themselves():
+    """The interdependence of heads is drawn, those most alike first; all of it is data beside."""
+    layer = "model.layers.1.self_attn"
+    report = {
+        "views": {
+            "tokens": ["", " <b"],
+            "heads": [
+                {"layer": layer, "head": 2, "kept": False, "score": 0.5, "activity": [1.0, 2.0],
+                 "attention": [[1.0, 0.0], [0.25, 0.75]]},
+            ],
+            "redundancy": {layer: [[1.0, 0.875], [0.875, 1.0]]},
+        },
+    }  # fmt: skip
+    maps, gates, alike = views(report)
+    assert maps.title == "Attention of block 1, head 2, gone"
+    assert "&lt;b → &lt;b: 0.750" in maps.svg
+    assert [row["norm"] for row in gates.rows] == [1.0, 2.0]
+    assert "most alike: 0.875" in alike.caption
+    assert alike.csv.splitlines()[:2] == ["first,second,alike", "0,0,1.0"]
+    assert views({}) == []

@@ -1,0 +1,117 @@
+"""Writes tiny random checkpoint folders, each with a tokenizer of one token a character."""
+
+import json
+import string
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from prunekit.checkpoint.reader import SINGLE
+from prunekit.config.run_config import Config
+from prunekit.runs.sparsify.plan import Plan
+from prunekit.runs.sparsify.planner import plan
+from prunekit.runs.sparsify.run import run
+from tests.support.architectures import tiny
+
+WORDS = ["<pad>", "<s>", "</s>", "<unk>", *string.ascii_letters, *string.digits, *" .,\n"]
+TEXT = "the quick brown fox jumps over the lazy dog. pack my box with five dozen jugs.\n" * 20
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer whose ids all lie below the 96 words of the tiny models."""
+    vocabulary = {word: number for number, word in enumerate(WORDS)}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=made, **special)
+
+
+def write(
+    folder: Path,
+    model_type: str = "llama",
+    dtype: torch.dtype = torch.float32,
+    *,
+    shard_size: str = "5GB",
+    head: Any = None,
+    **overrides: Any,
+) -> Path:
+    """Write the tiny model of ``model_type`` with its tokenizer and a text to calibrate on."""
+    model = tiny(model_type, head, **overrides).to(dtype)
+    model.save_pretrained(folder, max_shard_size=shard_size)
+    tokenizer().save_pretrained(folder)
+    (folder / "text.txt").write_text(TEXT)
+    return folder
+
+
+def planned(folder: Path, output: Path, /, **sections: Any) -> Plan:
+    """Return the plan of a config: each section as a dictionary that is laid over small ones.
+
+    ``None`` leaves a section out, and so a key of one.
+    """
+    values: dict[str, Any] = {
+        "model": {"path": str(folder), "device": "cpu"},
+        "calibration": {"data": str(folder / "text.txt"), "samples": 4, "length": 12},
+        "prune": {"method": "wanda", "pattern": "2:4"},
+        "output": {"path": str(output)},
+    }
+    for name, section in sections.items():
+        merged = None if section is None else values.get(name, {}) | section
+        values[name] = merged and {key: value for key, value in merged.items() if value is not None}
+    given = {name: section for name, section in values.items() if section is not None}
+    return plan(Config.model_validate(given))
+
+
+def run_whole_and_stopped(folder: Path, place: Path, /, **sections: Any) -> tuple[Path, Path]:
+    """Carry out a plan at once, and again with a stop after a block; return both folders."""
+    whole, stopped = place / "whole", place / "out"
+    list(run(planned(folder, whole, **sections)))
+    records = run(planned(folder, stopped, **sections))
+    for record in records:
+        if record.kind == "block":
+            records.close()
+    list(run(planned(folder, stopped, **sections), resume=True))
+    return whole, stopped
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    """Return all tensors of a checkpoint folder."""
+    return {
+        name: tensor
+        for file in sorted(folder.glob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+def change(folder: Path, name: str, edit: Any) -> None:
+    """Rewrite one tensor of a checkpoint: ``edit`` changes it in place, or returns another."""
+    for file in folder.glob("*.safetensors"):
+        held = load_file(file)
+        if name in held:
+            held[name] = held[name].clone()
+            result = edit(held[name])
+            held[name] = held[name] if result is None else result
+            save_file(held, file, metadata={"format": "pt"})
+            return
+    raise KeyError(name)
+
+
+def configure(folder: Path, **entries: Any) -> None:
+    """Change entries of ``config.json``; None removes one."""
+    file = folder / "config.json"
+    values = json.loads(file.read_text()) | entries
+    file.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+
+def single(folder: Path) -> Path:
+    """Return the one safetensors file of a checkpoint."""
+    return folder / SINGLE
+
+
+def save(folder: Path, held: dict[str, Tensor]) -> None:
+    """Replace the weights of a checkpoint of one file."""
+    save_file(held, single(folder), metadata={"format": "pt"})

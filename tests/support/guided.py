@@ -1,0 +1,176 @@
+"""Fuzzes the readers of files that others wrote, guided by what code an input reaches.
+
+``python tests/guided.py FOLDER [READER…] [-OPTION=VALUE…]`` with options of libFuzzer, such as
+-max_total_time=600. FOLDER keeps what was found, and is begun where it is absent; an input that
+breaks a reader lies there as crash-…, and what it broke in the reader's log.
+"""
+
+import json
+import os
+import random
+import string
+import sys
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import atheris
+
+sys.path[:0] = [str(Path(__file__).parents[2] / part) for part in (".", "kernels")]
+
+WATCHED = ["prunekit", "tomllib"]
+with atheris.instrument_imports(include=WATCHED):
+    from prunekit.checkpoint.header import DTYPES
+    from tests.support import readers
+
+Chance = random.Random
+NAMES = """
+    dtype shape data_offsets __metadata__ weight_map metadata weight norm.weight 2:4 bitmask dense
+    quantization_config sparsity_config quant_method prunekit format linears
+    ../x.safetensors /etc/passwd model.safetensors .
+"""
+WORDS = (*NAMES.split(), *DTYPES, "", "\0", "x" * 5000)
+NUMBERS = (-1, 0, 1, 2, 3, 4, 8, 64, 2**31, 2**62, 2**63, 2**64, 2**200, 0.5, 1e308, float("nan"))
+ODD: tuple[Any, ...] = (None, True, False, [], {}, [[]], *NUMBERS, *WORDS)
+TOKENS = """
+    [prune] [[model]] [a.b] [ ]] = " ''' { } # é \\u nan -inf 1e999 2020-01-01 true -1 0.5 "x" []
+    "2:4" ["heads"] {a=1} a.b.c=1
+"""
+PIECES = (*TOKENS.split(), '""' + '"', "\0", "\r", "9" * 5000, "[" * 2000)
+
+
+def main(arguments: list[str]) -> int:
+    """Fuzz readers, each in a process of its own, and say how each ended."""
+    options = [argument for argument in arguments if argument.startswith("-")]
+    folder, *named = (argument for argument in arguments if not argument.startswith("-"))
+    names = named or [*readers.READERS]
+    place = Path(folder).resolve()
+    if not place.exists():
+        readers.lay_out(place)
+    with atheris.instrument_imports(include=WATCHED):
+        readers.warm(place, names)
+    children = {}
+    for name in names:
+        children[name] = os.fork()
+        if not children[name]:
+            _fuzz(name, place / name, options)
+    failed = False
+    for name, child in children.items():
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        failed |= code != 0
+        outcome = "FAILED" if code else "ok"
+        sys.stdout.write(f"{name}: {outcome}, see {place / name / 'log'}\n")
+    return int(failed)
+
+
+def _fuzz(name: str, folder: Path, options: list[str]) -> None:
+    log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    found = folder / "found"
+    found.mkdir(exist_ok=True)
+    limits = ["-max_len=20000", "-timeout=60", "-rss_limit_mb=4096", f"-artifact_prefix={folder}/"]
+    read, change = readers.READERS[name], CHANGES[name]
+
+    def mutate(content: bytes, most: int, seed: int) -> bytes:
+        chance = Chance(seed)
+        if chance.random() < 0.3:
+            return atheris.Mutate(content, most)
+        return change(content, chance)[:most]
+
+    atheris.Setup(
+        [name, *limits, *options, str(found), str(folder / "seeds")],
+        lambda content: read(folder / "files", content),
+        custom_mutator=mutate,
+    )
+    atheris.Fuzz()
+    os._exit(0)
+
+
+def table_changed(content: bytes, chance: Chance) -> bytes:
+    """Change some values of a JSON text, or give another where there is none."""
+    try:
+        tree = [json.loads(content)]
+        return _changed(tree, chance)
+    except (ValueError, RecursionError):
+        return _changed([{}], chance)
+
+
+def _changed(tree: list, chance: Chance) -> bytes:
+    for _ in range(chance.choice((1, 1, 2, 4))):
+        owner, key = chance.choice([*_places(tree)])
+        if chance.random() < 0.2 and isinstance(owner, dict):
+            owner[chance.choice(WORDS)] = owner.pop(key)
+        elif chance.random() < 0.2:
+            del owner[key]
+            tree = tree or [{}]
+        elif chance.random() < 0.3:
+            other, place = chance.choice([*_places(tree)])
+            owner[key] = deepcopy(other[place])
+        elif isinstance(inner := owner[key], dict | list) and chance.random() < 0.5:
+            _add(inner, chance)
+        else:
+            owner[key] = deepcopy(chance.choice(ODD))
+    return json.dumps(tree[0]).encode()
+
+
+def _add(inner: dict | list, chance: Chance) -> None:
+    odd = deepcopy(chance.choice(ODD))
+    if isinstance(inner, dict):
+        inner[chance.choice(WORDS)] = odd
+    else:
+        inner.insert(chance.randint(0, len(inner)), odd)
+
+
+def _places(tree: dict | list) -> Iterator[tuple[Any, Any]]:
+    """Yield each container within a tree with each of its keys."""
+    waiting = [tree]
+    while waiting:
+        owner = waiting.pop()
+        for key, value in owner.items() if isinstance(owner, dict) else enumerate(owner):
+            yield owner, key
+            if isinstance(value, dict | list):
+                waiting.append(value)
+
+
+def framed_changed(content: bytes, chance: Chance) -> bytes:
+    """Change the header of a safetensors file, whose length mostly stays right."""
+    length = int.from_bytes(content[:8], "little")
+    table, data = content[8 : 8 + length], content[8 + length :]
+    table = table_changed(table, chance)
+    claimed = chance.choice(NUMBERS) if chance.random() < 0.1 else len(table)
+    return readers.framed(table, int(claimed) % 2**64 if claimed == claimed else 0, data)  # noqa: PLR0124
+
+
+def lines_changed(content: bytes, chance: Chance) -> bytes:
+    """Change some lines of a TOML text."""
+    lines = content.decode(errors="replace").splitlines() or [""]
+    for _ in range(chance.choice((1, 1, 2, 4))):
+        at = chance.randrange(len(lines))
+        name, equals, _ = lines[at].partition("=")
+        match chance.randrange(5):
+            case 0:
+                lines[at] = f"{name}= {chance.choice(PIECES)}"
+            case 1:
+                lines[at] = f"{chance.choice(string.ascii_letters)}{equals or '='}{lines[at]}"
+            case 2:
+                lines.insert(at, chance.choice((*lines, *PIECES)))
+            case 3:
+                lines[at] = lines[at].removeprefix("# ")
+            case _:
+                lines[at : at + 1] = []
+                lines = lines or [""]
+    return "\n".join(lines).encode()
+
+
+CHANGES: dict[str, Callable[[bytes, Chance], bytes]] = {
+    "header": framed_changed,
+    "index": table_changed,
+    "model_config": table_changed,
+    "model": table_changed,
+    "config": lines_changed,
+}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

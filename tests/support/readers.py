@@ -1,0 +1,255 @@
+"""Readers of files that others wrote, and what must hold whatever is in one.
+
+They answer or raise our own errors, take no memory that the file only claims, run no code, and open
+nothing outside its folder. Tests with hypothesis and with atheris hold them to the same.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from prunekit.checkpoint.compressed import packed_weights, storage_config
+from prunekit.checkpoint.formats import Stored, format_named
+from prunekit.checkpoint.header import read_header
+from prunekit.checkpoint.reader import INDEX, SINGLE, Checkpoint, open_checkpoint, with_packed
+from prunekit.config.load import load_config
+from prunekit.errors import CheckpointError, ConfigError
+from tests.conftest import ROOT
+
+COMPRESSED = ("2:4", "bitmask")
+STORED = Stored(outputs=8, inputs=16, kept=64)
+ROOM = 1 << 28
+"""Bytes that a reader may take for a file of some kilobytes."""
+OURS = tuple({str(Path(place).resolve()) for place in (sys.prefix, sys.base_prefix)}) + tuple(
+    str(ROOT / package) for package in ("prunekit", "kernels")
+)
+"""Where modules are that are imported as they are needed."""
+RUNS_OR_CHANGES = (
+    "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.remove", "os.rename", "os.mkdir",
+    "os.symlink", "os.link", "os.truncate", "subprocess.", "shutil.", "pickle.", "socket.",
+)  # fmt: skip
+_watched = True
+_inside: list[Path] = []
+
+
+def header(folder: Path, content: bytes) -> None:
+    """Read a safetensors file, its tensors too, as they lie there and as compressed weights."""
+    file = folder / SINGLE
+    _put(file, content)
+    entries = _answer(folder, read_header, file) or {}
+    for entry in entries.values():
+        assert 8 <= entry.start <= entry.start + entry.nbytes <= len(content)
+        assert all(type(size) is int and size >= 0 for size in entry.shape)
+        assert entry.nbytes == prod(entry.shape) * entry.dtype.itemsize
+    _read_all(folder, Checkpoint(folder, {}, entries, entries))
+    for kind in COMPRESSED if entries else ():
+        storage = storage_config(format_named(kind), {kind: STORED})
+        packed = packed_weights(folder, storage)
+        if found := _answer(folder, with_packed, folder, {}, packed):
+            _read_all(folder, found)
+
+
+def index(folder: Path, content: bytes) -> None:
+    """Read the index of the shards that lie in ``folder``."""
+    _put(folder / INDEX, content)
+    found = _answer(folder, open_checkpoint, folder)
+    (folder / INDEX).unlink()
+    for entry in found.entries.values() if found else ():
+        assert entry.file.parent == folder
+
+
+def model_config(folder: Path, content: bytes) -> None:
+    """Read ``config.json`` beside the weights that lie in ``folder``, and those."""
+    _put(folder / "config.json", content)
+    if found := _answer(folder, open_checkpoint, folder):
+        _read_all(folder, found)
+
+
+def model(folder: Path, content: bytes) -> None:
+    """Build the model that ``config.json`` describes, without weights, beside those of a Llama."""
+    from prunekit.models.empty_model import empty_model
+    from prunekit.models.weight_names import stored_names
+
+    _put(folder / "config.json", content)
+    if found := _answer(folder, open_checkpoint, folder):
+        built = _answer(folder, empty_model, found)
+        if built is not None:
+            _answer(folder, stored_names, built, found)
+
+
+def config(folder: Path, content: bytes) -> None:
+    """Read the config of a run."""
+    file = folder / "config.toml"
+    _put(file, content)
+    _answer(folder, load_config, file)
+
+
+def _put(file: Path, content: bytes) -> None:
+    # A file that is overwritten goes to the disk at once on some file systems, a new one does not.
+    file.unlink(missing_ok=True)
+    file.write_bytes(content)
+
+
+READERS: dict[str, Callable[[Path, bytes], None]] = {
+    reader.__name__: reader for reader in (header, index, model_config, config, model)
+}
+QUICK = tuple(name for name in READERS if name != "model")
+"""Those that read some thousand files a second."""
+
+
+def _read_all(folder: Path, checkpoint: Checkpoint) -> None:
+    tensors = _answer(folder, checkpoint.read, list(checkpoint.entries)) or {}
+    for name, tensor in tensors.items():
+        entry = checkpoint.entries[name]
+        assert (tensor.shape, tensor.dtype) == (entry.shape, entry.dtype), name
+
+
+def warm(folder: Path, names: Iterable[str] = tuple(READERS)) -> None:
+    """Read what readers begin with, so that later no library is imported while one is watched."""
+    global _watched  # noqa: PLW0603
+    _watched = False
+    for name in names:
+        for seed in sorted((folder / name / "seeds").iterdir()):
+            READERS[name](folder / name / "files", seed.read_bytes())
+    _watched = True
+
+
+def _answer(folder: Path, read: Callable[..., Any], *arguments: object) -> Any:
+    """Return what a reader answers; None if it refuses."""
+    with _watch(folder) if _watched else nullcontext():
+        try:
+            return read(*arguments)
+        except (CheckpointError, ConfigError):
+            return None
+
+
+@contextmanager
+def _watch(folder: Path) -> Iterator[None]:
+    with _bounded(), _held_to(folder):
+        yield
+
+
+@contextmanager
+def _held_to(folder: Path) -> Iterator[None]:
+    """Let nothing be opened outside ``folder``, nothing be changed, and none of its code be run."""
+    _inside.append(folder.resolve())
+    try:
+        yield
+    finally:
+        _inside.pop()
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Let this process take ``ROOM`` more of addresses than it has; what fails is no memory."""
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _importing() -> bool:
+    """Say whether a module is being imported, which may run what it has put together."""
+    frame = sys._getframe()
+    while frame := frame.f_back:
+        if frame.f_code.co_name == "_find_and_load":
+            return True
+    return False
+
+
+def _listen(event: str, arguments: tuple) -> None:
+    if not _inside:
+        return
+    assert not event.startswith(RUNS_OR_CHANGES), f"{event} {arguments}"
+    if event == "open" and isinstance(arguments[0], str | bytes):
+        name, mode = str(Path(str(arguments[0])).absolute()), arguments[1] or "r"
+        within = name.startswith(f"{_inside[-1]}/")
+        assert within or name.startswith(OURS), f"opens {name}"
+        assert mode in {"r", "rb"}, f"opens {name} as {mode}"
+    if event == "exec":
+        name = getattr(arguments[0], "co_filename", "")
+        assert name.startswith(("<frozen", *OURS)) or _importing(), f"runs {name}"
+
+
+sys.addaudithook(_listen)
+
+
+def framed(table: bytes, length: int | None = None, data: bytes = b"\0" * 64) -> bytes:
+    """Return a safetensors file with this header, which claims to be so long."""
+    size = len(table) if length is None else length
+    return size.to_bytes(8, "little") + table + data
+
+
+def lay_out(folder: Path) -> None:
+    """Make a folder for each reader, with what has to lie there, and real files to begin with."""
+    from tests.support import checkpoints
+
+    llama = checkpoints.write(folder / "llama", num_hidden_layers=1, shard_size="20KB")
+    said, index = (llama / "config.json").read_bytes(), (llama / INDEX).read_bytes()
+    for name in READERS:
+        (folder / name / "files").mkdir(parents=True)
+    for shard in llama.glob("*.safetensors"):
+        for name in ("index", "model"):
+            (folder / name / "files" / shard.name).symlink_to(shard)
+    (folder / "index/files/config.json").write_bytes(said)
+    (folder / "model/files" / INDEX).write_bytes(index)
+    kinds = [checkpoints.tiny(kind).config for kind in ("llama", "mixtral", "gpt2", "t5")]
+    models = [json.dumps(kind.to_diff_dict()).encode() for kind in kinds]
+    weights, stored = _compressed(folder / "model_config/files" / SINGLE)
+    seeds = {
+        "header": weights,
+        "index": [index],
+        "model_config": [json.dumps(json.loads(said) | each).encode() for each in stored] + models,
+        "config": [*_configs(folder / "config.toml")],
+        "model": [said, *models],
+    }
+    for name, contents in seeds.items():
+        (folder / name / "seeds").mkdir()
+        for number, content in enumerate(contents):
+            (folder / name / "seeds" / str(number)).write_bytes(content)
+
+
+def _compressed(file: Path) -> tuple[list[bytes], list[dict[str, Any]]]:
+    """Write a weight compressed in all ways; return files of each alone, and what is said of it."""
+    import torch
+
+    from prunekit.checkpoint.atomic import write_shard
+    from prunekit.checkpoint.compressed import pack
+
+    sparse = torch.ones(STORED.shape) * torch.tensor([1, 0, 1, 0]).repeat(4)
+    held = {"norm.weight": torch.ones(3), "ids": torch.arange(4), "none": torch.ones(0)}
+    alone, said = [], []
+    for kind in COMPRESSED:
+        parts, stored = pack(format_named(kind), f"{kind}.weight", sparse, transposed=False)
+        assert stored == STORED
+        said.append({"quantization_config": storage_config(format_named(kind), {kind: STORED})})
+        write_shard(file, held | parts)
+        alone.append(file.read_bytes())
+        held |= parts
+    write_shard(file, held)
+    return alone, said
+
+
+def _configs(file: Path) -> Iterator[bytes]:
+    """Yield the texts of configs, the starter's among them."""
+    from tests.distributed import configs
+
+    for prune in (
+        {"method": "sparsegpt", "pattern": "2:4"},
+        {"method": "wanda", "pattern": "unstructured", "sparsity": 0.5, "allocation": "owl"},
+        {"method": "magnitude", "pattern": ["heads"], "sparsity": 0.25},
+    ):
+        yield configs.write(file, Path("model"), Path("out"), prune=prune).read_bytes()
+    yield (ROOT / "prunekit/cli/presets/starter.toml").read_bytes()

@@ -1,0 +1,152 @@
+"""Training that wins back what went with units: it helps, stops, and opens no closed unit."""
+
+import json
+
+import pytest
+import torch
+
+import prunekit
+from prunekit.cli.main import main
+from prunekit.config.load import load_config
+from prunekit.config.structured_table import Train
+from prunekit.errors import ConfigError, NumericsError
+from prunekit.structured.batches import mean_loss
+from prunekit.training.lora import merge_adapters
+from prunekit.training.recover import rate, recover, recovered, summary
+from tests.runs.structured.test_run import BASE
+from tests.support import checkpoints
+from tests.support.units import restless
+
+TOKENS = torch.randint(3, 96, (12, 9), generator=torch.Generator().manual_seed(4))
+QUICK = Train(steps=20, rate=1e-3, batch=4, every=5)
+
+
+def test_recovery_is_the_part_of_the_lost_loss_that_was_won_back():
+    """A loss that falls back half-way is a half, and one that rises further is below nothing."""
+    assert recovered(2.0, 4.0, 3.0) == 0.5
+    assert recovered(2.0, 4.0, 5.0) == -0.5
+    assert recovered(2.0, 2.0, 1.0) is None
+
+
+def test_the_rate_rises_and_falls_along_a_cosine():
+    found = [rate(step, Train(steps=100, rate=1.0)) for step in (1, 10, 55, 100)]
+    assert found == pytest.approx([0.1, 1.0, 0.55, 0.1])
+    assert rate(100, Train(steps=10_000, rate=1.0)) == 1.0
+
+
+def test_what_was_lost_is_won_back_and_closed_heads_get_no_update():
+    """Masked training: the loss falls, factors are tracked, and a pruned head is as it was."""
+    model = restless("gpt2")
+    heads = prunekit.heads(model)
+    base = mean_loss(model, [{"input_ids": TOKENS}])
+    heads.prune(heads.score("magnitude"), 0.5)
+    site = heads.sites[0]
+    gone = (~heads.keep[site.name]).nonzero().flatten()
+    rows = site.reader.index[gone].flatten()
+    before = site.reader.linear.weight[rows].clone()
+    open_gate = heads.gates[site.name].value.requires_grad_()
+    moments = [*recover(model, TOKENS, TOKENS, QUICK, [heads])]
+    found = summary(base, moments)
+    assert (
+        found["post"] > found["final"] == pytest.approx(mean_loss(model, [{"input_ids": TOKENS}]))
+    )
+    assert found["recovery"] == pytest.approx(
+        (found["post"] - found["final"]) / (found["post"] - base)
+    )
+    assert [moment.step for moment in moments] == [0, 5, 10, 15, 20]
+    assert torch.equal(site.reader.linear.weight[rows], before)
+    factors = torch.tensor(moments[-1].factors[site.name])
+    assert (factors[gone] == 0).all()
+    assert bool((open_gate[heads.keep[site.name]] != 1).any())
+
+
+def test_nothing_is_dropped_of_a_model_in_training_mode_which_it_is_again_afterwards():
+    found = []
+    for mode in (False, True):
+        model = restless("gpt2", attn_pdrop=0.5, resid_pdrop=0.5).train(mode)
+        moments = recover(model, TOKENS, TOKENS, QUICK)
+        found.append([moment.held_out for moment in moments])
+        assert {module.training for module in model.modules()} == {mode}
+    assert found[0] == found[1]
+
+
+def test_stops_where_held_out_text_gains_no_more_and_takes_what_was_best():
+    model = restless("llama")
+    held_out = TOKENS.flip(0, 1)[:4]
+    before = mean_loss(model, [{"input_ids": held_out}])
+    settings = Train(steps=200, rate=0.05, every=1, patience=3)
+    moments = [*recover(model, TOKENS[:4], held_out, settings)]
+    looked = [moment.held_out for moment in moments]
+    assert len(moments) < 200
+    assert min(looked[-3:]) >= min(looked[:-3])
+    assert mean_loss(model, [{"input_ids": held_out}]) == pytest.approx(min(looked))
+    assert min(looked) <= before
+
+
+def test_a_loss_that_is_no_number_is_named_with_its_step():
+    model = restless("llama")
+    model.lm_head.weight.data[0, 0] = torch.nan
+    with pytest.raises(
+        NumericsError, match=r"train: the loss is nan at step 1\. Lower train\.rate"
+    ):
+        list(recover(model, TOKENS, TOKENS, QUICK))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft, about transformers
+def test_adapters_of_peft_are_trained_alone_and_merged():
+    """With adapters only these learn, and merging gives the model that was trained."""
+    peft = pytest.importorskip("peft")
+    model = restless("llama")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    wrapped = peft.get_peft_model(
+        model, peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    )
+    moments = [*recover(wrapped, TOKENS, TOKENS, Train(steps=20, rate=1e-2, every=10))]
+    assert moments[-1].held_out < moments[0].held_out
+    merged = merge_adapters(wrapped)
+    changed = {name for name, value in merged.state_dict().items()
+               if not torch.equal(value, before[name])}  # fmt: skip
+    assert changed == {name for name in before if "q_proj" in name}
+    assert mean_loss(merged, [{"input_ids": TOKENS}]) == pytest.approx(
+        moments[-1].held_out, rel=1e-5
+    )
+
+
+PRUNE = 'method = "magnitude"\npattern = "heads"\nsparsity = 0.5'
+TRAIN = "[train]\nsteps = 20\nrate = 1e-3\nevery = 10\nheld_out = 2\n"
+
+
+def written(tmp_path, train=TRAIN):
+    model = checkpoints.write(tmp_path / "model")
+    path = tmp_path / "config.toml"
+    text = BASE.format(model=model, output=tmp_path / "out", prune=PRUNE)
+    path.write_text(text + train)
+    return path
+
+
+def test_a_run_trains_what_is_left_and_shows_how_it_went(tmp_path):
+    """What is written is what was trained; the report has every tenth step and draws them."""
+    path = written(tmp_path)
+    assert main(["plan", str(path)]) == 0
+    assert main(["run", str(path), "--quiet"]) == 0
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    found = report["training"]
+    assert [moment["step"] for moment in found["history"]] == [0, 10, 20]
+    assert found["final"] < found["post"]
+    assert report["seconds"]["train"] > 0
+    assert "Loss while it was trained" in (tmp_path / "out/report.html").read_text()
+    untrained = written(tmp_path, "")
+    assert main(["run", str(untrained), "--quiet", "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ("[train]\nheld_out = 8\n", "train: held_out = 8 of 8 calibration samples leave none"),
+        ("[train]\nstep = 8\n", "train.step: no such key. Did you mean"),
+    ],
+)
+def test_mistakes_about_training_are_said(tmp_path, train, message):
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tmp_path, train))
+    assert message in str(caught.value)
