@@ -8,7 +8,7 @@ from prunekit.methods.layer import Layer
 from prunekit.methods.sparsegpt import SparseGPT
 from prunekit.methods.wanda import Wanda
 from prunekit.patterns import parse
-from prunekit.statistics import ColumnEnergy, Gathered, Gram
+from prunekit.statistics import ColumnEnergy, Gram, StageStatistics
 from tests.published import freeze
 
 
@@ -30,7 +30,7 @@ def layer(given, kind, pattern, sparsity=0.5):
     statistic = kind(given["weight"].shape[1])
     for tokens in given["tokens"].float().split(100):
         statistic.update(tokens)
-    return Layer("layer", given["weight"], Gathered([statistic]), pattern, sparsity)
+    return Layer("layer", given["weight"], StageStatistics([statistic]), pattern, sparsity)
 
 
 def test_the_gram_matrix_is_exactly_the_published_one(given):

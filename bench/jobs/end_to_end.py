@@ -126,7 +126,7 @@ def floor_flops(made: Plan) -> dict[str, float]:
     tokens = calibration.samples * made.lengths[0]
     weights = sum(linear.size for linear in made.linears)
     attention = 2 * tokens * made.lengths[0] * made.stacks[0].features * len(made.blocks)
-    grams = [kind.every for kind in made.recipe.needs if issubclass(kind, Gram)]
+    grams = [kind.sample_stride for kind in made.recipe.needs if issubclass(kind, Gram)]
     gram = tokens * sum(stage[0].inputs ** 2 for block in made.blocks for stage in block.stages)
     solve = sum(
         2 * stage[0].inputs ** 3 // 3 + sum(linear.size * linear.inputs for linear in stage)

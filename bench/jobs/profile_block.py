@@ -14,7 +14,7 @@ from prunekit_kernels import NOfM, inverse_factor, obs_sweep
 
 from bench.harness.measure import RESULTS, describe, seconds
 from prunekit.sparsify.error import relative_error
-from prunekit.statistics import Gathered, Gram
+from prunekit.statistics import Gram, StageStatistics
 
 TOKENS = 2048
 SPENT = ("forward", "gram", "factor", "sweep 2:4", "error")  # by the engine; the rest explains
@@ -71,7 +71,7 @@ def _parts(outputs: int, inputs: int, device: torch.device) -> Iterator[tuple[st
     yield "forward", timed(lambda: x @ weight.T)
     statistic = Gram(inputs, device)
     yield "gram", timed(lambda: statistic.update(x))
-    found = Gathered([statistic])
+    found = StageStatistics([statistic])
     gram = statistic.full
     gram.diagonal().add_(gram.diagonal().mean())
     yield "factor", timed(lambda: inverse_factor(gram, 0.01))

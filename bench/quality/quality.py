@@ -31,7 +31,7 @@ from prunekit.data.tokens import calibration_tokens, evaluation_tokens
 from prunekit.errors import ConfigError, ShapeError
 from prunekit.evaluation.perplexity import negative_log_likelihood, perplexity_of
 from prunekit.models.layout import runners
-from prunekit.models.sequential.pipeline import batches, walk
+from prunekit.models.sequential.pipeline import batches, iterate_blocks
 
 FOLDER = RESULTS / "quality"
 PATTERNS = {"50 %": 0.5, "60 %": 0.6, "70 %": 0.7, "80 %": 0.8, "2:4": "2:4", "4:8": "4:8"}
@@ -94,7 +94,7 @@ def perplexity(model: PreTrainedModel, ids: Tensor) -> float:
     """Return exp of the mean negative log likelihood of each token after a window's first."""
     loss = 0.0
     parts = batches(ids, model.device)
-    *_, visit = walk(model, runners(model, find(model)), None, parts)
+    *_, visit = iterate_blocks(model, runners(model, find(model)), None, parts)
     for hidden, labels in zip(visit.hidden, parts, strict=True):
         loss += sum(
             negative_log_likelihood(visit.runner, window, label)

@@ -27,7 +27,7 @@ from prunekit_kernels.project import project
 from prunekit_kernels.salience import merge, new_state, salience
 from prunekit_kernels.score_and_mask import score_and_mask
 from prunekit_kernels.selection import choose
-from prunekit_kernels.selection_sharded import Others, choose_spread
+from prunekit_kernels.selection_sharded import PeerRows, choose_spread
 from prunekit_kernels.sparse24 import Sparse24, compress24, expand24
 from prunekit_kernels.sparse24_matmul import sparse24_matmul
 from prunekit_kernels.sparse24_mma import sparse24_mma
@@ -40,7 +40,7 @@ __all__ = [
     "Factor",
     "Groups",
     "NOfM",
-    "Others",
+    "PeerRows",
     "Sparse24",
     "Sweep",
     "admm",

@@ -26,7 +26,7 @@ ROUNDS = {
 
 
 @dataclass(frozen=True)
-class Others:
+class PeerRows:
     """The processes that hold the other rows.
 
     Attributes:
@@ -43,7 +43,7 @@ class Others:
 
 
 def choose_spread(
-    score: Float[Tensor, "O I"], groups: Groups, others: Others
+    score: Float[Tensor, "O I"], groups: Groups, others: PeerRows
 ) -> Bool[Tensor, "O I"]:
     """Return what stays of the rows that are here; every process has to call it.
 
@@ -64,7 +64,7 @@ def choose_spread(
     return _tiles(score, groups, others)
 
 
-def _choose(score: Tensor, groups: Groups, others: Others) -> Tensor:
+def _choose(score: Tensor, groups: Groups, others: PeerRows) -> Tensor:
     columns, every = max(groups.columns or score.shape[1], 1), _keys(score)
     windows = [part.reshape(-1) for part in every.split(columns, 1)]
     left = torch.tensor(groups.pruned, device=score.device)
@@ -115,7 +115,7 @@ def _histogram(keys: Tensor, known: int, shift: int, width: int) -> Int64[Tensor
     return torch.bincount(unsigned >> shift & ((1 << width) - 1), minlength=1 << width)
 
 
-def _tiles(score: Tensor, groups: Groups, others: Others) -> Tensor:
+def _tiles(score: Tensor, groups: Groups, others: PeerRows) -> Tensor:
     height, width = groups.tile
     whole = height == others.outputs
     own = len(score) if whole else height
@@ -126,6 +126,6 @@ def _tiles(score: Tensor, groups: Groups, others: Others) -> Tensor:
         others.add(total)
         keep = choose(total, units)
     else:
-        rest = Others(others.rank, others.size, others.outputs // height, others.add)
+        rest = PeerRows(others.rank, others.size, others.outputs // height, others.add)
         keep = _choose(total, units, rest)
     return keep.repeat_interleave(width, 1).repeat_interleave(own, 0)

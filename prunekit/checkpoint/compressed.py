@@ -69,7 +69,7 @@ def pack(
         transposed: The model has it inputs first.
     """
     oriented = weight.T if transposed else weight
-    if kind.name == "dense" or kind.misfit(oriented):
+    if kind.name == "dense" or kind.why_not_storable(oriented):
         return {name: weight}, None
     parts = kind.compress(oriented)
     layer = layer_of(name)

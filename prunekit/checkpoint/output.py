@@ -19,7 +19,7 @@ from prunekit.checkpoint.compressed import OPENS, storage_config
 from prunekit.checkpoint.formats import Format, Stored
 from prunekit.checkpoint.header import read_header
 from prunekit.checkpoint.reader import INDEX, Checkpoint
-from prunekit.distributed.ranks import ALONE, Ranks
+from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import CheckpointError, ConfigError
 from prunekit.models.units.removal import RECORD
 
@@ -47,7 +47,7 @@ class Output:
         done: Journal entries of the run that is taken up, by kind and name.
     """
 
-    def __init__(self, folder: Path, shards: int, ranks: Ranks = ALONE) -> None:
+    def __init__(self, folder: Path, shards: int, ranks: Ranks = SINGLE) -> None:
         self.folder = folder
         self.shards = shards
         self.ranks = ranks
@@ -65,8 +65,8 @@ class Output:
             self._begin(fingerprint, resume=resume, overwrite=overwrite)
             return self.done
 
-        self.done = self.ranks.lead(begin)
-        seen = self.ranks.exchange((self.folder / JOURNAL).is_file())
+        self.done = self.ranks.run_on_main(begin)
+        seen = self.ranks.all_gather_object((self.folder / JOURNAL).is_file())
         if not all(seen):
             raise ConfigError(
                 f"output.path: rank {seen.index(False)} does not see {self.folder}, which rank 0 "
@@ -143,7 +143,7 @@ class Output:
     def note(self, kind: str, name: str, values: dict[str, Any]) -> None:
         """Append to the journal; on the disk when this returns."""
         self.done[kind, name] = values
-        if not self.ranks.first:
+        if not self.ranks.is_main:
             return
         assert self._journal is not None
         with names_a_full_disk(self.folder):

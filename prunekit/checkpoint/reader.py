@@ -86,7 +86,7 @@ class Checkpoint:
         mapped = self._mapped(packed.parts.values())
         parts = {part: mapped[stored] for part, stored in packed.parts.items()}
         shape = (packed.stored.outputs, packed.stored.inputs)
-        if unsound := packed.format.unsound(parts, shape):
+        if unsound := packed.format.find_corruption(parts, shape):
             raise CheckpointError(
                 f"{self.files[packed.parts['weight']].file}: {name}: {unsound}. It is corrupt, or "
                 "another program wrote it."

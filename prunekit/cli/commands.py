@@ -52,7 +52,7 @@ def evaluate(
 
     with join() as ranks:
         results = perplexity.evaluate(model, data, length, windows, ranks=ranks)
-    if not ranks.first:
+    if not ranks.is_main:
         return
     for found in results:
         say(f"{found['data']}: {found['metric']} {number(found['value'])}")

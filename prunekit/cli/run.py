@@ -65,7 +65,7 @@ def run(
         with join(loaded.model.device) as ranks, _terminable() as asked:
             plan = jobs.plan(loaded, ranks)
             records = jobs.run(plan, resume=resume, overwrite=overwrite, stop=asked.is_set)
-            progress.show(records, quiet=quiet or not ranks.first)
+            progress.show(records, quiet=quiet or not ranks.is_main)
     except (CheckpointError, ShapeError, CapacityError) as error:
         if plan is None:
             raise

@@ -12,11 +12,11 @@ from pydantic_core import ErrorDetails
 from prunekit.allocations import allocations
 from prunekit.config.messages import explain
 from prunekit.config.prune_table import Prune
-from prunekit.config.run_config import Config, ShrinkConfig, SweepConfig
+from prunekit.config.run_config import Config, StructuredConfig, SweepConfig
 from prunekit.config.structured_table import Shrink, Train, names_units
 from prunekit.config.sweep_table import Sweep, variants
 from prunekit.config.tables import Calibration, Evaluate, Model, Output, Section
-from prunekit.config.toml_source import Key, Written
+from prunekit.config.toml_source import Key, TomlSource
 from prunekit.errors import ConfigError
 from prunekit.methods import methods
 from prunekit.structured.rankers import rankers
@@ -24,7 +24,7 @@ from prunekit.structured.rankers import rankers
 
 def load_config(
     path: str | Path, overrides: Iterable[str] = ()
-) -> "Config | ShrinkConfig | SweepConfig":
+) -> "Config | StructuredConfig | SweepConfig":
     """Read a config file.
 
     Args:
@@ -34,7 +34,7 @@ def load_config(
     Raises:
         ConfigError: One line for each mistake, with the line of the file or the override.
     """
-    written = Written.read(Path(path))
+    written = TomlSource.read(Path(path))
     config, mistakes = None, []
     for assignment in overrides:
         try:
@@ -51,9 +51,9 @@ def load_config(
     return config
 
 
-def _single(written: Written, folder: Path) -> "Config | ShrinkConfig":
+def _single(written: TomlSource, folder: Path) -> "Config | StructuredConfig":
     """Return what is written as one run; raise all mistakes at once."""
-    kind = ShrinkConfig if names_units(written.values.get("prune")) else Config
+    kind = StructuredConfig if names_units(written.values.get("prune")) else Config
     try:
         config = kind.model_validate(written.values, strict=True, context={"folder": folder})
     except ValidationError as error:
@@ -62,29 +62,29 @@ def _single(written: Written, folder: Path) -> "Config | ShrinkConfig":
     return config
 
 
-def _sweep(written: Written, folder: Path) -> "SweepConfig":
+def _sweep(written: TomlSource, folder: Path) -> "SweepConfig":
     """Return what is written as the runs that [sweep] makes of it; raise all mistakes at once."""
     values = dict(written.values)
     table = values.pop("sweep")
     written.values = values
     mistakes, runs, sweep = [], {}, Sweep()
     if "evaluate" not in values:
-        mistakes.append(written.point(("sweep",), "needs [evaluate], whose text it compares by."))
+        mistakes.append(written.locate(("sweep",), "needs [evaluate], whose text it compares by."))
     try:
         sweep = Sweep.model_validate(table, strict=True)
     except ValidationError as error:
         mistakes += [
-            written.point(("sweep", *_key(details["loc"])), explain(details, "sweep", {}))
+            written.locate(("sweep", *_key(details["loc"])), explain(details, "sweep", {}))
             for details in error.errors()
         ]
     try:
         made = dict(variants(table if isinstance(table, dict) else {}))
     except ConfigError as error:
         made = {}
-        mistakes.append(written.point(("sweep",), str(error)))
+        mistakes.append(written.locate(("sweep",), str(error)))
     for name, keys in made.items():
         try:
-            runs[name] = _single(written.varied("prune", keys, "sweep"), folder)
+            runs[name] = _single(written.with_values("prune", keys, "sweep"), folder)
         except ConfigError as error:
             mistakes += str(error).splitlines()
     if mistakes:
@@ -102,11 +102,11 @@ SECTIONS: dict[str, type[Section]] = {
 
 
 def _mistakes(
-    error: ValidationError, written: Written, kind: type[Config] | type[ShrinkConfig]
+    error: ValidationError, written: TomlSource, kind: type[Config] | type[StructuredConfig]
 ) -> list[str]:
     found = [(_key(details["loc"]), details) for details in error.errors()]
     found.sort(key=lambda mistake: written.order(mistake[0]))
-    return [written.point(key, _sentence(key, details, kind)) for key, details in found]
+    return [written.locate(key, _sentence(key, details, kind)) for key, details in found]
 
 
 def _key(loc: tuple[int | str, ...]) -> Key:
@@ -119,18 +119,20 @@ def _key(loc: tuple[int | str, ...]) -> Key:
     return tuple(key)
 
 
-def _sentence(key: Key, error: ErrorDetails, kind: type[Config] | type[ShrinkConfig]) -> str:
+def _sentence(key: Key, error: ErrorDetails, kind: type[Config] | type[StructuredConfig]) -> str:
     owners = [name for name, choice in _choices(kind).items() if key[-1] in choice.model_fields]
     if owners and error["type"] == "extra_forbidden" and error["loc"][:2] == ("prune", "method"):
         return f"a setting of {', '.join(owners)}, not of {error['loc'][2]}."
     return explain(error, key[-1], _allowed(error["loc"], kind))
 
 
-def _choices(kind: type[Config] | type[ShrinkConfig]) -> Mapping[str, type[BaseModel]]:
+def _choices(kind: type[Config] | type[StructuredConfig]) -> Mapping[str, type[BaseModel]]:
     return methods() if kind is Config else rankers()
 
 
-def _allowed(loc: tuple[int | str, ...], kind: type[Config] | type[ShrinkConfig]) -> dict[str, str]:
+def _allowed(
+    loc: tuple[int | str, ...], kind: type[Config] | type[StructuredConfig]
+) -> dict[str, str]:
     """Return the keys of the table in which ``loc`` is, with what each means."""
     sections = SECTIONS if kind is Config else {**SECTIONS, "prune": Shrink, "train": Train}
     match loc:

@@ -7,7 +7,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 
-class Choice:
+class PluginField:
     """Annotation: an instance of one of ``kinds()``, written as its name or as a table.
 
     The table has the ``name`` and the settings of the class beside it; an instance is taken as it

@@ -19,7 +19,7 @@ from prunekit import patterns
 from prunekit.allocations import Allocation, allocations
 from prunekit.allocations.uniform import Uniform
 from prunekit.config.messages import did_you_mean
-from prunekit.config.plugin_field import Choice
+from prunekit.config.plugin_field import PluginField
 from prunekit.config.tables import Section
 from prunekit.config.toml_source import shown
 from prunekit.errors import ConfigError
@@ -32,7 +32,7 @@ from prunekit.statistics import Starved
 
 Recover = Literal["block", "lowrank"]
 Permute = Literal[False, True, "residual"]
-METHODS, ALLOCATIONS = Choice(methods), Choice(allocations)
+METHODS, ALLOCATIONS = PluginField(methods), PluginField(allocations)
 
 
 def gather_settings(
@@ -52,7 +52,10 @@ def gather_settings(
 
 
 def keys_beside(
-    section: type[BaseModel], choice: Choice, shared: dict[str, Any], handler: GetJsonSchemaHandler
+    section: type[BaseModel],
+    choice: PluginField,
+    shared: dict[str, Any],
+    handler: GetJsonSchemaHandler,
 ) -> dict[str, Any]:
     """Return the JSON schema of a section whose methods have their settings beside its own keys."""
     tables = choice.tables("method", handler)

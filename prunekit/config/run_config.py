@@ -94,7 +94,7 @@ class Config(Settings[Prune]):
         return output
 
 
-class ShrinkConfig(Settings[Shrink]):
+class StructuredConfig(Settings[Shrink]):
     """A run that takes units out, as the user wrote it and with every default filled in."""
 
     train: Train | None = None
@@ -143,12 +143,12 @@ class SweepConfig:
     """
 
     sweep: Sweep
-    runs: Mapping[str, Config | ShrinkConfig]
+    runs: Mapping[str, Config | StructuredConfig]
     keys: Mapping[str, Mapping[str, Any]]
     text: str
 
     @property
-    def first(self) -> Config | ShrinkConfig:
+    def first(self) -> Config | StructuredConfig:
         """A run, of which everything but [prune] is that of all."""
         return next(iter(self.runs.values()))
 
@@ -162,7 +162,7 @@ class SweepConfig:
         """The folder of the whole."""
         return self.first.output
 
-    def apart(self, name: str) -> Config | ShrinkConfig:
+    def apart(self, name: str) -> Config | StructuredConfig:
         """Return a run by itself, in its own folder."""
         config = self.runs[name]
         path = str(Path(config.output.path, "runs", name))

@@ -5,7 +5,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core.core_schema import NullableSchema, WithDefaultSchema
 
-from prunekit.config.run_config import Config, ShrinkConfig
+from prunekit.config.run_config import Config, StructuredConfig
 from prunekit.config.sweep_table import Sweep
 from prunekit.models.units.kinds import KINDS
 
@@ -13,7 +13,7 @@ from prunekit.models.units.kinds import KINDS
 def schema() -> dict[str, Any]:
     """Return the JSON schema of a config, from which editors complete and explain keys."""
     made, units = (
-        kind.model_json_schema(schema_generator=_TomlSchema) for kind in (Config, ShrinkConfig)
+        kind.model_json_schema(schema_generator=_TomlSchema) for kind in (Config, StructuredConfig)
     )
     for table in made["$defs"]["Prune"]["oneOf"]:
         table["properties"]["pattern"]["not"] = {"enum": [*KINDS]}

@@ -14,14 +14,14 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticKnownError
 
-from prunekit.config.plugin_field import Choice
+from prunekit.config.plugin_field import PluginField
 from prunekit.config.prune_table import gather_settings, keys_beside
 from prunekit.config.tables import Section, as_list
 from prunekit.config.toml_source import shown
 from prunekit.models.units.kinds import KINDS, WHOLE, Compensation, Kind
 from prunekit.structured.rankers import Ranker, rankers
 
-RANKERS = Choice(rankers)
+RANKERS = PluginField(rankers)
 
 
 def names_units(prune: object) -> bool:

@@ -12,7 +12,7 @@ from prunekit.errors import ConfigError
 Key = tuple[str, ...]
 
 
-class Written:
+class TomlSource:
     """The values of a config file, overrides applied, and what is needed to point into it.
 
     Attributes:
@@ -34,7 +34,7 @@ class Written:
         self._places: dict[Key, int | str] = dict(reversed([*_lines(text)]))
 
     @classmethod
-    def read(cls, path: Path) -> "Written":
+    def read(cls, path: Path) -> "TomlSource":
         """Read a file.
 
         Raises:
@@ -71,7 +71,7 @@ class Written:
         self._places = {k: place for k, place in self._places.items() if k not in inside}
         self._places[key] = assignment
 
-    def varied(self, table: str, values: Mapping[str, object], source: str) -> "Written":
+    def with_values(self, table: str, values: Mapping[str, object], source: str) -> "TomlSource":
         """Return a copy in which ``table`` has other values, each in the place of its ``source``.
 
         The copy's mistakes in these values point to where the table ``source`` says them.
@@ -88,7 +88,7 @@ class Written:
         place = self._place(key)
         return isinstance(place, str), place if isinstance(place, int) else 0
 
-    def point(self, key: Key, message: str) -> str:
+    def locate(self, key: Key, message: str) -> str:
         """Return ``message`` behind the place of ``key``, or of the section that lacks it."""
         place, name = self._place(key), ".".join(key)
         if isinstance(place, int):

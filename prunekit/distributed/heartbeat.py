@@ -24,10 +24,12 @@ SUSPECT = 5.0
 GRACE = 2.0
 """Seconds in which a rank may say itself that it stops, once another has failed."""
 FAILURE = "prunekit failure"
-WAY_ON = "What was finished is kept: run again with --resume, with as many processes as you like."
+RESUME_HINT = (
+    "What was finished is kept: run again with --resume, with as many processes as you like."
+)
 
 
-class Watch(Thread):
+class Heartbeat(Thread):
     """Beats for one rank and listens to the others, in the background."""
 
     def __init__(self, store: Store, rank: int, size: int) -> None:
@@ -48,7 +50,7 @@ class Watch(Thread):
                 failure = "rank 0, which the others meet at, does not answer; it has died."
             self._heard = failure
             if failure and not self._over.wait(GRACE):
-                _say(f"Rank {self.rank} stops: {failure} {WAY_ON}")
+                _say(f"Rank {self.rank} stops: {failure} {RESUME_HINT}")
                 os._exit(1)
 
     def report(self, message: str) -> None:
@@ -59,7 +61,7 @@ class Watch(Thread):
                 time.sleep(4 * BEAT)  # so that they read it: the store may go with this process
         self._over.set()
 
-    def culprit(self) -> str:
+    def failed_rank(self) -> str:
         """Say who failed, now that the network says that somebody did; takes some seconds."""
         end = time.monotonic() + SUSPECT + 2 * BEAT
         while time.monotonic() < end and self.is_alive():
@@ -72,7 +74,11 @@ class Watch(Thread):
                 return "rank 0, which the others meet at, has died."
             time.sleep(BEAT)
         dead = self._silent(SUSPECT)
-        return f"{_named(dead)} died. {WAY_ON}" if dead else "the network between the ranks failed."
+        return (
+            f"{_named(dead)} died. {RESUME_HINT}"
+            if dead
+            else "the network between the ranks failed."
+        )
 
     def end(self) -> None:
         """Stop, for all is done."""

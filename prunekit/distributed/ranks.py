@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from jaxtyping import Shaped
 
-from prunekit.distributed.heartbeat import WAY_ON, Watch
+from prunekit.distributed.heartbeat import RESUME_HINT, Heartbeat
 from prunekit.errors import ConfigError, RankError, StoppedError
 
 if TYPE_CHECKING:
@@ -45,29 +45,29 @@ class Ranks:
         traffic: Bytes that this rank sent, by what they were for.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, watch: Watch | None = None) -> None:
+    def __init__(self, rank: int = 0, size: int = 1, watch: Heartbeat | None = None) -> None:
         self.rank, self.size, self.watch = rank, size, watch
         self.traffic: Counter[str] = Counter()
         self._loads = [0.0] * size
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the one that writes and speaks."""
         return self.rank == 0
 
     @property
-    def several(self) -> bool:
+    def is_distributed(self) -> bool:
         """Whether there are others."""
         return self.size > 1
 
-    def parts(self, total: int, unit: int = 1) -> list[slice]:
+    def shards(self, total: int, unit: int = 1) -> list[slice]:
         """Return what each rank has of ``total`` items that are dealt out by ``unit`` together."""
         ends = [total // unit * rank // self.size * unit for rank in range(self.size)] + [total]
         return [slice(*pair) for pair in pairwise(ends)]
 
-    def part(self, total: int, unit: int = 1) -> slice:
+    def shard(self, total: int, unit: int = 1) -> slice:
         """Return what this rank has of them."""
-        return self.parts(total, unit)[self.rank]
+        return self.shards(total, unit)[self.rank]
 
     def place(self, device: torch.device) -> torch.device:
         """Return the device of this rank, given what the config asks for.
@@ -77,7 +77,7 @@ class Ranks:
         """
         import torch
 
-        if not self.several or device.type != "cuda":
+        if not self.is_distributed or device.type != "cuda":
             return device
         if device.index is not None:
             raise ConfigError(
@@ -91,9 +91,9 @@ class Ranks:
             )
         return torch.device("cuda", local)
 
-    def add(self, tensor: Shaped[Tensor, ...], what: str) -> None:
+    def all_reduce_sum(self, tensor: Shaped[Tensor, ...], what: str) -> None:
         """Add up a tensor over the ranks, in place; all end with the same bits."""
-        if not self.several:
+        if not self.is_distributed:
             return
         from torch import distributed
 
@@ -103,19 +103,21 @@ class Ranks:
 
     def merge(self, statistics: Iterable[Statistic]) -> None:
         """Make statistics those of the tokens of all ranks."""
-        if not self.several:
+        if not self.is_distributed:
             return
         for statistic in statistics:
             for part in statistic.parts():
                 whole = part.contiguous()
-                self.add(whole, "statistics")
+                self.all_reduce_sum(whole, "statistics")
                 if whole is not part:
                     part.copy_(whole)
-            statistic.tokens = sum(self.exchange(statistic.tokens))
+            statistic.tokens = sum(self.all_gather_object(statistic.tokens))
 
-    def join(self, own: Shaped[Tensor, "O I"], parts: list[slice]) -> Shaped[Tensor, "N I"]:
+    def all_gather_rows(
+        self, own: Shaped[Tensor, "O I"], parts: list[slice]
+    ) -> Shaped[Tensor, "N I"]:
         """Put together the rows of a matrix, of which each rank has one of ``parts``."""
-        if not self.several:
+        if not self.is_distributed:
             return own
         import torch
         from torch import distributed
@@ -132,7 +134,7 @@ class Ranks:
         pieces = (piece.view(own.dtype)[:count] for piece, count in zip(every, rows, strict=True))
         return torch.cat([*pieces])
 
-    def owner(self, work: float) -> int:
+    def assign(self, work: float) -> int:
         """Return which rank does ``work`` that cannot be split: who has the least of it so far.
 
         All ranks have to ask for the same.
@@ -141,14 +143,14 @@ class Ranks:
         self._loads[owner] += work
         return owner
 
-    def owners(self, works: Sequence[float]) -> list[int]:
+    def assign_each(self, works: Sequence[float]) -> list[int]:
         """Return which rank does each of several such pieces, the largest of which go first."""
         found = [0] * len(works)
         for number in sorted(range(len(works)), key=lambda number: -works[number]):
-            found[number] = self.owner(works[number])
+            found[number] = self.assign(works[number])
         return found
 
-    def turns(self, work: float, count: int) -> list[int]:
+    def assign_rounds(self, work: float, count: int) -> list[int]:
         """Return which rank does each of ``count`` alike, one each in a turn of as many as ranks.
 
         Who has had the least begins.
@@ -161,9 +163,9 @@ class Ranks:
                 found.append(rank)
         return found
 
-    def hand_round(self, owner: int, panels: Iterable[Shaped[Tensor, ...]], what: str) -> None:
+    def broadcast(self, owner: int, panels: Iterable[Shaped[Tensor, ...]], what: str) -> None:
         """Give tensors of the rank ``owner`` to all, in place; they may be views."""
-        if not self.several:
+        if not self.is_distributed:
             return
         from torch import distributed
 
@@ -175,7 +177,7 @@ class Ranks:
                 panel.copy_(whole)
             self.traffic[what] += whole.nbytes * (self.size - 1) // self.size
 
-    def exchange(self, value: T) -> list[T]:
+    def all_gather_object(self, value: T) -> list[T]:
         """Return the small value that each rank has, in their order.
 
         Ranks that are only planned for are taken to be alike.
@@ -189,9 +191,9 @@ class Ranks:
             distributed.all_gather_object(values, value)
         return values
 
-    def lead(self, work: Callable[[], T], leader: int = 0) -> T:
+    def run_on_main(self, work: Callable[[], T], leader: int = 0) -> T:
         """Do something on one rank alone; all return, or raise, what it did. It should be small."""
-        if not self.several:
+        if not self.is_distributed:
             return work()
         from torch import distributed
 
@@ -215,7 +217,7 @@ class Ranks:
             yield
         except RuntimeError as error:
             assert self.watch is not None
-            raise RankError(self.watch.culprit()) from error
+            raise RankError(self.watch.failed_rank()) from error
 
     def __enter__(self) -> Self:
         return self
@@ -235,7 +237,7 @@ class Ranks:
         distributed.destroy_process_group()
 
 
-ALONE = Ranks()
+SINGLE = Ranks()
 """The world of one."""
 
 
@@ -247,7 +249,7 @@ def join(device: str = "auto") -> Ranks:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        return ALONE
+        return SINGLE
     import torch
     from torch import distributed
 
@@ -257,11 +259,11 @@ def join(device: str = "auto") -> Ranks:
     except RuntimeError as error:
         raise RankError(
             f"not all of the {size} ranks came within {MEETING.seconds} s; one may have died as it "
-            f"began ({str(error).splitlines()[0]}). {WAY_ON}"
+            f"began ({str(error).splitlines()[0]}). {RESUME_HINT}"
         ) from error
     store.set_timeout(FOREVER)
     # From now on a death is noticed, also while all connect to each other.
-    watch = Watch(store, rank, size)
+    watch = Heartbeat(store, rank, size)
     watch.start()
     ranks = Ranks(rank, size, watch)
     if cuda:

@@ -22,15 +22,15 @@ from prunekit.checkpoint.hub import find as find_checkpoint
 from prunekit.checkpoint.reader import Checkpoint, open_checkpoint
 from prunekit.data.sources import title
 from prunekit.data.tokens import Tokens, evaluation_tokens
-from prunekit.distributed.ranks import ALONE, Ranks
+from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError
 from prunekit.models.devices import device_of, measuring_dtype, stored_dtype
 from prunekit.models.empty_model import empty_model, longest
 from prunekit.models.layout import is_causal_language_model, runners
 from prunekit.models.sequential.block_runner import StackRunner
-from prunekit.models.sequential.hidden_states import roomy, scratch, shelf
-from prunekit.models.sequential.pipeline import Visit, batches, walk
-from prunekit.models.sequential.weights import Weights, held
+from prunekit.models.sequential.hidden_states import choose_offload, hidden_states_factory, scratch
+from prunekit.models.sequential.pipeline import LoadedBlock, batches, iterate_blocks
+from prunekit.models.sequential.weights import Weights, loaded_weights
 from prunekit.models.vocabulary import heads, load_tokenizer
 
 HEAD_TOKENS = 256
@@ -54,7 +54,7 @@ class Evaluator:
         self.weights = Weights(self.model, checkpoint, dtype, device)
         self.device, self.folder = device, folder or scratch(checkpoint.folder)
 
-    def perplexity(self, tokens: Tokens, ranks: Ranks = ALONE) -> dict[str, Any]:
+    def perplexity(self, tokens: Tokens, ranks: Ranks = SINGLE) -> dict[str, Any]:
         """Return exp of the mean negative log likelihood of each token after a window's first.
 
         Each of ``ranks`` reads its share of the windows.
@@ -71,8 +71,8 @@ class Evaluator:
             raise ConfigError(
                 "evaluate.data: the text is one token long; there is none to predict."
             )
-        own = tokens.ids[ranks.part(len(tokens.ids))]
-        loss = sum(ranks.exchange(self._loss(own) if len(own) else 0.0))
+        own = tokens.ids[ranks.shard(len(tokens.ids))]
+        loss = sum(ranks.all_gather_object(self._loss(own) if len(own) else 0.0))
         count = tokens.ids[:, 1:].numel()
         return {
             "metric": "perplexity",
@@ -89,7 +89,7 @@ class Evaluator:
     def _loss(self, ids: Int[Tensor, "N T"]) -> float:
         parts = batches(ids, self.device)
         visit = last_visit(self, parts)
-        with held(self.weights, *heads(self.model)):
+        with loaded_weights(self.weights, *heads(self.model)):
             return sum(
                 negative_log_likelihood(visit.runner, window, labels)
                 for hidden, part in zip(visit.hidden, parts, strict=True)
@@ -99,16 +99,20 @@ class Evaluator:
     def answers(self, ids: Int[Tensor, "B T"]) -> Tensor:
         """Return what the model's head answers to tokens, in float32 on the CPU."""
         visit = last_visit(self, [ids.to(self.device)])
-        with held(self.weights, *heads(self.model)):
+        with loaded_weights(self.weights, *heads(self.model)):
             return visit.runner.head(visit.hidden[0], visit.contexts[0]).float().cpu()
 
 
-def last_visit(evaluator: Evaluator, parts: Sequence[Tensor]) -> Visit:
+def last_visit(evaluator: Evaluator, parts: Sequence[Tensor]) -> LoadedBlock:
     """Walk to the end and return the last visit, whose hidden states are the last block's."""
     features = max(runner.features for runner in evaluator.stacks)
     nbytes = sum(part.numel() for part in parts) * features * evaluator.weights.dtype.itemsize
-    place = shelf(roomy(nbytes, evaluator.device), evaluator.device, evaluator.folder)
-    visits = walk(evaluator.model, evaluator.stacks, evaluator.weights, parts, shelf=place)
+    place = hidden_states_factory(
+        choose_offload(nbytes, evaluator.device), evaluator.device, evaluator.folder
+    )
+    visits = iterate_blocks(
+        evaluator.model, evaluator.stacks, evaluator.weights, parts, shelf=place
+    )
     visit = next(visits)
     for visit in visits:  # noqa: B007  the last one counts
         pass
@@ -141,7 +145,7 @@ def evaluate(
     length: int,
     windows: int | None,
     device: str = "auto",
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE,
 ) -> list[dict[str, Any]]:
     """Return the perplexity of a checkpoint on each source, with the protocol of each.
 

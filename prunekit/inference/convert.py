@@ -180,7 +180,9 @@ def _write(
             if stored:
                 compressed[layer_of(name)] = stored
             else:
-                dense[layer_of(name)] = str(kind.misfit(tensor.T if linears[name] else tensor))
+                dense[layer_of(name)] = str(
+                    kind.why_not_storable(tensor.T if linears[name] else tensor)
+                )
         output.write(number, tensors)
     if kind.name != "dense" and not compressed:
         why = next(iter(dense.items()), ("it", "has no linear layers"))

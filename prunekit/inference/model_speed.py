@@ -28,7 +28,7 @@ def shapes_of(path: str) -> list[tuple[int, int]]:
         stored = (weight.stored for weight in checkpoint.packed.values())
         return sorted({(said.outputs, said.inputs) for said in stored})
     matrices = [name for name, e in checkpoint.entries.items() if len(e.shape) == 2]
-    fitting = [name for name in matrices if not format_named("bitmask").misfit(
+    fitting = [name for name in matrices if not format_named("bitmask").why_not_storable(
         checkpoint.read([name])[name])]  # fmt: skip
     found = {checkpoint.entries[name].shape for name in fitting}
     return sorted((rows, columns) for rows, columns in found if columns % 4 == 0)
@@ -70,7 +70,7 @@ def _make_sparse(model: PreTrainedModel) -> tuple[int, str]:
         if type(module) is not nn.Linear:
             continue
         for kind in ("2:4", "bitmask"):
-            if not format_named(kind).misfit(module.weight.detach()):
+            if not format_named(kind).why_not_storable(module.weight.detach()):
                 model.set_submodule(name, SparseLinear.of(module, kind))
                 kinds[kind] = kinds.get(kind, 0) + 1
                 break

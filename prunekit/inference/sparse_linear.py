@@ -57,7 +57,7 @@ class SparseLinear(nn.Module):
             ValueError: The weight does not fit the format.
         """
         chosen, weight = format_named(kind), linear.weight.detach()
-        if misfit := chosen.misfit(weight):
+        if misfit := chosen.why_not_storable(weight):
             raise ValueError(f"{kind} does not fit this weight: {misfit}")
         parts, stored = pack(chosen, "weight", weight, transposed=False)
         made = cls(chosen, cast("Stored", stored), bias=linear.bias is not None, dtype=weight.dtype)
@@ -133,7 +133,7 @@ class SparseLinear(nn.Module):
         dtype = str(weight.dtype).removeprefix("torch.")
         layer = speed_table.key(self.kind.name, dtype, self.outputs, self.inputs)
         if found := speed_table.look_up(torch.cuda.get_device_name(weight.device), layer):
-            self.reach, self._wants_semi = found.reach, found.semi
+            self.reach, self._wants_semi = found.max_kernel_tokens, found.semi
 
     def _rows(self) -> tuple[Tensor, ...]:
         parts = tuple(self.parts.values())

@@ -21,13 +21,13 @@ class Choice:
         semi: With more tokens, torch's semi-structured product was faster than expanding.
     """
 
-    reach: int
+    max_kernel_tokens: int
     semi: bool = False
-    pays: int = 0
+    max_faster_tokens: int = 0
     """The most tokens for which the fastest sparse way beat a dense layer."""
 
 
-def said(device: str, layers: Collection[str]) -> str:
+def describe(device: str, layers: Collection[str]) -> str:
     """Return one sentence for a report: how layers multiply on a device, as far as was measured.
 
     Args:
@@ -42,11 +42,11 @@ def said(device: str, layers: Collection[str]) -> str:
     found = [choice for layer in sorted(layers) if (choice := look_up(device, layer))]
     if not found:
         return f"Nothing was measured on {device}: prunekit bench --model does, and says what pays."
-    slow = sum(choice.pays == 0 for choice in found)
+    slow = sum(choice.max_faster_tokens == 0 for choice in found)
     parts = [
         f"Of {len(layers)} layer shapes {len(found)} were measured on {device}: our kernel takes "
-        f"up to {_span(choice.reach for choice in found)} tokens, with more the product is "
-        f"{_beyond(found)}; faster than dense up to {_span(choice.pays for choice in found)} tokens"
+        f"up to {_span(choice.max_kernel_tokens for choice in found)} tokens, with more the product is "
+        f"{_beyond(found)}; faster than dense up to {_span(choice.max_faster_tokens for choice in found)} tokens"
     ]
     if slow:
         parts.append(f"{slow} of them never: there --format dense is faster")

@@ -187,16 +187,16 @@ class Inverses:
         if not self._turn or self._turn[0][0] != penalty:
             self._begin_turn(penalty)
         _, maker = self._turn.pop(0)
-        ranks.lead(lambda: self._make(penalty), maker)
+        ranks.run_on_main(lambda: self._make(penalty), maker)
         found, self._made = (self._made, None) if maker == ranks.rank else (spare, self._made)
         found = torch.empty_like(self._gram) if found is None else found
-        ranks.hand_round(maker, lower_panels(found), "inverses")
+        ranks.broadcast(maker, lower_panels(found), "inverses")
         return mirror(found)
 
     def _begin_turn(self, penalty: float) -> None:
         self._made = None
         penalties = self._ahead(penalty, self._ranks.size)
-        makers = self._ranks.turns(len(self._gram) ** 3, len(penalties))
+        makers = self._ranks.assign_rounds(len(self._gram) ** 3, len(penalties))
         self._turn = [*zip(penalties, makers, strict=True)]
         for own, maker in self._turn:
             if maker == self._ranks.rank:
@@ -252,12 +252,12 @@ def search(
     unit = unit_scale(gram, damping * mean_diagonal(gram))
 
     def inverses(scale: Tensor, ahead: Ahead) -> Inverses | partial[Tensor]:
-        if ranks.several:
+        if ranks.is_distributed:
             return Inverses(gram, scale, unit, ahead, ranks)
         return partial(damped_inverse, gram, scale, unit=unit)
 
     def scaled() -> Tensor:
-        if not own or not ranks.lead(lambda: common_share(gram, unit) > COMMON):
+        if not own or not ranks.run_on_main(lambda: common_share(gram, unit) > COMMON):
             return unit
         return own_scale(unit, inverses(unit, lambda penalty, _: [penalty])(FLOOR, None))
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Shaped
 
 from prunekit.distributed.ranks import Ranks
 from prunekit.patterns import Pattern
-from prunekit.statistics import Gathered
+from prunekit.statistics import StageStatistics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ class Layer:
 
     name: str
     weight: Float[Tensor, "O I"]
-    stats: Gathered
+    stats: StageStatistics
     pattern: Pattern
     sparsity: float
     rows: Rows | None = None
@@ -55,7 +55,7 @@ class Layer:
     def add(self, tensor: Shaped[Tensor, ...]) -> None:
         """Add up, in place, what the rows of this rank and those of the others give."""
         if self.rows:
-            self.rows.ranks.add(tensor, "thresholds")
+            self.rows.ranks.all_reduce_sum(tensor, "thresholds")
 
 
 @dataclass(frozen=True)

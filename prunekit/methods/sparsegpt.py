@@ -75,11 +75,11 @@ class SparseGPT(Method):
     @override
     def prepare(self, stages: Sequence[Sequence[Layer]]) -> None:
         """Compute this rank's share of the factors, each of which waits for its turn."""
-        firsts = [layers[0] for layers in stages if layers and layers[0].stats.ranks.several]
+        firsts = [layers[0] for layers in stages if layers and layers[0].stats.ranks.is_distributed]
         if not firsts:
             return
         ranks = firsts[0].stats.ranks
-        owners = ranks.owners([layer.weight.shape[1] ** 3 for layer in firsts])
+        owners = ranks.assign_each([layer.weight.shape[1] ** 3 for layer in firsts])
         for layer, owner in zip(firsts, owners, strict=True):
             layer.stats.once("owner", lambda owner=owner: owner)
             if owner == ranks.rank:
@@ -125,7 +125,7 @@ class SparseGPT(Method):
         return order, order.argsort()
 
     def _factor(self, layer: Layer, order: Order) -> Factor:
-        make = self._by_one if layer.stats.ranks.several else self._compute
+        make = self._by_one if layer.stats.ranks.is_distributed else self._compute
         try:
             key = ("factor", self.damping, self.order)
             return layer.stats.once(key, lambda: make(layer, order))
@@ -149,12 +149,12 @@ class SparseGPT(Method):
 
         stats, gram = layer.stats, layer.stats[Gram]
         ranks, diagonal = stats.ranks, gram.total.diagonal()
-        owner = stats.once("owner", lambda: ranks.owner(len(diagonal) ** 3))
-        damping = ranks.lead(lambda: self._damped(layer, order), owner)
-        laid = gram.take_back()
+        owner = stats.once("owner", lambda: ranks.assign(len(diagonal) ** 3))
+        damping = ranks.run_on_main(lambda: self._damped(layer, order), owner)
+        laid = gram.pop_upper()
         upper = gram.total.new_zeros(gram.total.shape) if laid is None else laid
         rows = range(0, len(upper), PANEL)
-        ranks.hand_round(owner, (upper[row : row + PANEL, row:] for row in rows), "inverses")
+        ranks.broadcast(owner, (upper[row : row + PANEL, row:] for row in rows), "inverses")
         return Factor(upper, damping, diagonal[order] == 0)
 
     def _damped(self, layer: Layer, order: Order) -> float:
@@ -162,7 +162,7 @@ class SparseGPT(Method):
 
         def compute() -> float:
             factor = self._compute(layer, order)
-            layer.stats[Gram].lay_aside(factor.upper)
+            layer.stats[Gram].stash_upper(factor.upper)
             return factor.damping
 
         return layer.stats.once(("damped", self.damping, self.order), compute)

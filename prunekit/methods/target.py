@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from jaxtyping import Float
 
 from prunekit.errors import NumericsError
-from prunekit.statistics import Cross, Gathered, Gram
+from prunekit.statistics import CrossGram, Gram, StageStatistics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,9 @@ RIDGE = 0.01
 """r at least, as a fraction of the Gram matrix's mean diagonal; more where more is noise."""
 
 
-def aim(weight: Float[Tensor, "R I"], stats: Gathered, outputs: int) -> Float[Tensor, "R I"]:
+def reconstruction_target(
+    weight: Float[Tensor, "R I"], stats: StageStatistics, outputs: int
+) -> Float[Tensor, "R I"]:
     """Return the weight that, on what the pruned model feeds it, comes nearest to the dense output.
 
     With H = XₚᵀXₚ and C = X_dᵀXₚ of the inputs in the pruned and in the dense model, the nearest to
@@ -38,13 +40,15 @@ def aim(weight: Float[Tensor, "R I"], stats: Gathered, outputs: int) -> Float[Te
     Raises:
         NumericsError: The Gram matrix is not one.
     """
-    way = stats.once(Cross, lambda: _way(stats, outputs))
+    way = stats.once(CrossGram, lambda: _way(stats, outputs))
     return way(weight).mul_(SHARE).add_(weight)
 
 
-def _way(stats: Gathered, outputs: int) -> Callable[[Float[Tensor, "O I"]], Float[Tensor, "O I"]]:
+def _way(
+    stats: StageStatistics, outputs: int
+) -> Callable[[Float[Tensor, "O I"]], Float[Tensor, "O I"]]:
     """Return what gives WE(H + rI)⁻¹ of a weight W; of few outputs that is done for each alone."""
-    lower, cross = _factor(stats[Gram]), stats[Cross].total
+    lower, cross = _factor(stats[Gram]), stats[CrossGram].total
     if outputs <= len(cross):
         return lambda weight: _solve(weight @ cross, lower)
     shift = _solve(cross, lower)

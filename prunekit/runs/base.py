@@ -15,21 +15,21 @@ from prunekit.checkpoint.output import Output
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.data.sources import title
 from prunekit.data.tokens import Tokens, calibration_tokens, evaluation_tokens
-from prunekit.distributed.ranks import ALONE, Ranks
+from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError
 from prunekit.evaluation.generation import write
 from prunekit.evaluation.perplexity import Evaluator
 from prunekit.models import memory
 from prunekit.runs.record import Record
 from prunekit.runs.sparsify.plan import Plan
-from prunekit.runs.structured.plan import ShrinkPlan
+from prunekit.runs.structured.plan import StructuredPlan
 
 OWN_TEXT = "calibration.json"
 """File of the output folder with the tokens that the dense model wrote, one list a sample."""
-P = TypeVar("P", Plan, ShrinkPlan)
+P = TypeVar("P", Plan, StructuredPlan)
 
 
-class Framed(Generic[P]):
+class RunBase(Generic[P]):
     """A run but for its middle.
 
     Attributes:
@@ -40,7 +40,7 @@ class Framed(Generic[P]):
         began: When the run began.
     """
 
-    def __init__(self, plan: P, shards: int, ranks: Ranks = ALONE) -> None:
+    def __init__(self, plan: P, shards: int, ranks: Ranks = SINGLE) -> None:
         self.plan: P = plan
         self.ranks = ranks
         self.output = Output(Path(plan.config.output.path), shards, ranks)
@@ -66,12 +66,12 @@ class Framed(Generic[P]):
         with self._timed("calibrate"):
             # By one rank for all: of a tokenizer that takes every core, several take as many times
             # as long.
-            tokens, judged = self.ranks.lead(self._texts)
+            tokens, judged = self.ranks.run_on_main(self._texts)
         memory.give_back()
         self.output.begin(self._fingerprint(tokens), resume=resume, overwrite=overwrite)
         if self.plan.config.calibration and self.plan.config.calibration.own:
             with self._timed("calibrate"):
-                tokens = self.ranks.lead(self._own_text)
+                tokens = self.ranks.run_on_main(self._own_text)
             memory.give_back()
         return tokens, judged
 

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from prunekit.checkpoint.output import nearest_folder
-from prunekit.config.run_config import Config, ShrinkConfig
+from prunekit.config.run_config import Config, StructuredConfig
 from prunekit.errors import CapacityError, ConfigError
 from prunekit.evaluation.generation import AT_ONCE
 from prunekit.formatting import size
@@ -17,7 +17,7 @@ from prunekit.models.sequential.block_runner import StackRunner
 
 
 def check_judged(
-    config: Config | ShrinkConfig, model: PreTrainedModel, stacks: list[StackRunner]
+    config: Config | StructuredConfig, model: PreTrainedModel, stacks: list[StackRunner]
 ) -> None:
     """Refuse to measure the perplexity of what has none.
 
@@ -32,7 +32,7 @@ def check_judged(
 
 
 def check_writes(
-    config: Config | ShrinkConfig, model: PreTrainedModel, stacks: list[StackRunner]
+    config: Config | StructuredConfig, model: PreTrainedModel, stacks: list[StackRunner]
 ) -> None:
     """Refuse to calibrate on what a model writes that writes nothing.
 
@@ -49,7 +49,7 @@ def check_writes(
 
 
 def writer_memory(
-    config: Config | ShrinkConfig,
+    config: Config | StructuredConfig,
     model: PreTrainedModel,
     stacks: list[StackRunner],
     length: int,
@@ -67,7 +67,7 @@ def writer_memory(
     return (sum(value.numel() for value in model.parameters()) + cache) * dtype.itemsize
 
 
-def capped(config: Config | ShrinkConfig, limit: int) -> tuple[tuple[int, int], list[str]]:
+def capped(config: Config | StructuredConfig, limit: int) -> tuple[tuple[int, int], list[str]]:
     """Return the tokens of a calibration sample and of an evaluation window, and what to say."""
     asked = {
         "calibration.length": config.calibration.length if config.calibration else 1,

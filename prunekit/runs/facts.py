@@ -4,10 +4,10 @@ from typing import Any
 
 from prunekit.data.tokens import Tokens
 from prunekit.runs.sparsify.plan import Plan
-from prunekit.runs.structured.plan import ShrinkPlan
+from prunekit.runs.structured.plan import StructuredPlan
 
 
-def calibration_facts(plan: Plan | ShrinkPlan, tokens: Tokens | None) -> dict[str, Any] | None:
+def calibration_facts(plan: Plan | StructuredPlan, tokens: Tokens | None) -> dict[str, Any] | None:
     """Return what the statistics were gathered from."""
     if tokens is None or plan.config.calibration is None:
         return None

@@ -3,16 +3,16 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from prunekit.config.run_config import Config, ShrinkConfig, SweepConfig
-from prunekit.distributed.ranks import ALONE, Ranks
+from prunekit.config.run_config import Config, StructuredConfig, SweepConfig
+from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError
 from prunekit.models.devices import device_of
 from prunekit.runs.record import Record
 from prunekit.runs.sparsify.plan import Plan, Preflight
 from prunekit.runs.sparsify.planner import plan as plan_sparsify
 from prunekit.runs.sparsify.run import run as run_sparsify
-from prunekit.runs.sparsify.time_estimate import pace
-from prunekit.runs.structured.plan import ShrinkPlan
+from prunekit.runs.sparsify.time_estimate import estimate_time
+from prunekit.runs.structured.plan import StructuredPlan
 from prunekit.runs.structured.planner import plan as plan_structured
 from prunekit.runs.structured.run import run as run_structured
 from prunekit.runs.sweep.plan import SweepPlan
@@ -22,12 +22,12 @@ from prunekit.runs.sweep.run import run as run_sweep
 __all__ = ["Preflight", "estimate", "plan", "run"]
 
 
-Job = Plan | ShrinkPlan | SweepPlan
+Job = Plan | StructuredPlan | SweepPlan
 
 
 def plan(
-    config: Config | ShrinkConfig | SweepConfig,
-    ranks: Ranks = ALONE,
+    config: Config | StructuredConfig | SweepConfig,
+    ranks: Ranks = SINGLE,
     preflight: Preflight | None = None,
 ) -> Job:
     """Decide everything that can be decided before a weight is read.
@@ -43,7 +43,7 @@ def plan(
     if isinstance(config, Config):
         return plan_sparsify(config, ranks, preflight)
     if isinstance(config, SweepConfig):
-        if ranks.several:
+        if ranks.is_distributed:
             raise ConfigError("sweep: its runs are one process each. Start one.")
         return plan_sweep(config, lambda one: _plan_one(one, preflight))
     if preflight and preflight.device_memory:
@@ -62,9 +62,9 @@ def estimate(plan: Job) -> str | None:
     if not isinstance(plan, Plan):
         return None
     if not (plan.preflight and plan.preflight.device_memory):
-        return pace(plan).describe(len(plan.blocks))
+        return estimate_time(plan).describe(len(plan.blocks))
     here = device_of("auto")
-    told = pace(replace(plan, device=here)).describe(len(plan.blocks))
+    told = estimate_time(replace(plan, device=here)).describe(len(plan.blocks))
     return f"at the speed of {here} here, since that of the other machine is not known: {told}"
 
 
@@ -87,20 +87,20 @@ def run(
     """
     if isinstance(plan, SweepPlan):
         yield from run_sweep(plan, _run_one, resume=resume, overwrite=overwrite, stop=stop)
-    elif isinstance(plan, ShrinkPlan):
+    elif isinstance(plan, StructuredPlan):
         yield from run_structured(plan, resume=resume, overwrite=overwrite, stop=stop)
     else:
         yield from run_sparsify(plan, resume=resume, overwrite=overwrite, stop=stop)
 
 
 def _plan_one(
-    config: Config | ShrinkConfig, preflight: Preflight | None = None
-) -> Plan | ShrinkPlan:
+    config: Config | StructuredConfig, preflight: Preflight | None = None
+) -> Plan | StructuredPlan:
     made = plan(config, preflight=preflight)
     assert not isinstance(made, SweepPlan)
     return made
 
 
-def _run_one(config: Config | ShrinkConfig, resume: bool) -> Iterator[Record]:  # noqa: FBT001
+def _run_one(config: Config | StructuredConfig, resume: bool) -> Iterator[Record]:  # noqa: FBT001
     """Carry out a run of a sweep, in a process of its own."""
     yield from run(plan(config), resume=resume)

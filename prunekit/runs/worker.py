@@ -15,7 +15,7 @@ from prunekit.errors import PrunekitError
 PRELOADED = ["prunekit.runs.jobs", "prunekit.runs.sweep.measure"]
 
 
-def apart(function: Callable[..., Iterator[Any]], *given: object) -> Iterator[Any]:
+def run_in_subprocess(function: Callable[..., Iterator[Any]], *given: object) -> Iterator[Any]:
     """Yield what ``function`` yields when it is called with ``given`` in another process.
 
     All of it has to pickle. Where nobody wants more, the process is ended.

@@ -13,25 +13,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prunekit.checkpoint.adapter import Adapter
-from prunekit.distributed.ranks import ALONE
+from prunekit.distributed.ranks import SINGLE
 from prunekit.methods.layer import Layer, Rows
 from prunekit.methods.magnitude import Magnitude
 from prunekit.methods.refine import refine
-from prunekit.methods.target import aim
+from prunekit.methods.target import reconstruction_target
 from prunekit.models.layout import Block, Linear, orientation, read
-from prunekit.models.sequential.pipeline import Visit
+from prunekit.models.sequential.pipeline import LoadedBlock
 from prunekit.patterns import Pattern
 from prunekit.sparsify.block_tuning import reconstruct
 from prunekit.sparsify.calibrate import gather, gather_in_turn
 from prunekit.sparsify.error import relative_error
 from prunekit.sparsify.lowrank import factors
 from prunekit.sparsify.recipe import Recipe
-from prunekit.sparsify.row_sharding import dealt, spread
-from prunekit.statistics import Cross, Gathered, Gram
+from prunekit.sparsify.row_sharding import row_shards, shard_pattern
+from prunekit.statistics import CrossGram, Gram, StageStatistics
 
-Stage = tuple[Sequence[Linear], Gathered]
+Stage = tuple[Sequence[Linear], StageStatistics]
 """The linears of a stage with what they read."""
-Looked = list[Stage]
+CalibratedStages = list[Stage]
 Parts = list[slice] | None
 """The rows of a linear that each rank prunes; None where each prunes all of them."""
 
@@ -64,21 +64,23 @@ class BlockPruner:
     sparsities: Mapping[str, float]
     dtypes: Mapping[str, torch.dtype]
 
-    def look(self, visit: Visit, plan: Block) -> Looked:
+    def calibrate(self, visit: LoadedBlock, plan: Block) -> CalibratedStages:
         """Gather what the dense model gives a block, for all ranks, and let it go on.
 
         What is given is for one rank to prune by itself.
         """
         stages = [*gather(visit, plan.pruned_stages, self.recipe.needs, self.recipe.hunger)]
-        if visit.onward:
+        if visit.propagates:
             visit.advance()
-            visit.onward = False
+            visit.propagates = False
         for _, stats in stages:
-            stats.ranks = ALONE
-        visit.ranks = ALONE
+            stats.ranks = SINGLE
+        visit.ranks = SINGLE
         return stages
 
-    def prune(self, visit: Visit, plan: Block, looked: Looked | None = None) -> Iterator[Outcome]:
+    def prune(
+        self, visit: LoadedBlock, plan: Block, looked: CalibratedStages | None = None
+    ) -> Iterator[Outcome]:
         """Prune the visited block and yield each of its linears when it is done.
 
         ``looked``: what it reads, if that is known.
@@ -86,28 +88,28 @@ class BlockPruner:
         Raises:
             NumericsError: A weight or an activation is NaN or inf; layer and sample are named.
         """
-        visit.part()
+        visit.fork_dense()
         if self.recipe.recover == "block":
             yield from self._recovered(visit, plan)
         else:
             yield from self._linears(visit, plan, looked)
 
-    def _recovered(self, visit: Visit, plan: Block) -> Iterator[Outcome]:
+    def _recovered(self, visit: LoadedBlock, plan: Block) -> Iterator[Outcome]:
         """Prune the block, then tune what stays of it as a whole; errors are those before that."""
-        dense, onward = visit.dense, visit.onward
+        dense, onward = visit.dense, visit.propagates
         assert dense is not None
         outcomes = [*self._linears(visit, plan)]
-        visit.memo = dense.memo = None  # the block is about to change
+        visit.cache = dense.cache = None  # the block is about to change
         dense.advance()
-        dense.onward = False
+        dense.propagates = False
         facts = reconstruct(visit, plan, self.dtypes)
-        visit.onward = onward
+        visit.propagates = onward
         for outcome in outcomes:
             weight = self._stored(visit, outcome.linear)
             yield replace(outcome, weight=weight, entry=outcome.entry | facts)
 
     def _linears(
-        self, visit: Visit, plan: Block, looked: Looked | None = None
+        self, visit: LoadedBlock, plan: Block, looked: CalibratedStages | None = None
     ) -> Iterator[Outcome]:
         several = self.recipe.steps > 1
         rows = {linear: self._dealt(visit, linear) for linear in plan.pruned}
@@ -123,7 +125,7 @@ class BlockPruner:
 
     def _stage(
         self,
-        visit: Visit,
+        visit: LoadedBlock,
         stage: Stage,
         rows: Mapping[Linear, Parts],
         first: Mapping[Linear, Tensor] | None,
@@ -152,37 +154,39 @@ class BlockPruner:
             yield outcome
 
     def _gather(
-        self, visit: Visit, plan: Block, *, last: bool
-    ) -> Iterable[tuple[Sequence[Linear], Gathered]]:
+        self, visit: LoadedBlock, plan: Block, *, last: bool
+    ) -> Iterable[tuple[Sequence[Linear], StageStatistics]]:
         """Give the linears of each stage with their statistics when they are to be pruned."""
         stages, needs, hunger = plan.pruned_stages, self.recipe.needs, self.recipe.hunger
         if self.recipe.propagation == "none" and needs:
-            yield from self.look(visit, plan)
+            yield from self.calibrate(visit, plan)
         elif self.recipe.propagation == "block" or not needs:
             yield from gather(visit, stages, needs, hunger)
         else:
             last = last and self.recipe.recover != "block"
             yield from gather_in_turn(visit, stages, needs, hunger, last=last)
 
-    def _dealt(self, visit: Visit, linear: Linear) -> Parts:
-        if self.recipe.apart:  # blocks are dealt, not rows
+    def _dealt(self, visit: LoadedBlock, linear: Linear) -> Parts:
+        if self.recipe.blocks_independent:  # blocks are dealt, not rows
             return None
-        return dealt(self.recipe.pattern, visit.ranks, linear.outputs, linear.inputs)
+        return row_shards(self.recipe.pattern, visit.ranks, linear.outputs, linear.inputs)
 
     def _pattern(self, linear: Linear) -> Pattern:
         """Return the pattern of a linear, which an allocation may have made another n:m."""
         return self.recipe.pattern.at(self.sparsities[linear.name])
 
-    def _share(self, visit: Visit, linear: Linear, rows: Parts) -> tuple[Pattern, Rows | None]:
+    def _share(
+        self, visit: LoadedBlock, linear: Linear, rows: Parts
+    ) -> tuple[Pattern, Rows | None]:
         """Return by what pattern this rank prunes its rows of a linear, and which they are."""
         pattern, ranks = self._pattern(linear), visit.ranks
         if rows is None:
             return pattern, None
-        pattern = spread(pattern, ranks, linear.outputs, linear.inputs)
+        pattern = shard_pattern(pattern, ranks, linear.outputs, linear.inputs)
         return pattern, Rows(rows[ranks.rank].start, linear.outputs, ranks)
 
     def _layers(
-        self, visit: Visit, stage: Stage, rows: Mapping[Linear, Parts], step: int
+        self, visit: LoadedBlock, stage: Stage, rows: Mapping[Linear, Parts], step: int
     ) -> dict[Linear, Layer]:
         """Return what is pruned of a stage in this step; of weights there is the shape only."""
         linears, stats = stage
@@ -196,7 +200,7 @@ class BlockPruner:
         return layers
 
     def _prepared(
-        self, visit: Visit, stages: Iterable[Stage], rows: Mapping[Linear, Parts], step: int
+        self, visit: LoadedBlock, stages: Iterable[Stage], rows: Mapping[Linear, Parts], step: int
     ) -> Iterator[Stage]:
         """Give stages, all gathered, once the method did what it can before any is pruned."""
         known = [*stages]
@@ -211,10 +215,10 @@ class BlockPruner:
     @torch.no_grad()
     def _prune(
         self,
-        visit: Visit,
+        visit: LoadedBlock,
         dense: Mapping[Linear, Tensor],
         rows: Mapping[Linear, Parts],
-        stats: Gathered,
+        stats: StageStatistics,
         step: int,
     ) -> tuple[dict[str, dict[str, float]], dict[Linear, Tensor]]:
         """Prune the linears of a stage in place; ``dense``, their weights, is left as it is.
@@ -233,7 +237,7 @@ class BlockPruner:
             linear: replace(layer, weight=self._aimed(linear, dense[linear], stats))
             for linear, layer in self._layers(visit, ([*dense], stats), rows, step).items()
         }
-        stats.drop(Cross)  # it has told what the weights aim at
+        stats.drop(CrossGram)  # it has told what the weights aim at
         by_magnitude = stats.starved == "magnitude"
         method = Magnitude() if by_magnitude else self.recipe.method
         pruned = method.prune_together([*layers.values()])
@@ -243,7 +247,7 @@ class BlockPruner:
             module = visit.block.get_submodule(linear.path)
             weight = found.weight.to(self.dtypes[linear.name])
             if parts := rows[linear]:
-                weight = visit.ranks.join(weight, parts)
+                weight = visit.ranks.all_gather_rows(weight, parts)
             module.weight.copy_(weight.T if orientation(module)[2] else weight)  # pyright: ignore
         facts = {
             layer.name: found.facts for layer, found in zip(layers.values(), pruned, strict=True)
@@ -251,20 +255,20 @@ class BlockPruner:
         return facts, {linear: layer.weight for linear, layer in layers.items()}
 
     def _aimed(
-        self, linear: Linear, weight: Float[Tensor, "O I"], stats: Gathered
+        self, linear: Linear, weight: Float[Tensor, "O I"], stats: StageStatistics
     ) -> Float[Tensor, "O I"]:
         if self.recipe.target != "dense" or linear.expert:
             return weight
-        return aim(weight, stats, linear.outputs)
+        return reconstruction_target(weight, stats, linear.outputs)
 
     @torch.no_grad()
     def _outcome(
-        self, visit: Visit, linear: Linear, dense: Tensor, rows: Parts, stats: Gathered
+        self, visit: LoadedBlock, linear: Linear, dense: Tensor, rows: Parts, stats: StageStatistics
     ) -> Outcome:
         weight = _weight(visit, linear, rows)
         zeros = (weight == 0).sum()[None]
-        ranks = visit.ranks if rows else ALONE
-        ranks.add(zeros, "errors")
+        ranks = visit.ranks if rows else SINGLE
+        ranks.all_reduce_sum(zeros, "errors")
         entry = {
             "name": linear.name,
             "shape": [linear.outputs, linear.inputs],
@@ -280,11 +284,11 @@ class BlockPruner:
     @torch.no_grad()
     def _given_back(
         self,
-        visit: Visit,
+        visit: LoadedBlock,
         outcome: Outcome,
         aims: tuple[Tensor, Tensor],
         rows: Parts,
-        stats: Gathered,
+        stats: StageStatistics,
     ) -> Outcome:
         """Let the block go on with an adapter added to a linear; say what its error is then.
 
@@ -292,28 +296,28 @@ class BlockPruner:
         """
         linear, (wanted, dense) = outcome.linear, aims
         lost = wanted - _weight(visit, linear, rows)
-        lost = visit.ranks.join(lost, rows) if rows else lost
+        lost = visit.ranks.all_gather_rows(lost, rows) if rows else lost
         found = factors(lost, stats[Gram].full, self.recipe.recover_rank)
         dtype = self.dtypes[linear.name]
         adapter = Adapter(found.up.to(dtype), found.down.to(dtype))
         adapter.add_to(visit.block.get_submodule(linear.path))
         whole = _weight(visit, linear, rows)
-        ranks = visit.ranks if rows else ALONE
+        ranks = visit.ranks if rows else SINGLE
         entry = {"recovered_error": relative_error(dense, whole, stats, ranks)}
         kept = Adapter(adapter.up.cpu(), adapter.down.cpu())
         return replace(outcome, entry=outcome.entry | entry, adapter=kept)
 
-    def _stored(self, visit: Visit, linear: Linear) -> Tensor:
+    def _stored(self, visit: LoadedBlock, linear: Linear) -> Tensor:
         """Return a linear's weight as it is now, as it will be written."""
         weight = visit.block.get_parameter(f"{linear.path}.weight").detach()
         return weight.to(self.dtypes[linear.name], copy=True).cpu()
 
 
-def _own(visit: Visit, rows: Parts) -> slice:
+def _own(visit: LoadedBlock, rows: Parts) -> slice:
     """Return the rows that this rank prunes."""
     return rows[visit.ranks.rank] if rows else slice(None)
 
 
-def _weight(visit: Visit, linear: Linear, rows: Parts) -> Float[Tensor, "O I"]:
+def _weight(visit: LoadedBlock, linear: Linear, rows: Parts) -> Float[Tensor, "O I"]:
     """Return a float32 copy of the rows of a linear that this rank prunes."""
     return read(visit.block, linear, _own(visit, rows))

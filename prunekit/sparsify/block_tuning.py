@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prunekit.models.layout import Block
-from prunekit.models.sequential.pipeline import Visit
+from prunekit.models.sequential.pipeline import LoadedBlock
 
 Outputs = Callable[[int], Float[Tensor, "B T D"]]
 """Number of a batch → what the tuned block gives on it, less what the dense one gives."""
@@ -27,7 +27,9 @@ it falls to nothing as a cosine."""
 
 
 @torch.no_grad()
-def reconstruct(visit: Visit, plan: Block, dtypes: Mapping[str, torch.dtype]) -> dict[str, float]:
+def reconstruct(
+    visit: LoadedBlock, plan: Block, dtypes: Mapping[str, torch.dtype]
+) -> dict[str, float]:
     """Tune the kept weights of a pruned block, in place, to what the dense one gives.
 
     Args:
@@ -65,16 +67,16 @@ def reconstruct(visit: Visit, plan: Block, dtypes: Mapping[str, torch.dtype]) ->
 
 
 @torch.no_grad()
-def _energy(visit: Visit, values: Iterable[Tensor]) -> float:
+def _energy(visit: LoadedBlock, values: Iterable[Tensor]) -> float:
     """Return the sum of squares, over the tokens of all ranks."""
     total = torch.zeros((), dtype=torch.float64, device=visit.device)
     for value in values:
         total += value.float().square().sum(dtype=torch.float64)
-    visit.ranks.add(total, "errors")
+    visit.ranks.all_reduce_sum(total, "errors")
     return float(total)
 
 
-def _descend(visit: Visit, tuned: dict[str, Tensor], outputs: Outputs, count: int) -> None:
+def _descend(visit: LoadedBlock, tuned: dict[str, Tensor], outputs: Outputs, count: int) -> None:
     """Move kept weights down the gradient; all ranks by the sum of theirs."""
     keep = {name: value != 0 for name, value in tuned.items()}
     groups = [
@@ -89,7 +91,7 @@ def _descend(visit: Visit, tuned: dict[str, Tensor], outputs: Outputs, count: in
         for name, value in tuned.items():
             assert value.grad is not None
             value.grad.mul_(keep[name])
-            visit.ranks.add(value.grad, "gradients")
+            visit.ranks.all_reduce_sum(value.grad, "gradients")
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()

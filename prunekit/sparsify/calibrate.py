@@ -17,25 +17,25 @@ from prunekit.methods.layer import Layer
 from prunekit.models import memory
 from prunekit.models.experts import Expert
 from prunekit.models.layout import Block, Linear, read
-from prunekit.models.sequential.activation_cache import Form, Memo
-from prunekit.models.sequential.hidden_states import put
-from prunekit.models.sequential.pipeline import Enough, Visit
+from prunekit.models.sequential.activation_cache import ActivationCache, ModuleTraits
+from prunekit.models.sequential.hidden_states import store
+from prunekit.models.sequential.pipeline import LoadedBlock, StopForward
 from prunekit.patterns import Pattern
-from prunekit.sparsify.recipe import Hunger
+from prunekit.sparsify.recipe import ExpertCoverage
 from prunekit.statistics import (
-    Cross,
-    Gathered,
+    CrossGram,
+    StageStatistics,
     Statistic,
     union,
 )
 
 
 def gather(
-    visit: Visit,
+    visit: LoadedBlock,
     stages: Sequence[Sequence[Linear]],
     needs: Sequence[type[Statistic]],
-    hunger: Hunger | None = None,
-) -> Iterator[tuple[Sequence[Linear], Gathered]]:
+    hunger: ExpertCoverage | None = None,
+) -> Iterator[tuple[Sequence[Linear], StageStatistics]]:
     """Gather ``needs`` for each stage in one forward, then give the stages with their own.
 
     Args:
@@ -57,23 +57,23 @@ def gather(
 
 
 def gather_in_turn(
-    visit: Visit,
+    visit: LoadedBlock,
     stages: Sequence[Sequence[Linear]],
     needs: Sequence[type[Statistic]],
-    hunger: Hunger | None = None,
+    hunger: ExpertCoverage | None = None,
     *,
     last: bool,
-) -> Iterator[tuple[Sequence[Linear], Gathered]]:
+) -> Iterator[tuple[Sequence[Linear], StageStatistics]]:
     """Give each stage with statistics that saw the pruned ones before it.
 
     With ``last`` the dense model goes on to the next block, if nothing keeps it from it.
     """
     paths = [[linear.path for linear in linears] for linears in stages]
-    forms: dict[str, Form] = {}
+    forms: dict[str, ModuleTraits] = {}
     for stream in visit.streams:
-        stream.memo = Memo(stream.block, paths, stream.shelf, forms)
+        stream.cache = ActivationCache(stream.block, paths, stream.new_hidden_states, forms)
     if last:
-        visit.explore()
+        visit.probe_residual_adds()
     for number, linears in enumerate(stages, 1):
         found = [_empty(visit, linears, needs)]
         memory.give_back()
@@ -84,18 +84,18 @@ def gather_in_turn(
         yield linears, stats
         del stats  # before the next stage is looked at
         for stream in visit.streams:
-            if stream.memo:
-                stream.memo.stage = number
+            if stream.cache:
+                stream.cache.stage = number
                 if last and number < len(stages):
-                    stream.memo.fold(stream.hidden)
+                    stream.cache.fold_into_hidden(stream.hidden)
     memory.give_back()
 
 
 def _empty(
-    visit: Visit, linears: Sequence[Linear], needs: Sequence[type[Statistic]]
+    visit: LoadedBlock, linears: Sequence[Linear], needs: Sequence[type[Statistic]]
 ) -> tuple[Statistic, ...]:
     # What an expert reads in the dense model is of other tokens than in the pruned one.
-    kinds = [kind for kind in needs if not (linears[0].expert and kind is Cross)]
+    kinds = [kind for kind in needs if not (linears[0].expert and kind is CrossGram)]
     return tuple(kind(linears[0].inputs, visit.device) for kind in kinds)
 
 
@@ -111,28 +111,28 @@ def _update(
     dense: Float[Tensor, "... I"] | None = None,
 ) -> None:
     for statistic in statistics:
-        if isinstance(statistic, Cross) and dense is not None:
+        if isinstance(statistic, CrossGram) and dense is not None:
             statistic.update_pair(x.flatten(0, -2), dense.flatten(0, -2))
-        elif statistic.every > 1 and samples:
+        elif statistic.sample_stride > 1 and samples:
             # Some families flatten samples away before a linear.
-            first = -samples.start % statistic.every
-            some = x.reshape(len(samples), -1, x.shape[-1])[first :: statistic.every]
+            first = -samples.start % statistic.sample_stride
+            some = x.reshape(len(samples), -1, x.shape[-1])[first :: statistic.sample_stride]
             statistic.update(some.flatten(0, 1))
         else:
             statistic.update(x.flatten(0, -2))
 
 
 def _gathered(
-    visit: Visit,
+    visit: LoadedBlock,
     stages: Sequence[Sequence[Linear]],
     found: Sequence[tuple[Statistic, ...]],
-    hunger: Hunger | None,
-) -> list[Gathered]:
+    hunger: ExpertCoverage | None,
+) -> list[StageStatistics]:
     """Return what all ranks found for each stage; starved experts are seen to."""
     for linears, statistics in zip(stages, found, strict=True):
         _merge(visit, linears, statistics)
     gathered = [
-        Gathered(
+        StageStatistics(
             statistics,
             statistics[0].tokens if linears[0].expert and statistics else None,
             ranks=visit.ranks,
@@ -157,12 +157,12 @@ def _gathered(
         again = _of_all_tokens(visit, [stages[number] for number in starved], again[0])
     for number, statistics in zip(starved, again, strict=True):
         routed = gathered[number].routed
-        gathered[number] = Gathered(statistics, routed, hunger.policy, visit.ranks)
+        gathered[number] = StageStatistics(statistics, routed, hunger.policy, visit.ranks)
     return gathered
 
 
 def _of_all_tokens(
-    visit: Visit, stages: Sequence[Sequence[Linear]], like: Sequence[Statistic]
+    visit: LoadedBlock, stages: Sequence[Sequence[Linear]], like: Sequence[Statistic]
 ) -> list[tuple[Statistic, ...]]:
     """Return the statistics of experts, of kinds as in ``like``, as if all tokens went to them."""
     experts = [
@@ -179,7 +179,9 @@ def _of_all_tokens(
     return found
 
 
-def _merge(visit: Visit, linears: Sequence[Linear], statistics: tuple[Statistic, ...]) -> None:
+def _merge(
+    visit: LoadedBlock, linears: Sequence[Linear], statistics: tuple[Statistic, ...]
+) -> None:
     """Make statistics those of the tokens of all ranks, and look whether they are numbers."""
     visit.ranks.merge(statistics)
     if not all(statistic.finite() for statistic in statistics):
@@ -188,14 +190,14 @@ def _merge(visit: Visit, linears: Sequence[Linear], statistics: tuple[Statistic,
 
 @torch.no_grad()
 def _observe(
-    visit: Visit,
+    visit: LoadedBlock,
     stages: Sequence[Sequence[Linear]],
     found: Sequence[tuple[Statistic, ...]],
     *,
     onward: bool = False,
 ) -> None:
     """Update what is found with each batch; ``onward``: let the dense model go on on the way."""
-    dense = visit.dense if any(Cross in map(type, each) for each in found) else None
+    dense = visit.dense if any(CrossGram in map(type, each) for each in found) else None
     look = _Look(stages, found, through=onward)
     streams = [(each, seen) for each, seen in ((dense, look.note), (visit, look.update)) if each]
     with ExitStack() as stack:
@@ -206,13 +208,13 @@ def _observe(
             given: list[Tensor] = []
             for call in calls:
                 look.begin(samples)
-                with suppress(Enough):
+                with suppress(StopForward):
                     given.append(call())
             if onward and dense:
                 # Not before: what its last stage read may be the hidden states themselves.
-                put(dense.hidden, batch, given[0])
+                store(dense.hidden, batch, given[0])
     if onward and dense:
-        dense.onward, dense.memo, dense.twin = False, None, None
+        dense.propagates, dense.cache, dense.copy = False, None, None
 
 
 class _Look:
@@ -254,12 +256,12 @@ class _Look:
     def _shown(self, stage: int, *, enough: bool) -> None:
         self._left.discard(stage)
         if self._ends and enough and not self._left:
-            raise Enough
+            raise StopForward
 
 
 @contextmanager
 def _shown(
-    visit: Visit, stages: Sequence[Sequence[Linear]], look: Callable[[int, Tensor], None]
+    visit: LoadedBlock, stages: Sequence[Sequence[Linear]], look: Callable[[int, Tensor], None]
 ) -> Iterator[None]:
     """Show what each stage reads, with its number."""
     with ExitStack() as stack:
@@ -289,7 +291,7 @@ class _silent:  # noqa: N801  used as a context
         del self.module.forward
 
 
-def _blame(visit: Visit, linear: Linear) -> str:
+def _blame(visit: LoadedBlock, linear: Linear) -> str:
     """Say in which sample the input of ``linear`` is not finite; run only after it was found so."""
     broken: list[bool] = []
     # An expert reads tokens of any sample; all of its block's experts read them in their order.
@@ -305,21 +307,23 @@ def _blame(visit: Visit, linear: Linear) -> str:
     visit.forward()
     hook.remove()
     # Ranks have the samples in their order.
-    broken = [sample for samples in visit.ranks.exchange(broken) for sample in samples]
+    broken = [sample for samples in visit.ranks.all_gather_object(broken) for sample in samples]
     if True in broken:
         return f"{linear.name}: its input is NaN or inf in calibration sample {broken.index(True)}."
     return f"{linear.name}: the squares of its inputs overflow float32."
 
 
 def survey(
-    visits: Callable[[], Iterator[tuple[Visit, Block]]], allocation: Allocation, pattern: Pattern
+    visits: Callable[[], Iterator[tuple[LoadedBlock, Block]]],
+    allocation: Allocation,
+    pattern: Pattern,
 ) -> Survey:
     """Return walks over the dense model for an allocation that looks at it."""
     needs = union(allocation.needs)
 
     def walk_once() -> Iterator[list[Layer]]:
         for visit, block in visits():
-            visit.onward = bool(needs)
+            visit.propagates = bool(needs)
             yield [
                 Layer(linear.name, read(visit.block, linear), stats, pattern, 0.0)
                 for linears, stats in gather(visit, block.pruned_stages, needs)

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prunekit.distributed.ranks import ALONE, Ranks
-from prunekit.statistics import Gathered, Gram
+from prunekit.distributed.ranks import SINGLE, Ranks
+from prunekit.statistics import Gram, StageStatistics
 
 ENERGY_PANEL = 192
 """Columns of a weight that are multiplied by the Gram matrix at once."""
@@ -14,8 +14,8 @@ ENERGY_PANEL = 192
 def relative_error(
     dense: Float[Tensor, "O I"],
     pruned: Float[Tensor, "O I"],
-    stats: Gathered,
-    ranks: Ranks = ALONE,
+    stats: StageStatistics,
+    ranks: Ranks = SINGLE,
 ) -> float | None:
     """Return ‖WX − W′X‖² / ‖WX‖² from a Gram matrix, or None where no token was seen.
 
@@ -26,7 +26,7 @@ def relative_error(
         return None
     gram = found.full
     sums = torch.stack([_energy(dense, gram), _energy(dense - pruned, gram)])
-    ranks.add(sums, "errors")
+    ranks.all_reduce_sum(sums, "errors")
     energy, loss = sums.tolist()
     return max(loss, 0.0) / energy if energy > 0 else 0.0
 

@@ -14,7 +14,7 @@ from prunekit.models.sequential.hidden_states import Where
 from prunekit.models.sequential.pipeline import BATCH_TOKENS
 from prunekit.models.vocabulary import vocabulary
 from prunekit.sparsify.recipe import Recipe
-from prunekit.sparsify.work_estimate import Circumstances, _inverses, _rows
+from prunekit.sparsify.work_estimate import CostInputs, _inverses, _rows
 from prunekit.statistics import Statistic
 
 REFINED = 7.5
@@ -106,14 +106,14 @@ def memory(
     stacks: Sequence[StackRunner],
     blocks: Sequence[Block],
     recipe: Recipe,
-    given: Circumstances,
+    given: CostInputs,
 ) -> Memory:
     """Return the peak bytes of the busiest rank."""
     modules = [module for runner in stacks for module in runner.blocks]
     sizes = [sum(value.numel() for value in module.parameters()) for module in modules]
     width = max(linear.inputs for block in blocks for linear in block.linears)
     stored = max(given.stored[linear.name].itemsize for block in blocks for linear in block.linears)
-    run, streams = given.dtype.itemsize, 1 + recipe.beside
+    run, streams = given.dtype.itemsize, 1 + recipe.runs_dense_model
     recovers = recipe.recover == "block"
     features = max(runner.features for runner in stacks)
     hidden = given.tokens * features * run
@@ -157,14 +157,14 @@ def _bytes(kinds: Sequence[type[Statistic]], inputs: int) -> int:
     return sum(kind.nbytes(inputs) for kind in kinds)
 
 
-def _solve(stage: Sequence[Linear], recipe: Recipe, given: Circumstances) -> int:
+def _solve(stage: Sequence[Linear], recipe: Recipe, given: CostInputs) -> int:
     """Return the bytes that pruning a stage takes beside its statistics."""
     method = recipe.method
     own = sum(_rows(linear, recipe, given) * linear.inputs for linear in stage)
     aims = recipe.target == "dense"
     matrices = (max(method.copies, REFINED) if recipe.refine else method.copies) + aims
     # An inverse waits for its turn beside the one in use, where there are several.
-    waits = given.ranks.several and method.shared_inverses and _inverses(stage, recipe) > 1
+    waits = given.ranks.is_distributed and method.shared_inverses and _inverses(stage, recipe) > 1
     square = stage[0].inputs ** 2
     # What is aimed at takes a factor; with it a cross product is gone before the method begins.
     solving = matrices * own + (method.squares + waits - aims) * square

@@ -22,13 +22,13 @@ from prunekit.architectures.coverage import ADVICE
 from prunekit.errors import ConfigError
 from prunekit.models.layout import Block, Linear, read
 from prunekit.models.sequential.block_runner import StackRunner
-from prunekit.models.sequential.pipeline import Visit
-from prunekit.models.units.heads_neurons import Slices, heads_of, neurons_of, oriented
+from prunekit.models.sequential.pipeline import LoadedBlock
+from prunekit.models.units.heads_neurons import UnitIndex, heads_of, neurons_of, oriented
 from prunekit.patterns.n_of_m import NOfM
 from prunekit.sparsify.calibrate import gather
 from prunekit.sparsify.channel_order import order
 from prunekit.sparsify.recipe import Recipe
-from prunekit.statistics import ColumnEnergy, Gathered
+from prunekit.statistics import ColumnEnergy, StageStatistics
 
 Orders = Mapping[str, list[list[int]]]
 """Name of an axis → its orders, each the channels as they are to stand."""
@@ -45,8 +45,8 @@ class Axis:
     """
 
     name: str
-    writers: tuple[Slices, ...]
-    reader: Slices
+    writers: tuple[UnitIndex, ...]
+    reader: UnitIndex
 
 
 def check_permutable(model: PreTrainedModel, stacks: Sequence[StackRunner]) -> None:
@@ -67,15 +67,15 @@ def axes(block: nn.Module, stack: Stack) -> Iterator[Axis]:
     for site in heads_of("", block, stack):
         # Query and key channels are paired by rotary embeddings, so only the values' are free.
         value = site.writers[-1]
-        rows = Slices(value.linear, value.index.flatten(1))
+        rows = UnitIndex(value.linear, value.index.flatten(1))
         yield Axis(site.name, (rows,), site.reader)
     for site in neurons_of("", block, stack):
-        rows = [Slices(part.linear, part.index.view(1, -1)) for part in site.writers]
-        columns = Slices(site.reader.linear, site.reader.index.view(1, 1, -1))
+        rows = [UnitIndex(part.linear, part.index.view(1, -1)) for part in site.writers]
+        columns = UnitIndex(site.reader.linear, site.reader.index.view(1, 1, -1))
         yield Axis(site.name, tuple(rows), columns)
 
 
-def orders(visit: Visit, plan: Block, recipe: Recipe) -> Orders:
+def orders(visit: LoadedBlock, plan: Block, recipe: Recipe) -> Orders:
     """Return the orders in which the visited block, still dense, loses least to the pattern.
 
     Axes whose readers are not pruned, or whose channels are no multiple of m, are left as they are;
@@ -103,16 +103,18 @@ def orders(visit: Visit, plan: Block, recipe: Recipe) -> Orders:
             ]
         return result
 
-    return visit.ranks.lead(search)
+    return visit.ranks.run_on_main(search)
 
 
-def saliency(visit: Visit, linear: Linear, stats: Gathered) -> Float[Tensor, "O I"]:
+def saliency(visit: LoadedBlock, linear: Linear, stats: StageStatistics) -> Float[Tensor, "O I"]:
     """Return what each weight of a linear is worth: Wanda's score, squared, w² Σ x²."""
     return read(visit.block, linear).square_().mul_(stats[ColumnEnergy].total)
 
 
 @torch.no_grad()
-def rearrange(visit: Visit, found: Orders, values: Mapping[str, Tensor] | None = None) -> list[str]:
+def rearrange(
+    visit: LoadedBlock, found: Orders, values: Mapping[str, Tensor] | None = None
+) -> list[str]:
     """Put the channels of the visited block into the orders found, in place.
 
     Args:

@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 
 from prunekit.architectures import find
 from prunekit.checkpoint.reader import Checkpoint
-from prunekit.distributed.ranks import ALONE, Ranks
+from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError, ShapeError
 from prunekit.models.layout import Block
-from prunekit.models.sequential.pipeline import Visit
+from prunekit.models.sequential.pipeline import LoadedBlock
 from prunekit.models.units.hidden import coordinates
 from prunekit.models.weight_names import unread
 from prunekit.patterns.n_of_m import NOfM
@@ -53,11 +53,11 @@ def residual_axes(model: PreTrainedModel) -> Axes:
 
 
 def residual_order(
-    visits: Iterable[tuple[Visit, Block]],
+    visits: Iterable[tuple[LoadedBlock, Block]],
     blocks: Sequence[Block],
     axes: Axes,
     recipe: Recipe,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE,
 ) -> list[int] | None:
     """Return the coordinates in the order in which the dense model loses least to n:m.
 
@@ -83,7 +83,7 @@ def residual_order(
                 whole = saliency(visit, linear, stats)
                 rows = whole[:: -(-len(whole) // each)]
                 found.append(rows / rows.sum().clamp_min(1e-30))
-    return ranks.lead(lambda: order(torch.cat(found), pattern, 2 * ROWS).tolist())
+    return ranks.run_on_main(lambda: order(torch.cat(found), pattern, 2 * ROWS).tolist())
 
 
 def check_moves(model: PreTrainedModel, checkpoint: Checkpoint, stored: Mapping[str, str]) -> None:

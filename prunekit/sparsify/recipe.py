@@ -14,7 +14,7 @@ from prunekit.models.layout import Block
 from prunekit.patterns import Pattern
 from prunekit.statistics import (
     ColumnEnergy,
-    Cross,
+    CrossGram,
     Gram,
     SampledGram,
     Starved,
@@ -24,7 +24,7 @@ from prunekit.statistics import (
 
 
 @dataclass(frozen=True)
-class Hunger:
+class ExpertCoverage:
     """An expert is starved ``below`` so many tokens; what is done then."""
 
     below: int = 1
@@ -67,7 +67,7 @@ class Recipe:
     recover_rank: int = 0
     permute: Permute = False
     measure_error: bool = True
-    hunger: Hunger = field(default_factory=Hunger)
+    hunger: ExpertCoverage = field(default_factory=ExpertCoverage)
 
     def check(self, blocks: Sequence[Block]) -> None:
         """Refuse to recover experts, whose tokens are not those of the dense model.
@@ -103,14 +103,14 @@ class Recipe:
             recover_rank=prune.recover_rank,
             permute=prune.permute,
             measure_error=prune.measure_error and calibrated,
-            hunger=Hunger(prune.starved_below, prune.starved),
+            hunger=ExpertCoverage(prune.starved_below, prune.starved),
         )
 
     @property
     def needs(self) -> tuple[type[Statistic], ...]:
         """What is gathered for each stage."""
         solves = [Gram] if self.refine or self.recover == "lowrank" else []
-        aims = [Gram, Cross] if self.target == "dense" else []
+        aims = [Gram, CrossGram] if self.target == "dense" else []
         orders = [ColumnEnergy] if self.permute else []
         found = union([*self.method.needs, *solves, *aims, *orders])
         if not self.measure_error or Gram in found:
@@ -119,12 +119,12 @@ class Recipe:
         return union([*found, ColumnEnergy, SampledGram])
 
     @property
-    def apart(self) -> bool:
+    def blocks_independent(self) -> bool:
         """Whether no block has to wait for another one to be pruned."""
-        return self.propagation == "none" or not (self.needs or self.beside)
+        return self.propagation == "none" or not (self.needs or self.runs_dense_model)
 
     @property
-    def beside(self) -> bool:
+    def runs_dense_model(self) -> bool:
         """Whether the dense model is walked through beside the pruned one."""
         return self.target == "dense" or self.recover == "block"
 

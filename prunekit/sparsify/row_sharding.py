@@ -18,28 +18,28 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def dealt(pattern: Pattern, ranks: Ranks, outputs: int, inputs: int) -> list[slice] | None:
+def row_shards(pattern: Pattern, ranks: Ranks, outputs: int, inputs: int) -> list[slice] | None:
     """Return which rows each rank prunes, or None where each prunes all of them.
 
     So it is where there are fewer tiles, one above the other, than ranks, and for a pattern that is
     not counted within groups, of which nothing is known.
     """
-    if not ranks.several or not isinstance(pattern, Grouped):
+    if not ranks.is_distributed or not isinstance(pattern, Grouped):
         return None
     height = pattern.groups(outputs, inputs, 0.0).tile[0]
     unit = 1 if height == outputs else height
-    return ranks.parts(outputs, unit) if outputs // unit >= ranks.size else None
+    return ranks.shards(outputs, unit) if outputs // unit >= ranks.size else None
 
 
-def spread(pattern: Pattern, ranks: Ranks, outputs: int, inputs: int) -> Pattern:
+def shard_pattern(pattern: Pattern, ranks: Ranks, outputs: int, inputs: int) -> Pattern:
     """Return the pattern that chooses among the rows of all ranks; its own if rows do not mix."""
     assert isinstance(pattern, Grouped)
     if pattern.groups(outputs, inputs, 0.0).rows == 1:
         return pattern
-    return Spread(pattern, ranks, outputs)
+    return ShardedPattern(pattern, ranks, outputs)
 
 
-class Spread(Pattern):
+class ShardedPattern(Pattern):
     """A pattern whose masks are found by counting over all ranks, each of which holds some rows."""
 
     spelling = "none: it is not written, but made of one that is"
@@ -66,10 +66,13 @@ class Spread(Pattern):
         return self._choose(score, groups)
 
     def _choose(self, score: Tensor, groups: Groups) -> Tensor:
-        from prunekit_kernels import Others, choose_spread
+        from prunekit_kernels import PeerRows, choose_spread
 
         ranks = self._ranks
-        others = Others(
-            ranks.rank, ranks.size, self._outputs, lambda counts: ranks.add(counts, "thresholds")
+        others = PeerRows(
+            ranks.rank,
+            ranks.size,
+            self._outputs,
+            lambda counts: ranks.all_reduce_sum(counts, "thresholds"),
         )
         return choose_spread(score, groups, others)

@@ -14,12 +14,12 @@ from prunekit.distributed.ranks import Ranks
 from prunekit.methods.refine import ITERATIONS
 from prunekit.models.layout import Block, Linear
 from prunekit.sparsify.recipe import Recipe
-from prunekit.sparsify.row_sharding import dealt
+from prunekit.sparsify.row_sharding import row_shards
 from prunekit.statistics import Gram, Statistic
 
 
 @dataclass(frozen=True)
-class Circumstances:
+class CostInputs:
     """What the numbers depend on besides the model and the recipe.
 
     Attributes:
@@ -42,7 +42,7 @@ class Circumstances:
         return self.samples[0] * self.samples[1]
 
 
-def _rows(linear: Linear, recipe: Recipe, given: Circumstances) -> int:
+def _rows(linear: Linear, recipe: Recipe, given: CostInputs) -> int:
     """Return how many rows of a linear the busiest rank prunes."""
     return max(_shares(linear, recipe, given.ranks))
 
@@ -50,8 +50,8 @@ def _rows(linear: Linear, recipe: Recipe, given: Circumstances) -> int:
 def _shares(linear: Linear, recipe: Recipe, ranks: Ranks) -> list[int]:
     """Return how many rows of a linear each rank prunes."""
     parts = None
-    if not recipe.apart:
-        parts = dealt(recipe.pattern, ranks, linear.outputs, linear.inputs)
+    if not recipe.blocks_independent:
+        parts = row_shards(recipe.pattern, ranks, linear.outputs, linear.inputs)
     if not parts:
         return [linear.outputs] * ranks.size
     return [part.stop - part.start for part in parts]
@@ -72,7 +72,7 @@ class Work:
     solve: tuple[int, ...]
 
 
-def work(blocks: Sequence[Block], recipe: Recipe, given: Circumstances) -> Work:
+def work(blocks: Sequence[Block], recipe: Recipe, given: CostInputs) -> Work:
     """Return the operations of each rank."""
     tokens, (_, length) = given.tokens, given.samples
     weights = sum(linear.size for block in blocks for linear in block.linears)
@@ -80,13 +80,13 @@ def work(blocks: Sequence[Block], recipe: Recipe, given: Circumstances) -> Work:
     widths = sum(max(linear.inputs for linear in block.stages[0]) for block in blocks)
     once = 2 * tokens * weights + 2 * tokens * length * widths
     gathered = sum(
-        tokens * kind.flops(stage[0].inputs) // (1 if stage[0].expert else kind.every)
+        tokens * kind.flops(stage[0].inputs) // (1 if stage[0].expert else kind.sample_stride)
         for block in blocks
         for stage in block.pruned_stages
         for kind in recipe.needs
     )
     orders = bool(recipe.permute) + (recipe.permute == "residual")
-    forwards = passes(recipe) * (1 + recipe.beside) + orders
+    forwards = passes(recipe) * (1 + recipe.runs_dense_model) + orders
     return Work(
         forward=int(once * forwards) if recipe.needs else 0,
         gather=gathered * recipe.steps,
@@ -106,13 +106,13 @@ def row_flops(recipe: Recipe, outputs: int, inputs: int) -> int:
     return recipe.method.flops(outputs, inputs) + products * outputs * inputs**2
 
 
-def _solves(blocks: Sequence[Block], recipe: Recipe, given: Circumstances) -> tuple[int, ...]:
+def _solves(blocks: Sequence[Block], recipe: Recipe, given: CostInputs) -> tuple[int, ...]:
     ranks = Ranks(0, given.ranks.size)
     done = [0] * ranks.size
     for number, block in enumerate(blocks):
         stages = block.pruned_stages
         inverse = [recipe.method.flops_of_inverse(stage[0].inputs) for stage in stages]
-        if recipe.apart:
+        if recipe.blocks_independent:
             rows = sum(row_flops(recipe, each.outputs, each.inputs) for each in block.pruned)
             whole = sum(map(mul, inverse, (_inverses(stage, recipe) for stage in stages)))
             done[number % ranks.size] += (whole + rows) * recipe.steps
@@ -140,11 +140,11 @@ def _makers(
     if not recipe.method.shared_inverses:
         return [[*range(ranks.size)] * count for count in counts]
     if recipe.propagation == "block" and all(count == 1 for count in counts):
-        return [[owner] for owner in ranks.owners(works)]
-    return [ranks.turns(work, count) for work, count in zip(works, counts, strict=True)]
+        return [[owner] for owner in ranks.assign_each(works)]
+    return [ranks.assign_rounds(work, count) for work, count in zip(works, counts, strict=True)]
 
 
-def traffic(blocks: Sequence[Block], recipe: Recipe, given: Circumstances) -> dict[str, int]:
+def traffic(blocks: Sequence[Block], recipe: Recipe, given: CostInputs) -> dict[str, int]:
     """Return the bytes that each rank sends over a run, by what they are for.
 
     Counts for thresholds and errors, and what experts read anew, come on top.
@@ -156,13 +156,13 @@ def traffic(blocks: Sequence[Block], recipe: Recipe, given: Circumstances) -> di
             inputs = stage[0].inputs
             parts = [part for kind in recipe.needs for part in _parts(kind, inputs)]
             sent["statistics"] += sum(2 * part * others // ranks for part in parts)
-            if recipe.apart:
+            if recipe.blocks_independent:
                 continue
             if recipe.method.shared_inverses:
                 one = sum(part * others // ranks for part in _parts(Gram, inputs))
                 sent["inverses"] += one * _inverses(stage, recipe)
             for linear in stage:
-                if dealt(recipe.pattern, given.ranks, linear.outputs, linear.inputs):
+                if row_shards(recipe.pattern, given.ranks, linear.outputs, linear.inputs):
                     rows, size = _rows(linear, recipe, given), given.stored[linear.name].itemsize
                     sent["rows"] += others * rows * linear.inputs * size
     return {what: recipe.steps * nbytes for what, nbytes in sent.items()}

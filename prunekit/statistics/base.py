@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 from jaxtyping import Float, Shaped
 
-from prunekit.distributed.ranks import ALONE, Ranks
+from prunekit.distributed.ranks import SINGLE, Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ class Statistic(ABC):
     """
 
     name: ClassVar[str]
-    every: ClassVar[int] = 1
+    sample_stride: ClassVar[int] = 1
 
     def __init__(self, inputs: int, device: torch.device | str = "cpu") -> None:
         import torch
@@ -87,7 +87,7 @@ class Statistic(ABC):
         return bool(self.total.isfinite().all())
 
 
-class Gathered:
+class StageStatistics:
     """The statistics of one stage, looked up by their class: ``stats[Gram].total``.
 
     Attributes:
@@ -101,7 +101,7 @@ class Gathered:
         statistics: Iterable[Statistic],
         routed: int | None = None,
         starved: Starved | None = None,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE,
     ) -> None:
         self.routed, self.starved, self.ranks = routed, starved, ranks
         self._statistics = tuple(statistics)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Cross(Statistic):
+class CrossGram(Statistic):
     """``total = Σₜ (dense[t] − x[t]) x[t]ᵀ``; nothing where no dense stream is beside it."""
 
     name: ClassVar[str] = "cross"

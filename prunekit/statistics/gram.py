@@ -68,7 +68,7 @@ class Gram(Statistic):
         """
         return NOISE * len(self.total) / self.tokens if self.tokens else 0.0
 
-    def lay_aside(self, upper: Float[Tensor, "I I"]) -> None:
+    def stash_upper(self, upper: Float[Tensor, "I I"]) -> None:
         """Keep an upper triangular matrix in the half of the sum that says nothing."""
         self._diagonal, self._mirrored = upper.diagonal().clone(), False
         for start in range(0, len(upper), PANEL):
@@ -77,7 +77,7 @@ class Gram(Statistic):
             square = self.total[start:end, start:end]
             square.copy_(square.tril() + upper[start:end, start:end].triu(1))
 
-    def take_back(self) -> Float[Tensor, "I I"] | None:
+    def pop_upper(self) -> Float[Tensor, "I I"] | None:
         """Return what was laid aside, in memory of its own, if anything was."""
         found, self._aside = self._leave() if self._aside is None else self._aside, None
         return found

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from prunekit.distributed.ranks import ALONE, Ranks
+from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError
 
 IGNORED = -100
@@ -101,7 +101,7 @@ def losses(model: PreTrainedModel, batch: Batch) -> tuple[Float[Tensor, " B"], F
 
 
 @torch.inference_mode()
-def mean_loss(model: PreTrainedModel, data: Sequence[Batch], ranks: Ranks = ALONE) -> float:
+def mean_loss(model: PreTrainedModel, data: Sequence[Batch], ranks: Ranks = SINGLE) -> float:
     """Return the mean loss of all predictions: their sum over how many there are, in float64.
 
     ``ranks`` have the other batches.
@@ -110,7 +110,7 @@ def mean_loss(model: PreTrainedModel, data: Sequence[Batch], ranks: Ranks = ALON
     for batch in data:
         loss, predictions = losses(model, batch)
         total, count = total + float(loss.double().sum()), count + float(predictions.sum())
-    every = ranks.exchange((total, count))
+    every = ranks.all_gather_object((total, count))
     return sum(part for part, _ in every) / max(sum(part for _, part in every), 1.0)
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunekit.architectures import find
-from prunekit.distributed.ranks import ALONE, Ranks
+from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.models.layout import runners
-from prunekit.models.sequential.activation_cache import Memo
-from prunekit.models.sequential.pipeline import Visit, batches, walk
+from prunekit.models.sequential.activation_cache import ActivationCache
+from prunekit.models.sequential.pipeline import LoadedBlock, batches, iterate_blocks
 from prunekit.models.units.heads_neurons import Site, matrix
 from prunekit.models.units.kinds import Compensation
 from prunekit.structured.refit import refit
@@ -31,7 +31,7 @@ def compensate(
     kept: Mapping[str, Sequence[int]],
     ids: Int[Tensor, "N T"],
     how: Compensation = "refit",
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE,
 ) -> Iterator[str]:
     """Let each linear that reads units give what it gave with all of them; yield blocks by name.
 
@@ -48,7 +48,7 @@ def compensate(
     """
     readers = {site.reader.linear: site for site in found if len(kept[site.name]) < site.units}
     parts = batches(ids, model.device)
-    for visit in walk(model, runners(model, find(model)), None, parts, ranks):
+    for visit in iterate_blocks(model, runners(model, find(model)), None, parts, ranks):
         here = [module for module in visit.block.modules() if module in readers]
         if here:
             _change_block(visit, [readers[module] for module in here], kept, how)
@@ -56,12 +56,12 @@ def compensate(
 
 
 def _change_block(
-    visit: Visit, here: Sequence[Site], kept: Mapping[str, Sequence[int]], how: Compensation
+    visit: LoadedBlock, here: Sequence[Site], kept: Mapping[str, Sequence[int]], how: Compensation
 ) -> None:
     paths = {module: path for path, module in visit.block.named_modules()}
     readers = {paths[site.reader.linear]: site for site in here}
     order = visit.order(readers)
-    visit.memo = Memo(visit.block, [[path] for path in order], visit.shelf)
+    visit.cache = ActivationCache(visit.block, [[path] for path in order], visit.new_hidden_states)
     for number, path in enumerate(order, 1):
         site = readers[path]
         gone = torch.ones(site.units, dtype=torch.bool)
@@ -73,10 +73,10 @@ def _change_block(
             _add_mean(visit, path, columns)
         with torch.no_grad():
             matrix(site.reader.linear)[:, columns] = 0
-        visit.memo.stage = number
+        visit.cache.stage = number
 
 
-def _gram(visit: Visit, path: str) -> Float[Tensor, "I I"]:
+def _gram(visit: LoadedBlock, path: str) -> Float[Tensor, "I I"]:
     """Return XᵀX a token of what a linear reads."""
     inputs, tokens = matrix(visit.block.get_submodule(path)).shape[1], 0
     total = torch.zeros(inputs, inputs, device=visit.device)
@@ -84,12 +84,12 @@ def _gram(visit: Visit, path: str) -> Float[Tensor, "I I"]:
         rows = x.flatten(0, -2)
         gram(rows, total)
         tokens += len(rows)
-    visit.ranks.add(total, "statistics")
-    return mirror(total).div_(sum(visit.ranks.exchange(tokens)))
+    visit.ranks.all_reduce_sum(total, "statistics")
+    return mirror(total).div_(sum(visit.ranks.all_gather_object(tokens)))
 
 
 @torch.no_grad()
-def _add_mean(visit: Visit, path: str, columns: Int[Tensor, " C"]) -> None:
+def _add_mean(visit: LoadedBlock, path: str, columns: Int[Tensor, " C"]) -> None:
     """Add to the bias what some columns give on average."""
     total = torch.zeros(len(columns), dtype=torch.float64, device=columns.device)
     tokens = 0
@@ -97,8 +97,8 @@ def _add_mean(visit: Visit, path: str, columns: Int[Tensor, " C"]) -> None:
         rows = x.flatten(0, -2)
         total += rows[:, columns].double().sum(0)
         tokens += len(rows)
-    visit.ranks.add(total, "statistics")
-    mean = total / sum(visit.ranks.exchange(tokens))
+    visit.ranks.all_reduce_sum(total, "statistics")
+    mean = total / sum(visit.ranks.all_gather_object(tokens))
     linear = visit.block.get_submodule(path)
     bias = cast("Tensor", linear.bias)
     bias += (matrix(linear)[:, columns].double() @ mean).to(bias)

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from prunekit.models.units.base import Place
+from prunekit.models.units.base import UnitGroup
 from prunekit.structured.gate import Gate
 
 
-class Hooks:
+class HookHandles:
     """Hooks in force until ``remove()``, or the end of a ``with`` block."""
 
     def __init__(self, handles: Iterable[RemovableHandle]) -> None:
@@ -35,7 +35,7 @@ class Hooks:
         self.remove()
 
 
-class Hold(Hooks):
+class FrozenUnits(HookHandles):
     """Holds the weights of closed units in each step of an optimizer; made by ``Gates.hold``.
 
     What the optimizer remembers of them is zeroed, entry by entry. Costs a copy of these weights
@@ -43,7 +43,7 @@ class Hold(Hooks):
     """
 
     def __init__(
-        self, places: Sequence[Place], gates: Mapping[str, Gate], optimizer: Optimizer
+        self, places: Sequence[UnitGroup], gates: Mapping[str, Gate], optimizer: Optimizer
     ) -> None:
         self._places, self._gates = places, gates
         self._held: list[tuple[Tensor, int, Tensor, Tensor]] = []

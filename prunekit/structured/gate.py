@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from prunekit.models.units.base import Place
+from prunekit.models.units.base import UnitGroup
 
 
 class Gate:
@@ -25,7 +25,7 @@ class Gate:
             ``value`` gets no gradient there, so that training cannot open them again.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: UnitGroup) -> None:
         units, device = place.units, place.device
         self.value: Float[Tensor, "*B U"] = torch.ones(units, device=device)
         self.keep: Bool[Tensor, " U"] = torch.ones(units, dtype=torch.bool, device=device)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from prunekit.distributed.ranks import ALONE, Ranks
+from prunekit.distributed.ranks import SINGLE, Ranks
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -25,7 +25,7 @@ Scores: TypeAlias = "dict[str, Float[Tensor, ' U']]"
 
 
 @dataclass(frozen=True)
-class Subject:
+class GatedModel:
     """The model that is looked at, as it is gated now.
 
     Attributes:
@@ -41,14 +41,14 @@ class Subject:
     sites: Sequence[Site]
     gates: Mapping[str, Gate]
     batches: Sequence[Batch]
-    ranks: Ranks = ALONE
+    ranks: Ranks = SINGLE
 
     def add(self, sums: Iterable[Tensor]) -> None:
         """Make sums over the batches those of all ranks, in place."""
         for each in sums:
-            self.ranks.add(each, "scores")
+            self.ranks.all_reduce_sum(each, "scores")
 
     def total(self, counts: Mapping[str, float]) -> dict[str, float]:
         """Return the sum over all ranks of numbers, by their names."""
-        every = self.ranks.exchange(dict(counts))
+        every = self.ranks.all_gather_object(dict(counts))
         return {name: sum(each[name] for each in every) for name in counts}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from prunekit.errors import ConfigError
 from prunekit.formatting import percent
-from prunekit.models.units.base import Place
+from prunekit.models.units.base import UnitGroup
 from prunekit.structured.selection import Scope, refuse_no_numbers
 
 Keep = Mapping[str, Bool[Tensor, " U"]]
@@ -29,7 +29,7 @@ Keep = Mapping[str, Bool[Tensor, " U"]]
 class Count:
     """Counts the parameters that a model has left, exactly, from the shapes of its parameters."""
 
-    def __init__(self, places: Sequence[Place], whole: int) -> None:
+    def __init__(self, places: Sequence[UnitGroup], whole: int) -> None:
         """``whole``: the parameters of the model, those that belong to no unit included."""
         self.whole = whole
         self._places = places
@@ -103,7 +103,7 @@ class Order:
 
     def __init__(
         self,
-        places: Sequence[Place],
+        places: Sequence[UnitGroup],
         scores: Mapping[str, Float[Tensor, " U"]],
         keep: Keep,
         costs: Mapping[str, Float[Tensor, " U"]],
@@ -158,7 +158,7 @@ def _density(score: float, cost: float) -> float:
 
 
 def choose_within(
-    places: Sequence[Place],
+    places: Sequence[UnitGroup],
     scores: Mapping[str, Float[Tensor, " U"]],
     keep: Keep,
     whole: int,

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from prunekit.errors import NumericsError
 from prunekit.models.units.heads_neurons import Site, matrix
-from prunekit.structured.probes.reader_inputs import look
+from prunekit.structured.probes.reader_inputs import observe_inputs
 
 if TYPE_CHECKING:
-    from prunekit.structured.gated_model import Subject
+    from prunekit.structured.gated_model import GatedModel
 
 
-def gather(subject: Subject, *, gated: bool = True) -> dict[str, Float[Tensor, "I I"]]:
+def gather(subject: GatedModel, *, gated: bool = True) -> dict[str, Float[Tensor, "I I"]]:
     """Return H of each site, divided by its tokens; ``gated`` as in :func:`look`."""
     sums: dict[str, Tensor] = {}
     tokens: dict[str, float] = {}
@@ -35,7 +35,7 @@ def gather(subject: Subject, *, gated: bool = True) -> dict[str, Float[Tensor, "
         gram(x, sums[site.name])
         tokens[site.name] = tokens.get(site.name, 0) + len(x)
 
-    look(subject, see, gated=gated)
+    observe_inputs(subject, see, gated=gated)
     subject.add(sums.values())
     tokens = subject.total(tokens)
     return {name: mirror(total).div_(max(tokens[name], 1)) for name, total in sums.items()}
@@ -74,7 +74,7 @@ def damp(
         damping = min(1.0, 10 * damping) or 1e-6
 
 
-def lost(
+def removal_loss(
     site: Site,
     total: Float[Tensor, "I I"],
     damping: float,

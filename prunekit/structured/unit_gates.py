@@ -20,19 +20,19 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from prunekit.allocations.schedules import linear
-from prunekit.distributed.ranks import ALONE, Ranks
+from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError, PrunekitError, ShapeError
-from prunekit.models.units.base import Place
+from prunekit.models.units.base import UnitGroup
 from prunekit.models.units.find import places
 from prunekit.models.units.heads_neurons import Site, matrix
 from prunekit.models.units.kinds import WHOLE, Kind
-from prunekit.models.units.removal import parameters, refuse_unequal, settle
-from prunekit.models.units.stock_config import refuse_recorded, stock_entries
+from prunekit.models.units.removal import apply_removal, parameters, refuse_unequal
+from prunekit.models.units.stock_config import check_uniform_record, stock_entries
 from prunekit.structured.agreement import redundancy
 from prunekit.structured.batches import Batch, Data, batches, still
-from prunekit.structured.frozen_units import Hold
+from prunekit.structured.frozen_units import FrozenUnits
 from prunekit.structured.gate import Gate
-from prunekit.structured.rankers import Ranker, Scores, Subject, rankers
+from prunekit.structured.rankers import GatedModel, Ranker, Scores, rankers
 from prunekit.structured.refit import gather, refit
 from prunekit.structured.selection import Removed, Scope, choose
 
@@ -84,7 +84,7 @@ class Gates:
         ranker: str | Ranker,
         data: Data | None = None,
         *,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE,
         **settings: Any,  # noqa: ANN401
     ) -> Scores:
         """Return the score of each unit in the model as it is gated now; higher stays.
@@ -187,13 +187,13 @@ class Gates:
         for gate, unit in found:
             gate.keep[unit] = True
 
-    def hold(self, optimizer: Optimizer) -> Hold:
+    def hold(self, optimizer: Optimizer) -> FrozenUnits:
         """Keep the weights of pruned units as they are while the optimizer trains the others.
 
         Returns:
             What undoes it: ``remove()``, or the end of a ``with`` block.
         """
-        return Hold(self.places, self.gates, optimizer)
+        return FrozenUnits(self.places, self.gates, optimizer)
 
     def gate(self, layer: int, unit: int, value: float) -> None:
         """Multiply what a unit gives by ``value``."""
@@ -257,7 +257,7 @@ class Gates:
         entries, note = None, STOCK
         try:
             entries = stock_entries(self.model, self.places, kept)
-            refuse_recorded(self.model, kept)
+            check_uniform_record(self.model, kept)
         except ShapeError as error:
             if stock or (entries is None and self.kind in WHOLE):
                 raise
@@ -269,7 +269,7 @@ class Gates:
             self._refit(batches(data, self.model), kept)
         self._fold()
         self.detach()
-        settle(self.model, self.places, kept, entries)
+        apply_removal(self.model, self.places, kept, entries)
         self._attach()
         return Finalized(kept, (before, parameters(self.model)), note == STOCK, note)
 
@@ -291,9 +291,9 @@ class Gates:
         self.gates = {place.name: Gate(place) for place in self.places}
         self._history: list[list[tuple[Tensor, Tensor]]] = []
 
-    def _subject(self, found: list[Batch]) -> Subject:
+    def _subject(self, found: list[Batch]) -> GatedModel:
         # A ranker says which kinds it ranks, and reads no more of a place than all of these have.
-        return Subject(self.model, cast("list[Site]", self.places), self.gates, found)
+        return GatedModel(self.model, cast("list[Site]", self.places), self.gates, found)
 
     def _gate(self, layer: int, unit: int) -> Gate:
         if not 0 <= layer < len(self.places) or not 0 <= unit < self.places[layer].units:
@@ -325,7 +325,7 @@ class Gates:
         with still(self.model):
             for site in self.sites:
                 if len(kept[site.name]) < site.units:
-                    subject = Subject(self.model, [site], self.gates, found)
+                    subject = GatedModel(self.model, [site], self.gates, found)
                     refit(site, gather(subject, gated=False)[site.name], kept[site.name])
 
     @torch.no_grad()
@@ -377,7 +377,7 @@ def neurons(model: PreTrainedModel) -> Gates:
     return Gates(model, "neurons")
 
 
-def _anchor(place: Place) -> object:
+def _anchor(place: UnitGroup) -> object:
     """Return what stays the same of a place when blocks before it go."""
     return place.module if isinstance(place, Site) else place.name
 

@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.pytorch_utils import Conv1D
 
 from prunekit.errors import ConfigError
-from prunekit.structured.frozen_units import Hooks
+from prunekit.structured.frozen_units import HookHandles
 
 
 def keep_masks(model: nn.Module, optimizer: Optimizer | None = None) -> "Masks":
@@ -41,7 +41,7 @@ def keep_masks(model: nn.Module, optimizer: Optimizer | None = None) -> "Masks":
     return Masks(weights, optimizer)
 
 
-class Masks(Hooks):
+class Masks(HookHandles):
     """Masks in force; made by :func:`keep_masks`.
 
     Attributes:

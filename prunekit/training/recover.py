@@ -30,7 +30,7 @@ LEAST_RATE = 0.1
 
 
 @dataclass(frozen=True)
-class Moment:
+class TrainingStep:
     """Where a training is.
 
     Attributes:
@@ -52,7 +52,7 @@ def recover(
     held_out: Data,
     settings: Train | None = None,
     gates: Sequence[Gates] = (),
-) -> Iterator[Moment]:
+) -> Iterator[TrainingStep]:
     """Train what of a model wants a gradient, and at the end take the weights that were best.
 
     AdamW, without dropout; the learning rate rises for a tenth of the steps, for 100 at most, and
@@ -80,8 +80,8 @@ def recover(
     order = random.Random(settings.seed)
     with ExitStack() as held:
         held.enter_context(still(model))
-        best = Best(weights, mean_loss(model, judged))
-        yield Moment(0, None, best.loss, _factors(gates))
+        best = BestCheckpoint(weights, mean_loss(model, judged))
+        yield TrainingStep(0, None, best.loss, _factors(gates))
         for each in gates:
             held.enter_context(each.hold(optimizer))
         queue: list[Batch] = []
@@ -97,13 +97,13 @@ def recover(
                 found = mean_loss(model, judged)
                 best.compare(found)
             if found is not None or step % TRACKED == 0:
-                yield Moment(step, loss, found, _factors(gates))
+                yield TrainingStep(step, loss, found, _factors(gates))
             if best.waited == settings.patience:
                 break
     best.take()
 
 
-class Best:
+class BestCheckpoint:
     """The weights whose held-out loss was the lowest so far.
 
     Attributes:
@@ -149,7 +149,7 @@ def recovered(base: float, post: float, final: float) -> float | None:
     return (post - final) / (post - base) if post > base else None
 
 
-def summary(base: float, moments: Sequence[Moment]) -> dict[str, Any]:
+def summary(base: float, moments: Sequence[TrainingStep]) -> dict[str, Any]:
     """Return what a report says of a training; ``base`` is the held-out loss of the dense model."""
     looked = [moment.held_out for moment in moments if moment.held_out is not None]
     return {

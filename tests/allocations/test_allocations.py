@@ -16,7 +16,7 @@ from prunekit.errors import NumericsError
 from prunekit.methods.layer import Layer
 from prunekit.methods.magnitude import Magnitude
 from prunekit.patterns import parse, pruned_count
-from prunekit.statistics import ColumnEnergy, Gathered, Gram
+from prunekit.statistics import ColumnEnergy, Gram, StageStatistics
 from tests.support.checkpoints import planned, tensors, write
 
 sparsities = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1))
@@ -27,7 +27,7 @@ law = settings(deadline=None, max_examples=25)
 def layer(name, weight, x=None):
     energy = ColumnEnergy(weight.shape[1])
     energy.update(torch.ones(1, weight.shape[1]) if x is None else x)
-    return Layer(name, weight, Gathered([energy]), parse("unstructured", "layer"), 0.0)
+    return Layer(name, weight, StageStatistics([energy]), parse("unstructured", "layer"), 0.0)
 
 
 def blocks_of(*shapes, seed=0, values=None):
@@ -274,7 +274,7 @@ def gram_blocks(*loudness, spelled="unstructured"):
         gram = Gram(48)
         gram.update(x * (spread * torch.randn(48, generator=generator)).exp())
         pattern = parse(spelled, "layer")
-        blocks.append([Layer(f"{number}", weight, Gathered([gram]), pattern, 0.0)])
+        blocks.append([Layer(f"{number}", weight, StageStatistics([gram]), pattern, 0.0)])
     return blocks
 
 

@@ -70,7 +70,7 @@ def test_a_machine_without_a_command_is_described_without_it():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("op", ["column_energy", "gram", "packed_mask", "selection"])
 def test_benches_of_kernels_yield_cases_with_ours_first(op):
-    module = __import__(f"bench.{op}", fromlist=["cases"])
+    module = __import__(f"bench.ops.{op}", fromlist=["cases"])
     case = next(module.cases(torch.device("cpu")))
     assert next(iter(case.contestants)) == "prunekit"
     assert case.bytes > 0

@@ -267,7 +267,7 @@ def test_a_shard_that_fails_leaves_what_was_there(tmp_path, monkeypatch, before,
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"prunekit.checkpoint.reader.{failing}", fail)
+        patch.setattr(f"prunekit.checkpoint.atomic.{failing}", fail)
         with pytest.raises(CapacityError, match="disk is full"):
             write_shard(file, {"a": torch.zeros(3)})
     assert [path.read_bytes() for path in tmp_path.iterdir()] == ([before] if before else [])

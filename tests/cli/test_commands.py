@@ -1,5 +1,6 @@
 """Words on the command line: what is said where, and the exit codes."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -41,12 +42,13 @@ def config(tmp_path, monkeypatch):
 def replace(monkeypatch):
     """Stand in for modules that a command imports when it runs, all of them without torch."""
 
-    def replace(**modules):
+    def replace(modules):
         for name, names in modules.items():
+            package, _, leaf = f"prunekit.{name}".rpartition(".")
             module = ModuleType(f"prunekit.{name}")
             vars(module).update(names)
             monkeypatch.setitem(sys.modules, module.__name__, module)
-            monkeypatch.setattr(prunekit, name, module, raising=False)
+            monkeypatch.setattr(importlib.import_module(package), leaf, module, raising=False)
 
     return replace
 
@@ -67,7 +69,7 @@ def run(replace):
             seen["quiet"] = quiet
             return list(records)
 
-        replace(jobs={"plan": plan, "run": start}, progress={"show": show})
+        replace({"runs.jobs": {"plan": plan, "run": start}, "cli.progress": {"show": show}})
         return seen
 
     return run
@@ -224,7 +226,7 @@ def test_ctrl_c_ends_a_process_without_traceback(config):
         "signal.signal(signal.SIGINT, signal.default_int_handler); "
         "stop = lambda *_: os.kill(os.getpid(), signal.SIGINT); "
         "jobs = types.SimpleNamespace(plan=stop, Preflight=lambda *_: None); "
-        "sys.modules['prunekit.runs.jobs'] = prunekit.runs.jobs = jobs; "
+        "import prunekit.runs; sys.modules['prunekit.runs.jobs'] = prunekit.runs.jobs = jobs; "
         "from prunekit.cli.main import main; sys.exit(main(['plan', 'config.toml']))"
     )
     done = python("-c", code)
@@ -240,7 +242,7 @@ def test_plan_prints_the_plan(config, replace, capsys):
         return made
 
     jobs = {"plan": plan, "Preflight": lambda *memory: memory, "estimate": lambda _: "a day"}
-    replace(jobs=jobs)
+    replace({"runs.jobs": jobs})
     memory = ["--device-memory", "80GB", "--host-memory", "1TB"]
     assert main(["plan", config, "--world-size", "8", *memory]) == 0
     assert capsys.readouterr().out == "a plan\ntime: a day\n"
@@ -268,7 +270,7 @@ def test_evaluate_prints_what_was_measured(replace, capsys):
         assert arguments == ("m", ("pydoc:test", "pydoc:train"), 64, 3)
         return [{"data": "a.txt", "metric": "perplexity", "value": 20.7, "protocol": "3 windows"}]
 
-    replace(evaluation={"evaluate": evaluate})
+    replace({"evaluation.perplexity": {"evaluate": evaluate}})
     sources = ["--data", "pydoc:test", "--data", "pydoc:train"]
     assert main(["evaluate", "m", *sources, "--length", "64", "--windows", "3"]) == 0
     assert capsys.readouterr().out == "a.txt: perplexity 20.70\n  3 windows\n"
@@ -285,7 +287,8 @@ def test_evaluate_names_all_texts_that_are_not_there(capsys):
 def test_inspect_prints_every_tensor_in_full(replace, capsys):
     name = "model.layers.0." + "x" * 80
     facts = {"shape": [4, 8], "dtype": "float32", "sparsity": 0.5, "n_of_m": "2:4"}
-    replace(verify={"inspect": lambda path: [{"name": name, **facts, "format": "bitmask"}]})
+    found = [{"name": name, **facts, "format": "bitmask"}]
+    replace({"evaluation.inspect": {"inspect": lambda path: found}})
     assert main(["inspect", "m"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split() == (
         [name, "4x8", "float32", "50.0", "%", "2:4", "bitmask"]
@@ -298,7 +301,7 @@ def test_verify_exits_with_1_when_a_check_fails(replace, passed, code, capsys):
         SimpleNamespace(name="files", passed=True, detail="sound"),
         SimpleNamespace(name="zeros", passed=passed, detail="7 zeros"),
     ]
-    replace(verify={"verify": lambda path: checks})
+    replace({"evaluation.verify": {"verify": lambda path: checks}})
     assert main(["verify", "m"]) == code
     word = "passed" if passed else "FAILED"
     assert capsys.readouterr().out == f"passed  files: sound\n{word}  zeros: 7 zeros\n"
@@ -341,7 +344,8 @@ def test_init_writes_a_config_and_never_overwrites_one(tmp_path, monkeypatch, ca
 
 
 def test_demo_shows_its_runs_side_by_side(replace, capsys):
-    replace(demo={"demo": lambda folder: [folder], "table": lambda reports: f"{reports}"})
+    module = {"demo": lambda folder: [folder], "table": lambda reports: f"{reports}"}
+    replace({"cli.demo": module})
     assert main(["demo", "here"]) == 0
     assert "here" in capsys.readouterr().out
 

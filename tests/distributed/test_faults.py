@@ -36,11 +36,11 @@ ranks.MEETING = datetime.timedelta(seconds=10)
 SLOW = """
 import time
 from prunekit.runs.sparsify import run as running
-real = running.Run._write_block
+real = running.SparsifyRun._write_block
 def slow(self, *arguments, **options):
     time.sleep(0.4)
     return real(self, *arguments, **options)
-running.Run._write_block = slow
+running.SparsifyRun._write_block = slow
 """
 TABLE = Path(__file__).parents[2] / "bench/results/faults.md"
 
@@ -239,7 +239,7 @@ FORKED = """
 import os, time
 from prunekit.cli import main as cli
 from prunekit.runs.sparsify import run as running
-ended, real = arguments[0] + ".ended", running.Run._write_block
+ended, real = arguments[0] + ".ended", running.SparsifyRun._write_block
 def wait(self, *given, **options):
     while not os.path.exists(ended):
         time.sleep(0.02)
@@ -249,7 +249,7 @@ if child:
     while not os.path.exists(arguments[0].replace(".toml", "/journal.jsonl")):
         time.sleep(0.02)
 else:
-    running.Run._write_block = wait
+    running.SparsifyRun._write_block = wait
 code = cli.main(["run", *arguments, "--quiet", "--resume"])
 print(code, flush=True)
 if child:
@@ -264,12 +264,12 @@ def test_an_input_that_is_cut_off_after_the_plan(start, model, table, tmp_path):
     script = f"""
 import os
 from prunekit.runs.sparsify import run as running
-real = running.Run._prune
+real = running.SparsifyRun._prune
 def cut(self, *arguments):
     os.truncate({str(copy / "model.safetensors")!r}, 5000)
     return real(self, *arguments)
 if rank == 0:
-    running.Run._prune = cut
+    running.SparsifyRun._prune = cut
 """
     world = start(1, "out", script=script, model=copy)
     assert world.wait() == [1]
@@ -324,12 +324,12 @@ def test_clocks_that_are_set_change_nothing(start, whole, table, tmp_path):
     script = """
 import time
 from prunekit.runs.sparsify import run as running
-now, real, ahead = time.time, running.Run._write_block, [0]
+now, real, ahead = time.time, running.SparsifyRun._write_block, [0]
 time.time = lambda: now() + ahead[0]
 def write(self, *arguments, **options):
     ahead[0] += 86400 if rank else -86400
     return real(self, *arguments, **options)
-running.Run._write_block = write
+running.SparsifyRun._write_block = write
 """
     start(2, "out", script=script).succeed()
     same_bytes(tmp_path / "out", whole)

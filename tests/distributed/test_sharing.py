@@ -155,14 +155,14 @@ def test_the_traffic_that_is_planned_is_the_formula(outputs):
 FACTORS = """
 import prunekit_kernels
 from prunekit.distributed import ranks
-real, hand_round, events = prunekit_kernels.inverse_factor, ranks.Ranks.hand_round, []
+real, broadcast, events = prunekit_kernels.inverse_factor, ranks.Ranks.broadcast, []
 def inverse_factor(gram, damping):
     events.append(len(gram))
     return real(gram, damping)
 def handed(*arguments):
     events.append("round")
-    hand_round(*arguments)
-prunekit_kernels.inverse_factor, ranks.Ranks.hand_round = inverse_factor, handed
+    broadcast(*arguments)
+prunekit_kernels.inverse_factor, ranks.Ranks.broadcast = inverse_factor, handed
 """
 
 
@@ -240,8 +240,8 @@ def test_what_one_rank_cannot_invert_all_refuse(nursery, tmp_path, method, name)
 
 
 UNLIKE = """
-from prunekit.evaluation import perplexity as evaluation
-evaluation._multiplies_bfloat16 = lambda: rank == 0 and bool(%d)
+from prunekit.models import devices
+devices._multiplies_bfloat16 = lambda: rank == 0 and bool(%d)
 """
 
 

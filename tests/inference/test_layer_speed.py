@@ -67,31 +67,33 @@ def test_layers_are_averaged_geometrically():
 def test_choices_are_where_the_fastest_way_changes():
     found = choices(measured(rows(MEASURED)))
     assert found == {
-        "2:4 bfloat16 8x8": Choice(reach=64, semi=True, pays=4096),
-        "bitmask bfloat16 8x8": Choice(reach=1, semi=False, pays=1),
+        "2:4 bfloat16 8x8": Choice(max_kernel_tokens=64, semi=True, max_faster_tokens=4096),
+        "bitmask bfloat16 8x8": Choice(max_kernel_tokens=1, semi=False, max_faster_tokens=1),
     }
     never = {1: {"2:4": 0.5, "2:4 expanded": 0.8, "bitmask": 0.5, "bitmask expanded": 0.6}}
-    assert choices(measured(rows(never)))["2:4 bfloat16 8x8"] == Choice(reach=0, semi=False)
+    assert choices(measured(rows(never)))["2:4 bfloat16 8x8"] == Choice(
+        max_kernel_tokens=0, semi=False
+    )
 
 
 def test_a_report_says_how_layers_multiply_and_where_dense_is_faster(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     layers = {"2:4 bfloat16 8x8", "2:4 bfloat16 16x8"}
-    assert speed_table.said("H200", layers).startswith(
+    assert speed_table.describe("H200", layers).startswith(
         "Nothing was measured on H200: prunekit bench"
     )
-    speed_table.save("H200", {"2:4 bfloat16 8x8": Choice(64, semi=True, pays=4096)})
-    assert speed_table.said("H200", layers) == (
+    speed_table.save("H200", {"2:4 bfloat16 8x8": Choice(64, semi=True, max_faster_tokens=4096)})
+    assert speed_table.describe("H200", layers) == (
         "Of 2 layer shapes 1 were measured on H200: our kernel takes up to 64 tokens, with more "
         "the product is torch's semi-structured one; faster than dense up to 4096 tokens."
     )
     speed_table.save("H200", {"2:4 bfloat16 16x8": Choice(0)})
-    assert speed_table.said("H200", layers).endswith(
+    assert speed_table.describe("H200", layers).endswith(
         "up to 64 (only 0 in some) tokens, with more the product is torch's semi-structured one in "
         "1 and dense, expanded for the moment, elsewhere; faster than dense up to 4096 (only 0 in "
         "some) tokens, 1 of them never: there --format dense is faster."
     )
-    assert "memory is saved, time is not" in speed_table.said("CPU", layers)
+    assert "memory is saved, time is not" in speed_table.describe("CPU", layers)
 
 
 def test_one_step_of_a_fixed_cache_writes_what_a_growing_one_writes():

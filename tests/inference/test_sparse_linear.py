@@ -121,9 +121,9 @@ def test_the_tuning_table_goes_round(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     layer = speed_table.key("2:4", "bfloat16", 4096, 4096)
     assert speed_table.look_up("H200", layer) is None
-    speed_table.save("H200", {layer: speed_table.Choice(reach=64, semi=True)})
-    speed_table.save("H200", {"other": speed_table.Choice(reach=1)})
-    assert speed_table.look_up("H200", layer) == speed_table.Choice(reach=64, semi=True)
+    speed_table.save("H200", {layer: speed_table.Choice(max_kernel_tokens=64, semi=True)})
+    speed_table.save("H200", {"other": speed_table.Choice(max_kernel_tokens=1)})
+    assert speed_table.look_up("H200", layer) == speed_table.Choice(max_kernel_tokens=64, semi=True)
     speed_table.table_file().write_text("{")
     speed_table._table.cache_clear()
     assert speed_table.look_up("H200", layer) is None

@@ -14,7 +14,7 @@ from prunekit.methods.magnitude import Magnitude
 from prunekit.methods.ria import Ria
 from prunekit.methods.wanda import Wanda
 from prunekit.patterns import parse
-from prunekit.statistics import ColumnEnergy, Gathered, Gram
+from prunekit.statistics import ColumnEnergy, Gram, StageStatistics
 
 METHODS = [Magnitude(), Wanda(), Ria()]
 PATTERNS = ["unstructured", "2:4", "4:8", "3:6", "block:4x4", "row", "column"]
@@ -39,7 +39,7 @@ def layer(pattern, device):
     energy = ColumnEnergy(24, device)
     energy.update(x)
     weight = torch.randn(8, 24, device=device)
-    return Layer("a", weight, Gathered([energy]), pattern, 0.5)
+    return Layer("a", weight, StageStatistics([energy]), pattern, 0.5)
 
 
 @methods
@@ -105,7 +105,7 @@ def with_gram(text, device):
     given = layer(parse(text, "layer"), device)
     gram = Gram(24, device)
     gram.update(torch.randn(200, 24, device=device))
-    return Layer("a", given.weight, Gathered([gram]), given.pattern, given.sparsity)
+    return Layer("a", given.weight, StageStatistics([gram]), given.pattern, given.sparsity)
 
 
 @SOLVERS

@@ -5,7 +5,7 @@ from threading import Barrier, Lock, Thread
 
 import pytest
 import torch
-from prunekit_kernels import Groups, Others, choose, choose_spread
+from prunekit_kernels import Groups, PeerRows, choose, choose_spread
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def spread(score, groups, rows):
     total, found = Sum(len(rows)), [None] * len(rows)
 
     def one(rank, part):
-        others = Others(rank, len(rows), len(score), lambda counts: total.add(rank, counts))
+        others = PeerRows(rank, len(rows), len(score), lambda counts: total.add(rank, counts))
         found[rank] = choose_spread(part, groups, others)
 
     threads = [Thread(target=one, args=pair) for pair in enumerate(score.split(rows))]
@@ -95,7 +95,7 @@ def test_other_types_are_compared_as_they_are(dtype):
 
 
 def test_groups_that_do_not_divide_the_whole_are_refused():
-    others = Others(0, 2, 12, lambda counts: None)
+    others = PeerRows(0, 2, 12, lambda counts: None)
     with pytest.raises(ValueError, match="tiles have to divide"):
         choose_spread(scores("apart")[:6], Groups(None, None, (1,), (5, 5)), others)
 

@@ -25,7 +25,7 @@ from prunekit.patterns import parse, pruned_count
 from prunekit.patterns.n_of_m import NOfM
 from prunekit.patterns.tiles import Tiles
 from prunekit.patterns.unstructured import Unstructured
-from prunekit.statistics import ColumnEnergy, Gathered, Gram
+from prunekit.statistics import ColumnEnergy, Gram, StageStatistics
 
 OUTPUTS, INPUTS = 12, 144  # more than one block of 128 columns, and the last one is ragged
 PATTERNS = [
@@ -64,7 +64,7 @@ def layer(pattern="unstructured", sparsity=0.5, x=None, weight=None, name="layer
     for statistic in gathered:
         statistic.update(x)
     pattern = parse(pattern) if isinstance(pattern, str) else pattern
-    return Layer(name, weight, Gathered(gathered), pattern, sparsity)
+    return Layer(name, weight, StageStatistics(gathered), pattern, sparsity)
 
 
 def expected_count(pattern, sparsity, shape):
@@ -190,14 +190,16 @@ def test_rows_are_pruned_each_by_itself(method, pattern):
 @every_method
 def test_nothing_but_what_is_declared_is_read(method):
     whole = layer("2:4")
-    needed = Gathered(statistic for statistic in whole.stats if type(statistic) in method.needs)
+    needed = StageStatistics(
+        statistic for statistic in whole.stats if type(statistic) in method.needs
+    )
     given = Layer(whole.name, whole.weight, needed, whole.pattern, whole.sparsity)
     assert torch.equal(method.prune(given).weight, method.prune(whole).weight)
 
 
 @pytest.mark.parametrize("method", [Wanda(), Ria(), SparseGPT(), Admm(), Alps()])
 def test_without_its_statistic_a_method_names_it(method):
-    given = Layer("layer", weights(), Gathered([]), parse("2:4"), 0.5)
+    given = Layer("layer", weights(), StageStatistics([]), parse("2:4"), 0.5)
     with pytest.raises(KeyError, match="was not gathered; declare it in `needs`"):
         method.prune(given)
 
@@ -236,7 +238,7 @@ def test_methods_compare_in_the_published_groups():
 
 
 def test_magnitude_keeps_the_largest_and_needs_nothing():
-    given = Layer("a", torch.tensor([[3.0, -1, 2, -4]]), Gathered([]), parse("2:4"), 0.5)
+    given = Layer("a", torch.tensor([[3.0, -1, 2, -4]]), StageStatistics([]), parse("2:4"), 0.5)
     assert Magnitude().prune(given).weight.tolist() == [[3, 0, 0, -4]]
     assert not Magnitude.needs
 
@@ -462,7 +464,7 @@ def test_the_iterations_find_what_float64_finds(method, monkeypatch):
     gram = Gram(INPUTS)
     gram.tokens, gram.total = 2000, given.stats[Gram].full.double()
     weight = given.weight.double()
-    exact = method.prune(Layer("exact", weight, Gathered([gram]), given.pattern, 0.5))
+    exact = method.prune(Layer("exact", weight, StageStatistics([gram]), given.pattern, 0.5))
     assert exact.weight.dtype == torch.float64
     assert (found.keep == exact.keep).float().mean() > 0.99
     assert error(given, found) == pytest.approx(error(given, exact), rel=0.01)

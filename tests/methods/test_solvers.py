@@ -13,11 +13,11 @@ from prunekit.methods.layer import Layer
 from prunekit.methods.refine import refine
 from prunekit.methods.sparsegpt import SparseGPT
 from prunekit.models.layout import Selection, layout, runners
-from prunekit.models.sequential.pipeline import batches, walk
+from prunekit.models.sequential.pipeline import batches, iterate_blocks
 from prunekit.patterns import parse
 from prunekit.sparsify.calibrate import survey
 from prunekit.sparsify.error import relative_error
-from prunekit.statistics import Gathered, Gram
+from prunekit.statistics import Gram, StageStatistics
 from tests.kernels.layers import correlated, loss
 
 
@@ -61,7 +61,7 @@ def read_by(name, weight, x, pattern, sparsity):
     """Return a layer with the Gram matrix of its inputs."""
     stats = Gram(len(x.T))
     stats.update(x)
-    return Layer(name, weight, Gathered([stats]), pattern, sparsity)
+    return Layer(name, weight, StageStatistics([stats]), pattern, sparsity)
 
 
 class Grams(Owl):
@@ -103,7 +103,7 @@ def test_admm_errs_at_most_a_hundredth_more_than_exact_obc(sparsity):
     statistic = Gram(512)
     statistic.total = gram.float()
     pattern = parse("unstructured", "row")
-    given = Layer("layer", weight.float(), Gathered([statistic]), pattern, sparsity)
+    given = Layer("layer", weight.float(), StageStatistics([statistic]), pattern, sparsity)
     found = Admm(damping=0).prune(given)
     swept = refine(given, SparseGPT(damping=0.001).prune(given))
     assert loss(found.weight, weight, gram) <= 1.01 * exact
@@ -124,7 +124,9 @@ def test_admm_errs_less_than_refined_sparsegpt_on_every_layer_of_a_model(
     blocks = layout(stacks, Selection(given))
 
     def visits():
-        return zip(walk(model, stacks, None, batches(ids, model.device)), blocks, strict=True)
+        return zip(
+            iterate_blocks(model, stacks, None, batches(ids, model.device)), blocks, strict=True
+        )
 
     names = set()
     for layers in survey(visits, Grams(), given)():

@@ -14,10 +14,10 @@ from prunekit.errors import ConfigError, NumericsError
 from prunekit.methods import target
 from prunekit.methods.admm import Admm
 from prunekit.models.layout import Selection, layout, runners
-from prunekit.models.sequential.pipeline import batches, walk
+from prunekit.models.sequential.pipeline import batches, iterate_blocks
 from prunekit.sparsify.block_pruner import BlockPruner
 from prunekit.sparsify.recipe import Recipe
-from prunekit.statistics import Cross, Gathered, Gram
+from prunekit.statistics import CrossGram, Gram, StageStatistics
 from tests.methods.test_methods import tokens, weights
 from tests.support.architectures import tiny
 from tests.support.checkpoints import planned, write
@@ -36,10 +36,10 @@ def small_batches(monkeypatch):
 
 
 def gathered(x, dense):
-    gram, cross = Gram(x.shape[1]), Cross(x.shape[1])
+    gram, cross = Gram(x.shape[1]), CrossGram(x.shape[1])
     gram.update(x)
     cross.update_pair(x, dense)
-    return Gathered([gram, cross])
+    return StageStatistics([gram, cross])
 
 
 @pytest.mark.parametrize("outputs", [12, 300])
@@ -61,20 +61,20 @@ def test_is_the_ridge_regression_of_the_dense_output(count, outputs):
     wanted = (1 - target.SHARE) * weight + target.SHARE * best
     stats = gathered(x, dense)
     for rows in (weight, weight[:7]):  # linears of a stage, the widest first
-        found = target.aim(rows, stats, len(rows)).double()
+        found = target.reconstruction_target(rows, stats, len(rows)).double()
         torch.testing.assert_close(found, wanted[: len(rows)], rtol=1e-3, atol=1e-3)
 
 
 def test_what_the_dense_model_reads_is_not_what_it_gives(ids, monkeypatch):
     """Where the last stage reads the hidden states themselves, as without a norm before it."""
     found = []
-    aim = target.aim
+    aim = target.reconstruction_target
 
     def look(weight, stats, outputs):
-        found.append(float(stats[Cross].total.norm()))
+        found.append(float(stats[CrossGram].total.norm()))
         return aim(weight, stats, outputs)
 
-    monkeypatch.setattr("prunekit.sparsify.block_pruner.aim", look)
+    monkeypatch.setattr("prunekit.sparsify.block_pruner.reconstruction_target", look)
     skip = ["*output*", "*intermediate*"]
     prunekit.prune(tiny("bert"), ids, method="admm", sparsity=0.5, skip=skip)
     assert found[:3] == [0, 0, 0]
@@ -86,10 +86,10 @@ def test_nothing_of_the_cross_product_is_there_while_a_stage_is_pruned(
     propagation, ids, monkeypatch
 ):
     held, found = [], []
-    aim, solve = target.aim, Admm.prune_together
+    aim, solve = target.reconstruction_target, Admm.prune_together
 
     def look(weight, stats, outputs):
-        held.append(weakref.ref(stats[Cross]))
+        held.append(weakref.ref(stats[CrossGram]))
         return aim(weight, stats, outputs)
 
     def prune(method, layers):
@@ -97,7 +97,7 @@ def test_nothing_of_the_cross_product_is_there_while_a_stage_is_pruned(
         held.clear()
         return solve(method, layers)
 
-    monkeypatch.setattr("prunekit.sparsify.block_pruner.aim", look)
+    monkeypatch.setattr("prunekit.sparsify.block_pruner.reconstruction_target", look)
     monkeypatch.setattr(Admm, "prune_together", prune)
     settings = MOST | {"method": "admm", "propagation": propagation}
     prunekit.prune(tiny("llama"), ids, **settings)
@@ -108,7 +108,7 @@ def test_nothing_of_the_cross_product_is_there_while_a_stage_is_pruned(
 def test_where_both_models_read_the_same_the_weight_stays():
     x = tokens(500)
     torch.testing.assert_close(
-        target.aim(weights(), gathered(x, x), 12), weights(), rtol=1e-4, atol=1e-4
+        target.reconstruction_target(weights(), gathered(x, x), 12), weights(), rtol=1e-4, atol=1e-4
     )
 
 
@@ -116,7 +116,7 @@ def test_what_is_no_gram_matrix_is_told():
     stats = gathered(tokens(50), tokens(50))
     stats[Gram].total.neg_()
     with pytest.raises(NumericsError, match="more calibration tokens"):
-        target.aim(weights(), stats, 12)
+        target.reconstruction_target(weights(), stats, 12)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "t5"])
@@ -129,17 +129,17 @@ def test_the_dense_stream_is_that_of_the_dense_model(model_type, ids):
     names = [linear.name for block in blocks for linear in block.linears]
     pruner = BlockPruner(recipe, dict.fromkeys(names, 0.7), dict.fromkeys(names, torch.float32))
     seen = {}
-    aim = target.aim
+    aim = target.reconstruction_target
 
     def look(weight, stats, outputs):
-        seen.setdefault(id(stats), stats[Cross].total.clone())
+        seen.setdefault(id(stats), stats[CrossGram].total.clone())
         return aim(weight, stats, outputs)
 
     last = stacks[-1].blocks[-1]
     first = blocks[-1].stages[0][0]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("prunekit.sparsify.block_pruner.aim", look)
-        walked = walk(model, stacks, None, batches(ids, torch.device("cpu")), beside=True)
+        patch.setattr("prunekit.sparsify.block_pruner.reconstruction_target", look)
+        walked = iterate_blocks(model, stacks, None, batches(ids, torch.device("cpu")), beside=True)
         for visit, block in zip(walked, blocks, strict=True):
             if visit.block is last:
                 seen.clear()
@@ -197,7 +197,7 @@ def test_the_plan_counts_the_dense_stream(tmp_path):
     assert dense.hidden == 2 * layer.hidden
     assert dense.statistics > layer.statistics
     assert dense.block > layer.block
-    assert plans[1].recipe.needs == (Cross, Gram)
+    assert plans[1].recipe.needs == (CrossGram, Gram)
 
 
 def test_needs_tokens_and_one_step(ids):

@@ -8,7 +8,7 @@ import prunekit
 from prunekit.architectures import find
 from prunekit.errors import CheckpointError, ConfigError, NumericsError
 from prunekit.models.experts import PARTS, unfuse, unfused
-from prunekit.models.sequential.activation_cache import Memo
+from prunekit.models.sequential.activation_cache import ActivationCache
 from prunekit.runs.sparsify import run
 from tests.architectures.test_architectures import assert_tells_the_truth
 from tests.support import checkpoints
@@ -24,7 +24,7 @@ def folder(request, tmp_path_factory):
 
 
 def ids_of(plan):
-    return run.Run(plan)._calibration().ids
+    return run.SparsifyRun(plan)._calibration().ids
 
 
 def exact(folder):
@@ -178,7 +178,7 @@ def test_stage_by_stage_a_starved_expert_reads_all_tokens_of_the_pruned_block(
     outputs = []
     for known in ("all", "nothing"):
         if known == "nothing":
-            monkeypatch.setattr(Memo, "around", lambda *arguments: arguments[-1])
+            monkeypatch.setattr(ActivationCache, "around", lambda *arguments: arguments[-1])
         prune = {"method": "sparsegpt", "pattern": "2:4", "starved_below": 10**6}
         [*run.run(planned(folder, tmp_path / known, prune=prune | {"propagation": "stage"}))]
         outputs.append(written(tmp_path / known))

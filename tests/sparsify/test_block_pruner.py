@@ -11,11 +11,11 @@ from prunekit.config.prune_table import Prune
 from prunekit.data.tokens import calibration_tokens
 from prunekit.errors import ConfigError, NumericsError, ShapeError
 from prunekit.models.layout import Selection, layout, orientation, read, runners
-from prunekit.models.sequential.pipeline import batches, walk
+from prunekit.models.sequential.pipeline import batches, iterate_blocks
 from prunekit.sparsify.block_pruner import BlockPruner
 from prunekit.sparsify.error import relative_error
 from prunekit.sparsify.recipe import Recipe
-from prunekit.statistics import Gathered, Gram
+from prunekit.statistics import Gram, StageStatistics
 from tests.support import checkpoints
 from tests.support.architectures import TINY, tiny
 from tests.support.checkpoints import planned
@@ -44,7 +44,7 @@ def pruning(model, ids, *, dtype=None, **section):
     sparsity = section.get("sparsity", 0.5)
     kinds = {name: dtype or model.get_parameter(f"{name}.weight").dtype for name in names}
     pruner = BlockPruner(recipe, dict.fromkeys(names, sparsity), kinds)
-    walked = walk(model, stacks, None, batches(ids, torch.device("cpu")))
+    walked = iterate_blocks(model, stacks, None, batches(ids, torch.device("cpu")))
     for visit, block in zip(walked, blocks, strict=True):
         yield visit, block, pruner.prune(visit, block)
 
@@ -429,11 +429,11 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(ids):
 def test_no_error_is_reported_where_no_gram_matrix_was_gathered(ids):
     entries = prunekit.prune(tiny("llama"), ids, method="wanda", pattern="2:4", measure_error=False)
     assert {entry["relative_error"] for entry in entries} == {None}
-    assert relative_error(torch.ones(2, 2), torch.ones(2, 2), Gathered([])) is None
+    assert relative_error(torch.ones(2, 2), torch.ones(2, 2), StageStatistics([])) is None
     gram = Gram(2)
-    assert relative_error(torch.ones(2, 2), torch.zeros(2, 2), Gathered([gram])) is None
+    assert relative_error(torch.ones(2, 2), torch.zeros(2, 2), StageStatistics([gram])) is None
     gram.update(torch.zeros(1, 2))
-    assert relative_error(torch.ones(2, 2), torch.zeros(2, 2), Gathered([gram])) == 0.0
+    assert relative_error(torch.ones(2, 2), torch.zeros(2, 2), StageStatistics([gram])) == 0.0
 
 
 def test_a_forward_that_shows_a_stage_ends_there(ids):

@@ -12,7 +12,7 @@ from prunekit.config.prune_table import Prune
 from prunekit.errors import ConfigError
 from prunekit.evaluation import perplexity
 from prunekit.models.layout import runners
-from prunekit.models.sequential.pipeline import batches, walk
+from prunekit.models.sequential.pipeline import batches, iterate_blocks
 from prunekit.patterns import parse
 from prunekit.runs.sparsify.run import run
 from prunekit.sparsify.channel_order import kept, order
@@ -45,7 +45,9 @@ def test_any_order_leaves_what_the_model_answers(model_type):
     dense = answer(model)
     before = {name: value.clone() for name, value in model.named_parameters()}
     moved = []
-    for visit in walk(model, runners(model, find(model)), None, batches(IDS, model.device)):
+    for visit in iterate_blocks(
+        model, runners(model, find(model)), None, batches(IDS, model.device)
+    ):
         found = {
             axis.name: [torch.randperm(units.shape[1]).tolist() for units in axis.reader.index]
             for axis in axes(visit.block, visit.runner.stack)

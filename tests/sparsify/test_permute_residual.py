@@ -10,7 +10,7 @@ from prunekit.config.prune_table import Prune
 from prunekit.data.tokens import calibration_tokens
 from prunekit.errors import ConfigError
 from prunekit.models.layout import Selection, layout, runners
-from prunekit.models.sequential.pipeline import batches, walk
+from prunekit.models.sequential.pipeline import batches, iterate_blocks
 from prunekit.patterns import parse
 from prunekit.runs.sparsify.run import run
 from prunekit.sparsify.permute_residual import reorder, residual_axes, residual_order
@@ -26,7 +26,9 @@ HAVE_STREAM = [kind for kind in sorted(TINY) if find(tiny(kind)).stream]
 def found_in(model):
     stacks = runners(model, find(model))
     blocks = layout(stacks, Selection(parse("2:4"), (), "error"))
-    visits = zip(walk(model, stacks, None, batches(IDS, model.device)), blocks, strict=True)
+    visits = zip(
+        iterate_blocks(model, stacks, None, batches(IDS, model.device)), blocks, strict=True
+    )
     recipe = Recipe.of(Prune.model_validate(SECTION), calibrated=True)
     return residual_order(visits, blocks, residual_axes(model), recipe)
 

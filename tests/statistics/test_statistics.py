@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunekit.plugins import subclasses
-from prunekit.statistics import ColumnEnergy, Cross, Gathered, Gram, SampledGram, Statistic, union
+from prunekit.statistics import (
+    ColumnEnergy,
+    CrossGram,
+    Gram,
+    SampledGram,
+    StageStatistics,
+    Statistic,
+    union,
+)
 
 KINDS = subclasses("prunekit.statistics", Statistic)
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -25,7 +33,7 @@ def inputs(count, width, seed):
 def seen(kind, *parts):
     statistic = kind(parts[0].shape[1])
     for part in parts:
-        if isinstance(statistic, Cross):
+        if isinstance(statistic, CrossGram):
             statistic.update_pair(part, 2 * part)  # they differ by the part
         else:
             statistic.update(part)
@@ -42,7 +50,7 @@ def assert_same(first, second):
 
 
 def test_the_statistics_are_all_here():
-    assert set(KINDS) == {ColumnEnergy, Cross, Gram, SampledGram}
+    assert set(KINDS) == {ColumnEnergy, CrossGram, Gram, SampledGram}
 
 
 @kinds
@@ -104,7 +112,7 @@ def test_the_sums_are_what_their_formulas_say(count, width, seed):
 @law
 @given(tokens, features, seeds)
 def test_models_that_read_the_same_do_not_differ(count, width, seed):
-    statistic = Cross(width)
+    statistic = CrossGram(width)
     statistic.update(inputs(count, width, seed))
     statistic.update_pair(*[inputs(count, width, seed)] * 2)
     assert statistic.tokens == 2 * count
@@ -120,7 +128,7 @@ def test_both_triangles_of_a_wide_gram_matrix_are_there():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_any_float_type_is_summed_in_float32(kind, dtype):
     x = inputs(50, 7, 0)
-    if (kind, dtype) == (Cross, torch.bfloat16):
+    if (kind, dtype) == (CrossGram, torch.bfloat16):
         x = x.sign()  # a CPU rounds its sums to 8 bits
     statistic = seen(kind, x.to(dtype))
     assert statistic.total.dtype == torch.float32
@@ -169,13 +177,13 @@ def test_a_gram_matrix_keeps_a_triangle_for_later(width, between):
     gram, exact = (seen(Gram, inputs(7, width, 0)) for _ in range(2))
     gram.full  # noqa: B018  as one that was asked for before
     upper = torch.randn(width, width).triu()
-    gram.lay_aside(upper)
+    gram.stash_upper(upper)
     assert torch.equal(gram.total.tril(), exact.full.tril())
     if between:
         assert torch.equal(gram.full, exact.full)
-    assert torch.equal(gram.take_back(), upper)
+    assert torch.equal(gram.pop_upper(), upper)
     assert torch.equal(gram.full, exact.full)
-    assert gram.take_back() is None
+    assert gram.pop_upper() is None
 
 
 @kinds
@@ -206,7 +214,7 @@ def test_union_drops_the_column_energy_that_a_gram_matrix_contains():
 
 def test_gathered_statistics_are_looked_up_by_class():
     gram, energy = seen(Gram, inputs(5, 4, 0)), seen(ColumnEnergy, inputs(5, 4, 0))
-    stats = Gathered([energy, gram])
+    stats = StageStatistics([energy, gram])
     assert stats[Gram] is gram
     assert stats[ColumnEnergy] is energy
     assert list(stats) == [energy, gram]
@@ -214,7 +222,7 @@ def test_gathered_statistics_are_looked_up_by_class():
 
 def test_what_can_be_derived_is_looked_up_too_and_derived_once():
     x = inputs(5, 4, 0)
-    stats = Gathered([seen(Gram, x)])
+    stats = StageStatistics([seen(Gram, x)])
     assert_same(stats[ColumnEnergy], seen(ColumnEnergy, x))
     assert stats[ColumnEnergy] is stats[ColumnEnergy]
     assert [type(statistic) for statistic in stats] == [Gram]
@@ -222,13 +230,13 @@ def test_what_can_be_derived_is_looked_up_too_and_derived_once():
 
 @pytest.mark.parametrize("held", [[], [ColumnEnergy]])
 def test_what_was_not_gathered_is_named(held):
-    stats = Gathered([kind(4) for kind in held])
+    stats = StageStatistics([kind(4) for kind in held])
     with pytest.raises(KeyError, match="Gram was not gathered; declare it in `needs`"):
         stats[Gram]
 
 
 def test_once_computes_once_for_each_key():
-    stats, calls = Gathered([]), []
+    stats, calls = StageStatistics([]), []
 
     def compute():
         calls.append(1)
@@ -239,20 +247,20 @@ def test_once_computes_once_for_each_key():
         1,
         2,
     ]
-    assert Gathered([]).once("a", compute) == 3
+    assert StageStatistics([]).once("a", compute) == 3
 
 
 def test_what_is_dropped_is_gone_with_what_was_made_of_it():
-    stats = Gathered([seen(Gram, inputs(5, 4, 0)), Cross(4)])
-    assert stats.once(Cross, lambda: 1) == stats.once(Gram, lambda: 2) - 1
-    stats.drop(Cross)
+    stats = StageStatistics([seen(Gram, inputs(5, 4, 0)), CrossGram(4)])
+    assert stats.once(CrossGram, lambda: 1) == stats.once(Gram, lambda: 2) - 1
+    stats.drop(CrossGram)
     assert [type(statistic) for statistic in stats] == [Gram]
-    assert stats.once(Cross, lambda: 3) == 3
+    assert stats.once(CrossGram, lambda: 3) == 3
     assert stats.once(Gram, lambda: 4) == 2
 
 
 def test_once_remembers_none():
-    stats, calls = Gathered([]), []
+    stats, calls = StageStatistics([]), []
     for _ in range(2):
         assert stats.once("key", lambda: calls.append(1)) is None
     assert calls == [1]

@@ -7,8 +7,8 @@ import prunekit
 from prunekit.errors import ConfigError
 from prunekit.models.units.find import places
 from prunekit.models.units.kinds import KINDS
-from prunekit.models.units.removal import settle
-from prunekit.models.units.stock_config import sayable, stock_entries
+from prunekit.models.units.removal import apply_removal
+from prunekit.models.units.stock_config import expressible_in_config, stock_entries
 from prunekit.structured.parameter_budget import Count, Order, Terms, choose_within
 from tests.support.architectures import tiny
 
@@ -40,10 +40,10 @@ def test_counts_what_is_left_of_the_model_to_the_last_parameter(model_type):
         here = places(model, kind)
         if kind in ("heads", "neurons"):  # those that are left have the keep of their old names
             kept = {place.name: [*range(1, place.units)] for place in here}
-            settle(model, here, kept, None)
+            apply_removal(model, here, kept, None)
         else:
             kept = {place.name: keep[place.name].nonzero().flatten().tolist() for place in here}
-            settle(model, here, kept, stock_entries(model, here, kept))
+            apply_removal(model, here, kept, stock_entries(model, here, kept))
     assert model.num_parameters() == said < whole
 
 
@@ -152,7 +152,7 @@ def test_only_shapes_that_a_config_can_say_are_taken():
     """Llama's hidden size has to be a multiple of its heads, of which there may be three or two."""
     model = tiny("llama", num_key_value_heads=4)
     found = [place for kind in ("hidden", "heads") for place in places(model, kind)]
-    say = sayable(model, found)
+    say = expressible_in_config(model, found)
     names = [place.name for place in found]
     assert say(dict(zip(names, (32, 2, 2), strict=True)))
     assert not say(dict(zip(names, (32, 3, 3), strict=True)))

@@ -41,7 +41,7 @@ class Format(ABC):
     patterns: ClassVar[tuple[str, ...] | None] = None
 
     @abstractmethod
-    def misfit(self, weight: Float[Tensor, "O I"]) -> str | None:
+    def why_not_storable(self, weight: Float[Tensor, "O I"]) -> str | None:
         """Say why this weight cannot be stored so, or had better not be; None if it can."""
 
     @abstractmethod
@@ -53,10 +53,10 @@ class Format(ABC):
         """Return the weight whose parts these are."""
 
     @abstractmethod
-    def unsound(self, parts: Parts, shape: tuple[int, int]) -> str | None:
+    def find_corruption(self, parts: Parts, shape: tuple[int, int]) -> str | None:
         """Say why parts read from a file are not those of a weight of this shape; None if sound."""
 
-    def mistyped(self, parts: Parts) -> str | None:
+    def wrong_dtype(self, parts: Parts) -> str | None:
         """Say which part of those read from a file has not the type that :meth:`empty` gives it."""
         import torch
 

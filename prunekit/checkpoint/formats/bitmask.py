@@ -23,7 +23,7 @@ class BitmaskFormat(Format):
     parts: ClassVar[tuple[str, ...]] = ("weight", "keep", "row_offsets")
 
     @override
-    def misfit(self, weight: Tensor) -> str | None:
+    def why_not_storable(self, weight: Tensor) -> str | None:
         if weight.ndim != 2 or not weight.numel():
             return f"shape {list(weight.shape)} is no matrix"
         kept, bits = int(weight.count_nonzero()), 8 * weight.element_size()
@@ -44,12 +44,12 @@ class BitmaskFormat(Format):
         return expand_bitmask(Bitmask(*(parts[part] for part in self.parts)), inputs)
 
     @override
-    def unsound(self, parts: Parts, shape: tuple[int, int]) -> str | None:
+    def find_corruption(self, parts: Parts, shape: tuple[int, int]) -> str | None:
         from prunekit_kernels import unpack
 
         outputs, inputs = shape
         values, keep, offsets = (parts[part] for part in self.parts)
-        if mistyped := self.mistyped(parts):
+        if mistyped := self.wrong_dtype(parts):
             return mistyped
         if keep.shape != (outputs, -(-inputs // 8)) or offsets.shape != (outputs,):
             return f"keep bits have shape {list(keep.shape)}, row offsets {list(offsets.shape)}"

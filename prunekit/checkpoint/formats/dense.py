@@ -20,7 +20,7 @@ class Dense(Format):
     parts: ClassVar[tuple[str, ...]] = ("weight",)
 
     @override
-    def misfit(self, weight: Tensor) -> None:
+    def why_not_storable(self, weight: Tensor) -> None:
         return None
 
     @override
@@ -32,7 +32,7 @@ class Dense(Format):
         return parts["weight"]
 
     @override
-    def unsound(self, parts: Parts, shape: tuple[int, int]) -> str | None:
+    def find_corruption(self, parts: Parts, shape: tuple[int, int]) -> str | None:
         found = tuple(parts["weight"].shape)
         return None if found == shape else f"has shape {list(found)} instead of {list(shape)}"
 

@@ -24,7 +24,7 @@ class TwoFour(Format):
     patterns: ClassVar[tuple[str, ...] | None] = ("2:4", "1:4")
 
     @override
-    def misfit(self, weight: Tensor) -> str | None:
+    def why_not_storable(self, weight: Tensor) -> str | None:
         if weight.ndim != 2 or weight.shape[1] % 4:
             return f"shape {list(weight.shape)} has no groups of four inputs"
         if broken := int(((weight != 0).unflatten(1, (-1, 4)).sum(2) > 2).sum()):
@@ -45,13 +45,13 @@ class TwoFour(Format):
         return expand24(parts["weight"], parts["keep"])
 
     @override
-    def unsound(self, parts: Parts, shape: tuple[int, int]) -> str | None:
+    def find_corruption(self, parts: Parts, shape: tuple[int, int]) -> str | None:
         from prunekit_kernels import unpack
 
         outputs, inputs = shape
         if inputs % 4 or parts["weight"].shape != (outputs, inputs // 2):
             return f"values have shape {list(parts['weight'].shape)}, which is not that of 2:4"
-        if mistyped := self.mistyped(parts):
+        if mistyped := self.wrong_dtype(parts):
             return mistyped
         if parts["keep"].shape != (outputs, -(-inputs // 8)):
             return f"keep bits have shape {list(parts['keep'].shape)}"

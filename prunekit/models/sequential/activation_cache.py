@@ -21,9 +21,9 @@ import torch
 from jaxtyping import Float
 from torch import Size, Tensor, nn
 
-from prunekit.models.sequential.hidden_states import HiddenStates, put
+from prunekit.models.sequential.hidden_states import HiddenStates, store
 
-Shelf = Callable[[], HiddenStates]
+HiddenStatesFactory = Callable[[], HiddenStates]
 Call = Callable[[], Float[Tensor, "B T D"]]
 Key = tuple[str, int]
 Trace = list[tuple[nn.Module | None, Tensor]]
@@ -33,7 +33,7 @@ WIDEST = 2
 
 
 @dataclass
-class Form:
+class ModuleTraits:
     """What is found out about a part of a block, the first time that it is run.
 
     Attributes:
@@ -49,7 +49,7 @@ class Form:
     adds: bool = False
 
 
-class Memo:
+class ActivationCache:
     """What the settled parts of one block gave for each batch.
 
     Args:
@@ -66,23 +66,23 @@ class Memo:
         self,
         block: nn.Module,
         stages: Sequence[Sequence[str]],
-        shelf: Shelf = list,
-        forms: dict[str, Form] | None = None,
+        shelf: HiddenStatesFactory = list,
+        forms: dict[str, ModuleTraits] | None = None,
     ) -> None:
         self.stage = 0
         forms = {} if forms is None else forms
         when = {path: number for number, paths in enumerate(stages) for path in paths}
         self._linears = [block.get_submodule(path) for path in when]
-        known: dict[str, _Part] = {}
-        self._settled: list[list[_Part]] = []
+        known: dict[str, _CachedModule] = {}
+        self._settled: list[list[_CachedModule]] = []
         for stage in range(len(stages) + 1):
             paths = _topmost(block, when, stage)
             for path in paths:
                 if path not in known:
                     last = _last(path, when)
-                    form = forms.setdefault(path, Form())
+                    form = forms.setdefault(path, ModuleTraits())
                     linear = block.get_submodule(last) if last else None
-                    known[path] = _Part(block.get_submodule(path), linear, shelf, form)
+                    known[path] = _CachedModule(block.get_submodule(path), linear, shelf, form)
             self._settled.append([known[path] for path in paths])
 
     def around(self, batch: int, hidden: Float[Tensor, "B T D"], call: Call) -> Call:
@@ -102,7 +102,9 @@ class Memo:
         return run
 
     @torch.no_grad()
-    def explore(self, hidden: Float[Tensor, "B T D"], bind: Callable[[Tensor], Call]) -> None:
+    def probe_residual_adds(
+        self, hidden: Float[Tensor, "B T D"], bind: Callable[[Tensor], Call]
+    ) -> None:
         """Find out, before any is settled, of which parts the block only adds what they give.
 
         With the sum in place of the hidden states and zeros in place of what a part gives the
@@ -122,19 +124,19 @@ class Memo:
                 stack.enter_context(part.observed(0, hidden))
             expected = _traced(bind(hidden), self._linears)
         for part in parts:
-            part.judge(hidden, expected, lambda x: _traced(bind(x), self._linears))
+            part.verify_residual_add(hidden, expected, lambda x: _traced(bind(x), self._linears))
 
     @torch.no_grad()
-    def fold(self, hidden: HiddenStates) -> None:
+    def fold_into_hidden(self, hidden: HiddenStates) -> None:
         """Add what settled parts give to the hidden states, where the block does only that.
 
         ``hidden``: what the block reads; nobody needs it as it is.
         """
         for part in self._settled[self.stage]:
-            part.fold(hidden)
+            part.fold_into_hidden(hidden)
 
 
-class _Part:
+class _CachedModule:
     """A module of a block, whose linears are all settled at some time.
 
     Args:
@@ -144,9 +146,15 @@ class _Part:
         form: What is known of it.
     """
 
-    def __init__(self, module: nn.Module, last: nn.Module | None, shelf: Shelf, form: Form) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        last: nn.Module | None,
+        shelf: HiddenStatesFactory,
+        form: ModuleTraits,
+    ) -> None:
         self._module, self._last, self._form = module, last, form
-        self._kept = _Kept(shelf)
+        self._kept = _TensorSlots(shelf)
         self._folded = False  # what it gave is in the hidden states
 
     @contextmanager
@@ -228,7 +236,9 @@ class _Part:
         """Give zeros."""
         return _instead(self._module, lambda *_, **__: self._answer(torch.zeros_like(hidden)))
 
-    def judge(self, hidden: Tensor, expected: Trace, run: Callable[[Tensor], Trace]) -> None:
+    def verify_residual_add(
+        self, hidden: Tensor, expected: Trace, run: Callable[[Tensor], Trace]
+    ) -> None:
         """See whether all is the same outside of this if what it gave is in the hidden states.
 
         ``expected``: as it is, when what it gave was noted.
@@ -246,7 +256,7 @@ class _Part:
         one, other = ([x for at, x in trace if at not in inside] for trace in (expected, found))
         self._form.adds = len(one) == len(other) and all(map(torch.equal, one, other))
 
-    def fold(self, hidden: HiddenStates) -> None:
+    def fold_into_hidden(self, hidden: HiddenStates) -> None:
         """Add what it gives to the hidden states, if what its last linear read is known."""
         reads = [("read", batch) for batch in range(len(hidden))]
         if not self._form.adds or not self._last or any(key not in self._kept for key in reads):
@@ -255,13 +265,13 @@ class _Part:
         for batch, key in enumerate(reads):
             read = self._kept.take(key)
             assert read is not None
-            put(hidden, batch, hidden[batch] + self._last(read))
+            store(hidden, batch, hidden[batch] + self._last(read))
 
 
-class _Kept:
+class _TensorSlots:
     """Tensors of batches; what is kept no longer leaves its place to another of its shape."""
 
-    def __init__(self, shelf: Shelf) -> None:
+    def __init__(self, shelf: HiddenStatesFactory) -> None:
         self._shelf = shelf()
         self._places: dict[Key, int] = {}
         self._free: dict[Size, list[int]] = {}

@@ -22,7 +22,7 @@ REGION = 1 << 30
 """Bytes of a file that are mapped at once: each map holds a descriptor, which are few."""
 
 
-class Away:
+class OffloadedHiddenStates:
     """Hidden states of each batch that are not where blocks run.
 
     Attributes:
@@ -64,7 +64,7 @@ class Away:
         raise NotImplementedError
 
 
-class InHost(Away):
+class PinnedHostStates(OffloadedHiddenStates):
     """In pinned main memory, which a GPU reads and writes by itself."""
 
     def _place(self, like: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class InHost(Away):
         return torch.empty(like.shape, dtype=like.dtype, pin_memory=pinned)
 
 
-class OnDisk(Away):
+class MmapStates(OffloadedHiddenStates):
     """In a memory-mapped file without a name, which is gone when the process is.
 
     What was read or written leaves the process's memory at once; the system keeps of the file what
@@ -129,11 +129,11 @@ class OnDisk(Away):
         self._used = 0
 
 
-HiddenStates = list[Tensor] | Away
+HiddenStates = list[Tensor] | OffloadedHiddenStates
 """Hidden states of each batch; a list has them where blocks run."""
 
 
-def put(states: HiddenStates, number: int, value: Tensor) -> None:
+def store(states: HiddenStates, number: int, value: Tensor) -> None:
     """Replace the hidden states of a batch where they lie, if the new ones are as large.
 
     Others elsewhere, block after block, would leave holes between what stays.
@@ -145,15 +145,17 @@ def put(states: HiddenStates, number: int, value: Tensor) -> None:
         states[number] = value
 
 
-def shelf(where: Where, device: torch.device, folder: Path) -> Callable[[], HiddenStates]:
+def hidden_states_factory(
+    where: Where, device: torch.device, folder: Path
+) -> Callable[[], HiddenStates]:
     """Return what makes an empty place for hidden states; of files, in ``folder``."""
     if where == "disk":
-        return lambda: OnDisk(device, folder)
+        return lambda: MmapStates(device, folder)
     # On a CPU main memory is where blocks run.
-    return (lambda: InHost(device)) if where == "host" and device.type == "cuda" else list
+    return (lambda: PinnedHostStates(device)) if where == "host" and device.type == "cuda" else list
 
 
-def roomy(nbytes: int, device: torch.device) -> Where:
+def choose_offload(nbytes: int, device: torch.device) -> Where:
     """Return where so many bytes of hidden states take less than half of what is free."""
     if 2 * nbytes <= free(device):
         return "device"

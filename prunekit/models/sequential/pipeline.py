@@ -14,12 +14,12 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunekit.distributed.ranks import ALONE, Ranks
+from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.models import memory
-from prunekit.models.sequential.activation_cache import Memo, Shelf
+from prunekit.models.sequential.activation_cache import ActivationCache, HiddenStatesFactory
 from prunekit.models.sequential.block_runner import Context, StackRunner
-from prunekit.models.sequential.hidden_states import Away, HiddenStates, put
-from prunekit.models.sequential.weights import Weights, held
+from prunekit.models.sequential.hidden_states import HiddenStates, OffloadedHiddenStates, store
+from prunekit.models.sequential.weights import Weights, loaded_weights
 from prunekit.models.vocabulary import embeddings, vocabulary
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
@@ -28,7 +28,7 @@ intermediate activations stay small beside a block's weights."""
 
 
 @dataclass
-class Visit:
+class LoadedBlock:
     """One block with its weights loaded and the hidden states that it reads.
 
     ``hidden`` gives one tensor [B, T, D] a batch. Set ``onward`` to False when nobody reads what
@@ -44,12 +44,12 @@ class Visit:
     hidden: HiddenStates
     contexts: list[Context]
     samples: Sequence[range] = ()
-    onward: bool = True
-    ranks: Ranks = ALONE
-    dense: "Visit | None" = None
-    twin: nn.Module | None = None
-    shelf: Shelf = list
-    memo: Memo | None = None
+    propagates: bool = True
+    ranks: Ranks = SINGLE
+    dense: "LoadedBlock | None" = None
+    copy: nn.Module | None = None
+    new_hidden_states: HiddenStatesFactory = list
+    cache: ActivationCache | None = None
 
     @property
     def name(self) -> str:
@@ -59,45 +59,51 @@ class Visit:
     @property
     def block(self) -> nn.Module:
         """The block itself."""
-        return self.twin or self.runner.blocks[self.index]
+        return self.copy or self.runner.blocks[self.index]
 
     @property
     def device(self) -> torch.device:
         """Where the block runs."""
-        return self.hidden.device if isinstance(self.hidden, Away) else self.hidden[0].device
+        return (
+            self.hidden.device
+            if isinstance(self.hidden, OffloadedHiddenStates)
+            else self.hidden[0].device
+        )
 
     @property
-    def streams(self) -> list["Visit"]:
+    def streams(self) -> list["LoadedBlock"]:
         """This visit, and that in the dense model if there is one."""
         return [stream for stream in (self, self.dense) if stream]
 
-    def part(self) -> None:
+    def fork_dense(self) -> None:
         """Let the dense model go on with a copy of the block, which is about to change."""
         if self.dense:
-            self.dense.twin = copy.deepcopy(self.block)
-            self.dense.onward = self.onward
+            self.dense.copy = copy.deepcopy(self.block)
+            self.dense.propagates = self.propagates
 
-    def outlasting(self) -> "Visit":
+    def detached(self) -> "LoadedBlock":
         """Return a visit of the block that has its weights also when this one has lost them."""
         tensors = [*self.block.parameters(), *self.block.buffers()]
         twin = copy.deepcopy(self.block, {id(tensor): tensor for tensor in tensors})
-        return Visit(self.runner, self.index, [], [], onward=False, twin=twin)
+        return LoadedBlock(self.runner, self.index, [], [], propagates=False, copy=twin)
 
     def calls(self) -> Iterator[Callable[[], Tensor]]:
         """Give the call of the block on each batch in turn; good until hidden states move on."""
         for batch, (hidden, context) in enumerate(zip(self.hidden, self.contexts, strict=True)):
-            call = self.runner.bind(self.index, hidden, context, self.twin)
-            yield self.memo.around(batch, hidden, call) if self.memo else call
+            call = self.runner.bind(self.index, hidden, context, self.copy)
+            yield self.cache.around(batch, hidden, call) if self.cache else call
 
     @torch.no_grad()
-    def explore(self) -> None:
+    def probe_residual_adds(self) -> None:
         """Let the memo see, on one sample, what the block does with what its parts give.
 
         A stack that hands on more than hidden states, or reads more, is not looked at.
         """
-        if self.memo and len(self.hidden) and not self.contexts[0] and self.runner.simple:
+        if self.cache and len(self.hidden) and not self.contexts[0] and self.runner.simple:
             sample = self.hidden[0][:1]
-            self.memo.explore(sample, lambda x: self.runner.bind(self.index, x, {}, self.twin))
+            self.cache.probe_residual_adds(
+                sample, lambda x: self.runner.bind(self.index, x, {}, self.copy)
+            )
 
     @torch.no_grad()
     def reads(self, path: str) -> Iterator[Tensor]:
@@ -106,12 +112,12 @@ class Visit:
 
         def end(_: nn.Module, inputs: tuple) -> None:
             read.append(inputs[0])
-            raise Enough
+            raise StopForward
 
         for call in self.calls():
             hook = module.register_forward_pre_hook(end)
             try:
-                with suppress(Enough):
+                with suppress(StopForward):
                     call()
             finally:
                 hook.remove()
@@ -140,17 +146,17 @@ class Visit:
     def advance(self) -> None:
         """Replace the hidden states by what the block makes of them."""
         for number, call in enumerate(self.calls()):
-            put(self.hidden, number, call())
+            store(self.hidden, number, call())
 
-    def leave(self) -> None:
+    def advance_all(self) -> None:
         """Let both models go on to the next block, where nothing keeps them from it."""
         for stream in self.streams:
-            if stream.onward:
+            if stream.propagates:
                 stream.advance()
-            stream.memo = None
+            stream.cache = None
 
 
-class Enough(Exception):  # noqa: N818  no error
+class StopForward(Exception):  # noqa: N818  no error
     """Ends the forward of a batch that has shown all that is looked at."""
 
 
@@ -160,16 +166,16 @@ def batches(ids: Int[Tensor, "N T"], device: torch.device) -> list[Tensor]:
     return [part.to(device) for part in ids.split(size)]
 
 
-def walk(  # noqa: PLR0913  each is a word of its own
+def iterate_blocks(  # noqa: PLR0913  each is a word of its own
     model: PreTrainedModel,
     stacks: Sequence[StackRunner],
     weights: Weights | None,
     ids: Sequence[Int[Tensor, "B T"]],
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE,
     *,
     beside: bool = False,
     shelf: Callable[[], HiddenStates] = list,
-) -> Iterator[Visit]:
+) -> Iterator[LoadedBlock]:
     """Visit every block in run order; between two visits the hidden states move on.
 
     While a block is visited the weights of the next one are fetched.
@@ -197,9 +203,9 @@ def walk(  # noqa: PLR0913  each is a word of its own
     for runner in stacks:
         hidden, dense = shelf(), shelf()
         for index, block in enumerate(runner.blocks):
-            with held(weights, block):
+            with loaded_weights(weights, block):
                 if index == 0:
-                    with held(weights, *embeddings(model, [runner])):
+                    with loaded_weights(weights, *embeddings(model, [runner])):
                         # What is entered may be a view of something else.
                         entered = map(runner.enter, ids, contexts)
                         hidden.extend(map(torch.clone, entered))
@@ -207,18 +213,24 @@ def walk(  # noqa: PLR0913  each is a word of its own
                 # The holes between what one block left lying are not where the next one looks.
                 memory.give_back()
                 _fetch(weights, following.get(block))
-                visit = Visit(runner, index, hidden, contexts, samples, ranks=ranks, shelf=shelf)
-                visit.dense = Visit(runner, index, dense, apart, shelf=shelf) if beside else None
+                visit = LoadedBlock(
+                    runner, index, hidden, contexts, samples, ranks=ranks, new_hidden_states=shelf
+                )
+                visit.dense = (
+                    LoadedBlock(runner, index, dense, apart, new_hidden_states=shelf)
+                    if beside
+                    else None
+                )
                 yield visit
-                visit.leave()
+                visit.advance_all()
         if runner is not stacks[-1]:
             contexts = _read(runner, hidden, contexts)
             apart = _read(runner, dense, apart) if beside else contexts
 
 
-def glance(
+def load_blocks(
     stacks: Sequence[StackRunner], weights: Weights | None, wanted: Collection[int]
-) -> Iterator[Visit]:
+) -> Iterator[LoadedBlock]:
     """Visit the blocks with these numbers for their weights alone: no token walks through them."""
     blocks = [(runner, index) for runner in stacks for index in range(len(runner.blocks))]
     numbers = sorted(wanted)
@@ -226,14 +238,14 @@ def glance(
     following = dict(zip(numbers, modules[1:], strict=False))
     for number in numbers:
         runner, index = blocks[number]
-        with held(weights, runner.blocks[index]):
+        with loaded_weights(weights, runner.blocks[index]):
             _fetch(weights, following.get(number))
-            yield Visit(runner, index, [], [], onward=False)
+            yield LoadedBlock(runner, index, [], [], propagates=False)
 
 
 def _numbered(ids: Sequence[Int[Tensor, "B T"]], ranks: Ranks) -> list[range]:
     """Return the numbers of each batch's samples; ranks have them in their order."""
-    before = sum(ranks.exchange(sum(map(len, ids)))[: ranks.rank])
+    before = sum(ranks.all_gather_object(sum(map(len, ids)))[: ranks.rank])
     ends = [*accumulate(map(len, ids), initial=before)]
     return [range(*pair) for pair in pairwise(ends)]
 

@@ -127,7 +127,7 @@ def _buffers(module: nn.Module, left_out: set[nn.Module]) -> list[tuple[nn.Modul
 
 
 @contextmanager
-def held(weights: Weights | None, *modules: nn.Module) -> Iterator[None]:
+def loaded_weights(weights: Weights | None, *modules: nn.Module) -> Iterator[None]:
     """Load the weights of modules for the time of a ``with`` block; None: they have their own."""
     if weights is None:
         yield

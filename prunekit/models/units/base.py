@@ -17,7 +17,7 @@ Factor = Callable[[], Float[Tensor, "*B U"]]
 """What each unit is multiplied by, float32 [U], or [B, 1, U] for a factor a sample."""
 
 
-class Share(NamedTuple):
+class ParameterAxis(NamedTuple):
     """Which unit the rows of a parameter along an axis go with: all of them go with one."""
 
     parameter: nn.Parameter
@@ -26,7 +26,7 @@ class Share(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Place(ABC):
+class UnitGroup(ABC):
     """Where units of one kind are.
 
     Attributes:
@@ -44,7 +44,7 @@ class Place(ABC):
 
     @property
     @abstractmethod
-    def shares(self) -> tuple[Share, ...]:
+    def shares(self) -> tuple[ParameterAxis, ...]:
         """What belongs to the units, of each parameter that is theirs."""
 
     @abstractmethod

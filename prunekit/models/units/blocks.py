@@ -19,8 +19,8 @@ from prunekit.architectures import Stack, find
 from prunekit.architectures.coverage import prefix
 from prunekit.checkpoint.compressed import RECORD
 from prunekit.errors import ShapeError
-from prunekit.models.units.base import Factor, Place, Share
-from prunekit.models.units.meta_model import twin
+from prunekit.models.units.base import Factor, ParameterAxis, UnitGroup
+from prunekit.models.units.meta_model import meta_model
 
 Output = Tensor | tuple[Any, ...]
 """What a block answers: a hidden state, in some families with something beside it."""
@@ -30,7 +30,7 @@ Kept = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
-class Depth(Place):
+class Depth(UnitGroup):
     """The blocks of one stack.
 
     A block with the factor 0 gives on what it reads, bit for bit, and with 1 what it makes of it.
@@ -51,11 +51,11 @@ class Depth(Place):
 
     @property
     @override
-    def shares(self) -> tuple[Share, ...]:
+    def shares(self) -> tuple[ParameterAxis, ...]:
         # The position bias goes to the next block if the first one goes.
         stays = {id(bias.weight) for bias in _biases(self).values()}
         return tuple(
-            Share(parameter, 0, torch.full((len(parameter),), unit))
+            ParameterAxis(parameter, 0, torch.full((len(parameter),), unit))
             for unit, block in enumerate(self.blocks)
             for parameter in block.parameters()
             if id(parameter) not in stays
@@ -101,7 +101,7 @@ def depth_entries(
             each = getattr(model.config, name, None)
             if isinstance(each, list):
                 entries[name] = [each[unit] for unit in kept[place.name]]
-    other = twin(model, entries, "blocks")
+    other = meta_model(model, entries, "blocks")
     for place, trial in zip(found, depths(other), strict=True):
         if trial.units != len(kept[place.name]):
             raise ShapeError(
@@ -114,7 +114,7 @@ def depth_entries(
     return entries
 
 
-def take_out(
+def remove_blocks(
     model: PreTrainedModel, found: Sequence[Depth], kept: Kept, entries: Mapping[str, Any]
 ) -> None:
     """Remove the other blocks, number those that stay, and let the config say so, in place."""

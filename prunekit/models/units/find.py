@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
-from prunekit.models.units.base import Place
+from prunekit.models.units.base import UnitGroup
 from prunekit.models.units.blocks import depths
 from prunekit.models.units.heads_neurons import sites
 from prunekit.models.units.hidden import widths
 from prunekit.models.units.kinds import Kind
 
 
-def places(model: PreTrainedModel, kind: Kind) -> Sequence[Place]:
+def places(model: PreTrainedModel, kind: Kind) -> Sequence[UnitGroup]:
     """Return where the units of one kind are, in run order.
 
     Raises:

@@ -22,12 +22,12 @@ from prunekit.architectures import Attention, FeedForward, Stack, find
 from prunekit.architectures.base import Count
 from prunekit.architectures.coverage import ADVICE, holds, prefix
 from prunekit.errors import CheckpointError
-from prunekit.models.units.base import Factor, Place, Share
+from prunekit.models.units.base import Factor, ParameterAxis, UnitGroup
 from prunekit.models.units.kinds import Kind
 
 
 @dataclass(frozen=True)
-class Slices:
+class UnitIndex:
     """The outputs, or the inputs, of a linear that belong to each unit."""
 
     linear: nn.Module
@@ -35,7 +35,7 @@ class Slices:
 
 
 @dataclass(frozen=True)
-class Site(Place):
+class Site(UnitGroup):
     """One attention or feed-forward and its heads or neurons.
 
     Attributes:
@@ -51,8 +51,8 @@ class Site(Place):
     stack: Stack
     module: nn.Module
     declared: Attention | FeedForward
-    writers: tuple[Slices, ...]
-    reader: Slices
+    writers: tuple[UnitIndex, ...]
+    reader: UnitIndex
 
     @property
     @override
@@ -66,8 +66,10 @@ class Site(Place):
 
     @property
     @override
-    def shares(self) -> tuple[Share, ...]:
-        found = [Share(_weight(self.reader.linear), _axis(self.reader.linear, 1), self.owner)]
+    def shares(self) -> tuple[ParameterAxis, ...]:
+        found = [
+            ParameterAxis(_weight(self.reader.linear), _axis(self.reader.linear, 1), self.owner)
+        ]
         for linear in dict.fromkeys(part.linear for part in self.writers):
             owner = torch.empty(len(matrix(linear)), dtype=torch.int64)
             for part in self.writers:
@@ -75,9 +77,9 @@ class Site(Place):
                     rows = part.index[0].numel()
                     units = torch.arange(self.units).repeat_interleave(rows)
                     owner[part.index.flatten()] = units
-            found.append(Share(_weight(linear), _axis(linear, 0), owner))
+            found.append(ParameterAxis(_weight(linear), _axis(linear, 0), owner))
             if linear.bias is not None:
-                found.append(Share(cast("nn.Parameter", linear.bias), 0, owner))
+                found.append(ParameterAxis(cast("nn.Parameter", linear.bias), 0, owner))
         return tuple(found)
 
     @override
@@ -166,12 +168,12 @@ def heads_of(name: str, block: nn.Module, stack: Stack) -> Iterator[Site]:
             stack,
             module,
             declared,
-            (Slices(query.linear, query.index.view(units, -1, size)), key, value),
-            Slices(reader, columns.view(units, -1, size)),
+            (UnitIndex(query.linear, query.index.view(units, -1, size)), key, value),
+            UnitIndex(reader, columns.view(units, -1, size)),
         )
 
 
-def _projections(block: nn.Module, declared: Attention, shape: torch.Size) -> tuple[Slices, ...]:
+def _projections(block: nn.Module, declared: Attention, shape: torch.Size) -> tuple[UnitIndex, ...]:
     """Return the outputs of query, key and value, each [heads, 1, size]."""
     heads, size = shape
     linears = [block.get_submodule(name) for name in (declared.query, declared.key, declared.value)]
@@ -184,7 +186,8 @@ def _projections(block: nn.Module, declared: Attention, shape: torch.Size) -> tu
     else:
         parts = rows
     return tuple(
-        Slices(linear, part.view(-1, 1, size)) for linear, part in zip(linears, parts, strict=True)
+        UnitIndex(linear, part.view(-1, 1, size))
+        for linear, part in zip(linears, parts, strict=True)
     )
 
 
@@ -195,11 +198,11 @@ def neurons_of(name: str, block: nn.Module, stack: Stack) -> Iterator[Site]:
         columns = torch.arange(matrix(reader).shape[1]).view(-1, 1, 1)
         inputs = [block.get_submodule(path) for path in declared.inputs if holds(block, path)]
         writers = tuple(
-            Slices(linear, start + columns)
+            UnitIndex(linear, start + columns)
             for linear in inputs
             for start in range(0, len(matrix(linear)), len(columns))
         )
-        read = Slices(reader, columns)
+        read = UnitIndex(reader, columns)
         yield Site(f"{name}{declared.output}", "neurons", stack, reader, declared, writers, read)
 
 

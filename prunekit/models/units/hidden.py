@@ -27,8 +27,8 @@ from typing_extensions import override
 from prunekit.architectures import Stream, find
 from prunekit.architectures.coverage import ADVICE, LINEAR
 from prunekit.errors import ShapeError
-from prunekit.models.units.base import Factor, Place, Share
-from prunekit.models.units.meta_model import twin
+from prunekit.models.units.base import Factor, ParameterAxis, UnitGroup
+from prunekit.models.units.meta_model import meta_model
 
 
 class Axis(NamedTuple):
@@ -45,7 +45,7 @@ class Axis(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Width(Place):
+class Width(UnitGroup):
     """The coordinates of the residual stream; all stacks of a model share them.
 
     Attributes:
@@ -70,10 +70,10 @@ class Width(Place):
 
     @property
     @override
-    def shares(self) -> tuple[Share, ...]:
+    def shares(self) -> tuple[ParameterAxis, ...]:
         owner = torch.arange(self.size)
         each = {id(axis.parameter): axis for axis in self.axes}
-        return tuple(Share(axis.parameter, axis.axis, owner) for axis in each.values())
+        return tuple(ParameterAxis(axis.parameter, axis.axis, owner) for axis in each.values())
 
     @override
     def multiple(self, of: int) -> int:
@@ -116,8 +116,8 @@ def coordinates(model: PreTrainedModel) -> list[Axis]:
         ShapeError: More than they grows with it.
     """
     size: int = model.config.hidden_size
-    usual = twin(model, _sizes(model), "hidden")
-    wider = twin(model, {_entry(model): 2 * size, **_sizes(model)}, "hidden")
+    usual = meta_model(model, _sizes(model), "hidden")
+    wider = meta_model(model, {_entry(model): 2 * size, **_sizes(model)}, "hidden")
     return [
         Axis(module, name, axis)
         for path, module in model.named_modules()
@@ -143,12 +143,12 @@ def width_entries(
         place.stream.epsilon: epsilon * place.size / len(kept),
         **_sizes(model),
     }
-    twin(model, {**given, **entries}, "hidden")
+    meta_model(model, {**given, **entries}, "hidden")
     return entries
 
 
 @torch.no_grad()
-def narrow(
+def remove_hidden(
     model: PreTrainedModel, place: Width, kept: Sequence[int], entries: Mapping[str, Any]
 ) -> None:
     """Remove the other coordinates and let the config say so, in place."""
@@ -166,7 +166,7 @@ def narrow(
         weight, offset = cast("Tensor", norm.weight), place.stream.offset
         weight.copy_((weight.double() + offset) * gain - offset)
     _cut(place, kept)
-    _adopt(model, twin(model, _sizes(model), "hidden"), twin(model, entries, "hidden"))
+    _adopt(model, meta_model(model, _sizes(model), "hidden"), meta_model(model, entries, "hidden"))
 
 
 def _cut(place: Width, kept: Sequence[int]) -> None:
@@ -214,7 +214,7 @@ def _sizes(model: PreTrainedModel) -> dict[str, int]:
 def _step(model: PreTrainedModel) -> int:
     """Return what the width has to be a multiple of: in some families, the number of heads."""
     try:
-        twin(model, {_entry(model): model.config.hidden_size + 1, **_sizes(model)}, "hidden")
+        meta_model(model, {_entry(model): model.config.hidden_size + 1, **_sizes(model)}, "hidden")
     except ShapeError:
         return model.config.num_attention_heads
     return 1

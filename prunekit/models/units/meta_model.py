@@ -11,7 +11,7 @@ from prunekit.checkpoint.compressed import RECORD
 from prunekit.errors import ShapeError
 
 
-def twin(model: PreTrainedModel, entries: Mapping[str, Any], what: str) -> PreTrainedModel:
+def meta_model(model: PreTrainedModel, entries: Mapping[str, Any], what: str) -> PreTrainedModel:
     """Build the stock model that the config of ``model`` describes with other entries.
 
     Its parameters are on the meta device, its buffers are real.

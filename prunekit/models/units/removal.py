@@ -18,10 +18,10 @@ from transformers.pytorch_utils import Conv1D
 from prunekit.architectures import Attention
 from prunekit.checkpoint.compressed import OPENS, RECORD
 from prunekit.models.attention_hook import configs, implement, refuse_unseen
-from prunekit.models.units.base import Place
-from prunekit.models.units.blocks import Depth, take_out
+from prunekit.models.units.base import UnitGroup
+from prunekit.models.units.blocks import Depth, remove_blocks
 from prunekit.models.units.heads_neurons import Site, counts, known, matrix
-from prunekit.models.units.hidden import Width, narrow
+from prunekit.models.units.hidden import Width, remove_hidden
 
 Kept = Mapping[str, Sequence[int]]
 """The units that each site keeps, by the site's name, in ascending order."""
@@ -57,8 +57,11 @@ def refuse_unequal(found: Sequence[Site]) -> None:
     refuse_unseen(site.module for site in found if _adds(site))
 
 
-def settle(
-    model: PreTrainedModel, found: Sequence[Place], kept: Kept, entries: Mapping[str, Any] | None
+def apply_removal(
+    model: PreTrainedModel,
+    found: Sequence[UnitGroup],
+    kept: Kept,
+    entries: Mapping[str, Any] | None,
 ) -> None:
     """Remove all but the kept units and let the config say what is left.
 
@@ -71,9 +74,9 @@ def settle(
     """
     first = found[0]
     if isinstance(first, Depth):
-        take_out(model, cast("Sequence[Depth]", found), kept, entries or {})
+        remove_blocks(model, cast("Sequence[Depth]", found), kept, entries or {})
     elif isinstance(first, Width):
-        narrow(model, first, kept[first.name], entries or {})
+        remove_hidden(model, first, kept[first.name], entries or {})
         _configure(model, entries or {})
     else:
         _settle(model, cast("Sequence[Site]", found), kept, entries)

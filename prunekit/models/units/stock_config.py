@@ -7,17 +7,17 @@ from transformers import PreTrainedModel
 
 from prunekit.architectures import Attention
 from prunekit.errors import CheckpointError, ShapeError
-from prunekit.models.units.base import Place
+from prunekit.models.units.base import UnitGroup
 from prunekit.models.units.blocks import Depth, depth_entries
 from prunekit.models.units.heads_neurons import Site, counts, sites
 from prunekit.models.units.hidden import Width, width_entries
-from prunekit.models.units.meta_model import shown, twin
+from prunekit.models.units.meta_model import meta_model, shown
 from prunekit.models.units.removal import RECORD, Kept, biased, original
 
 
 def stock_entries(
     model: PreTrainedModel,
-    found: Sequence[Place],
+    found: Sequence[UnitGroup],
     kept: Kept,
     given: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -58,7 +58,9 @@ def _site_entries(
     return entries
 
 
-def sayable(model: PreTrainedModel, found: Sequence[Place]) -> Callable[[Mapping[str, int]], bool]:
+def expressible_in_config(
+    model: PreTrainedModel, found: Sequence[UnitGroup]
+) -> Callable[[Mapping[str, int]], bool]:
     """Return what says of numbers of units, by place, whether a stock config can say them.
 
     ``found``: the places that matter, of any kinds, in the order in which they are taken out.
@@ -76,7 +78,7 @@ def sayable(model: PreTrainedModel, found: Sequence[Place]) -> Callable[[Mapping
 
 
 def _sayable(
-    model: PreTrainedModel, kinds: Mapping[str, Sequence[Place]], numbers: Mapping[str, int]
+    model: PreTrainedModel, kinds: Mapping[str, Sequence[UnitGroup]], numbers: Mapping[str, int]
 ) -> bool:
     entries: dict[str, Any] = {}
     try:
@@ -90,7 +92,7 @@ def _sayable(
     return True
 
 
-def refuse_recorded(model: PreTrainedModel, kept: Kept) -> None:
+def check_uniform_record(model: PreTrainedModel, kept: Kept) -> None:
     """Refuse a model of which other sites than these differ from what a stock config can say.
 
     Raises:
@@ -126,7 +128,7 @@ def _try(
     """
     kind, family = found[0].kind, model.config.model_type
     try:
-        others = sites(twin(model, entries, kind), kind)
+        others = sites(meta_model(model, entries, kind), kind)
     except CheckpointError as error:  # of a family that is probed, which has to run for it
         raise ShapeError(
             f"{kind}: a model of type {family!r} with {shown(entries)} does not run."

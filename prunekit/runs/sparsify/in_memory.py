@@ -19,7 +19,7 @@ from prunekit.errors import ConfigError
 from prunekit.models.experts import unfused
 from prunekit.models.layout import Block, Selection, layout, runners
 from prunekit.models.sequential.block_runner import StackRunner
-from prunekit.models.sequential.pipeline import Visit, batches, walk
+from prunekit.models.sequential.pipeline import LoadedBlock, batches, iterate_blocks
 from prunekit.sparsify.block_pruner import BlockPruner
 from prunekit.sparsify.calibrate import survey
 from prunekit.sparsify.permute_channels import check_permutable, orders, rearrange
@@ -76,8 +76,8 @@ def _prune(
     recipe.check(blocks)
     ids = torch.zeros(1, 1, dtype=torch.int64) if tokens is None else tokens
 
-    def visits(*, beside: bool = False) -> Iterator[tuple[Visit, Block]]:
-        walked = walk(model, stacks, None, batches(ids, model.device), beside=beside)
+    def visits(*, beside: bool = False) -> Iterator[tuple[LoadedBlock, Block]]:
+        walked = iterate_blocks(model, stacks, None, batches(ids, model.device), beside=beside)
         return zip(walked, blocks, strict=True)
 
     pruned = [linear for block in blocks for linear in block.pruned]
@@ -92,7 +92,7 @@ def _prune(
             reorder(model, axes, found)
         pruner = BlockPruner(recipe, sparsities, dtypes)
         entries = []
-        for visit, block in visits(beside=recipe.beside):
+        for visit, block in visits(beside=recipe.runs_dense_model):
             rearrange(visit, orders(visit, block, recipe))
             entries += [outcome.entry for outcome in pruner.prune(visit, block)]
         return entries

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prunekit.architectures import Architecture
 from prunekit.checkpoint.reader import Checkpoint
 from prunekit.config.run_config import Config
-from prunekit.distributed.ranks import ALONE, Ranks
+from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.formatting import count, size
 from prunekit.models.layout import (
     Block,
@@ -86,7 +86,7 @@ class Plan:
     work: Work
     traffic: Mapping[str, int]
     notes: tuple[str, ...]
-    ranks: Ranks = ALONE
+    ranks: Ranks = SINGLE
     preflight: Preflight | None = None
 
     @property
@@ -151,7 +151,7 @@ def _describe(made: Plan) -> RenderableType:
             f"{config.calibration.samples} samples of {made.lengths[0]} tokens, seed "
             f"{config.calibration.seed}"
         )
-    if not made.ranks.several:
+    if not made.ranks.is_distributed:
         del rows["ranks"], rows["traffic"]
     for key, value in rows.items():
         facts.add_row(f"[bold]{key}", value)

@@ -15,7 +15,7 @@ from prunekit.checkpoint.hub import find as find_checkpoint
 from prunekit.checkpoint.reader import Checkpoint, open_checkpoint
 from prunekit.config.prune_table import Prune
 from prunekit.config.run_config import Config
-from prunekit.distributed.ranks import ALONE, Ranks
+from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import CapacityError, ConfigError
 from prunekit.formatting import size
 from prunekit.models.devices import compute_dtype, device_of, stored_dtype
@@ -31,10 +31,10 @@ from prunekit.sparsify.memory_estimate import memory
 from prunekit.sparsify.permute_channels import check_permutable
 from prunekit.sparsify.permute_residual import check_moves, residual_axes
 from prunekit.sparsify.recipe import Recipe
-from prunekit.sparsify.work_estimate import Circumstances, traffic, work
+from prunekit.sparsify.work_estimate import CostInputs, traffic, work
 
 
-def plan(config: Config, ranks: Ranks = ALONE, preflight: Preflight | None = None) -> Plan:
+def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = None) -> Plan:
     """Decide everything that can be decided from ``config.json`` and safetensors headers.
 
     Args:
@@ -72,9 +72,9 @@ def plan(config: Config, ranks: Ranks = ALONE, preflight: Preflight | None = Non
     stored = _stored(names, checkpoint, blocks, asked)
     dtype = compute_dtype(_widest(asked or stored_dtype(checkpoint), blocks, stored), device)
     # CPUs of ranks may differ; in the wider type all can run.
-    dtype = reduce(torch.promote_types, ranks.exchange(dtype))
+    dtype = reduce(torch.promote_types, ranks.all_gather_object(dtype))
     share = _share(config, ranks), lengths[0]
-    given = Circumstances(device, dtype, stored, share, ranks)
+    given = CostInputs(device, dtype, stored, share, ranks)
     needs = replace(
         memory(model, stacks, blocks, recipe, given),
         writer=writer_memory(

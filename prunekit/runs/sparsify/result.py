@@ -71,5 +71,5 @@ def storage_facts(
         **facts,
         "compressed": len(stored),
         "dense": unfit,
-        "speed": speed_table.said(name, layers),
+        "speed": speed_table.describe(name, layers),
     }

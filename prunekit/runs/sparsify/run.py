@@ -21,17 +21,17 @@ from prunekit.data.tokens import Tokens
 from prunekit.errors import StoppedError
 from prunekit.evaluation.verify import prove, recount
 from prunekit.models.layout import Block, orientation
-from prunekit.models.sequential.hidden_states import shelf
-from prunekit.models.sequential.pipeline import Visit, batches, glance, walk
+from prunekit.models.sequential.hidden_states import hidden_states_factory
+from prunekit.models.sequential.pipeline import LoadedBlock, batches, iterate_blocks, load_blocks
 from prunekit.models.sequential.weights import Weights
 from prunekit.reports import environment
 from prunekit.reports import report as reports
 from prunekit.runs import facts as result_facts
-from prunekit.runs.base import Framed
+from prunekit.runs.base import RunBase
 from prunekit.runs.record import Record
 from prunekit.runs.sparsify import result
 from prunekit.runs.sparsify.plan import Plan
-from prunekit.sparsify.block_pruner import BlockPruner, Looked, Outcome
+from prunekit.sparsify.block_pruner import BlockPruner, CalibratedStages, Outcome
 from prunekit.sparsify.calibrate import survey
 from prunekit.sparsify.permute_channels import Orders, orders, rearrange
 from prunekit.sparsify.permute_residual import residual_order
@@ -54,10 +54,10 @@ def run(
         StoppedError: So it was asked.
         PrunekitError: See each kind; the folder then stays resumable.
     """
-    yield from Run(plan, stop).records(resume=resume, overwrite=overwrite)
+    yield from SparsifyRun(plan, stop).records(resume=resume, overwrite=overwrite)
 
 
-class Run(Framed[Plan]):
+class SparsifyRun(RunBase[Plan]):
     """One run and what it has measured so far."""
 
     def __init__(self, plan: Plan, stop: Callable[[], bool] = lambda: False) -> None:
@@ -85,12 +85,12 @@ class Run(Framed[Plan]):
         sparsities = yield from self._allocate(tokens)
         yield from self._prune(tokens, sparsities)
         with self._timed("write"):
-            self.ranks.lead(self._finish)
+            self.ranks.run_on_main(self._finish)
         yield from self._evaluate("after", judged)
         yield Record("phase", "verify", {"steps": 1})
-        peaks = self.ranks.exchange(environment.peak_memory(plan.device))
-        sent = self.ranks.exchange(dict(self.ranks.traffic))
-        report = self.ranks.lead(lambda: self._prove(tokens, peaks, sent))
+        peaks = self.ranks.all_gather_object(environment.peak_memory(plan.device))
+        sent = self.ranks.all_gather_object(dict(self.ranks.traffic))
+        report = self.ranks.run_on_main(lambda: self._prove(tokens, peaks, sent))
         yield Record("finish", str(self.output.folder), report)
 
     def _finish(self) -> None:
@@ -110,7 +110,7 @@ class Run(Framed[Plan]):
             proof = prove(written, self.plan.device)
             counted = recount(written, self.layers, self.plan.recipe.pattern)
         report = self._report(tokens, counted, proof)
-        if self.ranks.several:
+        if self.ranks.is_distributed:
             report["ranks"] = [
                 {**peak, "sent_bytes": bytes_} for peak, bytes_ in zip(peaks, sent, strict=True)
             ]
@@ -136,21 +136,21 @@ class Run(Framed[Plan]):
             with self._timed("calibrate"):
                 look = survey(lambda: self._visits(tokens), allocation, plan.recipe.pattern)
                 found = allocation.allocate(plan.sizes, look, plan.config.prune.sparsity)
-                known = self.ranks.lead(lambda: found)
+                known = self.ranks.run_on_main(lambda: found)
             self.output.note("allocation", allocation.name, known)
         return known
 
     def _visits(
         self, tokens: Tokens | None, *, beside: bool = False
-    ) -> Iterator[tuple[Visit, Block]]:
+    ) -> Iterator[tuple[LoadedBlock, Block]]:
         """Visit every block with this rank's tokens, or with one token where none is needed."""
         plan = self.plan
         ids = torch.zeros(1, 1, dtype=torch.int64)
         if tokens:
-            ids = tokens.ids[self.ranks.part(len(tokens.ids))]
+            ids = tokens.ids[self.ranks.shard(len(tokens.ids))]
         parts = batches(ids, plan.device)
-        place = shelf(plan.memory.where, plan.device, self.output.folder)
-        visits = walk(
+        place = hidden_states_factory(plan.memory.where, plan.device, self.output.folder)
+        visits = iterate_blocks(
             plan.model, plan.stacks, self.weights, parts, self.ranks, beside=beside, shelf=place
         )
         return zip(visits, plan.blocks, strict=True)
@@ -163,14 +163,14 @@ class Run(Framed[Plan]):
         with self._timed("write"):
             self._write_rest()
         pruner = BlockPruner(plan.recipe, sparsities, plan.stored)
-        if plan.recipe.apart:
+        if plan.recipe.blocks_independent:
             yield from self._prune_apart(tokens, pruner)
             return
         began = time.perf_counter()
-        visits = self._visits(tokens, beside=plan.recipe.beside)
+        visits = self._visits(tokens, beside=plan.recipe.runs_dense_model)
         for number, (visit, block) in enumerate(visits):
             # Nobody reads what the last block of the last stack gives.
-            visit.onward = bool(plan.recipe.needs) and number + 1 < len(plan.blocks)
+            visit.propagates = bool(plan.recipe.needs) and number + 1 < len(plan.blocks)
             known = self.output.done.get(("block", block.name))
             if known is None:
                 found, outcomes = orders(visit, block, plan.recipe), []
@@ -179,16 +179,16 @@ class Run(Framed[Plan]):
                     outcomes.append(outcome)
                     yield Record("layer", outcome.linear.name, self._entry(outcome, number))
                 took = time.perf_counter() - began
-                writes = self.ranks.first
+                writes = self.ranks.is_main
                 known = self._write_block(number, visit, outcomes, found, writes=writes)
                 known |= {"seconds": took, "orders": found}
                 self.output.note("block", block.name, known)
             else:
                 rearrange(visit, known["orders"])
-                self._take_over(visit, block, number, known["layers"])
+                self._restore_block(visit, block, number, known["layers"])
                 for entry in known["layers"]:
                     yield Record("layer", entry["name"], entry)
-            yield self._done(number, known)
+            yield self._block_record(number, known)
             self._stop_if_asked(block)
             began = time.perf_counter()
 
@@ -215,61 +215,63 @@ class Run(Framed[Plan]):
         ranks, blocks, done = self.ranks, self.plan.blocks, self.output.done
         todo = [at for at, block in enumerate(blocks) if ("block", block.name) not in done]
         for number in sorted(set(range(len(blocks))) - set(todo)):
-            yield from self._told(number, done["block", blocks[number].name])
+            yield from self._layer_records(number, done["block", blocks[number].name])
         own, needs = todo[ranks.rank :: ranks.size], bool(self.plan.recipe.needs)
         visits = self._visits_apart(tokens, own)
 
-        def reach(number: int) -> Visit:
+        def reach(number: int) -> LoadedBlock:
             return next(visit for at, visit in visits if at == number)
 
         for start in range(0, len(todo), ranks.size):
             began, turn = time.perf_counter(), todo[start : start + ranks.size]
             mine = self._look(pruner, ((at, reach(at)) for at in turn if at in own or needs), own)
             known = mine and self._prune_own(pruner, mine, began)
-            found = [values for values in ranks.exchange(known) if values]
+            found = [values for values in ranks.all_gather_object(known) if values]
             for number, values in zip(turn, found, strict=True):
                 self.output.note("block", blocks[number].name, values)
-                yield from self._told(number, values)
+                yield from self._layer_records(number, values)
             self._stop_if_asked(blocks[turn[-1]])
         self.layers.sort(key=lambda layer: layer["block"])
 
     def _look(
-        self, pruner: BlockPruner, visits: Iterable[tuple[int, Visit]], own: list[int]
-    ) -> tuple[int, Visit, Looked] | None:
+        self, pruner: BlockPruner, visits: Iterable[tuple[int, LoadedBlock]], own: list[int]
+    ) -> tuple[int, LoadedBlock, CalibratedStages] | None:
         """Gather what the blocks of a turn read, and return the one that is ours to prune.
 
         They are all gathered before: others would wait for us where sums are added up.
         """
         mine = None
         for number, visit in visits:
-            looked = [*pruner.look(visit, self.plan.blocks[number])]
+            looked = [*pruner.calibrate(visit, self.plan.blocks[number])]
             if number in own:
-                mine = number, visit.outlasting(), looked
+                mine = number, visit.detached(), looked
         return mine
 
     def _prune_own(
-        self, pruner: BlockPruner, mine: tuple[int, Visit, Looked], began: float
+        self, pruner: BlockPruner, mine: tuple[int, LoadedBlock, CalibratedStages], began: float
     ) -> dict[str, Any]:
         number, visit, looked = mine
         outcomes = [*pruner.prune(visit, self.plan.blocks[number], looked)]
         known = self._write_block(number, visit, outcomes, writes=True)
         return known | {"seconds": time.perf_counter() - began, "orders": {}}
 
-    def _visits_apart(self, tokens: Tokens | None, own: list[int]) -> Iterator[tuple[int, Visit]]:
+    def _visits_apart(
+        self, tokens: Tokens | None, own: list[int]
+    ) -> Iterator[tuple[int, LoadedBlock]]:
         """Visit all blocks with what the dense model gives them; where nothing is read, our own."""
         if not self.plan.recipe.needs:
-            yield from zip(own, glance(self.plan.stacks, self.weights, own), strict=True)
+            yield from zip(own, load_blocks(self.plan.stacks, self.weights, own), strict=True)
             return
         for number, (visit, _) in enumerate(self._visits(tokens)):
-            visit.onward = number + 1 < len(self.plan.blocks)
+            visit.propagates = number + 1 < len(self.plan.blocks)
             yield number, visit
 
-    def _told(self, number: int, known: dict[str, Any]) -> Iterator[Record]:
+    def _layer_records(self, number: int, known: dict[str, Any]) -> Iterator[Record]:
         for entry in known["layers"]:
             yield Record("layer", entry["name"], entry)
-        yield self._done(number, known)
+        yield self._block_record(number, known)
 
-    def _done(self, number: int, known: dict[str, Any]) -> Record:
+    def _block_record(self, number: int, known: dict[str, Any]) -> Record:
         """Take a block into the report."""
         self.layers += known["layers"]
         self.seconds["prune"] += known["seconds"]
@@ -277,12 +279,12 @@ class Run(Framed[Plan]):
         return Record("block", self.plan.blocks[number].name, facts)
 
     def _stop_if_asked(self, block: Block) -> None:
-        if any(self.ranks.exchange(self.stop())):
+        if any(self.ranks.all_gather_object(self.stop())):
             raise StoppedError(f"Stopped as asked, after {block.name}.")
 
     def _write_rest(self) -> None:
         """Write the first shard: what lies outside the blocks, as it is."""
-        if ("rest", "") in self.output.done or not self.ranks.first:
+        if ("rest", "") in self.output.done or not self.ranks.is_main:
             return
         inside = {name for block in self.plan.blocks for name in self._names(block)}
         names = [name for name in self.plan.checkpoint.entries if name not in inside]
@@ -307,7 +309,7 @@ class Run(Framed[Plan]):
     def _write_block(
         self,
         number: int,
-        visit: Visit,
+        visit: LoadedBlock,
         outcomes: list[Outcome],
         found: Orders | None = None,
         *,
@@ -337,7 +339,7 @@ class Run(Framed[Plan]):
         return known
 
     def _moved(
-        self, visit: Visit, block: Block, found: Orders, others: Mapping[str, Tensor]
+        self, visit: LoadedBlock, block: Block, found: Orders, others: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Return those that were not pruned with their channels in order, as precise as stored."""
         if not found:
@@ -358,11 +360,11 @@ class Run(Framed[Plan]):
         transposed = orientation(self.plan.model.get_submodule(outcome.linear.name))[2]
         return {**outcome.entry, "block": number, "tensor": tensor, "transposed": transposed}
 
-    def _take_over(
-        self, visit: Visit, block: Block, number: int, layers: list[dict[str, Any]]
+    def _restore_block(
+        self, visit: LoadedBlock, block: Block, number: int, layers: list[dict[str, Any]]
     ) -> None:
         """Give a visited block the weights that an earlier run pruned."""
-        visit.part()
+        visit.fork_dense()
         written = load_file(self.output.shard(number + 2))
         entries = {layer["name"]: layer for layer in layers}
         for linear in block.pruned:

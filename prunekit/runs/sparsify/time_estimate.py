@@ -20,7 +20,7 @@ from prunekit.models.layout import Linear
 from prunekit.runs.sparsify.plan import Plan
 from prunekit.sparsify.error import relative_error
 from prunekit.sparsify.work_estimate import row_flops
-from prunekit.statistics import Cross, Gathered
+from prunekit.statistics import CrossGram, StageStatistics
 
 WIDEST = 1024
 """Inputs and outputs of what is measured, at most."""
@@ -29,7 +29,7 @@ REPEATS = 3
 
 
 @dataclass(frozen=True)
-class Pace:
+class TimeEstimate:
     """Seconds that a run will take, by what they are spent on; those of the slowest rank."""
 
     forward: float
@@ -50,7 +50,7 @@ class Pace:
         )
 
 
-def pace(plan: Plan) -> Pace:
+def estimate_time(plan: Plan) -> TimeEstimate:
     """Measure for a second or so, and return what a run of this plan will take here."""
     widest = max(plan.linears, key=lambda linear: linear.size)
     generator = torch.Generator().manual_seed(0)
@@ -66,7 +66,7 @@ def pace(plan: Plan) -> Pace:
     solved = row_flops(plan.recipe, outputs, inputs)
     method = plan.recipe.method
     solved += method.inverses([outputs]) * method.flops_of_inverse(inputs)
-    return Pace(
+    return TimeEstimate(
         forward=work.forward * product / (2 * TOKENS * outputs * inputs),
         gather=work.gather * gathering / gathered if gathered else 0.0,
         solve=max(work.solve) * solving / solved,
@@ -81,25 +81,25 @@ def _whole(linear: Linear) -> int:
     return inputs
 
 
-def _gather(plan: Plan, x: Tensor) -> tuple[Gathered, float]:
+def _gather(plan: Plan, x: Tensor) -> tuple[StageStatistics, float]:
     kinds = plan.recipe.needs
     statistics = [kind(x.shape[1], plan.device) for kind in kinds]
 
     def update() -> None:
         for statistic in statistics:
-            if isinstance(statistic, Cross):
+            if isinstance(statistic, CrossGram):
                 statistic.update_pair(x, x)
             else:
                 statistic.update(x)
 
-    return Gathered(statistics), _seconds(update, plan.device) if kinds else 0.0
+    return StageStatistics(statistics), _seconds(update, plan.device) if kinds else 0.0
 
 
-def _solve(plan: Plan, weight: Tensor, stats: Gathered) -> float:
+def _solve(plan: Plan, weight: Tensor, stats: StageStatistics) -> float:
     recipe, sparsity = plan.recipe, plan.config.prune.sparsity
 
     def solve() -> None:
-        again = Gathered(list(stats))  # so that nothing is remembered of the last time
+        again = StageStatistics(list(stats))  # so that nothing is remembered of the last time
         layer = Layer("measured", weight, again, recipe.pattern.at(sparsity), sparsity)
         pruned = recipe.method.prune(layer)
         if recipe.refine:

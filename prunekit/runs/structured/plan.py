@@ -11,18 +11,18 @@ from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunekit.checkpoint.reader import Checkpoint
-from prunekit.config.run_config import ShrinkConfig
-from prunekit.distributed.ranks import ALONE, Ranks
+from prunekit.config.run_config import StructuredConfig
+from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.formatting import count, percent, size
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.sequential.pipeline import BATCH_TOKENS
-from prunekit.models.units.base import Place
+from prunekit.models.units.base import UnitGroup
 from prunekit.models.units.heads_neurons import Site, matrix
 from prunekit.models.units.kinds import Kind
 
 
 @dataclass(frozen=True)
-class ShrinkPlan:
+class StructuredPlan:
     """What a run will take out; made by :func:`plan`.
 
     Attributes:
@@ -40,18 +40,18 @@ class ShrinkPlan:
         ranks: The processes that share the run.
     """
 
-    config: ShrinkConfig
+    config: StructuredConfig
     checkpoint: Checkpoint
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     stacks: list[StackRunner]
-    places: dict[Kind, Sequence[Place]]
+    places: dict[Kind, Sequence[UnitGroup]]
     device: torch.device
     dtype: torch.dtype
     stored: dict[str, str]
     lengths: tuple[int, int]
     notes: tuple[str, ...]
-    ranks: Ranks = ALONE
+    ranks: Ranks = SINGLE
 
     @property
     def parameters(self) -> int:
@@ -100,13 +100,13 @@ class ShrinkPlan:
         return _describe(self)
 
 
-def held(found: Iterable[Place]) -> int:
+def held(found: Iterable[UnitGroup]) -> int:
     """Return how many parameters hold something of the units of these places."""
     shares = [share for place in found for share in place.shares]
     return sum({id(share.parameter): share.parameter.numel() for share in shares}.values())
 
 
-def _describe(made: ShrinkPlan) -> RenderableType:
+def _describe(made: StructuredPlan) -> RenderableType:
     config, prune = made.config, made.config.prune
     facts = Table.grid(padding=(0, 2))
     asked = (
@@ -128,7 +128,7 @@ def _describe(made: ShrinkPlan) -> RenderableType:
         "memory": "about "
         + ", ".join(f"{name} {size(value)}" for name, value in made.memory.items()),
     }
-    if made.ranks.several:
+    if made.ranks.is_distributed:
         rows["ranks"] = f"{made.ranks.size}: samples are shared; each has the whole model"
     if config.calibration:
         rows["calibration"] = (

@@ -9,30 +9,30 @@ from transformers import PreTrainedModel
 from prunekit.architectures import find
 from prunekit.checkpoint.hub import find as find_checkpoint
 from prunekit.checkpoint.reader import open_checkpoint
-from prunekit.config.run_config import ShrinkConfig
+from prunekit.config.run_config import StructuredConfig
 from prunekit.config.structured_table import Shrink
-from prunekit.distributed.ranks import ALONE, Ranks
+from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import CapacityError, ConfigError, ShapeError
 from prunekit.formatting import size
 from prunekit.models.devices import device_of, measuring_dtype, stored_dtype
 from prunekit.models.empty_model import empty_model, longest
 from prunekit.models.layout import runners
 from prunekit.models.memory import free
-from prunekit.models.units.base import Place
+from prunekit.models.units.base import UnitGroup
 from prunekit.models.units.find import places
 from prunekit.models.units.heads_neurons import Site
 from prunekit.models.units.kinds import WHOLE, Kind
 from prunekit.models.units.removal import RECORD, refuse_unequal
-from prunekit.models.units.stock_config import sayable, stock_entries
+from prunekit.models.units.stock_config import expressible_in_config, stock_entries
 from prunekit.models.vocabulary import load_tokenizer
 from prunekit.models.weight_names import stored_names, unread
 from prunekit.runs.checks import capped, check_disk, check_judged, check_writes
-from prunekit.runs.structured.plan import ShrinkPlan
+from prunekit.runs.structured.plan import StructuredPlan
 from prunekit.structured.parameter_budget import Terms, choose_within
 from prunekit.structured.selection import choose
 
 
-def plan(config: ShrinkConfig, ranks: Ranks = ALONE) -> ShrinkPlan:
+def plan(config: StructuredConfig, ranks: Ranks = SINGLE) -> StructuredPlan:
     """Decide everything that can be decided from ``config.json`` and safetensors headers.
 
     ``ranks`` share the calibration and evaluation text; each has the whole model.
@@ -49,7 +49,7 @@ def plan(config: ShrinkConfig, ranks: Ranks = ALONE) -> ShrinkPlan:
     device = ranks.place(device_of(config.model.device))
     asked = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
     lengths, notes = capped(config, longest(model))
-    made = ShrinkPlan(
+    made = StructuredPlan(
         config=config,
         checkpoint=checkpoint,
         model=model,
@@ -73,7 +73,7 @@ def plan(config: ShrinkConfig, ranks: Ranks = ALONE) -> ShrinkPlan:
     return made
 
 
-def _check_loss(config: ShrinkConfig, model: PreTrainedModel) -> None:
+def _check_loss(config: StructuredConfig, model: PreTrainedModel) -> None:
     ranker, kind = config.prune.method, type(model).__name__
     if kind.endswith(("ForCausalLM", "LMHeadModel")):
         return
@@ -94,7 +94,7 @@ def _check_loss(config: ShrinkConfig, model: PreTrainedModel) -> None:
         )
 
 
-def _check_bias(made: ShrinkPlan) -> None:
+def _check_bias(made: StructuredPlan) -> None:
     """Refuse to put the mean of what goes into a bias that is not there and no config could say."""
     if made.config.prune.compensate != "bias":
         return
@@ -107,7 +107,7 @@ def _check_bias(made: ShrinkPlan) -> None:
             )
 
 
-def _check_shape(made: ShrinkPlan, found: Sequence[Place]) -> None:
+def _check_shape(made: StructuredPlan, found: Sequence[UnitGroup]) -> None:
     """Refuse a number of units that cannot go, or cannot be said afterwards."""
     prune = made.config.prune
     multiples = {place.name: place.multiple(prune.round_to) for place in found}
@@ -155,7 +155,7 @@ def check_some_go(prune: Shrink, kind: Kind, units: int, gone: int) -> None:
         )
 
 
-def _check_recorded(made: ShrinkPlan, kept: Container[str]) -> None:
+def _check_recorded(made: StructuredPlan, kept: Container[str]) -> None:
     others = [name for name in getattr(made.model.config, RECORD, {}) if name not in kept]
     if others and made.config.prune.uniform:
         raise ConfigError(
@@ -164,7 +164,7 @@ def _check_recorded(made: ShrinkPlan, kept: Container[str]) -> None:
         )
 
 
-def terms(made: ShrinkPlan, model: PreTrainedModel, parameters: float) -> Terms:
+def terms(made: StructuredPlan, model: PreTrainedModel, parameters: float) -> Terms:
     """Return what a budget of so large a part of the parameters asks for.
 
     Args:
@@ -179,11 +179,13 @@ def terms(made: ShrinkPlan, model: PreTrainedModel, parameters: float) -> Terms:
         scope=prune.scope,
         least=prune.least,
         multiples={place.name: place.multiple(prune.round_to) for place in every},
-        allowed=sayable(model, [place for place in every if prune.uniform or place.kind in WHOLE]),
+        allowed=expressible_in_config(
+            model, [place for place in every if prune.uniform or place.kind in WHOLE]
+        ),
     )
 
 
-def _check_budget(made: ShrinkPlan) -> None:
+def _check_budget(made: StructuredPlan) -> None:
     """Refuse a budget that cannot be met."""
     prune = made.config.prune
     if prune.parameters is None:
@@ -198,7 +200,7 @@ def _check_budget(made: ShrinkPlan) -> None:
     choose_within(every, equal, keep, made.parameters, asked)
 
 
-def _check_unread(made: ShrinkPlan) -> None:
+def _check_unread(made: StructuredPlan) -> None:
     """Refuse tensors that no module reads and that would keep coordinates that go."""
     widths = {place.units for place in made.places.get("hidden", ())}
     for name, entry in unread(made.checkpoint, made.stored, widths):
@@ -210,7 +212,7 @@ def _check_unread(made: ShrinkPlan) -> None:
             )
 
 
-def _check_capacity(made: ShrinkPlan) -> None:
+def _check_capacity(made: StructuredPlan) -> None:
     available, needed = free(made.device), sum(made.memory.values())
     if needed > available:
         raise CapacityError(
@@ -221,7 +223,7 @@ def _check_capacity(made: ShrinkPlan) -> None:
     check_disk(made.config.output.path, made.checkpoint.nbytes)
 
 
-def _remarks(made: ShrinkPlan) -> list[str]:
+def _remarks(made: StructuredPlan) -> list[str]:
     prune = made.config.prune
     remarks = [
         f"Of hidden dimensions a multiple of {place.multiple(prune.round_to)} stays, rounded up: "

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from prunekit.allocations.schedules import SCHEDULES, Schedule
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.data.tokens import Tokens
-from prunekit.distributed.ranks import ALONE, Ranks
+from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError
 from prunekit.evaluation.verify import prove
 from prunekit.formatting import percent
@@ -28,9 +28,9 @@ from prunekit.models.units.kinds import WHOLE, Kind
 from prunekit.reports import environment
 from prunekit.reports import report as reports
 from prunekit.runs import facts as result_facts
-from prunekit.runs.base import Framed
+from prunekit.runs.base import RunBase
 from prunekit.runs.record import Record, stoppable
-from prunekit.runs.structured.plan import ShrinkPlan
+from prunekit.runs.structured.plan import StructuredPlan
 from prunekit.runs.structured.planner import check_some_go, terms
 from prunekit.runs.structured.ranking import TRUTH_TOKENS, _shared
 from prunekit.runs.structured.result import VIEWED_HEADS, VIEWED_TOKENS, _described, _rounded
@@ -42,11 +42,11 @@ from prunekit.structured.probes.attention_entropy import measure
 from prunekit.structured.probes.attention_maps import activity, attention_maps
 from prunekit.structured.rankers import Scores
 from prunekit.structured.unit_gates import Finalized, Gates
-from prunekit.training.recover import TRACKED, Moment, recover, summary
+from prunekit.training.recover import TRACKED, TrainingStep, recover, summary
 
 
 def run(
-    plan: ShrinkPlan,
+    plan: StructuredPlan,
     *,
     resume: bool = False,
     overwrite: bool = False,
@@ -60,18 +60,18 @@ def run(
         StoppedError: So it was asked.
         PrunekitError: See each kind; the folder then stays resumable.
     """
-    work = ShrinkRun(plan)
+    work = StructuredRun(plan)
     try:
         records = work.records(resume=resume, overwrite=overwrite)
-        yield from stoppable(records, lambda: any(plan.ranks.exchange(stop())))
+        yield from stoppable(records, lambda: any(plan.ranks.all_gather_object(stop())))
     finally:
         work.output.close()
 
 
-class ShrinkRun(Framed[ShrinkPlan]):
+class StructuredRun(RunBase[StructuredPlan]):
     """One run and what it has measured so far."""
 
-    def __init__(self, plan: ShrinkPlan) -> None:
+    def __init__(self, plan: StructuredPlan) -> None:
         super().__init__(plan, 1, plan.ranks)
         self.whole: list[Batch] = []  # what all ranks read, of which each has its part
         self.views: dict[str, Any] | None = None
@@ -98,10 +98,10 @@ class ShrinkRun(Framed[ShrinkPlan]):
             config = plan.checkpoint.config | shrunk["config"]
             config = {key: value for key, value in config.items() if key not in shrunk["dropped"]}
             made = replace(plan.checkpoint, config=config)
-            self.ranks.lead(lambda: self.output.finish(made, self.dtype))
+            self.ranks.run_on_main(lambda: self.output.finish(made, self.dtype))
         yield from self._evaluate("after", judged)
         yield Record("phase", "verify", {"steps": 1})
-        report = self.ranks.lead(lambda: self._prove(tokens, shrunk))
+        report = self.ranks.run_on_main(lambda: self._prove(tokens, shrunk))
         yield Record("finish", str(self.output.folder), report)
 
     def _prove(self, tokens: Tokens | None, shrunk: dict[str, Any]) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class ShrinkRun(Framed[ShrinkPlan]):
         if texts:
             training = summary(base, (yield from self._train(model, *texts)))
         with self._timed("write"):
-            if self.ranks.first:
+            if self.ranks.is_main:
                 self.output.write(1, self._tensors(model))
             after = model.config.to_dict()
             facts = {
@@ -183,14 +183,14 @@ class ShrinkRun(Framed[ShrinkPlan]):
                     found = self._score(each, read)
                     if not scores:
                         self._view(each, found, read)
-                        self._judge(each, found)
+                        self._compare_with_leave_one_out(each, found)
                     scores = scores or found
                     part = schedule(step, steps, prune.sparsity or 0.0, 0.0)
                     each.prune(
                         found, part, scope=prune.scope, least=prune.least, round_to=prune.round_to
                     )
                 yield Record("step", f"{percent(part)} of {kind}")
-            self._tell_fate(each)
+            self._mark_kept_heads(each)
             units = sum(place.units for place in each.places)
             check_some_go(prune, kind, units, units - sum(map(len, each.kept.values())))
             entries |= _described(each, scores, entropies, self.truths.get(kind, {}))
@@ -221,7 +221,7 @@ class ShrinkRun(Framed[ShrinkPlan]):
                 if not first:
                     for each in every:
                         self._view(each, ranked[each.kind], read)
-                        self._judge(each, ranked[each.kind])
+                        self._compare_with_leave_one_out(each, ranked[each.kind])
                 first = first or ranked
                 part = 1 - schedule(step, steps, 1 - (prune.parameters or 0.0), 0.0)
                 scores = {name: score for each in ranked.values() for name, score in each.items()}
@@ -234,7 +234,7 @@ class ShrinkRun(Framed[ShrinkPlan]):
         gates: list[Gates] = []
         done: list[Finalized] = []
         for each in every:
-            self._tell_fate(each)
+            self._mark_kept_heads(each)
             names = each.follow()
             entries |= _described(
                 each,
@@ -275,7 +275,7 @@ class ShrinkRun(Framed[ShrinkPlan]):
 
     def _view(self, gates: Gates, scores: Scores, read: list[Batch]) -> None:
         """Look at a few heads on a few tokens, and at how alike the heads of a layer are."""
-        if gates.kind != "heads" or not read or not self.ranks.first:
+        if gates.kind != "heads" or not read or not self.ranks.is_main:
             return
         few = {name: part[:1, :VIEWED_TOKENS] for name, part in read[0].items()}
         ranked = sorted(
@@ -310,7 +310,7 @@ class ShrinkRun(Framed[ShrinkPlan]):
             "redundancy": {name: _rounded(value) for name, value in alike.items()},
         }
 
-    def _judge(self, gates: Gates, scores: Scores) -> None:
+    def _compare_with_leave_one_out(self, gates: Gates, scores: Scores) -> None:
         """Hold the ranker against the truth, if asked for: what the loss is without each unit."""
         if not self.plan.config.prune.truth:
             return
@@ -324,7 +324,7 @@ class ShrinkRun(Framed[ShrinkPlan]):
         self.truths[gates.kind] = truth
         self.agreement[gates.kind] = spearman(scores, truth)
 
-    def _tell_fate(self, gates: Gates) -> None:
+    def _mark_kept_heads(self, gates: Gates) -> None:
         """Say of the heads that are shown whether they stay."""
         if gates.kind == "heads" and self.views:
             for head in self.views["heads"]:
@@ -351,7 +351,7 @@ class ShrinkRun(Framed[ShrinkPlan]):
             each.detach()
         how = self.plan.config.prune.compensate
         yield Record("phase", how, {"steps": sum(len(s.blocks) for s in self.plan.stacks)})
-        own = tokens.ids[self.ranks.part(len(tokens.ids))]
+        own = tokens.ids[self.ranks.shard(len(tokens.ids))]
         blocks = compensate(model, found, kept, own, how, self.ranks)
         while True:
             with self._timed("prune"):
@@ -377,7 +377,7 @@ class ShrinkRun(Framed[ShrinkPlan]):
 
     def _train(
         self, model: PreTrainedModel, trained: list[Batch], held_out: list[Batch]
-    ) -> Generator[Record, None, list[Moment]]:
+    ) -> Generator[Record, None, list[TrainingStep]]:
         train = self.plan.config.train
         assert train is not None
         yield Record("phase", "train", {"steps": train.steps // TRACKED})
@@ -467,11 +467,11 @@ class ShrinkRun(Framed[ShrinkPlan]):
         }
 
 
-def _batches(tokens: Tokens | None, model: PreTrainedModel, ranks: Ranks = ALONE) -> list[Batch]:
+def _batches(tokens: Tokens | None, model: PreTrainedModel, ranks: Ranks = SINGLE) -> list[Batch]:
     """Return what a rank reads of the calibration text."""
     if tokens is None:
         return []
-    own = tokens.ids[ranks.part(len(tokens.ids))]
+    own = tokens.ids[ranks.shard(len(tokens.ids))]
     size = max(1, BATCH_TOKENS["cpu"] // tokens.ids.shape[1])
     reads = (
         ("input_ids", "decoder_input_ids") if model.config.is_encoder_decoder else ("input_ids",)

@@ -7,14 +7,16 @@ from typing import Any
 
 import torch
 
-from prunekit.config.run_config import Config, ShrinkConfig
+from prunekit.config.run_config import Config, StructuredConfig
 from prunekit.evaluation.generation import generate
 from prunekit.evaluation.perplexity import evaluate
 from prunekit.models.devices import device_of
 from prunekit.reports.environment import peak_memory
 
 
-def measure(folder: str, config: Config | ShrinkConfig, tokens: int) -> Iterator[dict[str, Any]]:
+def measure(
+    folder: str, config: Config | StructuredConfig, tokens: int
+) -> Iterator[dict[str, Any]]:
     """Yield the facts of one model, once; the peak of memory is that of the process.
 
     Args:

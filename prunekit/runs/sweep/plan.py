@@ -7,15 +7,15 @@ from pathlib import Path
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from prunekit.config.run_config import Config, ShrinkConfig, SweepConfig
+from prunekit.config.run_config import Config, StructuredConfig, SweepConfig
 from prunekit.config.sweep_table import level, series
 from prunekit.errors import ConfigError, PrunekitError
 from prunekit.formatting import percent, size
 from prunekit.runs.checks import check_disk
 from prunekit.runs.sparsify.plan import Plan
-from prunekit.runs.structured.plan import ShrinkPlan
+from prunekit.runs.structured.plan import StructuredPlan
 
-PlanOne = Callable[[Config | ShrinkConfig], Plan | ShrinkPlan]
+PlanOne = Callable[[Config | StructuredConfig], Plan | StructuredPlan]
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class SweepPlan:
     """
 
     config: SweepConfig
-    runs: Mapping[str, Plan | ShrinkPlan]
+    runs: Mapping[str, Plan | StructuredPlan]
 
     @property
-    def first(self) -> Plan | ShrinkPlan:
+    def first(self) -> Plan | StructuredPlan:
         """The plan of a run; the model is that of all."""
         return next(iter(self.runs.values()))
 
@@ -72,7 +72,7 @@ def plan(config: SweepConfig, plan_one: PlanOne) -> SweepPlan:
     Raises:
         ConfigError: Some cannot work; every mistake is said once, with the runs that make it.
     """
-    runs: dict[str, Plan | ShrinkPlan] = {}
+    runs: dict[str, Plan | StructuredPlan] = {}
     mistakes: dict[str, list[str]] = {}
     for name in config.runs:
         try:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from prunekit.checkpoint.output import Output
-from prunekit.config.run_config import Config, ShrinkConfig
+from prunekit.config.run_config import Config, StructuredConfig
 from prunekit.config.sweep_table import level
 from prunekit.errors import PrunekitError
 from prunekit.reports import environment
@@ -20,11 +20,11 @@ from prunekit.reports import report as reports
 from prunekit.runs.record import Record, stoppable
 from prunekit.runs.sweep.measure import measure
 from prunekit.runs.sweep.plan import SweepPlan
-from prunekit.runs.worker import apart
+from prunekit.runs.worker import run_in_subprocess
 from prunekit.structured.agreement import spearman
 from prunekit.structured.rankers import Scores
 
-RunOne = Callable[[Config | ShrinkConfig, bool], Iterator[Record]]
+RunOne = Callable[[Config | StructuredConfig, bool], Iterator[Record]]
 """Plans a run, carries it out or on with it, and yields what is measured."""
 
 
@@ -62,7 +62,7 @@ def _records(plan: SweepPlan, run_one: RunOne, output: Output, *, resume: bool) 
         if ("measured", name) not in output.done or not _same(plan, output, name):
             yield Record("phase", f"{name} ({number} of {len(plan.runs)})", {"steps": 1})
             try:
-                for record in apart(run_one, config, resume):
+                for record in run_in_subprocess(run_one, config, resume):
                     if record.kind != "finish":
                         yield record
             except PrunekitError as error:
@@ -79,13 +79,13 @@ def _records(plan: SweepPlan, run_one: RunOne, output: Output, *, resume: bool) 
 
 
 def _measured(
-    plan: SweepPlan, output: Output, name: str, folder: str, config: Config | ShrinkConfig
+    plan: SweepPlan, output: Output, name: str, folder: str, config: Config | StructuredConfig
 ) -> Iterator[Record]:
     """Return the facts of a model, from the journal or measured now."""
     if ("measured", name) in output.done and _same(plan, output, name):
         facts = output.done["measured", name]["facts"]
     else:
-        (facts,) = apart(measure, folder, config, plan.config.sweep.tokens)
+        (facts,) = run_in_subprocess(measure, folder, config, plan.config.sweep.tokens)
         output.note("measured", name, {"of": _judged(plan, name), "facts": facts})
     for found in facts["evaluation"]:
         yield Record("evaluation", name, {**found, "which": name})
@@ -142,7 +142,7 @@ def _agreement(plan: SweepPlan) -> list[dict[str, Any]]:
     seen: dict[str, dict[str, Scores]] = {}
     for made in plan.runs.values():
         config = made.config
-        if isinstance(config, ShrinkConfig):
+        if isinstance(config, StructuredConfig):
             method = config.prune.method
             others = method.model_dump(exclude_defaults=True)
             name = ", ".join([method.name, *(f"{key} {value}" for key, value in others.items())])

@@ -11,7 +11,7 @@ from prunekit_kernels import Entropy, attention_entropy
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunekit.distributed.ranks import ALONE, Ranks
+from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.models.attention_hook import Observer, observed
 from prunekit.models.units.heads_neurons import Site
 from prunekit.structured.batches import Batch, valid_tokens
@@ -21,7 +21,7 @@ def measure(
     model: PreTrainedModel,
     sites: Sequence[Site],
     batches: Sequence[Batch],
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE,
 ) -> dict[str, Entropy]:
     """Return the entropies of each site's query heads, in nats, with the highest they could be.
 
@@ -39,7 +39,7 @@ def measure(
         with observed(model, observers), torch.no_grad():
             model(**batch)
     for part in (part for found in sums.values() for part in found):
-        ranks.add(part, "scores")
+        ranks.all_reduce_sum(part, "scores")
     return sums
 
 

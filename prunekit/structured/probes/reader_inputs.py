@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from prunekit.models.units.heads_neurons import Site
-    from prunekit.structured.gated_model import Subject
+    from prunekit.structured.gated_model import GatedModel
 
 
-def look(
-    subject: Subject, see: Callable[[Site, Float[Tensor, "T I"]], None], *, gated: bool = True
+def observe_inputs(
+    subject: GatedModel, see: Callable[[Site, Float[Tensor, "T I"]], None], *, gated: bool = True
 ) -> None:
     """Run the batches and show what the linear of each site reads, padding left out.
 
@@ -49,8 +49,8 @@ def _showing(
     return hook
 
 
-def minded(
-    subject: Subject, batch: Batch, *, outputs: bool
+def inputs_and_gradients(
+    subject: GatedModel, batch: Batch, *, outputs: bool
 ) -> tuple[list[Float[Tensor, "B T I"]], list[Float[Tensor, "B T I"]], float]:
     """Return what the linear of each site reads, the loss's gradient by it, and the predictions.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunekit.distributed.ranks import ALONE, Ranks
+from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.structured.batches import Batch, losses
 
 
@@ -14,7 +14,7 @@ def weight_gradients(
     model: PreTrainedModel,
     linears: Sequence[nn.Module],
     batches: Sequence[Batch],
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE,
 ) -> dict[nn.Module, Tensor]:
     """Return the gradient of the mean loss of all predictions by each weight, float32, as it lies.
 
@@ -39,8 +39,8 @@ def weight_gradients(
         for weight, before in zip(weights, wanted, strict=True):
             weight.requires_grad_(before)  # pyright: ignore
     for total in sums:
-        ranks.add(total, "scores")
-    count = sum(ranks.exchange(count))
+        ranks.all_reduce_sum(total, "scores")
+    count = sum(ranks.all_gather_object(count))
     return {
         linear: total.div_(max(count, 1.0)) for linear, total in zip(linears, sums, strict=True)
     }

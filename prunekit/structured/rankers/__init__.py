@@ -1,10 +1,10 @@
 """Rankers of units: one file each, found by their ``name``."""
 
 from prunekit.plugins import by_name
-from prunekit.structured.gated_model import Scores, Subject
+from prunekit.structured.gated_model import GatedModel, Scores
 from prunekit.structured.rankers.base import Ranker
 
-__all__ = ["Ranker", "Scores", "Subject", "rankers"]
+__all__ = ["Ranker", "Scores", "GatedModel", "rankers"]
 
 
 def rankers() -> dict[str, type[Ranker]]:

@@ -11,7 +11,7 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from prunekit.models.units.kinds import Compensation, Kind
-from prunekit.structured.gated_model import Scores, Subject
+from prunekit.structured.gated_model import GatedModel, Scores
 
 
 class Ranker(BaseModel, ABC):
@@ -36,5 +36,5 @@ class Ranker(BaseModel, ABC):
         return [self]
 
     @abstractmethod
-    def score(self, subject: Subject) -> Scores:
+    def score(self, subject: GatedModel) -> Scores:
         """Return the scores; higher stays."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from typing_extensions import override
 
 from prunekit.models.units.kinds import Kind
-from prunekit.structured.gated_model import Scores, Subject
+from prunekit.structured.gated_model import GatedModel, Scores
 from prunekit.structured.rankers.base import Ranker
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class BlockInfluence(Ranker):
     kinds: ClassVar[frozenset[Kind]] = frozenset({"blocks"})
 
     @override
-    def score(self, subject: Subject) -> Scores:
+    def score(self, subject: GatedModel) -> Scores:
         import torch
 
         from prunekit.structured.batches import run_hooked, valid_tokens

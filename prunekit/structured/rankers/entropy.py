@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from typing_extensions import override
 
 from prunekit.models.units.kinds import Kind
-from prunekit.structured.gated_model import Scores, Subject
+from prunekit.structured.gated_model import GatedModel, Scores
 from prunekit.structured.rankers.base import Ranker
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class AttentionEntropy(Ranker):
     """False for the mean over rows in nats."""
 
     @override
-    def score(self, subject: Subject) -> Scores:
+    def score(self, subject: GatedModel) -> Scores:
         from prunekit.structured.probes.attention_entropy import measure
 
         found = measure(subject.model, subject.sites, subject.batches, subject.ranks)

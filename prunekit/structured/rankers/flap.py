@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
-from prunekit.structured.gated_model import Scores, Subject
+from prunekit.structured.gated_model import GatedModel, Scores
 from prunekit.structured.rankers.base import Ranker
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ class Flap(Ranker):
     layers."""
 
     @override
-    def score(self, subject: Subject) -> Scores:
+    def score(self, subject: GatedModel) -> Scores:
 
         from prunekit.models.units.heads_neurons import matrix
-        from prunekit.structured.probes.reader_inputs import look
+        from prunekit.structured.probes.reader_inputs import observe_inputs
 
         states: dict[str, _State] = {}
 
@@ -47,9 +47,9 @@ class Flap(Ranker):
             new = len(x), x.mean(0), (x - x.mean(0)).square().sum(0)
             states[site.name] = _merged(states[site.name], new) if site.name in states else new
 
-        look(subject, see)
+        observe_inputs(subject, see)
         own = {name: (n, mean.cpu(), off.cpu()) for name, (n, mean, off) in states.items()}
-        every = subject.ranks.exchange(own)
+        every = subject.ranks.all_gather_object(own)
         states = {name: reduce(_merged, (each[name] for each in every)) for name in states}
         scores = {}
         for site in subject.sites:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from typing_extensions import override
 
 from prunekit.models.units.kinds import KINDS, Kind
-from prunekit.structured.gated_model import Scores, Subject
+from prunekit.structured.gated_model import GatedModel, Scores
 from prunekit.structured.rankers.base import Ranker
 
 
@@ -27,7 +27,7 @@ class Gradient(Ranker):
     """Scores of a layer are divided by their Euclidean norm, as the paper does."""
 
     @override
-    def score(self, subject: Subject) -> Scores:
+    def score(self, subject: GatedModel) -> Scores:
         import torch
 
         from prunekit.structured.batches import losses
@@ -51,7 +51,7 @@ class Gradient(Ranker):
                 sums[name] += gradient.abs().double().sum((0, 1)).cpu()
             samples += size
         subject.add(sums.values())
-        samples = sum(subject.ranks.exchange(samples))
+        samples = sum(subject.ranks.all_gather_object(samples))
         scores = {name: total / samples for name, total in sums.items()}
         if not self.normalised:
             return scores

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from typing_extensions import override
 
 from prunekit.models.units.kinds import KINDS, Compensation, Kind
-from prunekit.structured.gated_model import Scores, Subject
+from prunekit.structured.gated_model import GatedModel, Scores
 from prunekit.structured.rankers.base import Ranker
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Hybrid(Ranker):
         return [_known()[name]() for name in self.of]
 
     @override
-    def score(self, subject: Subject) -> Scores:
+    def score(self, subject: GatedModel) -> Scores:
         import torch
 
         from prunekit.structured.agreement import places

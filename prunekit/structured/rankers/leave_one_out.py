@@ -7,7 +7,7 @@ from typing import ClassVar
 from typing_extensions import override
 
 from prunekit.models.units.kinds import KINDS, Kind
-from prunekit.structured.gated_model import Scores, Subject
+from prunekit.structured.gated_model import GatedModel, Scores
 from prunekit.structured.rankers.base import Ranker
 
 
@@ -23,7 +23,7 @@ class LeaveOneOut(Ranker):
     needs_loss: ClassVar[bool] = True
 
     @override
-    def score(self, subject: Subject) -> Scores:
+    def score(self, subject: GatedModel) -> Scores:
         import torch
 
         from prunekit.structured.batches import mean_loss

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from prunekit.structured.gated_model import Scores, Subject
+from prunekit.structured.gated_model import GatedModel, Scores
 from prunekit.structured.rankers.base import Ranker
 from prunekit.structured.rankers.parameter_gradient import by_matrix
 
@@ -21,5 +21,5 @@ class LLMPruner(Ranker):
     needs_loss: ClassVar[bool] = True
 
     @override
-    def score(self, subject: Subject) -> Scores:
+    def score(self, subject: GatedModel) -> Scores:
         return by_matrix(subject, lambda weight, gradient: (weight * gradient).abs(), root=False)

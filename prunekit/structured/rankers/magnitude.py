@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, ClassVar
 from typing_extensions import override
 
 from prunekit.models.units.kinds import KINDS, Kind
-from prunekit.structured.gated_model import Scores, Subject
+from prunekit.structured.gated_model import GatedModel, Scores
 from prunekit.structured.rankers.base import Ranker
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.models.units.base import Place
+    from prunekit.models.units.base import UnitGroup
     from prunekit.models.units.heads_neurons import Site
 
 
@@ -29,7 +29,7 @@ class UnitMagnitude(Ranker):
     needs_data: ClassVar[bool] = False
 
     @override
-    def score(self, subject: Subject) -> Scores:
+    def score(self, subject: GatedModel) -> Scores:
         from prunekit.models.units.heads_neurons import Site
 
         return {
@@ -50,7 +50,7 @@ def _of_slices(site: Site) -> Tensor:
     return sum(norms[1:], norms[0])
 
 
-def _of_shares(place: Place) -> Tensor:
+def _of_shares(place: UnitGroup) -> Tensor:
     """Return the norms of what matrices hold of each unit."""
     import torch
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from prunekit.models.units.kinds import Compensation
-from prunekit.structured.gated_model import Scores, Subject
+from prunekit.structured.gated_model import GatedModel, Scores
 from prunekit.structured.rankers.base import Ranker
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class BlockObs(Ranker):
     """Divided by ``tr(W H Wᵀ)``, so that layers whose outputs are large do not outweigh others."""
 
     @override
-    def score(self, subject: Subject) -> Scores:
+    def score(self, subject: GatedModel) -> Scores:
         from prunekit.structured.refit import gather
 
         grams = gather(subject)
@@ -47,9 +47,9 @@ class BlockObs(Ranker):
 
     def _score(self, site: Site, total: Float[Tensor, "I I"]) -> Float[Tensor, " U"]:
         from prunekit.models.units.heads_neurons import matrix
-        from prunekit.structured.refit import lost
+        from prunekit.structured.refit import removal_loss
 
-        found = lost(site, total, self.damping)
+        found = removal_loss(site, total, self.damping)
         if not self.relative:
             return found
         weight = matrix(site.reader.linear).detach().double().cpu()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
-from prunekit.structured.gated_model import Scores, Subject
+from prunekit.structured.gated_model import GatedModel, Scores
 from prunekit.structured.rankers.base import Ranker
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ class OutputNorm(Ranker):
     name: ClassVar[str] = "output-norm"
 
     @override
-    def score(self, subject: Subject) -> Scores:
+    def score(self, subject: GatedModel) -> Scores:
         import torch
 
-        from prunekit.structured.probes.reader_inputs import look
+        from prunekit.structured.probes.reader_inputs import observe_inputs
 
         products = {site.name: _products(site) for site in subject.sites}
         sums = {site.name: torch.zeros(site.units, dtype=torch.float64) for site in subject.sites}
@@ -43,7 +43,7 @@ class OutputNorm(Ranker):
             sums[site.name] += squares.clamp_min(0).sqrt().double().sum(0).cpu()
             tokens[site.name] += len(x)
 
-        look(subject, see)
+        observe_inputs(subject, see)
         subject.add(sums.values())
         counts = subject.total(tokens)
         return {name: total / max(counts[name], 1) for name, total in sums.items()}

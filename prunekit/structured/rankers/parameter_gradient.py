@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
-from prunekit.structured.gated_model import Scores, Subject
+from prunekit.structured.gated_model import GatedModel, Scores
 from prunekit.structured.rankers.base import Ranker
 
 if TYPE_CHECKING:
@@ -21,11 +21,13 @@ class ParameterGradient(Ranker):
     needs_loss: ClassVar[bool] = True
 
     @override
-    def score(self, subject: Subject) -> Scores:
+    def score(self, subject: GatedModel) -> Scores:
         return by_matrix(subject, lambda _, gradient: gradient.square(), root=True)
 
 
-def by_matrix(subject: Subject, value: Callable[[Tensor, Tensor], Tensor], *, root: bool) -> Scores:
+def by_matrix(
+    subject: GatedModel, value: Callable[[Tensor, Tensor], Tensor], *, root: bool
+) -> Scores:
     """Return, for each unit, the sum over its matrices of the summed values of its weights.
 
     ``value`` makes them of weights and their gradients; ``root``: of each sum the root is added.

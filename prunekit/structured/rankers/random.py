@@ -7,7 +7,7 @@ from typing import ClassVar
 from typing_extensions import override
 
 from prunekit.models.units.kinds import KINDS, Kind
-from prunekit.structured.gated_model import Scores, Subject
+from prunekit.structured.gated_model import GatedModel, Scores
 from prunekit.structured.rankers.base import Ranker
 
 
@@ -22,7 +22,7 @@ class RandomUnits(Ranker):
     """Report mean and deviation over several."""
 
     @override
-    def score(self, subject: Subject) -> Scores:
+    def score(self, subject: GatedModel) -> Scores:
         import torch
 
         generator = torch.Generator().manual_seed(self.seed)

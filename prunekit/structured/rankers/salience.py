@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from typing_extensions import override
 
-from prunekit.structured.gated_model import Scores, Subject
+from prunekit.structured.gated_model import GatedModel, Scores
 from prunekit.structured.rankers.base import Ranker
 
 if TYPE_CHECKING:
@@ -35,11 +35,11 @@ class Salience(Ranker):
     """False leaves the kurtosis out."""
 
     @override
-    def score(self, subject: Subject) -> Scores:
+    def score(self, subject: GatedModel) -> Scores:
         states = {site.name: _state(site) for site in subject.sites}
         for batch in subject.batches:
             self._add(subject, batch, states)
-        if subject.ranks.several:
+        if subject.ranks.is_distributed:
             states = _merged(states, subject.ranks)
         return {site.name: self._score(site, states[site.name]).cpu() for site in subject.sites}
 
@@ -55,14 +55,14 @@ class Salience(Ranker):
             moments = torch.zeros_like(moments)  # of no weights, whose kurtosis is 0
         return apt_score(state, moments, width=site.span, product=self.product)
 
-    def _add(self, subject: Subject, batch: Batch, states: dict[str, Tensor]) -> None:
+    def _add(self, subject: GatedModel, batch: Batch, states: dict[str, Tensor]) -> None:
         """Run one batch forward and backward, and add what each linear reads and its gradient."""
         from prunekit_kernels import salience
 
         from prunekit.structured.batches import valid_tokens
-        from prunekit.structured.probes.reader_inputs import minded
+        from prunekit.structured.probes.reader_inputs import inputs_and_gradients
 
-        seen, gradients, predictions = minded(subject, batch, outputs=False)
+        seen, gradients, predictions = inputs_and_gradients(subject, batch, outputs=False)
         for site, h, g in zip(subject.sites, seen, gradients, strict=True):
             valid = valid_tokens(batch, decodes=site.stack.reads is not None)
             valid = None if valid is None else valid.flatten()
@@ -75,7 +75,7 @@ def _merged(states: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
     import torch
     from prunekit_kernels import merge
 
-    every = ranks.exchange({name: state.cpu() for name, state in states.items()})
+    every = ranks.all_gather_object({name: state.cpu() for name, state in states.items()})
     found = {name: torch.zeros_like(state) for name, state in states.items()}
     for each in every:
         for name, state in found.items():

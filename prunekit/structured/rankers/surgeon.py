@@ -19,7 +19,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from prunekit.models.units.kinds import Compensation
-from prunekit.structured.gated_model import Scores, Subject
+from prunekit.structured.gated_model import GatedModel, Scores
 from prunekit.structured.rankers.base import Ranker
 
 if TYPE_CHECKING:
@@ -42,31 +42,31 @@ class Surgeon(Ranker):
     layer weigh alike: of few tokens that is known far better, and measured better."""
 
     @override
-    def score(self, subject: Subject) -> Scores:
-        from prunekit.structured.refit import gather, lost
+    def score(self, subject: GatedModel) -> Scores:
+        from prunekit.structured.refit import gather, removal_loss
 
         minded = self._minded(subject)
         grams = gather(subject)
         found = {}
         for site in subject.sites:
             weight = minded[site.name]
-            off = lost(site, grams[site.name], self.damping, weight if self.full else None)
+            off = removal_loss(site, grams[site.name], self.damping, weight if self.full else None)
             found[site.name] = off / 2 if self.full else off * weight / 2
         return found
 
-    def _minded(self, subject: Subject) -> dict[str, Float[Tensor, ...]]:
+    def _minded(self, subject: GatedModel) -> dict[str, Float[Tensor, ...]]:
         """Return G of each site, or its diagonal's mean; a prediction, float64 on the CPU."""
-        from prunekit.structured.probes.reader_inputs import minded
+        from prunekit.structured.probes.reader_inputs import inputs_and_gradients
 
         found: dict[str, Tensor] = {}
         predictions = 0.0
         for batch in subject.batches:
-            _, gradients, count = minded(subject, batch, outputs=True)
+            _, gradients, count = inputs_and_gradients(subject, batch, outputs=True)
             predictions += count
             for site, gradient in zip(subject.sites, gradients, strict=True):
                 rows = gradient.flatten(0, -2).double()
                 part = rows.T @ rows if self.full else rows.square().sum() / rows.shape[1]
                 found[site.name] = found.get(site.name, 0) + part.cpu()
         subject.add(found.values())
-        predictions = sum(subject.ranks.exchange(predictions))
+        predictions = sum(subject.ranks.all_gather_object(predictions))
         return {name: total / max(predictions, 1.0) for name, total in found.items()}

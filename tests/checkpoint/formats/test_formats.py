@@ -43,7 +43,7 @@ def test_what_was_packed_comes_back(kind, outputs, groups, dtype, transposed, se
         assert stored.shape == tuple(weight.shape)
         assert tensors["a.weight"].shape != weight.shape
         parts = {name.removeprefix("a."): tensor for name, tensor in tensors.items()}
-        assert format_named(kind).unsound(parts, (stored.outputs, stored.inputs)) is None
+        assert format_named(kind).find_corruption(parts, (stored.outputs, stored.inputs)) is None
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_what_was_packed_comes_back(kind, outputs, groups, dtype, transposed, se
 def test_what_does_not_fit_stays_dense(kind, weight, reason):
     import re
 
-    assert re.search(reason, format_named(kind).misfit(weight))
+    assert re.search(reason, format_named(kind).why_not_storable(weight))
     assert pack(format_named(kind), "a.weight", weight, transposed=False)[1] is None
 
 
@@ -96,4 +96,4 @@ def test_parts_that_were_spoiled_are_unsound(kind, part, spoil, reason):
     torch.manual_seed(0)
     weight = weight_for(kind, 6, 16, torch.float32, empty=0.5)
     parts = format_named(kind).compress(weight)
-    assert reason in format_named(kind).unsound(parts | {part: spoil(parts[part])}, (6, 16))
+    assert reason in format_named(kind).find_corruption(parts | {part: spoil(parts[part])}, (6, 16))

@@ -6,8 +6,8 @@ from torch import nn
 
 import prunekit
 from prunekit.models.sequential import pipeline
-from prunekit.models.sequential.activation_cache import Memo
-from prunekit.models.sequential.hidden_states import OnDisk
+from prunekit.models.sequential.activation_cache import ActivationCache
+from prunekit.models.sequential.hidden_states import MmapStates
 from tests.support.architectures import TINY, tiny
 
 SECTIONS = {
@@ -40,7 +40,7 @@ def pruned(model_type, section):
 )
 def test_models_are_the_same_as_without(model_type, section, monkeypatch):
     found, errors = pruned(model_type, SECTIONS[section])
-    monkeypatch.setattr(Memo, "around", lambda *arguments: arguments[-1])
+    monkeypatch.setattr(ActivationCache, "around", lambda *arguments: arguments[-1])
     expected, others = pruned(model_type, SECTIONS[section])
     assert errors == others
     for name, value in expected.items():
@@ -107,8 +107,8 @@ def test_a_part_is_run_as_often_as_what_it_does_at_its_end_needs(after, shelf, t
     function, again = AFTER[after]
     block, plain = Block(function).eval(), Block(function).eval()
     plain.load_state_dict(block.state_dict())
-    place = list if shelf == "list" else lambda: OnDisk(torch.device("cpu"), tmp_path)
-    memo = Memo(block, STAGES, place)
+    place = list if shelf == "list" else lambda: MmapStates(torch.device("cpu"), tmp_path)
+    memo = ActivationCache(block, STAGES, place)
     batches = torch.randn(2, 3, 5, 4)
     with torch.no_grad():
         for stage in range(4):
@@ -152,24 +152,24 @@ WAYS = {
 def test_what_is_only_added_takes_the_place_of_what_was_read(way, shelf, tmp_path):
     torch.manual_seed(0)
     how, folds = WAYS[way]
-    place = list if shelf == "list" else lambda: OnDisk(torch.device("cpu"), tmp_path)
+    place = list if shelf == "list" else lambda: MmapStates(torch.device("cpu"), tmp_path)
     forms = {}
     for _ in range(2):  # as a block and its twin, of which the first one shows what both are
         block, hidden, given = Around(how).eval(), place(), torch.randn(3, 2, 5, 4)
         hidden.extend(given.clone())
-        memo = Memo(block, STAGES, place, forms)
+        memo = ActivationCache(block, STAGES, place, forms)
 
         def calls(block=block, hidden=hidden, memo=memo):
             for number, x in enumerate(hidden):
                 yield memo.around(number, x, lambda x=x: block(x))
 
         if not forms["part"].adds:
-            memo.explore(given[0, :1], lambda x, block=block: lambda: block(x))
+            memo.probe_residual_adds(given[0, :1], lambda x, block=block: lambda: block(x))
         for memo.stage in range(2):
             for call in calls():
                 call()
         memo.stage, runs = 2, block.part.runs
-        memo.fold(hidden)
+        memo.fold_into_hidden(hidden)
         found = [call() for call in calls()]
         assert all(map(torch.equal, found, map(block, given)))
         sums = [x + block.part(x.tanh()) for x in given]
@@ -195,15 +195,15 @@ def test_a_part_of_one_that_settles_later_is_not_folded():
     torch.manual_seed(0)
     block, hidden = nn.Sequential(Core()).eval(), [*torch.randn(3, 2, 5, 4)]
     expected = [block(x) for x in hidden]
-    memo = Memo(block, [["0.part.first"], ["0.part.second"], ["0.last"]])
+    memo = ActivationCache(block, [["0.part.first"], ["0.part.second"], ["0.last"]])
 
     def calls():
         for number, x in enumerate(hidden):
             yield memo.around(number, x, lambda x=x: block(x))
 
-    memo.explore(hidden[0], lambda x: lambda: block(x))
+    memo.probe_residual_adds(hidden[0], lambda x: lambda: block(x))
     for memo.stage in range(4):
-        memo.fold(hidden)
+        memo.fold_into_hidden(hidden)
         assert all(map(torch.equal, [call() for call in calls()], expected))
 
 
@@ -218,8 +218,8 @@ def zeroed(model):
 def test_attention_that_gives_nothing_tells_nothing_of_other_blocks(model_type, monkeypatch):
     ids = torch.randint(3, 60, (10, 9), generator=torch.Generator().manual_seed(1))
     found = []
-    for fold in (Memo.fold, lambda *_: None):
-        monkeypatch.setattr(Memo, "fold", fold)
+    for fold in (ActivationCache.fold_into_hidden, lambda *_: None):
+        monkeypatch.setattr(ActivationCache, "fold_into_hidden", fold)
         model = zeroed(tiny(model_type))
         prunekit.prune(model, ids, sparsity=0.5, iterations=3)
         found.append(model.state_dict())
@@ -228,7 +228,7 @@ def test_attention_that_gives_nothing_tells_nothing_of_other_blocks(model_type, 
 
 def test_a_part_that_is_called_twice_is_run_again():
     block = Block(lambda x: x).eval()
-    memo = Memo(block, STAGES)
+    memo = ActivationCache(block, STAGES)
     memo.stage = 2
     x = torch.randn(3, 5, 4)
     with torch.no_grad():
@@ -241,7 +241,7 @@ def test_a_part_that_is_called_twice_is_run_again():
 
 def test_an_error_leaves_nothing_behind():
     block = Block(lambda x: x).eval()
-    memo = Memo(block, STAGES)
+    memo = ActivationCache(block, STAGES)
     x = torch.randn(3, 5, 4)
     memo.stage = 2
     with torch.no_grad():

@@ -24,7 +24,13 @@ from prunekit.evaluation.perplexity import evaluate
 from prunekit.evaluation.verify import prove, sample
 from prunekit.models import empty_model, memory
 from prunekit.models.sequential import hidden_states
-from prunekit.models.sequential.hidden_states import InHost, OnDisk, put, roomy, scratch
+from prunekit.models.sequential.hidden_states import (
+    MmapStates,
+    PinnedHostStates,
+    choose_offload,
+    scratch,
+    store,
+)
 from prunekit.models.sequential.prefetch import Fetch
 from prunekit.models.sequential.weights import Weights
 from prunekit.runs.sparsify import plan as planning_plan
@@ -63,11 +69,11 @@ def llama(tmp_path_factory):
 def test_hidden_states_stay_where_they_lie_as_long_as_they_fit():
     first, other = torch.zeros(2, 3), torch.zeros(2, 3)
     states = [first, other]
-    put(states, 0, torch.ones(2, 3))
+    store(states, 0, torch.ones(2, 3))
     assert states[0] is first
     assert first.eq(1).all()
     for value in (torch.ones(2, 3).double(), torch.ones(2, 4)):
-        put(states, 1, value)
+        store(states, 1, value)
         assert states[1] is value
     assert not other.any()
 
@@ -91,7 +97,9 @@ def test_both_models_of_a_run_have_hidden_states_of_their_own_in_one_place(
     assert len({place for _, place in seen}) == len(seen)
 
 
-@pytest.mark.parametrize("kind", [InHost, partial(OnDisk, folder=Path())], ids=["host", "disk"])
+@pytest.mark.parametrize(
+    "kind", [PinnedHostStates, partial(MmapStates, folder=Path())], ids=["host", "disk"]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_kept_elsewhere_comes_back_bit_for_bit(kind, dtype):
     values = [torch.randn(2, 3, 5).to(dtype), torch.randn(5, 700, 3).to(dtype).mT, torch.ones(1, 1)]
@@ -114,12 +122,12 @@ def test_hidden_states_on_disk_change_no_byte(tmp_path, recipe, monkeypatch):
     model_type, prune = RECIPES[recipe]
     model, made = checkpoints.write(tmp_path / "m", model_type), []
 
-    class Counted(OnDisk):
+    class Counted(MmapStates):
         def __init__(self, *arguments):
             made.append(self)
             super().__init__(*arguments)
 
-    monkeypatch.setattr(hidden_states, "OnDisk", Counted)
+    monkeypatch.setattr(hidden_states, "MmapStates", Counted)
     for where in ("device", "disk"):
         calibration = {"data": str(model / "text.txt"), "hidden": where}
         plan = planned(model, tmp_path / where, prune=prune, calibration=calibration)
@@ -137,12 +145,12 @@ def test_hidden_states_on_disk_change_no_byte(tmp_path, recipe, monkeypatch):
 def test_perplexity_does_not_depend_on_where_hidden_states_are(llama, monkeypatch):
     found, folders = [], []
 
-    class Seen(OnDisk):
+    class Seen(MmapStates):
         def __init__(self, device, folder):
             folders.append(folder)
             super().__init__(device, folder)
 
-    monkeypatch.setattr(hidden_states, "OnDisk", Seen)
+    monkeypatch.setattr(hidden_states, "MmapStates", Seen)
     for free in (10**12, 10):
         monkeypatch.setattr(hidden_states, "free", lambda _, free=free: free)
         found.append(evaluate(str(llama), [str(llama / "text.txt")], 12, 9))
@@ -179,7 +187,7 @@ def test_a_full_disk_is_said_before_it_is_written_to(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(CapacityError, match="the disk is full"):
-        OnDisk(CPU, tmp_path).extend([torch.ones(3)])
+        MmapStates(CPU, tmp_path).extend([torch.ones(3)])
 
 
 NEEDS = {"block": 10, "statistics": 5, "solve": 5, "results": 10, "activations": 1, "ends": 1}
@@ -318,7 +326,7 @@ def test_a_model_larger_than_memory_generates_and_answers_from_files(llama, monk
 
 def test_more_than_half_of_what_is_free_goes_to_disk(monkeypatch):
     monkeypatch.setattr(hidden_states, "free", lambda _: 100)
-    assert [roomy(size, CPU) for size in (50, 51)] == ["device", "disk"]
+    assert [choose_offload(size, CPU) for size in (50, 51)] == ["device", "disk"]
 
 
 ONE = {"memory.limit_in_bytes": "1000", "memory.usage_in_bytes": "300"}

@@ -11,7 +11,7 @@ import torch
 import prunekit
 from prunekit.errors import CheckpointError, ShapeError
 from prunekit.models.units.heads_neurons import sites
-from prunekit.models.units.removal import RECORD, parameters, settle
+from prunekit.models.units.removal import RECORD, apply_removal, parameters
 from prunekit.models.units.stock_config import stock_entries
 from prunekit.structured.gate import Gate
 from tests.conftest import ROOT
@@ -64,7 +64,7 @@ def test_a_smaller_model_answers_as_the_gated_one(model_type, uniform):
         gone = sum(
             site.parameters * (site.units - len(kept[site.name])) for site in sites(model, kind)
         )
-        settle(model, sites(model, kind), kept, None)
+        apply_removal(model, sites(model, kind), kept, None)
         assert_same(answers(model, given), expected)
         assert parameters(model) == before - gone > 0
 
@@ -76,7 +76,9 @@ def test_a_uniform_model_is_a_stock_one(model_type, tmp_path):
     given = batch(model)
     for kind in ("heads", "neurons") if model_type in STOCK_HEADS else ("neurons",):
         kept = pruned(model, kind, uniform=True)
-        settle(model, sites(model, kind), kept, stock_entries(model, sites(model, kind), kept))
+        apply_removal(
+            model, sites(model, kind), kept, stock_entries(model, sites(model, kind), kept)
+        )
     assert not hasattr(model.config, RECORD)
     assert model.config._attn_implementation in {"sdpa", "eager"}
     model.save_pretrained(tmp_path)
@@ -91,7 +93,7 @@ def test_a_folder_of_unequal_blocks_opens_again_and_writes_text(model_type, tmp_
     given = batch(model)
     for kind in ("heads", "neurons"):
         kept = pruned(model, kind, uniform=False)
-        settle(model, sites(model, kind), kept, None)
+        apply_removal(model, sites(model, kind), kept, None)
     model.save_pretrained(tmp_path)
     opened = prunekit.load(tmp_path)
     # As prunekit is imported here, transformers opens it too.
@@ -141,7 +143,7 @@ def test_removing_in_two_steps_is_removing_at_once():
     for model, choices in ((once, [[2, 3]]), (twice, steps)):
         for choice in choices:
             found = sites(model, "heads")
-            settle(model, found, {site.name: choice for site in found}, None)
+            apply_removal(model, found, {site.name: choice for site in found}, None)
     assert torch.equal(answers(once, given), answers(twice, given))
     assert once.config.to_dict() == twice.config.to_dict()
 
@@ -152,7 +154,7 @@ def test_load_keeps_two_matrices_apart_that_the_config_calls_tied(tmp_path):
     given = batch(model)
     model.lm_head.weight = torch.nn.Parameter(model.shared.weight.detach().flip(0).clone())
     kept = pruned(model, "heads", uniform=False)
-    settle(model, sites(model, "heads"), kept, None)
+    apply_removal(model, sites(model, "heads"), kept, None)
     model.save_pretrained(tmp_path)
     opened = prunekit.load(tmp_path)
     assert torch.equal(answers(opened, given), answers(model, given))
@@ -195,7 +197,7 @@ def test_opens_in_a_fresh_process_with_the_same_logits_and_text(how, tmp_path):
         found = sites(model, kind)
         kept = pruned(model, kind, uniform=how == "stock")
         entries = stock_entries(model, found, kept) if how == "stock" else None
-        settle(model, found, kept, entries)
+        apply_removal(model, found, kept, entries)
     model.save_pretrained(tmp_path)
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     subprocess.run(
@@ -214,7 +216,7 @@ def test_opens_in_a_fresh_process_with_the_same_logits_and_text(how, tmp_path):
 @pytest.mark.slow
 def test_without_prunekit_a_folder_of_unequal_blocks_is_refused(tmp_path):
     model = restless("llama")
-    settle(model, sites(model, "neurons"), pruned(model, "neurons", uniform=False), None)
+    apply_removal(model, sites(model, "neurons"), pruned(model, "neurons", uniform=False), None)
     model.save_pretrained(tmp_path)
     done = subprocess.run(
         [sys.executable, "-I", "-c", FRESH, str(tmp_path), "stock"],

@@ -545,7 +545,7 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
 ):
     config = tmp_path / "config.toml"
     config.write_text(CONFIG.format(model=llama, output=tmp_path / "out"))
-    real = run.Run._write_block
+    real = run.SparsifyRun._write_block
 
     def interrupt(self, number, *rest, **options):
         if number == 1:
@@ -555,7 +555,7 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
     # Where tests run in the background of a shell, Ctrl-C is ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with monkeypatch.context() as patch:
-        patch.setattr(run.Run, "_write_block", interrupt)
+        patch.setattr(run.SparsifyRun, "_write_block", interrupt)
         assert main(["run", str(config), "--quiet"]) == 130
     signal.signal(signal.SIGINT, before)
     assert f"prunekit run {config} --resume" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import pytest
 
 from prunekit.models.devices import device_of
 from prunekit.runs import jobs
-from prunekit.runs.sparsify.time_estimate import Pace, pace
+from prunekit.runs.sparsify.time_estimate import TimeEstimate, estimate_time
 from tests.support import checkpoints
 from tests.support.checkpoints import planned
 
@@ -18,13 +18,13 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "admm", "magnitude"])
 def test_every_part_that_is_done_takes_time(folder, tmp_path, method):
-    found = pace(planned(folder, tmp_path / "out", prune={"method": method}))
+    found = estimate_time(planned(folder, tmp_path / "out", prune={"method": method}))
     assert min(found.forward, found.gather, found.solve) > 0
 
 
 def test_what_is_not_gathered_takes_none(folder, tmp_path):
     prune = {"method": "magnitude", "measure_error": False}
-    found = pace(planned(folder, tmp_path / "out", prune=prune))
+    found = estimate_time(planned(folder, tmp_path / "out", prune=prune))
     assert (found.forward, found.gather) == (0, 0)
     assert found.total == found.solve > 0
 
@@ -35,11 +35,11 @@ def test_it_is_that_of_the_slowest_rank(folder, tmp_path, monkeypatch):
     )
     plan = planned(folder, tmp_path / "out", prune={"method": "sparsegpt"})
     work = replace(plan.work, solve=(1, 3 * plan.work.solve[0]))
-    assert pace(replace(plan, work=work)).solve == 3 * pace(plan).solve
+    assert estimate_time(replace(plan, work=work)).solve == 3 * estimate_time(plan).solve
 
 
 def test_it_is_said_a_block_too():
-    assert Pace(40.0, 15.0, 5.0).describe(4).startswith("about 1 min")
+    assert TimeEstimate(40.0, 15.0, 5.0).describe(4).startswith("about 1 min")
 
 
 def test_a_run_elsewhere_is_told_at_the_speed_of_what_is_here(folder, tmp_path):

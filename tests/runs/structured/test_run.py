@@ -13,7 +13,7 @@ import prunekit
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.cli.main import main
 from prunekit.config.load import load_config
-from prunekit.config.run_config import ShrinkConfig
+from prunekit.config.run_config import StructuredConfig
 from prunekit.config.schema import schema
 from prunekit.config.structured_table import Shrink
 from prunekit.data.tokens import calibration_tokens
@@ -82,10 +82,10 @@ def shrunk(llama, tmp_path_factory):
 
 def test_a_pattern_of_units_makes_another_kind_of_config(llama, tmp_path):
     found = load_config(config(llama, tmp_path / "out", BOTH))
-    assert isinstance(found, ShrinkConfig)
+    assert isinstance(found, StructuredConfig)
     assert found.prune.pattern == ["heads", "neurons"]
     assert (found.prune.scope, found.prune.compensate) == ("global", "refit")
-    again = ShrinkConfig.model_validate(found.dump())
+    again = StructuredConfig.model_validate(found.dump())
     assert again.dump() == found.dump()
     other = BOTH.replace('["neurons", "heads"]', '"heads"').replace("obs", "output-norm")
     found = load_config(config(llama, tmp_path / "out", f"{other}\nuniform = true"))
@@ -412,13 +412,13 @@ def test_a_refit_in_one_walk_is_that_of_a_run_a_layer(llama, tmp_path):
             if name == layer["name"]:
                 gate.keep[:] = False
                 gate.keep[layer["kept"]] = True
-    from prunekit.structured.rankers import Subject
+    from prunekit.structured.rankers import GatedModel
     from prunekit.structured.refit import gather, refit
 
     for layer in report["layers"]:
         gates = both[layer["kind"]]
         site = next(site for site in gates.sites if site.name == layer["name"])
-        subject = Subject(model, [site], gates.gates, [{"input_ids": ids}])
+        subject = GatedModel(model, [site], gates.gates, [{"input_ids": ids}])
         refit(site, gather(subject, gated=False)[site.name], layer["kept"])
     for gates in both.values():
         gates.finalize()

@@ -13,7 +13,7 @@ import torch
 
 from prunekit.cli.main import main
 from prunekit.config.load import load_config
-from prunekit.config.run_config import ShrinkConfig
+from prunekit.config.run_config import StructuredConfig
 from prunekit.config.schema import schema
 from prunekit.config.sweep_table import variants
 from prunekit.errors import ConfigError, PrunekitError
@@ -62,7 +62,7 @@ def test_each_value_meets_each_other_and_every_run_has_a_folder(llama, tmp_path)
         "obs-0.25", "obs-0.5", "flap+standardised+False-0.25", "flap+standardised+False-0.5",
     ]  # fmt: skip
     alone = config.apart("flap+standardised+False-0.5")
-    assert isinstance(alone, ShrinkConfig)
+    assert isinstance(alone, StructuredConfig)
     assert alone.output.path == str(tmp_path / "out/runs/flap+standardised+False-0.5")
     assert alone.prune.model_dump()["standardised"] is False
     plan = jobs.plan(config)
@@ -143,7 +143,7 @@ def here(monkeypatch):
         seen.append(function.__name__)
         return function(*given)
 
-    monkeypatch.setattr(sweep_running, "apart", call)
+    monkeypatch.setattr(sweep_running, "run_in_subprocess", call)
     return seen
 
 
@@ -209,10 +209,12 @@ def test_the_schema_has_the_table(llama):
 def test_another_process_yields_raises_and_dies_aloud(monkeypatch, tmp_path):
     monkeypatch.setattr(worker, "PRELOADED", [])
     (tmp_path / "one").touch()
-    assert list(worker.apart(glob.iglob, str(tmp_path / "*"))) == [str(tmp_path / "one")]
+    assert list(worker.run_in_subprocess(glob.iglob, str(tmp_path / "*"))) == [
+        str(tmp_path / "one")
+    ]
     with pytest.raises(ConfigError, match="method: 3 is not a list"):
-        list(worker.apart(variants, {"method": 3}))
+        list(worker.run_in_subprocess(variants, {"method": 3}))
     with pytest.raises(RuntimeError, match="TypeError"):
-        list(worker.apart(glob.iglob, 3))
+        list(worker.run_in_subprocess(glob.iglob, 3))
     with pytest.raises(PrunekitError, match="ended with exit code 7"):
-        list(worker.apart(os._exit, 7))
+        list(worker.run_in_subprocess(os._exit, 7))
