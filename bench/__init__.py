@@ -1,1 +1,4 @@
-"""Benchmarks, one file an op: ``python -m bench`` lists them, ``python -m bench gram`` runs one."""
+"""Benchmarks: ``python -m bench`` lists the operations.
+
+``python -m bench gram`` runs one; whole jobs run as ``python -m bench.jobs.cost`` and so on.
+"""

@@ -15,7 +15,7 @@ from bench.harness import measure  # noqa: E402  the kernels' folder has to be f
 
 
 def ops() -> list[str]:
-    """Return the names of what can be measured."""
+    """Return the operations that have a benchmark and a test."""
     return sorted(
         file.stem
         for file in (HERE / "ops").glob("*.py")
@@ -36,7 +36,7 @@ def main(chosen: list[str]) -> int:
         return 2
     for op in chosen:
         if not tested and _red(op):
-            print(f"{op}: its tests fail, so its speed says nothing; not measured.")
+            print(f"{op}: its tests fail, so its speed means nothing; not measured.")
             return 1
         measure.measure(op, importlib.import_module(f"bench.ops.{op}"))
     return 0

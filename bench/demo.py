@@ -1,7 +1,7 @@
-"""The main job on a fresh machine: set up ``.venv``, prune a real language model, compare.
+"""The demo on a fresh machine: create ``.venv``, prune, compare.
 
-``python3 bench/demo.py`` needs Python and pip, nothing else. ``--here`` uses the Python that runs
-it, as it is; other arguments go to ``prunekit demo``.
+``python3 bench/demo.py`` needs Python and pip, nothing else, and prunes a real language model.
+``--here`` uses the Python that runs it, unchanged; other arguments are passed to ``prunekit demo``.
 """
 
 import os

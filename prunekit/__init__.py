@@ -1,8 +1,8 @@
-"""The pruning engine for large language models: one TOML in, a proven sparse checkpoint out.
+"""Pruning engine for large language models, configured by one TOML file.
 
-What this namespace holds is promised; the rest may change. Names are imported when they are first
-used, so that ``import prunekit`` is quick and what needs no torch does not wait for it. No module
-of the package may be called like one of these names: importing it would hide the function.
+The names in ``__all__`` are the public API; everything else may change. They are imported lazily,
+so ``import prunekit`` is fast and code that needs no torch does not import it. No direct submodule
+may have one of these names, because importing it would shadow the public name.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""``python -m prunekit`` is ``prunekit``."""
+"""Entry point of ``python -m prunekit``, the same as the command ``prunekit``."""
 
 import os
 import sys
@@ -7,10 +7,10 @@ from prunekit.cli.main import main as run
 
 
 def main() -> None:
-    """Carry out one command and end the process.
+    """Run one command and exit the process.
 
-    Without taking the interpreter apart, which takes more than a second once torch is loaded: what
-    has been written is on the disk by then.
+    Skips the interpreter's shutdown, which takes more than a second once torch is loaded. All
+    output files are flushed to disk before this point.
     """
     code = run()
     sys.stdout.flush()

@@ -1,43 +1,43 @@
-"""What can go wrong, as one tree.
+"""Exception classes.
 
 PrunekitError
-├── ConfigError       what the user wrote cannot be meant
-├── CheckpointError   the files of a model are not what they should be
+├── ConfigError       invalid config or command line
+├── CheckpointError   missing, corrupt or unsupported checkpoint files
 ├── ShapeError        a pattern does not fit a matrix
 ├── CapacityError     too little memory or disk
-├── NumericsError     NaN, inf, a matrix that no damping saves, shares that leave 0 to 1
-├── RankError         another process of the run has died
-└── StoppedError      the run was asked to stop, and did where it can be taken up again
+├── NumericsError     NaN, inf, a singular Gram matrix, sparsities outside 0 to 1
+├── RankError         another rank has failed
+└── StoppedError      the run stopped on request and can be resumed
 """
 
 
 class PrunekitError(Exception):
-    """Anything prunekit refuses; the message says where, what, what is allowed and what to do."""
+    """Base class; messages name place, problem, allowed values and remedy."""
 
 
 class ConfigError(PrunekitError):
-    """What the user wrote cannot be meant; nothing was written."""
+    """The config or command line is invalid; nothing was written."""
 
 
 class CheckpointError(PrunekitError):
-    """A checkpoint on disk is not what it should be."""
+    """Files of a checkpoint are missing, corrupt or of an unsupported kind."""
 
 
 class ShapeError(PrunekitError):
-    """A pattern does not fit a matrix."""
+    """The shape of a matrix is not divisible as the pattern requires."""
 
 
 class CapacityError(PrunekitError):
-    """Memory or disk would not suffice; found before weights are read."""
+    """Memory or disk is insufficient; usually raised before weights are read."""
 
 
 class NumericsError(PrunekitError):
-    """NaN, inf, a Gram matrix that no damping saves, or an allocation that leaves 0 to 1."""
+    """NaN, inf, a singular Gram matrix, or sparsities outside 0 to 1."""
 
 
 class RankError(PrunekitError):
-    """Another process that shares the run has died; the message names it."""
+    """Another rank of the run has failed; the message names it."""
 
 
 class StoppedError(PrunekitError):
-    """The run was asked to stop, and did where it can be taken up again."""
+    """The run stopped on request and can be resumed."""

@@ -1,6 +1,6 @@
-"""Numbers as people read them; ``None`` is "—", infinity is "∞".
+"""Format numbers for people; ``None`` becomes "—", infinity "∞".
 
-Strings are numbers too, as JSON has no infinity: ``report.json`` says "inf" and "nan".
+Numbers may be strings: JSON has no infinity, so ``report.json`` writes "inf" and "nan".
 """
 
 import math
@@ -12,7 +12,7 @@ Number = float | str | None
 
 
 def number(value: Number) -> str:
-    """Write a measured number: 27,114 or 20.70, and three digits below one: 0.0123."""
+    """Format a measured number: 27,114, 20.70, or three digits: 0.0123."""
     if value is None:
         return MISSING
     x = float(value)
@@ -25,8 +25,8 @@ def number(value: Number) -> str:
     return f"{x:#.3g}"
 
 
-def bytes_of(text: str) -> int:
-    """Return the bytes that "80GB" or "64 GiB" says; 0 where that is no size."""
+def parse_bytes(text: str) -> int:
+    """Return the bytes of a size such as "80GB", 0 if invalid."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B?", text.strip(), re.IGNORECASE)
     if not found:
         return 0
@@ -35,7 +35,7 @@ def bytes_of(text: str) -> int:
 
 
 def percent(fraction: Number) -> str:
-    """Write a fraction 0..1 as 50.0 %; exact zero and one lose their decimal."""
+    """Format a fraction as a percentage: 50.0 %, exact ones 0 %, 100 %."""
     if fraction is None:
         return MISSING
     x = float(fraction)
@@ -43,7 +43,7 @@ def percent(fraction: Number) -> str:
 
 
 def change(before: Number, after: Number) -> str:
-    """Write how far ``after`` is from ``before``: +30.9 %, 12.30 times, or "—"."""
+    """Format the relative change: +30.9 %, above tenfold 12.30 times, or "—"."""
     if before is None or after is None:
         return MISSING
     old, new = float(before), float(after)
@@ -58,7 +58,7 @@ def change(before: Number, after: Number) -> str:
 
 
 def count(value: Number) -> str:
-    """Write a count shortly: 210, 16,384, 134.5 M, 8.03 B."""
+    """Format a count: 210, 16,384, 134.5 M, 8.03 B."""
     if value is None:
         return MISSING
     x = int(value)
@@ -69,7 +69,7 @@ def count(value: Number) -> str:
 
 
 def size(value: Number) -> str:
-    """Write bytes in decimal units: 512 B, 900 MB, 12.4 GB."""
+    """Format bytes in decimal units: 512 B, 900 MB, 12.4 GB."""
     if value is None:
         return MISSING
     x, unit = float(value), "B"
@@ -81,7 +81,7 @@ def size(value: Number) -> str:
 
 
 def duration(seconds: Number) -> str:
-    """Write seconds as people say them: 0.05 s, 12.3 s, 1 min 35 s, 2 h 05 min."""
+    """Format seconds: 12.3 s, 1 min 35 s, 2 h 05 min."""
     if seconds is None:
         return MISSING
     x = float(seconds)

@@ -1,4 +1,7 @@
-"""Finds what the files of a folder define: adding a method or a pattern is adding one file."""
+"""Discovery of plug-in classes: each file of a package adds one.
+
+Other distributions add classes through entry points, whose group names are part of the public API.
+"""
 
 import importlib
 import inspect
@@ -13,7 +16,7 @@ T = TypeVar("T")
 
 
 def modules(package: str) -> Iterator[ModuleType]:
-    """Import every module of ``package``, in name order; an import error is not caught."""
+    """Import every module of a package, in name order; import errors propagate."""
     path = importlib.import_module(package).__path__
     for found in sorted(pkgutil.iter_modules(path), key=lambda module: module.name):
         yield importlib.import_module(f"{package}.{found.name}")
@@ -21,13 +24,12 @@ def modules(package: str) -> Iterator[ModuleType]:
 
 @cache
 def subclasses(package: str, base: type[T], group: str = "") -> tuple[type[T], ...]:
-    """Return the concrete subclasses of ``base`` defined in the files of a package.
+    """Return the concrete subclasses of ``base`` that a package defines.
 
     Args:
         package: Import path of the package.
-        base: Class that they derive from.
-        group: Entry-point group through which other distributions add theirs; the package's
-            import path if empty.
+        base: Base class; abstract subclasses are excluded.
+        group: Entry-point group of classes from other distributions; ``package`` if empty.
     """
     found = [
         kind
@@ -40,6 +42,12 @@ def subclasses(package: str, base: type[T], group: str = "") -> tuple[type[T], .
 
 
 def by_name(package: str, base: type[T], group: str = "") -> dict[str, type[T]]:
-    """Return the subclasses by the ``name`` of each, in name order; see :func:`subclasses`."""
+    """Return the concrete subclasses by their ``name``, in name order.
+
+    Args:
+        package: Import path of the package.
+        base: Base class; every subclass has a ``name``.
+        group: Entry-point group of classes from other distributions; ``package`` if empty.
+    """
     found = subclasses(package, base, group)
     return dict(sorted((kind.name, kind) for kind in found))  # pyright: ignore

@@ -1,7 +1,7 @@
-"""All tests on a fresh machine: ``python3 tests/run.py`` needs Python and pip, nothing else.
+"""Run all tests on a fresh machine with Python and pip: ``python3 tests/run.py``.
 
-It sets up ``.venv`` and runs the tiers named, or all; each tier is a process of its own, since the
-kernels of one are interpreted, of another compiled ahead of time, of a third run.
+Creates ``.venv`` and runs the tiers named, or all. Each tier is a process of its own, since kernels
+are interpreted in one, compiled ahead of time in another, and run on a GPU in a third.
 """
 
 import argparse
@@ -20,12 +20,12 @@ ROOT = environment.ROOT
 MOST_WORKERS = 4
 LINT_IMPORTS = "from importlinter.cli import lint_imports_command; lint_imports_command()"
 CUDA = "import sys, torch; sys.exit(not torch.cuda.is_available())"
-ALONE = ("tests", "--ignore=tests/distributed")
+SINGLE_PROCESS = ("tests", "--ignore=tests/distributed", "--ignore=tests/aot")
 ORDINARY = "not interpret and not aot and not gpu and not soak"
 
 
 def check() -> int:
-    """Lint, formatting, types, and which module may import which."""
+    """Lint, formatting, types, and the import contracts of setup.cfg."""
     return (
         _python("-m", "ruff", "check", ".")
         | _python("-m", "ruff", "format", "--check", ".")
@@ -35,13 +35,13 @@ def check() -> int:
 
 
 def fast() -> int:
-    """``check``, and of ``cpu`` what is not slow."""
-    return check() | _pytest("-m", f"{ORDINARY} and not slow", *ALONE)
+    """Run ``check``, and the tests of ``cpu`` that are not slow."""
+    return check() | _pytest("-m", f"{ORDINARY} and not slow", *SINGLE_PROCESS)
 
 
 def cpu() -> int:
-    """Everything that needs neither a GPU nor Triton."""
-    return _pytest("-m", ORDINARY, *ALONE)
+    """All tests that need neither a GPU nor Triton."""
+    return _pytest("-m", ORDINARY, *SINGLE_PROCESS)
 
 
 def interpret() -> int:
@@ -50,24 +50,24 @@ def interpret() -> int:
 
 
 def aot() -> int:
-    """Each Triton kernel compiled for GPUs that need not be here."""
-    return _pytest("-m", "aot", "tests")
+    """Each Triton kernel compiled for GPUs that need not be present."""
+    return _pytest("-m", "aot", "tests/aot")
 
 
 def gpu() -> int:
-    """Each Triton kernel compiled and run, and the rest that needs a GPU."""
+    """Each Triton kernel compiled and run, and other tests that need a GPU."""
     if _python("-c", CUDA):
         return _skipped("gpu", "no CUDA device")
     return _pytest("-m", "gpu or interpret", "tests", workers=1)
 
 
 def dist() -> int:
-    """Several processes that share one job."""
+    """Jobs that are shared by several processes."""
     return _pytest("-m", "not soak", "tests/distributed", workers=1)
 
 
 def soak() -> int:
-    """Fifty kills at random moments, and longer fuzzing; some minutes, and not part of all."""
+    """Fifty kills at random moments, and longer fuzzing; some minutes, not part of all."""
     return _pytest("-m", "soak", "tests", workers=1)
 
 
@@ -76,15 +76,15 @@ TIERS = {tier.__name__: tier for tier in (fast, soak, *ALL)}
 
 
 def main(arguments: list[str]) -> int:
-    """Run tiers and return 0 if all of them passed."""
+    """Run tiers; return 0 if all passed."""
     described = "\n".join(f"  {name:10}{tier.__doc__}" for name, tier in TIERS.items())
     parser = argparse.ArgumentParser(
         description="Set up .venv and run the tests.",
-        epilog=f"tiers, where all is every one but fast and soak:\n{described}",
+        epilog=f"tiers (all: every one except fast and soak):\n{described}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("tiers", nargs="*", metavar="TIER", help=", ".join([*TIERS, "all"]))
-    parser.add_argument("--here", action="store_true", help="use this Python as it is, no .venv")
+    parser.add_argument("--here", action="store_true", help="use the current Python, no .venv")
     given = parser.parse_args(arguments)
     chosen = [name for name in given.tiers or ["all"] if name != "all"]
     if unknown := set(chosen) - set(TIERS):
@@ -115,15 +115,16 @@ def _run(names: list[str]) -> int:
 
 
 def _pytest(*arguments: str, workers: int | None = None, **variables: str) -> int:
-    """Run pytest; no test found is a failure, by pytest's own exit code 5."""
+    """Run pytest and return 0, or 1; no test found is a failure (exit code 5)."""
     workers = workers or min(os.cpu_count() or 1, MOST_WORKERS)
-    spread = ("-n", str(workers)) if workers > 1 else ()
+    # Neighbours share fixtures, so they start on one worker; who is idle takes over some.
+    spread = ("-n", str(workers), "--dist", "worksteal") if workers > 1 else ()
     threads = {"OMP_NUM_THREADS": "1"} if workers > 1 else {}
     return _python("-m", "pytest", "-q", *spread, *arguments, **threads, **variables)
 
 
 def _python(*arguments: str, **variables: str) -> int:
-    """Run this Python in the root of the checkout and return 0, or 1 for any failure."""
+    """Run the current Python in the root of the checkout; return 0, or 1 on failure."""
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     command = [sys.executable, *arguments]

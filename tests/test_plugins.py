@@ -1,4 +1,4 @@
-"""What the files of a folder define is found."""
+"""Discovery of plug-in classes in packages and entry points."""
 
 import sys
 
@@ -78,33 +78,32 @@ def test_base_classes_are_not_found():
 
 
 def test_a_class_is_found_once_though_other_files_import_it(tmp_path, monkeypatch):
-    folder = tmp_path / "shelf"
+    folder = tmp_path / "package"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
     (folder / "first.py").write_text("class First(Exception): ...")
     (folder / "second.py").write_text(
-        "from shelf.first import First\nclass Second(First): ...\nunrelated = int"
+        "from package.first import First\nclass Second(First): ...\nunrelated = int"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    found = plugins.subclasses("shelf", Exception)
+    found = plugins.subclasses("package", Exception)
     assert [kind.__name__ for kind in found] == ["First", "Second"]
 
 
 def test_a_file_that_cannot_be_imported_is_not_silent(tmp_path, monkeypatch):
-    folder = tmp_path / "broken_shelf"
+    folder = tmp_path / "broken_package"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
     (folder / "broken.py").write_text("import a_module_that_nobody_has")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="nobody_has"):
-        plugins.subclasses("broken_shelf", Exception)
+        plugins.subclasses("broken_package", Exception)
 
 
 def test_modules_come_in_name_order():
     names = [module.__name__ for module in plugins.modules("prunekit.allocations")]
-    assert names == [
-        f"prunekit.allocations.{name}" for name in ("base", "curves", "global_", "owl", "uniform")
-    ]
+    files = ("base", "curves", "global_", "owl", "schedules", "uniform")
+    assert names == [f"prunekit.allocations.{name}" for name in files]
 
 
 def test_another_distribution_adds_a_method(installed):

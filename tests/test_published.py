@@ -1,4 +1,7 @@
-"""Same masks and weights as the published algorithms, frozen by ``tests/published/freeze.py``."""
+"""The same masks and weights as the published algorithms.
+
+They are frozen by ``tests/published/freeze.py``.
+"""
 
 import pytest
 import torch

@@ -11,7 +11,7 @@ import torch
 
 import prunekit
 from prunekit.allocations import allocations
-from prunekit.architectures import Architecture, names
+from prunekit.architectures import Architecture, declared_model_types
 from prunekit.cli import app
 from prunekit.methods import Scored, methods
 from prunekit.structured.rankers import rankers
@@ -48,7 +48,7 @@ def test_tables_name_what_there_is():
     assert first_cells("allocation") == set(allocations())
     assert first_cells("ranker") == set(rankers())
     said = re.search(r"^Model types: (.*?)\.", README, re.MULTILINE | re.DOTALL)[1]
-    assert re.split(r",\s+", said) == names()
+    assert re.split(r",\s+", said) == declared_model_types()
 
 
 @pytest.mark.parametrize("code", blocks(README + CONTRIBUTING, "python"))

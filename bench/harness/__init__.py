@@ -1,1 +1,1 @@
-"""What benches share: timing, tables, layer shapes, environment."""
+"""Shared parts of benchmarks: timing, tables, layer shapes, environment."""

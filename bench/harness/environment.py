@@ -1,4 +1,4 @@
-"""The virtual environment of a checkout, made with nothing but Python and pip."""
+"""Virtual environment of a checkout, created with only Python and pip."""
 
 import hashlib
 import importlib.util
@@ -8,24 +8,24 @@ import sys
 import venv
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".venv"
 CONSTRAINTS = ROOT / "tests" / "constraints.txt"
 OLDEST = (3, 11)
 
 
 class SetupError(Exception):
-    """The environment cannot be made; the message says why."""
+    """The environment cannot be created; the message says why."""
 
 
 def python(extra: str) -> Path:
-    """Return the interpreter of ``.venv``, with this checkout and one of its extras in it.
+    """Return the interpreter of ``.venv`` with this checkout installed.
 
-    The versions are those of ``tests/constraints.txt``. What is installed stays so until they or
-    ``pyproject.toml`` change.
+    Versions are those of ``tests/constraints.txt``. An installation is reused until they or
+    ``pyproject.toml`` change. ``extra`` is the optional dependency group to install.
 
     Raises:
-        SetupError: This Python is too old, or pip did not get what is needed.
+        SetupError: This Python is too old, or pip could not install the requirements.
     """
     if sys.version_info < OLDEST:
         oldest = ".".join(map(str, OLDEST))

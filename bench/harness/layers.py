@@ -18,7 +18,7 @@ LINEAR = {
 """Outputs and inputs."""
 
 SMALL = ("smollm2-135m.gate_proj", "smollm2-135m.down_proj")
-"""What a CPU ends within a minute or two."""
+"""Layers that a CPU finishes within a minute or two."""
 
 LARGE = (
     "smollm2-135m.down_proj",
@@ -28,7 +28,7 @@ LARGE = (
     "qwen3-8b.gate_proj",
     "llama3-70b.down_proj",
 )
-"""What a GPU is measured with."""
+"""Layers that a GPU is measured with."""
 
 
 class Attention(NamedTuple):
@@ -50,5 +50,5 @@ ATTENTION = {
 
 
 def linears(device_type: str) -> dict[str, tuple[int, int]]:
-    """Return the linears that this kind of device is measured with."""
+    """Return the linears for this kind of device."""
     return {name: LINEAR[name] for name in (LARGE if device_type == "cuda" else SMALL)}

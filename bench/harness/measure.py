@@ -1,9 +1,9 @@
-"""Measures contestants and says how near they come to what the machine can do.
+"""Time contestants and compare them with the limits of the machine.
 
-A bench gives cases; each holds contestants that do the same work, and the bytes and operations that
-this work cannot do without. The floor of a case is the longer of bytes / copy bandwidth and
-operations / matrix product rate, both measured here, just before. A bench whose kernel stays below
-half of it says why, for each kind of device, in its ``WHY``.
+A benchmark yields cases; each holds contestants that do the same work, and the bytes and operations
+that this work needs at least. The floor of a case is the longer of bytes / copy bandwidth and
+operations / matrix product rate, both measured just before. A benchmark whose kernel is below half
+of the floor says why, for each kind of device, in its ``WHY``.
 """
 
 import json
@@ -28,8 +28,8 @@ from bench.harness import table
 from bench.ops import roofline
 from prunekit.inference.layer_speed import copy_rate, product_rate
 
-RESULTS = Path(__file__).parent / "results"
-BUDGET_SECONDS = {"cpu": 2.0, "cuda": 0.3}  # a contestant, after one warm-up
+RESULTS = Path(__file__).parents[1] / "results"
+BUDGET_SECONDS = {"cpu": 2.0, "cuda": 0.3}  # per contestant, after one warm-up
 REPEATS = (3, 100)  # at least, at most
 
 
@@ -39,12 +39,12 @@ class Case:
 
     Attributes:
         name: After a real layer, e.g. ``llama-8b.down_proj``.
-        shape: The numbers that matter, e.g. ``{"T": 2048, "I": 576}``.
-        dtype: What the matrix products run in, for their measured rate.
+        shape: The relevant sizes, e.g. ``{"T": 2048, "I": 576}``.
+        dtype: Type of the matrix products, for their measured rate.
         bytes: Least memory traffic.
         flops: Least operations; a multiplication and an addition are two.
-        contestants: What to run, ours first.
-        prepare: Called before each run, and not timed; for work that is done in place.
+        contestants: Functions to run, ours first.
+        prepare: Called before each run, not timed; for work that is done in place.
     """
 
     name: str
@@ -84,8 +84,8 @@ def measure(op: str, bench: ModuleType) -> None:
 
 
 def compiled(function: Callable[..., object]) -> Callable[..., object]:
-    """Return a contestant that ``torch.compile`` makes; its first call, which compiles, is long."""
-    torch._dynamo.reset()  # of one function only so many are kept, and then it runs as it is
+    """Return a function compiled by ``torch.compile``; its first call is slow."""
+    torch._dynamo.reset()  # past its limit of compiled versions a function runs uncompiled
     return torch.compile(function, dynamic=False)
 
 
@@ -95,7 +95,14 @@ def seconds(
     prepare: Callable[[], object] | None = None,
     least: int = REPEATS[0],
 ) -> list[float]:
-    """Return the sorted times of single calls, ``least`` or more, after one call to warm up."""
+    """Return sorted times of single calls, after one warm-up call.
+
+    Args:
+        contestant: The function to time.
+        device: Where it runs.
+        prepare: Called before each run, not timed.
+        least: Least number of calls.
+    """
     prepare = prepare or (lambda: None)
     prepare()
     _timed(contestant, device)
@@ -109,7 +116,7 @@ def seconds(
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Say what was measured on: machine, versions, commit, date."""
+    """Return the machine, versions, commit and date of a measurement."""
     if device.type == "cuda":
         model = torch.cuda.get_device_name(device)
         driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
@@ -150,8 +157,8 @@ def _row(
 
 def _timed(contestant: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
-        # By the clock of the GPU, while it is busy with emptying its cache, so that neither what
-        # the cache holds nor how long Python takes to launch counts.
+        # By the GPU's clock, right after a flush of its cache, so that neither cached data nor
+        # Python's launch time counts.
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
         _flush(device)
@@ -193,7 +200,7 @@ def _version(package: str) -> str | None:
 
 
 def _output(*command: str) -> str | None:
-    """Return what a command says, or None where there is no such command."""
+    """Return the output of a command, or None where it is missing."""
     if shutil.which(command[0]) is None:
         return None
     here = Path(__file__).parent

@@ -1,4 +1,4 @@
-"""Writes what was measured on a machine as one table, ours beside each other contestant."""
+"""Table of a machine's kernel results, ours beside each contestant."""
 
 import textwrap
 from itertools import groupby
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench.ops import roofline
 
-HALF = 0.5  # of the floor: a kernel that stays below has to say why
+HALF = 0.5  # share of the floor below which a kernel has to say why
 
 
 def write(folder: Path) -> Path:

@@ -1,1 +1,1 @@
-"""Benches of whole jobs."""
+"""Benchmarks of whole jobs."""

@@ -1,9 +1,10 @@
-"""Times whole jobs of the default method beside SparseGPT's, each a process of its own.
+"""Time whole jobs of the default method beside SparseGPT's.
 
     python -m bench.jobs.cost [--models NAME …] [--rounds N]
 
-The default may take 2.5 times as long, and hold the dense model's hidden states and one more Gram
-matrix. Rounds alternate and the least time of a job counts. Run it on an idle machine only.
+Each job is its own process. The default may take 2.5 times as long, and hold the dense model's
+hidden states and one more Gram matrix. Rounds alternate, and the least time of a job counts. Run it
+on an idle machine only.
 """
 
 import argparse
@@ -27,7 +28,13 @@ MOST = 2.5
 
 
 def run(job: Job, method: str, pattern: str) -> dict[str, float]:
-    """Run one job; say what it took, and what its plan said that it would hold."""
+    """Run one job; return its time and memory, measured and planned.
+
+    Args:
+        job: Model and texts.
+        method: Name of the method.
+        pattern: Key of ``PATTERNS``.
+    """
     with tempfile.TemporaryDirectory() as name:
         config = Path(name) / "job.toml"
         config.write_text(config_text(job, method, pattern, Path(name) / "out"))
@@ -41,7 +48,13 @@ def run(job: Job, method: str, pattern: str) -> dict[str, float]:
 
 
 def measure(job: Job, pattern: str, rounds: int) -> dict[str, Any]:
-    """Return the least time of each method, and the larger one's allowance of memory."""
+    """Return the least time of each method.
+
+    Args:
+        job: Model and texts.
+        pattern: Key of ``PATTERNS``.
+        rounds: Runs of each method.
+    """
     best: dict[str, dict[str, float]] = {}
     for _ in range(rounds):
         for method in METHODS:

@@ -1,10 +1,10 @@
-"""Times whole pruning jobs, each a process of its own, beside llm-compressor on the same tokens.
+"""Time whole pruning jobs beside llm-compressor on the same tokens.
 
     python -m bench.jobs.end_to_end [--peer PYTHON] [--models NAME …]
 
-PYTHON is the interpreter of an environment in which llm-compressor is installed (its pins differ
-from ours); without one the peer is left out, aloud. SmolLM2-135M comes from PyPI, stories15M from
-../shared. Run it on an idle machine only.
+Each job is its own process. PYTHON is the interpreter of an environment with llm-compressor (its
+pins differ from ours); without one the peer is left out, with a notice. SmolLM2-135M comes from
+PyPI, stories15M from ../shared. Run it on an idle machine only.
 """
 
 import argparse
@@ -31,22 +31,22 @@ from prunekit.runs.sparsify.plan import Plan
 from prunekit.runs.sparsify.planner import plan
 from prunekit.statistics import Gram
 
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = Path(__file__).parents[3] / "shared"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "prunekit"
 PATTERNS = {"50 %": 0.5, "60 %": 0.6, "2:4": "2:4", "4:8": "4:8"}
 TIMED = ("50 %", "2:4")
 PEER = "llm-compressor"
 STAGE = " by stage"
-"""Said of a method where each stage sees what the pruned ones before it give."""
+"""Suffix of a method whose stages see the outputs of the pruned ones before."""
 BY_STAGE = 'prune.propagation="stage"'
 RATIOS = ("seconds", "job_seconds", "peak_rss_bytes")
 WIDE = " in float32"
-"""Said of the peer where it runs so, and prunekit in the narrower type of the stored model."""
+"""Suffix of the peer in float32 where prunekit runs in the stored, narrower dtype."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A model with the text it is calibrated and judged on."""
+    """A model with its calibration and evaluation texts."""
 
     name: str
     model: Path
@@ -58,7 +58,7 @@ class Job:
 
 
 def jobs() -> list[Job]:
-    """Return the jobs whose files are here; says which are not."""
+    """Return the jobs whose files exist; print which are missing."""
     found = []
     if not SHARED.is_dir():
         print(f"{SHARED} is absent: no text to calibrate on, nothing is measured.")
@@ -107,9 +107,9 @@ print(json.dumps([status, seconds, usage.ru_utime + usage.ru_stime, usage.ru_max
 
 
 def timed(command: list[str], log: Path) -> dict[str, float]:
-    """Run a process to its end and return its seconds and its peak resident memory.
+    """Run a process to its end; return its time and memory.
 
-    A small launcher starts it: the peak of a process begins at the size of what forked it.
+    A small launcher starts it, since a process inherits the peak resident memory of its parent.
     """
     launcher = [sys.executable, "-S", "-c", LAUNCHER, str(log), *command]
     finished = subprocess.run(launcher, capture_output=True, text=True, check=True)
@@ -120,7 +120,7 @@ def timed(command: list[str], log: Path) -> dict[str, float]:
 
 
 def floor_flops(made: Plan) -> dict[str, float]:
-    """Return the operations that a job cannot do without: forwards, Gram products, solve."""
+    """Return a job's least operations: forwards, Gram products, solve."""
     calibration = made.config.calibration
     assert calibration is not None
     tokens = calibration.samples * made.lengths[0]
@@ -142,7 +142,10 @@ def floor_flops(made: Plan) -> dict[str, float]:
 
 
 def floor_seconds(flops: dict[str, float], dtype: torch.dtype) -> float:
-    """Return how long they take at the rate of large products: forwards in the type of the run."""
+    """Return the time of these operations at the measured product rates.
+
+    Forwards run in ``dtype``, the rest in float32.
+    """
     rates = {kind: product_rate(torch.device("cpu"), kind) for kind in {dtype, torch.float32}}
     return sum(
         count / rates[dtype if name == "forward" else torch.float32]
@@ -151,7 +154,14 @@ def floor_seconds(flops: dict[str, float], dtype: torch.dtype) -> float:
 
 
 def measure(job: Job, method: str, pattern: str, peer: str | None) -> Iterator[dict[str, Any]]:
-    """Run one job with prunekit, each way, and once with the peer if it is at hand."""
+    """Run one job with prunekit, each way, and once with the peer.
+
+    Args:
+        job: Model and texts.
+        method: Name of the method.
+        pattern: Key of ``PATTERNS``.
+        peer: Interpreter of an environment with llm-compressor, or None.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         theirs: dict[str, dict[str, float]] = {}
@@ -181,9 +191,10 @@ def measure(job: Job, method: str, pattern: str, peer: str | None) -> Iterator[d
 def run_peer(
     peer: str, job: Job, made: Plan, task: tuple[str, str], folder: Path
 ) -> dict[str, float]:
-    """Let llm-compressor prune the same model on the same tokens into ``folder / "peer"``.
+    """Prune the same model on the same tokens with llm-compressor.
 
-    It runs in the type of the plan: in bfloat16 it is faster than in float32 and takes less memory.
+    It runs in the dtype of the plan: in bfloat16 it is faster than in float32 and takes less
+    memory. The result is in ``folder / "peer"``.
     """
     method, pattern = task
     calibration = made.config.calibration
@@ -216,7 +227,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         ours, peer, wide = row["prunekit"], row.get(PEER), row.get(PEER + WIDE)
-        floor = row.get("floor_seconds")  # kept rows may be of before it was measured
+        floor = row.get("floor_seconds")  # older rows may lack it
         cells = [f"{row['model']} {row['method']}", row["pattern"], _cell(ours)]
         if peer:
             cells += [

@@ -1,10 +1,10 @@
-"""Formats of real pruned models: bytes on disk and in memory, and what opens them.
+"""Formats of real pruned models: bytes, memory, and readers.
 
     python -m bench.jobs.formats [--models NAME …]
 
 Each model is pruned to 2:4 by magnitude, which is quick, and written in every format. Each is then
-opened in a new process that knows prunekit and in one that does not. Nothing is timed, so the
-machine need not be idle.
+opened in a new process with prunekit and in one without it. Nothing is timed, so the machine need
+not be idle.
 """
 
 import argparse
@@ -56,10 +56,10 @@ print(json.dumps(sum(held.values())))
 
 
 def opened(folder: Path, dtype: str, *, knows: bool) -> dict[str, Any]:
-    """Open a folder in a new process, and return what it answers or the end of why it refuses."""
+    """Open a folder in a new process; return its output or error."""
     with tempfile.TemporaryDirectory() as name:
         out = str(Path(name) / "answers.safetensors")
-        # None in its place is as if it were not installed.
+        # None in `sys.modules` acts as if the package were not installed.
         first = "import prunekit" if knows else 'sys.modules["prunekit"] = None'
         script = OPEN.format(first=first, folder=str(folder), dtype=dtype, out=out)
         done = subprocess.run(
@@ -114,9 +114,9 @@ def _sizes(folder: Path, pruned: set[str]) -> dict[str, int]:
     checkpoint = open_checkpoint(folder)
     linears = 0
     for name in pruned:
-        packed = checkpoint.packed.get(name)
+        packed = checkpoint.compressed.get(name)
         parts = packed.parts.values() if packed else [name]
-        linears += sum(checkpoint.files[part].nbytes for part in parts)
+        linears += sum(checkpoint.file_entries[part].nbytes for part in parts)
     files = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return {"file_bytes": files, "pruned_linear_bytes": linears}
 

@@ -1,12 +1,12 @@
-"""Peak memory of pruning Llama-shaped checkpoints of random parameters, beside its parts.
+"""Peak memory of pruning large Llama-shaped checkpoints, beside its parts.
 
     python -m bench.jobs.memory [tinyllama-1.1b | llama-7b] [FOLDER] [--limit GIB]
 
-The checkpoint (bfloat16, 2.2 or 13.5 GB) is made in FOLDER once, block by block, and pruned, each
-time in a process of its own: TinyLlama's shape by Wanda and by SparseGPT on 4 x 128 tokens, that of
-Llama-2-7B by Wanda on 8 x 256. With ``--limit`` only Wanda does, with hidden states on disk, in a
-control group (version 1, which has to be writable) that is allowed no more memory than that, the
-system's cache of its files included.
+The checkpoint (random parameters, bfloat16, 2.2 or 13.5 GB) is made in FOLDER once, block by block,
+and pruned, each time in its own process: TinyLlama's shape by Wanda and by SparseGPT on 4 x 128
+tokens, that of Llama-2-7B by Wanda on 8 x 256. With ``--limit`` only Wanda runs, with hidden states
+on disk, in a control group (version 1, which must be writable) that is allowed no more memory than
+that, including the system's cache of its files.
 """
 
 import argparse
@@ -33,7 +33,7 @@ VOCABULARY = 32000
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama, and what it is pruned with: methods, samples, and tokens of each."""
+    """A Llama's shape, and its methods, samples, and tokens per sample."""
 
     hidden: int
     feed_forward: int
@@ -65,7 +65,7 @@ SHAPES = {
 
 
 def make(folder: Path, shape: Shape) -> None:
-    """Write the checkpoint, with a tokenizer that has a token for each of 32000 words."""
+    """Write the checkpoint, with a tokenizer of 32000 words."""
     folder.mkdir(parents=True, exist_ok=True)
     config = LlamaConfig(
         hidden_size=shape.hidden,
@@ -152,9 +152,9 @@ _IMPORTS = "import prunekit.runs.sparsify.run, prunekit.runs.sparsify.planner"
 
 
 def _limited(model: Path, shape: Shape, limit: float, folder: Path) -> dict[str, object]:
-    """Prune within a limit that counts what is read of the checkpoint, too."""
+    """Prune within a memory limit that includes cached checkpoint pages."""
     allowed = int(limit * 2**30)
-    # What is cached already would be held against whoever read it first.
+    # Pages that are already cached are charged to the group that read them first.
     for file in model.glob("*.safetensors"):
         with file.open("rb") as content:
             os.fsync(content.fileno())
@@ -172,7 +172,7 @@ def _limited(model: Path, shape: Shape, limit: float, folder: Path) -> dict[str,
 
 @contextmanager
 def control_group(nbytes: int) -> Iterator[Path]:
-    """Make a control group below our own that is allowed so much memory, and remove it."""
+    """Create a memory-limited control group; remove it at the end."""
     lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
     own = next((path for _, kinds, path in lines if "memory" in kinds.split(",")), None)
     if own is None:
@@ -187,7 +187,7 @@ def control_group(nbytes: int) -> Iterator[Path]:
 
 
 def _into(group: Path) -> list[str]:
-    """Return what goes before a command that runs in a control group."""
+    """Return the command prefix that moves a process into a control group."""
     return ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group)]
 
 

@@ -1,8 +1,8 @@
-"""Where the time of one block of Llama-2-7B's shape goes when SparseGPT prunes it 2:4.
+"""Time of the parts of one Llama-2-7B block, pruned 2:4 by SparseGPT.
 
     python -m bench.jobs.profile_block
 
-Each sweep works on a fresh copy of the weight, whose time is counted. Run it on an idle machine.
+Each sweep works on a fresh copy of the weight, whose time counts. Run it on an idle machine.
 """
 
 import json
@@ -47,7 +47,7 @@ def profile() -> None:
 
 
 def _table(rows: list[dict], whole: dict[str, float]) -> str:
-    """Return what was measured as Markdown."""
+    """Return the measurements as Markdown."""
     spent = sum(whole[part] for part in SPENT)
     shares = ", ".join(f"{part} {whole[part] / spent:.0%}" for part in SPENT)
     lines = [

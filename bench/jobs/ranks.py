@@ -1,12 +1,11 @@
-"""Times whole jobs shared by two processes beside the same job of one with two threads.
+"""Time whole jobs on two ranks beside one process of two threads.
 
     python -m bench.jobs.ranks [--models MODEL …] [--methods METHOD …] [--repeats N]
 
 MODEL is stories15M (from ../shared), or llama-1k, a Llama of random parameters, made first. Each
-rank's traffic is held against what the plan says, and the matrix products of its solve, as torch's
-profiler counts them, against those of one process. What torchrun takes for two processes that do
-nothing is timed beside. Rows of what is measured again are replaced. Run it on an idle machine
-only.
+rank's traffic is compared with the plan, and the matrix products of its solve, counted by torch's
+profiler, with those of one process. The time that torchrun takes for two processes that do nothing
+is measured as well. New rows replace old ones. Run it on an idle machine only.
 """
 
 import argparse
@@ -53,7 +52,7 @@ def counting(real):
                 counted[0] += 2 * math.prod(left) * right[-1]
         return found
     return count
-pruning.BlockPruner._prune = counting(pruning.BlockPruner._prune)
+pruning.BlockPruner._prune_weights = counting(pruning.BlockPruner._prune_weights)
 SparseGPT.prepare = counting(SparseGPT.prepare)
 code = cli.main(["run", sys.argv[2], "--quiet"])
 import os
@@ -63,7 +62,7 @@ sys.exit(code)
 
 
 def config_text(name: str, method: str, out: Path) -> str:
-    """Return the config of a job, whose model and text are made if need be."""
+    """Return a job's config; create missing model and text."""
     if name == "stories15M":
         model, text = SHARED / "models/stories15M", SHARED / "data/tinystories/train.txt"
         samples, length = 64, 256
@@ -91,7 +90,7 @@ path = "{out}"
 
 
 def measure(name: str, method: str, folder: Path, repeats: int) -> dict[str, Any]:
-    """Return the mean of ``repeats`` runs of either kind, by turns, and what the ranks did."""
+    """Return the mean of alternating runs of either kind, and ranks' work."""
     config = folder / "config.toml"
     config.write_text(config_text(name, method, folder / "out"))
     found: dict[int, list[dict[str, float]]] = {1: [], 2: []}
@@ -115,7 +114,7 @@ def measure(name: str, method: str, folder: Path, repeats: int) -> dict[str, Any
     )
     planned = plan(load_config(config), Ranks(0, 2)).traffic
     sent = [{what: rank["sent_bytes"].get(what, 0) for what in planned} for rank in ranks]
-    # Every product is an event, of which a larger model has too many.
+    # Every product is an event; a larger model has too many.
     alone, shared = [0], [0, 0]
     if name == "stories15M":
         alone, shared = (count(config, folder, launcher) for launcher in ([], SHARED_BY_TWO))
@@ -136,7 +135,7 @@ def measure(name: str, method: str, folder: Path, repeats: int) -> dict[str, Any
 
 
 def count(config: Path, folder: Path, launcher: list[str]) -> list[int]:
-    """Return the operations in matrix products of the solve on each rank, by torch's profiler."""
+    """Return the matrix product operations of each rank's solve, by profiler."""
     script, prefix = folder / "count.py", folder / "flops"
     script.write_text(COUNT)
     once = folder / f"count-{len(launcher)}.toml"
@@ -147,7 +146,7 @@ def count(config: Path, folder: Path, launcher: list[str]) -> list[int]:
 
 
 def main() -> None:
-    """Measure what is asked for and rewrite ``bench/results/<machine>/ranks.json`` and ``.md``."""
+    """Measure and rewrite ``bench/results/<machine>/ranks.{json,md}``."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
@@ -170,7 +169,7 @@ def main() -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return what was measured as a table."""
+    """Return the measurements as a table."""
     lines = [
         "Two processes of a thread each, by torchrun, beside one with two threads, on two cores:",
         "means of a few. Pruning is calibration included, a run all but start-up, a job all;",

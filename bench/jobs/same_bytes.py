@@ -1,8 +1,8 @@
-"""Prove that two checkouts write the same bytes from one seed.
+"""Compare two checkouts: do they write the same bytes from one seed?
 
 ``python -m bench.jobs.same_bytes OTHER`` runs each case with this checkout and with the other, in
-processes of their own, and compares every file; a report, a journal and a plan without what is
-measured. Of the package it knows the command line, the keys of a config and the journal's ``kind``.
+separate processes, and compares every file; reports, journals and plans without measured values. It
+relies only on the command line, the keys of a config and the journal's ``kind``.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-Side = tuple[Path, Path]  # a checkout, and the folder for what it writes
+Side = tuple[Path, Path]  # a checkout, and the folder for its output
 RUN = "run config.toml --quiet"
 TEXT = "the quick brown fox jumps over the lazy dog. pack my box with five dozen jugs.\n" * 20
 MEASURED = re.compile(r"\w*seconds|prefill|decode|(peak|sent)_\w+|environment|Tokens/s.*|Peak.*")
@@ -41,23 +41,23 @@ MODELS: dict[str, dict[str, Any]] = {
            "num_decoder_layers": 2, "num_heads": 4, "decoder_start_token_id": 0},
 }  # fmt: skip
 HEADS = {"bert": "AutoModelForMaskedLM", "t5": "AutoModelForSeq2SeqLM"}
-"""What opens models that are no causal language models, so that they have no perplexity."""
+"""Auto classes of models that are not causal language models: no perplexity."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A job: a model of ``MODELS`` and the tables of its config, laid over the usual ones."""
+    """A job: a model and the config tables that override defaults."""
 
     model: str
     tables: Mapping[str, Mapping[str, Any]]
     commands: tuple[str, ...] = (RUN,)
-    code: int = 0  # with which each command has to end
-    ranks: int = 1  # processes that share it
-    begun: str = ""  # a case of which the other checkout did a part, and this one does the rest
+    code: int = 0  # expected exit code of each command
+    ranks: int = 1  # number of processes
+    begun: str = ""  # a case that the other checkout began and this one resumes
 
 
 def _case(model: str, method: str, pattern: Any, sparsity: Any = None, **keys: Any) -> Case:  # noqa: ANN401
-    """Return a case; what is no field of it and no table is a key of [prune]."""
+    """Return a case; keywords are its fields, tables, or keys of [prune]."""
     fields = {name: keys.pop(name) for name in ("commands", "code", "ranks") if name in keys}
     tables = {name: keys.pop(name) for name in [*keys] if isinstance(keys[name], dict)}
     prune = {"method": method, "pattern": pattern, "sparsity": sparsity, **keys}
@@ -105,11 +105,11 @@ for _name in ("sparsegpt-permuted", "admm-tuned", "admm-bitmask", "units-trained
 
 
 def main() -> int:
-    """Run what was asked for and return 1 if anything differs."""
+    """Run the chosen cases and return 1 if anything differs."""
     parser = argparse.ArgumentParser(prog="python -m bench.jobs.same_bytes", description=__doc__)
     parser.add_argument("other", type=Path, help="the checkout to compare with")
     parser.add_argument("--this", type=Path, default=Path(__file__).resolve().parents[2])
-    parser.add_argument("--keep", type=Path, help="folder for what OTHER writes, used again")
+    parser.add_argument("--keep", type=Path, help="folder for the output of OTHER, reused")
     parser.add_argument("--only", default="", help="only cases whose names hold this")
     parser.add_argument("--messages", action="store_true", help="compare refusals word for word")
     given, began, place = parser.parse_args(), time.monotonic(), Path(tempfile.mkdtemp())
@@ -122,14 +122,14 @@ def main() -> int:
     wrong = len([*filter(None, problems)])
     print(f"{wrong} of {len(problems)} cases differ; {time.monotonic() - began:.0f} s")
     if wrong:
-        print(f"What was written stays in {place}.")
+        print(f"The output is kept in {place}.")
     else:
         shutil.rmtree(place)
     return int(wrong > 0)
 
 
 def _problems(only: str, this: Side, other: Side, *, messages: bool) -> Iterator[str]:
-    """Run cases, print a line for each, and yield what is wrong with it, if anything."""
+    """Run cases, print a line each, and yield their differences."""
 
     def compare(name: str) -> tuple[int, str]:
         source, kept = CASES[name].begun or name, other[1]
@@ -139,7 +139,7 @@ def _problems(only: str, this: Side, other: Side, *, messages: bool) -> Iterator
         odd = " ".join(file for file in found if found[file] != expected.get(file))
         return len(found), wrong or _difference(found, expected) + (odd and f" [{odd}]")
 
-    # Two processes at a time; those that go on with a case come after it.
+    # Two processes at a time; cases that resume another one run after it.
     for turn in ((1, False), (1, True), (2, False), (2, True)):
         some = [name for name, case in CASES.items() if (case.ranks, bool(case.begun)) == turn]
         names = [name for name in some if only in name]
@@ -150,7 +150,7 @@ def _problems(only: str, this: Side, other: Side, *, messages: bool) -> Iterator
 
 
 def _carry_out(side: Side, name: str, kept: Path) -> str:
-    """Run a case, unless the folder has it already; return how it failed."""
+    """Run a case unless its folder is complete; return its failure."""
     case, folder = CASES[name], side[1] / name
     ended, config = folder / "ended.json", _config(case, kept / "models")
     wanted = json.dumps([config, case.commands, case.ranks])
@@ -175,7 +175,7 @@ def _carry_out(side: Side, name: str, kept: Path) -> str:
 
 
 def _python(checkout: Path, folder: Path, *given: str) -> subprocess.CompletedProcess[str]:
-    """Run this Python with the package of a checkout; one thread, so that sums are the same."""
+    """Run Python with a checkout's package, in one thread: equal sums."""
     path = os.pathsep.join([str(checkout), str(checkout / "kernels")])
     ours = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
@@ -185,15 +185,15 @@ def _python(checkout: Path, folder: Path, *given: str) -> subprocess.CompletedPr
 
 
 def _check(checkout: Path) -> None:
-    """Make sure that what is run is in the checkout, and not what is installed."""
+    """Check that the checkout's package is imported, not an installed one."""
     code = "import prunekit as p, prunekit_kernels as k; print([*p.__path__, *k.__path__])"
     done = _python(checkout, Path(tempfile.gettempdir()), "-c", code)
     if done.stdout.strip() != str([f"{checkout}/prunekit", f"{checkout}/kernels/prunekit_kernels"]):
-        sys.exit(f"{checkout}: what is imported is {done.stdout}{done.stderr}")
+        sys.exit(f"{checkout}: imported instead: {done.stdout}{done.stderr}")
 
 
 def _stop_midway(output: Path) -> None:
-    """Leave of a finished run what one that is killed after its first block leaves."""
+    """Reduce a finished run to one killed after its first block."""
     journal = output / "journal.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
     entries = [json.loads(line) for line in lines]
@@ -224,7 +224,7 @@ def _config(case: Case, models: Path) -> str:
 
 
 def _write_models(folder: Path) -> None:
-    """Write tiny random models, each with a tokenizer of one token a character."""
+    """Write tiny random models with tokenizers of one token per character."""
     sizes = folder / "sizes.json"
     if sizes.is_file():
         if json.loads(sizes.read_text()) != MODELS:
@@ -253,7 +253,7 @@ def _write_models(folder: Path) -> None:
 
 
 def _facts(folder: Path, *, said: bool) -> dict[str, Any]:
-    """Return by file what has to be the same; with what went to standard error if ``said``."""
+    """Return the facts to compare by file; with standard error if ``said``."""
     files = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.parent != folder)
     kept = (file for file in files if said or file.suffix != ".err")
     return {str(file.relative_to(folder)): _fact(file, folder) for file in kept}
@@ -261,7 +261,7 @@ def _facts(folder: Path, *, said: bool) -> dict[str, Any]:
 
 def _fact(file: Path, folder: Path) -> object:
     if file.suffix == ".html":
-        return "there"  # and what it shows is in report.json
+        return "there"  # its contents are in report.json
     if file.suffix == ".safetensors":
         return hashlib.sha256(file.read_bytes()).hexdigest()
     text = file.read_text().replace(str(folder), "FOLDER")
@@ -270,19 +270,19 @@ def _fact(file: Path, folder: Path) -> object:
         return [_lasting(json.loads(line)) for line in lines]
     if file.name == "report.csv":
         return [_lasting(row) for row in csv.DictReader(text.splitlines())]
-    # Lines of a plan are broken where paths end, and frames are as long as the lines.
+    # A plan wraps its lines at paths, and its frames are as long as the lines.
     return re.sub(r"[\s─━]+|time: .*", " ", text) if file.parent.name == "said" else text
 
 
 def _lasting(value: Any) -> Any:  # noqa: ANN401
-    """Return a report without what is measured."""
+    """Return a report without measured values."""
     if isinstance(value, dict):
         return {key: _lasting(entry) for key, entry in value.items() if not MEASURED.fullmatch(key)}
     return [_lasting(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _difference(one: Any, other: Any, where: str = "") -> str:  # noqa: ANN401
-    """Say where two facts first differ; empty if they do not."""
+    """Return where two facts first differ; empty if they do not."""
     if one == other:
         return ""
     if isinstance(one, list) and isinstance(other, list):

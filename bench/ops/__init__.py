@@ -1,1 +1,1 @@
-"""Benches of kernels, one file an operation."""
+"""Benchmarks of kernels, one file per operation."""

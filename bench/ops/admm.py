@@ -1,6 +1,6 @@
-"""ADMM: one product of [O, I] by [I, I] an iteration, one inverse for each of ten penalties.
+"""ADMM: bound by one matrix product per iteration.
 
-The projection is half of every row: what it takes counts.
+Ten penalties take one inverse each. The projection keeps half of every row; its time counts.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ LAYERS = [
 
 
 def cases(device: torch.device) -> Iterator[Case]:
-    """Yield real layers, half of whose weights stay."""
+    """Yield real layers, pruned to half."""
     for name, outputs, inputs in LAYERS:
         x = torch.randn(2 * inputs, inputs, device=device)
         gram = mirror(x.T @ x)
@@ -51,7 +51,7 @@ def half(x: Tensor, dual: Tensor) -> None:
 
 
 def _eigen(target: Tensor, gram: Tensor, scale: Tensor) -> Tensor:
-    """Do the same with one eigendecomposition for all penalties, as ALPS was published."""
+    """Do the same with one eigendecomposition, as published for ALPS."""
     values, vectors = torch.linalg.eigh(gram / scale / scale[:, None])
     solution, dual = target.clone(), torch.zeros_like(target)
     half(solution, dual)

@@ -1,7 +1,7 @@
-"""Attention entropy: bound by the products of queries and keys, half of which causality saves.
+"""Attention entropy: bound by the causal products of queries and keys.
 
-``eager`` makes the probabilities, as published code does; ``attention`` is PyTorch's fused
-attention with values, which does twice the products, for comparison.
+Causality saves half of the products. ``eager`` computes the probabilities, as published code does;
+``attention`` is PyTorch's fused attention with values, which takes twice the products.
 """
 
 from collections.abc import Iterator

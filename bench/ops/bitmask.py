@@ -1,4 +1,4 @@
-"""Bitmask expansion: bound by reading the compressed weight and writing the dense one."""
+"""Bitmask expansion: bound by reading compressed, writing dense weights."""
 
 from collections.abc import Iterator
 

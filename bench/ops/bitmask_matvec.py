@@ -1,6 +1,6 @@
 """Bitmask product for few tokens: bound by reading the compressed weight.
 
-Each call takes the next of several weights, so that no cache holds what the one before left there.
+Each call takes the next of several weights, so that no cache still holds it.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ __all__ = ["WHY", "cases"]
 
 
 def cases(device: torch.device) -> Iterator[Case]:
-    """Yield real layers at two sparsities with as many tokens as decoding has."""
+    """Yield real layers at two sparsities, with as many tokens as decoding."""
     cuda = device.type == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32
     for name, outputs, inputs in CUDA if cuda else CPU:

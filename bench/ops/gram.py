@@ -1,7 +1,7 @@
-"""Gram matrix: bound by matrix products, half of which symmetry saves; cross product: by all.
+"""Gram matrix and cross product: bound by matrix products.
 
-``product`` is what the vendor's library does: on a GPU products of bfloat16 with a float32 result,
-where it has them; elsewhere of float32.
+Symmetry saves half of those of the Gram matrix. ``product`` is the vendor's library: on a GPU
+bfloat16 products with a float32 result, where available; elsewhere float32.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,8 +1,9 @@
-"""OBS sweep: bound by matrix products; the published code by touching memory column by column.
+"""OBS sweep: bound by matrix products.
 
     python -m bench obs_sweep
 
-Each run works on a fresh copy of the weight, and the time of that copy is counted.
+The published code is bound by touching memory column by column. Each run works on a fresh copy of
+the weight, and the time of that copy counts.
 """
 
 from collections.abc import Iterator
@@ -50,7 +51,7 @@ def _contestants(weight: Tensor, upper: Tensor, m: int) -> dict:
 
 
 def published(weight: Tensor, upper: Tensor, m: int) -> None:
-    """Sweep by the loop of the paper's repository: m // 2 of every m go, or half of each block."""
+    """Sweep by the published loop: prune half of each group or block."""
     for start in range(0, weight.shape[1], 128):
         end = min(start + 128, weight.shape[1])
         columns, factor = weight[:, start:end].clone(), upper[start:end, start:end]

@@ -1,7 +1,7 @@
 """Packed mask: bound by bytes.
 
-To apply one, every line of the weight is read and written, since zeros are scattered, and the bits
-are read; to pack one, a byte a weight is read and its bit written, and unpacking is the reverse.
+Applying reads and writes every line of the weight, since zeros are scattered, and reads the bits;
+packing reads a byte per weight and writes its bit, and unpacking is the reverse.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""PCG on a fixed support: one product of [O, I] by [I, I] an iteration, and one to start with."""
+"""PCG: bound by one matrix product per iteration, plus one."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ LAYERS = [
 
 
 def cases(device: torch.device) -> Iterator[Case]:
-    """Yield real layers, half of whose weights stay."""
+    """Yield real layers, pruned to half."""
     for name, outputs, inputs in LAYERS:
         x = torch.randn(2 * inputs, inputs, device=device)
         gram, target = mirror(x.T @ x), torch.randn(outputs, inputs, device=device)

@@ -16,7 +16,7 @@ WHY = {
 
 
 def cases(device: torch.device) -> Iterator[Case]:
-    """Yield the attention of real layers, one sequence of it."""
+    """Yield the attention of one sequence in real layers."""
     cuda = device.type == "cuda"
     for name in ("smollm2-135m", "llama3-8b") if cuda else ("smollm2-135m",):
         _, heads, _, length, _ = ATTENTION[name]

@@ -1,4 +1,4 @@
-"""Project: bound by reading X and V and writing D and V once.
+"""Project: bound by reading X, V and writing D, V once.
 
 ``published`` is ALPS's step: a `topk` of all, of each row or of every m neighbours, then the update
 of the dual.

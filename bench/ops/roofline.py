@@ -1,4 +1,4 @@
-"""Draws how near each contestant comes to the roof of the machine.
+"""Plots of how near each contestant comes to the machine's roof.
 
 Across: operations a byte of the work. Up: bytes of it a second. The roof is the bandwidth of a
 copy, and right of its knee the rate of matrix products divided by the operations a byte.
@@ -7,11 +7,15 @@ copy, and right of its knee the rate of matrix products divided by the operation
 import json
 from pathlib import Path
 
-NO_PRODUCTS = 0.1  # where work without matrix products is drawn
+NO_PRODUCTS = 0.1  # intensity at which work without matrix products is drawn
 
 
 def draw(folder: Path) -> Path:
-    """Draw all results of a machine, one panel an operation, and return the file."""
+    """Draw all results of a machine, one panel per operation.
+
+    Returns:
+        The picture's file.
+    """
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -33,7 +37,7 @@ def draw(folder: Path) -> Path:
 
 
 def results(folder: Path) -> dict[str, dict]:
-    """Return what each operation's bench wrote into the folder of a machine."""
+    """Return the results of each operation in a machine's folder."""
     found = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
     return {op: result for op, result in found.items() if _is_ours(result)}
 

@@ -1,6 +1,6 @@
 """Salience: bound by reading activations and gradients once.
 
-``published`` is what APT's released code makes of them: the two sums, and the kurtosis apart.
+``published`` is APT's released code: the two sums, and the kurtosis separately.
 """
 
 from collections.abc import Iterator

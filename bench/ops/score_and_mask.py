@@ -1,8 +1,7 @@
-"""Score and mask: bound by reading a weight once and writing it once, with its bits.
+"""Score and mask: bound by reading and writing a weight once.
 
-``published`` is what the code of Wanda does: the scores, then a sort of each row or of all, or a
-`topk` of every m columns; of tiles the sums, sorted. Each run works on a fresh weight; copying it
-is not timed.
+``published`` is Wanda's code: the scores, then a sort of each row or of all, or a `topk` of every m
+columns; for tiles the sums, sorted. Each run works on a fresh weight; copying it is not timed.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ WHY = {
     "cpu": "a partition for the exact k-th value, or for n:m the m - 1 comparisons of planes, are"
     " passes over cache, and so are scoring, zeroing and packing; the sums of tiles are in float64."
 }
-BIG = "llama2-7b.down_proj"  # on a CPU only what ends within seconds
+BIG = "llama2-7b.down_proj"  # on a CPU only the cases that finish within seconds
 Published = Callable[[torch.Tensor, torch.Tensor], None]
 
 
@@ -37,7 +36,7 @@ def cases(device: torch.device) -> Iterator[Case]:
             ("column", Groups(None, None, (inputs // 2,), (outputs, 1)), _by_column),
         ):
             if not (some and text == "layer"):
-                # Loops over columns are compiled for hours.
+                # Compiling loops over columns would take hours.
                 fast = None if some or ":" in text else compiled(published)
                 yield _case(f"{name} {text}", weight, scale, groups, published, fast)
 
@@ -103,6 +102,6 @@ def _by_tile(weight: torch.Tensor, scale: torch.Tensor, height: int, width: int)
     metric = weight.abs() * scale
     total = metric.unflatten(0, (-1, height)).unflatten(2, (-1, width)).sum((1, 3))
     lowest = total.flatten().sort(stable=True)[1][: total.numel() // 2]
-    gone = torch.zeros(total.numel(), dtype=torch.bool, device=weight.device)
-    gone = gone.index_fill(0, lowest, True).view_as(total)  # noqa: FBT003
-    weight[gone.repeat_interleave(height, 0).repeat_interleave(width, 1)] = 0
+    pruned = torch.zeros(total.numel(), dtype=torch.bool, device=weight.device)
+    pruned = pruned.index_fill(0, lowest, True).view_as(total)  # noqa: FBT003
+    weight[pruned.repeat_interleave(height, 0).repeat_interleave(width, 1)] = 0

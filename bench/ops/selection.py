@@ -1,4 +1,4 @@
-"""Selection from scores that are there: bound by reading them and writing a mask."""
+"""Selection from given scores: bound by reading them, writing a mask."""
 
 from collections.abc import Iterator
 

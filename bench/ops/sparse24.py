@@ -1,4 +1,4 @@
-"""2:4 expansion: bound by reading the compressed weight and writing the dense one."""
+"""2:4 expansion: bound by reading compressed, writing dense weights."""
 
 from collections.abc import Iterator
 

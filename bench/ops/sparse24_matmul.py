@@ -1,6 +1,7 @@
-"""2:4 product: bound by reading the compressed weight for few tokens, by multiplying for many.
+"""2:4 product: bound by reading the weight, or by multiplying.
 
-Each call takes the next of several weights, so that no cache holds what the one before left there.
+Few tokens are bound by reading the compressed weight, many by multiplying. Each call takes the next
+of several weights, so that no cache still holds it.
 """
 
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ COLD_BYTES = 2**28
 
 
 def cases(device: torch.device) -> Iterator[Case]:
-    """Yield real layers with as many tokens as decoding, batches and prompts have."""
+    """Yield real layers with the tokens of decoding, batches and prompts."""
     cuda = device.type == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32
     for name, outputs, inputs in CUDA if cuda else CPU:

@@ -1,4 +1,4 @@
-"""2:4 product on sparse tensor cores: the cases of the portable one, where they are."""
+"""2:4 product on sparse tensor cores: the cases of sparse24_matmul."""
 
 from bench.ops.sparse24_matmul import cases
 

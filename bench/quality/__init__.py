@@ -1,1 +1,1 @@
-"""Benches of perplexity over methods."""
+"""Benchmarks of perplexity by method."""

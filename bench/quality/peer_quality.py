@@ -1,10 +1,10 @@
-"""Perplexity of real models pruned by us and by llm-compressor, on the same tokens.
+"""Perplexity of real models pruned by us and by llm-compressor.
 
     python -m bench.quality.peer_quality [--peer PYTHON] [--models NAME …] [--patterns NAME …]
         [--methods NAME …] [--seeds N]
 
-What is in ``bench/results/<machine>/peer_quality.json`` already is not measured again, so that it
-can be run in pieces. Speed does not matter here: the machine need not be idle.
+Both use the same tokens. Cells already in ``bench/results/<machine>/peer_quality.json`` are not
+measured again, so it can be run in pieces. Speed does not matter: the machine need not be idle.
 """
 
 import argparse
@@ -55,7 +55,14 @@ def all_jobs() -> list[Job]:
 
 
 def measure(job: Job, known: Row, methods: Collection[str], peer: str | None) -> Row:
-    """Return a row: perplexity dense, and by each method, ours and the peer's."""
+    """Return a row: perplexity dense, by our methods, by the peer's.
+
+    Args:
+        job: Model and texts.
+        known: The row so far.
+        methods: Methods to measure.
+        peer: Interpreter of an environment with llm-compressor, or None.
+    """
     row: Row = known if "dense" in known else {"dense": _dense(job)} | known
     for method in methods:
         if row.keys() >= _columns(method, peer):
@@ -66,7 +73,7 @@ def measure(job: Job, known: Row, methods: Collection[str], peer: str | None) ->
 
 
 def _columns(method: str, peer: str | None) -> set[str]:
-    """Return what is measured of a method: ours, and the peer's where it is at hand."""
+    """Return the columns of a method: ours, and the peer's if available."""
     return {method, f"{method}{PEER}"} if peer and method in PEER_METHODS else {method}
 
 
@@ -110,7 +117,7 @@ def _key(row: Row) -> tuple[str, str, int]:
 
 
 def table(known: list[Row]) -> str:
-    """Return the rows as Markdown; where there are several seeds, mean ± deviation (seeds)."""
+    """Return the rows as Markdown; several seeds as mean ± deviation."""
     lines = [f"| model | pattern | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
     for model, pattern in dict.fromkeys(_key(row)[:2] for row in known):
         of = [row for row in known if _key(row)[:2] == (model, pattern)]

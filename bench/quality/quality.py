@@ -1,10 +1,11 @@
-"""Perplexity of real models, dense and pruned by each method: mean and deviation over seeds.
+"""Perplexity of real models, dense and pruned by each method.
 
     python -m bench.quality.quality [--minutes N] [--models NAME …] [--patterns NAME …] [--seeds N]
 
-Cells that are in ``bench/results/quality/quality.json`` already are not measured again, unless what
-their method does by default has changed since; so it can be run in pieces. A setting that came
-later counts as no change. Speed does not matter here, so the machine need not be idle.
+Mean and deviation over seeds. Cells already in ``bench/results/quality/quality.json`` are not
+measured again, unless the defaults of their method have changed; so it can be run in pieces. A
+setting that was added later counts as no change. Speed does not matter: the machine need not be
+idle.
 """
 
 import argparse
@@ -25,12 +26,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 import prunekit
 from bench.harness.measure import RESULTS, describe
 from bench.jobs.end_to_end import SHARED, Job, jobs
-from prunekit.architectures import find
+from prunekit.architectures import find_architecture
 from prunekit.config.prune_table import Prune
 from prunekit.data.tokens import calibration_tokens, evaluation_tokens
 from prunekit.errors import ConfigError, ShapeError
-from prunekit.evaluation.perplexity import negative_log_likelihood, perplexity_of
-from prunekit.models.layout import runners
+from prunekit.evaluation.perplexity import negative_log_likelihood, perplexity_from_loss
+from prunekit.models.layout import stack_runners
 from prunekit.models.sequential.pipeline import batches, iterate_blocks
 
 FOLDER = RESULTS / "quality"
@@ -50,12 +51,12 @@ OPTIONS = {
     "OWL": {"method": "admm", "allocation": "owl"},
     "curves": {"method": "admm", "allocation": "curves"},
 }
-"""What can be added to ours; a table of its own compares them."""
+"""Options of ours; a separate table compares them."""
 Cell = dict[str, Any]
 
 
 def all_jobs() -> list[Job]:
-    """Return every decoder language model at hand, smallest first."""
+    """Return every available decoder language model, smallest first."""
     if not (found := jobs()):
         return []
     smollm2, stories = found
@@ -91,20 +92,20 @@ def _model(job: Job) -> PreTrainedModel:
 
 @torch.inference_mode()
 def perplexity(model: PreTrainedModel, ids: Tensor) -> float:
-    """Return exp of the mean negative log likelihood of each token after a window's first."""
+    """Return exp of the mean loss of each window's later tokens."""
     loss = 0.0
     parts = batches(ids, model.device)
-    *_, visit = iterate_blocks(model, runners(model, find(model)), None, parts)
+    *_, visit = iterate_blocks(model, stack_runners(model, find_architecture(model)), None, parts)
     for hidden, labels in zip(visit.hidden, parts, strict=True):
         loss += sum(
             negative_log_likelihood(visit.runner, window, label)
             for window, label in zip(hidden, labels, strict=True)
         )
-    return perplexity_of(loss, ids.numel() - len(ids))
+    return perplexity_from_loss(loss, ids.numel() - len(ids))
 
 
 def measure(job: Job, pattern: str, method: str, seed: int) -> Cell:
-    """Return one cell; its perplexity is None where the pattern does not fit the model."""
+    """Return one cell; perplexity None where the pattern does not fit."""
     settings = settings_of(method, pattern)
     cell = {"model": job.name, "pattern": pattern, "method": method, "seed": seed}
     cell |= {"samples": job.samples, "length": job.length, "windows": job.windows}
@@ -124,7 +125,7 @@ def measure(job: Job, pattern: str, method: str, seed: int) -> Cell:
 
 
 def wanted(chosen: list[Job], seeds: int) -> Iterator[tuple[Job, str, str, int]]:
-    """Yield what is to be measured, so that what is most telling comes first."""
+    """Yield the cells to measure, the most informative first."""
     for seed in range(seeds):
         for job in chosen:
             for pattern, value in PATTERNS.items():
@@ -140,7 +141,7 @@ def wanted(chosen: list[Job], seeds: int) -> Iterator[tuple[Job, str, str, int]]
 
 
 def key(cell: Cell) -> tuple[str, ...]:
-    """Return what a cell is found by."""
+    """Return the key of a cell."""
     return tuple(str(cell[part]) for part in ("model", "pattern", "method", "seed"))
 
 
@@ -161,7 +162,7 @@ def save(dense: dict[str, float], cells: dict[tuple[str, ...], Cell]) -> None:
 
 
 def _of(cell: Cell) -> tuple[str, ...]:
-    """Return what cells that can be compared have in common: model, pattern, seed."""
+    """Return the key of comparable cells: model, pattern, seed."""
     model, pattern, _, seed = key(cell)
     return model, pattern, seed
 
@@ -180,7 +181,7 @@ def summary(cells: list[Cell]) -> dict[tuple[str, str, str], tuple[float, float,
 
 
 def table(dense: dict[str, float], cells: list[Cell], methods: Collection[str]) -> str:
-    """Return the means of some methods as Markdown, the lowest of a row in bold."""
+    """Return the means of methods as Markdown, lowest in bold."""
     found = summary(cells)
     lines = [
         "Perplexity: mean ± deviation over calibration seeds (their number in brackets where it",
@@ -206,7 +207,7 @@ def _shown(mean: float, deviation: float, seeds: int, *, best: float) -> str:
 
 
 def plot(dense: dict[str, float], cells: list[Cell], file: Path) -> None:
-    """Draw the perplexity that pruning adds, over sparsity, a panel for each model."""
+    """Draw the perplexity added by pruning, a panel per model."""
     from matplotlib.figure import Figure
 
     found = summary(cells)
@@ -230,7 +231,7 @@ def plot(dense: dict[str, float], cells: list[Cell], file: Path) -> None:
 
 
 def main() -> None:
-    """Measure what is missing and rewrite the results."""
+    """Measure missing cells and rewrite the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", help="only these")
     parser.add_argument("--patterns", nargs="*", default=PATTERNS, help="only these")

@@ -1,15 +1,15 @@
-"""Rankers of heads and neurons beside each other and random, and what removal is worth.
+"""Rankers of heads and neurons compared, and the gain of removal.
 
-    python -m bench.structured.methods [--models NAME …] [--kinds heads neurons] [--only CONTESTANT …]
-        [--minutes N]
+    python -m bench.structured.methods [--models NAME …] [--kinds heads neurons]
+        [--only CONTESTANT …] [--minutes N]
     python -m bench.structured.methods --speed [--models NAME …]
 
-For every contestant: quality with 10, 30, 50 and 70 % of the units gone, random with five seeds,
-and for heads Spearman's ρ to leave-one-out. Rows that ``bench/results/structured/<model>.json`` has
-already are not measured again, unless what they were measured on or the ranker's settings have
-changed; so it can be run in pieces, and the machine need not be idle. ``--speed`` measures, with
-half of the heads and neurons of every layer: tokens a second and bytes of the folder of the dense,
-the gated and the smaller model; it does need an idle machine.
+For every contestant: quality with 10, 30, 50 and 70 % of the units pruned, random with five seeds,
+and for heads Spearman's ρ to leave-one-out. Rows already in
+``bench/results/structured/<model>.json`` are not measured again, unless their data or the ranker's
+settings have changed; so it can be run in pieces, and the machine need not be idle. ``--speed``
+measures, with half of the heads and neurons of every layer, tokens per second and bytes of the
+folder of the dense, the gated and the smaller model; it does need an idle machine.
 """
 
 import argparse
@@ -41,10 +41,14 @@ FOLDER = RESULTS / "structured"
 
 @dataclass(frozen=True)
 class Contestant:
-    """A ranker, and how what it says is carried out.
+    """A ranker, and how its scores are carried out.
 
-    ``refit``: the linears that read the units are fitted anew. ``rounds``: what is left is ranked
-    again after each tenth of the units is gone. ``seeds``: how many there are to measure.
+    Attributes:
+        ranker: Name of the ranker.
+        settings: Its settings.
+        refit: The linears that read the units are refitted.
+        rounds: The remaining units are ranked again after each tenth is pruned.
+        seeds: Number of seeds to measure.
     """
 
     ranker: str
@@ -59,9 +63,9 @@ class Contestant:
         return rankers()[self.ranker](**self.settings, **seeded)
 
     def described(self, kind: Kind) -> Row | None:
-        """Return its settings with all defaults; None if it does not rank such units."""
+        """Return all its settings; None if it does not rank such units."""
         made = self.made(0)
-        if any(kind not in part.kinds for part in made.parts):
+        if any(kind not in part.kinds for part in made.components):
             return None
         return {**made.model_dump(), "refit": self.refit, "rounds": self.rounds}
 
@@ -91,11 +95,11 @@ CONTESTANTS = {
     "random + refit": Contestant("random", refit=True),
     "obs in rounds + refit": Contestant("obs", refit=True, rounds=True),
 }
-FOR_HEADS = ("leave-one-out",)  # a run for each unit, and neurons are too many
+FOR_HEADS = ("leave-one-out",)  # one run per unit; neurons are too many
 
 
 class Bench:
-    """One model and one kind of its units: loaded when something is to be measured."""
+    """One model and one kind of its units, loaded on demand."""
 
     def __init__(self, task: Task, kind: Kind) -> None:
         self.task, self.kind = task, kind
@@ -107,7 +111,7 @@ class Bench:
         return getattr(prunekit, self.kind)(self.task.load())
 
     def row(self, contestant: Contestant, seed: int) -> Row:
-        """Measure a contestant at every level, or as near as one unit in every layer lets it."""
+        """Measure a contestant at every level; each layer keeps one unit."""
         began = time.perf_counter()
         levels = [min(level, self._most) for level in LEVELS]
         scores = self._scores(contestant.made(seed), rounds=contestant.rounds)
@@ -119,12 +123,12 @@ class Bench:
 
     @property
     def _units(self) -> int:
-        return sum(site.units for site in self.gates.sites)
+        return sum(site.units for site in self.gates.linear_groups)
 
     @property
     def _most(self) -> float:
-        """The part of the units that can go."""
-        return 1 - len(self.gates.sites) / self._units
+        """The fraction of units that can be pruned."""
+        return 1 - len(self.gates.linear_groups) / self._units
 
     def _scores(self, ranker: Ranker, *, rounds: bool) -> Scores:
         data = self.task.few if ranker.name == "leave-one-out" else self.task.calibration
@@ -135,16 +139,16 @@ class Bench:
         return self._known[key]
 
     def _order(self, ranker: Ranker, data: list[Batch]) -> Scores:
-        """Return as scores the places in which units go if the rest is ranked again and again."""
+        """Return the removal order as scores, ranking again each round."""
         most = min(max(LEVELS), self._most)
         gone = self.gates.prune_in_steps(ranker, data, most, steps=round(10 * most))
         self.gates.undo()
         scores = {
             site.name: torch.full((site.units,), float(len(gone)), dtype=torch.float64)
-            for site in self.gates.sites
+            for site in self.gates.linear_groups
         }
         for place, (layer, unit, _) in enumerate(gone):
-            scores[self.gates.sites[layer].name][unit] = place
+            scores[self.gates.linear_groups[layer].name][unit] = place
         return scores
 
     def _quality(self, scores: Scores, level: float, *, refit: bool) -> float:
@@ -159,16 +163,16 @@ class Bench:
     def _refitted(self, gates: Gates) -> PreTrainedModel:
         if self.task.metric != "perplexity":
             gates.finalize(self.task.calibration)
-        else:  # in one walk, as the engine does
+        else:  # in one pass, as the engine does
             gates.detach()
             ids = torch.cat([batch["input_ids"] for batch in self.task.calibration])
-            for _ in compensate(gates.model, gates.sites, gates.kept, ids):
+            for _ in compensate(gates.model, gates.linear_groups, gates.kept, ids):
                 pass
         return gates.model
 
 
 def measure(task: Task, kind: Kind, known: list[Row], only: list[str]) -> Iterator[Row]:
-    """Yield what is not known yet of a model and a kind, a row for each contestant and seed."""
+    """Yield missing rows of a model and kind, by contestant and seed."""
     bench = Bench(task, kind)
     have = {_key(row) for row in known}
     base = {"model": task.name, "kind": kind, "metric": task.metric, "protocol": task.protocol}
@@ -190,7 +194,7 @@ def _key(row: Row) -> str:
 
 
 def save(found: dict[str, Any], file: Path) -> None:
-    """Write what is known of a model, and the page of all models again."""
+    """Write the results of a model, and the page of all models."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps(found, indent=1) + "\n")
@@ -199,12 +203,12 @@ def save(found: dict[str, Any], file: Path) -> None:
 
 
 def recorded() -> list[dict[str, Any]]:
-    """Return what is known of each model."""
+    """Return the results of each model."""
     return [json.loads(file.read_text()) for file in sorted(FOLDER.glob("*.json"))]
 
 
 def main() -> None:
-    """Measure what is missing and rewrite the results."""
+    """Measure missing rows and rewrite the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", help="only these")
     parser.add_argument("--kinds", nargs="*", default=["heads", "neurons"])
@@ -216,7 +220,7 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure what is asked for and not known, as long as there is time."""
+    """Measure the chosen missing rows until time runs out."""
     began = time.monotonic()
     for task in tasks(options.models):
         file = FOLDER / f"{task.name}.json"

@@ -1,4 +1,4 @@
-"""What half of the heads and neurons are worth in speed and size: dense, gated, and removed."""
+"""Speed and size with half of the heads and neurons removed."""
 
 import statistics
 import tempfile
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 def speed(task: Task) -> Iterator[Row]:
-    """Yield tokens a second and bytes of a folder: dense, half gated off, half removed."""
+    """Yield speed and size of the dense, gated and smaller model."""
     model = task.load()
     yield _speed(task, model, "dense")
     both = [prunekit.heads(model), prunekit.neurons(model)]

@@ -1,4 +1,4 @@
-"""The page of :mod:`bench.structured.methods`: its tables in Markdown, and who beats random."""
+"""Tables and picture of :mod:`bench.structured.methods`."""
 
 import statistics
 from collections.abc import Callable
@@ -11,13 +11,13 @@ import torch
 from prunekit.structured.agreement import spearman
 
 LEVELS = (0.1, 0.3, 0.5, 0.7)
-"""Parts of all units that go."""
+"""Fractions of all units that are pruned."""
 
 DRAWN = (
     *("random", "entropy", "magnitude", "gradient"),
     *("obs + refit", "surgeon + refit", "hybrid + refit"),
 )
-"""Contestants of the picture: the seeds' strategies, and the best of ours."""
+"""Contestants of the picture: simple strategies, and the best of ours."""
 
 Row = dict[str, Any]
 Better = Callable[[float, float], bool]
@@ -25,7 +25,7 @@ Better = Callable[[float, float], bool]
 
 @dataclass(frozen=True)
 class Line:
-    """A contestant in the table: mean and deviation over seeds at each level, and ρ."""
+    """Mean and deviation of a contestant at each level, and ρ."""
 
     name: str
     mean: list[float]
@@ -144,7 +144,10 @@ def _header(names: list[str]) -> str:
 
 
 def plot(every: list[dict[str, Any]], file: Path) -> None:
-    """Draw quality over the heads that went, a panel for each model; of random its deviation."""
+    """Draw quality over pruned heads, one panel per model.
+
+    Random is drawn with its deviation.
+    """
     from matplotlib.figure import Figure
 
     models = [model for model in every if any(row["kind"] == "heads" for row in model["rows"])]

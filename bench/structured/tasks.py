@@ -1,4 +1,4 @@
-"""Models at hand, each with what its units are scored on and what it is judged on."""
+"""Available models with their scoring and evaluation data."""
 
 import math
 import random
@@ -17,18 +17,17 @@ from prunekit.data.tokens import calibration_tokens, evaluation_tokens
 from prunekit.structured.batches import IGNORED, Batch, mean_loss
 
 SMOLLM2 = {"samples": 64, "length": 128, "windows": 12}
-"""Text for a model of 135 M parameters, of which one thread reads some 150 tokens a second."""
+"""Text for a model of 135 M parameters, at about 150 tokens per second and thread."""
 SMALL = {"windows": 40}
 FEW = 512
-"""Tokens of calibration that are read once a unit, for leave-one-out."""
+"""Calibration tokens that are run once per unit, for leave-one-out."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A model, what its units are scored on, and what it is judged on.
+    """A model with its scoring and evaluation data.
 
-    ``metric`` is perplexity, or the accuracy that a sample counts for whose every prediction is
-    right.
+    ``metric`` is perplexity, or accuracy: the fraction of samples whose every prediction is right.
     """
 
     name: str
@@ -43,14 +42,14 @@ class Task:
 
     @property
     def few(self) -> list[Batch]:
-        """The part of the calibration that a run for each unit reads."""
+        """Return the part of the calibration that is run once per unit."""
         length = self.calibration[0]["input_ids"].shape[1]
         head = max(1, FEW // (length * len(self.calibration[0]["input_ids"])))
         return self.calibration[:head]
 
     @property
     def protocol(self) -> str:
-        """Say on how much it is scored and judged."""
+        """Return the numbers of samples and tokens of each data set."""
         parts = [
             f"{sum(len(batch['input_ids']) for batch in data)} × {data[0]['input_ids'].shape[1]}"
             for data in (self.calibration, self.few, self.evaluation)
@@ -58,7 +57,7 @@ class Task:
         return "tokens to calibrate {}, for leave-one-out {}, to judge {}".format(*parts)
 
     def quality(self, model: PreTrainedModel) -> float:
-        """Judge a model."""
+        """Return the metric of a model."""
         if self.metric == "perplexity":
             return math.exp(min(mean_loss(model, self.evaluation), 700))
         return _accuracy(model, self.evaluation)
@@ -79,7 +78,7 @@ def _accuracy(model: PreTrainedModel, batches: list[Batch]) -> float:
 
 
 def tasks(wanted: list[str] | None) -> Iterator[Task]:
-    """Yield every model that is here, with its task."""
+    """Yield every available model, with its task."""
     for job in all_jobs():
         if not wanted or job.name in wanted:
             yield _text(replace(job, **(SMOLLM2 if job.name.startswith("Smol") else SMALL)))
@@ -103,7 +102,7 @@ def _text(job: Job) -> Task:
 
 
 def _sentences(model: Path) -> tuple[list[Batch], list[Batch]]:
-    """Return SST-2: 256 samples of the training set, and the whole development set."""
+    """Return SST-2: 256 training samples, and the development set."""
     tokenizer = AutoTokenizer.from_pretrained(model)
 
     def batches(file: str, count: int | None) -> list[Batch]:
@@ -121,7 +120,7 @@ def _sentences(model: Path) -> tuple[list[Batch], list[Batch]]:
 
 
 def _digits(_: Path) -> tuple[list[Batch], list[Batch]]:
-    """Return all inputs of the sorter of six digits, a third of them to calibrate on."""
+    """Return all inputs of the digit sorter, a third for calibration."""
     digits = torch.cartesian_prod(*[torch.arange(3)] * 6)
     whole = torch.cat([digits, digits.sort(1).values], 1)
     labels = whole.clone()
@@ -132,7 +131,7 @@ def _digits(_: Path) -> tuple[list[Batch], list[Batch]]:
 
 
 def _letters(model: Path) -> tuple[list[Batch], list[Batch]]:
-    """Return random strings of 4 to 16 letters and, as labels, the same letters in order."""
+    """Return random strings of 4 to 16 letters, labelled by sorting."""
     tokenizer, choice = AutoTokenizer.from_pretrained(model), random.Random(0)
     words = ["".join(choice.choices(ascii_lowercase, k=choice.randint(4, 16))) for _ in range(800)]
     batches = []

@@ -1,4 +1,4 @@
-"""The arithmetic of pruning on plain tensors: Triton on CUDA, vectorised PyTorch elsewhere."""
+"""Pruning operations on tensors: Triton on CUDA, vectorised PyTorch elsewhere."""
 
 from prunekit_kernels.admm import (
     COMMON,

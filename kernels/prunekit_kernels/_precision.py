@@ -1,4 +1,4 @@
-"""Float32 matrix products in float32."""
+"""Float32 matrix products in full float32 precision."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,10 @@ import torch
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Multiply float32 matrices without TF32 or bfloat16, whatever the caller has allowed."""
+    """Disable TF32 and bfloat16 in float32 matrix products.
+
+    The caller's settings are restored at the end.
+    """
     switches = _switches()
     before = [getattr(module, name) for module, name, _ in switches]
     for module, name, exact in switches:
@@ -21,7 +24,7 @@ def full_precision() -> Iterator[None]:
 
 
 def _switches() -> list[tuple[object, str, object]]:
-    # torch 2.9 replaced `allow_tf32`; reading the old name raises once the new one was set.
+    # torch 2.9 replaced `allow_tf32`; reading the old name raises once the new one is set.
     if hasattr(torch.backends, "fp32_precision"):
         modules = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # pyright: ignore
         return [(module, "fp32_precision", "ieee") for module in modules]
@@ -29,9 +32,10 @@ def _switches() -> list[tuple[object, str, object]]:
 
 
 def dot_precision() -> str:
-    """How a kernel multiplies float32; float16 and bfloat16 need no choice.
+    """Return the input precision of float32 products in kernels.
 
-    Three TF32 products carry 22 bits, close to float32's 24, and run on tensor cores; plain
-    float32 ("ieee") would run on the few general units. AMD has no such TF32.
+    Three TF32 products carry 22 bits, close to float32's 24, and run on tensor cores; plain float32
+    ("ieee") would run on the few general units. AMD has no such TF32. Float16 and bfloat16 ignore
+    it.
     """
     return "ieee" if torch.version.hip else "tf32x3"

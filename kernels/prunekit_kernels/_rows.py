@@ -1,4 +1,8 @@
-"""Which rows of a matrix count: all, those of a mask (padding), or of a list (one expert's)."""
+"""Selection of rows: all, those of a mask, or a list.
+
+A list holds, for example, the tokens routed to one expert.
+Shapes: T tokens, R listed rows.
+"""
 
 import torch
 from jaxtyping import Bool, Int
@@ -7,14 +11,17 @@ from torch import Tensor
 Rows = Bool[Tensor, " T"] | Int[Tensor, " R"]
 
 ALL, LISTED, MASKED = 0, 1, 2
-"""The constant a kernel is given."""
+"""Values of a kernel's constant ``ROWS``."""
 
 
 def check_rows(rows: Tensor | None, x: Tensor) -> None:
-    """Check that rows can be taken of ``x``; an op looks whether they are in range.
+    """Check that ``rows`` can select rows of ``x``.
+
+    The range of listed rows is checked by :func:`taken` and :func:`arguments`.
 
     Raises:
-        ValueError: They are no mask of its length and no list of integers, or elsewhere.
+        ValueError: ``rows`` is neither a mask of the same length nor a list of integers, or is on
+            another device.
     """
     if rows is None:
         return
@@ -28,21 +35,20 @@ def check_rows(rows: Tensor | None, x: Tensor) -> None:
 
 
 def taken(x: Tensor, rows: Tensor | None) -> Tensor:
-    """Return the rows that count.
+    """Return the selected rows.
 
     Raises:
-        RuntimeError: A listed row is not one of x.
+        RuntimeError: A listed row is out of range.
     """
     _check_range(x, rows)
     return x if rows is None else x[rows]
 
 
 def arguments(x: Tensor, rows: Tensor | None) -> tuple[Tensor, int, int, int]:
-    """Return what a kernel is given: the rows, their stride, how many to look at, and the kind.
+    """Return a kernel's row arguments: rows, stride, number and kind.
 
     Raises:
-        RuntimeError: A listed row is not one of x; on CUDA when the device gets there, as PyTorch
-            does when it indexes.
+        RuntimeError: A listed row is out of range; on CUDA asynchronously, as when PyTorch indexes.
     """
     _check_range(x, rows)
     if rows is None:

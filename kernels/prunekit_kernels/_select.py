@@ -1,13 +1,13 @@
-"""The kernels of selection: scores are computed where they are compared, and never stored.
+"""Triton kernels of selection; scores are computed where they are compared.
 
-Three kernels choose and write in one pass; :mod:`prunekit_kernels._select_radix` finds thresholds that
-no single program can see, :mod:`prunekit_kernels._select_tiles` chooses blocks, rows and columns. Scores
-become integer keys of the same order, NaN that of −inf.
+No score is ever stored. Three kernels select and write in one pass. Thresholds that no single
+program can see come from :mod:`prunekit_kernels._select_radix`, selection of blocks, rows and
+columns from :mod:`prunekit_kernels._select_tiles`. Scores become integer keys of the same order;
+NaN gets the key of −inf.
 Shapes: O output features, I input features, B = ⌈I / 8⌉ bytes.
 """
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,16 +16,14 @@ from prunekit_kernels import _select_radix, _select_tiles
 from prunekit_kernels._select_keys import key_of, score_at, write
 from prunekit_kernels._source import Source
 from prunekit_kernels._triton import tl, triton
-
-if TYPE_CHECKING:
-    from prunekit_kernels.groups import Groups
+from prunekit_kernels.groups import Groups
 
 LONGEST_ROW = 32768  # that one program holds in registers
 TILE_O, TILE_I = 4, 512  # of the n:m kernels
 
 
-def launch(source: Source, groups: "Groups") -> Tensor:
-    """Choose, write, and return the packed bits [O, B]."""
+def launch(source: Source, groups: Groups) -> Tensor:
+    """Select, write the source's output, and return the packed bits."""
     outputs, inputs = source.x.shape
     bits = torch.empty((outputs, -(-inputs // 8)), dtype=torch.uint8, device=source.x.device)
     if not bits.numel():
@@ -61,7 +59,7 @@ def _neighbours(source: Source, n: int, m: int, bits: Tensor) -> None:
             num_warps=4, **source.options(),
         )  # fmt: skip
         return
-    # A program owns whole groups and whole bytes.
+    # Each program owns whole groups and whole bytes.
     span = TILE_I // math.lcm(m, 8) * math.lcm(m, 8)
     grid = (outputs, triton.cdiv(inputs, span))
     _neighbours_kernel[grid](
@@ -72,22 +70,23 @@ def _neighbours(source: Source, n: int, m: int, bits: Tensor) -> None:
 
 @triton.jit
 def _row_kernel(
-    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, rho, O, I,  # noqa: E741
-    x_o, x_i, out_o, out_i, dual_o, dual_i, bits_ptr, bits_o, bits_b, pruned,
+    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, rho, O, I,  # noqa: E741
+    stride_x_o, stride_x_i, stride_out_o, stride_out_i, stride_dual_o, stride_dual_i,
+    bits_ptr, stride_bits_o, stride_bits_b, pruned,
     TILE_I: tl.constexpr, PIECE: tl.constexpr,
     KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    # One program a row. The smallest key that at least `pruned` keys do not exceed is found by
-    # bisection, which ends early where it separates exactly: 14 to 18 steps of 32.
-    # Of a row of 32768, 16 warps leave a thread 128 registers, of which keys take 64: ptxas spills
-    # up to 200 bytes of what bisection needs beside them. Two programs a row would have to meet.
+    # One program per row. Bisection finds the smallest key that at least `pruned` keys do not
+    # exceed; it ends early where it separates exactly: 14 to 18 steps of 32.
+    # For a row of 32768 entries, 16 warps leave each thread 128 registers, of which keys take 64:
+    # ptxas spills up to 200 bytes of the rest. Two programs per row would have to synchronize.
     o = tl.program_id(0).to(tl.int64)
-    i = tl.arange(0, TILE_I)
-    spot = i.to(tl.int64)
-    inside = i < I
+    column = tl.arange(0, TILE_I)
+    i = column.to(tl.int64)
+    inside = column < I
     score, _ = score_at(
-        x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, spot, O, I,
-        x_o, x_i, dual_o, dual_i, "evict_last", KIND, SHARES, SCALED,
+        x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, o, i, O, I,
+        stride_x_o, stride_x_i, stride_dual_o, stride_dual_i, "evict_last", KIND, SHARES, SCALED,
     )  # fmt: skip
     key = tl.where(inside, key_of(score), 0x7FFFFFFF)
     low = tl.min(key, 0)
@@ -100,42 +99,46 @@ def _row_kernel(
     below = tl.sum((key < high).to(tl.int32), 0)
     tied = (key == high) & inside
     ties = tl.sum(tied.to(tl.int32), 0)
-    # Of the ties the first stay; the column at which they end is found by bisection too.
-    stay = ties - (pruned - below)
+    # The first ties are kept; bisection also finds the column at which they end.
+    kept = ties - (pruned - below)
     cut = 0
     end = TILE_I
     while cut < end:
         middle = (cut + end) >> 1
-        enough = tl.sum((tied & (i < middle)).to(tl.int32), 0) >= stay
+        enough = tl.sum((tied & (column < middle)).to(tl.int32), 0) >= kept
         end = tl.where(enough, middle, end)
         cut = tl.where(enough, cut, middle + 1)
-    # Written piece by piece, from weights that are read again: registers hold the keys alone.
+    # Weights are read again and written piece by piece: registers hold only the keys.
     for start in range(0, TILE_I, PIECE):
         _write_piece(
-            x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, rho, O, I,
-            x_o, x_i, out_o, out_i, dual_o, dual_i, bits_ptr, bits_o, bits_b,
+            x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, rho, O, I,
+            stride_x_o, stride_x_i, stride_out_o, stride_out_i, stride_dual_o, stride_dual_i,
+            bits_ptr, stride_bits_o, stride_bits_b,
             o, start, high, cut, PIECE, KIND, SHARES, SCALED,
         )  # fmt: skip
 
 
 @triton.jit
 def _write_piece(
-    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, rho, O, I,  # noqa: E741
-    x_o, x_i, out_o, out_i, dual_o, dual_i, bits_ptr, bits_o, bits_b, o, start, threshold, cut,
+    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, rho, O, I,  # noqa: E741
+    stride_x_o, stride_x_i, stride_out_o, stride_out_i, stride_dual_o, stride_dual_i,
+    bits_ptr, stride_bits_o, stride_bits_b, o, start, threshold, cut,
     PIECE: tl.constexpr, KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     i = (start + tl.arange(0, PIECE)).to(tl.int64)
     score, value = score_at(
-        x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, i, O, I,
-        x_o, x_i, dual_o, dual_i, "evict_first", KIND, SHARES, SCALED,
+        x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, o, i, O, I,
+        stride_x_o, stride_x_i, stride_dual_o, stride_dual_i, "evict_first", KIND, SHARES, SCALED,
     )  # fmt: skip
     key = key_of(score)
     keep = ((key > threshold) | ((key == threshold) & (i < cut))) & (i < I)
-    out_spot, dual_spot = out_ptr + o * out_o + i * out_i, dual_ptr + o * dual_o + i * dual_i
-    write(out_spot, dual_spot, value, keep, rho, i < I, KIND)
+    out_ptrs = out_ptr + o * stride_out_o + i * stride_out_i
+    dual_ptrs = dual_ptr + o * stride_dual_o + i * stride_dual_i
+    write(out_ptrs, dual_ptrs, value, keep, rho, i < I, KIND)
     bit = tl.reshape(keep.to(tl.int32), (PIECE // 8, 8)) << tl.arange(0, 8)[None, :]
     b = start // 8 + tl.arange(0, PIECE // 8)
-    tl.store(bits_ptr + o * bits_o + b * bits_b, tl.sum(bit, 1).to(tl.uint8), b * 8 < I)
+    bits_ptrs = bits_ptr + o * stride_bits_o + b * stride_bits_b
+    tl.store(bits_ptrs, tl.sum(bit, 1).to(tl.uint8), b * 8 < I)
 
 
 @triton.jit
@@ -164,7 +167,7 @@ def _split8(x, ROWS: tl.constexpr, GROUPS: tl.constexpr):
 
 
 @triton.jit
-def _stays(planes, I: tl.constexpr, N: tl.constexpr, M: tl.constexpr):  # noqa: E741
+def _kept(planes, I: tl.constexpr, N: tl.constexpr, M: tl.constexpr):  # noqa: E741
     """Return 1 where fewer than N of a group beat plane I."""
     beaten = tl.zeros(planes[0].shape, tl.int32)
     for j in tl.static_range(M):  # pyright: ignore
@@ -177,62 +180,65 @@ def _stays(planes, I: tl.constexpr, N: tl.constexpr, M: tl.constexpr):  # noqa: 
 
 @triton.jit
 def _planes_kernel(
-    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, rho, O, I,  # noqa: E741
-    x_o, x_i, out_o, out_i, dual_o, dual_i, bits_ptr, bits_o, bits_b,
+    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, rho, O, I,  # noqa: E741
+    stride_x_o, stride_x_i, stride_out_o, stride_out_i, stride_dual_o, stride_dual_i,
+    bits_ptr, stride_bits_o, stride_bits_b,
     N: tl.constexpr, M: tl.constexpr, TILE_O: tl.constexpr, TILE_I: tl.constexpr,
     KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    # A thread holds at least 8 neighbours, so that splitting them into planes and joining them
-    # again only renames registers.
+    # Each thread holds at least 8 neighbours, so splitting them into planes and joining them again
+    # only renames registers.
     o = tl.program_id(0).to(tl.int64) * TILE_O + tl.arange(0, TILE_O)[:, None]
     i = tl.program_id(1).to(tl.int64) * TILE_I + tl.arange(0, TILE_I)[None, :]
     inside = (o < O) & (i < I)
     score, value = score_at(
-        x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, i, O, I,
-        x_o, x_i, dual_o, dual_i, "", KIND, SHARES, SCALED,
+        x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, o, i, O, I,
+        stride_x_o, stride_x_i, stride_dual_o, stride_dual_i, "", KIND, SHARES, SCALED,
     )  # fmt: skip
     key = tl.where(inside, key_of(score), -0x7FFFFFFF)
     if M == 2:
         k = _split2(key, TILE_O, TILE_I // 2)
-        keep = tl.join(_stays(k, 0, N, M), _stays(k, 1, N, M))
+        keep = tl.join(_kept(k, 0, N, M), _kept(k, 1, N, M))
     elif M == 4:
         k = _split4(key, TILE_O, TILE_I // 4)
-        even = tl.join(_stays(k, 0, N, M), _stays(k, 2, N, M))
-        odd = tl.join(_stays(k, 1, N, M), _stays(k, 3, N, M))
+        even = tl.join(_kept(k, 0, N, M), _kept(k, 2, N, M))
+        odd = tl.join(_kept(k, 1, N, M), _kept(k, 3, N, M))
         keep = tl.join(even, odd)
     else:
         k = _split8(key, TILE_O, TILE_I // 8)
-        k04 = tl.join(_stays(k, 0, N, M), _stays(k, 4, N, M))
-        k26 = tl.join(_stays(k, 2, N, M), _stays(k, 6, N, M))
-        k15 = tl.join(_stays(k, 1, N, M), _stays(k, 5, N, M))
-        k37 = tl.join(_stays(k, 3, N, M), _stays(k, 7, N, M))
+        k04 = tl.join(_kept(k, 0, N, M), _kept(k, 4, N, M))
+        k26 = tl.join(_kept(k, 2, N, M), _kept(k, 6, N, M))
+        k15 = tl.join(_kept(k, 1, N, M), _kept(k, 5, N, M))
+        k37 = tl.join(_kept(k, 3, N, M), _kept(k, 7, N, M))
         keep = tl.join(tl.join(k04, k26), tl.join(k15, k37))
     keep = tl.where(inside, tl.reshape(keep, (TILE_O, TILE_I)), 0)
-    out_spot, dual_spot = out_ptr + o * out_o + i * out_i, dual_ptr + o * dual_o + i * dual_i
-    write(out_spot, dual_spot, value, keep != 0, rho, inside, KIND)
+    out_ptrs = out_ptr + o * stride_out_o + i * stride_out_i
+    dual_ptrs = dual_ptr + o * stride_dual_o + i * stride_dual_i
+    write(out_ptrs, dual_ptrs, value, keep != 0, rho, inside, KIND)
     b0, b1, b2, b3, b4, b5, b6, b7 = _split8(keep, TILE_O, TILE_I // 8)
     low = b0 | (b1 << 1) | (b2 << 2) | (b3 << 3)
     high = (b4 << 4) | (b5 << 5) | (b6 << 6) | (b7 << 7)
     b = tl.program_id(1).to(tl.int64) * (TILE_I // 8) + tl.arange(0, TILE_I // 8)[None, :]
-    spot = bits_ptr + o * bits_o + b * bits_b
-    tl.store(spot, (low | high).to(tl.uint8), (o < O) & (b * 8 < I))
+    ptrs = bits_ptr + o * stride_bits_o + b * stride_bits_b
+    tl.store(ptrs, (low | high).to(tl.uint8), (o < O) & (b * 8 < I))
 
 
 @triton.jit
 def _neighbours_kernel(
-    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, rho, O, I,  # noqa: E741
-    x_o, x_i, out_o, out_i, dual_o, dual_i, bits_ptr, bits_o, bits_b,
+    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, rho, O, I,  # noqa: E741
+    stride_x_o, stride_x_i, stride_out_o, stride_out_i, stride_dual_o, stride_dual_i,
+    bits_ptr, stride_bits_o, stride_bits_b,
     N: tl.constexpr, M: tl.constexpr, SPAN: tl.constexpr, TILE_I: tl.constexpr,
     KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    # Any m: each weight reads its group again, from the first cache, and counts who beats it.
+    # Any m: each weight reads its group again, from the L1 cache, and counts the higher ones.
     o = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, TILE_I)
     i = tl.program_id(1).to(tl.int64) * SPAN + lane
     inside = (lane < SPAN) & (i < I)
     score, value = score_at(
-        x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, i, O, I,
-        x_o, x_i, dual_o, dual_i, "", KIND, SHARES, SCALED,
+        x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, o, i, O, I,
+        stride_x_o, stride_x_i, stride_dual_o, stride_dual_i, "", KIND, SHARES, SCALED,
     )  # fmt: skip
     key = key_of(score)
     first = i // M * M
@@ -240,18 +246,19 @@ def _neighbours_kernel(
     for step in tl.range(M):  # pyright: ignore
         j = first + step
         rival, _ = score_at(
-            x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, j, O, I,
-            x_o, x_i, dual_o, dual_i, "", KIND, SHARES, SCALED,
+            x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, o, j, O, I,
+            stride_x_o, stride_x_i, stride_dual_o, stride_dual_i, "", KIND, SHARES, SCALED,
         )  # fmt: skip
         rival = key_of(rival)
         beaten += ((rival > key) | ((rival == key) & (j < i))).to(tl.int32)
     keep = (beaten < N) & inside
     # No warp may write before all have read.
     tl.debug_barrier()
-    out_spot, dual_spot = out_ptr + o * out_o + i * out_i, dual_ptr + o * dual_o + i * dual_i
-    write(out_spot, dual_spot, value, keep, rho, inside, KIND)
+    out_ptrs = out_ptr + o * stride_out_o + i * stride_out_i
+    dual_ptrs = dual_ptr + o * stride_dual_o + i * stride_dual_i
+    write(out_ptrs, dual_ptrs, value, keep, rho, inside, KIND)
     bit = tl.reshape(keep.to(tl.int32), (TILE_I // 8, 8)) << tl.arange(0, 8)[None, :]
     byte = tl.arange(0, TILE_I // 8)
     b = tl.program_id(1).to(tl.int64) * (SPAN // 8) + byte
     inside = (byte < SPAN // 8) & (b * 8 < I)
-    tl.store(bits_ptr + o * bits_o + b * bits_b, tl.sum(bit, 1).to(tl.uint8), inside)
+    tl.store(bits_ptr + o * stride_bits_o + b * stride_bits_b, tl.sum(bit, 1).to(tl.uint8), inside)

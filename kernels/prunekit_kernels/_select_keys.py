@@ -1,27 +1,29 @@
-"""What the kernels of selection share: reading scores, ordering them, writing what was chosen."""
+"""Triton functions shared by the selection kernels: load scores, order them, write."""
 
 from prunekit_kernels._triton import tl, triton
 
 SCORE, WEIGHT, DUAL = 0, 1, 2
-"""The kinds of source; see ``Source`` in :mod:`prunekit_kernels._select`."""
+"""Kinds of source; see :class:`prunekit_kernels._source.Source`."""
 
 
 @triton.jit
 def score_at(
-    x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, i, O, I,  # noqa: E741
-    x_o, x_i, dual_o, dual_i,
+    x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, o, i, O, I,  # noqa: E741
+    stride_x_o, stride_x_i, stride_dual_o, stride_dual_i,
     EVICTION: tl.constexpr, KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    """Return the scores at rows o and columns i, and the values they belong to.
+    """Return scores and scored values at rows and columns.
 
-    They are float32; given as they are to be compared (``SCORE``), float64 stays so.
+    ``o`` and ``i`` are int64 and broadcast to the shape of the result. Scores are float32, or
+    float64 where ``SCORE`` reads them so; the other arguments are those of :class:`_source.Source`.
     """
     inside = (o < O) & (i < I)
-    value = tl.load(x_ptr + o * x_o + i * x_i, inside, other=0.0, eviction_policy=EVICTION)
+    ptrs = x_ptr + o * stride_x_o + i * stride_x_i
+    value = tl.load(ptrs, inside, other=0.0, eviction_policy=EVICTION)
     score = value if value.dtype == tl.float64 else value.to(tl.float32)
     if KIND == 2:
-        spot = dual_ptr + o * dual_o + i * dual_i
-        value = score + tl.load(spot, inside, other=0.0, eviction_policy=EVICTION) * inverse
+        ptrs = dual_ptr + o * stride_dual_o + i * stride_dual_i
+        value = score + tl.load(ptrs, inside, other=0.0, eviction_policy=EVICTION) * inverse_rho
         score = tl.abs(value)
     if KIND == 1:
         score = tl.abs(score)
@@ -35,7 +37,10 @@ def score_at(
 
 @triton.jit
 def key_of(score):
-    """Return integers of the same order and size; −0 equals 0 and NaN equals −inf."""
+    """Return integer keys of the same order and size as the scores.
+
+    −0 gets the key of 0, and NaN that of −inf.
+    """
     if score.dtype == tl.float64:
         bits = (score + 0.0).to(tl.int64, bitcast=True)
         key = bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF)
@@ -48,9 +53,19 @@ def key_of(score):
 
 
 @triton.jit
-def write(out_spot, dual_spot, value, keep, rho, inside, KIND: tl.constexpr):
-    """Write what stays, zeros elsewhere, and of ``DUAL`` what the dual becomes."""
+def write(out_ptrs, dual_ptrs, value, keep, rho, inside, KIND: tl.constexpr):
+    """Write kept values, zeros elsewhere, and for ``DUAL`` the new dual.
+
+    Args:
+        out_ptrs: Pointers of the outputs.
+        dual_ptrs: Pointers of the dual.
+        value: The values, float32.
+        keep: True where a value is kept.
+        rho: Penalty, the factor of the new dual.
+        inside: True inside the matrix.
+        KIND: Kind of source; ``SCORE`` writes nothing.
+    """
     if KIND != 0:
-        tl.store(out_spot, tl.where(keep, value, 0.0).to(out_spot.dtype.element_ty), inside)
+        tl.store(out_ptrs, tl.where(keep, value, 0.0).to(out_ptrs.dtype.element_ty), inside)
     if KIND == 2:
-        tl.store(dual_spot, tl.where(keep, 0.0, value * rho), inside)
+        tl.store(dual_ptrs, tl.where(keep, 0.0, value * rho), inside)

@@ -1,83 +1,88 @@
-"""Thresholds of groups that no single program can see: one pass for each byte of the keys.
+"""Radix selection of thresholds for groups that span many programs.
 
-Keys have four bytes, those of float64 scores eight. Each pass counts, for the keys that agree with
-the threshold so far, how often each next byte occurs; then the byte in which the count to prune is
-reached is known. Counts are integers, so that atomic additions give the same each time. Ties are
-cut at an index: another pass counts them row by row, and the row in which the cut falls is looked
-at once more. The last pass writes.
+Keys have four bytes; those of float64 scores have eight. Each pass counts, among the keys that
+agree with the known prefix of the threshold, how often each next byte occurs; the byte in which
+the count to prune is reached extends the prefix. Counts are integers, so atomic additions are
+deterministic. Ties are cut at an index: another pass counts them row by row, and the row that
+contains the cut is read once more. The last pass writes.
 Shapes: O output features, I input features, G groups, P programs.
 """
-
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from prunekit_kernels._select_keys import key_of, score_at, write
+from prunekit_kernels._source import Source
 from prunekit_kernels._triton import tl, triton
-
-if TYPE_CHECKING:
-    from prunekit_kernels._source import Source
-    from prunekit_kernels.groups import Groups
+from prunekit_kernels.groups import Groups
 
 TILE_I = 1024
-ROWS = 16  # of one group that a program counts
+ROWS = 16  # rows of one group that a program counts
 
 
-def launch(source: "Source", groups: "Groups", bits: Tensor) -> None:
-    """Choose, write, and fill the packed bits [O, B]."""
+def launch(source: Source, groups: Groups, bits: Tensor) -> None:
+    """Select, write the output of the source, and fill the packed bits.
+
+    Args:
+        source: Source of scores.
+        groups: The groups; of single rows or of all rows, without tiles.
+        bits: [O, B] uint8, filled.
+    """
     outputs, inputs = source.x.shape
     width = min(groups.columns or inputs, inputs)
     windows = triton.cdiv(inputs, width)
-    apart = groups.rows == 1
+    single_rows = groups.rows == 1
     device = source.x.device
-    # How many of the keys still in question have to go, of each group.
-    left = torch.tensor(groups.pruned, device=device).clamp_(min=0)
-    left = left.expand(outputs) if apart else left
+    # Keys still to prune in each group, among those that agree with the prefix.
+    to_prune = torch.tensor(groups.pruned, device=device).clamp_(min=0)
+    to_prune = to_prune.expand(outputs) if single_rows else to_prune
     size = 8 if source.x.dtype == torch.float64 else 4
-    whole = torch.int64 if size == 8 else torch.int32
-    prefix = torch.zeros(len(left), dtype=whole, device=device)
-    rows = 1 if apart or outputs == 1 else ROWS
+    key_dtype = torch.int64 if size == 8 else torch.int32
+    prefix = torch.zeros(len(to_prune), dtype=key_dtype, device=device)
+    rows = 1 if single_rows or outputs == 1 else ROWS
     tile = min(TILE_I, triton.next_power_of_2(width))
     grid = (triton.cdiv(outputs, rows), windows * triton.cdiv(width, tile))
-    place = {"APART": apart, "TILE_I": tile, "num_warps": 4}
+    shape = {"SINGLE_ROWS": single_rows, "TILE_I": tile, "num_warps": 4}
     for shift in range(8 * size - 8, -1, -8):
-        counts = torch.zeros((len(left), 256), dtype=torch.int32, device=device)
+        counts = torch.zeros((len(to_prune), 256), dtype=torch.int32, device=device)
         _count_kernel[grid](
             *source.arguments(), width, prefix, counts, SHIFT=shift, TOP=8 * size - 8,
-            ROWS=rows, **place, **source.options(),
+            ROWS=rows, **shape, **source.options(),
         )  # fmt: skip
-        until = counts.cumsum(1)
-        byte = (until < left[:, None]).sum(1).clamp_(max=255)
-        left = left - (until - counts).gather(1, byte[:, None])[:, 0]
-        # The highest byte of a key has a sign.
-        prefix = byte.to(whole) - 128 if shift == 8 * size - 8 else prefix << 8 | byte.to(whole)
-    cut = _cut(source, width, prefix, left, apart=apart)
-    spread = triton.next_power_of_2(min(TILE_I, max(inputs, 8)))
-    _write_kernel[(outputs, triton.cdiv(inputs, spread))](
+        cumulative = counts.cumsum(1)
+        byte = (cumulative < to_prune[:, None]).sum(1).clamp_(max=255)
+        to_prune = to_prune - (cumulative - counts).gather(1, byte[:, None])[:, 0]
+        # The highest byte of a key is signed.
+        byte = byte.to(key_dtype)
+        prefix = byte - 128 if shift == 8 * size - 8 else prefix << 8 | byte
+    cut = _cut(source, width, prefix, to_prune, single_rows=single_rows)
+    tile_write = triton.next_power_of_2(min(TILE_I, max(inputs, 8)))
+    _write_kernel[(outputs, triton.cdiv(inputs, tile_write))](
         *source.arguments(), width, prefix, cut, bits, *bits.stride(),
-        APART=apart, TILE_I=spread, num_warps=4, **source.options(),
+        SINGLE_ROWS=single_rows, TILE_I=tile_write, num_warps=4, **source.options(),
     )  # fmt: skip
 
 
-def _cut(source: "Source", width: int, prefix: Tensor, left: Tensor, *, apart: bool) -> Tensor:
-    """Return how far, row by row, the ties of each group [G] stay: an index into the group."""
+def _cut(
+    source: Source, width: int, prefix: Tensor, to_prune: Tensor, *, single_rows: bool
+) -> Tensor:
+    """Return the index in each group before which ties are kept."""
     outputs, inputs = source.x.shape
     windows = triton.cdiv(inputs, width)
     tile = min(TILE_I, triton.next_power_of_2(width))
-    shape = {"APART": apart, "TILE_I": tile, "num_warps": 4}
+    shape = {"SINGLE_ROWS": single_rows, "TILE_I": tile, "num_warps": 4}
     ties = torch.empty((windows, outputs), dtype=torch.int32, device=source.x.device)
     _tie_kernel[(outputs, windows)](
         *source.arguments(), width, prefix, ties, **shape, **source.options()
     )
     # Groups are rows of `ties` when they hold all rows, and its columns when they hold one.
-    ties = ties.T if apart else ties
-    until = ties.cumsum(1)
-    stay = until[:, -1] - left
-    row = (until < stay[:, None]).sum(1).clamp_(max=ties.shape[1] - 1)
-    within = stay - (until - ties).gather(1, row[:, None])[:, 0]
-    cut = torch.empty(len(left), dtype=torch.int64, device=source.x.device)
-    _cut_kernel[(len(left),)](
+    ties = ties.T if single_rows else ties
+    cumulative = ties.cumsum(1)
+    kept = cumulative[:, -1] - to_prune
+    row = (cumulative < kept[:, None]).sum(1).clamp_(max=ties.shape[1] - 1)
+    within = kept - (cumulative - ties).gather(1, row[:, None])[:, 0]
+    cut = torch.empty(len(to_prune), dtype=torch.int64, device=source.x.device)
+    _cut_kernel[(len(to_prune),)](
         *source.arguments(), width, prefix, row, within, cut, **shape, **source.options()
     )
     return cut
@@ -85,27 +90,28 @@ def _cut(source: "Source", width: int, prefix: Tensor, left: Tensor, *, apart: b
 
 @triton.jit
 def _count_kernel(
-    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, rho, O, I,  # noqa: ARG001, E741
-    x_o, x_i, out_o, out_i, dual_o, dual_i, width, prefix_ptr, counts_ptr,  # noqa: ARG001
-    SHIFT: tl.constexpr, TOP: tl.constexpr, ROWS: tl.constexpr, APART: tl.constexpr,
+    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, rho,  # noqa: ARG001
+    O, I, stride_x_o, stride_x_i, stride_out_o, stride_out_i,  # noqa: ARG001, E741
+    stride_dual_o, stride_dual_i, WIDTH, prefix_ptr, counts_ptr,
+    SHIFT: tl.constexpr, TOP: tl.constexpr, ROWS: tl.constexpr, SINGLE_ROWS: tl.constexpr,
     TILE_I: tl.constexpr, KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    steps = tl.cdiv(width, TILE_I)
+    steps = tl.cdiv(WIDTH, TILE_I)
     window = tl.program_id(1) // steps
     within = (tl.program_id(1) % steps).to(tl.int64) * TILE_I + tl.arange(0, TILE_I)
-    i = window.to(tl.int64) * width + within
+    i = window.to(tl.int64) * WIDTH + within
     top = tl.program_id(0).to(tl.int64) * ROWS
-    group = top if APART else window.to(tl.int64)
+    group = top if SINGLE_ROWS else window.to(tl.int64)
     prefix = tl.load(prefix_ptr + group)
     total = tl.zeros((256,), tl.int32)
     for step in range(ROWS):
         o = top + step
         score, _ = score_at(
-            x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, i, O, I,
-            x_o, x_i, dual_o, dual_i, "", KIND, SHARES, SCALED,
+            x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, o, i, O, I,
+            stride_x_o, stride_x_i, stride_dual_o, stride_dual_i, "", KIND, SHARES, SCALED,
         )  # fmt: skip
         key = key_of(score)
-        inside = (o < O) & (i < I) & (within < width)
+        inside = (o < O) & (i < I) & (within < WIDTH)
         byte = key >> SHIFT
         if SHIFT == TOP:
             byte += 128
@@ -120,64 +126,67 @@ def _count_kernel(
 
 @triton.jit
 def _tie_kernel(
-    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, rho, O, I,  # noqa: ARG001, E741
-    x_o, x_i, out_o, out_i, dual_o, dual_i, width, key_ptr, ties_ptr,  # noqa: ARG001
-    APART: tl.constexpr, TILE_I: tl.constexpr,
+    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, rho,  # noqa: ARG001
+    O, I, stride_x_o, stride_x_i, stride_out_o, stride_out_i,  # noqa: ARG001, E741
+    stride_dual_o, stride_dual_i, WIDTH, threshold_ptr, ties_ptr,
+    SINGLE_ROWS: tl.constexpr, TILE_I: tl.constexpr,
     KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     o = tl.program_id(0).to(tl.int64)
     window = tl.program_id(1).to(tl.int64)
-    group = o if APART else window
-    threshold = tl.load(key_ptr + group)
+    group = o if SINGLE_ROWS else window
+    threshold = tl.load(threshold_ptr + group)
     ties = tl.zeros((TILE_I,), tl.int32)
-    for start in range(0, width, TILE_I):
+    for start in range(0, WIDTH, TILE_I):
         within = start + tl.arange(0, TILE_I)
-        i = window * width + within
+        i = window * WIDTH + within
         score, _ = score_at(
-            x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, i, O, I,
-            x_o, x_i, dual_o, dual_i, "", KIND, SHARES, SCALED,
+            x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, o, i, O, I,
+            stride_x_o, stride_x_i, stride_dual_o, stride_dual_i, "", KIND, SHARES, SCALED,
         )  # fmt: skip
-        tied = (key_of(score) == threshold) & (i < I) & (within < width)
+        tied = (key_of(score) == threshold) & (i < I) & (within < WIDTH)
         ties += tied.to(tl.int32)
     tl.store(ties_ptr + window * O + o, tl.sum(ties, 0))
 
 
 @triton.jit
 def _cut_kernel(
-    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, rho, O, I,  # noqa: ARG001, E741
-    x_o, x_i, out_o, out_i, dual_o, dual_i, width, key_ptr, cut_row_ptr, stay_ptr, cut_ptr,  # noqa: ARG001
-    APART: tl.constexpr, TILE_I: tl.constexpr,
+    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, rho,  # noqa: ARG001
+    O, I, stride_x_o, stride_x_i, stride_out_o, stride_out_i,  # noqa: ARG001, E741
+    stride_dual_o, stride_dual_i, WIDTH, threshold_ptr, cut_row_ptr, kept_ptr, cut_ptr,
+    SINGLE_ROWS: tl.constexpr, TILE_I: tl.constexpr,
     KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     group = tl.program_id(0).to(tl.int64)
-    o = group if APART else tl.load(cut_row_ptr + group)
-    window = group * 0 if APART else group
-    threshold = tl.load(key_ptr + group)
-    stay = tl.load(stay_ptr + group).to(tl.int32)
-    seen = stay * 0
-    cut = stay * 0
-    for start in range(0, width, TILE_I):
+    o = group if SINGLE_ROWS else tl.load(cut_row_ptr + group)
+    window = group * 0 if SINGLE_ROWS else group
+    threshold = tl.load(threshold_ptr + group)
+    kept = tl.load(kept_ptr + group).to(tl.int32)
+    seen = kept * 0
+    cut = kept * 0
+    for start in range(0, WIDTH, TILE_I):
         within = start + tl.arange(0, TILE_I)
-        i = window * width + within
+        i = window * WIDTH + within
         score, _ = score_at(
-            x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, i, O, I,
-            x_o, x_i, dual_o, dual_i, "", KIND, SHARES, SCALED,
+            x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, o, i, O, I,
+            stride_x_o, stride_x_i, stride_dual_o, stride_dual_i, "", KIND, SHARES, SCALED,
         )  # fmt: skip
-        tied = (key_of(score) == threshold) & (i < I) & (within < width)
+        tied = (key_of(score) == threshold) & (i < I) & (within < WIDTH)
         rank = seen + tl.cumsum(tied.to(tl.int32), 0)
-        # The cut is one past the last tie that stays.
-        last = tl.max(tl.where(tied & (rank <= stay), within + 1, 0), 0)
+        # The cut is one past the last tie that is kept.
+        last = tl.max(tl.where(tied & (rank <= kept), within + 1, 0), 0)
         cut = tl.maximum(cut, last)
         seen += tl.sum(tied.to(tl.int32), 0)
-    row = group * 0 if APART else o
-    tl.store(cut_ptr + group, row * width + cut)
+    row = group * 0 if SINGLE_ROWS else o
+    tl.store(cut_ptr + group, row * WIDTH + cut)
 
 
 @triton.jit
 def _write_kernel(
-    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, rho, O, I,  # noqa: E741
-    x_o, x_i, out_o, out_i, dual_o, dual_i, width, key_ptr, cut_ptr, bits_ptr, bits_o, bits_b,
-    APART: tl.constexpr, TILE_I: tl.constexpr,
+    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, rho, O, I,  # noqa: E741
+    stride_x_o, stride_x_i, stride_out_o, stride_out_i, stride_dual_o, stride_dual_i,
+    WIDTH, threshold_ptr, cut_ptr, bits_ptr, stride_bits_o, stride_bits_b,
+    SINGLE_ROWS: tl.constexpr, TILE_I: tl.constexpr,
     KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     o = tl.program_id(0).to(tl.int64)
@@ -185,18 +194,20 @@ def _write_kernel(
     i = column.to(tl.int64)
     inside = i < I
     score, value = score_at(
-        x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, i, O, I,
-        x_o, x_i, dual_o, dual_i, "", KIND, SHARES, SCALED,
+        x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, o, i, O, I,
+        stride_x_o, stride_x_i, stride_dual_o, stride_dual_i, "", KIND, SHARES, SCALED,
     )  # fmt: skip
     key = key_of(score)
-    # Divided in 32 bits, for which GPUs have fast ways.
-    group = column * 0 + o if APART else column // width
-    index = i if APART else o * width + column % width
-    threshold = tl.load(key_ptr + group, inside, other=0)
+    # Integer division in 32 bits, which GPUs do faster than in 64.
+    group = column * 0 + o if SINGLE_ROWS else column // WIDTH
+    index = i if SINGLE_ROWS else o * WIDTH + column % WIDTH
+    threshold = tl.load(threshold_ptr + group, inside, other=0)
     cut = tl.load(cut_ptr + group, inside, other=0)
     keep = ((key > threshold) | ((key == threshold) & (index < cut))) & inside
-    out_spot, dual_spot = out_ptr + o * out_o + i * out_i, dual_ptr + o * dual_o + i * dual_i
-    write(out_spot, dual_spot, value, keep, rho, inside, KIND)
+    out_ptrs = out_ptr + o * stride_out_o + i * stride_out_i
+    dual_ptrs = dual_ptr + o * stride_dual_o + i * stride_dual_i
+    write(out_ptrs, dual_ptrs, value, keep, rho, inside, KIND)
     bit = tl.reshape(keep.to(tl.int32), (TILE_I // 8, 8)) << tl.arange(0, 8)[None, :]
     b = tl.program_id(1).to(tl.int64) * (TILE_I // 8) + tl.arange(0, TILE_I // 8)
-    tl.store(bits_ptr + o * bits_o + b * bits_b, tl.sum(bit, 1).to(tl.uint8), b * 8 < I)
+    bits_ptrs = bits_ptr + o * stride_bits_o + b * stride_bits_b
+    tl.store(bits_ptrs, tl.sum(bit, 1).to(tl.uint8), b * 8 < I)

@@ -1,36 +1,39 @@
-"""Tiles among all: of the blocks, rows or columns of a matrix, those of the lowest sums go.
+"""Selection of blocks, rows or columns by sums of scores.
 
-One pass sums the scores of each tile, :mod:`prunekit_kernels._select_radix` finds the threshold among the
-sums, and one pass zeroes the weights and packs their bits; the second reads no weight. Sums are
-float64: those of float32 scores within some 2¹⁵ of each other are exact, so that equal tiles tie
-whatever the order in which they are added.
+One pass sums the scores of each tile, :mod:`prunekit_kernels._select_radix` finds the threshold
+among the sums, and one pass zeroes the weights and packs their bits without reading a weight. Sums
+are float64: sums of float32 scores within about 2¹⁵ of each other are exact, so equal tiles tie
+in any order of addition.
 Shapes: O output features, I input features, R rows of tiles, C tiles in such a row.
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from prunekit_kernels import _select_radix
 from prunekit_kernels._select_keys import SCORE, score_at, write
+from prunekit_kernels._source import Source
 from prunekit_kernels._triton import tl, triton
-
-if TYPE_CHECKING:
-    from prunekit_kernels._source import Source
-    from prunekit_kernels.groups import Groups
+from prunekit_kernels.groups import Groups
 
 TILE_I = 1024
 PART = 128  # rows summed by one program; fixed, since it sets the order of summation
 
 
-def launch(source: "Source", groups: "Groups", bits: Tensor) -> None:
-    """Choose, write, and fill the packed bits [O, B]."""
+def launch(source: Source, groups: Groups, bits: Tensor) -> None:
+    """Select, write the output of the source, and fill the packed bits.
+
+    Args:
+        source: Source of scores.
+        groups: The whole matrix as one group, with tiles.
+        bits: [O, B] uint8, filled.
+    """
     outputs, inputs = source.x.shape
     height, width = groups.tile
     total = _sums(source, height, width)
-    # Radix looks at row after row, of which tiles as wide as the matrix would make many short ones.
+    # Radix selection scans rows; tiles as wide as the matrix would give rows of one entry each.
     flat = inputs == width
     total = total.view(1, -1) if flat else total
     chosen = total.new_empty((len(total), -(-total.shape[1] // 8)), dtype=torch.uint8)
@@ -44,7 +47,7 @@ def launch(source: "Source", groups: "Groups", bits: Tensor) -> None:
     )  # fmt: skip
 
 
-def _sums(source: "Source", height: int, width: int) -> Tensor:
+def _sums(source: Source, height: int, width: int) -> Tensor:
     """Return the sums of the tiles, float64 [R, C]."""
     outputs, inputs = source.x.shape
     down, across, parts = outputs // height, inputs // width, triton.cdiv(height, PART)
@@ -60,61 +63,66 @@ def _sums(source: "Source", height: int, width: int) -> Tensor:
 
 @triton.jit
 def _sum_kernel(
-    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, rho, O, I,  # noqa: ARG001, E741
-    x_o, x_i, out_o, out_i, dual_o, dual_i, partial_ptr, parts, across, height,  # noqa: ARG001
+    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, rho,  # noqa: ARG001
+    O, I, stride_x_o, stride_x_i, stride_out_o, stride_out_i,  # noqa: ARG001, E741
+    stride_dual_o, stride_dual_i, partial_ptr, PARTS, ACROSS, HEIGHT,
     PART: tl.constexpr, WIDTH: tl.constexpr, TILES: tl.constexpr, SPAN: tl.constexpr,
     KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    # A program sums PART rows of neighbouring tiles, of which each is WIDTH columns, read in spans.
+    # A program sums PART rows of neighbouring tiles; each has WIDTH columns, read in spans.
     pid = tl.program_id(0)
-    part = pid % parts
-    top = (pid // parts).to(tl.int64) * height + part * PART
+    part = pid % PARTS
+    top = (pid // PARTS).to(tl.int64) * HEIGHT + part * PART
     tile = tl.program_id(1).to(tl.int64) * TILES + tl.arange(0, TILES)[:, None]
     lane = tl.arange(0, SPAN)[None, :]
     total = tl.zeros((TILES, SPAN), tl.float64)
-    for step in tl.range(0, tl.minimum(PART, height - part * PART)):  # pyright: ignore
+    for step in tl.range(0, tl.minimum(PART, HEIGHT - part * PART)):  # pyright: ignore
         for start in tl.range(0, WIDTH, SPAN):  # pyright: ignore
             i = tile * WIDTH + start + lane
             score, _ = score_at(
-                x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, top + step, i, O, I,
-                x_o, x_i, dual_o, dual_i, "", KIND, SHARES, SCALED,
+                x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, top + step, i, O, I,
+                stride_x_o, stride_x_i, stride_dual_o, stride_dual_i, "", KIND, SHARES, SCALED,
             )  # fmt: skip
             score = tl.where(score == score, score, float("-inf"))  # noqa: PLR0124
             total += tl.where(start + lane < WIDTH, score, 0.0).to(tl.float64)
     tile = tl.program_id(1).to(tl.int64) * TILES + tl.arange(0, TILES)
-    spot = partial_ptr + pid.to(tl.int64) * across + tile
-    tl.store(spot, tl.sum(total, 1), tile < across)
+    ptrs = partial_ptr + pid.to(tl.int64) * ACROSS + tile
+    tl.store(ptrs, tl.sum(total, 1), tile < ACROSS)
 
 
 @triton.jit
 def _spread_kernel(
-    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, rho, O, I,  # noqa: E741
-    x_o, x_i, out_o, out_i, dual_o, dual_i, chosen_ptr, chosen_o, height, bits_ptr, bits_o, bits_b,
+    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, rho, O, I,  # noqa: E741
+    stride_x_o, stride_x_i, stride_out_o, stride_out_i, stride_dual_o, stride_dual_i,
+    chosen_ptr, stride_chosen_o, HEIGHT, bits_ptr, stride_bits_o, stride_bits_b,
     FLAT: tl.constexpr, WIDTH: tl.constexpr, TILE_I: tl.constexpr,
     KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     column = tl.program_id(1) * TILE_I + tl.arange(0, TILE_I)
     inside = column < I
-    # Divided in 32 bits, for which GPUs have fast ways.
-    down, tile = row // height, column // WIDTH
+    # Integer division in 32 bits, which GPUs do faster than in 64.
+    down, tile = row // HEIGHT, column // WIDTH
     if FLAT:
         tile += down
         down = 0
     o, i = row.to(tl.int64), column.to(tl.int64)
-    byte = tl.load(chosen_ptr + down * chosen_o + tile // 8, inside, other=0).to(tl.int32)
+    ptrs = chosen_ptr + down * stride_chosen_o + tile // 8
+    byte = tl.load(ptrs, inside, other=0).to(tl.int32)  # [TILE_I]
     keep = ((byte >> tile % 8) & 1 != 0) & inside
-    out_spot, dual_spot = out_ptr + o * out_o + i * out_i, dual_ptr + o * dual_o + i * dual_i
+    out_ptrs = out_ptr + o * stride_out_o + i * stride_out_i
+    dual_ptrs = dual_ptr + o * stride_dual_o + i * stride_dual_i
     if KIND == 1:
-        # What stays is there already.
+        # Kept weights are already in place.
         zero = tl.zeros((TILE_I,), out_ptr.dtype.element_ty)
-        tl.store(out_spot, zero, inside & (keep == 0))
+        tl.store(out_ptrs, zero, inside & (keep == 0))
     if KIND == 2:
         _, value = score_at(
-            x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse, o, i, O, I,
-            x_o, x_i, dual_o, dual_i, "", KIND, SHARES, SCALED,
+            x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, o, i, O, I,
+            stride_x_o, stride_x_i, stride_dual_o, stride_dual_i, "", KIND, SHARES, SCALED,
         )  # fmt: skip
-        write(out_spot, dual_spot, value, keep, rho, inside, KIND)
+        write(out_ptrs, dual_ptrs, value, keep, rho, inside, KIND)
     bit = tl.reshape(keep.to(tl.int32), (TILE_I // 8, 8)) << tl.arange(0, 8)[None, :]
     b = tl.program_id(1).to(tl.int64) * (TILE_I // 8) + tl.arange(0, TILE_I // 8)
-    tl.store(bits_ptr + o * bits_o + b * bits_b, tl.sum(bit, 1).to(tl.uint8), b * 8 < I)
+    bits_ptrs = bits_ptr + o * stride_bits_o + b * stride_bits_b
+    tl.store(bits_ptrs, tl.sum(bit, 1).to(tl.uint8), b * 8 < I)

@@ -1,4 +1,7 @@
-"""TODO-DOC kernels/prunekit_kernels/_source.py (out of kernels/prunekit_kernels/_choosing.py)."""
+"""Sources of scores: the arguments that every selection kernel takes.
+
+Shapes: O output features, I input features.
+"""
 
 from typing import NamedTuple
 
@@ -8,17 +11,19 @@ from prunekit_kernels._select_keys import DUAL, SCORE, WEIGHT
 
 
 class Source(NamedTuple):
-    """Where scores come from and what is written: all that the kernels are given.
+    """A source of scores and the tensors that selection writes.
 
     Attributes:
-        kind: ``SCORE``: ``x``; nothing is written but bits. ``WEIGHT``: |x| · (row + column) ·
-            scale; ``out`` is ``x``, zeroed in place. ``DUAL``: |T| with T = x + dual · factor[0];
-            ``out`` gets T or 0, ``dual`` 0 or T · factor[1].
-        x: The matrix.
-        out: What is written.
-        dual: Only of ``DUAL``.
-        row: [O] float32, only of ``WEIGHT``, as ``column`` [I] and ``scale`` [I]; None for none.
-        factor: Two numbers of ``DUAL``.
+        kind: ``SCORE``: the score is ``x``, and only bits are written. ``WEIGHT``: the score is
+            |x| · (row + column) · scale, and ``out`` is ``x``, zeroed in place. ``DUAL``: the score
+            is |T| with T = x + dual · factor[0]; ``out`` becomes T or 0, ``dual`` 0 or T ·
+            factor[1].
+        x: The matrix [O, I].
+        out: The matrix that is written [O, I].
+        dual: Only for ``DUAL`` [O, I].
+        row: [O] float32, only for ``WEIGHT``, as ``column`` [I] and ``scale`` [I]; None: not a
+            factor.
+        factor: The two numbers of ``DUAL``.
     """
 
     kind: int
@@ -31,7 +36,7 @@ class Source(NamedTuple):
     factor: tuple[float, float] = (0.0, 0.0)
 
     def arguments(self) -> tuple:
-        """Return what every kernel begins with."""
+        """Return the positional arguments that every kernel begins with."""
         vectors = (self.x if part is None else part for part in (self.row, self.column, self.scale))
         return (
             self.x, self.out, self.dual, *vectors, *self.factor, *self.x.shape,
@@ -39,28 +44,42 @@ class Source(NamedTuple):
         )  # fmt: skip
 
     def options(self) -> dict:
-        """Return the constants of every kernel."""
+        """Return the compile-time constants and launch options of every kernel."""
         return {
             "KIND": self.kind,
             "SHARES": self.row is not None,
             "SCALED": self.scale is not None,
-            # A product and a sum are rounded one after the other, as PyTorch does.
+            # Products and sums are rounded separately, as in PyTorch.
             "enable_fp_fusion": False,
         }
 
 
 def scores(score: Tensor) -> Source:
-    """Return a source that only chooses."""
+    """Return a source for selection alone."""
     return Source(SCORE, score, score, score)
 
 
 def weights(
     weight: Tensor, scale: Tensor | None, row: Tensor | None, column: Tensor | None
 ) -> Source:
-    """Return a source that zeroes a weight in place."""
+    """Return a source that zeroes a weight in place.
+
+    Args:
+        weight: float32, float16 or bfloat16 [O, I].
+        scale: Factor per input [I], or None.
+        row: Addend per row [O], or None together with ``column``.
+        column: Addend per column [I].
+    """
     return Source(WEIGHT, weight, weight, weight, row, column, scale)
 
 
 def iterate(x: Tensor, dual: Tensor, rho: float, out: Tensor) -> Source:
-    """Return a source that projects an iterate and updates its dual."""
+    """Return a source that projects an ADMM iterate and updates its dual.
+
+    Args:
+        x: Iterate [O, I], float32.
+        dual: Unscaled dual [O, I], changed in place.
+        rho: Penalty ρ.
+        out: Receives the projection [O, I].
+    """
     return Source(DUAL, x, out, dual, factor=(1 / rho, rho))

@@ -1,4 +1,7 @@
-"""Triton where it is installed; elsewhere the kernels are defined, never launched."""
+"""Triton, or placeholders where it is not installed.
+
+Without it the kernels are defined but never launched.
+"""
 
 import os
 from types import SimpleNamespace
@@ -9,7 +12,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     import triton.language as tl
 
-    triton: Any  # launch options are no parameters of the kernel
+    triton: Any  # launch options are not parameters of the kernel
 else:
     try:
         import triton
@@ -24,5 +27,5 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def runs_triton(x: Tensor) -> bool:
-    """Say whether a Triton kernel works on ``x``: on CUDA, or anywhere in the interpreter."""
+    """Return whether Triton kernels run on ``x``: CUDA, or the interpreter."""
     return x.is_cuda or INTERPRETED

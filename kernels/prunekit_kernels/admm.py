@@ -1,4 +1,4 @@
-"""ADMM: the best weights with a pattern of zeros that is searched for along with them.
+"""ADMM: weights and their pattern of zeros, optimised jointly.
 
 Minimises tr((B − D) A (B − D)ᵀ) over the D that a projection allows, where A is the damped Gram
 matrix scaled to a unit diagonal and B the weight scaled to match, so that |B| is Wanda's score:
@@ -8,10 +8,10 @@ matrix scaled to a unit diagonal and B the weight scaled to match, so that |B| i
     D, U = P(X + U), X + U − P(X + U)         the projection, U is the scaled dual
     U *= ρ / ρ′                               when the penalty changes from ρ to ρ′
 
-X is (BA − ρU + ρD)(A + ρI)⁻¹ as it is published, written without BA. The inverse is made once for
-each penalty, by Cholesky: on a CPU, at I = 2048, an eigendecomposition that serves all penalties
-takes as long as five of them (and one more product for each), and two triangular solves instead of
-the product take 1.6 times as long as it.
+X is the published (BA − ρU + ρD)(A + ρI)⁻¹, written without BA. The inverse is computed once per
+penalty, by Cholesky: on a CPU, at I = 2048, an eigendecomposition that serves all penalties takes
+as long as five of them (and one more product for each), and two triangular solves instead of the
+product take 1.6 times as long as the product.
 
 Source: Meng et al., ALPS, §3.2, arXiv:2406.07831; Boyd et al., Distributed Optimization, §9.1.
 Shapes: O output features, I input features.
@@ -30,12 +30,14 @@ from prunekit_kernels.inverse_factor import cholesky
 Project = Callable[[Float[Tensor, "O I"], Float[Tensor, "O I"]], None]
 Inverse = Callable[[float, Float[Tensor, "I I"] | None], Float[Tensor, "I I"]]
 COMMON = 0.45
-"""Share of one direction above which inputs have much in common: with Wanda's scale ADMM errs more
-than refined SparseGPT from a half on. Layers of four small models have 0.38 at most."""
+"""Energy share of one direction above which inputs count as strongly correlated.
+
+With Wanda's scale, ADMM's error exceeds that of refined SparseGPT from 0.5 on. Layers of four small
+models have at most 0.38."""
 FLOOR = 0.01
-"""What is an input's own is at least about so much of its energy: that much float32 can tell."""
+"""Least share of an input's energy that no other input explains, as float32 can resolve it."""
 POWERS = 10
-"""Iterations; where it matters the largest eigenvalue is far above the next."""
+"""Power iterations; where it matters the largest eigenvalue is far above the next."""
 
 
 def admm(
@@ -46,21 +48,22 @@ def admm(
     penalties: Iterable[float],
     inverse: Inverse | None = None,
 ) -> Float[Tensor, "O I"]:
-    """Return D, in the scale of B, after one iteration for each of ``penalties``.
+    """Return D, in the scale of B, after one iteration per penalty.
 
     Args:
-        target: B, the scaled weight. Beside it, three matrices of its size are allocated (one is
-            the result), one of the size of ``gram``, and what the projection allocates.
-        gram: G, both triangles; nothing is changed.
-        scale: s, from :func:`unit_scale`: it holds the damping. Of another, ``inverse`` has to be.
+        target: B, the scaled weight. Allocates three more matrices of its size (one is the result),
+            one of the size of ``gram``, and the projection's own memory.
+        gram: G, both triangles; not changed.
+        scale: s, from :func:`unit_scale`, which contains the damping. ``inverse`` must match any
+            other scale.
         project: ``project(x, dual)`` replaces, in place, ``x`` by the allowed matrix nearest to
-            x + dual, and ``dual`` by what is left of the sum.
+            x + dual, and ``dual`` by the remainder of the sum.
         penalties: ρ of each iteration; equal neighbours share one inverse.
-        inverse: ``inverse(penalty, spare)`` returns what :func:`damped_inverse` does, for those who
-            have it from elsewhere; ``spare`` is the last one, which is not needed any more.
+        inverse: ``inverse(penalty, spare)`` returns the result of :func:`damped_inverse`, for
+            callers that have it from elsewhere; ``spare`` is the previous inverse, free for reuse.
 
     Raises:
-        ArithmeticError: A + ρI is not positive definite, so G is no Gram matrix.
+        ArithmeticError: A + ρI is not positive definite, so G is not a Gram matrix.
     """
     solution, dual = target.clone(), torch.zeros_like(target)
     project(solution, dual)
@@ -82,15 +85,19 @@ def admm(
 
 
 def unit_scale(gram: Float[Tensor, "I I"], ridge: float) -> Float[Tensor, " I"]:
-    """Return s = √diag(G + λI), where λ is ``ridge``; of a dead input the diagonal counts 1."""
+    """Return s = √diag(G + λI), where λ is ``ridge``.
+
+    The diagonal of a dead input counts as 1.
+    """
     diagonal = gram.diagonal()
     return (torch.where(diagonal == 0, 1, diagonal) + ridge).sqrt()
 
 
 def common_share(gram: Float[Tensor, "I I"], unit: Float[Tensor, " I"]) -> float:
-    """Return how much of the energy of inputs scaled by ``unit`` lies in one direction, 0 to 1.
+    """Return the share of input energy in one direction, 0 to 1.
 
-    That is a large mean, mostly: the largest eigenvalue of A over I, by power iteration.
+    A large share mostly comes from a large mean. It is the largest eigenvalue of A over I, by power
+    iteration; ``unit`` is the scale of the inputs.
     """
     direction, energy = torch.ones_like(unit), 0.0
     for _ in range(POWERS):
@@ -101,13 +108,14 @@ def common_share(gram: Float[Tensor, "I I"], unit: Float[Tensor, " I"]) -> float
 
 
 def own_scale(unit: Float[Tensor, " I"], inverse: Float[Tensor, "I I"]) -> Float[Tensor, " I"]:
-    """Return s so that |B| is the score of optimal brain surgeon, W² / ((G + λI)⁻¹)ⱼⱼ, as its root.
+    """Return the scale that makes |B| the root of the optimal-brain-surgeon score.
 
-    So an input counts as much as the others do not tell of it. By Wanda's score alone inputs that
-    share a large mean count for that, which each of them can give.
+    The score is W² / ((G + λI)⁻¹)ⱼⱼ, so that an input counts by the energy that other inputs do not
+    explain. By Wanda's score, inputs with a large common mean count for that mean, which each of
+    them can supply.
 
     Args:
-        unit: What :func:`unit_scale` returns.
+        unit: From :func:`unit_scale`.
         inverse: (A + :data:`FLOOR` I)⁻¹, with a unit diagonal of A.
     """
     return unit * inverse.diagonal().rsqrt()
@@ -119,7 +127,14 @@ def admm_reference(
     project: Project,
     penalties: Iterable[float],
 ) -> Float[Tensor, "O I"]:
-    """Do the same as published: V is the unscaled dual, A is given, systems are solved."""
+    """Return the same as published: unscaled dual, given A, solved systems.
+
+    Args:
+        target: B, the scaled weight.
+        unit: A, with a unit diagonal.
+        project: As in :func:`admm`.
+        penalties: ρ of each iteration.
+    """
     solution, rest = target.clone(), torch.zeros_like(target)
     project(solution, rest)
     dual = torch.zeros_like(target)
@@ -140,12 +155,17 @@ def damped_inverse(
     spare: Float[Tensor, "I I"] | None = None,
     unit: Float[Tensor, " I"] | None = None,
 ) -> Float[Tensor, "I I"]:
-    """Return (A + ρI)⁻¹, both triangles, in the memory of ``spare`` where there is one.
+    """Return (A + ρI)⁻¹, both triangles.
 
-    ``unit`` is what :func:`unit_scale` returns, where that is not ``scale``.
+    Args:
+        gram: G, both triangles.
+        scale: s.
+        penalty: ρ.
+        spare: Memory for the result, or None.
+        unit: From :func:`unit_scale`, if that is not ``scale``.
 
     Raises:
-        ArithmeticError: A + ρI is not positive definite, so G is no Gram matrix.
+        ArithmeticError: A + ρI is not positive definite, so G is not a Gram matrix.
     """
     work = torch.empty_like(gram) if spare is None else spare
     torch.div(gram, scale, out=work).div_(scale[:, None])

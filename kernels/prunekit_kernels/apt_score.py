@@ -1,11 +1,11 @@
-"""APT score: outlier-aware salience of the units that read a linear layer's input.
+"""APT score: outlier-aware salience of the input units of a linear layer.
 
     S = (Σ|h|) (Σ|g|) + √Kurt
 
 over the columns of a unit: one column for a neuron, ``head_dim`` for a head. The paper (eq. 5) and
-the released code differ; both are offered. As released, Kurt is that of the weights, each column
-times its mean activation; it is excess kurtosis by the unbiased deviation, and at least 0. The
-paper takes the activations.
+the released code differ; both are available. The released code takes Kurt of the weights, each
+column times its mean activation; it is excess kurtosis by the unbiased deviation, and at least 0.
+The paper takes Kurt of the activations.
 
 Source: Zhao et al., APT, eq. 5, arXiv:2401.12200, and its code, github.com/ROIM1998/APT.
 Shapes: I columns, U = I / width units.
@@ -17,13 +17,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prunekit_kernels.salience import _pebay, new_state, salience
+from prunekit_kernels.salience import merge_moments, new_state, salience
 
 Product = Literal["sums", "calls", "elements"]
 
 
 def weight_moments(weight: Float[Tensor, "O I"]) -> Float[Tensor, "10 I"]:
-    """Return the state of a weight's columns, its rows taken as tokens."""
+    """Return the state of a weight's columns, with its rows as tokens."""
     state = new_state(weight.shape[1], weight.device)
     salience(weight, None, state)
     return state
@@ -38,20 +38,20 @@ def apt_score(
     excess: bool = True,
     clamp: bool = True,
 ) -> Float[Tensor, " U"]:
-    """Return the score of each unit, float64; higher stays.
+    """Return the score of each unit, float64; higher is kept.
 
     Args:
-        state: What :func:`salience` gathered of the layer's input and its gradient.
+        state: State of :func:`salience` for the layer's input and its gradient.
         weight: From :func:`weight_moments`, for the kurtosis of the weights as released; None for
             that of the activations, as in the paper.
         width: Columns of a unit.
         product: "calls": Σ|h| · Σ|g| of each call, summed, as released. "sums": of all calls
             together, as eq. 5. "elements": Σ|h g|, as the paper's list of steps has it.
-        excess: Subtract 3, the kurtosis of a normal distribution; with the unbiased deviation.
-        clamp: Take a negative excess for 0. Without, it is an error.
+        excess: Subtract 3, the kurtosis of a normal distribution, and use the unbiased deviation.
+        clamp: Replace a negative excess by 0; otherwise it is an error.
 
     Raises:
-        ValueError: Widths do not fit, or a kurtosis is negative and may not be clamped.
+        ValueError: Widths do not match, or a kurtosis is negative and must not be clamped.
     """
     columns = state.shape[1]
     if columns % width or (weight is not None and weight.shape != state.shape):
@@ -75,15 +75,20 @@ def apt_score(
 def smoothed(
     previous: Float[Tensor, " U"] | None, score: Float[Tensor, " U"], beta: float = 0.85
 ) -> Float[Tensor, " U"]:
-    """Return the running mean of scores, S̄ ← β S̄ + (1 − β) S; the first score as it is.
+    """Return the running mean of scores.
 
-    β is 0.85 in the code and its notes, 0.9 in the paper's text.
+    S̄ ← β S̄ + (1 − β) S
+
+    Args:
+        previous: S̄ so far [U]; None returns ``score``.
+        score: S [U].
+        beta: β; 0.85 in the released code and its notes, 0.9 in the paper's text.
     """
     return score if previous is None else beta * previous + (1 - beta) * score
 
 
 def _scaled(moments: Tensor, factor: Tensor) -> Tensor:
-    """Return the moments of columns that are multiplied by a factor each."""
+    """Return the moments of columns times a factor each."""
     return moments[:5] * torch.stack([factor**power for power in range(5)])
 
 
@@ -92,12 +97,15 @@ def _together(moments: Tensor, width: int) -> Tensor:
     columns = moments.unflatten(1, (-1, width)).unbind(2)
     merged = columns[0]
     for column in columns[1:]:
-        merged = torch.stack(_pebay(*merged, *column))
+        merged = torch.stack(merge_moments(*merged, *column))
     return merged
 
 
 def _kurtosis(moments: Tensor, *, excess: bool) -> Tensor:
-    """Return M₄ n / M₂², of constants 0; with ``excess`` by the unbiased deviation, less 3."""
+    """Return M₄ n / M₂², and 0 for constant columns.
+
+    With ``excess``: by the unbiased deviation, minus 3.
+    """
     count, _, m2, _, m4 = moments
     varies = m2 > 0
     kurtosis = count * m4 / m2.where(varies, 1).square()

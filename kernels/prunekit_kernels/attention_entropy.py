@@ -1,14 +1,16 @@
-"""Attention entropy: how widely each head looks, from q and k, with no score matrix in memory.
+"""Attention entropy: entropy of each head's attention, from q and k.
 
     H = −Σⱼ pⱼ log pⱼ,  p = softmax(s),  s = cap · tanh(q·k scale / cap) + bias
 
-With x = s − max s ≤ 0, l = Σ eˣ and u = Σ eˣ x this is H = ln l − u / l: both addends are at least
-0, so nothing cancels. A further block of keys, whose maximum exceeds the old one by d, is merged by
+No score matrix is stored. With x = s − max s ≤ 0, l = Σ eˣ and u = Σ eˣ x this is H = ln l − u / l:
+both terms are at least 0, so nothing cancels. A further block of keys, whose maximum exceeds the
+old one by d, is merged by
 
     u ← e⁻ᵈ (u − d l) + u′,  l ← e⁻ᵈ l + l′
 
-Per head, over the rows that see a key: Σ H, Σ log n, where n is how many keys the row may see (a
-row's highest H), and the number of rows. All are sums, so that they add up over batches and ranks.
+Per head, over the rows that see a key: Σ H, Σ log n, where n is the number of visible keys (log n
+is the highest possible H), and the number of rows. All are sums, so they add up over batches and
+ranks.
 
 Source: the online softmax of Milakov & Gimelshein, arXiv:1805.02867.
 Shapes: B sequences, H heads, G key heads (G divides H), S queries, T keys, D head dimension.
@@ -20,8 +22,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from prunekit_kernels._attention_entropy_kernel import kernel
 from prunekit_kernels._precision import full_precision
-from prunekit_kernels._triton import runs_triton, tl, triton
+from prunekit_kernels._triton import runs_triton, triton
 from prunekit_kernels.probability_entropy import (
     Entropy,
     check_mask,
@@ -29,7 +32,7 @@ from prunekit_kernels.probability_entropy import (
     probability_entropy_reference,
 )
 
-CHUNK = 1 << 18  # scores held at a time on the CPU: a row of them is never split
+CHUNK = 1 << 18  # scores held at a time on the CPU; rows are not split
 LOG2E = math.log2(math.e)
 
 
@@ -45,23 +48,23 @@ def attention_entropy(
     bias: Float[Tensor, "#B #H #S #T"] | None = None,
     valid: Bool[Tensor, "B S"] | None = None,
 ) -> Entropy:
-    """Return the entropies of attention, summed per head.
+    """Return attention entropies, summed per head.
 
     Args:
-        q: Queries after rotary embedding; float32, float16 or bfloat16 (float64 in PyTorch alone),
+        q: Queries after rotary embedding; float32, float16 or bfloat16 (float64 in PyTorch only),
             any strides.
-        k: Keys, of the same type.
+        k: Keys, of the same dtype.
         scale: None for D⁻½.
         causal: Query i sees keys up to i + T − S: the last query is aligned with the last key.
         window: A query sees keys less than this far away, back and, unless ``causal``, ahead.
         soft_cap: Scores are squeezed between ± this.
         mask: True where the query sees the key; broadcast, so padding is [B, 1, 1, T].
         bias: Added to the scores, such as T5's position bias or an additive mask. −inf and the
-            lowest finite number of its type hide the key.
+            lowest finite number of its dtype hide the key.
         valid: False for queries that are padding.
 
     Raises:
-        ValueError: Shapes, types or devices do not fit, or a setting makes no sense.
+        ValueError: Shapes, types or devices do not match, or a setting is out of range.
     """
     shape = _check(q, k, window, soft_cap)
     for name, part in (("mask", mask), ("bias", bias)):
@@ -86,7 +89,19 @@ def attention_entropy_reference(
     bias: Tensor | None = None,
     valid: Tensor | None = None,
 ) -> Entropy:
-    """Say the same with the whole score matrix, in the precision of ``q``, at least float32."""
+    """Return the same from the whole score matrix.
+
+    Args:
+        q: As in :func:`attention_entropy`; computed in its precision, at least float32.
+        k: As there, like the other arguments.
+        scale: None for D⁻½.
+        causal: Keys after the query are hidden.
+        window: Distance from which keys are hidden.
+        soft_cap: Bound of the scores.
+        mask: True where the query sees the key.
+        bias: Added to the scores.
+        valid: False for queries that are padding.
+    """
     wide = torch.promote_types(q.dtype, torch.float32)
     k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
     with full_precision():
@@ -109,7 +124,7 @@ def _visible(bias: Tensor) -> Tensor:
 
 
 def _reach(row: Tensor, keys: int, offset: int, causal: bool, window: int) -> Tensor:  # noqa: FBT001
-    """Say which keys [S, T] the rows reach, by position alone."""
+    """Return which keys [S, T] the rows reach, by position alone."""
     ahead = torch.arange(keys, device=row.device) - row[:, None] - offset
     seen = ahead <= 0 if causal else torch.ones_like(ahead, dtype=torch.bool)
     if window:
@@ -159,7 +174,10 @@ def _(q, k, mask, bias, valid, scale, causal, window, cap) -> Tensor:  # noqa: A
 
 
 def _chunks(q, k, mask, bias, valid, scale, causal, window, cap) -> Tensor:
-    """Take some rows of all heads of one key head at a time, and only the keys they reach."""
+    """Return the sums, from chunks of rows and the keys they reach.
+
+    A chunk holds some rows of all heads that share one key head.
+    """
     batch, heads, rows, _ = q.shape
     keys, wide = k.shape[2], torch.promote_types(q.dtype, torch.float32)
     together = heads // k.shape[1]
@@ -197,7 +215,10 @@ def _cut(part: Tensor, window: tuple) -> Tensor:
 
 
 def _rows(score: Tensor, seen: Tensor, valid: Tensor | None) -> Tensor:
-    """Return the three sums [3, heads] of scores [heads, rows, keys], −inf where not seen."""
+    """Return the three sums [3, heads] of scores [heads, rows, keys].
+
+    Hidden scores are −inf.
+    """
     n = seen.sum(-1).expand(score.shape[:-1])
     ok = n > 0 if valid is None else (n > 0) & valid
     if not score.shape[-1]:
@@ -217,7 +238,7 @@ def _launch(q, k, mask, bias, valid, scale, causal, window, cap) -> Tensor:
     keys, small = k.shape[2], q.dtype != torch.float32 and q.shape[3] <= 128
     tile_s, tile_t = (128, 64) if small else (64, 32)
     tile_d = max(16, triton.next_power_of_2(size))
-    # The three products that each of float32 takes leave registers for few dimensions at a time.
+    # The three TF32 products of each float32 product leave registers for few dimensions at a time.
     part_d = tile_d
     if q.dtype == torch.float32:
         part_d = 32 if tile_d > 128 else min(tile_d, 64)
@@ -229,7 +250,7 @@ def _launch(q, k, mask, bias, valid, scale, causal, window, cap) -> Tensor:
     if not partial.numel():
         return partial.double().sum((1, 3))
     with torch.cuda.device_of(q):
-        _kernel[(blocks, heads, batch)](
+        kernel[(blocks, heads, batch)](
             q, k, q if mask is None else mask, q if bias is None else bias,
             q if valid is None else valid, partial, rows, keys, heads // k.shape[1],
             *q.stride(), *k.stride(), *(none if mask is None else mask.stride()),
@@ -244,139 +265,3 @@ def _launch(q, k, mask, bias, valid, scale, causal, window, cap) -> Tensor:
             num_warps=8 if small else 4, num_stages=2, enable_fp_fusion=True,
         )  # fmt: skip
     return partial.double().sum((1, 3))
-
-
-@triton.jit
-def _tanh(x):
-    return 1.0 - 2.0 / (1.0 + tl.math.exp2(x * 2.8853900817779268))
-
-
-@triton.jit
-def _products(
-    q, q_row, k_column, q_d, k_d, real, inside,
-    D: tl.constexpr, TILE_D: tl.constexpr, PART_D: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Return q·k; of q the first dimensions are given, and any others read again."""
-    d = tl.arange(0, PART_D).to(tl.int64)
-    k = tl.load(k_column + d[:, None] * k_d, (d < D)[:, None] & inside, other=0.0)
-    total = tl.dot(q, k, input_precision=PRECISION)
-    for _ in range(PART_D, TILE_D, PART_D):
-        d += PART_D
-        left = tl.load(q_row + d[None, :] * q_d, real & (d < D)[None, :], other=0.0)
-        k = tl.load(k_column + d[:, None] * k_d, (d < D)[:, None] & inside, other=0.0)
-        total = tl.dot(left, k, total, input_precision=PRECISION)
-    return total
-
-
-@triton.jit
-def _merge(score, seen, top, l, u, n, GUARDED: tl.constexpr):  # noqa: E741
-    """Add a block of scores, in units of log₂ e, to the running sums of its rows."""
-    if GUARDED:
-        score = tl.where(seen, score, float("-inf"))
-    higher = tl.maximum(top, tl.max(score, 1))
-    # No key yet: any finite number will do.
-    base = tl.where(higher == float("-inf"), 0.0, higher)
-    x = score - base[:, None]
-    e = tl.math.exp2(x)
-    if GUARDED:  # 0 · −∞ is no number
-        x = tl.where(e > 0, x, 0.0)
-        n += tl.sum(seen.to(tl.float32), 1)
-    delta = tl.where(top == float("-inf"), 0.0, top - base)
-    shrink = tl.where(top == float("-inf"), 0.0, tl.math.exp2(delta))
-    u = shrink * (u + delta * l) + tl.sum(e * x, 1)
-    l = shrink * l + tl.sum(e, 1)  # noqa: E741
-    return higher, l, u, n
-
-
-@triton.jit
-def _kernel(  # noqa: C901, PLR0912, PLR0915  its branches are decided when it is compiled
-    q_ptr, k_ptr, mask_ptr, bias_ptr, valid_ptr, partial_ptr, S, T, SHARED,
-    q_b, q_h, q_s, q_d, k_b, k_g, k_t, k_d, mask_b, mask_h, mask_s, mask_t,
-    bias_b, bias_h, bias_s, bias_t, valid_b, valid_s, scale, cap, lowest,
-    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, MASKED: tl.constexpr,
-    BIASED: tl.constexpr, PADDED: tl.constexpr, D: tl.constexpr, TILE_D: tl.constexpr,
-    PART_D: tl.constexpr, TILE_S: tl.constexpr, TILE_T: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    # For sm_100, whose products come back from a memory of their own, ptxas takes all 255 registers
-    # and may spill up to 64 bytes where the two loops over keys meet, outside of both.
-    # The longest rows of causal attention are begun first.
-    block = tl.num_programs(0) - 1 - tl.program_id(0)
-    h = tl.program_id(1).to(tl.int64)
-    b = tl.program_id(2).to(tl.int64)
-    offset = T - S
-    row = block * TILE_S + tl.arange(0, TILE_S)
-    s = row.to(tl.int64)[:, None]
-    q_row = q_ptr + b * q_b + h * q_h + s * q_s
-    k_head = k_ptr + b * k_b + (h // SHARED) * k_g
-    real = (row < S)[:, None]
-    d = tl.arange(0, PART_D)[None, :]
-    q = tl.load(q_row + d.to(tl.int64) * q_d, real & (d < D), other=0.0)
-    top = tl.full((TILE_S,), float("-inf"), tl.float32)
-    l = tl.zeros((TILE_S,), tl.float32)  # noqa: E741
-    u = tl.zeros((TILE_S,), tl.float32)
-    n = tl.zeros((TILE_S,), tl.float32)
-    first = 0
-    last = T
-    whole = T // TILE_T * TILE_T
-    if CAUSAL:
-        last = tl.maximum(tl.minimum(T, (block + 1) * TILE_S + offset), 0)
-        whole = tl.maximum(tl.minimum(T, block * TILE_S + offset + 1) // TILE_T * TILE_T, 0)
-    if WINDOW > 0:
-        first = tl.maximum(0, (block * TILE_S + offset - WINDOW + 1) // TILE_T * TILE_T)
-        if not CAUSAL:
-            last = tl.maximum(tl.minimum(T, (block + 1) * TILE_S + offset + WINDOW), 0)
-    if WINDOW > 0 or MASKED or BIASED:
-        whole = first
-    # Blocks of keys that every row sees need no masks.
-    for start in tl.range(first, whole, TILE_T):  # pyright: ignore
-        t = start + tl.arange(0, TILE_T)
-        everywhere = (t < T)[None, :]  # known to hold
-        score = scale * _products(
-            q, q_row, k_head + t[None, :].to(tl.int64) * k_t, q_d, k_d, real, everywhere,
-            D, TILE_D, PART_D, PRECISION,
-        )  # fmt: skip
-        if CAPPED:
-            score = cap * 1.4426950408889634 * _tanh(score / cap)
-        top, l, u, n = _merge(score, score == score, top, l, u, n, False)  # noqa: E741, FBT003, PLR0124
-        n += TILE_T
-    for start in tl.range(whole, last, TILE_T):  # pyright: ignore
-        t = start + tl.arange(0, TILE_T)
-        inside = (t < T)[None, :]
-        score = scale * _products(
-            q, q_row, k_head + t[None, :].to(tl.int64) * k_t, q_d, k_d, real, inside,
-            D, TILE_D, PART_D, PRECISION,
-        )  # fmt: skip
-        if CAPPED:
-            score = cap * 1.4426950408889634 * _tanh(score / cap)
-        ahead = t[None, :] - row[:, None] - offset
-        seen = inside & (row < S)[:, None]
-        if CAUSAL:
-            seen = seen & (ahead <= 0)
-        if WINDOW > 0:
-            seen = seen & (ahead > -WINDOW)
-            if not CAUSAL:
-                seen = seen & (ahead < WINDOW)
-        wide = t[None, :].to(tl.int64)
-        if BIASED:
-            spot = bias_ptr + b * bias_b + h * bias_h + s * bias_s + wide * bias_t
-            bias = tl.load(spot, inside & (row < S)[:, None], other=0.0).to(tl.float32)
-            seen = seen & (bias > lowest)
-            # Far below what any score is, and still finite in units of log₂ e.
-            score += tl.maximum(tl.where(bias > lowest, bias, 0.0), -1e38) * 1.4426950408889634
-        if MASKED:
-            spot = mask_ptr + b * mask_b + h * mask_h + s * mask_s + wide * mask_t
-            seen = seen & (tl.load(spot, inside & (row < S)[:, None], other=0) != 0)
-        top, l, u, n = _merge(score, seen, top, l, u, n, True)  # noqa: E741, FBT003
-    ok = (row < S) & (n > 0)
-    if PADDED:
-        spot = valid_ptr + b * valid_b + row.to(tl.int64) * valid_s
-        ok = ok & (tl.load(spot, row < S, other=0) != 0)
-    l = tl.where(n > 0, l, 1.0)  # noqa: E741
-    entropy = tl.where(ok, 0.6931471805599453 * (tl.math.log2(l) - u / l), 0.0)
-    log_keys = tl.where(ok, 0.6931471805599453 * tl.math.log2(tl.where(ok, n, 1.0)), 0.0)
-    size = tl.num_programs(0).to(tl.int64)
-    spot = partial_ptr + (b * tl.num_programs(1) + h) * size + block
-    part = size * tl.num_programs(1) * tl.num_programs(2)
-    tl.store(spot, tl.sum(entropy, 0))
-    tl.store(spot + part, tl.sum(log_keys, 0))
-    tl.store(spot + 2 * part, tl.sum(ok.to(tl.float32), 0))

@@ -1,11 +1,10 @@
-"""Bitmask compression: the kept weights of each row one after another, with a bit for each weight.
+"""Bitmask compression: kept weights row by row, and one bit per weight.
 
     values[row_offsets[o] : …] = the kept of w[o, :], in column order
-    bit i of keep = 1 where column i stays, eight columns a byte, the lowest column lowest
+    bit i of keep = 1 where column i is kept, eight columns a byte, the lowest column lowest
 
-Any mask will do: 1 − s + 1/16 of a dense matrix of 16-bit weights at sparsity s. The layout is that
-of compressed-tensors' ``sparse-bitmask``, so that its files can be read and written bit by bit.
-
+Any mask can be stored, in 1 − s + 1/16 of the bytes of a dense 16-bit matrix at sparsity s. The
+layout is that of compressed-tensors' ``sparse-bitmask``, so its files are read and written exactly.
 Shapes: O output features, I input features, K kept weights, B = ⌈I / 8⌉ bytes.
 """
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from prunekit_kernels._triton import runs_triton, tl, triton
 from prunekit_kernels.packed_mask import pack, unpack
 
-TILE_B = 32  # bytes of keep bits a step
+TILE_B = 32  # bytes of keep bits per step
 
 
 class Bitmask(NamedTuple):
@@ -30,24 +29,28 @@ class Bitmask(NamedTuple):
 
 
 def compress_bitmask(weight: Num[Tensor, "O I"]) -> Bitmask:
-    """Compress a matrix: all of it that is not zero; −0 counts as zero."""
+    """Compress the non-zero entries of a matrix; −0 counts as zero."""
     keep = weight != 0
     counts = keep.sum(1)
     return Bitmask(weight[keep], pack(keep), counts.cumsum(0) - counts)
 
 
 def expand_bitmask(compressed: Bitmask, inputs: int) -> Num[Tensor, "O I"]:
-    """Return the dense matrix of ``inputs`` columns that was compressed.
+    """Return the dense matrix of ``inputs`` columns.
 
     Raises:
-        ValueError: The shapes or devices of its parts do not belong together.
+        ValueError: The shapes, types or devices of the parts do not match.
     """
     check_bitmask(compressed, inputs)
     return _expand_bitmask(*compressed, inputs)
 
 
 def check_bitmask(compressed: Bitmask, inputs: int) -> None:
-    """Raise ValueError where the parts are not of one compressed matrix."""
+    """Check that the parts belong to one compressed matrix.
+
+    Raises:
+        ValueError: Shapes, types or devices do not match.
+    """
     values, keep, row_offsets = compressed
     expected = (len(row_offsets), -(-inputs // 8))
     if keep.shape != expected or keep.dtype != torch.uint8 or row_offsets.dtype != torch.int64:
@@ -64,7 +67,13 @@ def check_bitmask(compressed: Bitmask, inputs: int) -> None:
 
 
 def expand_bitmask_reference(values: Tensor, keep: Tensor, inputs: int) -> Tensor:
-    """Say the same in plain PyTorch; the kernel is tested against it."""
+    """Return the dense matrix in plain PyTorch.
+
+    Args:
+        values: Kept weights [K].
+        keep: Packed bits [O, B].
+        inputs: Columns I.
+    """
     mask = unpack(keep, inputs)
     out = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
     return out.masked_scatter_(mask, values)
@@ -96,7 +105,7 @@ def _launch(values: Tensor, keep: Tensor, row_offsets: Tensor, out: Tensor) -> N
 
 @triton.jit
 def ones(bits):
-    """Count the ones in the lowest byte of each int32."""
+    """Count the set bits in the lowest byte of each int32."""
     bits = bits - ((bits >> 1) & 0x55)
     bits = (bits & 0x33) + ((bits >> 2) & 0x33)
     return (bits + (bits >> 4)) & 0x0F
@@ -104,37 +113,41 @@ def ones(bits):
 
 @triton.jit
 def load_bitmask(
-    values_ptr, keep_ptr, offset, o, O, start, I, stride_ko, stride_kb,  # noqa: E741
+    values_ptr, keep_ptr, offset, o, O, start, I, stride_keep_o, stride_keep_b,  # noqa: E741
     TILE_O: tl.constexpr, TILE_B: tl.constexpr,
 ):  # fmt: skip
-    """Load columns ``8 * start`` and on of rows ``o``, whose kept weights begin at ``offset``.
+    """Load columns ``8 * start`` and on of rows ``o``.
 
-    Returns the weights [TILE_O, 8 * TILE_B] and where the kept weights of the next columns begin.
+    ``offset`` [TILE_O] is the index of the first kept weight of these columns in each row. Returns
+    the weights [TILE_O, 8 * TILE_B] and the offsets of the next columns.
     """
     byte = start + tl.arange(0, TILE_B)
-    spot = keep_ptr + o[:, None] * stride_ko + byte[None, :].to(tl.int64) * stride_kb
-    bits = tl.load(spot, (o < O)[:, None] & (8 * byte < I)[None, :], other=0).to(tl.int32)
+    ptrs = keep_ptr + o[:, None] * stride_keep_o + byte[None, :].to(tl.int64) * stride_keep_b
+    inside = (o < O)[:, None] & (8 * byte < I)[None, :]
+    bits = tl.load(ptrs, inside, other=0).to(tl.int32)  # [TILE_O, TILE_B]
     counts = ones(bits)
-    before = tl.cumsum(counts, 1) - counts  # kept in the bytes before
-    place = tl.arange(0, 8)[None, None, :]
-    within = ones(bits[:, :, None] & ((1 << place) - 1))  # kept in the bits before
+    before = tl.cumsum(counts, 1) - counts  # kept in earlier bytes
+    bit = tl.arange(0, 8)[None, None, :]
+    within = ones(bits[:, :, None] & ((1 << bit) - 1))  # kept in earlier bits
     index = offset[:, None, None] + (before[:, :, None] + within).to(tl.int64)
-    kept = ((bits[:, :, None] >> place) & 1) != 0
-    weight = tl.load(values_ptr + index, kept, other=0.0)
+    keep = ((bits[:, :, None] >> bit) & 1) != 0
+    weight = tl.load(values_ptr + index, keep, other=0.0)  # [TILE_O, TILE_B, 8]
     return tl.reshape(weight, (TILE_O, 8 * TILE_B)), offset + tl.sum(counts, 1).to(tl.int64)
 
 
 @triton.jit
 def _kernel(
     values_ptr, keep_ptr, offsets_ptr, out_ptr, O, I,  # noqa: E741
-    stride_ko, stride_kb, stride_oo, stride_oi, TILE_O: tl.constexpr, TILE_B: tl.constexpr,
+    stride_keep_o, stride_keep_b, stride_out_o, stride_out_i,
+    TILE_O: tl.constexpr, TILE_B: tl.constexpr,
 ):  # fmt: skip
     o = tl.program_id(0).to(tl.int64) * TILE_O + tl.arange(0, TILE_O)
     offset = tl.load(offsets_ptr + o, o < O, other=0)
     for start in tl.range(0, (I + 7) // 8, TILE_B):  # pyright: ignore
         weight, offset = load_bitmask(
-            values_ptr, keep_ptr, offset, o, O, start, I, stride_ko, stride_kb, TILE_O, TILE_B
-        )
+            values_ptr, keep_ptr, offset, o, O, start, I,
+            stride_keep_o, stride_keep_b, TILE_O, TILE_B,
+        )  # fmt: skip
         i = 8 * start + tl.arange(0, 8 * TILE_B)
-        spot = out_ptr + o[:, None] * stride_oo + i[None, :].to(tl.int64) * stride_oi
-        tl.store(spot, weight, (o < O)[:, None] & (i < I)[None, :])
+        ptrs = out_ptr + o[:, None] * stride_out_o + i[None, :].to(tl.int64) * stride_out_i
+        tl.store(ptrs, weight, (o < O)[:, None] & (i < I)[None, :])

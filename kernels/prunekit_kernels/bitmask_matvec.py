@@ -1,8 +1,7 @@
-"""Bitmask product: y = x Wᵀ with W compressed under any mask, for few tokens.
+"""Bitmask product: y = x Wᵀ, W bitmask-compressed, for few tokens.
 
-Reads 1 − s + 1/16 of the bytes of a dense matrix of 16-bit weights at sparsity s. A row's bits say
-where its kept weights belong; the bits before a column, counted, say which of them is its own.
-
+It reads 1 − s + 1/16 of the bytes of a dense 16-bit matrix at sparsity s. The bits of a row say
+where its kept weights belong; the number of set bits before a column is the index of its weight.
 Shapes: T tokens, O output features, I input features, K kept weights, B = ⌈I / 8⌉ bytes.
 """
 
@@ -23,26 +22,26 @@ from prunekit_kernels.bitmask import (
 )
 from prunekit_kernels.sparse24_matmul import CHUNK, check_inputs
 
-REACH = 16  # tokens up to which no expanded weight is made, where nothing was measured
-MOST = 16  # tokens that the kernel takes at once
-TILE_B = 32  # bytes of keep bits a step for one token: fixed, as it sets the order of summation
-FEW_B = {2: 32, 4: 8}  # for several, by bytes of a weight: more spill
+REACH = 16  # most tokens without expanding the weight, unless measured otherwise
+MOST = 16  # most tokens of one launch
+TILE_B = 32  # bytes of keep bits per step for one token; fixed: it sets the summation order
+FEW_B = {2: 32, 4: 8}  # for several tokens, by weight size in bytes; more would spill
 
 
 def bitmask_matvec(
     x: Float[Tensor, "T I"], compressed: Bitmask, reach: int | None = None
 ) -> Float[Tensor, "T O"]:
-    """Return ``x Wᵀ`` of the compressed W, summed in float32.
+    """Return ``x Wᵀ`` for a compressed W, summed in float32.
 
     Args:
-        x: Of the type of the values; any strides.
-        compressed: As :func:`prunekit_kernels.bitmask.compress_bitmask` gives it; the values
-            float32, float16 or bfloat16.
+        x: Of the dtype of the values; any strides.
+        compressed: From :func:`prunekit_kernels.bitmask.compress_bitmask`; values float32, float16
+            or bfloat16.
         reach: With more tokens than this, or more than 16, the weight is expanded to memory first;
             None: 16.
 
     Raises:
-        ValueError: Shapes, types or devices do not belong together.
+        ValueError: Shapes, types or devices do not match.
     """
     check_bitmask(compressed, x.shape[1])
     check_inputs(x, x.shape[1], compressed.values)
@@ -50,7 +49,7 @@ def bitmask_matvec(
 
 
 def bitmask_matvec_reference(x: Tensor, compressed: Bitmask) -> Tensor:
-    """Say the same in plain PyTorch; the kernel is tested against it."""
+    """Return the same in plain PyTorch."""
     return x @ expand_bitmask_reference(compressed.values, compressed.keep, x.shape[1]).T
 
 
@@ -115,7 +114,7 @@ def _launch(x: Tensor, compressed: Bitmask, out: Tensor) -> Tensor:
 @triton.jit
 def _one_kernel(
     x_ptr, values_ptr, keep_ptr, offsets_ptr, out_ptr, T, O, I,  # noqa: ARG001, E741
-    stride_t, stride_i, stride_ko, stride_kb, stride_ot, stride_oo,  # noqa: ARG001
+    stride_x_t, stride_x_i, stride_keep_o, stride_keep_b, stride_out_t, stride_out_o,  # noqa: ARG001
     TILE_O: tl.constexpr, TILE_B: tl.constexpr,
 ):  # fmt: skip
     o = tl.program_id(0).to(tl.int64) * TILE_O + tl.arange(0, TILE_O)
@@ -123,19 +122,20 @@ def _one_kernel(
     total = tl.zeros((TILE_O, 8 * TILE_B), tl.float32)
     for start in tl.range(0, (I + 7) // 8, TILE_B):  # pyright: ignore
         weight, offset = load_bitmask(
-            values_ptr, keep_ptr, offset, o, O, start, I, stride_ko, stride_kb, TILE_O, TILE_B
-        )
+            values_ptr, keep_ptr, offset, o, O, start, I,
+            stride_keep_o, stride_keep_b, TILE_O, TILE_B,
+        )  # fmt: skip
         i = 8 * start + tl.arange(0, 8 * TILE_B)
-        x = tl.load(x_ptr + i.to(tl.int64) * stride_i, i < I, other=0.0)
+        x = tl.load(x_ptr + i.to(tl.int64) * stride_x_i, i < I, other=0.0)  # [8 * TILE_B]
         total += weight.to(tl.float32) * x.to(tl.float32)[None, :]
     y = tl.sum(total, 1).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + o * stride_oo, y, o < O)
+    tl.store(out_ptr + o * stride_out_o, y, o < O)
 
 
 @triton.jit
 def _few_kernel(
     x_ptr, values_ptr, keep_ptr, offsets_ptr, out_ptr, T, O, I,  # noqa: E741
-    stride_t, stride_i, stride_ko, stride_kb, stride_ot, stride_oo,
+    stride_x_t, stride_x_i, stride_keep_o, stride_keep_b, stride_out_t, stride_out_o,
     TILE_O: tl.constexpr, TILE_B: tl.constexpr, TILE_T: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     o = tl.program_id(0).to(tl.int64) * TILE_O + tl.arange(0, TILE_O)
@@ -144,11 +144,13 @@ def _few_kernel(
     total = tl.zeros((TILE_O, TILE_T), tl.float32)
     for start in tl.range(0, (I + 7) // 8, TILE_B):  # pyright: ignore
         weight, offset = load_bitmask(
-            values_ptr, keep_ptr, offset, o, O, start, I, stride_ko, stride_kb, TILE_O, TILE_B
-        )
+            values_ptr, keep_ptr, offset, o, O, start, I,
+            stride_keep_o, stride_keep_b, TILE_O, TILE_B,
+        )  # fmt: skip
         i = 8 * start + tl.arange(0, 8 * TILE_B)
-        spot = x_ptr + t[None, :].to(tl.int64) * stride_t + i[:, None].to(tl.int64) * stride_i
-        x = tl.load(spot, (i < I)[:, None] & (t < T)[None, :], other=0.0)
+        ptrs = x_ptr + t[None, :].to(tl.int64) * stride_x_t + i[:, None].to(tl.int64) * stride_x_i
+        inside = (i < I)[:, None] & (t < T)[None, :]
+        x = tl.load(ptrs, inside, other=0.0)  # [8 * TILE_B, TILE_T]
         total = tl.dot(weight, x, total, input_precision=PRECISION)
-    spot = out_ptr + t[None, :].to(tl.int64) * stride_ot + o[:, None] * stride_oo
-    tl.store(spot, total.to(out_ptr.dtype.element_ty), (o < O)[:, None] & (t < T)[None, :])
+    ptrs = out_ptr + t[None, :].to(tl.int64) * stride_out_t + o[:, None] * stride_out_o
+    tl.store(ptrs, total.to(out_ptr.dtype.element_ty), (o < O)[:, None] & (t < T)[None, :])

@@ -1,9 +1,9 @@
-"""Fragment order: a 2:4 matrix as the sparse tensor cores of NVIDIA GPUs take it.
+"""Fragment order: the layout of 2:4 matrices for sparse tensor cores.
 
 ``mma.sp.m16n8k32`` multiplies 16 rows by 32 columns of a 2:4 matrix. Each lane of a warp has four
-registers of kept values and, for two products, one of metadata: which two of four each pair was.
-In fragment order what a lane brings lies together, so that a warp reads whole cache lines and
-nothing is shuffled. The order only permutes: shapes, types and bytes stay, and casting commutes.
+registers of kept values and, for two products, one of metadata: which two of four each pair was. In
+fragment order the data of a lane is contiguous, so a warp reads whole cache lines and shuffles
+nothing. The order only permutes: shapes, dtypes and bytes are unchanged, and casting commutes.
 
     values    [O/16, I/32] products × [8 g, 4 t] lanes × [2 column halves, 2 row halves] registers
     metadata  [O/16, I/256] × [8 g, 4 t] lanes × 4 registers, each two products of K = 32
@@ -22,16 +22,22 @@ from torch import Tensor
 
 from prunekit_kernels.sparse24 import Sparse24
 
-TOKENS = 8  # columns of a product: tokens that one takes
+TOKENS = 8  # tokens of one product
 
 
 def has_fragments(outputs: int, inputs: int, dtype: torch.dtype) -> bool:
-    """Say whether a matrix of this shape and type can be in fragment order."""
+    """Return whether fragment order supports this shape and dtype.
+
+    Args:
+        outputs: Rows of the matrix.
+        inputs: Columns of the matrix.
+        dtype: Type of its values.
+    """
     return dtype in (torch.bfloat16, torch.float16) and outputs % 16 == 0 and inputs % 256 == 0
 
 
 def to_fragments(compressed: Sparse24) -> Sparse24:
-    """Return a compressed matrix in fragment order, in the shapes it had."""
+    """Return a compressed matrix in fragment order, with unchanged shapes."""
     values, keep = compressed
     words = values.reshape(_words(values))
     meta = _table(keep.device)[keep.flatten().int()].view(torch.int16).view(_meta(values))
@@ -42,7 +48,7 @@ def to_fragments(compressed: Sparse24) -> Sparse24:
 
 
 def from_fragments(fragments: Sparse24) -> Sparse24:
-    """Return the matrix that :func:`to_fragments` permuted."""
+    """Return the matrix that :func:`to_fragments` permuted, in row order."""
     values, keep = fragments
     o, two, g, k, halves, t, pair = _words(values)
     words = values.reshape(o, k, g, t, halves, two, pair).permute(0, 5, 2, 1, 4, 3, 6)
@@ -56,7 +62,7 @@ def from_fragments(fragments: Sparse24) -> Sparse24:
 
 
 def token_fragments(x: Float[Tensor, "T I"]) -> Int32[Tensor, "P K 32 4"]:
-    """Return tokens in the order in which lanes take them, zeros filling up the last eight."""
+    """Return tokens in lane order, padded to multiples of 8."""
     tokens, inputs = x.shape
     padded = x.new_zeros(-(-tokens // TOKENS) * TOKENS, inputs)
     padded[:tokens] = x
@@ -65,20 +71,29 @@ def token_fragments(x: Float[Tensor, "T I"]) -> Int32[Tensor, "P K 32 4"]:
 
 
 def _words(values: Tensor) -> tuple[int, ...]:
-    """Row-major: 16 rows as [2, 8 g], products of 32 columns, their kept as [2 halves, 4 t, 2]."""
+    """Return the row-major axes of the kept values.
+
+    16 rows as [2, 8 g], products of 32 columns, their kept values as [2 halves, 4 t, 2].
+    """
     outputs, half = values.shape
     return outputs // 16, 2, 8, half // 16, 2, 4, 2
 
 
 def _meta(values: Tensor) -> tuple[int, ...]:
-    """Row-major: 16 rows as [2, 8 g], 256 columns as [4 registers, 2 products, 2 halves]."""
+    """Return the row-major axes of the metadata.
+
+    16 rows as [2, 8 g], 256 columns as [4 registers, 2 products, 2 halves].
+    """
     outputs, half = values.shape
     return outputs // 16, 2, 8, half // 128, 4, 2, 2
 
 
 @cache
 def _table(device: torch.device, *, back: bool = False) -> Tensor:
-    """Return keep bits of two groups → their metadata (first kept | second kept << 2), or back."""
+    """Return a table from keep bits to metadata, or ``back``.
+
+    Metadata of a group: index of the first kept | index of the second kept << 2.
+    """
     table = torch.zeros(256, dtype=torch.uint8)
     pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
     nibbles = [(1 << i | 1 << j, i | j << 2) for i, j in pairs]

@@ -1,12 +1,12 @@
-"""Gram matrix: G = XᵀX, all that the squared error of a linear layer depends on.
+"""Gram matrix: G = XᵀX, which determines a linear layer's squared error.
 
-And the cross product XᵀY of what else there is of a layer's inputs, like how the pruned model's
-differ from the dense one's, by which a pruned layer can aim at the dense one's output.
+Also the cross product XᵀY with another statistic of the same tokens, such as the difference between
+the inputs of the pruned and the dense model, so that a pruned layer can target the dense output.
 
 Source: Frantar & Alistarh, SparseGPT, §3, arXiv:2301.00774 (without its factor 2, which cancels).
-Shapes: T tokens, I and J input features. Only G's lower triangle is computed: half the work, which
-is why cuBLAS, that computes all of it, is not used; the cross product runs in the same kernel, as
-it adds products of bfloat16 to a float32 sum in place.
+Shapes: T tokens, I and J input features. Only the lower triangle of G is computed, half the work of
+cuBLAS. The cross product uses the same kernel, since it adds bfloat16 products to a float32 sum in
+place.
 """
 
 import torch
@@ -19,28 +19,29 @@ from prunekit_kernels._triton import runs_triton, tl, triton
 
 PANEL = 192  # columns at a time on the CPU: near the fastest of 96..576 at I = 288 to 1536
 CHUNK = 2048  # tokens at a time on the CPU, so that casting to float32 copies little
-# Tokens of one launch. Tensor cores cut off what they add instead of rounding it: 256 additions, of
-# 16 tokens each, lose up to 256 · 2⁻²³. What launches give is added in float32. A sum of every tile
-# in float32 would take twice the registers. Fixed, since it sets the order of summation.
+# Tokens of one launch. Tensor cores truncate sums instead of rounding them: 256 additions of 16
+# tokens each lose up to 256 · 2⁻²³. Launches are added up in float32. Adding up every tile in
+# float32 would take twice the registers. Fixed: it sets the summation order.
 RUN = 4096
 
 
 def gram(x: Float[Tensor, "T I"], out: Float[Tensor, "I I"], rows: Rows | None = None) -> None:
-    """Add the lower triangle of ``xᵀx``, diagonal included, to that of ``out``, in place.
+    """Add the lower triangle of ``xᵀx`` to that of ``out``, in place.
 
-    Entries above the diagonal of ``out`` are unspecified; :func:`mirror` fills them.
+    The diagonal is included. Entries above the diagonal of ``out`` are unspecified; :func:`mirror`
+    fills them.
 
     Args:
-        x: Inputs of a linear layer; any float type, any strides. Products are summed in float32,
-            on NVIDIA GPUs each as three TF32 products (22 bits); those of float16 and bfloat16 are
-            exact. Squares have to fit float32: below 1e-19 they are lost, above 1e19 infinite.
+        x: Inputs of a linear layer; any float type, any strides. Products are summed in float32, on
+            NVIDIA GPUs each as three TF32 products (22 bits); those of float16 and bfloat16 are
+            exact. Squares must fit float32: inputs below 1e-19 are lost, above 1e19 infinite.
         out: Running sum, float32.
-        rows: Only these count: a mask, or a list in which one may occur more than once.
+        rows: Only these rows: a mask, or a list of indices, which may repeat.
 
     Raises:
-        ValueError: ``out`` is not float32, on another device, or of another size; or ``rows`` are
-            neither.
-        RuntimeError: A listed row is not one of x.
+        ValueError: ``out`` is not float32, on another device, or of another size; or ``rows`` is
+            neither a mask nor a list.
+        RuntimeError: A listed row is out of range.
     """
     _check(out, x, x)
     check_rows(rows, x)
@@ -55,19 +56,19 @@ def cross_gram(
 ) -> None:
     """Add ``xᵀy`` to ``out``, in place.
 
-    As exact as :func:`gram`, but on a CPU with bfloat16: there products are exact and summed in
-    float32, but what each 2048 tokens sum up to is rounded to bfloat16, for half the time. Where
-    that is too much, give it float32.
+    As exact as :func:`gram`, except for bfloat16 on a CPU: products are exact and summed in
+    float32, but the sum of every 2048 tokens is rounded to bfloat16, which takes half the time.
+    Pass float32 where that error is too large.
 
     Args:
-        x: Something of each token.
-        y: Something else of the same tokens, of the same type.
+        x: A feature vector of each token.
+        y: Another one of the same tokens, of the same dtype.
         out: Running sum, float32.
-        rows: Only these count, as in :func:`gram`.
+        rows: Only these rows, as in :func:`gram`.
 
     Raises:
-        ValueError: Shapes, types or devices do not fit.
-        RuntimeError: A listed row is not one of x.
+        ValueError: Shapes, types or devices do not match.
+        RuntimeError: A listed row is out of range.
     """
     if len(y) != len(x) or y.dtype != x.dtype or y.device != x.device:
         raise ValueError(
@@ -90,7 +91,7 @@ def mirror(out: Float[Tensor, "I I"]) -> Float[Tensor, "I I"]:
 
 
 def gram_reference(x: Float[Tensor, "T I"]) -> Float[Tensor, "I I"]:
-    """Say the same, both triangles, in plain PyTorch; the kernel is tested against it."""
+    """Return the same, both triangles, in plain PyTorch."""
     with full_precision():
         return x.float().T @ x.float()
 
@@ -136,8 +137,8 @@ def _panels(x: Tensor, out: Tensor) -> None:
 def _launch(x: Tensor, y: Tensor | None, out: Tensor, rows: Tensor | None) -> None:
     left, right = _narrow(x), _narrow(x if y is None else y)
     inputs, outputs = left.shape[1], right.shape[1]
-    listed, stride, tokens, kind = arguments(x, rows)
-    # Narrow layers get smaller tiles, or most of the GPU would idle; not a reduction tile.
+    index, stride, tokens, kind = arguments(x, rows)
+    # Narrow layers get smaller output tiles, or most of the GPU would idle.
     tile = 128 if inputs > 2048 else 64
     tiles = triton.cdiv(inputs, tile)
     across = triton.cdiv(outputs, tile)
@@ -145,11 +146,11 @@ def _launch(x: Tensor, y: Tensor | None, out: Tensor, rows: Tensor | None) -> No
     wide = left.dtype == torch.float32
     for start in range(0, tokens if out.numel() else 0, RUN):
         run = slice(start, min(start + RUN, tokens))
-        # A list of rows is of rows anywhere.
+        # Listed rows may be anywhere in x.
         parts = (left, right) if kind == LISTED else (left[run], right[run])
         with torch.cuda.device_of(x):
             _kernel[grid](
-                *parts, listed[run], out, run.stop - start, inputs, outputs, *left.stride(),
+                *parts, index[run], out, run.stop - start, inputs, outputs, *left.stride(),
                 *right.stride(), stride, *out.stride(), across, SYMMETRIC=y is None, ROWS=kind,
                 TILE_I=tile, TILE_T=32 if wide else 64, PRECISION=dot_precision(),
                 num_warps=8 if tile == 128 else 4, num_stages=2 if wide else 3,
@@ -162,52 +163,52 @@ def _narrow(x: Tensor) -> Tensor:
 
 
 @triton.jit
-def _kernel(  # noqa: PLR0915  its branches are decided when it is compiled
-    x_ptr, y_ptr, rows_ptr, out_ptr, T, I, J, x_t, x_i, y_t, y_i,  # noqa: E741
-    stride_listed, stride_row, stride_column, across,
+def _kernel(  # noqa: PLR0915  branches are resolved at compile time
+    x_ptr, y_ptr, rows_ptr, out_ptr, T, I, J,  # noqa: E741
+    stride_x_t, stride_x_i, stride_y_t, stride_y_j, stride_rows, stride_out_i, stride_out_j, ACROSS,
     SYMMETRIC: tl.constexpr, ROWS: tl.constexpr,
     TILE_I: tl.constexpr, TILE_T: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     if SYMMETRIC:
-        # Programs count the tiles of the lower triangle row by row; undo pid = r(r+1)/2 + c.
+        # Programs number the tiles of the lower triangle row by row: invert pid = r(r+1)/2 + c.
         r = ((tl.sqrt(8.0 * pid.to(tl.float32) + 1.0) - 1.0) * 0.5).to(tl.int32)
         r = tl.where((r + 1) * (r + 2) // 2 <= pid, r + 1, r)
         r = tl.where(r * (r + 1) // 2 > pid, r - 1, r)
         c = pid - r * (r + 1) // 2
     else:
-        r = pid // across
-        c = pid % across
-    row = r.to(tl.int64) * TILE_I + tl.arange(0, TILE_I)
-    column = c.to(tl.int64) * TILE_I + tl.arange(0, TILE_I)
+        r = pid // ACROSS
+        c = pid % ACROSS
+    i = r.to(tl.int64) * TILE_I + tl.arange(0, TILE_I)
+    j = c.to(tl.int64) * TILE_I + tl.arange(0, TILE_I)
     t = tl.arange(0, TILE_T).to(tl.int64)
-    left_ptr = x_ptr + row[None, :] * x_i
-    right_ptr = y_ptr + column[None, :] * y_i
+    left_start = x_ptr + i[None, :] * stride_x_i
+    right_start = y_ptr + j[None, :] * stride_y_j
     if ROWS != 1:
-        left_ptr += t[:, None] * x_t
-        right_ptr += t[:, None] * y_t
+        left_start += t[:, None] * stride_x_t
+        right_start += t[:, None] * stride_y_t
     total = tl.zeros((TILE_I, TILE_I), tl.float32)
     for start in range(0, T, TILE_T):
-        counts = t < T - start
+        inside_t = t < T - start
         if ROWS == 1:
-            at = tl.load(rows_ptr + (start + t) * stride_listed, counts, other=0)
-            at = at.to(tl.int64)[:, None]
-            left_spot = left_ptr + at * x_t
-            right_spot = right_ptr + at * y_t
+            listed = tl.load(rows_ptr + (start + t) * stride_rows, inside_t, other=0)
+            listed = listed.to(tl.int64)[:, None]
+            left_ptrs = left_start + listed * stride_x_t
+            right_ptrs = right_start + listed * stride_y_t
         else:
-            left_spot = left_ptr
-            right_spot = right_ptr
-            left_ptr += tl.cast(x_t, tl.int64) * TILE_T
-            right_ptr += tl.cast(y_t, tl.int64) * TILE_T
+            left_ptrs = left_start
+            right_ptrs = right_start
+            left_start += tl.cast(stride_x_t, tl.int64) * TILE_T
+            right_start += tl.cast(stride_y_t, tl.int64) * TILE_T
         if ROWS == 2:
-            spot = rows_ptr + (start + t) * stride_listed
-            counts = counts & (tl.load(spot, counts, other=0) != 0)
-        inside = counts[:, None]
-        left = tl.load(left_spot, inside & (row < I)[None, :], other=0.0)  # [TILE_T, TILE_I]
-        right = tl.load(right_spot, inside & (column < J)[None, :], other=0.0)
+            ptrs = rows_ptr + (start + t) * stride_rows
+            inside_t = inside_t & (tl.load(ptrs, inside_t, other=0) != 0)
+        inside = inside_t[:, None]
+        left = tl.load(left_ptrs, inside & (i < I)[None, :], other=0.0)  # [TILE_T, TILE_I]
+        right = tl.load(right_ptrs, inside & (j < J)[None, :], other=0.0)  # [TILE_T, TILE_I]
         total = tl.dot(tl.trans(left), right, total, input_precision=PRECISION)
-    spot = out_ptr + row[:, None] * stride_row + column[None, :] * stride_column
-    inside = (row < I)[:, None] & (column < J)[None, :]
+    ptrs = out_ptr + i[:, None] * stride_out_i + j[None, :] * stride_out_j
+    inside = (i < I)[:, None] & (j < J)[None, :]
     if SYMMETRIC:
-        inside = inside & (row[:, None] >= column[None, :])
-    tl.store(spot, tl.load(spot, inside, other=0.0) + total, inside)
+        inside = inside & (i[:, None] >= j[None, :])
+    tl.store(ptrs, tl.load(ptrs, inside, other=0.0) + total, inside)

@@ -1,23 +1,23 @@
-"""TODO-DOC kernels/prunekit_kernels/groups.py (out of kernels/prunekit_kernels/selection.py)."""
+"""Groups of weights that compete, each with a count to prune."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-NEIGHBOURS = 64  # so many columns at most are compared one with another
+NEIGHBOURS = 64  # most columns of a group within a row: they are compared pairwise
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Which weights compete: neighbours of one row, or whole columns, or all.
+    """Groups of a matrix: neighbours in a row, columns, or everything.
 
     Attributes:
         rows: Rows of a group: 1, or None for all.
         columns: Columns of a group, None for all; the last group of whole columns may have fewer.
-        pruned: How many units of a group go; one number for all groups of single rows, otherwise
-            one for each group.
-        tile: Rows and columns of a unit, whose score is the sum over it, in float64; only among
-            all.
+        pruned: How many units of a group are pruned: one number for all groups of single rows,
+            otherwise one for each group.
+        tile: Rows and columns of a unit, whose score is the sum over it, in float64. Only where the
+            whole matrix is one group.
     """
 
     rows: int | None
@@ -26,15 +26,16 @@ class Groups:
     tile: tuple[int, int] = (1, 1)
 
     def check(self, outputs: int, inputs: int) -> None:
-        """Check that a matrix can be divided so.
+        """Check that the groups divide a matrix of this shape.
 
         Raises:
-            ValueError: It cannot.
+            ValueError: The tiles or groups do not divide the matrix, or the counts do not match the
+                number of groups.
         """
-        if reason := self._misfit(outputs, inputs):
+        if reason := self._mismatch(outputs, inputs):
             raise ValueError(f"{self} of a matrix of shape {(outputs, inputs)}: {reason}")
 
-    def _misfit(self, outputs: int, inputs: int) -> str | None:
+    def _mismatch(self, outputs: int, inputs: int) -> str | None:
         if self.tile != (1, 1):
             fits = outputs % self.tile[0] == 0 and inputs % self.tile[1] == 0
             return None if fits else "tiles have to divide it"
@@ -49,11 +50,11 @@ class Groups:
         return None
 
     def numbers(self) -> list[int]:
-        """Return the same as plain numbers, for an op; :meth:`of` undoes it."""
+        """Return the fields as integers, for an operator; :meth:`of` is the inverse."""
         return [self.rows or 0, self.columns or 0, *self.tile, *self.pruned]
 
     @classmethod
     def of(cls, numbers: Sequence[int]) -> Self:
-        """Return what :meth:`numbers` gave."""
+        """Return the groups that :meth:`numbers` encoded."""
         rows, columns, height, width, *pruned = numbers
         return cls(rows or None, columns or None, tuple(pruned), (height, width))

@@ -1,8 +1,8 @@
-"""Inverse factor: upper triangular U with UᵀU = (G + λI)⁻¹, from the Gram matrix G.
+"""Inverse factor: upper triangular U with UᵀU = (G + λI)⁻¹.
 
-Row j of U says how the columns from j on make up for pruning column j (optimal brain surgeon).
+Row j of U says how the columns from j on compensate for pruning column j (optimal brain surgeon).
 The published code takes Cholesky, inverse, Cholesky. With J, which reverses the order, one Cholesky
-and one triangular inverse do, with half the operations and one place to fail:
+and one triangular inverse suffice, with half the operations and one point of failure:
 
     J (G + λI) J = L Lᵀ,  U = J L⁻¹ J
 
@@ -19,17 +19,17 @@ from torch import Tensor
 
 from prunekit_kernels._precision import full_precision
 
-LEAF = 128  # triangles up to this size are inverted at once: fastest of 64..512 at I = 2048
-PANEL = 256  # rows and columns moved at a time, so that working in place needs little beside it
+LEAF = 128  # largest triangle that is inverted directly: fastest of 64..512 at I = 2048
+PANEL = 256  # rows and columns moved at a time, so that working in place needs little memory
 
 
 class Factor(NamedTuple):
-    """What :func:`inverse_factor` found.
+    """Result of :func:`inverse_factor`.
 
     Attributes:
         upper: U, zero below its diagonal.
-        damping: The fraction of the mean diagonal that was added in the end.
-        dead: Inputs that were never other than zero.
+        damping: The fraction of the mean diagonal that was finally added.
+        dead: Inputs that were always zero.
     """
 
     upper: Float[Tensor, "I I"]
@@ -38,16 +38,16 @@ class Factor(NamedTuple):
 
 
 def inverse_factor(gram: Float[Tensor, "I I"], damping: float) -> Factor:
-    """Return the upper U with UᵀU = (G + λI)⁻¹, where λ is ``damping`` times the mean diagonal.
+    """Return the upper U with UᵀU = (G + λI)⁻¹.
 
-    As in the published code, a dead input gets the diagonal 1 before the mean is taken. A matrix
-    that is not positive definite is factored in float64, then damped ten times more, and so on
-    up to 1 (from 1e-6, if ``damping`` is 0).
+    λ is ``damping`` times the mean diagonal. As in the published code, a dead input gets the
+    diagonal 1 before the mean is taken. A matrix that is not positive definite is factored in
+    float64, then with ten times the damping, and so on up to 1 (from 1e-6, if ``damping`` is 0).
 
     Args:
-        gram: Float32; only its lower triangle is read, nothing is changed. Beside it, one matrix of
-            its size and a few panels of ``PANEL`` columns are allocated; where float64 is needed,
-            three matrices' worth.
+        gram: Float32; only its lower triangle is read, nothing is changed. Allocates one more
+            matrix of its size and a few panels of ``PANEL`` columns; where float64 is needed, three
+            matrices' worth.
         damping: Fraction of the mean diagonal, 0..1.
 
     Raises:
@@ -67,7 +67,10 @@ def inverse_factor(gram: Float[Tensor, "I I"], damping: float) -> Factor:
 
 
 def inverse_factor_reference(gram: Float[Tensor, "I I"], damping: float) -> Float[Tensor, "I I"]:
-    """Return U as the published code does: Cholesky, inverse, Cholesky; takes both triangles."""
+    """Return U as the published code does: Cholesky, inverse, Cholesky.
+
+    Both triangles of ``gram`` are read.
+    """
     diagonal = gram.diagonal()
     diagonal = torch.where(diagonal == 0, 1, diagonal)
     damped = gram + torch.diag(diagonal + damping * diagonal.mean() - gram.diagonal())
@@ -76,10 +79,13 @@ def inverse_factor_reference(gram: Float[Tensor, "I I"], damping: float) -> Floa
 
 
 def cholesky(matrix: Float[Tensor, "I I"]) -> bool:
-    """Replace a matrix by the lower L of which it is LLᵀ; say whether it is positive definite.
+    """Replace a matrix by its lower Cholesky factor; return whether it succeeded.
 
-    Its columns lie together, which is the order in which LAPACK overwrites it; of a symmetric one
-    in rows that is the transpose. Only the lower triangle is read.
+    The matrix must be column-major, which is the order in which LAPACK works in place; for a
+    symmetric matrix in rows that is the transpose. Only the lower triangle is read.
+
+    Returns:
+        Whether the matrix is positive definite and its factor finite.
     """
     info = torch.empty((), dtype=torch.int32, device=matrix.device)
     torch.linalg.cholesky_ex(matrix, out=(matrix, info))
@@ -94,7 +100,7 @@ def _ladder(damping: float) -> Iterator[float]:
 
 
 def _factor(gram: Tensor, dead: Tensor, damping: float, dtype: torch.dtype) -> Tensor | None:
-    # Transposed, the lower triangle ends up where LAPACK, which counts by columns, overwrites it.
+    # LAPACK is column-major: transposed, it overwrites the lower triangle in place.
     work = torch.empty_like(gram, dtype=dtype).copy_(gram)
     _reverse(work)
     work = work.T
@@ -110,7 +116,7 @@ def _factor(gram: Tensor, dead: Tensor, damping: float, dtype: torch.dtype) -> T
 
 
 def _reverse(square: Tensor) -> None:
-    """Reverse the order of the rows and of the columns, in place, a few rows at a time."""
+    """Reverse the order of rows and columns in place, in panels."""
     size = len(square)
     for start in range(0, size // 2, PANEL):
         end = min(start + PANEL, size // 2)
@@ -124,7 +130,10 @@ def _reverse(square: Tensor) -> None:
 
 
 def _invert(lower: Tensor) -> None:
-    """Invert a lower triangular matrix in place: [A 0; B C]⁻¹ = [A⁻¹ 0; -C⁻¹ B A⁻¹  C⁻¹]."""
+    """Invert a lower triangular matrix in place.
+
+    [A 0; B C]⁻¹ = [A⁻¹ 0; −C⁻¹ B A⁻¹  C⁻¹]
+    """
     size = len(lower)
     if size <= LEAF:
         unit = torch.eye(size, dtype=lower.dtype, device=lower.device)
@@ -139,7 +148,7 @@ def _invert(lower: Tensor) -> None:
 
 
 def _solve_left(lower: Tensor, b: Tensor) -> None:
-    """Replace ``b`` by L⁻¹ b: halves in turn, so that only leaves are copied."""
+    """Replace ``b`` by L⁻¹ b, by halves: only leaves are copied."""
     size, half = len(lower), len(lower) // 2
     if size <= LEAF:
         b.copy_(torch.linalg.solve_triangular(lower, b, upper=False))

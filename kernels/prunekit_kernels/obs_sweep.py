@@ -1,20 +1,20 @@
-"""OBS sweep: prune column by column; the columns to come make up for each weight that goes.
+"""OBS sweep: prune column by column; later columns compensate for the errors.
 
-Nearly all the work is matrix products: a range of columns is swept by sweeping its left half,
-subtracting what that half's errors cost the right half, and sweeping the right half. So the columns
-of a range are up to date whenever its sweep begins, which is when they are chosen. What happens
-inside of a block of columns is :mod:`prunekit_kernels.obs_block`.
+Nearly all work is matrix products: a range of columns is swept by sweeping its left half,
+subtracting the cost of that half's errors from the right half, and sweeping the right half. So the
+columns of a range are up to date when its sweep begins, which is when their mask is selected.
+:mod:`prunekit_kernels.obs_block` sweeps a block of columns.
 
-n:m is chosen by each row for itself, so inside of that launch. Half of a block, or of a row, is
-chosen before it, once its columns are up to date: a threshold over all rows is seen by no program
-of the launch, and a barrier among them would allow only as many rows as are resident at once. The
-price is 4 bytes of score and 1 of mask a weight, beside the 9 of the sweep.
+n:m is selected row by row, so inside that launch. Half of a block, or of a row, is selected before
+it, once its columns are up to date: no program of the launch sees a threshold over all rows, and a
+barrier among programs would allow only as many rows as are resident at once. The price is 4 bytes
+of score and 1 of mask per weight, in addition to the 9 of the sweep.
 
 Halving leaves no far update to overlap with: half of all updates' work is one product over half of
 the matrix, and every sweep waits for the product just before it.
 
 Source: Frantar & Alistarh, SparseGPT, Algorithm 1, arXiv:2301.00774.
-Shapes: O output features, I input features, C columns chosen together.
+Shapes: O output features, I input features, C columns selected together.
 """
 
 from collections.abc import Callable
@@ -37,33 +37,34 @@ def obs_sweep(
     stride: int | None = None,
     allowed: Bool[Tensor, "O I"] | None = None,
 ) -> Bool[Tensor, "O I"]:
-    """Prune ``weight`` in place and return the mask of what stays; the rest is exactly 0.
+    """Prune ``weight`` in place and return the keep mask.
 
-    Rows do not mix, unless ``choose`` mixes them: a slice of rows is pruned as it is among all.
+    Pruned weights are exactly 0. Rows do not mix, unless ``choose`` mixes them: a slice of rows is
+    pruned as it is among all rows.
 
     Args:
-        weight: Float32 or float64. Beside it, a matrix of its size, a mask and blocks of columns
-            are allocated, for a kernel another matrix and mask, and what ``choose`` takes. Products
-            are in its type, float32 without TF32: that rounds to 11 bits, errs 3e-4 of a product,
-            and scores nearer than that would change places.
-        upper: U of the layer's inputs, of the same type.
-        choose: n:m; or a mask of what stays; or ``choose(score, start) -> keep`` for columns
-            ``start`` and on, where ``score`` is w² / U[j, j]² of the weight as it is by then: what
-            pruning each alone would cost.
-        stride: How many columns a function chooses together; None for 128, as published.
-        allowed: What may stay. The rest, such as weights that were 0 before, goes whatever is
-            chosen; to a function its score is −inf.
+        weight: Float32 or float64. Allocates a matrix of its size, a mask and blocks of columns;
+            for a kernel another matrix and mask; and the memory of ``choose``. Products are in its
+            dtype, float32 without TF32: TF32 rounds to 11 bits, errs by 3e-4 of a product, and
+            would swap scores closer than that.
+        upper: U of the layer's inputs, of the same dtype.
+        choose: n:m; or a keep mask; or ``choose(score, start) -> keep`` for columns ``start`` and
+            on, where ``score`` is w² / U[j, j]² of the current weight: the cost of pruning each
+            alone.
+        stride: How many columns a function selects together; None for 128, as published.
+        allowed: Weights that may be kept. The others, such as weights that were already 0, are
+            always pruned; a function sees the score −inf for them.
 
     Raises:
-        ValueError: Shapes or types do not fit, or ``choose`` returns another shape.
+        ValueError: Shapes or types do not match, or ``choose`` returns another shape.
     """
     _check(weight, upper, choose, allowed)
-    stays = torch.ones_like(weight, dtype=torch.bool, memory_format=torch.contiguous_format)
+    kept = torch.ones_like(weight, dtype=torch.bool, memory_format=torch.contiguous_format)
     for mask in (allowed, choose):
         if isinstance(mask, Tensor):
-            stays &= mask
-    # Transposed, a column is contiguous: a kernel wants it so, on a CPU each block is made so.
-    work, keep = weight.T, stays.T
+            kept &= mask
+    # Transposed, a column is contiguous: kernels need that; on a CPU each block is copied so.
+    work, keep = weight.T, kept.T
     if runs_triton(weight):
         work, keep = work.contiguous(), keep.contiguous()
     sweep = Sweep(work, torch.empty(work.shape, dtype=work.dtype, device=work.device), keep, upper)
@@ -81,7 +82,14 @@ def obs_sweep_reference(
     choose: Choose,
     stride: int | None = None,
 ) -> Bool[Tensor, "O I"]:
-    """Do the same as the published code does: rank-one updates inside blocks of columns."""
+    """Do the same by rank-one updates, as in the published code.
+
+    Args:
+        weight: Pruned in place.
+        upper: U.
+        choose: As in :func:`obs_sweep`, a function.
+        stride: How many columns it selects together; None for 128.
+    """
     stride = stride or BLOCK
     block = stride * max(1, BLOCK // stride)
     keep = torch.zeros_like(weight, dtype=torch.bool)
@@ -106,9 +114,9 @@ def obs_sweep_reference(
 def _step(
     sweep: Sweep, choose: NOfM | Choose | Tensor, stride: int | None
 ) -> tuple[int, Callable[[int, int], None]]:
-    """Return how many columns are swept at a time, and what does it."""
+    """Return the columns per leaf, and the function of a leaf."""
     if isinstance(choose, NOfM):
-        # Whole groups and whole panels.
+        # A block holds whole groups and whole panels.
         panel = max(PANEL // choose.m * choose.m, choose.m)
         return max(BLOCK // panel, 1) * panel, lambda start, end: obs_block(
             sweep, start, end, choose

@@ -1,8 +1,9 @@
-"""Packed mask: one bit a weight; eight neighbours of a row are a byte, its lowest bit the first.
+"""Packed mask: one bit per weight, eight neighbours a byte.
 
     bits[o, b] = Σⱼ keep[o, 8b + j] · 2ʲ,  j = 0..7
 
-The layout of compressed-tensors' bitmasks. Bits past the last column are 0.
+The layout of compressed-tensors' bitmasks: the first neighbour is the lowest bit. Bits past the
+last column are 0.
 Shapes: O output features, I input features, B = ⌈I / 8⌉ bytes.
 """
 
@@ -16,20 +17,20 @@ from prunekit_kernels._triton import runs_triton, tl, triton
 
 TILE_O = 4
 TILE_I = 512
-# Multiplied by this, the eight bytes of a word, each 0 or 1, line up as bits in its highest byte.
+# Multiplying by this gathers the eight bytes of a word, each 0 or 1, as bits of its highest byte.
 GATHER = sum(1 << (56 - 7 * byte) for byte in range(8))
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""The integers of so many bytes."""
+"""Integer dtype by size in bytes."""
 
 
 def pack(keep: Bool[Tensor, "O I"]) -> UInt8[Tensor, "O B"]:
-    """Return the bits of a mask."""
+    """Return the packed bits of a keep mask."""
     if not keep.numel():
         return keep.new_zeros((keep.shape[0], -(-keep.shape[1] // 8)), dtype=torch.uint8)
     if keep.shape[1] % 8:
         keep = torch.nn.functional.pad(keep, (0, -keep.shape[1] % 8))
-    # Eight bytes are read as one word, which has to begin where words begin.
+    # Eight bytes are read as one word, which must be aligned.
     keep = keep.contiguous()
     keep = keep.clone() if keep.storage_offset() % 8 else keep
     if sys.byteorder == "little":
@@ -40,10 +41,10 @@ def pack(keep: Bool[Tensor, "O I"]) -> UInt8[Tensor, "O B"]:
 
 
 def unpack(bits: UInt8[Tensor, "O B"], inputs: int) -> Bool[Tensor, "O I"]:
-    """Return the mask of ``inputs`` columns that was packed.
+    """Return the keep mask of ``inputs`` columns from its packed bits.
 
     Raises:
-        ValueError: So many columns do not take so many bytes.
+        ValueError: The number of bytes does not match the number of columns.
     """
     _check(bits, (bits.shape[0], inputs))
     shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
@@ -56,20 +57,20 @@ def unpack(bits: UInt8[Tensor, "O B"], inputs: int) -> Bool[Tensor, "O I"]:
 
 
 def popcount(bits: UInt8[Tensor, "O B"]) -> Int[Tensor, " O"]:
-    """Return how many weights of each row stay, int64."""
+    """Return the number of kept weights of each row, int64."""
     table = torch.tensor([byte.bit_count() for byte in range(256)], device=bits.device)
     return table[bits.int()].sum(1)
 
 
 def apply(weight: Float[Tensor, "O I"], bits: UInt8[Tensor, "O B"]) -> None:
-    """Set to exactly 0, in place, what does not stay; NaN and inf too.
+    """Set pruned weights to exactly 0, in place; NaN and inf too.
 
     Args:
         weight: Any float type, any strides.
-        bits: On the same device.
+        bits: Packed keep mask on the same device.
 
     Raises:
-        ValueError: The bits are of another size or type, or on another device.
+        ValueError: The bits have another size or type, or are on another device.
     """
     _check(bits, tuple(weight.shape))
     if bits.device != weight.device:
@@ -78,7 +79,7 @@ def apply(weight: Float[Tensor, "O I"], bits: UInt8[Tensor, "O B"]) -> None:
 
 
 def zero(weight: Float[Tensor, "O I"], keep: Bool[Tensor, "O I"]) -> None:
-    """Do what :func:`apply` does with a mask that is not packed, in PyTorch."""
+    """Zero pruned weights in place, by an unpacked mask, in PyTorch."""
     whole = weight.view(INTEGERS[weight.itemsize])
     whole &= _bits(keep, whole.dtype)
 
@@ -86,19 +87,28 @@ def zero(weight: Float[Tensor, "O I"], keep: Bool[Tensor, "O I"]) -> None:
 def part(
     weight: Float[Tensor, "O I"], keep: Bool[Tensor, "O I"], out: Float[Tensor, "O I"]
 ) -> None:
-    """Move what stays to ``out`` and leave in ``weight`` what goes; both have 0 elsewhere."""
+    """Split a weight into kept and pruned entries, in place.
+
+    Args:
+        weight: Keeps only its pruned entries; the others become 0.
+        keep: Mask of kept entries.
+        out: Receives the kept entries, 0 elsewhere.
+    """
     whole, kept = (tensor.view(INTEGERS[weight.itemsize]) for tensor in (weight, out))
     torch.bitwise_and(whole, _bits(keep, whole.dtype), out=kept)
     whole ^= kept
 
 
 def _bits(keep: Bool[Tensor, "O I"], dtype: torch.dtype) -> Int[Tensor, "O I"]:
-    """Return all bits or none: to AND a value is four times as fast as `masked_fill_` on a CPU."""
+    """Return integers with all bits set where kept, else 0.
+
+    On a CPU, AND with them is four times as fast as `masked_fill_`.
+    """
     return keep.to(dtype).neg_()
 
 
 def pack_reference(keep: Bool[Tensor, "O I"]) -> UInt8[Tensor, "O B"]:
-    """Say the same as :func:`pack`, bit by bit."""
+    """Return the same as :func:`pack`, bit by bit."""
     bits = torch.zeros(keep.shape[0], -(-keep.shape[1] // 8), dtype=torch.uint8)
     for column in range(keep.shape[1]):
         bits[:, column // 8] |= keep[:, column].cpu().to(torch.uint8) << column % 8
@@ -140,14 +150,16 @@ def _launch(weight: Tensor, bits: Tensor) -> None:
 
 @triton.jit
 def _kernel(
-    weight_ptr, bits_ptr, O, I, stride_o, stride_i, stride_row, stride_byte,  # noqa: E741
+    weight_ptr, bits_ptr, O, I,  # noqa: E741
+    stride_weight_o, stride_weight_i, stride_bits_o, stride_bits_b,
     TILE_O: tl.constexpr, TILE_I: tl.constexpr,
 ):  # fmt: skip
     o = tl.program_id(0).to(tl.int64) * TILE_O + tl.arange(0, TILE_O)[:, None]
     i = tl.program_id(1).to(tl.int64) * TILE_I + tl.arange(0, TILE_I)[None, :]
     inside = (o < O) & (i < I)
-    byte = tl.load(bits_ptr + o * stride_row + i // 8 * stride_byte, inside, other=0)
-    gone = (byte.to(tl.int32) >> (i % 8).to(tl.int32)) & 1 == 0
-    # Nothing is read: a store of zeros where a bit is 0 leaves the rest as it is.
-    spot = weight_ptr + o * stride_o + i * stride_i
-    tl.store(spot, tl.zeros((TILE_O, TILE_I), weight_ptr.dtype.element_ty), inside & gone)
+    ptrs = bits_ptr + o * stride_bits_o + i // 8 * stride_bits_b
+    bits = tl.load(ptrs, inside, other=0)  # [TILE_O, TILE_I]
+    pruned = (bits.to(tl.int32) >> (i % 8).to(tl.int32)) & 1 == 0
+    # The weight is not read: only the zeros are stored.
+    ptrs = weight_ptr + o * stride_weight_o + i * stride_weight_i
+    tl.store(ptrs, tl.zeros((TILE_O, TILE_I), weight_ptr.dtype.element_ty), inside & pruned)

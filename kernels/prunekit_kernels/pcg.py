@@ -1,13 +1,15 @@
-"""PCG: the best weights on a fixed support, by conjugate gradients on all rows at once.
+"""PCG: the best weights on a fixed support, all rows together.
 
-Minimises tr((V − W)(G + λI)(V − W)ᵀ) over the V that are zero outside ``keep``. Rows do not mix, so
-each has step sizes of its own; the preconditioner is the diagonal. With A = G + λI, d = diag A:
+Minimises tr((V − W)(G + λI)(V − W)ᵀ) over the V that are zero outside ``keep``, by preconditioned
+conjugate gradients. Rows do not mix, so each has its own step sizes; the preconditioner is the
+diagonal. With A = G + λI, d = diag A:
 
     R = (W − V) A ∘ M;  P = R / d;  γ = Σ R∘(R / d)
     Q = P A ∘ M;  α = γ / Σ P∘Q;  V += α P;  R −= α Q;  γ′ = Σ R∘(R / d);  P = R / d + γ′/γ P
 
-Source: Meng et al., ALPS, §3.3, arXiv:2406.07831. One product of [O, I] by [I, I] an iteration, the
-rest reads and writes [O, I] a few times.
+One iteration is one product of [O, I] by [I, I] and a few passes over [O, I].
+
+Source: Meng et al., ALPS, §3.3, arXiv:2406.07831.
 Shapes: O output features, I input features.
 """
 
@@ -28,21 +30,21 @@ def pcg(
 ) -> None:
     """Move ``weight`` towards the best weights on the support ``keep``, in place.
 
-    Outside the support ``weight`` has to be zero. Products are float32 without TF32 (or float64),
-    since γ falls by many orders of magnitude. A row that is at its optimum stays as it is, to the
-    bit; so does every row when ``weight`` equals ``target``.
+    Outside the support ``weight`` must be zero. Products are float32 without TF32 (or float64),
+    since γ falls by many orders of magnitude. A row at its optimum does not change by a bit; nor
+    does any row when ``weight`` equals ``target``.
 
     Args:
-        weight: V, where to start. Beside it, four matrices of its size are allocated.
-        target: W, what V is to imitate.
+        weight: V, the starting point. Allocates four more matrices of its size.
+        target: W, which V approximates.
         gram: G, both triangles.
         keep: Support.
         ridge: λ, added to the diagonal of G without copying it.
-        iterations: Each divides what is left by a factor that depends on how G is conditioned; as
-            published 10.
+        iterations: Each divides the remaining error by a factor that depends on the condition of G;
+            10 as published.
 
     Raises:
-        ValueError: Shapes, types or devices do not fit.
+        ValueError: Shapes, types or devices do not match.
     """
     outputs, inputs = weight.shape
     for name, tensor, shape, dtype in (
@@ -60,9 +62,10 @@ def pcg(
 
 
 def mean_diagonal(gram: Float[Tensor, "I I"]) -> float:
-    """Return the mean diagonal of G, in units of which damping is given; 1 if all inputs are dead.
+    """Return the mean diagonal of G, the unit of damping.
 
-    Dead inputs do not count: whatever they counted, quiet ones beside them would be damped by that.
+    It is 1 if all inputs are dead. Otherwise dead inputs do not count: any value for them would
+    change the damping of quiet inputs.
     """
     diagonal = gram.diagonal()
     alive = diagonal.count_nonzero()
@@ -75,7 +78,14 @@ def pcg_reference(
     keep: Bool[Tensor, "O I"],
     ridge: float = 0.0,
 ) -> Float[Tensor, "O I"]:
-    """Return the minimum itself, row by row from its normal equations; PCG tends to it."""
+    """Return the exact minimum, row by row from the normal equations.
+
+    Args:
+        target: W.
+        gram: G, both triangles.
+        keep: Support.
+        ridge: λ.
+    """
     damped = gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     result = torch.zeros_like(target)
     for row, support, best in zip(target, keep, result, strict=True):
@@ -87,10 +97,10 @@ def pcg_reference(
 def _pcg(
     weight: Tensor, target: Tensor, gram: Tensor, keep: Tensor, ridge: float, iterations: int
 ) -> None:
-    # As numbers: to multiply by them takes a tenth of the time of filling where a bool says so.
+    # As numbers: multiplying takes a tenth of the time of a masked fill.
     support = keep.to(weight.dtype, memory_format=torch.contiguous_format)
     inverse = (gram.diagonal() + ridge).reciprocal()
-    # A dead input without a ridge: whatever its weight, the error is the same.
+    # Without a ridge the weight of a dead input does not change the error.
     inverse.masked_fill_(~inverse.isfinite(), 0)
     with full_precision():
         direction = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
@@ -123,5 +133,5 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:
-    """Divide; 0 where there is nothing to divide by: that row is done."""
+    """Divide; 0 where the divisor is not positive: that row has converged."""
     return torch.where(below > 0, above / below, 0)

@@ -1,9 +1,9 @@
-"""Probability entropy: how widely each head looks, from attention probabilities that are there.
+"""Probability entropy: attention entropy per head, from given probabilities.
 
     H = ln Z − (Σⱼ pⱼ ln pⱼ) / Z,  Z = Σⱼ pⱼ
 
-Divided by Z, since rows rounded to bfloat16 do not add up to 1; 0 ln 0 is 0. Where q and k are at
-hand, :mod:`prunekit_kernels.attention_entropy` needs no probabilities.
+The division by Z corrects rows that bfloat16 rounding keeps from summing to 1; 0 ln 0 is 0. From q
+and k, :mod:`prunekit_kernels.attention_entropy` needs no probabilities.
 Shapes: B sequences, H heads, S queries, T keys.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prunekit_kernels._triton import runs_triton, tl, triton
 
-CHUNK = 1 << 18  # probabilities looked at together on the CPU
+CHUNK = 1 << 18  # probabilities processed together on the CPU
 TILE_S, TILE_T = 8, 256
 
 
@@ -24,8 +24,9 @@ class Entropy(NamedTuple):
 
     Attributes:
         entropy: Σ H, in nats.
-        log_keys: Σ ln n, where n is how many keys the row may see: its highest H.
-        rows: How many rows see a key.
+        log_keys: Σ ln n, the highest possible entropy, where n is the number of visible keys of a
+            row.
+        rows: Number of rows that see a key.
     """
 
     entropy: Float[Tensor, " H"]
@@ -38,15 +39,15 @@ def probability_entropy(
     mask: Bool[Tensor, "#B #H #S #T"] | None = None,
     valid: Bool[Tensor, "B S"] | None = None,
 ) -> Entropy:
-    """Return the entropies of attention, summed per head.
+    """Return attention entropies, summed per head.
 
     Args:
         p: Probabilities, of any float type and strides; summed in float32.
-        mask: True where the query may see the key. Without it these are the keys of p > 0.
+        mask: True where the query may see the key. None: where p > 0.
         valid: False for queries that are padding.
 
     Raises:
-        ValueError: Shapes, types or devices do not fit.
+        ValueError: Shapes, types or devices do not match.
     """
     if p.ndim != 4 or not p.is_floating_point():
         raise ValueError(f"p must be [B, H, S, T] of a float type, got {p.dtype} {tuple(p.shape)}")
@@ -62,7 +63,15 @@ def probability_entropy_reference(
     mask: Bool[Tensor, "#B #H #S #T"] | None = None,
     valid: Bool[Tensor, "B S"] | None = None,
 ) -> Entropy:
-    """Say the same for all at once; in float64 where p is."""
+    """Return the same at once for the whole tensor.
+
+    Computed in float64 where ``p`` is float64.
+
+    Args:
+        p: As in :func:`probability_entropy`.
+        mask: As there.
+        valid: As there.
+    """
     wide = torch.promote_types(p.dtype, torch.float32)
     seen = p > 0 if mask is None else mask.expand(p.shape)
     p = p.to(wide).where(seen, 0)
@@ -75,10 +84,16 @@ def probability_entropy_reference(
 
 
 def check_mask(name: str, mask: Tensor, shape: tuple[int, ...], q: Tensor) -> None:
-    """Check that a mask, or a bias of a float type, is broadcast to the scores.
+    """Check that a mask or bias broadcasts to the scores.
+
+    Args:
+        name: "mask", which must be bool, or the name of a bias, which must be a float type.
+        mask: The tensor.
+        shape: Shape of the scores [B, H, S, T].
+        q: A tensor on the required device.
 
     Raises:
-        ValueError: It is not.
+        ValueError: The dtype, shape or device does not match.
     """
     fits = mask.ndim == 4 and all(a in (1, b) for a, b in zip(mask.shape, shape, strict=True))
     typed = mask.dtype == torch.bool if name == "mask" else mask.is_floating_point()
@@ -91,10 +106,10 @@ def check_mask(name: str, mask: Tensor, shape: tuple[int, ...], q: Tensor) -> No
 
 
 def check_valid(valid: Tensor, q: Tensor) -> None:
-    """Check that there is a truth value a query.
+    """Check that ``valid`` is a bool per query.
 
     Raises:
-        ValueError: There is not.
+        ValueError: The dtype, shape or device does not match.
     """
     size = (q.shape[0], q.shape[2])
     if valid.dtype != torch.bool or valid.shape != size or valid.device != q.device:
@@ -126,7 +141,7 @@ def _(p: Tensor, mask: Tensor | None, valid: Tensor | None) -> Tensor:  # noqa: 
 
 
 def _rows(p: Tensor, mask: Tensor | None, valid: Tensor | None) -> Tensor:
-    """Return the three sums [3, H] of a few rows, passing over them as seldom as it can be."""
+    """Return the three sums [3, H] of a few rows."""
     wide = p.to(torch.promote_types(p.dtype, torch.float32))
     if mask is not None:
         wide = wide.where(mask, 0)
@@ -159,26 +174,27 @@ def _launch(p: Tensor, mask: Tensor | None, valid: Tensor | None) -> Tensor:
 
 @triton.jit
 def _kernel(
-    p_ptr, mask_ptr, valid_ptr, partial_ptr, S, T, p_b, p_h, p_s, p_t,
-    mask_b, mask_h, mask_s, mask_t, valid_b, valid_s,
+    p_ptr, mask_ptr, valid_ptr, partial_ptr, S, T,
+    stride_p_b, stride_p_h, stride_p_s, stride_p_t,
+    stride_mask_b, stride_mask_h, stride_mask_s, stride_mask_t, stride_valid_b, stride_valid_s,
     MASKED: tl.constexpr, PADDED: tl.constexpr, TILE_S: tl.constexpr, TILE_T: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(0)
     h = tl.program_id(1).to(tl.int64)
     b = tl.program_id(2).to(tl.int64)
-    row = block.to(tl.int64) * TILE_S + tl.arange(0, TILE_S)
-    p_row = p_ptr + b * p_b + h * p_h + row[:, None] * p_s
-    mask_row = mask_ptr + b * mask_b + h * mask_h + row[:, None] * mask_s
+    s = block.to(tl.int64) * TILE_S + tl.arange(0, TILE_S)
+    p_ptrs = p_ptr + b * stride_p_b + h * stride_p_h + s[:, None] * stride_p_s
+    mask_ptrs = mask_ptr + b * stride_mask_b + h * stride_mask_h + s[:, None] * stride_mask_s
     total = tl.zeros((TILE_S, TILE_T), tl.float32)
     power = tl.zeros((TILE_S, TILE_T), tl.float32)
     n = tl.zeros((TILE_S, TILE_T), tl.float32)
     lane = tl.arange(0, TILE_T).to(tl.int64)
     for start in tl.range(0, T, TILE_T, num_stages=3):  # pyright: ignore
         t = (start + lane)[None, :]
-        inside = (row < S)[:, None] & (t < T)
-        p = tl.load(p_row + t * p_t, inside, other=0.0).to(tl.float32)
+        inside = (s < S)[:, None] & (t < T)
+        p = tl.load(p_ptrs + t * stride_p_t, inside, other=0.0).to(tl.float32)  # [TILE_S, TILE_T]
         if MASKED:
-            seen = inside & (tl.load(mask_row + t * mask_t, inside, other=0) != 0)
+            seen = inside & (tl.load(mask_ptrs + t * stride_mask_t, inside, other=0) != 0)
             p = tl.where(seen, p, 0.0)
             n += seen.to(tl.float32)
         else:
@@ -188,14 +204,16 @@ def _kernel(
     n = tl.sum(n, 1)
     total = tl.sum(total, 1)
     safe = tl.where(total > 0, total, 1.0)  # pyright: ignore
-    ok = (row < S) & (n > 0)  # pyright: ignore
+    ok = (s < S) & (n > 0)  # pyright: ignore
     if PADDED:
-        ok = ok & (tl.load(valid_ptr + b * valid_b + row * valid_s, row < S, other=0) != 0)
+        ok = ok & (
+            tl.load(valid_ptr + b * stride_valid_b + s * stride_valid_s, s < S, other=0) != 0
+        )
     entropy = 0.6931471805599453 * (tl.math.log2(safe) - tl.sum(power, 1) / safe)
     log_keys = 0.6931471805599453 * tl.math.log2(tl.where(ok, n, 1.0))
-    size = tl.num_programs(0).to(tl.int64)
-    spot = partial_ptr + (b * tl.num_programs(1) + h) * size + block
-    part = size * tl.num_programs(1) * tl.num_programs(2)
-    tl.store(spot, tl.sum(tl.where(ok, entropy, 0.0), 0))
-    tl.store(spot + part, tl.sum(tl.where(ok, log_keys, 0.0), 0))
-    tl.store(spot + 2 * part, tl.sum(ok.to(tl.float32), 0))
+    blocks = tl.num_programs(0).to(tl.int64)
+    ptrs = partial_ptr + (b * tl.num_programs(1) + h) * blocks + block
+    stride_part = blocks * tl.num_programs(1) * tl.num_programs(2)
+    tl.store(ptrs, tl.sum(tl.where(ok, entropy, 0.0), 0))
+    tl.store(ptrs + stride_part, tl.sum(tl.where(ok, log_keys, 0.0), 0))
+    tl.store(ptrs + 2 * stride_part, tl.sum(ok.to(tl.float32), 0))

@@ -1,8 +1,10 @@
-"""Project: the threshold and the dual update of an ADMM iteration, in one read and one write.
+"""Project: threshold and dual update of an ADMM iteration, in one pass.
 
     T = X + V / ρ
-    D = P(T):  the highest |T| of each group stay, the rest becomes 0
-    V ← V + ρ (X − D) = ρ (T − D):  0 where T stays, ρT where it goes
+    D = P(T):  the highest |T| of each group are kept, the others become 0
+    V ← V + ρ (X − D) = ρ (T − D):  0 where T is kept, ρT where it is pruned
+
+X and V are read once, D and V are written once.
 
 Source: Meng et al., ALPS, Algorithm 1, arXiv:2406.07831; Boza, arXiv:2401.02938.
 Shapes: O output features, I input features, B = ⌈I / 8⌉ bytes.
@@ -26,17 +28,17 @@ def project(
     groups: Groups,
     out: Float[Tensor, "O I"],
 ) -> UInt8[Tensor, "O B"]:
-    """Write D to ``out`` and the new V to ``dual``; return the packed bits of what stays.
+    """Write D and the new V; return the packed keep mask.
 
     Args:
-        x: X, float32 (float64 in PyTorch alone); any strides, as the others.
+        x: X, float32 (float64 in PyTorch only); any strides, as the others.
         dual: V, changed in place.
         rho: ρ, above 0.
-        groups: What competes with what, and how many go.
-        out: D; may be ``x`` itself.
+        groups: The groups and their counts.
+        out: Receives D; may be ``x`` itself.
 
     Raises:
-        ValueError: Shapes, types, devices or the groups do not fit, or ρ is not positive.
+        ValueError: Shapes, types, devices or the groups do not match, or ρ is not positive.
     """
     for name, tensor in (("dual", dual), ("out", out)):
         if (tensor.shape, tensor.dtype, tensor.device) != (x.shape, x.dtype, x.device):
@@ -47,7 +49,7 @@ def project(
     if x.dtype not in (torch.float32, torch.float64) or not rho > 0:
         raise ValueError(f"x must be float32 or float64 and rho positive, got {x.dtype} and {rho}")
     groups.check(*x.shape)
-    if out is x:  # an op may not be given the same tensor twice
+    if out is x:  # an operator does not accept the same tensor twice
         return _project_in_place(x, dual, rho, groups.numbers())
     return _project(x, dual, rho, groups.numbers(), out)
 
@@ -55,7 +57,14 @@ def project(
 def project_reference(
     x: Float[Tensor, "O I"], dual: Float[Tensor, "O I"], rho: float, groups: Groups
 ) -> tuple[Float[Tensor, "O I"], Float[Tensor, "O I"]]:
-    """Return D and the new V, step by step."""
+    """Return D and the new V, step by step.
+
+    Args:
+        x: X.
+        dual: V.
+        rho: ρ.
+        groups: The groups and their counts.
+    """
     target = x + dual * (1 / rho)
     projected = target.where(choose_reference(target.abs(), groups), 0)
     return projected, dual + rho * (x - projected)
@@ -87,7 +96,7 @@ def _run(x: Tensor, dual: Tensor, rho: float, groups: Groups, out: Tensor) -> Te
     bits = torch.empty(x.shape[0], -(-x.shape[1] // 8), dtype=torch.uint8, device=x.device)
     for rows in row_chunks(groups, *x.shape):
         target = dual[rows]
-        # Not addcmul, whose fused rounding is another than that of a product and a sum.
+        # Not addcmul, whose fused rounding differs from that of a product and a sum.
         target = (target if rho == 1 else target.mul_(1 / rho)).add_(x[rows])
         keep = plain(target.abs(), groups)
         bits[rows] = pack(keep)

@@ -1,11 +1,11 @@
-"""Score and mask: score a weight, choose what stays, zero the rest in place, return the bits.
+"""Score and mask: score a weight, select, zero pruned entries.
 
     score = |W| · (row + column) · scale
 
-Magnitude needs no factor, Wanda the norms of the inputs as ``scale``, RIA in addition the inverse
-sums of the rows and of the columns of |W| as ``shares``. A kernel stores no score but the sums of
-tiles (blocks, rows and columns): where a group fits one program, the weight is read, chosen and
-written in one pass. On the CPU the scores are a tensor, in PyTorch.
+Magnitude needs no factor, Wanda the input norms as ``scale``, RIA in addition the inverse sums of
+the rows and columns of |W| as ``shares``. A kernel stores no score except the sums of tiles
+(blocks, rows and columns): where a group fits one program, the weight is read, selected and written
+in one pass. On the CPU the scores are a tensor, in PyTorch.
 
 Source: Han et al., arXiv:1506.02626; Sun et al., arXiv:2306.11695, eq. 1; Zhang et al., Plug-and-
 Play, ICLR 2024, eq. 4.
@@ -31,17 +31,17 @@ def score_and_mask(
     scale: Float[Tensor, " I"] | None = None,
     shares: Shares | None = None,
 ) -> UInt8[Tensor, "O B"]:
-    """Zero what goes of ``weight`` in place and return the packed bits of what stays.
+    """Zero pruned entries in place and return the packed mask.
 
     Args:
         weight: float32, float16 or bfloat16, any strides; scored in float32. Float64 is scored in
             float64, in PyTorch on all devices.
-        groups: What competes with what, and how many go.
-        scale: One factor an input.
-        shares: One addend a row and one a column; their sum is a factor.
+        groups: The groups and their counts.
+        scale: Factor per input.
+        shares: Addend per row and addend per column; their sum is a factor.
 
     Raises:
-        ValueError: Shapes, types, devices or the groups do not fit.
+        ValueError: Shapes, types, devices or the groups do not match.
     """
     if not weight.is_floating_point():
         raise ValueError(f"weight must be of a float type, got {weight.dtype}")
@@ -60,7 +60,13 @@ def score(
     scale: Float[Tensor, " I"] | None = None,
     shares: Shares | None = None,
 ) -> Float[Tensor, "O I"]:
-    """Return the scores in the order of arithmetic of the kernels, bit for bit."""
+    """Return the scores, in the kernels' order of arithmetic, bit for bit.
+
+    Args:
+        weight: Any float type; scored in float32, float64 in float64.
+        scale: Factor per input, or None.
+        shares: Addends per row and per column, or None.
+    """
     found = weight.abs().to(_precision(weight))
     if shares is not None:
         found = found.mul_(shares[0][:, None] + shares[1])
@@ -73,7 +79,16 @@ def score_and_mask_reference(
     scale: Float[Tensor, " I"] | None = None,
     shares: Shares | None = None,
 ) -> tuple[Float[Tensor, "O I"], Bool[Tensor, "O I"]]:
-    """Return the pruned weight and what stays, by sorting, as the published tools do."""
+    """Return the pruned weight and the keep mask by sorting.
+
+    The published tools sort as well.
+
+    Args:
+        weight: As in :func:`score_and_mask`; not changed.
+        groups: The groups and their counts.
+        scale: Factor per input.
+        shares: Addends per row and per column.
+    """
     keep = choose_reference(score(weight, scale, shares), groups)
     return weight.where(keep, 0), keep
 

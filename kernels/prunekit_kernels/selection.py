@@ -1,7 +1,7 @@
-"""Selection: which weights stay, by exact counts within groups.
+"""Selection: which weights to keep, by exact counts within groups.
 
-Of each group the ``pruned`` units with the lowest scores go; of equal scores the lower index stays,
-and NaN counts as lowest. By the k-th value, never by a sort.
+In each group the ``pruned`` units with the lowest scores are pruned. Ties keep the lower index, and
+NaN counts as lowest. The threshold is the k-th value; nothing is sorted.
 Shapes: O output features, I input features, G groups, N members of a group.
 """
 
@@ -21,18 +21,18 @@ from prunekit_kernels._triton import runs_triton
 from prunekit_kernels.groups import Groups
 from prunekit_kernels.packed_mask import INTEGERS, unpack
 
-PIECE = 16  # rows that are summed at once
-CHUNK = 1 << 18  # scores looked at together on the CPU, whose caches then hold them
-SAMPLED = 61  # one of so many scores says where to look; odd, so that it meets every column
-LONG = 1 << 15  # scores of a group from which on that is worth it
+PIECE = 16  # rows summed at once
+CHUNK = 1 << 18  # scores processed together on the CPU: as many as its caches hold
+SAMPLED = 61  # every 61st score is sampled to bracket the threshold; odd, to meet every column
+LONG = 1 << 15  # group size from which sampling pays off
 
 
 def choose(score: Float[Tensor, "O I"], groups: Groups) -> Bool[Tensor, "O I"]:
-    """Return what stays.
+    """Return the keep mask of scores.
 
     Args:
-        score: Higher stays; any strides. float64 is compared in PyTorch on all devices.
-        groups: What competes with what, and how many go.
+        score: Higher is kept; any strides. Float64 runs in PyTorch on all devices.
+        groups: The groups and their counts.
 
     Raises:
         ValueError: The groups do not divide this matrix.
@@ -42,7 +42,7 @@ def choose(score: Float[Tensor, "O I"], groups: Groups) -> Bool[Tensor, "O I"]:
 
 
 def choose_reference(score: Float[Tensor, "O I"], groups: Groups) -> Bool[Tensor, "O I"]:
-    """Say the same by sorting, as the published tools do."""
+    """Return the same mask by sorting, as the published tools do."""
     height, width = groups.tile
     units = score.double().nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
     units = units.unflatten(0, (-1, height)).unflatten(2, (-1, width)).sum((1, 3)).nan_to_num(
@@ -55,7 +55,7 @@ def choose_reference(score: Float[Tensor, "O I"], groups: Groups) -> Bool[Tensor
             window = slice(top, top + rows), slice(start, start + columns)
             group = units[window].flatten()
             pruned = groups.pruned[number if groups.rows is None else 0]
-            # Reversed, a stable sort puts the higher index of equals first.
+            # Reversed, a stable sort puts the higher index of a tie first.
             lowest = len(group) - 1 - group.flip(0).argsort(stable=True)[:pruned]
             mask = torch.ones_like(group, dtype=torch.bool).index_fill(0, lowest, 0)
             keep[window] = mask.view(keep[window].shape)
@@ -63,7 +63,7 @@ def choose_reference(score: Float[Tensor, "O I"], groups: Groups) -> Bool[Tensor
 
 
 def plain(score: Float[Tensor, "O I"], groups: Groups) -> Bool[Tensor, "O I"]:
-    """Return what stays, in vectorised PyTorch."""
+    """Return the keep mask in vectorised PyTorch."""
     if groups.tile != (1, 1):
         return _tiles(score, groups)
     if groups.rows is None:
@@ -81,9 +81,18 @@ def plain(score: Float[Tensor, "O I"], groups: Groups) -> Bool[Tensor, "O I"]:
 
 
 def row_chunks(groups: Groups, outputs: int, inputs: int) -> Iterator[slice]:
-    """Yield rows that can be chosen without the others: as many as caches hold, or all."""
-    apart = groups.rows == 1 and groups.tile == (1, 1)
-    step = max(1, CHUNK // max(inputs, 1)) if apart else max(outputs, 1)
+    """Yield slices of rows that can be selected independently.
+
+    Args:
+        groups: The groups of the whole matrix.
+        outputs: Rows of the matrix.
+        inputs: Columns of the matrix.
+
+    Yields:
+        As many rows as fit CPU caches where groups are single rows, else all rows.
+    """
+    single_rows = groups.rows == 1 and groups.tile == (1, 1)
+    step = max(1, CHUNK // max(inputs, 1)) if single_rows else max(outputs, 1)
     for start in range(0, outputs, step):
         yield slice(start, start + step)
 
@@ -96,43 +105,48 @@ def keep_highest(score: Float[Tensor, "G N"], kept: int) -> Bool[Tensor, "G N"]:
     score = without_nan(score)
     threshold = _value(score, size - kept)
     keep = score >= threshold
-    if keep.count_nonzero() != kept * len(keep):  # a row has at least ``kept`` of them
+    if keep.count_nonzero() != kept * len(keep):  # each row has at least ``kept``
         surplus = keep.sum(1, dtype=torch.int32) - kept
         drop_last(keep, score == threshold, surplus)
     return keep
 
 
-def _value(score: Tensor, place: int) -> Float[Tensor, "G 1"]:
-    """Return what stands at ``place`` when the scores of a row ascend."""
+def _value(score: Tensor, rank: int) -> Float[Tensor, "G 1"]:
+    """Return the value at rank ``rank`` of each row in ascending order."""
     if score.is_cuda or score.dtype not in (torch.float32, torch.float64):
-        return score.kthvalue(place + 1, dim=1, keepdim=True).values
-    # NumPy partitions with vector instructions: in a tenth of the time of `kthvalue`.
+        return score.kthvalue(rank + 1, dim=1, keepdim=True).values
+    # NumPy's vectorised partition takes a tenth of the time of `kthvalue`.
     if score.shape[1] >= LONG:
-        found = np.stack([_long_value(row, place) for row in score.numpy()])[:, None]
+        found = np.stack([_long_value(row, rank) for row in score.numpy()])[:, None]
         return torch.from_numpy(found)
-    ordered = np.partition(score.numpy(), place, axis=1)
-    return torch.from_numpy(ordered[:, place : place + 1].copy())
+    ordered = np.partition(score.numpy(), rank, axis=1)
+    return torch.from_numpy(ordered[:, rank : rank + 1].copy())
 
 
 def _long_value(scores: Any, place: int) -> Any:
-    """Return what stands at ``place``, by partitioning only what a sample says is near it."""
+    """Return the value at rank ``place``, found near a sampled bracket."""
     sample = scores[::SAMPLED]
-    middle, share = place / SAMPLED, place / len(scores)
-    spread = 4 * math.sqrt(middle * (1 - share)) + 2  # four standard deviations of its rank
-    ends = max(int(middle - spread), 0), min(int(middle + spread), len(sample) - 1)
+    rank, fraction = place / SAMPLED, place / len(scores)
+    margin = 4 * math.sqrt(rank * (1 - fraction)) + 2  # four standard deviations of the rank
+    ends = max(int(rank - margin), 0), min(int(rank + margin), len(sample) - 1)
     low, high = np.partition(sample, ends)[[*ends]]
     near = scores[(scores >= low) & (scores <= high)]
     place_near = place - np.count_nonzero(scores < low)
     if 0 <= place_near < len(near):
         return np.partition(near, place_near)[place_near]
-    return np.partition(scores, place)[place]  # the sample was not like the rest
+    return np.partition(scores, place)[place]  # the sample was not representative
 
 
 def keep_neighbours(score: Float[Tensor, "O I"], n: int, m: int) -> Bool[Tensor, "O I"]:
     """Keep the n highest of every m neighbours in a row.
 
-    The rank of an entry is how many of its group beat it: m - 1 comparisons with those further on,
-    and no sort.
+    The rank of an entry is the number of entries in its group that beat it: m − 1 comparisons and
+    no sort.
+
+    Args:
+        score: Any float type; m divides I.
+        n: Kept per group.
+        m: Group length.
     """
     score = without_nan(score if score.dtype == torch.float64 else score.float())
     if m in INTEGERS and sys.byteorder == "little":
@@ -142,44 +156,53 @@ def keep_neighbours(score: Float[Tensor, "O I"], n: int, m: int) -> Bool[Tensor,
 
 
 def _highest_of_words(score: Float[Tensor, "O I"], n: int, m: int) -> Bool[Tensor, "O I"]:
-    """Count, for a group in the m bytes of a word, without taking the scores apart by place.
+    """Keep the n highest, with group flags as bytes of words.
 
-    Neighbours are compared across groups too: those bits are masked, or shifted out.
+    Scores are not split into planes. Comparisons across groups are masked or shifted out.
     """
-    ones = [int.from_bytes(bytes([1] * (m - apart)), "little") for apart in range(m)]
+    ones = [int.from_bytes(bytes([1] * (m - distance)), "little") for distance in range(m)]
     wins = torch.empty(score.numel(), dtype=torch.bool, device=score.device)
     counts = torch.full((len(wins) // m,), sum(ones[1:]), dtype=INTEGERS[m], device=score.device)
     rivals, won, words, beaten = arrays(score.flatten(), wins, wins.view(INTEGERS[m]), counts)
-    for apart in range(1, m):
-        won[:-apart] = rivals[:-apart] >= rivals[apart:]
-        beaten += words << 8 * apart  # whom an earlier one beats
-        words &= ones[apart]
-        beaten -= words  # and those that do not beat it, of all further on
+    for distance in range(1, m):
+        won[:-distance] = rivals[:-distance] >= rivals[distance:]
+        beaten += words << 8 * distance  # later entries that an earlier one beats
+        words &= ones[distance]
+        beaten -= words  # minus the later entries that do not beat the earlier one
     (ranks,) = arrays(counts.view(torch.int8))
     return torch.as_tensor(ranks < n).view(score.shape)
 
 
 def highest(planes: Float[Tensor, "m ..."], n: int) -> Bool[Tensor, "m ..."]:
-    """Keep the n highest of the m planes at each spot; without NaN, and m ≤ ``NEIGHBOURS``."""
+    """Keep the n highest of the m planes at each position.
+
+    Scores must hold no NaN, and m is at most :data:`prunekit_kernels.groups.NEIGHBOURS`.
+    """
     beaten = torch.zeros(planes.shape, dtype=torch.int8, device=planes.device)
     rivals, counts = arrays(planes, beaten)
-    for apart in range(1, len(planes)):
-        wins = rivals[:-apart] >= rivals[apart:]
-        counts[apart:] += wins
-        counts[:-apart] += ~wins
+    for distance in range(1, len(planes)):
+        wins = rivals[:-distance] >= rivals[distance:]
+        counts[distance:] += wins
+        counts[:-distance] += ~wins
     return torch.as_tensor(counts < n)
 
 
 def arrays(*tensors: Tensor) -> tuple[Any, ...]:
-    """Return NumPy's view of tensors on a CPU, whose small calls take a fifth of PyTorch's time.
+    """Return NumPy views of CPU tensors; others are returned unchanged.
 
-    On other devices they are returned as they are: use operators that both understand.
+    Small NumPy calls take a fifth of PyTorch's time. Use only operators that both understand.
     """
     return tuple(tensor.numpy() if tensor.device.type == "cpu" else tensor for tensor in tensors)
 
 
 def drop_last(keep: Tensor, tied: Tensor, surplus: Tensor) -> None:
-    """Clear the last ``surplus`` of the tied entries of each row."""
+    """Clear the last ``surplus`` tied entries of each row, in place.
+
+    Args:
+        keep: Mask that is changed.
+        tied: Entries that tie with the threshold; overwritten.
+        surplus: How many to clear in each row.
+    """
     tied &= (surplus > 0)[:, None]
     row, column = tied.nonzero(as_tuple=True)
     count = torch.bincount(row, minlength=len(tied))
@@ -190,13 +213,13 @@ def drop_last(keep: Tensor, tied: Tensor, surplus: Tensor) -> None:
 
 def _tiles(score: Tensor, groups: Groups) -> Tensor:
     height, width = groups.tile
-    total = row_sums(without_nan(score), height).unflatten(1, (-1, width)).sum(2)
-    keep = plain(total, replace(groups, tile=(1, 1)))
+    sums = row_sums(without_nan(score), height).unflatten(1, (-1, width)).sum(2)
+    keep = plain(sums, replace(groups, tile=(1, 1)))
     return keep.repeat_interleave(width, 1).repeat_interleave(height, 0)
 
 
 def row_sums(score: Float[Tensor, "O I"], height: int) -> Float[Tensor, "R I"]:
-    """Sum ``height`` rows at a time in float64, by pieces whose float64 copy stays in cache."""
+    """Sum every ``height`` rows in float64, in pieces that fit the cache."""
     tall = score.new_zeros((len(score) // height, score.shape[1]), dtype=torch.float64)
     step = max(PIECE // height, 1) * height
     for start in range(0, len(score), step):
@@ -208,7 +231,10 @@ def row_sums(score: Float[Tensor, "O I"], height: int) -> Float[Tensor, "R I"]:
 
 
 def without_nan(score: Tensor) -> Tensor:
-    """Return the scores with NaN as the lowest; looking for one is cheaper than a copy."""
+    """Return the scores with NaN as −inf.
+
+    The sum shows whether there is any NaN, which is cheaper than a copy.
+    """
     if not score.sum().isnan():
         return score
     return score.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)

@@ -1,12 +1,11 @@
-"""2:4 compression: of every four neighbours in a row two are stored, with a bit for each weight.
+"""2:4 compression: two of every four neighbours, and one bit per weight.
 
     values[o, 2g], values[o, 2g + 1] = the two kept of w[o, 4g : 4g + 4], in column order
-    bit i of keep = 1 where column i stays, eight columns a byte, the lowest column lowest
+    bit i of keep = 1 where column i is kept, eight columns a byte, the lowest column lowest
 
-Half of the values and one bit a weight: 0.5625 of a dense matrix of 16-bit weights. The layout, and
-what is stored beside a group's only weight or of an empty group, are those of compressed-tensors'
-``sparse-24-bitmask``, so that its files can be read and written bit by bit.
-
+Half of the values and one bit per weight: 0.5625 of the bytes of a dense 16-bit matrix. The layout,
+and the zeros that fill groups with fewer than two non-zeros, are those of compressed-tensors'
+``sparse-24-bitmask``, so its files are read and written exactly.
 Shapes: O output features, I input features (a multiple of 4), H = I / 2, B = ⌈I / 8⌉ bytes.
 """
 
@@ -20,8 +19,8 @@ from prunekit_kernels._triton import runs_triton, tl, triton
 from prunekit_kernels.packed_mask import unpack
 
 TILE_O, TILE_I = 8, 256
-# Nibble of a group's non-zeros → nibble of what is stored. Two non-zeros are stored as they are; of
-# the others, which zero joins them is what compressed-tensors chooses. 0: more than two.
+# Nibble of a group's non-zeros → nibble of its stored columns. Two non-zeros are stored as such;
+# for fewer, the zeros stored with them are those that compressed-tensors chooses. 0: more than two.
 _STORED = (12, 5, 10, 3, 12, 5, 6, 0, 12, 9, 10, 0, 12, 0, 0, 0)
 
 
@@ -33,7 +32,7 @@ class Sparse24(NamedTuple):
 
 
 def compress24(weight: Num[Tensor, "O I"]) -> Sparse24:
-    """Compress a matrix; −0 counts as zero.
+    """Compress a 2:4 matrix; −0 counts as zero.
 
     Raises:
         ValueError: I is no multiple of 4, or a group has more than two non-zeros.
@@ -61,14 +60,18 @@ def expand24(values: Num[Tensor, "O H"], keep: UInt8[Tensor, "O B"]) -> Num[Tens
     """Return the dense matrix that :func:`compress24` compressed.
 
     Raises:
-        ValueError: The shapes or devices of ``values`` and ``keep`` do not belong together.
+        ValueError: The shapes, types or devices of ``values`` and ``keep`` do not match.
     """
     check24(values, keep)
     return _expand24(values, keep)
 
 
 def check24(values: Tensor, keep: Tensor) -> None:
-    """Raise ValueError where ``values`` and ``keep`` are not of one compressed matrix."""
+    """Check that ``values`` and ``keep`` belong to one compressed matrix.
+
+    Raises:
+        ValueError: Shapes, types or devices do not match.
+    """
     outputs, half = values.shape
     if half % 2 or keep.shape != (outputs, -(-half // 4)) or keep.dtype != torch.uint8:
         raise ValueError(
@@ -80,7 +83,7 @@ def check24(values: Tensor, keep: Tensor) -> None:
 
 
 def expand24_reference(values: Tensor, keep: Tensor) -> Tensor:
-    """Say the same in plain PyTorch; the kernel is tested against it."""
+    """Return the dense matrix in plain PyTorch."""
     mask = unpack(keep, 2 * values.shape[1])
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter_(
         mask, values
@@ -115,20 +118,24 @@ def _launch(values: Tensor, keep: Tensor, out: Tensor) -> None:
 
 @triton.jit
 def load24(
-    values_ptr, keep_ptr, o, O, group, G, stride_vo, stride_vh, stride_ko, stride_kb,  # noqa: E741
+    values_ptr, keep_ptr, o, O, group, G,  # noqa: E741
+    stride_values_o, stride_values_h, stride_keep_o, stride_keep_b,
     TILE_O: tl.constexpr, TILE_G: tl.constexpr,
 ):  # fmt: skip
-    """Load groups ``group`` to ``group + TILE_G`` of rows ``o``: four planes [TILE_O, TILE_G]."""
+    """Load groups ``group`` to ``group + TILE_G`` of rows ``o`` as four planes.
+
+    Plane j [TILE_O, TILE_G] holds column j of each group of four; ``group`` is even.
+    """
     inside = (o < O)[:, None]
-    half = 2 * group + tl.arange(0, 2 * TILE_G)
-    spot = values_ptr + o[:, None] * stride_vo + half[None, :].to(tl.int64) * stride_vh
-    pairs = tl.load(spot, inside & (half < 2 * G)[None, :], other=0.0)
+    h = 2 * group + tl.arange(0, 2 * TILE_G)
+    ptrs = values_ptr + o[:, None] * stride_values_o + h[None, :].to(tl.int64) * stride_values_h
+    pairs = tl.load(ptrs, inside & (h < 2 * G)[None, :], other=0.0)  # [TILE_O, 2 * TILE_G]
     first, second = tl.split(tl.reshape(pairs, (TILE_O, TILE_G, 2)))
-    byte = group // 2 + tl.arange(0, TILE_G // 2)
-    spot = keep_ptr + o[:, None] * stride_ko + byte[None, :].to(tl.int64) * stride_kb
-    bits = tl.load(spot, inside & (2 * byte < G)[None, :], other=0).to(tl.int32)
+    b = group // 2 + tl.arange(0, TILE_G // 2)
+    ptrs = keep_ptr + o[:, None] * stride_keep_o + b[None, :].to(tl.int64) * stride_keep_b
+    bits = tl.load(ptrs, inside & (2 * b < G)[None, :], other=0).to(tl.int32)
     bits = tl.reshape(tl.join(bits & 15, bits >> 4), (TILE_O, TILE_G))
-    # With two of four kept, the lowest column can only hold the first, the highest the second.
+    # Two of four are kept, so column 0 can only hold the first, column 3 only the second.
     zero = tl.zeros_like(first)
     is0, is1, is2, is3 = (bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0, (bits & 8) != 0
     w0 = tl.where(is0, first, zero)
@@ -140,22 +147,23 @@ def load24(
 
 @triton.jit
 def interleave(w0, w1, w2, w3, TILE_O: tl.constexpr, TILE_G: tl.constexpr):
-    """Return planes as the columns they are: [TILE_O, 4 * TILE_G]."""
+    """Return four planes as consecutive columns [TILE_O, 4 * TILE_G]."""
     return tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (TILE_O, 4 * TILE_G))
 
 
 @triton.jit
 def _kernel(
-    values_ptr, keep_ptr, out_ptr, O, I, stride_vo, stride_vh, stride_ko, stride_kb,  # noqa: E741
-    stride_oo, stride_oi, TILE_O: tl.constexpr, TILE_I: tl.constexpr,
+    values_ptr, keep_ptr, out_ptr, O, I,  # noqa: E741
+    stride_values_o, stride_values_h, stride_keep_o, stride_keep_b, stride_out_o, stride_out_i,
+    TILE_O: tl.constexpr, TILE_I: tl.constexpr,
 ):  # fmt: skip
     TILE_G: tl.constexpr = TILE_I // 4
     o = tl.program_id(0).to(tl.int64) * TILE_O + tl.arange(0, TILE_O)
     w0, w1, w2, w3 = load24(
         values_ptr, keep_ptr, o, O, tl.program_id(1) * TILE_G, I // 4,
-        stride_vo, stride_vh, stride_ko, stride_kb, TILE_O, TILE_G,
+        stride_values_o, stride_values_h, stride_keep_o, stride_keep_b, TILE_O, TILE_G,
     )  # fmt: skip
     weight = interleave(w0, w1, w2, w3, TILE_O, TILE_G)
     i = tl.program_id(1).to(tl.int64) * TILE_I + tl.arange(0, TILE_I)
-    spot = out_ptr + o[:, None] * stride_oo + i[None, :] * stride_oi
-    tl.store(spot, weight, (o < O)[:, None] & (i < I)[None, :])
+    ptrs = out_ptr + o[:, None] * stride_out_o + i[None, :] * stride_out_i
+    tl.store(ptrs, weight, (o < O)[:, None] & (i < I)[None, :])

@@ -1,15 +1,14 @@
-"""2:4 product: y = x Wᵀ with W compressed 2:4, reading 0.5625 of the bytes of a dense matrix.
+"""2:4 product: y = x Wᵀ with W compressed 2:4.
 
-Few tokens read the weight once and are bound by that; many are bound by multiplying, where a weight
-expanded once and multiplied dense is hard to beat. So two kernels and a way out:
+It reads 0.5625 of the bytes of a dense matrix. Few tokens read the weight once and are bound by
+that; many are bound by multiplying, where expanding once and multiplying dense is hard to beat:
 
-    up to 16 tokens    the weight stays split into its four columns: y = Σⱼ x[:, j::4] · W[:, j::4]ᵀ
-    up to ``reach``    tiles of the weight are expanded in registers on their way to a dense product
+    up to 16 tokens    the weight is split into its four columns: y = Σⱼ x[:, j::4] · W[:, j::4]ᵀ
+    up to ``reach``    tiles of the weight are expanded in registers before a dense product
     more               the weight is expanded to memory, multiplied, and freed
 
-On NVIDIA GPUs a weight in fragment order takes the sparse tensor cores instead of the first two:
+On NVIDIA GPUs a weight in fragment order uses sparse tensor cores instead of the first two:
 :mod:`prunekit_kernels.sparse24_mma`.
-
 Shapes: T tokens, O output features, I input features (a multiple of 4), H = I / 2, B = ⌈I / 8⌉.
 """
 
@@ -23,11 +22,11 @@ from prunekit_kernels._precision import dot_precision
 from prunekit_kernels._triton import runs_triton, tl, triton
 from prunekit_kernels.sparse24 import check24, expand24, expand24_reference, interleave, load24
 
-FEW = 16  # tokens: the least that a tensor core's tile takes
-REACH = 256  # tokens up to which no expanded weight is made, where nothing was measured
-CHUNK = 2**22  # weights expanded at a time on a CPU: no dense copy is ever held
-PROGRAMS = 512  # to aim at where few output rows would leave most of a GPU idle
-# Groups a step, by bytes of a weight: fixed, since it sets the order of summation. More spill.
+FEW = 16  # tokens of the smallest tensor-core tile
+REACH = 256  # most tokens without expanding the weight, unless measured otherwise
+CHUNK = 2**22  # weights expanded at a time on a CPU, so that no dense copy is held
+PROGRAMS = 512  # target number where few output rows would leave most of a GPU idle
+# Groups per step, by weight size in bytes; fixed: it sets the summation order. More would spill.
 FEW_G = {2: 32, 4: 16}
 TILES_G = {2: 16, 4: 8}
 
@@ -38,17 +37,17 @@ def sparse24_matmul(
     keep: UInt8[Tensor, "O B"],
     reach: int | None = None,
 ) -> Float[Tensor, "T O"]:
-    """Return ``x Wᵀ`` of the W that ``values`` and ``keep`` hold, summed in float32.
+    """Return ``x Wᵀ`` for a compressed W, summed in float32.
 
     Args:
-        x: Of the type of ``values``; any strides.
-        values: Float32, float16 or bfloat16.
-        keep: Bits, as :func:`prunekit_kernels.sparse24.compress24` gives them.
-        reach: With more tokens than this the weight is expanded to memory first; None: 256, where
-            nothing was measured.
+        x: Of the dtype of ``values``; any strides.
+        values: Kept weights, float32, float16 or bfloat16.
+        keep: Packed bits, from :func:`prunekit_kernels.sparse24.compress24`.
+        reach: With more tokens than this the weight is expanded to memory first; None: 256, the
+            default without a measurement.
 
     Raises:
-        ValueError: Shapes, types or devices do not belong together.
+        ValueError: Shapes, types or devices do not match.
     """
     check24(values, keep)
     check_inputs(x, 2 * values.shape[1], values)
@@ -56,7 +55,16 @@ def sparse24_matmul(
 
 
 def check_inputs(x: Tensor, inputs: int, values: Tensor) -> None:
-    """Raise ValueError where ``x`` is not [T, inputs] of the type and on the device of values."""
+    """Check that ``x`` fits a compressed weight.
+
+    Args:
+        x: Must be [T, inputs].
+        inputs: Columns of the weight.
+        values: Kept weights, whose dtype and device ``x`` must have.
+
+    Raises:
+        ValueError: The shape, dtype or device differs.
+    """
     if x.shape[1:] != (inputs,) or x.dtype != values.dtype or x.device != values.device:
         raise ValueError(
             f"x must be {values.dtype} of shape [T, {inputs}] on {values.device}, "
@@ -65,7 +73,13 @@ def check_inputs(x: Tensor, inputs: int, values: Tensor) -> None:
 
 
 def sparse24_matmul_reference(x: Tensor, values: Tensor, keep: Tensor) -> Tensor:
-    """Say the same in plain PyTorch; the kernels are tested against it."""
+    """Return the same in plain PyTorch.
+
+    Args:
+        x: [T, I].
+        values: [O, H].
+        keep: [O, B].
+    """
     return x @ expand24_reference(values, keep).T
 
 
@@ -89,13 +103,19 @@ def _(x: Tensor, values: Tensor, keep: Tensor, reach: int) -> Tensor:  # noqa: A
 
 
 def remember(ctx, inputs, output) -> None:  # noqa: ARG001
-    """Keep the weight's parts for the way back."""
+    """Save the parts of the weight for the backward pass.
+
+    Args:
+        ctx: Autograd context.
+        inputs: Inputs of the operator: ``x``, ``values``, ``keep``, ``reach``.
+        output: Unused.
+    """
     ctx.save_for_backward(*inputs[1:3])
 
 
 @partial(_sparse24_matmul.register_autograd, setup_context=remember)
 def _(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Only ``x`` is differentiated: adapters beside a compressed weight learn, the weight stays."""
+    """Return the gradient of ``x``; the compressed weight is fixed."""
     return grad @ expand24(*ctx.saved_tensors), None, None, None
 
 
@@ -130,7 +150,7 @@ def _launch_few(x: Tensor, values: Tensor, keep: Tensor, out: Tensor) -> Tensor:
 
 def _launch_tiles(x: Tensor, values: Tensor, keep: Tensor, out: Tensor) -> Tensor:
     tokens, outputs, inputs = len(x), len(values), x.shape[1]
-    # Float32 spills a few registers in the lower tile.
+    # Float32 spills a few registers with the smaller tile.
     tile_t, tile_o = 64 if tokens > 32 or x.itemsize == 4 else 32, 64
     grid = (triton.cdiv(outputs, tile_o), triton.cdiv(tokens, tile_t))
     with torch.cuda.device_of(x):
@@ -146,7 +166,8 @@ def _launch_tiles(x: Tensor, values: Tensor, keep: Tensor, out: Tensor) -> Tenso
 @triton.jit
 def _few_kernel(
     x_ptr, values_ptr, keep_ptr, partial_ptr, T, O, G, STEPS,  # noqa: E741
-    stride_t, stride_j, stride_g, stride_vo, stride_vh, stride_ko, stride_kb,
+    stride_x_t, stride_x_j, stride_x_g, stride_values_o, stride_values_h,
+    stride_keep_o, stride_keep_b,
     TILE_T: tl.constexpr, TILE_O: tl.constexpr, TILE_G: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     o = tl.program_id(0).to(tl.int64) * TILE_O + tl.arange(0, TILE_O)
@@ -157,27 +178,28 @@ def _few_kernel(
     for start in tl.range(first, tl.minimum(G, first + STEPS * TILE_G), TILE_G):  # pyright: ignore
         w0, w1, w2, w3 = load24(
             values_ptr, keep_ptr, o, O, start, G,
-            stride_vo, stride_vh, stride_ko, stride_kb, TILE_O, TILE_G,
+            stride_values_o, stride_values_h, stride_keep_o, stride_keep_b, TILE_O, TILE_G,
         )  # fmt: skip
         g = start + tl.arange(0, TILE_G)
-        spot = x_ptr + t[None, :].to(tl.int64) * stride_t + g[:, None].to(tl.int64) * stride_g
+        ptrs = x_ptr + t[None, :].to(tl.int64) * stride_x_t + g[:, None].to(tl.int64) * stride_x_g
         inside = (g < G)[:, None] & (t < T)[None, :]
-        x0 = tl.load(spot, inside, other=0.0)  # [TILE_G, TILE_T]
-        x1 = tl.load(spot + stride_j, inside, other=0.0)
-        x2 = tl.load(spot + 2 * stride_j, inside, other=0.0)
-        x3 = tl.load(spot + 3 * stride_j, inside, other=0.0)
+        x0 = tl.load(ptrs, inside, other=0.0)  # [TILE_G, TILE_T]
+        x1 = tl.load(ptrs + stride_x_j, inside, other=0.0)
+        x2 = tl.load(ptrs + 2 * stride_x_j, inside, other=0.0)
+        x3 = tl.load(ptrs + 3 * stride_x_j, inside, other=0.0)
         total = tl.dot(w0, x0, total, input_precision=PRECISION)
         total = tl.dot(w1, x1, total, input_precision=PRECISION)
         total = tl.dot(w2, x2, total, input_precision=PRECISION)
         total = tl.dot(w3, x3, total, input_precision=PRECISION)
-    spot = partial_ptr + (split.to(tl.int64) * T + t[None, :]) * O + o[:, None]
-    tl.store(spot, total, (o < O)[:, None] & (t < T)[None, :])
+    ptrs = partial_ptr + (split.to(tl.int64) * T + t[None, :]) * O + o[:, None]
+    tl.store(ptrs, total, (o < O)[:, None] & (t < T)[None, :])
 
 
 @triton.jit
 def _tiles_kernel(
     x_ptr, values_ptr, keep_ptr, out_ptr, T, O, G,  # noqa: E741
-    stride_t, stride_i, stride_vo, stride_vh, stride_ko, stride_kb, stride_ot, stride_oo,
+    stride_x_t, stride_x_i, stride_values_o, stride_values_h, stride_keep_o, stride_keep_b,
+    stride_out_t, stride_out_o,
     TILE_T: tl.constexpr, TILE_O: tl.constexpr, TILE_G: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     o = tl.program_id(0).to(tl.int64) * TILE_O + tl.arange(0, TILE_O)
@@ -186,12 +208,13 @@ def _tiles_kernel(
     for start in tl.range(0, G, TILE_G):  # pyright: ignore
         w0, w1, w2, w3 = load24(
             values_ptr, keep_ptr, o, O, start, G,
-            stride_vo, stride_vh, stride_ko, stride_kb, TILE_O, TILE_G,
+            stride_values_o, stride_values_h, stride_keep_o, stride_keep_b, TILE_O, TILE_G,
         )  # fmt: skip
         weight = interleave(w0, w1, w2, w3, TILE_O, TILE_G)  # [TILE_O, 4 * TILE_G]
         i = 4 * start + tl.arange(0, 4 * TILE_G)
-        spot = x_ptr + t[:, None] * stride_t + i[None, :].to(tl.int64) * stride_i
-        x = tl.load(spot, (t < T)[:, None] & (i < 4 * G)[None, :], other=0.0)
+        ptrs = x_ptr + t[:, None] * stride_x_t + i[None, :].to(tl.int64) * stride_x_i
+        inside = (t < T)[:, None] & (i < 4 * G)[None, :]
+        x = tl.load(ptrs, inside, other=0.0)  # [TILE_T, 4 * TILE_G]
         total = tl.dot(x, tl.trans(weight), total, input_precision=PRECISION)
-    spot = out_ptr + t[:, None] * stride_ot + o[None, :] * stride_oo
-    tl.store(spot, total.to(out_ptr.dtype.element_ty), (t < T)[:, None] & (o < O)[None, :])
+    ptrs = out_ptr + t[:, None] * stride_out_t + o[None, :] * stride_out_o
+    tl.store(ptrs, total.to(out_ptr.dtype.element_ty), (t < T)[:, None] & (o < O)[None, :])

@@ -1,4 +1,4 @@
-"""How a sparsity budget is spread over layers: one file a rule."""
+"""Allocations of a sparsity budget to layers, one file per rule."""
 
 from prunekit.allocations.base import Allocation, Survey
 from prunekit.plugins import by_name
@@ -7,5 +7,5 @@ __all__ = ["Allocation", "Survey", "allocations"]
 
 
 def allocations() -> dict[str, type[Allocation]]:
-    """Return every allocation by its name, those of other distributions included."""
+    """Return every allocation by name, including those of other distributions."""
     return by_name("prunekit.allocations", Allocation)

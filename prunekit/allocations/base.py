@@ -1,4 +1,4 @@
-"""How a sparsity budget is spread over layers."""
+"""Base of allocations of a sparsity budget to layers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -10,16 +10,19 @@ from prunekit.methods.layer import Layer
 from prunekit.statistics import Statistic
 
 Survey = Callable[[], Iterator[list[Layer]]]
-"""Each call walks once over the dense model and gives the layers of one block after another."""
+"""Each call iterates once over the blocks of the dense model, and yields the layers of each."""
 
 
 class Allocation(BaseModel, ABC):
-    """Sizes (and, where asked for, weights and statistics of the dense model) → sparsities.
+    """Sizes, weights and statistics of a dense model → sparsities.
 
-    A subclass's fields are its settings. ``needs`` are the statistics its survey has to gather;
-    ``surveys`` is False for one that looks at no weight, so that the survey vanishes; ``methods``
-    are the methods whose scores it stands for (None: any); ``mixes`` is True for one that
-    gives layers of an n:m pattern other n.
+    The fields of a subclass are its settings.
+
+    Attributes:
+        needs: The statistics that its survey gathers.
+        surveys: Whether it uses weights or statistics; if not, no survey is made.
+        methods: Names of the methods that it is defined for; None for all.
+        mixes: Whether it may change the n of layers with an n:m pattern.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -34,4 +37,10 @@ class Allocation(BaseModel, ABC):
     def allocate(
         self, sizes: Mapping[str, int], survey: Survey, sparsity: float
     ) -> dict[str, float]:
-        """Return the sparsity of each layer of ``sizes`` (name → weights)."""
+        """Return the sparsity of each layer by name.
+
+        Args:
+            sizes: Number of weights of each layer that is pruned.
+            survey: Iterates over the layers of the dense model, including those that are not pruned.
+            sparsity: Fraction of zeros of all layers together, 0..1.
+        """

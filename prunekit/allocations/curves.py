@@ -1,4 +1,4 @@
-"""Curves: sparsity goes where a refitted layer bears it best."""
+"""Curves: prune more where the error of a refined layer rises least."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from prunekit.patterns.n_of_m import NOfM
 from prunekit.statistics import Gram, Statistic
 
 POINTS = 5
-"""Sparsities at which the error of a layer is measured; n:m has two on each side at most."""
+"""Sparsities at which a layer's error is measured; n:m has at most two on each side."""
 ITERATIONS = 5
-"""Steps of conjugate gradients of each measurement."""
+"""Steps of conjugate gradients per measurement."""
 
 
 class Curves(Allocation):
-    """Minimises the sum of the layers' relative errors, within ``spread`` of the target.
+    """The least sum of relative errors, within ``spread`` of the target.
 
-    An n:m pattern becomes a mix: 2:8 to 6:8 for 4:8, 1:4 to 3:4 for 2:4; the layer at which the
-    budget ends gets the nearest of them, so that the whole may miss it by a part of that layer.
+    An n:m pattern becomes a mix: 2:8 to 6:8 for 4:8, 1:4 to 3:4 for 2:4. The layer at which the
+    budget ends gets the nearest of them, so that the total may miss the budget by part of a layer.
 
-    Each layer of the dense model is pruned at five sparsities by Wanda's score and refitted by five
-    steps of conjugate gradients: 25 matrix products and no factorisation. The lower convex hull of
-    its relative errors ‖WX − W′X‖² / ‖WX‖² then says what the next weights cost, and the cheapest
-    go first, over all layers, until the budget is spent.
+    Each layer of the dense model is pruned to five sparsities by Wanda's score and refined by five
+    steps of conjugate gradients: 25 matrix products and no factorization. The slopes of the lower
+    convex hull of its relative errors ‖WX − W′X‖² / ‖WX‖² are the cost per weight; over all layers,
+    the cheapest weights are pruned first, until the budget is spent.
     """
 
     name: ClassVar[str] = "curves"
@@ -40,7 +40,7 @@ class Curves(Allocation):
     mixes: ClassVar[bool] = True
 
     spread: float = Field(default=0.1, gt=0, lt=0.5)
-    """No layer's sparsity leaves the target by more than this, unless the pattern is n:m."""
+    """No layer's sparsity differs from the target by more than this, unless the pattern is n:m."""
 
     @override
     def allocate(
@@ -54,13 +54,13 @@ class Curves(Allocation):
                     mixed = isinstance(layer.pattern, NOfM)
                     grid = self._grid(layer.pattern, sparsity)
                     curves[layer.name] = [_error(layer, at) for at in grid]
-        found = split(curves, sizes, grid, sparsity)
+        found = split_budget(curves, sizes, grid, sparsity)
         if not mixed:
             return found
         return {name: min(grid, key=lambda at: abs(at - value)) for name, value in found.items()}
 
     def _grid(self, pattern: Pattern, sparsity: float) -> list[float]:
-        """Return the sparsities to measure at, rising."""
+        """Return the sparsities to measure, in ascending order."""
         if isinstance(pattern, NOfM):
             reach = POINTS // 2
             least, most = max(pattern.n - reach, 1), min(pattern.n + reach, pattern.m - 1)
@@ -69,16 +69,22 @@ class Curves(Allocation):
         return [sparsity + spread * (2 * point / (POINTS - 1) - 1) for point in range(POINTS)]
 
 
-def split(
+def split_budget(
     curves: Mapping[str, Sequence[float]],
     sizes: Mapping[str, int],
     grid: Sequence[float],
     sparsity: float,
 ) -> dict[str, float]:
-    """Return the sparsities with the least sum of errors that remove ``sparsity`` in all.
+    """Return the sparsities that meet a budget with least error.
 
-    ``curves`` are errors at the sparsities of ``grid``; between two points of its lower convex hull
-    an error rises evenly, so that going by the slopes, lowest first, is optimal.
+    Between two points of its lower convex hull an error is linear, so that taking segments by
+    slope, lowest first, is optimal.
+
+    Args:
+        curves: Errors of each layer at the sparsities of ``grid``.
+        sizes: Number of weights of each layer.
+        grid: Sparsities, in ascending order.
+        sparsity: Fraction of zeros of all layers together.
     """
     result = dict.fromkeys(curves, grid[0])
     segments = []
@@ -88,7 +94,7 @@ def split(
             if weights:
                 segments.append(((high - low) / weights, name, end, weights))
     budget = (sparsity - grid[0]) * sum(sizes[name] for name in curves)
-    # Sorting is stable, so of equal slopes those of earlier layers go first.
+    # The sort is stable: of equal slopes those of earlier layers are taken first.
     for _, name, end, weights in sorted(segments, key=lambda segment: segment[0]):
         taken = min(weights, budget)
         result[name] = end if taken == weights else result[name] + taken / sizes[name]
@@ -99,7 +105,7 @@ def split(
 
 
 def _hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the lower convex hull of points that are ordered from left to right."""
+    """Return the lower convex hull of points with ascending x."""
     hull: list[tuple[float, float]] = []
     for x, y in points:
         while len(hull) > 1:
@@ -112,7 +118,7 @@ def _hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _error(layer: Layer, sparsity: float) -> float:
-    """Return the relative error of a layer when so much of it went and the rest was refitted."""
+    """Return the relative error of a layer that is pruned and refined."""
     keep = layer.pattern.at(sparsity).keep(Wanda().score(layer), sparsity)
     pruned = Pruned(layer.weight.where(keep, 0), keep)
     change = refine(layer, pruned, iterations=ITERATIONS).weight - layer.weight

@@ -14,15 +14,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HALF = 1 << 16
+"""Values of 16 bits."""
 
 
 class Global(Allocation):
-    """Each layer loses what falls below the model's k-th smallest magnitude, exactly k in all.
+    """One threshold: exactly the k smallest magnitudes of the model are pruned.
 
-    The threshold is found without holding the weights: float32 magnitudes order as their bit
-    patterns do, so one walk counts the upper 16 bits and a second one the lower 16 bits of the
-    values that share the threshold's upper half. Of equal magnitudes those in the earlier layers
-    stay.
+    The threshold is found without holding the weights: float32 magnitudes have the order of their
+    bit patterns, so one pass over the model counts the upper 16 bits, and a second one the lower 16
+    bits of the values with the threshold's upper half. Of equal magnitudes those of earlier layers
+    are kept.
     """
 
     name: ClassVar[str] = "global"
@@ -60,7 +61,7 @@ def _histograms(survey: Survey, sizes: Mapping[str, int], bins) -> dict[str, Ten
 
 
 def _cut(histograms: dict[str, Tensor], count: int) -> tuple[int, dict[str, int]]:
-    """Return the bin in which the ``count``-th value falls and, per layer, how many lie below."""
+    """Return the bin of the ``count``-th value, and counts below it."""
     import torch
 
     running = sum(histograms.values(), torch.zeros(HALF, dtype=torch.int64)).cumsum(0)

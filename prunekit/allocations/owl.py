@@ -1,4 +1,4 @@
-"""OWL: blocks with more outliers keep more."""
+"""OWL: higher density for blocks with more outliers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 
 class Owl(Allocation):
-    """Density of a block rises with its share of Wanda scores above ``outlier`` times their mean.
+    """Density of a block rises with its share of outlier scores.
 
-    Yin et al., arXiv:2310.05175, eq. 2 and 3: with D the share of outliers of each block, scaled
-    to ``[0, 2·spread]``, block density = D − mean(D) + (1 − sparsity). The mean is weighted by the
-    size of the blocks, so that the budget is met exactly also when they differ.
+    Yin et al., arXiv:2310.05175, eq. 2 and 3: with D the share of Wanda scores above ``outlier``
+    times their mean in each block, scaled to ``[0, 2·spread]``, block density = D − mean(D) +
+    (1 − sparsity). The mean is weighted by the sizes of the blocks, so that the budget is met
+    exactly also when they differ.
     """
 
     name: ClassVar[str] = "owl"

@@ -1,7 +1,7 @@
-"""Sparsity as a function of the step: pure functions with absolute values and exact ends.
+"""Sparsity as a function of the training step.
 
-Each takes ``step`` in 0..``steps`` and returns a sparsity: ``initial`` at (or before) step 0,
-``final`` at (or after) step ``steps``. :func:`steps_due` says at which steps to prune.
+A schedule takes ``step`` t, ``steps`` T, and the sparsities ``final`` and ``initial``. It returns
+exactly ``initial`` at (or before) step 0, and exactly ``final`` at (or after) step T.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,12 @@ SCHEDULES: dict[str, Schedule] = {"one-shot": one_shot, "linear": linear, "cubic
 
 
 def steps_due(start: int, end: int, frequency: int) -> list[int]:
-    """Return the steps at which to prune: every ``frequency`` from ``start``, and always ``end``.
+    """Return the steps at which to prune, including ``end``.
+
+    Args:
+        start: First step.
+        end: Last step.
+        frequency: Steps between two of them.
 
     Raises:
         ValueError: ``frequency`` is below 1 or ``end`` comes before ``start``.

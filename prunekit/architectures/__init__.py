@@ -1,7 +1,7 @@
-"""Model families: one file of data each, found by ``config.model_type``, else by probing.
+"""Model families, one data file each, selected by ``config.model_type``.
 
-Other distributions add families through the entry point group ``prunekit.architectures``; their
-declaration of a model type takes the place of ours.
+Model types without a declaration are probed. Other distributions add families through the entry
+point group ``prunekit.architectures``; for a model type that both declare, theirs is used.
 """
 
 from dataclasses import replace
@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from transformers import PreTrainedModel
 
 from prunekit.architectures.base import Architecture, Attention, FeedForward, Stack, Stage, Stream
-from prunekit.architectures.coverage import ADVICE, check, holds
+from prunekit.architectures.coverage import ADVICE, check_coverage, has_module
 from prunekit.architectures.probing import probe
 from prunekit.errors import CheckpointError
 from prunekit.plugins import modules
@@ -23,41 +23,45 @@ __all__ = [
     "Stack",
     "Stage",
     "Stream",
-    "declared",
-    "find",
-    "names",
+    "declared_architecture",
+    "declared_model_types",
+    "find_architecture",
 ]
 
 
-def find(model: PreTrainedModel) -> Architecture:
-    """Return the architecture of ``model``, with those stacks that the model has.
+def find_architecture(model: PreTrainedModel) -> Architecture:
+    """Return the declared or probed architecture, restricted to stacks the model has.
 
     Args:
-        model: PreTrainedModel transformers model, with or without a head; the meta device will do.
+        model: A transformers model, with or without a head; it may be on the meta device.
 
     Raises:
-        CheckpointError: The model holds something in its blocks that would not be pruned, or its
-            type is not declared and cannot be probed.
+        CheckpointError: Its blocks contain a linear or fused weight that no stage covers, they lack
+            a linear that a stage names, or its type is not declared and cannot be probed.
     """
-    architecture = declared(model) or probe(model)
+    architecture = declared_architecture(model) or probe(model)
     for stack in architecture.stacks:
-        check(model, stack)
+        check_coverage(model, stack)
     return architecture
 
 
-def declared(model: PreTrainedModel) -> Architecture | None:
-    """Return the architecture that is declared for the type of ``model``, as :func:`find`."""
-    known = _declared().get(model.config.model_type)
-    return _present(model, known) if known else None
+def declared_architecture(model: PreTrainedModel) -> Architecture | None:
+    """Return the architecture declared for the model type, or None.
+
+    Raises:
+        CheckpointError: None of the declared stacks exists in the model.
+    """
+    known = _architectures_by_type().get(model.config.model_type)
+    return _with_existing_stacks(model, known) if known else None
 
 
-def names() -> list[str]:
-    """Return the declared model types in alphabetic order."""
-    return sorted(_declared())
+def declared_model_types() -> list[str]:
+    """Return the declared model types in alphabetical order."""
+    return sorted(_architectures_by_type())
 
 
 @cache
-def _declared() -> dict[str, Architecture]:
+def _architectures_by_type() -> dict[str, Architecture]:
     found = [value for module in modules(__name__) for value in vars(module).values()]
     found += [entry.load() for entry in entry_points(group=__name__)]
     return {
@@ -68,8 +72,10 @@ def _declared() -> dict[str, Architecture]:
     }
 
 
-def _present(model: PreTrainedModel, architecture: Architecture) -> Architecture:
-    stacks = tuple(stack for stack in architecture.stacks if holds(model.base_model, stack.blocks))
+def _with_existing_stacks(model: PreTrainedModel, architecture: Architecture) -> Architecture:
+    stacks = tuple(
+        stack for stack in architecture.stacks if has_module(model.base_model, stack.blocks)
+    )
     if not stacks:
         raise CheckpointError(
             f"{type(model).__name__}: no blocks at "

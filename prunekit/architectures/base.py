@@ -1,4 +1,4 @@
-"""Where a model family keeps its blocks, linears, heads and neurons: data only."""
+"""Data classes that locate blocks, linears, heads and neurons in a model."""
 
 import re
 from collections.abc import Iterable
@@ -7,15 +7,16 @@ from itertools import groupby
 from typing import Literal
 
 Count = Literal["heads", "groups", "size", "width"]
-"""Query heads, key heads, features of a head, features of all query heads."""
+"""Number of query heads, number of key heads, features per head, features of all query heads."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Linears of a block that read the same tensor; named relative to the block.
+    """Linears of a block that share their input tensor.
 
-    ``*`` stands for the number of an expert: those of each read the tokens that it is given. Fused
-    experts have the linears ``gate_proj``, ``up_proj`` and ``down_proj`` for this.
+    Names are relative to the block. ``*`` stands for the index of an expert, whose linears read
+    the tokens routed to it. Fused experts are addressed as the linears ``gate_proj``, ``up_proj``
+    and ``down_proj``.
     """
 
     linears: tuple[str, ...]
@@ -25,37 +26,39 @@ class Stage:
 
     @property
     def experts(self) -> str | None:
-        """The module whose experts it is about, if it is about experts."""
+        """Name of the module that holds the experts, or None."""
         module, star, _ = self.linears[0].partition(".*.")
         return module if star else None
 
-    def of(self, expert: int) -> "Stage":
-        """Return the stage of one expert."""
+    def for_expert(self, expert: int) -> "Stage":
+        """Return the stage of one expert, with ``*`` replaced by its index."""
         return Stage(*(linear.replace("*", str(expert)) for linear in self.linears))
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Where the heads of one attention of a block live; linears are named relative to the block.
+    """Locations of the heads of one attention module of a block.
 
-    Where query, key and value are one linear, its outputs are all queries, then all keys, then all
-    values, or, if ``interleaved``, query, key and value of each head in turn.
+    Linears are named relative to the block. If query, key and value share one linear, its outputs
+    are all queries, then all keys, then all values; or, if ``interleaved``, the query, key and
+    value of each head in turn.
 
     Attributes:
-        module: What computes the attention.
+        module: Module that computes the attention.
         query: Linear whose outputs are the queries of all heads.
-        key: The same of the keys; under grouped queries it has fewer heads.
-        value: The same of the values.
-        output: Linear that reads what the heads give.
-        size: Attribute of ``module``: features of one head.
-        interleaved: See above.
-        counts: Attributes of ``module`` that have to say how many heads there are; "config.x" is an
-            entry of a config that is read at each call.
-        entries: Entries of ``config.json`` that say it of all blocks; none where a head's size is
-            the hidden size divided by the heads, so that fewer heads cannot be said.
-        bias: Embedding below ``module`` of the first block with a column a head, which all blocks
-            of the stack add to their scores; "" if they add zeros that the first block makes, for
-            as many heads as it has.
+        key: Linear whose outputs are the keys; fewer heads with grouped queries.
+        value: Linear whose outputs are the values.
+        output: Linear that reads the concatenated head outputs.
+        size: Attribute of ``module`` that holds the features per head.
+        interleaved: Whether a shared query-key-value linear is ordered head by head.
+        counts: Attributes of ``module`` that hold head counts and must be updated when heads are
+            removed; "config.x" is a config entry that the module reads at each call.
+        entries: Entries of ``config.json`` that hold these counts for all blocks. Empty where the
+            head size is the hidden size divided by the number of heads, since fewer heads cannot
+            be expressed then.
+        bias: Embedding below ``module`` of the first block with one column per head, which all
+            blocks of the stack add to their attention scores; "" if they add zeros that the first
+            block creates for its own number of heads; None without such a bias.
     """
 
     module: str
@@ -72,11 +75,14 @@ class Attention:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """Where the neurons of a block live; linears are named relative to the block.
+    """Locations of the neurons of a block.
+
+    Linears are named relative to the block.
 
     Attributes:
-        inputs: Linears that write the neurons: one, or a gate and one; of those that only some
-            configs have, the ones that are there. A linear with twice as many outputs holds both.
+        inputs: Linears whose outputs are the neurons: one, or a gate and an up projection. Names
+            that a config does not have are ignored. A linear with twice as many outputs as neurons
+            holds gate and up projection.
         output: Linear that reads the neurons.
         entry: Entry of ``config.json`` for the number of neurons.
     """
@@ -88,18 +94,19 @@ class FeedForward:
 
 @dataclass(frozen=True)
 class Stack:
-    """A list of equal blocks that runs from a first hidden state to a last one.
+    """A list of equal blocks between initial and final hidden states.
 
     Attributes:
-        blocks: The ``ModuleList``, relative to ``model.base_model``.
-        stages: Stages of one block in the order in which data flows through them.
-        module: What is called to run the stack, relative to ``model.base_model``; "" is itself.
-        reads: The ``module`` of the stack whose last hidden state is cross-attended, if any.
-        optional: Linears that only some configs of the family, or some of its blocks, have.
-        attentions: Where the heads of a block are.
-        feed_forwards: Where the neurons of a block are.
-        depth: Entry of ``config.json`` for the number of blocks, as most families call it.
-        per_block: Entries with a value for each block, where a config has them.
+        blocks: Name of the ``ModuleList``, relative to ``model.base_model``.
+        stages: Stages of one block in the order of the data flow.
+        module: Module whose forward runs the stack, relative to ``model.base_model``; "" is the
+            base model itself.
+        reads: ``module`` of the stack whose final hidden states are cross-attended, if any.
+        optional: Linears that only some configs of the family, or only some blocks, have.
+        attentions: Locations of the heads of a block.
+        feed_forwards: Locations of the neurons of a block.
+        depth: Entry of ``config.json`` for the number of blocks.
+        per_block: Entries of ``config.json`` with one value per block, where present.
     """
 
     blocks: str
@@ -114,13 +121,16 @@ class Stack:
 
     @property
     def experts(self) -> list[str]:
-        """The modules of a block that hold experts."""
+        """Names of the modules of a block that hold experts."""
         return list(dict.fromkeys(filter(None, (stage.experts for stage in self.stages))))
 
     def stages_of(self, modules: Iterable[str]) -> list[Stage]:
-        """Return the stages of a block with these modules: of experts, those of one after another.
+        """Return the stages of a block, with one copy per expert.
 
-        A stage about experts that the block does not have stays as it is.
+        A stage whose experts the block does not have is returned unchanged.
+
+        Args:
+            modules: Names of all modules of the block, relative to it.
         """
         numbers: dict[str, list[int]] = {}
         for name in modules:
@@ -131,26 +141,28 @@ class Stack:
         for owner, group in groupby(self.stages, lambda stage: stage.experts):
             alike = list(group)
             if owner in numbers:
-                stages += [stage.of(number) for number in sorted(numbers[owner]) for stage in alike]
+                stages += [
+                    stage.for_expert(number) for number in sorted(numbers[owner]) for stage in alike
+                ]
             else:
                 stages += alike
         return stages
 
-    def may_lack(self, linear: str) -> bool:
-        """Say whether a block need not have a linear."""
+    def is_optional(self, linear: str) -> bool:
+        """Return whether a block may be without this linear."""
         return linear in self.optional or re.sub(r"\.\d+\.", ".*.", linear) in self.optional
 
 
 @dataclass(frozen=True)
 class Stream:
-    """How a family treats the residual stream, whose every reader is an RMSNorm.
+    """Conventions of a residual stream that is only read through RMSNorm modules.
 
     Attributes:
-        epsilon: Entry of ``config.json`` that its norms add to the mean square.
-        offset: What its norms add to their weights before they multiply with them.
-        scaled: The embeddings are multiplied by the root of the width.
-        divided: Entries of which the first that a config has says whether the last hidden state is
-            divided by the root of the width before the head reads it.
+        epsilon: Entry of ``config.json`` that the norms add to the mean square.
+        offset: Constant added to the norm weights before the multiplication.
+        scaled: Whether the embeddings are multiplied by the square root of the width.
+        divided: Entries of ``config.json``; the first one present says whether the final hidden
+            states are divided by the square root of the width before the output head.
     """
 
     epsilon: str = "rms_norm_eps"
@@ -161,9 +173,13 @@ class Stream:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model family: which ``config.model_type`` values it covers and its stacks, in run order.
+    """A model family: the ``config.model_type`` values it covers and its stacks.
 
-    ``stream`` is None where coordinates of the residual stream cannot be taken out.
+    Attributes:
+        model_types: Values of ``config.model_type``.
+        stacks: Stacks in execution order.
+        probed: Whether it was found by probing instead of declared.
+        stream: Residual stream conventions; None where its coordinates cannot be removed.
     """
 
     model_types: tuple[str, ...]

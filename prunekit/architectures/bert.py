@@ -1,4 +1,4 @@
-"""BERT and the families that keep its names."""
+"""BERT and families with the same module names."""
 
 from prunekit.architectures.base import Architecture, Attention, FeedForward, Stack, Stage
 

@@ -1,4 +1,4 @@
-"""Gemma: Llama with other norms, and embeddings that grow with the width."""
+"""Gemma: Llama with offset norm weights and scaled embeddings."""
 
 from prunekit.architectures.base import Architecture, Stream
 from prunekit.architectures.llama import LLAMA

@@ -1,4 +1,4 @@
-"""GPT-2, whose linears are ``Conv1D``: their weights are stored as [inputs, outputs]."""
+"""GPT-2, whose ``Conv1D`` linears store weights as [inputs, outputs]."""
 
 from prunekit.architectures.base import Architecture, Attention, FeedForward, Stack, Stage
 

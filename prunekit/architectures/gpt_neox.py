@@ -1,4 +1,7 @@
-"""GPT-NeoX and Pythia; attention and feed-forward read the same stream in two norms of it."""
+"""GPT-NeoX and Pythia.
+
+With parallel residuals, attention and feed-forward read the same stream through separate norms.
+"""
 
 from prunekit.architectures.base import Architecture, Attention, FeedForward, Stack, Stage
 

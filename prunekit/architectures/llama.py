@@ -1,4 +1,4 @@
-"""Llama and the families that keep its names."""
+"""Llama and families with the same module names."""
 
 from prunekit.architectures.base import Architecture, Attention, FeedForward, Stack, Stage, Stream
 

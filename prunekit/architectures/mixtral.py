@@ -1,4 +1,4 @@
-"""Mixtral and Qwen3's mixture: Llama's attention, and experts that transformers keeps fused."""
+"""Mixtral and Qwen3-MoE: Llama attention with experts that transformers fuses."""
 
 from prunekit.architectures.base import Architecture, Stack, Stage
 from prunekit.architectures.llama import STAGES
@@ -18,7 +18,7 @@ QWEN3_MOE = Architecture(
         Stack(
             blocks="layers",
             stages=(*STAGES, *EXPERTS),
-            # A block has either one feed-forward or experts.
+            # A block has either a dense feed-forward or experts.
             optional=frozenset(
                 linear for stage in (*STAGES[2:], *EXPERTS) for linear in stage.linears
             ),

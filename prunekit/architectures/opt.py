@@ -1,4 +1,7 @@
-"""OPT, whose base model wraps one decoder; ``project_in`` and ``project_out`` are no blocks."""
+"""OPT, whose base model wraps one decoder.
+
+``project_in`` and ``project_out`` are outside the blocks and are not pruned.
+"""
 
 from prunekit.architectures.base import Architecture, Attention, FeedForward, Stack, Stage
 

@@ -1,4 +1,4 @@
-"""Phi-3: Llama with query, key and value in one linear, gate and up in another."""
+"""Phi-3: Llama with fused query-key-value and gate-up linears."""
 
 from prunekit.architectures.base import Architecture, Attention, FeedForward, Stack, Stage, Stream
 

@@ -1,13 +1,14 @@
-"""Finds the heads of a model type nobody declared, where transformers calls its attention function.
+"""Locate the attention heads of model types without a declaration.
 
-What that function is called with says how many heads there are and of which size; which linear
-reads what it returns, and which wrote the values, is told by their memory.
+The arguments of the transformers attention function show the number and the size of the heads. The
+linears around it are identified by tensor storage: value linears wrote the storage of its value
+argument, output linears read the storage of its result.
 
-Shapes: B samples, H query heads, K key heads, T tokens, D features of a head.
+Shapes: B samples, H query heads, K key heads, T tokens, D features per head.
 """
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,19 +33,29 @@ COUNTS: dict[str, Count] = {
     "num_key_value_heads": "groups",
     "all_head_size": "width",
 }
-"""What attentions call the size of a head and what has to say how many there are."""
+"""Attribute names of attention modules: SIZES for the head size, COUNTS for the head counts."""
 ENTRIES: tuple[tuple[str, Count], ...] = (
     ("num_attention_heads", "heads"),
     ("num_key_value_heads", "groups"),
     ("head_dim", "size"),
 )
-"""Entries of the configs that can say fewer heads; whether one really can is tried each time."""
-_OURS = {"sdpa": "prunekit_probing_sdpa", "eager": "prunekit_probing_eager"}
+"""Config entries that can express fewer heads; each removal checks whether they really do."""
+_TRACED = {"sdpa": "prunekit_probing_sdpa", "eager": "prunekit_probing_eager"}
 
 
 @dataclass(frozen=True)
-class Call:
-    """One call of the attention function: H, K, D, what wrote the values, what the result is."""
+class AttentionCall:
+    """One call of the attention function.
+
+    Attributes:
+        module: The calling attention module.
+        heads: H.
+        groups: K.
+        size: D.
+        values: Storage of the value argument.
+        result: Storage of the result.
+        plain: Whether each head occupies contiguous features of its linear's output.
+    """
 
     module: nn.Module
     heads: int
@@ -56,66 +67,68 @@ class Call:
 
 
 @dataclass
-class Seen:
-    """What a forward showed of attention.
+class AttentionTrace:
+    """Attention calls and linear inputs and outputs recorded during one forward.
 
     Attributes:
-        calls: In the order of their calls.
-        writes: Memory that each linear wrote, by its name.
-        reads: Memory that each linear read.
+        calls: Calls of the attention function in execution order.
+        writes: Storage of the output of each linear, by name.
+        reads: Storage of the input of each linear, by name.
     """
 
-    calls: list[Call] = field(default_factory=list)
+    calls: list[AttentionCall] = field(default_factory=list)
     writes: dict[str, object] = field(default_factory=dict)
     reads: dict[str, object] = field(default_factory=dict)
 
 
-_seen: list[Seen] = []
+_traces: list[AttentionTrace] = []
 
 
 @contextmanager
-def seeing(kind: type[PreTrainedModel], config: PreTrainedConfig) -> Iterator[Seen]:
-    """Show every call of the attention function in a model of this kind, built from ``config``.
+def trace_attention(
+    kind: type[PreTrainedModel], config: PreTrainedConfig
+) -> Iterator[AttentionTrace]:
+    """Record the attention calls of models built from ``config`` inside the context.
 
-    There is none to see where a family computes attention by itself.
+    The trace has no calls if the family does not use the transformers attention interface.
     """
-    seen = Seen()
-    theirs = config._attn_implementation or "eager"
+    trace = AttentionTrace()
+    implementation = config._attn_implementation or "eager"
     if hasattr(sys.modules[kind.__module__], "ALL_ATTENTION_FUNCTIONS"):
-        config._attn_implementation = _OURS.get(theirs, theirs)
-    _seen.append(seen)
+        config._attn_implementation = _TRACED.get(implementation, implementation)
+    _traces.append(trace)
     try:
-        yield seen
+        yield trace
     finally:
-        _seen.pop()
+        _traces.pop()
 
 
-def memory(x: Tensor) -> object:
-    """Return the same for tensors that lie in the same memory."""
+def storage_id(x: Tensor) -> object:
+    """Return a value that is equal for tensors with the same storage."""
     return x.untyped_storage()._cdata
 
 
-def attentions(
-    model: nn.Module, blocks: str, seen: Seen, stages: Mapping[str, object]
+def find_attentions(
+    model: nn.Module, blocks: str, trace: AttentionTrace, stages: Mapping[str, object]
 ) -> tuple[Attention, ...]:
-    """Return where every block keeps its heads; nothing if that is not the same in all.
+    """Return the attentions of every block; empty unless all blocks agree.
 
     Args:
-        model: Whose forward was seen.
+        model: The model whose forward was traced.
         blocks: Name of the list of blocks.
-        seen: What it showed.
-        stages: What each linear read, equal if it was the same tensor.
+        trace: The trace of that forward.
+        stages: Identity of the input of each linear; equal for the same tensor.
     """
     names = {module: name for name, module in model.named_modules()}
-    found: dict[str, list[Attention | None]] = {}
-    for call in seen.calls:
+    by_block: dict[str, list[Attention | None]] = {}
+    for call in trace.calls:
         name = names[call.module]
         if name.startswith(f"{blocks}."):
             index, path = name.removeprefix(f"{blocks}.").split(".", 1)
-            found.setdefault(index, []).append(
-                _attention(call, f"{blocks}.{index}.", path, seen, stages)
+            by_block.setdefault(index, []).append(
+                _attention(call, f"{blocks}.{index}.", path, trace, stages)
             )
-    each = [found.get(str(index)) for index in range(len(model.get_submodule(blocks)))]  # pyright: ignore
+    each = [by_block.get(str(index)) for index in range(len(model.get_submodule(blocks)))]  # pyright: ignore
     first = each[0]
     if not first or None in first or any(other != first for other in each):
         return ()
@@ -123,12 +136,12 @@ def attentions(
 
 
 def _attention(
-    call: Call, block: str, path: str, seen: Seen, stages: Mapping[str, object]
+    call: AttentionCall, block: str, path: str, trace: AttentionTrace, stages: Mapping[str, object]
 ) -> Attention | None:
-    """Return where one attention keeps its heads, if three linears of their own write them."""
-    inside = [name for name in seen.writes if name.startswith(block)]
-    values = [name for name in inside if seen.writes[name] == call.values]
-    outputs = [name for name in inside if seen.reads[name] == call.result]
+    """Return one attention if separate linears compute query, key and value."""
+    inside = [name for name in trace.writes if name.startswith(block)]
+    values = [name for name in inside if trace.writes[name] == call.values]
+    outputs = [name for name in inside if trace.reads[name] == call.result]
     if len(values) != 1 or len(outputs) != 1 or not call.plain:
         return None
     within = [name for name in inside if name.startswith(f"{block}{path}.")]
@@ -136,7 +149,7 @@ def _attention(
     module, size = call.module, call.size
     known = {name.removeprefix(f"{block}{path}.") for name in (*writers, *outputs)}
     for name, parameter in module.named_parameters():
-        # What norms or biases all heads at once, or each of them, would have to be cut too.
+        # A norm or bias over all heads, or with weights per head, would have to be cut as well.
         if name.rpartition(".")[0] not in known and parameter.shape != (size,):
             return None
     others = [name for name in writers if name != values[0]]
@@ -152,11 +165,13 @@ def _attention(
     if not sizes:
         return None
     right = {"heads": call.heads, "groups": call.groups, "width": call.heads * size}
-    said: dict[str, Count] = {name: count for name, count in COUNTS.items() if name in vars(module)}
-    if any(getattr(module, name) != right[count] for name, count in said.items()):
+    counts: dict[str, Count] = {
+        name: count for name, count in COUNTS.items() if name in vars(module)
+    }
+    if any(getattr(module, name) != right[count] for name, count in counts.items()):
         return None
     config: Any = getattr(module, "config", None)
-    sayable = all(hasattr(config, name) for name, count in ENTRIES if count != "size")
+    expressible = all(hasattr(config, name) for name, count in ENTRIES if count != "size")
     query, key, value, output = (
         name.removeprefix(block) for name in (query, key, values[0], outputs[0])
     )
@@ -167,35 +182,42 @@ def _attention(
         value=value,
         output=output,
         size=sizes[0],
-        counts=tuple(said.items()),
-        entries=ENTRIES if sayable else (),
+        counts=tuple(counts.items()),
+        entries=ENTRIES if expressible else (),
     )
 
 
-def narrow(model: nn.Module, blocks: str, found: tuple[Attention, ...]) -> bool:
-    """Take the last key head and its query heads out of every attention of a model, by shape only.
+def remove_last_key_head(model: nn.Module, blocks: str, attentions: tuple[Attention, ...]) -> bool:
+    """Remove the last key head and its query heads from every attention.
+
+    Only shapes and head counts matter, since the model has fake tensors.
+
+    Args:
+        model: The model to change in place.
+        blocks: Name of the list of blocks.
+        attentions: The attentions of each block.
 
     Returns:
-        Whether there was more than one.
+        Whether every attention had more than one key head.
     """
-    several = True
+    removable = True
     for block in model.get_submodule(blocks).children():
-        for attention in found:
+        for attention in attentions:
             module: Any = block.get_submodule(attention.module)
             size = getattr(module, attention.size)
             key: Any = block.get_submodule(attention.key)
             query: Any = block.get_submodule(attention.query)
             groups, heads = key.out_features // size, query.out_features // size
-            several &= groups > 1
-            left = {"heads": heads - heads // groups, "groups": groups - 1}
-            left["width"] = left["heads"] * size
+            removable &= groups > 1
+            remaining = {"heads": heads - heads // groups, "groups": groups - 1}
+            remaining["width"] = remaining["heads"] * size
             for name, count in ((attention.query, "heads"), (attention.key, "groups")):
-                _cut(block.get_submodule(name), left[count] * size, outputs=True)
-            _cut(block.get_submodule(attention.value), left["groups"] * size, outputs=True)
-            _cut(block.get_submodule(attention.output), left["width"], outputs=False)
+                _cut(block.get_submodule(name), remaining[count] * size, outputs=True)
+            _cut(block.get_submodule(attention.value), remaining["groups"] * size, outputs=True)
+            _cut(block.get_submodule(attention.output), remaining["width"], outputs=False)
             for name, count in attention.counts:
-                setattr(module, name, left[count])
-    return several
+                setattr(module, name, remaining[count])
+    return removable
 
 
 def _cut(linear: Any, width: int, *, outputs: bool) -> None:  # noqa: ANN401
@@ -205,35 +227,40 @@ def _cut(linear: Any, width: int, *, outputs: bool) -> None:  # noqa: ANN401
         linear.bias = nn.Parameter(linear.bias.detach()[:width])
 
 
-def _shown(function: Any, module: nn.Module, tensors: tuple[Tensor, ...], given: Any) -> Any:  # noqa: ANN401
+def _traced_call(
+    function: Callable[..., Any],
+    module: nn.Module,
+    tensors: tuple[Tensor, ...],
+    options: dict[str, Any],
+) -> Any:  # noqa: ANN401
     query, key, value, *_ = tensors
-    result = function(module, *tensors, **given)
+    result = function(module, *tensors, **options)
     size = value.shape[-1]
-    _seen[-1].calls.append(
-        Call(
+    _traces[-1].calls.append(
+        AttentionCall(
             module,
             query.shape[1],
             key.shape[1],
             size,
-            memory(value),
-            memory(result[0]),
-            # Heads one after another in what wrote them.
+            storage_id(value),
+            storage_id(result[0]),
+            # Each head is contiguous in the output of its linear.
             plain=value.stride()[1] == size and query.shape[-1] == size,
         )
     )
     return result
 
 
-def _sdpa(module: nn.Module, *tensors: Tensor, **given: Any) -> Any:  # noqa: ANN401
-    return _shown(sdpa_attention_forward, module, tensors, given)
+def _sdpa(module: nn.Module, *tensors: Tensor, **options: Any) -> Any:  # noqa: ANN401
+    return _traced_call(sdpa_attention_forward, module, tensors, options)
 
 
-def _eager(module: nn.Module, *tensors: Tensor, **given: Any) -> Any:  # noqa: ANN401
-    theirs = sys.modules[type(module).__module__].eager_attention_forward
-    return _shown(theirs, module, tensors, given)
+def _eager(module: nn.Module, *tensors: Tensor, **options: Any) -> Any:  # noqa: ANN401
+    function = sys.modules[type(module).__module__].eager_attention_forward
+    return _traced_call(function, module, tensors, options)
 
 
-AttentionInterface.register(_OURS["sdpa"], _sdpa)
-AttentionInterface.register(_OURS["eager"], _eager)
-AttentionMaskInterface.register(_OURS["sdpa"], sdpa_mask)
-AttentionMaskInterface.register(_OURS["eager"], eager_mask)
+AttentionInterface.register(_TRACED["sdpa"], _sdpa)
+AttentionInterface.register(_TRACED["eager"], _eager)
+AttentionMaskInterface.register(_TRACED["sdpa"], sdpa_mask)
+AttentionMaskInterface.register(_TRACED["eager"], eager_mask)

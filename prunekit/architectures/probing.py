@@ -1,8 +1,8 @@
-"""Finds the blocks and stages of a model type nobody declared, by watching one forward of it.
+"""Infer blocks and stages of undeclared model types from one traced forward.
 
-The forward runs on a twin of the model whose tensors are fake: shapes and the identity of tensors
-are there, numbers and memory are not, so a model of any size is probed in seconds. (The meta
-device would do but for masks: transformers reads numbers there unless it knows it is traced.)
+The forward runs on a copy of the model with fake tensors, which have shapes and identity but no
+data and no memory, so a model of any size is probed in seconds. (The meta device is not enough:
+there transformers reads mask values unless it knows that it is traced.)
 """
 
 import copy
@@ -19,27 +19,39 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from prunekit.architectures.base import Architecture, Attention, Stack, Stage
-from prunekit.architectures.coverage import ADVICE, LINEAR, linears, prefix, refuse_fused_experts
-from prunekit.architectures.probed_heads import Seen, attentions, memory, narrow, seeing
+from prunekit.architectures.coverage import (
+    ADVICE,
+    LINEAR_TYPES,
+    base_model_prefix,
+    named_linears,
+    refuse_fused_experts,
+)
+from prunekit.architectures.probed_heads import (
+    AttentionTrace,
+    find_attentions,
+    remove_last_key_head,
+    storage_id,
+    trace_attention,
+)
 from prunekit.errors import CheckpointError
 
-# What a forward raises where it needs numbers, and what a model does that cannot start from
+# Raised by a forward that needs the values of fake tensors, or by a model that cannot run from
 # embeddings alone.
-UNRUNNABLE = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
+FORWARD_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
 
-Read = tuple[object, ...]
+TensorIdentity = tuple[object, ...]
 
 
 def probe(model: PreTrainedModel) -> Architecture:
-    """Return where ``model`` keeps its blocks and which of its linears read the same tensor.
+    """Return the architecture of ``model`` as observed in one forward.
 
-    Blocks are the one ``ModuleList`` of modules of one class that contain linears. Stages, and the
-    linears within, are in the order of their first call. Linears that only some blocks have are
-    optional.
+    The blocks are the only ``ModuleList`` whose modules have one class and contain linears. Linears
+    that read the same tensor form a stage; stages and their linears are in the order of the first
+    call. Linears that only some blocks have are optional.
 
     Raises:
         CheckpointError: There is no such list or more than one, the model does not run from
-            embeddings, or the linears of its blocks are not each called once, block after block.
+            embeddings, or its linears are not each called exactly once, block after block.
     """
     base, kind = cast(PreTrainedModel, model.base_model), model.config.model_type
     lists = _block_lists(base)
@@ -49,47 +61,50 @@ def probe(model: PreTrainedModel) -> Architecture:
         _refuse(kind, f"probing runs one list of blocks, this model has {', '.join(lists)}")
     (blocks,) = lists
     refuse_fused_experts(model, blocks)
-    reads, attentions = _reads(base, kind, blocks)
-    for linear in linears(base.get_submodule(blocks)):
+    reads, attentions = _trace_inputs(base, kind, blocks)
+    for linear in named_linears(base.get_submodule(blocks)):
         if f"{blocks}.{linear}" not in reads:
-            _refuse(kind, f"{prefix(model)}{blocks}.{linear} was never called in a forward")
+            _refuse(
+                kind, f"{base_model_prefix(model)}{blocks}.{linear} was never called in a forward"
+            )
     stages, optional = _merge(_per_block(reads, blocks, kind), kind)
     stack = Stack(blocks, stages, optional=optional, attentions=attentions)
     return Architecture((kind,), (stack,), probed=True)
 
 
 def _block_lists(base: nn.Module) -> list[str]:
-    """Return the names of what may be blocks; lists inside their modules are not."""
-    found: list[str] = []
+    """Return the names of candidate block lists, without lists nested inside them."""
+    names: list[str] = []
     for name, module in base.named_modules():
-        inside = any(name.startswith(f"{other}.") for other in found)
+        inside = any(name.startswith(f"{other}.") for other in names)
         if isinstance(module, nn.ModuleList) and len(module) and not inside:
             alike = len({type(child) for child in module}) == 1 and not isinstance(
-                module[0], LINEAR
+                module[0], LINEAR_TYPES
             )
-            if alike and all(linears(child) for child in module):
-                found.append(name)
-    return found
+            if alike and all(named_linears(child) for child in module):
+                names.append(name)
+    return names
 
 
-def _reads(
+def _trace_inputs(
     base: PreTrainedModel, kind: str, blocks: str
-) -> tuple[dict[str, Read], tuple[Attention, ...]]:
-    """Return what each linear reads in one forward, and where the blocks keep their heads.
+) -> tuple[dict[str, TensorIdentity], tuple[Attention, ...]]:
+    """Return the input identity of each linear, and the attentions.
 
-    Reads are in call order, and equal ones are of the same tensor. No heads are found where blocks
-    do not keep them alike, in linears of their own, or where a twin with fewer does not run.
+    Identities are in call order; equal ones mean the same tensor. No attentions are returned where
+    blocks differ in them, where a linear is shared by query, key and value, or where the model does
+    not run after one key head was removed.
     """
-    reads: dict[str, Read] = {}
+    reads: dict[str, TensorIdentity] = {}
     kept: list[Tensor] = []
 
-    def watch(name: str, seen: Seen) -> Callable[..., None]:
+    def record_into(name: str, trace: AttentionTrace) -> Callable[..., None]:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if name in reads:
                 _refuse(kind, f"{name} is called more than once in a forward")
             reads[name] = _identity(inputs[0])
-            seen.reads[name], seen.writes[name] = memory(inputs[0]), memory(output)
-            # A freed tensor would lend its identity to a later one.
+            trace.reads[name], trace.writes[name] = storage_id(inputs[0]), storage_id(output)
+            # Keep tensors alive: a later tensor could reuse the identity of a freed one.
             kept.extend([inputs[0], output])
 
         return hook
@@ -97,59 +112,59 @@ def _reads(
     config = copy.deepcopy(base.config)
     with torch.inference_mode(mode=False), torch.no_grad(), FakeTensorMode():
         try:
-            with no_init_weights(), seeing(type(base), config) as seen:
-                twin = type(base)(config).eval()
+            with no_init_weights(), trace_attention(type(base), config) as trace:
+                fake = type(base)(config).eval()
                 handles = [
-                    linear.register_forward_hook(watch(name, seen))
-                    for name, linear in linears(twin).items()
+                    linear.register_forward_hook(record_into(name, trace))
+                    for name, linear in named_linears(fake).items()
                 ]
-                _run(twin)
-        except UNRUNNABLE as error:
+                _run(fake)
+        except FORWARD_ERRORS as error:
             reason = (
                 f"its forward does not run from inputs_embeds without reading numbers ({error})"
             )
             raise CheckpointError(_message(kind, reason)) from error
-        found = attentions(twin, blocks, seen, reads)
+        found = find_attentions(fake, blocks, trace, reads)
         for handle in handles:
             handle.remove()
         try:
-            if found and narrow(twin, blocks, found):
-                with seeing(type(base), config):
-                    _run(twin)
-        except UNRUNNABLE:
+            if found and remove_last_key_head(fake, blocks, found):
+                with trace_attention(type(base), config):
+                    _run(fake)
+        except FORWARD_ERRORS:
             found = ()
     return reads, found
 
 
-def _run(twin: PreTrainedModel) -> None:
-    # What does not run is an answer here, of which torch would make a page of log.
+def _run(fake: PreTrainedModel) -> None:
+    # A failing forward is an expected outcome here; torch would log a page about it.
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before, log.disabled = log.disabled, True
     try:
-        _forward(twin)
+        _forward(fake)
     finally:
         log.disabled = before
 
 
-def _forward(twin: PreTrainedModel) -> None:
-    width = next(twin.get_input_embeddings().parameters()).shape[1]
-    twin(inputs_embeds=torch.empty(1, 4, width), use_cache=False)
+def _forward(fake: PreTrainedModel) -> None:
+    width = next(fake.get_input_embeddings().parameters()).shape[1]
+    fake(inputs_embeds=torch.empty(1, 4, width), use_cache=False)
 
 
-def _identity(x: Tensor) -> Read:
-    """Return the same for tensors that hold the same numbers because they share their memory.
+def _identity(x: Tensor) -> TensorIdentity:
+    """Return a key that is equal for views of the same data.
 
-    The batch being one, joining batch and tokens is no difference. The version tells a tensor from
-    what an operation in place has made of it since.
+    The batch has one sample, so merging the batch and token dimensions changes nothing. The version
+    distinguishes a tensor from itself after an in-place operation.
     """
     rows = x.squeeze()
-    place = rows.untyped_storage()._cdata, rows.storage_offset()
-    return *place, rows.shape, rows.stride(), rows._version
+    storage = rows.untyped_storage()._cdata, rows.storage_offset()
+    return *storage, rows.shape, rows.stride(), rows._version
 
 
-def _per_block(reads: dict[str, Read], blocks: str, kind: str) -> list[list[Stage]]:
-    """Return the stages of each block."""
-    groups: dict[str, dict[Read, list[str]]] = {}
+def _per_block(reads: dict[str, TensorIdentity], blocks: str, kind: str) -> list[list[Stage]]:
+    """Group the linears of each block by the identity of their input."""
+    groups: dict[str, dict[TensorIdentity, list[str]]] = {}
     for name, read in reads.items():
         if name.startswith(f"{blocks}."):
             index, linear = name.removeprefix(f"{blocks}.").split(".", 1)
@@ -161,7 +176,7 @@ def _per_block(reads: dict[str, Read], blocks: str, kind: str) -> list[list[Stag
 
 
 def _merge(per_block: list[list[Stage]], kind: str) -> tuple[tuple[Stage, ...], frozenset[str]]:
-    """Return one order of stages that is the order of every block, and the optional linears."""
+    """Merge the stages of all blocks; also return the optional linears."""
     sorter: TopologicalSorter[Stage] = TopologicalSorter()
     for stages in per_block:
         sorter.add(stages[0])

@@ -1,6 +1,7 @@
-"""T5: an encoder, and a decoder whose cross-attention reads the encoder's last hidden state.
+"""T5: an encoder and a decoder with cross-attention.
 
-The feed-forward has one input linear (``wi``, T5 1.0) or a gate and one (``wi_0``, ``wi_1``, 1.1).
+Cross-attention reads the final hidden states of the encoder. The feed-forward has one input linear
+(``wi``, T5 1.0) or a gate and an up projection (``wi_0``, ``wi_1``, T5 1.1).
 """
 
 from prunekit.architectures.base import Architecture, Attention, FeedForward, Stack, Stage, Stream
@@ -43,7 +44,7 @@ CROSS_HEADS = _attention("layer.1.EncDecAttention", "")
 
 
 def _feed_forward(at: str) -> tuple[tuple[Stage, ...], frozenset[str]]:
-    """Return the stages of the feed-forward at ``at``, and those of its linears that may lack."""
+    """Return the feed-forward stages and the linears that are optional."""
     inputs = _inputs(at)
     return (Stage(*inputs), Stage(f"{at}.DenseReluDense.wo")), frozenset(inputs)
 

@@ -1,1 +1,1 @@
-"""Safetensors checkpoints: read, checked, written atomically."""
+"""Safetensors checkpoints: reading, validation, atomic writing, compressed storage."""

@@ -1,9 +1,9 @@
-"""What pruning took from linears, given back by thin matrices: a LoRA adapter beside a checkpoint.
+"""LoRA adapter that approximates the pruned part of linears.
 
-With E = W − W′ the weight that went and H = XᵀX of the inputs, the product BA of rank r for which
-‖(E − BA)X‖² is least is B = U, A = UᵀE, where U are the first r eigenvectors of E H Eᵀ: those of
-EoRA (Liu et al., arXiv:2410.21271), which goes through the eigenspace of H, without a square root
-or an inverse of it.
+With E = W − W′ the pruned part of a weight and H = XXᵀ the Gram matrix of the inputs, the product
+BA of rank r that minimizes ‖(E − BA)X‖² is B = U, A = UᵀE, where U are the first r eigenvectors of
+E H Eᵀ. It is the solution of EoRA (Liu et al., arXiv:2410.21271), which projects into the
+eigenspace of H, but needs no square root or inverse of H.
 
 Shapes: O output features, I input features, R rank.
 """
@@ -12,26 +12,28 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
-import torch
 from jaxtyping import Float
 from safetensors.torch import load_file
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor
 
 from prunekit.checkpoint.atomic import write_atomically, write_shard
 
 FOLDER = "adapter"
-"""Folder of the adapter, within that of the checkpoint."""
+"""Subfolder of the checkpoint that holds the adapter."""
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
-"""What peft puts before the name of a module."""
+"""Prefix that peft adds to module names."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """The two factors of what is added to a linear: B, which peft calls lora_B, and A."""
+    """Low-rank update BA of a linear's weight.
+
+    Attributes:
+        up: B, which peft calls lora_B.
+        down: A, which peft calls lora_A.
+    """
 
     up: Float[Tensor, "O R"]
     down: Float[Tensor, "R I"]
@@ -41,43 +43,45 @@ class Adapter:
         """BA in float32."""
         return self.up.float() @ self.down.float()
 
-    @torch.no_grad()
-    def add_to(self, linear: nn.Module) -> None:
-        """Add it to the weight of a linear, in place, as the linear's layer would in a forward."""
-        weight = cast("Tensor", linear.weight)
-        product = self.product.to(weight.device)
-        weight.add_(product.T if isinstance(linear, Conv1D) else product)
 
+def write_block(folder: Path, block: str, found: Mapping[str, Adapter]) -> None:
+    """Write the adapters of a block atomically.
 
-def write_part(folder: Path, block: str, found: Mapping[str, Adapter]) -> None:
-    """Write the adapters of a block, by the names of its linears; whole or not at all."""
+    Args:
+        folder: Folder of the checkpoint.
+        block: Name of the block.
+        found: Adapters by name of the linear.
+    """
     (folder / FOLDER).mkdir(exist_ok=True)
     write_shard(folder / FOLDER / f"{block}.safetensors", _named(found))
 
 
-def read_part(folder: Path, block: str) -> dict[str, Adapter]:
-    """Return the adapters of a block, by the names of its linears."""
+def read_block(folder: Path, block: str) -> dict[str, Adapter]:
+    """Return the adapters of a block by name of the linear."""
     whole, part = folder / FOLDER / FILE, folder / FOLDER / f"{block}.safetensors"
-    found = _adapters(load_file(part if part.is_file() else whole))
-    return {name: adapter for name, adapter in found.items() if name.startswith(f"{block}.")}
+    adapters = _adapters(load_file(part if part.is_file() else whole))
+    return {name: adapter for name, adapter in adapters.items() if name.startswith(f"{block}.")}
 
 
 def read(folder: Path) -> dict[str, Adapter]:
-    """Return all adapters of a finished folder; none where it has none."""
+    """Return all adapters of a finished folder by name; empty if none."""
     file = folder / FOLDER / FILE
     return _adapters(load_file(file)) if file.is_file() else {}
 
 
 def finish(folder: Path, blocks: list[str], *, transposed: bool) -> None:
-    """Make one adapter, which peft opens, of the parts of all blocks.
+    """Merge the adapters of all blocks into one that peft can open.
 
-    ``transposed``: linears have their weights inputs first.
+    Args:
+        folder: Folder of the checkpoint.
+        blocks: Names of all blocks.
+        transposed: The model stores weights inputs first (Conv1D).
     """
     whole = folder / FOLDER / FILE
     if not whole.is_file():
         found = {}
         for block in blocks:
-            found |= read_part(folder, block)
+            found |= read_block(folder, block)
         write_shard(whole, _named(found))
     ranks = {name: len(adapter.down) for name, adapter in read(folder).items()}
     if not ranks:
@@ -88,7 +92,7 @@ def finish(folder: Path, blocks: list[str], *, transposed: bool) -> None:
         "peft_type": "LORA",
         "base_model_name_or_path": str(folder),
         "r": largest,
-        "lora_alpha": largest,  # so that BA is added as it is
+        "lora_alpha": largest,  # peft scales BA by lora_alpha / r, here 1
         "rank_pattern": smaller,
         "alpha_pattern": smaller,
         "target_modules": sorted(ranks),

@@ -1,4 +1,4 @@
-"""TODO-DOC prunekit/checkpoint/header.py (out of prunekit/checkpoint.py)."""
+"""Headers of safetensors files, read and validated without reading weights."""
 
 import json
 import math
@@ -24,13 +24,21 @@ DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-LARGEST_HEADER = 100_000_000
-"""Bytes; what the safetensors library itself accepts."""
+MAX_HEADER_BYTES = 100_000_000
+"""Limit of the safetensors library itself."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """Where a tensor lies: its file, stored type, shape, size, and the byte it begins at."""
+class TensorEntry:
+    """Location and layout of a stored tensor.
+
+    Attributes:
+        file: The safetensors file.
+        dtype: Stored data type.
+        shape: Stored shape.
+        nbytes: Size in bytes.
+        start: Offset of the first byte in the file.
+    """
 
     file: Path
     dtype: torch.dtype
@@ -39,17 +47,17 @@ class Entry:
     start: int = 0
 
 
-def read_header(file: Path) -> dict[str, Entry]:
-    """Return the entries of one safetensors file after checking its offsets against its size.
+def read_header(file: Path) -> dict[str, TensorEntry]:
+    """Return the tensors of a safetensors file, after validating its header.
 
     Raises:
-        CheckpointError: The file is truncated, or its header is not what the format demands.
+        CheckpointError: The file is truncated, or its header violates the format.
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
-        length = struct.unpack("<Q", stream.read(8))[0] if size >= 8 else LARGEST_HEADER
-        if length > min(LARGEST_HEADER, size - 8):
-            raise CheckpointError(f"{file}: is not safetensors, or is cut off within its header.")
+        length = struct.unpack("<Q", stream.read(8))[0] if size >= 8 else MAX_HEADER_BYTES
+        if length > min(MAX_HEADER_BYTES, size - 8):
+            raise CheckpointError(f"{file}: is not safetensors, or is truncated in its header.")
         try:
             header = json.loads(stream.read(length))
         except (ValueError, RecursionError) as error:
@@ -60,7 +68,9 @@ def read_header(file: Path) -> dict[str, Entry]:
     return _check_offsets(file, header, 8 + length, size)
 
 
-def _check_offsets(file: Path, header: dict[str, Any], begin: int, size: int) -> dict[str, Entry]:
+def _check_offsets(
+    file: Path, header: dict[str, Any], begin: int, size: int
+) -> dict[str, TensorEntry]:
     entries, spans, space = {}, [], size - begin
     for name, item in header.items():
         try:
@@ -70,16 +80,16 @@ def _check_offsets(file: Path, header: dict[str, Any], begin: int, size: int) ->
                 or min(shape, default=0) < 0
             ):
                 raise TypeError("sizes are counts and offsets integers")  # noqa: TRY301
-            # In Python's integers, which do not overflow.
+            # Python integers do not overflow.
             fits = end - start == math.prod(shape) * dtype.itemsize
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{file}: {name}: has a header that cannot be read.") from error
+            raise CheckpointError(f"{file}: {name}: has an invalid header entry.") from error
         if not fits or start < 0 or end > space:
             raise CheckpointError(
                 f"{file}: {name}: bytes {start} to {end} do not fit its shape {shape} or the "
-                f"{space} bytes of the file. The file is truncated or corrupt; fetch it again."
+                f"{space} bytes of the file. The file is truncated or corrupt; download it again."
             )
-        entries[name] = Entry(file, dtype, tuple(shape), end - start, begin + start)
+        entries[name] = TensorEntry(file, dtype, tuple(shape), end - start, begin + start)
         spans.append((start, end, name))
     spans.sort()
     for (_, end, first), (start, _, second) in pairwise(spans):

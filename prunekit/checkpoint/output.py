@@ -1,6 +1,7 @@
-"""The folder that a run writes: shards whole or not at all, a journal, and at the end a checkpoint.
+"""Output folder of a run: shards, journal, and finally a complete checkpoint.
 
-``config.json`` and the index are written last, so that a folder which opens as a model is complete.
+Shards are written atomically. ``config.json`` and the index are written last, so a folder that
+opens as a model is complete.
 """
 
 import fcntl
@@ -14,84 +15,96 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from prunekit.checkpoint.atomic import digest, names_a_full_disk, write_atomically, write_shard
-from prunekit.checkpoint.compressed import OPENS, storage_config
-from prunekit.checkpoint.formats import Format, Stored
+from prunekit.checkpoint.atomic import file_sha256, report_full_disk, write_atomically, write_shard
+from prunekit.checkpoint.compressed import DENSE_STORAGE, KEPT_UNITS_KEY, storage_config
+from prunekit.checkpoint.formats import Format, WeightLayout
 from prunekit.checkpoint.header import read_header
-from prunekit.checkpoint.reader import INDEX, Checkpoint
+from prunekit.checkpoint.reader import INDEX_FILE, Checkpoint
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import CheckpointError, ConfigError
-from prunekit.models.units.removal import RECORD
 
 JOURNAL = "journal.jsonl"
 
 
-def nearest_folder(path: Path, name: str = "output.path") -> Path:
-    """Return ``path`` or, where it is not there yet, the folder in which it will be made.
+def nearest_existing_folder(path: Path, name: str = "output.path") -> Path:
+    """Return ``path``, or its nearest parent that exists.
+
+    Args:
+        path: Folder to be created.
+        name: Config key or option of the path, for the message.
 
     Raises:
-        ConfigError: It is a file, or below one.
+        ConfigError: The path, or one of its parents, is a file.
     """
-    there = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if not there.is_dir():
-        raise ConfigError(f"{name}: {there} is a file, so {path} can be no folder; name another.")
-    return there
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise ConfigError(
+            f"{name}: {nearest} is a file, so {path} cannot be a folder; name another."
+        )
+    return nearest
 
 
-class Output:
-    """An output folder of one run, new or taken up again.
+class OutputFolder:
+    """Output folder of one run, new or resumed.
 
     Attributes:
-        folder: Where it is.
-        ranks: The processes that share the run; the first of them writes, the others remember.
-        done: Journal entries of the run that is taken up, by kind and name.
+        folder: The folder.
+        shards: Number of weight files of the finished checkpoint.
+        ranks: Ranks of the run; rank 0 writes, all know the journal.
+        journal: Journal entries so far, by kind and name.
     """
 
     def __init__(self, folder: Path, shards: int, ranks: Ranks = SINGLE) -> None:
         self.folder = folder
         self.shards = shards
         self.ranks = ranks
-        self.done: dict[tuple[str, str], dict[str, Any]] = {}
-        self._journal: BinaryIO | None = None
+        self.journal: dict[tuple[str, str], dict[str, Any]] = {}
+        self._file: BinaryIO | None = None
 
     def begin(self, fingerprint: str, *, resume: bool, overwrite: bool) -> None:
-        """Make the folder ready.
+        """Create or resume the folder and lock its journal.
+
+        Args:
+            fingerprint: Identifies config, model, text and version; a resumed run must have the
+                same.
+            resume: Continue a run that was stopped.
+            overwrite: Replace the output of an earlier run.
 
         Raises:
-            ConfigError: The folder is in use, or what it holds belongs to another run.
+            ConfigError: The folder is in use, or its content belongs to another run.
         """
 
         def begin() -> dict[tuple[str, str], dict[str, Any]]:
             self._begin(fingerprint, resume=resume, overwrite=overwrite)
-            return self.done
+            return self.journal
 
-        self.done = self.ranks.run_on_main(begin)
+        self.journal = self.ranks.run_on_main(begin)
         seen = self.ranks.all_gather_object((self.folder / JOURNAL).is_file())
         if not all(seen):
             raise ConfigError(
                 f"output.path: rank {seen.index(False)} does not see {self.folder}, which rank 0 "
-                "writes. All machines of a run need one file system in common."
+                "writes. All machines of a run need a shared file system."
             )
 
     def _begin(self, fingerprint: str, *, resume: bool, overwrite: bool) -> None:
-        ours = _is_ours(self.folder / JOURNAL)
-        if ours:
+        has_run = _is_prunekit_journal(self.folder / JOURNAL)
+        if has_run:
             self._open()
-        if resume and ours:
-            self._take_up(fingerprint)
+        if resume and has_run:
+            self._resume(fingerprint)
         elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            self._clear(ours, overwrite=overwrite)
+            self._clear(has_run, overwrite=overwrite)
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not self.done:
+        if not self.journal:
             self.close()
             self._open()
-            self.note("start", "", {"fingerprint": fingerprint})
+            self.append_journal("start", "", {"fingerprint": fingerprint})
 
     def _open(self) -> None:
-        """Open the journal and lock it: the lock goes with the process, however that ends."""
-        self._journal = (self.folder / JOURNAL).open("ab")
+        """Open and lock the journal; the lock ends with the process."""
+        self._file = (self.folder / JOURNAL).open("ab")
         try:
-            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self.close()
             raise ConfigError(
@@ -100,109 +113,122 @@ class Output:
             ) from error
 
     def close(self) -> None:
-        """Let go of the folder."""
-        if self._journal:
-            self._journal.close()
-        self._journal = None
+        """Close the journal and release its lock."""
+        if self._file:
+            self._file.close()
+        self._file = None
 
-    def _take_up(self, fingerprint: str) -> None:
+    def _resume(self, fingerprint: str) -> None:
+        """Load the journal; discard an incomplete last line and corrupt shards."""
         lines = (self.folder / JOURNAL).read_bytes().splitlines(keepends=True)
-        # A line cut off by a crash stands for work that is done again.
-        whole = list(takewhile(_is_whole, lines))
-        for entry in map(json.loads, whole):
-            self.done[entry["kind"], entry["name"]] = entry["values"]
-        if self.done and self.done["start", ""]["fingerprint"] != fingerprint:
+        # A line truncated by a crash is dropped; its work is repeated.
+        complete = list(takewhile(_is_complete, lines))
+        for entry in map(json.loads, complete):
+            self.journal[entry["kind"], entry["name"]] = entry["values"]
+        if self.journal and self.journal["start", ""]["fingerprint"] != fingerprint:
             raise ConfigError(
                 f"{self.folder}: was begun with another config, model, calibration text or version "
-                "of prunekit, or where blocks run in another type, so --resume cannot go on with "
-                "it. Run with --overwrite, or choose another output.path."
+                "of prunekit, or with blocks in another data type, so --resume cannot continue it. "
+                "Run with --overwrite, or choose another output.path."
             )
-        assert self._journal is not None
-        self._journal.truncate(sum(map(len, whole)))
-        for left in self.folder.glob(".*.tmp"):
-            left.unlink()
-        for kind, name in list(self.done):
-            file = {"block": self.done[kind, name].get("file"), "rest": self.shard(1).name}.get(
-                kind
-            )
-            # So does a shard that is no longer what was written.
-            if file and not _is_sound(self.folder / file, self.done[kind, name].get("sha256")):
-                del self.done[kind, name]
+        assert self._file is not None
+        self._file.truncate(sum(map(len, complete)))
+        for temporary in self.folder.glob(".*.tmp"):
+            temporary.unlink()
+        for kind, name in list(self.journal):
+            file = {
+                "block": self.journal[kind, name].get("file"),
+                "rest": self.shard_path(1).name,
+            }.get(kind)
+            # The work of a corrupt or missing shard is repeated too.
+            if file and not _is_intact(self.folder / file, self.journal[kind, name].get("sha256")):
+                del self.journal[kind, name]
 
-    def _clear(self, ours: bool, *, overwrite: bool) -> None:  # noqa: FBT001
+    def _clear(self, has_run: bool, *, overwrite: bool) -> None:  # noqa: FBT001
+        """Delete the output of an earlier run, if ``--overwrite`` allows it."""
         if not overwrite:
-            hint = "--resume goes on with it, --overwrite begins anew" if ours else "choose another"
+            hint = "--resume continues it, --overwrite starts over" if has_run else "choose another"
             raise ConfigError(f"output.path: {self.folder} is not empty; {hint}.")
-        if not ours:
+        if not has_run:
             raise ConfigError(
-                f"output.path: {self.folder} holds files that are not prunekit's (it has no "
-                f"{JOURNAL} of a run), so --overwrite leaves them alone. Choose another folder."
+                f"output.path: {self.folder} holds files that prunekit did not write (it has no "
+                f"{JOURNAL} of a run), so --overwrite does not delete them. Choose another folder."
             )
         shutil.rmtree(self.folder)
 
-    def note(self, kind: str, name: str, values: dict[str, Any]) -> None:
-        """Append to the journal; on the disk when this returns."""
-        self.done[kind, name] = values
+    def append_journal(self, kind: str, name: str, values: dict[str, Any]) -> None:
+        """Append an entry to the journal and flush it to disk.
+
+        Args:
+            kind: Kind of entry, such as "block".
+            name: Name within its kind.
+            values: Values, as JSON.
+        """
+        self.journal[kind, name] = values
         if not self.ranks.is_main:
             return
-        assert self._journal is not None
-        with names_a_full_disk(self.folder):
+        assert self._file is not None
+        with report_full_disk(self.folder):
             line = json.dumps({"kind": kind, "name": name, "values": values})
-            self._journal.write(line.encode() + b"\n")
-            self._journal.flush()
-            os.fsync(self._journal.fileno())
+            self._file.write(line.encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
-    def shard(self, number: int) -> Path:
+    def shard_path(self, number: int) -> Path:
         """Return the path of shard ``number`` of 1..shards."""
         return self.folder / f"model-{number:05d}-of-{self.shards:05d}.safetensors"
 
-    def write(self, number: int, tensors: Mapping[str, Tensor]) -> Path:
+    def write_shard(self, number: int, tensors: Mapping[str, Tensor]) -> Path:
         """Write one shard."""
-        write_shard(self.shard(number), tensors)
-        return self.shard(number)
+        write_shard(self.shard_path(number), tensors)
+        return self.shard_path(number)
 
     def finish(
         self,
         checkpoint: Checkpoint,
         dtype: str | None,
         kind: Format | None = None,
-        linears: Mapping[str, Stored] | None = None,
+        linears: Mapping[str, WeightLayout] | None = None,
     ) -> None:
-        """Write what makes the folder a checkpoint: companions, index and, last, the config.
+        """Complete the checkpoint: companion files, the index, and last ``config.json``.
 
-        ``linears``: those that were compressed, by name of the layer, as ``kind``.
+        Args:
+            checkpoint: The dense checkpoint.
+            dtype: Data type for the config; None keeps that of ``checkpoint``.
+            kind: Storage format of compressed weights.
+            linears: Layouts of the compressed weights, by layer name.
         """
         for path in checkpoint.companions:
             write_atomically(self.folder / path.name, path.read_bytes())
         weight_map, total = {}, 0
         for number in range(1, self.shards + 1):
-            for name, entry in read_header(self.shard(number)).items():
-                weight_map[name] = self.shard(number).name
+            for name, entry in read_header(self.shard_path(number)).items():
+                weight_map[name] = self.shard_path(number).name
                 total += entry.nbytes
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        write_atomically(self.folder / INDEX, json.dumps(index, indent=2).encode() + b"\n")
+        write_atomically(self.folder / INDEX_FILE, json.dumps(index, indent=2).encode() + b"\n")
         config = checkpoint.config
         if dtype:
             kept = {key: value for key, value in config.items() if key != "torch_dtype"}
             config = kept | {"dtype": dtype}
-        if RECORD in config:
-            config = config | {"quantization_config": OPENS}
+        if KEPT_UNITS_KEY in config:
+            config = config | {"quantization_config": DENSE_STORAGE}
         if kind and linears:
             config = config | {"quantization_config": storage_config(kind, linears)}
         content = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
         write_atomically(self.folder / "config.json", content)
 
 
-def _is_ours(journal: Path) -> bool:
-    """Say whether a journal begins as ours do, if only with the first bytes of that."""
-    begin = b'{"kind": "start"'
+def _is_prunekit_journal(journal: Path) -> bool:
+    """Return whether a journal, possibly truncated, was written by prunekit."""
+    start = b'{"kind": "start"'
     if not journal.is_file():
         return False
     with journal.open("rb") as stream:
-        return begin.startswith(stream.read(len(begin)))
+        return start.startswith(stream.read(len(start)))
 
 
-def _is_whole(line: bytes) -> bool:
+def _is_complete(line: bytes) -> bool:
     try:
         json.loads(line)
     except ValueError:
@@ -210,8 +236,8 @@ def _is_whole(line: bytes) -> bool:
     return line.endswith(b"\n")
 
 
-def _is_sound(shard: Path, sha256: str | None) -> bool:
+def _is_intact(shard: Path, sha256: str | None) -> bool:
     try:
-        return bool(read_header(shard)) and sha256 in {None, digest(shard)}
+        return bool(read_header(shard)) and sha256 in {None, file_sha256(shard)}
     except (CheckpointError, OSError):
         return False

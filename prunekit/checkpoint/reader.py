@@ -1,6 +1,7 @@
-"""Checkpoints on disk: what is in one, its tensors by name, and shards written whole or not at all.
+"""Read Hugging Face checkpoint folders: config, headers, tensors by name.
 
-Only safetensors: reading a header reads no weight, and no code of the model's author runs.
+Only safetensors is supported: headers can be read without weights, and no code from the
+checkpoint is executed.
 """
 
 import json
@@ -16,129 +17,135 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from prunekit.checkpoint.compressed import METHOD, Packed, packed_weights
-from prunekit.checkpoint.header import Entry, read_header
-from prunekit.checkpoint.hub import KEPT_ENDINGS
+from prunekit.checkpoint.compressed import QUANT_METHOD, CompressedWeight, compressed_weights
+from prunekit.checkpoint.header import TensorEntry, read_header
+from prunekit.checkpoint.hub import COMPANION_SUFFIXES
 from prunekit.errors import CheckpointError
 
-CHUNK = 1 << 20
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+CHUNK_BYTES = 1 << 20
+INDEX_FILE = "model.safetensors.index.json"
+WEIGHTS_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A Hugging Face folder whose headers were read and found sound.
+    """A Hugging Face folder whose config and headers are validated.
 
-    What is stored compressed shows as the dense weight that it stands for.
+    Compressed weights appear as the dense weights that they represent.
 
     Attributes:
-        folder: Where it is.
-        config: What ``config.json`` says, but for how weights are stored.
-        entries: Tensors by name; those that are compressed with their dense shapes and sizes.
-        files: Tensors as they lie in the files.
-        packed: What is compressed, by the name of the dense weight.
-        moved: Names of tensors that are given with their entries in another order, along an axis.
-        order: That order.
+        folder: The folder.
+        config: Content of ``config.json``, without the storage format of the weights.
+        entries: Tensors by name; compressed weights with their dense shapes and sizes.
+        file_entries: Tensors as stored in the files.
+        compressed: Compressed weights, by name of the dense weight.
+        permuted_axes: Axis along which a tensor is permuted when read, by name.
+        permutation: The permutation of these axes.
     """
 
     folder: Path
     config: dict[str, Any]
-    entries: dict[str, Entry]
-    files: dict[str, Entry]
-    packed: dict[str, Packed] = field(default_factory=dict)
-    moved: dict[str, int] = field(default_factory=dict)
-    order: list[int] = field(default_factory=list)
+    entries: dict[str, TensorEntry]
+    file_entries: dict[str, TensorEntry]
+    compressed: dict[str, CompressedWeight] = field(default_factory=dict)
+    permuted_axes: dict[str, int] = field(default_factory=dict)
+    permutation: list[int] = field(default_factory=list)
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return tensors on the CPU: mapped from the file, expanded from what it holds, or moved.
+        """Return dense tensors on the CPU, by name.
+
+        They are memory-mapped, except compressed ones, which are expanded, and permuted ones.
 
         Raises:
-            CheckpointError: A compressed weight is not sound.
+            CheckpointError: A compressed weight is corrupt.
         """
         names = list(names)
-        tensors = self._mapped([name for name in names if name not in self.packed])
-        tensors |= {name: self._expanded(name) for name in names if name in self.packed}
-        moved, order = self.moved.keys() & tensors, torch.tensor(self.order)
+        tensors = self._map([name for name in names if name not in self.compressed])
+        tensors |= {name: self._expand(name) for name in names if name in self.compressed}
+        permuted, order = self.permuted_axes.keys() & tensors, torch.tensor(self.permutation)
         return tensors | {
-            name: tensors[name].index_select(self.moved[name], order) for name in moved
+            name: tensors[name].index_select(self.permuted_axes[name], order) for name in permuted
         }
 
-    def warm(self, names: Iterable[str], stop: Event) -> None:
-        """Read tensors into the system's cache of files, until ``stop`` is set.
+    def warm_page_cache(self, names: Iterable[str], stop: Event) -> None:
+        """Read tensors into the operating system's page cache.
+
+        Args:
+            names: Names of dense tensors.
+            stop: Ends the reading early when set.
 
         Raises:
-            OSError: They are not there any more.
+            OSError: A file cannot be read any more.
         """
-        chunk = memoryview(bytearray(CHUNK))
+        chunk = memoryview(bytearray(CHUNK_BYTES))
         for name in names:
-            parts = self.packed[name].parts.values() if name in self.packed else [name]
-            for entry in (self.files[part] for part in parts):
+            parts = self.compressed[name].parts.values() if name in self.compressed else [name]
+            for entry in (self.file_entries[part] for part in parts):
                 with entry.file.open("rb", buffering=0) as file:
-                    for at in range(entry.start, entry.start + entry.nbytes, CHUNK):
+                    for offset in range(entry.start, entry.start + entry.nbytes, CHUNK_BYTES):
                         if stop.is_set():
                             return
-                        file.seek(at)
+                        file.seek(offset)
                         file.readinto(chunk)
 
-    def _expanded(self, name: str) -> Tensor:
-        packed = self.packed[name]
-        mapped = self._mapped(packed.parts.values())
-        parts = {part: mapped[stored] for part, stored in packed.parts.items()}
-        shape = (packed.stored.outputs, packed.stored.inputs)
-        if unsound := packed.format.find_corruption(parts, shape):
+    def _expand(self, name: str) -> Tensor:
+        stored = self.compressed[name]
+        mapped = self._map(stored.parts.values())
+        parts = {part: mapped[tensor] for part, tensor in stored.parts.items()}
+        shape = (stored.layout.outputs, stored.layout.inputs)
+        if problem := stored.format.find_corruption(parts, shape):
             raise CheckpointError(
-                f"{self.files[packed.parts['weight']].file}: {name}: {unsound}. It is corrupt, or "
-                "another program wrote it."
+                f"{self.file_entries[stored.parts['weight']].file}: {name}: {problem}. It is "
+                "corrupt, or another program wrote it."
             )
-        weight = packed.format.expand(parts, packed.stored.inputs)
-        return weight.T.contiguous() if packed.stored.transposed else weight
+        weight = stored.format.expand(parts, stored.layout.inputs)
+        return weight.T.contiguous() if stored.layout.transposed else weight
 
-    def _mapped(self, names: Iterable[str]) -> dict[str, Tensor]:
+    def _map(self, names: Iterable[str]) -> dict[str, Tensor]:
         by_file: dict[Path, list[str]] = {}
         for name in names:
-            by_file.setdefault(self.files[name].file, []).append(name)
+            by_file.setdefault(self.file_entries[name].file, []).append(name)
         tensors = {}
-        for file, wanted in by_file.items():
+        for file, file_names in by_file.items():
             try:
                 with safe_open(file, framework="pt") as opened:
-                    for name in wanted:
+                    for name in file_names:
                         tensors[name] = opened.get_tensor(name)
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(
-                    f"{file}: cannot be read any more ({error}). It was sound when the run began; "
-                    "leave it alone while one runs."
+                    f"{file}: cannot be read any more ({error}). It was intact when the run began; "
+                    "do not change it during a run."
                 ) from error
         return tensors
 
     @cached_property
     def companions(self) -> list[Path]:
-        """The small files beside the weights that a copy of the checkpoint needs."""
+        """Small files beside the weights that a copy of the checkpoint needs."""
         return sorted(
             path
             for path in self.folder.iterdir()
-            if path.suffix in KEPT_ENDINGS
-            and path.name not in {INDEX, "config.json", "report.json"}
+            if path.suffix in COMPANION_SUFFIXES
+            and path.name not in {INDEX_FILE, "config.json", "report.json"}
         )
 
     @cached_property
     def nbytes(self) -> int:
-        """Bytes of all tensors, dense."""
+        """Bytes of all tensors if stored dense."""
         return sum(entry.nbytes for entry in self.entries.values())
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Read ``config.json`` and the headers of a checkpoint; no weight is read.
+    """Read ``config.json`` and the headers of a checkpoint, but no weights.
 
-    Weights that prunekit compressed show as the dense ones they stand for.
+    Weights that prunekit compressed appear as the dense weights that they represent.
 
     Raises:
-        CheckpointError: A file is missing, corrupt, or of a kind that is refused.
+        CheckpointError: A file is missing, corrupt, or of an unsupported kind.
     """
     config = read_config(folder)
     storage = config.get("quantization_config")
-    if isinstance(storage, dict) and storage.get("quant_method") == METHOD:
-        return with_packed(folder, config, packed_weights(folder, storage))
+    if isinstance(storage, dict) and storage.get("quant_method") == QUANT_METHOD:
+        return with_compressed(folder, config, compressed_weights(folder, storage))
     for key, way_out in _REFUSED_CONFIGS.items():
         if config.get(key):
             raise CheckpointError(f"{folder / 'config.json'}: has {key!r}. {way_out}")
@@ -147,48 +154,55 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return what ``config.json`` says.
+    """Return the content of ``config.json``.
 
     Raises:
-        CheckpointError: It is missing or no JSON object.
+        CheckpointError: The file is missing or not a JSON object.
     """
     return _read_json(folder / "config.json", "a Hugging Face checkpoint has one")
 
 
-def read_entries(folder: Path) -> dict[str, Entry]:
-    """Return the tensors of a folder as they lie in its files.
+def read_entries(folder: Path) -> dict[str, TensorEntry]:
+    """Return the tensors of a folder as stored in its files.
 
     Raises:
-        CheckpointError: A file is missing, corrupt, or of a kind that is refused.
+        CheckpointError: A file is missing, corrupt, or of an unsupported kind.
     """
-    entries: dict[str, Entry] = {}
-    for file, names in _files(folder).items():
+    entries: dict[str, TensorEntry] = {}
+    for file, names in _weight_files(folder).items():
         header = read_header(file)
         missing = names - header.keys() if names else set()
         if missing:
             raise CheckpointError(
-                f"{file}: lacks {sorted(missing)[0]}, which {INDEX} places there."
+                f"{file}: lacks {sorted(missing)[0]}, which {INDEX_FILE} places there."
             )
         entries |= {name: header[name] for name in names or header}
     return entries
 
 
-def with_packed(folder: Path, config: dict[str, Any], packed: dict[str, Packed]) -> Checkpoint:
-    """Return a checkpoint in which compressed weights show as the dense ones they stand for.
+def with_compressed(
+    folder: Path, config: dict[str, Any], packed: dict[str, CompressedWeight]
+) -> Checkpoint:
+    """Return a checkpoint whose compressed weights appear as dense ones.
+
+    Args:
+        folder: Folder of the checkpoint.
+        config: Content of its ``config.json``.
+        packed: Compressed weights, by name of the dense weight.
 
     Raises:
-        CheckpointError: A part of a compressed weight is in no file.
+        CheckpointError: A part of a compressed weight is missing.
     """
     files = read_entries(folder)
     entries = dict(files)
     for name, weight in packed.items():
         if missing := sorted(set(weight.parts.values()) - files.keys()):
             raise CheckpointError(f"{folder}: lacks {missing[0]}, a part of {name}.")
-        for part in (*weight.parts.values(), *weight.hidden):
+        for part in (*weight.parts.values(), *weight.metadata):
             entries.pop(part)
-        first, shape = files[weight.parts["weight"]], weight.stored.shape
+        first, shape = files[weight.parts["weight"]], weight.layout.shape
         size = shape[0] * shape[1] * first.dtype.itemsize
-        entries[name] = Entry(first.file, first.dtype, shape, size)
+        entries[name] = TensorEntry(first.file, first.dtype, shape, size)
     entries = dict(sorted(entries.items()))
     config = {key: value for key, value in config.items() if key != "quantization_config"}
     return Checkpoint(folder, config, entries, files, packed)
@@ -202,37 +216,37 @@ _REFUSED_CONFIGS = {
 }
 
 
-def _files(folder: Path) -> dict[Path, set[str]]:
-    """Return the weight files and which names each holds (empty: all it has)."""
-    if (folder / INDEX).is_file() and (shards := _shards(folder)):
+def _weight_files(folder: Path) -> dict[Path, set[str]]:
+    """Return the weight files with their tensors; an empty set means all."""
+    if (folder / INDEX_FILE).is_file() and (shards := _shards(folder)):
         return shards
-    if (folder / SINGLE).is_file():
-        return {folder / SINGLE: set()}
+    if (folder / WEIGHTS_FILE).is_file():
+        return {folder / WEIGHTS_FILE: set()}
     pickles = [path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth"}]
     if pickles:
         raise CheckpointError(
             f"{folder}: holds {pickles[0]}, a pickle, which can run code when opened. Convert it "
-            "once where you trust it: AutoModel….from_pretrained(…).save_pretrained(…)."
+            "once, if you trust it: AutoModel….from_pretrained(…).save_pretrained(…)."
         )
-    raise CheckpointError(f"{folder}: holds neither {SINGLE} nor {INDEX}.")
+    raise CheckpointError(f"{folder}: holds neither {WEIGHTS_FILE} nor {INDEX_FILE}.")
 
 
 def _shards(folder: Path) -> dict[Path, set[str]]:
-    """Return the files that the index names, and which names it places in each."""
-    index = _read_json(folder / INDEX, "it is the index of the shards")
+    """Return the files that the index lists, with the tensors of each."""
+    index = _read_json(folder / INDEX_FILE, "it is the index of the shards")
     weight_map = index.get("weight_map", {})
     if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{folder / INDEX}: its weight_map is not a table of tensors.")
+        raise CheckpointError(f"{folder / INDEX_FILE}: its weight_map is not a table of tensors.")
     files: dict[Path, set[str]] = {}
     for name, shard in weight_map.items():
         file = folder / str(shard)
         if file.name != shard:
             raise CheckpointError(
-                f"{folder / INDEX}: weight_map places {name} at {shard!r}, outside the folder."
+                f"{folder / INDEX_FILE}: weight_map places {name} at {shard!r}, outside the folder."
             )
-        # Unlike Path's, this one answers also for what no file can be called.
+        # Unlike the method of Path, this does not raise on invalid file names.
         if not os.path.isfile(file):  # noqa: PTH113
-            raise CheckpointError(f"{file}: is missing, though {INDEX} names it.")
+            raise CheckpointError(f"{file}: is missing, but {INDEX_FILE} lists it.")
         files.setdefault(file, set()).add(name)
     return files
 

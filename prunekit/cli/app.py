@@ -1,4 +1,4 @@
-"""TODO-DOC prunekit/cli/app.py (out of prunekit/cli.py)."""
+"""The cyclopts application, its exit codes, and output shared by commands."""
 
 import os
 import sys
@@ -9,7 +9,8 @@ from cyclopts import App, Parameter
 from prunekit._version import __version__
 from prunekit.errors import ConfigError
 
-FAILED, REFUSED, STOPPED, TERMINATED = 1, 2, 130, 143
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
+"""Exit codes: any other failure; bad input (nothing was written); Ctrl-C; SIGTERM."""
 
 app = App(
     name="prunekit",
@@ -22,27 +23,46 @@ app = App(
 )
 
 Overrides = Annotated[tuple[str, ...], Parameter(name="--set", negative=(), show_default=False)]
+"""Type of the repeatable option ``--set KEY=VALUE``."""
 Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
+"""Type of a flag that has no ``--no-`` form."""
 
 
-def at_least(least: int, option: str, number: int | None) -> None:
+def check_at_least(least: int, option: str, number: int | None) -> None:
+    """Check the lower bound of an integer option.
+
+    Args:
+        least: Smallest allowed value.
+        option: Name of the option, for the message.
+        number: Value of the option; None if it was not given.
+
+    Raises:
+        ConfigError: The value is below the bound.
+    """
     if number is not None and number < least:
-        raise ConfigError(f"{option} {number}: is at least {least}.")
+        raise ConfigError(f"{option} {number}: must be at least {least}.")
 
 
-def show(renderable: object) -> None:
+def print_table(renderable: object) -> None:
+    """Print a rich renderable to standard output."""
     from rich.console import Console
 
-    # Names are not to be cut where the output is not a terminal, which has no width.
+    # A pipe or file has no width of its own; 160 columns keep names from being cut.
     width = None if sys.stdout.isatty() else 160
     Console(highlight=False, width=width).print(renderable)
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
+    """Print plain text and a newline to standard output."""
     sys.stdout.write(f"{text}\n")
 
 
-def fail(code: int, message: object) -> int:
+def report_error(code: int, message: object) -> int:
+    """Print an error to standard error, with the rank unless 0.
+
+    Returns:
+        The exit code ``code``.
+    """
     rank = os.environ.get("RANK", "0")
     sys.stderr.write(f"{message}\n" if rank == "0" else f"Rank {rank}: {message}\n")
     return code

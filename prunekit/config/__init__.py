@@ -1,1 +1,1 @@
-"""TOML files to typed configs, with every mistake at its line."""
+"""Typed configs from TOML files, with an error message per line."""

@@ -1,4 +1,4 @@
-"""TODO-DOC prunekit/config/load.py (out of prunekit/config.py)."""
+"""Load and validate a config file, reporting all errors with their lines."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from prunekit.allocations import allocations
 from prunekit.config.messages import explain
 from prunekit.config.prune_table import Prune
 from prunekit.config.run_config import Config, StructuredConfig, SweepConfig
-from prunekit.config.structured_table import Shrink, Train, names_units
+from prunekit.config.structured_table import StructuredPrune, Train, prunes_units
 from prunekit.config.sweep_table import Sweep, variants
 from prunekit.config.tables import Calibration, Evaluate, Model, Output, Section
 from prunekit.config.toml_source import Key, TomlSource
@@ -25,74 +25,75 @@ from prunekit.structured.rankers import rankers
 def load_config(
     path: str | Path, overrides: Iterable[str] = ()
 ) -> "Config | StructuredConfig | SweepConfig":
-    """Read a config file.
+    """Load a config file.
 
     Args:
         path: A TOML file. Paths in it are relative to its folder.
-        overrides: ``KEY=VALUE`` each, as after ``--set``; they win over the file.
+        overrides: Assignments ``KEY=VALUE``, as after ``--set``; they take precedence over the
+            file.
 
     Raises:
-        ConfigError: One line for each mistake, with the line of the file or the override.
+        ConfigError: The config is invalid; one line per error, with its place.
     """
-    written = TomlSource.read(Path(path))
-    config, mistakes = None, []
+    source = TomlSource.read(Path(path))
+    config, errors = None, []
     for assignment in overrides:
         try:
-            written.override(assignment)
+            source.override(assignment)
         except ConfigError as error:
-            mistakes.append(str(error))
+            errors.append(str(error))
     folder = Path(path).parent
     try:
-        config = (_sweep if "sweep" in written.values else _single)(written, folder)
+        config = (_load_sweep if "sweep" in source.values else _load_run)(source, folder)
     except ConfigError as error:
-        mistakes.append(str(error))
-    if config is None or mistakes:
-        raise ConfigError("\n".join(mistakes))
+        errors.append(str(error))
+    if config is None or errors:
+        raise ConfigError("\n".join(errors))
     return config
 
 
-def _single(written: TomlSource, folder: Path) -> "Config | StructuredConfig":
-    """Return what is written as one run; raise all mistakes at once."""
-    kind = StructuredConfig if names_units(written.values.get("prune")) else Config
+def _load_run(source: TomlSource, folder: Path) -> "Config | StructuredConfig":
+    """Validate the config of a single run; raise all errors at once."""
+    kind = StructuredConfig if prunes_units(source.values.get("prune")) else Config
     try:
-        config = kind.model_validate(written.values, strict=True, context={"folder": folder})
+        config = kind.model_validate(source.values, strict=True, context={"folder": folder})
     except ValidationError as error:
-        raise ConfigError("\n".join(_mistakes(error, written, kind))) from None
-    config._text = written.text
+        raise ConfigError("\n".join(_error_lines(error, source, kind))) from None
+    config._text = source.text
     return config
 
 
-def _sweep(written: TomlSource, folder: Path) -> "SweepConfig":
-    """Return what is written as the runs that [sweep] makes of it; raise all mistakes at once."""
-    values = dict(written.values)
+def _load_sweep(source: TomlSource, folder: Path) -> "SweepConfig":
+    """Validate ``[sweep]`` and each of its runs; raise all errors at once."""
+    values = dict(source.values)
     table = values.pop("sweep")
-    written.values = values
-    mistakes, runs, sweep = [], {}, Sweep()
+    source.values = values
+    errors, runs, sweep = [], {}, Sweep()
     if "evaluate" not in values:
-        mistakes.append(written.locate(("sweep",), "needs [evaluate], whose text it compares by."))
+        errors.append(source.locate(("sweep",), "needs [evaluate], whose text it compares by."))
     try:
         sweep = Sweep.model_validate(table, strict=True)
     except ValidationError as error:
-        mistakes += [
-            written.locate(("sweep", *_key(details["loc"])), explain(details, "sweep", {}))
+        errors += [
+            source.locate(("sweep", *_config_key(details["loc"])), explain(details, "sweep", {}))
             for details in error.errors()
         ]
     try:
-        made = dict(variants(table if isinstance(table, dict) else {}))
+        prune_keys = dict(variants(table if isinstance(table, dict) else {}))
     except ConfigError as error:
-        made = {}
-        mistakes.append(written.locate(("sweep",), str(error)))
-    for name, keys in made.items():
+        prune_keys = {}
+        errors.append(source.locate(("sweep",), str(error)))
+    for name, keys in prune_keys.items():
         try:
-            runs[name] = _single(written.with_values("prune", keys, "sweep"), folder)
+            runs[name] = _load_run(source.with_values("prune", keys, "sweep"), folder)
         except ConfigError as error:
-            mistakes += str(error).splitlines()
-    if mistakes:
-        raise ConfigError("\n".join(dict.fromkeys(mistakes)))
-    return SweepConfig(sweep, runs, {name: made[name] for name in runs}, written.text)
+            errors += str(error).splitlines()
+    if errors:
+        raise ConfigError("\n".join(dict.fromkeys(errors)))
+    return SweepConfig(sweep, runs, {name: prune_keys[name] for name in runs}, source.text)
 
 
-SECTIONS: dict[str, type[Section]] = {
+TABLES: dict[str, type[Section]] = {
     "model": Model,
     "calibration": Calibration,
     "prune": Prune,
@@ -101,16 +102,20 @@ SECTIONS: dict[str, type[Section]] = {
 }
 
 
-def _mistakes(
-    error: ValidationError, written: TomlSource, kind: type[Config] | type[StructuredConfig]
+def _error_lines(
+    error: ValidationError, source: TomlSource, kind: type[Config] | type[StructuredConfig]
 ) -> list[str]:
-    found = [(_key(details["loc"]), details) for details in error.errors()]
-    found.sort(key=lambda mistake: written.order(mistake[0]))
-    return [written.locate(key, _sentence(key, details, kind)) for key, details in found]
+    """Return one message per error, in the order of the file."""
+    errors = [(_config_key(details["loc"]), details) for details in error.errors()]
+    errors.sort(key=lambda entry: source.sort_key(entry[0]))
+    return [source.locate(key, _message(key, details, kind)) for key, details in errors]
 
 
-def _key(loc: tuple[int | str, ...]) -> Key:
-    """Return the key as it is written: without list indices and the names of chosen classes."""
+def _config_key(loc: tuple[int | str, ...]) -> Key:
+    """Return the config key of an error location of pydantic.
+
+    Drops list indices and the names of plug-in classes, which the config does not contain.
+    """
     key = [part for part in loc if isinstance(part, str)]
     if key[:2] == ["prune", "allocation"]:
         del key[2:3]
@@ -119,25 +124,27 @@ def _key(loc: tuple[int | str, ...]) -> Key:
     return tuple(key)
 
 
-def _sentence(key: Key, error: ErrorDetails, kind: type[Config] | type[StructuredConfig]) -> str:
-    owners = [name for name, choice in _choices(kind).items() if key[-1] in choice.model_fields]
+def _message(key: Key, error: ErrorDetails, kind: type[Config] | type[StructuredConfig]) -> str:
+    owners = [
+        name for name, choice in _plugin_classes(kind).items() if key[-1] in choice.model_fields
+    ]
     if owners and error["type"] == "extra_forbidden" and error["loc"][:2] == ("prune", "method"):
         return f"a setting of {', '.join(owners)}, not of {error['loc'][2]}."
-    return explain(error, key[-1], _allowed(error["loc"], kind))
+    return explain(error, key[-1], _allowed_keys(error["loc"], kind))
 
 
-def _choices(kind: type[Config] | type[StructuredConfig]) -> Mapping[str, type[BaseModel]]:
+def _plugin_classes(kind: type[Config] | type[StructuredConfig]) -> Mapping[str, type[BaseModel]]:
     return methods() if kind is Config else rankers()
 
 
-def _allowed(
+def _allowed_keys(
     loc: tuple[int | str, ...], kind: type[Config] | type[StructuredConfig]
 ) -> dict[str, str]:
-    """Return the keys of the table in which ``loc`` is, with what each means."""
-    sections = SECTIONS if kind is Config else {**SECTIONS, "prune": Shrink, "train": Train}
+    """Return the keys of the table at an error location, with descriptions."""
+    sections = TABLES if kind is Config else {**TABLES, "prune": StructuredPrune, "train": Train}
     match loc:
         case ("prune", "method", str(name), *_):
-            kinds = [sections["prune"], _choices(kind)[name]]
+            kinds = [sections["prune"], _plugin_classes(kind)[name]]
         case ("prune", "allocation", str(name), *_):
             kinds = [allocations()[name]]
         case (str(section), _, *_):

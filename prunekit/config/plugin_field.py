@@ -1,4 +1,4 @@
-"""A field that holds an instance of the class which a name chooses."""
+"""Config field for a plug-in class, chosen by name, with its settings."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,32 +8,35 @@ from pydantic_core import CoreSchema, core_schema
 
 
 class PluginField:
-    """Annotation: an instance of one of ``kinds()``, written as its name or as a table.
+    """Annotation of a field that holds an instance of a plug-in class.
 
-    The table has the ``name`` and the settings of the class beside it; an instance is taken as it
-    is.
+    In TOML the value is the name of the class, or a table with ``name`` and the settings of the
+    class. An instance of such a class is accepted unchanged.
+
+    Attributes:
+        classes: Returns the classes by name.
     """
 
-    def __init__(self, kinds: Callable[[], dict[str, type[Any]]]) -> None:
-        self.kinds = kinds
+    def __init__(self, classes: Callable[[], dict[str, type[Any]]]) -> None:
+        self.classes = classes
 
     def __get_pydantic_core_schema__(self, _: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         before = core_schema.no_info_before_validator_function
         choices: dict[Any, CoreSchema] = {
             name: before(_without_name, handler.generate_schema(kind))
-            for name, kind in self.kinds().items()
+            for name, kind in self.classes().items()
         }
         return before(_as_table, core_schema.tagged_union_schema(choices, discriminator="name"))
 
     def __get_pydantic_json_schema__(
         self, _: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        names = {"type": "string", "enum": [*self.kinds()]}
-        return {"anyOf": [names, *self.tables("name", handler)]}
+        names = {"type": "string", "enum": [*self.classes()]}
+        return {"anyOf": [names, *self.table_schemas("name", handler)]}
 
-    def tables(self, tag: str, handler: GetJsonSchemaHandler) -> list[dict[str, Any]]:
-        """Return the JSON schema of each kind's table, in which the key ``tag`` is its name."""
-        return [_table(tag, name, kind, handler) for name, kind in self.kinds().items()]
+    def table_schemas(self, tag: str, handler: GetJsonSchemaHandler) -> list[dict[str, Any]]:
+        """Return each class's table as JSON schema, named by the key ``tag``."""
+        return [_table_schema(tag, name, kind, handler) for name, kind in self.classes().items()]
 
 
 def summary(kind: type[Any]) -> str:
@@ -51,7 +54,9 @@ def _without_name(value: object) -> object:
     return {key: setting for key, setting in value.items() if key != "name"}
 
 
-def _table(tag: str, name: str, kind: type[Any], handler: GetJsonSchemaHandler) -> dict[str, Any]:
+def _table_schema(
+    tag: str, name: str, kind: type[Any], handler: GetJsonSchemaHandler
+) -> dict[str, Any]:
     schema = handler.resolve_ref_schema(handler(kind.__pydantic_core_schema__))
     chosen = {"type": "string", "const": name, "description": summary(kind)}
     return {

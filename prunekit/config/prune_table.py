@@ -1,11 +1,10 @@
-"""TODO-DOC prunekit/config/prune_table.py (out of prunekit/sections.py)."""
+"""``[prune]`` of runs that set weights to zero."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
     Field,
     GetJsonSchemaHandler,
     ValidationInfo,
@@ -20,13 +19,14 @@ from prunekit.allocations import Allocation, allocations
 from prunekit.allocations.uniform import Uniform
 from prunekit.config.messages import did_you_mean
 from prunekit.config.plugin_field import PluginField
+from prunekit.config.plugin_table import flattened_schema, nest_method_settings
 from prunekit.config.tables import Section
-from prunekit.config.toml_source import shown
+from prunekit.config.toml_source import quoted
 from prunekit.errors import ConfigError
 from prunekit.methods import Method, Propagation, methods
 from prunekit.methods.refine import Refine
 from prunekit.methods.target import Target
-from prunekit.patterns import Pattern, Scope
+from prunekit.patterns import Pattern, WeightScope
 from prunekit.patterns.n_of_m import NOfM
 from prunekit.statistics import Starved
 
@@ -35,110 +35,113 @@ Permute = Literal[False, True, "residual"]
 METHODS, ALLOCATIONS = PluginField(methods), PluginField(allocations)
 
 
-def gather_settings(
-    values: object, ours: Collection[str], kinds: Mapping[str, type[BaseModel]]
-) -> object:
-    """Move the keys that are not ``ours`` to the method, which says which ones it knows."""
-    if not isinstance(values, dict):
-        return values
-    own = {key: value for key, value in values.items() if key in ours}
-    others = {key: value for key, value in values.items() if key not in ours}
-    name = values.get("method")
-    if isinstance(name, str) and name in kinds:
-        return {**own, "method": {"name": name, **others}}
-    # Without a method it does not show whose settings they are; what nobody knows does.
-    known = {setting for kind in kinds.values() for setting in kind.model_fields}
-    return own | {key: value for key, value in others.items() if key not in known}
+def calibration_user(
+    settings: Mapping[str, object],
+    method: Method | type[Method] | None,
+    allocation: Allocation | type[Allocation] | None,
+) -> str | None:
+    """Return the setting of ``[prune]`` that needs calibration text, or None.
 
-
-def keys_beside(
-    section: type[BaseModel],
-    choice: PluginField,
-    shared: dict[str, Any],
-    handler: GetJsonSchemaHandler,
-) -> dict[str, Any]:
-    """Return the JSON schema of a section whose methods have their settings beside its own keys."""
-    tables = choice.tables("method", handler)
-    for table in tables:
-        table["properties"] = {**shared["properties"], **table["properties"]}
-        table["required"] = [*shared["required"], *table["required"][1:]]
-    return {"description": section.__doc__, "oneOf": tables}
+    Args:
+        settings: The keys of the table, before or after validation.
+        method: The method that the table names; None if it is unknown.
+        allocation: The allocation that the table names; None if it is unknown.
+    """
+    users = {
+        "target dense": settings.get("target") == "dense",
+        f"recover {settings.get('recover')}": settings.get("recover"),
+        "permute": settings.get("permute"),
+        f"refine {settings.get('refine')}": settings.get("refine"),
+        f"method {method and method.name}": method and method.needs,
+        f"allocation {allocation and allocation.name}": allocation and allocation.needs,
+    }
+    return next((user for user, needed in users.items() if needed), None)
 
 
 class Prune(Section):
-    """What is pruned and how; the settings of the method stand beside these keys."""
+    """Weights to prune, the method, and its settings as further keys."""
 
     method: Annotated[Method, METHODS]
     """Name of the method; "prunekit list" shows all with their settings."""
     pattern: Pattern
-    """Where zeros may be: unstructured, n:m (n kept of every m inputs), block:RxC, row, column."""
-    scope: Scope | None = None
-    """Which weights are compared with each other if unstructured: those of a row, of a layer, or of
-    a block of 128 columns; unless said, as the method was published."""
+    """Allowed positions of zeros: unstructured, n:m (n kept of every m inputs), block:RxC, row,
+    column."""
+    scope: WeightScope | None = None
+    """Which weights compete with each other if unstructured: those of a row, of a layer, or of a
+    block of 128 columns. Default: as the method was published."""
     sparsity: float = Field(default=None, validate_default=True, ge=0, le=1)  # pyright: ignore
-    """Fraction of zeros, 0 to 1; n:m fixes its own."""
+    """Fraction of zeros, 0 to 1; an n:m pattern fixes it."""
     allocation: Annotated[Allocation, ALLOCATIONS] = Field("uniform", validate_default=True)  # pyright: ignore
-    """How the sparsity is spread over layers: a name, or a table of name and settings."""
+    """How the sparsity is distributed over layers: a name, or a table of name and settings."""
     skip: list[str] = Field(default=[])
     """Names of layers that stay dense, with * and ?; embeddings and lm_head always do."""
     propagation: Propagation = Field(default=None, validate_default=True)  # pyright: ignore
-    """How soon layers see the pruned ones before them: from the next stage on, or from the next
-    block on, or not at all (none: statistics of the dense model; several processes then prune whole
-    blocks, each its own). By stage a block is run about one and a half times, and what its
-    attention gives is held beside the hidden states; by block and none twice. Unless said, what
-    suits the method: stage for admm and alps, block for those published so."""
+    """When calibration inputs come from the layers pruned so far: "stage", from the next stage of
+    the block on; "block", from the next block on; "none", never: all statistics are those of the
+    dense model, and several processes prune whole blocks in parallel. "stage" runs a block about
+    one and a half times and caches its attention outputs in addition to the hidden states; "block"
+    and "none" run it twice. Default: stage for admm and alps, block for methods published that
+    way."""
     steps: int = Field(default=1, ge=1)
-    """In how many steps the sparsity is reached; statistics are gathered anew for each."""
+    """Number of steps in which the sparsity is reached; each gathers new statistics."""
     schedule: Literal["one-shot", "linear", "cubic"] = "cubic"
-    """Sparsity over the steps, if there are several."""
+    """Sparsity over the steps; only with 2 steps or more."""
     initial_sparsity: float = Field(default=0.0, ge=0, le=1)
-    """Sparsity from which the steps start, if there are several."""
+    """Sparsity at which the schedule starts; only with 2 steps or more."""
     on_indivisible: Literal["error", "skip"] = "error"
-    """What to do with a layer whose shape the pattern does not divide."""
+    """Action for a layer whose shape is not divisible as the pattern needs: refuse the run, or
+    leave the layer dense."""
     refine: Refine | None = None
-    """What is done to the weights that stay once the method has chosen them; pcg: conjugate
-    gradients towards what the dense layer gives, so that any mask errs less; needs calibration."""
+    """Optimization of the kept weights after the method has chosen them. pcg: conjugate gradients
+    that minimize the error of the layer's output under the given mask; needs calibration."""
     target: Target = Field(default=None, validate_default=True)  # pyright: ignore
-    """What the weights that stay aim at. layer: what the dense layer would make of the inputs that
-    it has in the pruned model. dense: what it makes of its inputs in the dense model, so that what
-    the layers before it do wrong is made up for; holds the dense model's hidden states and one more
-    Gram matrix, and runs each block twice; needs calibration. Unless said, dense for admm in one
-    step, and layer, as they were published, for the others; experts always aim at layer."""
+    """Layer output that the kept weights reconstruct. layer: output of the dense weights on the
+    inputs from the pruned model. dense: output of the layer in the dense model, so that errors of
+    earlier layers are corrected too; holds the dense model's hidden states and one more Gram
+    matrix, runs each block twice, needs calibration. Default: dense for admm in one step; layer for
+    the other methods, as published. Experts always use layer."""
     starved: Starved = "all-tokens"
-    """What to do with an expert to which fewer than starved_below calibration tokens are routed.
+    """Action for an expert to which fewer than starved_below calibration tokens are routed.
     all-tokens: gather its statistics from all tokens, in one more forward of the block. magnitude:
-    prune it by magnitude. error: stop and name it. Reported for each expert."""
+    prune it by magnitude. error: stop and name it. The report shows it for each expert."""
     starved_below: int = Field(default=64, ge=1)
-    """Tokens; of 64 the mean square of an input is known to about a sixth."""
+    """Tokens below which an expert counts as starved; 64 tokens determine the mean square of an
+    input to about a sixth."""
     recover: Recover | None = None
-    """What makes up for what pruning took. block: the kept weights of all linears of a block are
-    tuned together, their masks as they are, until it gives what the dense model gives there: 200
-    steps of Adam on the calibration text, which needs no labels; holds the dense model's hidden
-    states and, of the block's weights, four copies in float32. lowrank: the best product of two
-    thin matrices for each linear, written as a LoRA adapter for peft to the folder adapter beside
-    the checkpoint; it costs time at inference. Both need calibration."""
+    """Recovery from the pruning error. block: tune the kept weights of all linears of a block
+    together, with fixed masks, towards the output of that block in the dense model; 200 steps of
+    Adam on the calibration text, without labels; holds the dense model's hidden states and four
+    float32 copies of the block's weights. lowrank: approximate the pruned part of each linear by a
+    product of two thin matrices, written as a LoRA adapter for peft to the subfolder "adapter" of
+    the output; slower at inference. Both need calibration."""
     recover_rank: int = Field(default=64, ge=1)
     """Rank of the adapter of recover = "lowrank"."""
     permute: Permute = False
-    """For n:m: put neurons, and channels within heads, in the order in which least is lost;
-    residual: the coordinates of the residual stream too, in one order all through the model. What
-    writes and what reads them changes together, so the dense model would give the same; a forward
-    more of each block, or two; needs calibration."""
+    """For n:m: reorder neurons, and channels within heads, so that the pattern loses least.
+    residual: reorder the residual stream too, with one permutation for the whole model. All weights
+    that write or read the reordered features are permuted together, so the dense model computes
+    the same function. Takes one or two more forwards of each block; needs calibration."""
     measure_error: bool = True
-    """Report every layer's relative error; needs [calibration]. Methods that do without the Gram
-    matrix have it gathered for this from one sample in four."""
+    """Report the relative error of every layer; needs [calibration]. For methods that do not use
+    the Gram matrix, it is gathered for this from one sample in four."""
+
+    @property
+    def calibration_user(self) -> str | None:
+        """The setting that needs calibration text, such as "method wanda", or None."""
+        settings = {key: getattr(self, key) for key in type(self).model_fields}
+        return calibration_user(settings, self.method, self.allocation)
 
     @model_validator(mode="before")
     @classmethod
-    def _gather_settings(cls, values: object) -> object:
-        return gather_settings(values, cls.model_fields, methods())
+    def _nest_method_settings(cls, values: object) -> object:
+        return nest_method_settings(values, cls.model_fields, methods())
 
     @field_validator("pattern", mode="plain", json_schema_input_type=str)
     @classmethod
-    def _spelled(cls, text: object, info: ValidationInfo) -> Pattern:
+    def _parse_pattern(cls, text: object, info: ValidationInfo) -> Pattern:
         if not isinstance(text, str):
-            message = f'{shown(text)} is not text in quotes, such as "2:4".'
-            raise ValueError(message)  # noqa: TRY004  pydantic wants it
+            message = f'{quoted(text)} is not text in quotes, such as "2:4".'
+            raise ValueError(message)  # noqa: TRY004  pydantic needs a ValueError
         method = info.data.get("method")
         try:
             return patterns.parse(text, method.scope if method else "row")
@@ -148,26 +151,26 @@ class Prune(Section):
 
     @field_validator("scope")
     @classmethod
-    def _has_scope(cls, scope: Scope | None, info: ValidationInfo) -> Scope | None:
+    def _check_scope(cls, scope: WeightScope | None, info: ValidationInfo) -> WeightScope | None:
         pattern = info.data.get("pattern")
         if scope and pattern and pattern.name != "unstructured":
-            raise ValueError(f'only "unstructured" has one, "{pattern.name}" has not.')
+            raise ValueError(f'applies to "unstructured" only, not to "{pattern.name}".')
         return scope
 
     @model_validator(mode="after")
-    def _scoped(self) -> Self:
+    def _apply_scope(self) -> Self:
         if self.scope:
             object.__setattr__(self, "pattern", patterns.parse(self.pattern.name, self.scope))
         return self
 
     @field_validator("sparsity", mode="before")
     @classmethod
-    def _fixed_or_said(cls, value: object, info: ValidationInfo) -> object:
+    def _check_sparsity(cls, value: object, info: ValidationInfo) -> object:
         pattern = info.data.get("pattern")
-        if pattern is None:  # its mistake is said; this one cannot be judged
+        if pattern is None:  # invalid, reported already; this key cannot be checked without it
             return 0.0 if value is None else value
         if value is None and pattern.sparsity is None:
-            raise ValueError(f'missing. "{pattern.name}" needs one, a fraction from 0 to 1.')
+            raise ValueError(f'missing. "{pattern.name}" needs a fraction from 0 to 1.')
         if value is not None and pattern.sparsity is not None:
             fixed = f"{pattern.sparsity:g}"
             raise ValueError(f'"{pattern.name}" fixes the sparsity at {fixed}; remove this key.')
@@ -175,99 +178,100 @@ class Prune(Section):
 
     @field_validator("allocation")
     @classmethod
-    def _fits(cls, allocation: Allocation, info: ValidationInfo) -> Allocation:
+    def _check_allocation(cls, allocation: Allocation, info: ValidationInfo) -> Allocation:
         method, pattern = info.data.get("method"), info.data.get("pattern")
-        name, served = allocation.name, allocation.methods
-        if method and served is not None and method.name not in served:
-            only = ", ".join(sorted(served))
-            raise ValueError(f'"{name}" stands for scores of {only}, not of {method.name}.')
+        name, supported = allocation.name, allocation.methods
+        if method and supported is not None and method.name not in supported:
+            only = ", ".join(sorted(supported))
+            raise ValueError(f'"{name}" is defined for the scores of {only}, not of {method.name}.')
         scope = getattr(pattern, "scope", None)
         if name == "global" and pattern and scope != "layer":
             found = f'scope "{scope}"' if scope else f'"{pattern.name}"'
-            raise ValueError(f'"global" cuts whole layers by one threshold; {found} does not.')
+            raise ValueError(f'"global" needs one threshold per layer; {found} has several.')
         mixes = allocation.mixes or isinstance(allocation, Uniform)
         if pattern and pattern.sparsity is not None and not mixes:
-            raise ValueError(f'"{pattern.name}" gives all layers one sparsity; remove "{name}".')
+            raise ValueError(
+                f'"{pattern.name}" fixes one sparsity for all layers; remove "{name}".'
+            )
         return allocation
 
     @field_validator("propagation", mode="before")
     @classmethod
-    def _of_the_method(cls, value: object, info: ValidationInfo) -> object:
-        # Without a method its mistake is said, and this key cannot be judged.
+    def _default_propagation(cls, value: object, info: ValidationInfo) -> object:
+        # An invalid method is reported already; the base class stands in for it.
         kind = info.data.get("method", Method)
         return kind.propagation if value is None else value
 
     @field_validator("steps")
     @classmethod
-    def _can_step(cls, steps: int, info: ValidationInfo) -> int:
+    def _check_steps(cls, steps: int, info: ValidationInfo) -> int:
         pattern = info.data.get("pattern")
         if steps > 1 and pattern and pattern.sparsity is not None:
-            raise ValueError(f'"{pattern.name}" has one sparsity only, so there is 1 step.')
+            raise ValueError(f'"{pattern.name}" fixes the sparsity, so only 1 step is possible.')
         if steps > 1 and info.data.get("propagation") == "none":
-            raise ValueError('propagation "none" goes with 1 step: later ones would see no change.')
+            raise ValueError('propagation "none" allows only 1 step: later ones would not differ.')
         return steps
 
     @field_validator("target", mode="before")
     @classmethod
-    def _as_measured(cls, value: object, info: ValidationInfo) -> object:
-        several = info.data.get("steps", 1) > 1
-        dense = info.data.get("propagation") == "none"
+    def _check_target(cls, value: object, info: ValidationInfo) -> object:
+        several_steps = info.data.get("steps", 1) > 1
+        dense_inputs = info.data.get("propagation") == "none"
         if value is None:
-            return "layer" if several or dense else info.data.get("method", Method).target
-        if value == "dense" and dense:
-            raise ValueError('"dense" is what propagation "none" aims at anyway; remove this key.')
-        if value == "dense" and several:
-            raise ValueError(
-                '"dense" goes with 1 step: later ones no longer have the dense weights.'
-            )
+            layer = several_steps or dense_inputs
+            return "layer" if layer else info.data.get("method", Method).target
+        if value == "dense" and dense_inputs:
+            raise ValueError('propagation "none" has the target "dense" anyway; remove this key.')
+        if value == "dense" and several_steps:
+            raise ValueError('"dense" allows only 1 step: later ones lack the dense weights.')
         return value
 
     @field_validator("recover")
     @classmethod
-    def _in_one_step(cls, recover: Recover | None, info: ValidationInfo) -> Recover | None:
+    def _check_recover(cls, recover: Recover | None, info: ValidationInfo) -> Recover | None:
         if recover and info.data.get("steps", 1) > 1:
-            raise ValueError(f'"{recover}" goes with 1 step: it is done once a block is pruned.')
+            raise ValueError(f'"{recover}" allows only 1 step: it follows the last pruning step.')
         return recover
 
     @field_validator("recover_rank")
     @classmethod
-    def _of_adapters(cls, rank: int, info: ValidationInfo) -> int:
+    def _check_recover_rank(cls, rank: int, info: ValidationInfo) -> int:
         if info.data.get("recover") != "lowrank":
-            raise ValueError('has a meaning only with recover = "lowrank".')
+            raise ValueError('applies only with recover = "lowrank".')
         return rank
 
     @field_validator("permute")
     @classmethod
-    def _has_neighbours(cls, permute: Permute, info: ValidationInfo) -> Permute:
+    def _check_permute(cls, permute: Permute, info: ValidationInfo) -> Permute:
         pattern = info.data.get("pattern")
         if permute and pattern and not isinstance(pattern, NOfM):
-            raise ValueError(f'only n:m counts among neighbours, "{pattern.name}" does not.')
+            raise ValueError(f'applies to n:m patterns only, not to "{pattern.name}".')
         return permute
 
     @field_validator("schedule", "initial_sparsity")
     @classmethod
-    def _over_steps(cls, value: str | float, info: ValidationInfo) -> str | float:
+    def _check_schedule(cls, value: str | float, info: ValidationInfo) -> str | float:
         if info.data.get("steps") == 1:
-            raise ValueError("has a meaning only with steps of 2 or more.")
+            raise ValueError("applies only with 2 steps or more.")
         if isinstance(value, float) and value > info.data.get("sparsity", 1):
-            raise ValueError(f"{value:g} is above the sparsity to reach.")
+            raise ValueError(f"{value:g} is above the final sparsity.")
         return value
 
     @model_serializer
-    def _as_written(self) -> dict[str, Any]:
-        own = self.method.model_dump(mode="json")
-        spread = self.allocation.model_dump(mode="json")
+    def _serialize(self) -> dict[str, Any]:
+        settings = self.method.model_dump(mode="json")
+        allocation = self.allocation.model_dump(mode="json")
         values = {name: getattr(self, name) for name in type(self).model_fields}
-        values |= {"method": self.method.name, **own, "pattern": self.pattern.name}
+        values |= {"method": self.method.name, **settings, "pattern": self.pattern.name}
         values["scope"] = getattr(self.pattern, "scope", None)
         values["allocation"] = self.allocation.name
-        if spread:
-            values["allocation"] = {"name": self.allocation.name, **spread}
+        if allocation:
+            values["allocation"] = {"name": self.allocation.name, **allocation}
         if self.pattern.sparsity is not None:
             values["sparsity"] = None
         if self.steps == 1:
             values["schedule"] = values["initial_sparsity"] = None
-        for key in ("starved", "starved_below"):  # of which most models have nothing
+        for key in ("starved", "starved_below"):  # most models have no experts
             if values[key] == Prune.model_fields[key].default:
                 values[key] = None
         if self.recover != "lowrank":
@@ -278,4 +282,4 @@ class Prune(Section):
     def __get_pydantic_json_schema__(
         cls, core: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        return keys_beside(cls, METHODS, handler.resolve_ref_schema(handler(core)), handler)
+        return flattened_schema(cls, METHODS, handler.resolve_ref_schema(handler(core)), handler)

@@ -1,4 +1,4 @@
-"""What the user wrote: typed, frozen, and every mistake said at once with its line."""
+"""Typed, frozen configs of runs, and the checks across their tables."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,25 +14,25 @@ from pydantic import (
 
 from prunekit.allocations import allocations
 from prunekit.checkpoint.formats import formats
-from prunekit.config.prune_table import Prune
-from prunekit.config.structured_table import Shrink, Train, names_units
+from prunekit.config.prune_table import Prune, calibration_user
+from prunekit.config.structured_table import StructuredPrune, Train, prunes_units
 from prunekit.config.sweep_table import Sweep
 from prunekit.config.tables import Calibration, Evaluate, Model, Output, Section
 from prunekit.methods import methods
 from prunekit.structured.rankers import rankers
 
-P = TypeVar("P", Prune, Shrink)
+P = TypeVar("P", Prune, StructuredPrune)
 
 
-class Settings(Section, Generic[P]):
-    """What every run has; ``P`` says what it does to the model."""
+class RunConfig(Section, Generic[P]):
+    """Tables that every run has; ``P`` is the type of ``[prune]``."""
 
     model: Model
     """The model to prune."""
     calibration: Calibration | None = None
     """The text from which statistics are gathered."""
     prune: P
-    """What is pruned and how."""
+    """Weights or units to prune, and the method."""
     evaluate: Evaluate | None = None
     """The text on which perplexity is measured, before and after."""
     output: Output
@@ -42,39 +42,42 @@ class Settings(Section, Generic[P]):
 
     @property
     def text(self) -> str:
-        """The file as it was read, comments included."""
+        """Text of the config file, comments included."""
         return self._text
 
     def dump(self) -> dict[str, Any]:
-        """Return the config as nested tables, defaults filled in; validates to an equal config."""
+        """Return the config as nested tables with all defaults.
+
+        Validating them gives an equal config.
+        """
         return self.model_dump(mode="json", exclude_none=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _demand_text(cls, values: object) -> object:
-        """Where statistics are needed but no [calibration] is written, let its keys be missed."""
+    def _require_calibration(cls, values: object) -> object:
+        """Add an empty ``[calibration]`` if needed, so that missing keys are reported."""
         if not isinstance(values, dict) or "calibration" in values:
             return values
         prune = values.get("prune")
-        needs_text = _rank_from_text if names_units(prune) else _prune_from_text
+        needs_text = _rank_from_text if prunes_units(prune) else _prune_from_text
         needed = "train" in values or needs_text(prune)
         return {**values, "calibration": {}} if needed else values
 
     @field_validator("output")
     @classmethod
-    def _spares_the_model(cls, output: Output, info: ValidationInfo) -> Output:
+    def _check_output_folder(cls, output: Output, info: ValidationInfo) -> Output:
         model = info.data.get("model")
         if model and Path(model.path).is_relative_to(output.path):
-            raise ValueError(f"the folder {output.path} holds the model itself; name another.")
+            raise ValueError(f"the folder {output.path} contains the model; name another.")
         return output
 
 
-class Config(Settings[Prune]):
-    """A run that sets weights to zero, as the user wrote it and with every default filled in."""
+class Config(RunConfig[Prune]):
+    """Config of a run that sets weights to zero, with all defaults."""
 
     @field_validator("output")
     @classmethod
-    def _can_be_stored(cls, output: Output, info: ValidationInfo) -> Output:
+    def _check_format(cls, output: Output, info: ValidationInfo) -> Output:
         prune, kind = info.data.get("prune"), formats()[output.format]
         if prune and kind.patterns and prune.pattern.name not in kind.patterns:
             fitting = " and ".join(kind.patterns)
@@ -94,15 +97,15 @@ class Config(Settings[Prune]):
         return output
 
 
-class StructuredConfig(Settings[Shrink]):
-    """A run that takes units out, as the user wrote it and with every default filled in."""
+class StructuredConfig(RunConfig[StructuredPrune]):
+    """Config of a run that removes whole units, with all defaults."""
 
     train: Train | None = None
-    """Training of what is left; none without this table."""
+    """Training of the smaller model; without this table there is none."""
 
     @field_validator("train")
     @classmethod
-    def _has_text_left(cls, train: Train | None, info: ValidationInfo) -> Train | None:
+    def _check_held_out(cls, train: Train | None, info: ValidationInfo) -> Train | None:
         calibration = info.data.get("calibration")
         if train and calibration and train.held_out >= calibration.samples:
             raise ValueError(
@@ -113,33 +116,33 @@ class StructuredConfig(Settings[Shrink]):
 
     @field_validator("calibration")
     @classmethod
-    def _is_whole(cls, calibration: Calibration | None) -> Calibration | None:
+    def _check_hidden(cls, calibration: Calibration | None) -> Calibration | None:
         if calibration and calibration.hidden != "auto":
             raise ValueError(
-                "hidden has no meaning where units are taken out, with the whole model in memory."
+                "hidden does not apply to removing units, which holds the whole model in memory."
             )
         return calibration
 
     @field_validator("output")
     @classmethod
-    def _is_dense(cls, output: Output) -> Output:
+    def _check_format(cls, output: Output) -> Output:
         if output.format != "dense":
             raise ValueError(
-                f'format "{output.format}" stores zeros, of which units that are gone leave none. '
-                'Choose "dense"; afterwards the smaller model can be pruned as any other.'
+                f'format "{output.format}" stores zeros, but removed units leave none. '
+                'Choose "dense"; afterwards the smaller model can be pruned like any other.'
             )
         return output
 
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """Runs that are compared with each other.
+    """Config of a sweep: several runs that are compared.
 
     Attributes:
-        sweep: What the user wrote of the comparison itself.
-        runs: The runs by name; all have the output of the whole, in which each gets a folder.
-        keys: The keys of [prune] in which they differ.
-        text: The file as it was read, comments included.
+        sweep: Settings of the comparison itself.
+        runs: Configs by name; all have the output folder of the sweep, see :meth:`standalone`.
+        keys: Keys of ``[prune]`` in which each run differs, by name.
+        text: Text of the config file, comments included.
     """
 
     sweep: Sweep
@@ -149,21 +152,21 @@ class SweepConfig:
 
     @property
     def first(self) -> Config | StructuredConfig:
-        """A run, of which everything but [prune] is that of all."""
+        """The first run; all runs share its tables other than ``[prune]``."""
         return next(iter(self.runs.values()))
 
     @property
     def model(self) -> Model:
-        """The model of all."""
+        """The model of all runs."""
         return self.first.model
 
     @property
     def output(self) -> Output:
-        """The folder of the whole."""
+        """The output folder of the sweep."""
         return self.first.output
 
-    def apart(self, name: str) -> Config | StructuredConfig:
-        """Return a run by itself, in its own folder."""
+    def standalone(self, name: str) -> Config | StructuredConfig:
+        """Return the config of one run, with its own subfolder as output."""
         config = self.runs[name]
         path = str(Path(config.output.path, "runs", name))
         return config.model_copy(update={"output": config.output.model_copy(update={"path": path})})
@@ -172,14 +175,11 @@ class SweepConfig:
 def _prune_from_text(prune: object) -> bool:
     if not isinstance(prune, dict):
         return False
-    asked = (prune.get(key) for key in ("refine", "recover", "permute"))
-    if any(asked) or prune.get("target") == "dense":
-        return True
     allocation = prune.get("allocation")
     if isinstance(allocation, dict):
         allocation = allocation.get("name")
     chosen = methods().get(str(prune.get("method"))), allocations().get(str(allocation))
-    return any(kind is not None and kind.needs for kind in chosen)
+    return calibration_user(prune, *chosen) is not None
 
 
 def _rank_from_text(prune: object) -> bool:

@@ -1,4 +1,4 @@
-"""TODO-DOC prunekit/config/schema.py (out of prunekit/config.py)."""
+"""JSON schema of a config file."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from prunekit.models.units.kinds import KINDS
 
 
 def schema() -> dict[str, Any]:
-    """Return the JSON schema of a config, from which editors complete and explain keys."""
+    """Return the JSON schema of configs, for completion in editors."""
     made, units = (
         kind.model_json_schema(schema_generator=_TomlSchema) for kind in (Config, StructuredConfig)
     )
@@ -21,7 +21,7 @@ def schema() -> dict[str, Any]:
     prune = made["properties"]["prune"]
     made["properties"]["prune"] = {
         "description": prune.pop("description"),
-        "oneOf": [prune, {"$ref": "#/$defs/Shrink"}],
+        "oneOf": [prune, {"$ref": "#/$defs/StructuredPrune"}],
     }
     made["properties"]["train"] = units["properties"]["train"]
     made["properties"]["sweep"] = Sweep.model_json_schema(schema_generator=_TomlSchema)
@@ -29,7 +29,7 @@ def schema() -> dict[str, Any]:
 
 
 class _TomlSchema(GenerateJsonSchema):
-    """JSON schema without null, which TOML does not have."""
+    """Schema generator that omits null, which TOML does not have."""
 
     def nullable_schema(self, schema: NullableSchema) -> dict[str, Any]:
         return self.generate_inner(schema["schema"])

@@ -1,4 +1,7 @@
-"""``[prune]`` where its pattern names units that are taken out whole: blocks, heads, neurons."""
+"""``[prune]`` and ``[train]`` of runs that remove whole units.
+
+Units are blocks, hidden dimensions, heads and neurons.
+"""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -15,91 +18,93 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticKnownError
 
 from prunekit.config.plugin_field import PluginField
-from prunekit.config.prune_table import gather_settings, keys_beside
+from prunekit.config.plugin_table import flattened_schema, nest_method_settings
 from prunekit.config.tables import Section, as_list
-from prunekit.config.toml_source import shown
+from prunekit.config.toml_source import quoted
 from prunekit.models.units.kinds import KINDS, WHOLE, Compensation, Kind
 from prunekit.structured.rankers import Ranker, rankers
 
 RANKERS = PluginField(rankers)
 
 
-def names_units(prune: object) -> bool:
-    """Say whether a ``[prune]``, as it is written, is about units and not about weights."""
+def prunes_units(prune: object) -> bool:
+    """Return whether the pattern of an unvalidated ``[prune]`` names units."""
     pattern = prune.get("pattern") if isinstance(prune, dict) else None
     return isinstance(pattern, list) or pattern in KINDS
 
 
-def _steps(steps: object) -> object:
+def _parse_steps(steps: object) -> object:
     if steps == "each" or (type(steps) is int and steps >= 1):
         return steps
-    raise ValueError(f'{shown(steps)} is neither a whole number of at least 1 nor "each".')
+    raise ValueError(f'{quoted(steps)} is neither a whole number of at least 1 nor "each".')
 
 
-class Shrink(Section):
-    """What is taken out whole and how; the settings of the ranker stand beside these keys."""
+class StructuredPrune(Section):
+    """Units to remove, the ranker, and its settings as further keys."""
 
     method: Annotated[Ranker, RANKERS]
-    """Name of the ranker, which says what goes first; "prunekit list" shows all with their
-    settings."""
+    """Name of the ranker, which scores units; those with the lowest scores are removed first.
+    "prunekit list" shows all rankers with their settings."""
     pattern: Annotated[
         list[Kind],
         BeforeValidator(as_list, json_schema_input_type=Kind | list[Kind]),
         Field(min_length=1),
     ]
-    """What goes: whole blocks, hidden (coordinates of the residual stream), heads (under grouped
-    queries a key head with its query heads), neurons, or a list of several; those named later here
-    are ranked in what the earlier leave."""
+    """Kinds of units to remove: blocks (whole blocks), hidden (dimensions of the residual stream),
+    heads (under grouped-query attention a key head with its query heads), neurons, or a list of
+    several. Kinds later in this order are ranked in the model without the removed units of the
+    earlier kinds."""
     parameters: float | None = Field(default=None, gt=0, le=1)
-    """Fraction of the model's parameters that stays at most, in place of sparsity: units of all
-    kinds go together, those first whose score is lowest for the parameters that they take."""
+    """Largest fraction of the model's parameters to keep, instead of sparsity. Units of all kinds
+    compete: those with the lowest score per parameter are removed first."""
     sparsity: float | None = Field(default=None, ge=0, lt=1, validate_default=True)
-    """Fraction of the units of each kind that go, from 0 up to 1."""
+    """Fraction of the units of each kind to remove, from 0 up to 1."""
     uniform: bool = False
-    """Every layer keeps equally many, so that a stock config.json can say it; where it cannot, the
-    plan is refused."""
+    """Keep equally many units in every layer, so that a standard config.json can describe the
+    model; a plan for which that is not possible is refused."""
     scope: Literal["global", "layer"] = Field(default=None, validate_default=True)  # pyright: ignore
-    """Which units are compared with each other: those of all layers, or those of each layer, which
-    then keeps the same part; unless said, global, and layer if uniform."""
+    """Which units compete with each other: those of all layers, or those of one layer, so that
+    every layer keeps the same fraction. Default: layer if uniform, else global."""
     least: int = Field(default=1, ge=1)
-    """Units that every layer keeps."""
+    """Fewest units that every layer keeps."""
     round_to: int = Field(default=1, ge=1)
-    """Every width that the units which stay make up (their features, for heads) is rounded up to a
-    multiple of this, so that fewer may go than asked for; 64 is what GPUs multiply fastest. Of
-    hidden dimensions as many stay at least as transformers can divide among the heads."""
+    """Round every kept width (of heads: their number of features) up to a multiple of this, so that
+    fewer units may be removed than requested; GPUs multiply fastest with multiples of 64. Of hidden
+    dimensions at least as many are kept as transformers can divide among the heads."""
     steps: Annotated[
         int | Literal["each"],
         PlainValidator(
-            _steps, json_schema_input_type=Annotated[int, Field(ge=1)] | Literal["each"]
+            _parse_steps, json_schema_input_type=Annotated[int, Field(ge=1)] | Literal["each"]
         ),
     ] = 1
-    """In how many steps the sparsity is reached; what is left is ranked anew for each. each: one
-    unit a step, or one of every layer."""
+    """Number of steps in which the sparsity is reached; the remaining units are ranked again for
+    each. each: remove one unit per step, or one of every layer."""
     schedule: Literal["one-shot", "linear", "cubic"] = "cubic"
-    """Sparsity over the steps, if there are several."""
+    """Sparsity over the steps; only with 2 steps or more."""
     compensate: Compensation = Field(default=None, validate_default=True)  # pyright: ignore
-    """What makes up for what goes. refit: the linear that reads the units is fitted anew, block
-    after block, to what it gave with all of them on the calibration text; bias: what the units that
-    go give on average there is added to its bias, where the family has one; none: nothing. Unless
-    said, as suits the ranker."""
+    """Compensation for removed units. refit: refit the linear whose inputs the units are, block by
+    block, to its output with all units on the calibration text. bias: add the average contribution
+    of the removed units to its bias, if the model family has one. none: no compensation. Default:
+    as suits the ranker."""
 
     truth: bool = False
-    """Hold the ranker against what the loss is without each unit, by Spearman's rank correlation:
-    a run of the model on 512 tokens for each unit, shown in the report; changes nothing else."""
+    """Compare the ranker with the loss measured without each unit, by Spearman's rank correlation:
+    one forward of the model on 512 tokens for each unit. It is reported only; the result does not
+    change."""
 
     @model_validator(mode="before")
     @classmethod
-    def _gather_settings(cls, values: object) -> object:
-        return gather_settings(values, cls.model_fields, rankers())
+    def _nest_method_settings(cls, values: object) -> object:
+        return nest_method_settings(values, cls.model_fields, rankers())
 
     @field_validator("pattern")
     @classmethod
-    def _once_each(cls, pattern: list[Kind], info: ValidationInfo) -> list[Kind]:
+    def _check_pattern(cls, pattern: list[Kind], info: ValidationInfo) -> list[Kind]:
         ranker = info.data.get("method")
         for kind in pattern:
             if pattern.count(kind) > 1:
-                raise ValueError(f'"{kind}" is there twice.')
-            for part in ranker.parts if ranker else []:
+                raise ValueError(f'"{kind}" is listed twice.')
+            for part in ranker.components if ranker else []:
                 if kind not in part.kinds:
                     ranked = " and ".join(sorted(part.kinds))
                     raise ValueError(f"{part.name} ranks {ranked}, not {kind}.")
@@ -107,56 +112,56 @@ class Shrink(Section):
 
     @field_validator("sparsity")
     @classmethod
-    def _one_of_both(cls, sparsity: float | None, info: ValidationInfo) -> float | None:
-        # A mistake in parameters is said, and whether this key is missing cannot be judged.
+    def _check_sparsity(cls, sparsity: float | None, info: ValidationInfo) -> float | None:
+        # An invalid value of parameters is reported already; then this key is not missing.
         budget = info.data.get("parameters", 1.0)
         if sparsity is None and budget is None:
             raise PydanticKnownError("missing")
         if sparsity is not None and info.data.get("parameters") is not None:
-            raise ValueError("parameters is there too; say one of both.")
+            raise ValueError("parameters is set too; remove one of both.")
         return sparsity
 
     @field_validator("scope", mode="before")
     @classmethod
-    def _as_uniform(cls, scope: object, info: ValidationInfo) -> object:
+    def _default_scope(cls, scope: object, info: ValidationInfo) -> object:
         uniform = info.data.get("uniform")
         if scope == "global" and uniform:
-            raise ValueError('"global" leaves layers of different sizes; uniform = true does not.')
+            raise ValueError('"global" makes layers of different sizes; uniform = true forbids it.')
         return ("layer" if uniform else "global") if scope is None else scope
 
     @field_validator("steps")
     @classmethod
-    def _of_units(cls, steps: int | str, info: ValidationInfo) -> int | str:
+    def _check_steps(cls, steps: int | str, info: ValidationInfo) -> int | str:
         if steps == "each" and info.data.get("parameters") is not None:
-            raise ValueError('"each" is for sparsity; with parameters, say a number.')
+            raise ValueError('"each" needs sparsity; with parameters, write a number.')
         return steps
 
     @field_validator("schedule")
     @classmethod
-    def _over_steps(cls, schedule: str, info: ValidationInfo) -> str:
+    def _check_schedule(cls, schedule: str, info: ValidationInfo) -> str:
         if info.data.get("steps") in {1, "each"}:
-            raise ValueError("has a meaning only with steps of 2 or more.")
+            raise ValueError("applies only with 2 steps or more.")
         return schedule
 
     @field_validator("compensate", mode="before")
     @classmethod
-    def _of_the_ranker(cls, compensate: object, info: ValidationInfo) -> object:
-        # Without a ranker its mistake is said, and this key cannot be judged.
+    def _default_compensate(cls, compensate: object, info: ValidationInfo) -> object:
+        # An invalid ranker is reported already; the base class stands in for it.
         kind = info.data.get("method", Ranker)
         whole = WHOLE.issuperset(info.data.get("pattern", KINDS))
         if compensate in {"refit", "bias"} and whole:
-            raise ValueError(f'"{compensate}" is for what reads heads or neurons; none of them go.')
+            raise ValueError(f'"{compensate}" needs heads or neurons to be removed; none are.')
         if compensate is None:
             return "none" if whole else kind.compensate
         return compensate
 
     @model_validator(mode="after")
-    def _in_order(self) -> Self:
+    def _sort_pattern(self) -> Self:
         object.__setattr__(self, "pattern", [kind for kind in KINDS if kind in self.pattern])
         return self
 
     @model_serializer
-    def _as_written(self) -> dict[str, Any]:
+    def _serialize(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in type(self).model_fields}
         values |= {"method": self.method.name, **self.method.model_dump(mode="json")}
         if self.steps in {1, "each"}:
@@ -167,24 +172,24 @@ class Shrink(Section):
     def __get_pydantic_json_schema__(
         cls, core: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        return keys_beside(cls, RANKERS, handler.resolve_ref_schema(handler(core)), handler)
+        return flattened_schema(cls, RANKERS, handler.resolve_ref_schema(handler(core)), handler)
 
 
 class Train(Section):
-    """Training of what is left, on the calibration text, before it is written."""
+    """Training of the smaller model on the calibration text, before writing it."""
 
     steps: int = Field(default=500, ge=1)
-    """Steps at most."""
+    """Maximum number of steps."""
     rate: float = Field(default=5e-5, gt=0)
-    """Learning rate of AdamW, which it rises to and then falls from along a cosine."""
+    """Peak learning rate of AdamW, after a warm-up and before a cosine decay."""
     batch: int = Field(default=4, ge=1)
-    """Calibration samples that a step reads."""
+    """Calibration samples per step."""
     held_out: int = Field(default=16, ge=1)
-    """The last so many calibration samples are not trained on: it is judged by them when to stop,
-    and the weights that were best there are taken."""
+    """Number of calibration samples, from the end, to validate on instead of training on them; the
+    weights with the lowest validation loss are kept."""
     every: int = Field(default=50, ge=1)
-    """Steps between two looks at the held-out samples."""
+    """Steps between two validations."""
     patience: int = Field(default=5, ge=1)
-    """Looks without a gain after which it stops."""
+    """Validations without an improvement after which training stops."""
     seed: int = Field(default=0, ge=0)
     """Seed of the order of batches."""

@@ -1,4 +1,4 @@
-"""``[sweep]``: the values that keys of ``[prune]`` take in turn, every one with every other."""
+"""``[sweep]``: runs over all combinations of values of keys of ``[prune]``."""
 
 import itertools
 import re
@@ -8,19 +8,20 @@ from typing import Any
 from pydantic import ConfigDict, Field
 
 from prunekit.config.prune_table import Prune
-from prunekit.config.structured_table import Shrink
+from prunekit.config.structured_table import StructuredPrune
 from prunekit.config.tables import Section
-from prunekit.config.toml_source import shown
+from prunekit.config.toml_source import quoted
 from prunekit.errors import ConfigError
 
-LEVELS = frozenset({"sparsity", "parameters"})
-"""The keys whose values lie along the axis of every picture."""
+AXIS_KEYS = frozenset({"sparsity", "parameters"})
+"""Keys whose values are the x axis of every figure."""
 
 
 class Sweep(Section):
-    """Runs that are compared: any key of [prune] as a list, each value with each of the others.
+    """Runs to compare: all combinations of values for keys of [prune].
 
-    An entry of ``method`` may be a table of its name and of other keys of [prune].
+    Each key of [prune] here has a list of values. An entry of ``method`` may be a table of its name
+    and of other keys of [prune].
     """
 
     model_config = ConfigDict(
@@ -31,25 +32,27 @@ class Sweep(Section):
     )
 
     tokens: int = Field(default=64, ge=0)
-    """Tokens that each model writes to each of a few prompts, for speed and quality of text; 0:
-    none."""
+    """New tokens that each model generates for each of a few prompts, to measure speed and text
+    quality; 0: none."""
     keep: bool = True
-    """False removes the weights of each model once it is measured; its report stays."""
+    """Keep the weights of each model. false: delete them after measuring; reports are kept."""
 
 
 def variants(swept: Mapping[str, object]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield name and keys of [prune] of each run, the last key of the table changing fastest.
+    """Yield the name and the keys of ``[prune]`` of each run.
+
+    The last key of the table changes fastest.
 
     Args:
-        swept: The table as it is written.
+        swept: The table ``[sweep]`` as read from TOML.
 
     Raises:
-        ConfigError: A value is no list, or two runs would be the same; one line each.
+        ConfigError: A value is not a list, or two runs are equal; one line per error.
     """
     swept_keys = {key: value for key, value in swept.items() if key not in Sweep.model_fields}
     lists = {key: value for key, value in swept_keys.items() if isinstance(value, list) and value}
     mistakes = [
-        f"{key}: {shown(value)} is not a list of values to take in turn."
+        f"{key}: {quoted(value)} is not a list of values."
         for key, value in swept_keys.items()
         if key not in lists
     ]
@@ -59,50 +62,50 @@ def variants(swept: Mapping[str, object]) -> Iterator[tuple[str, dict[str, Any]]
         raise ConfigError("\n".join(mistakes))
     seen: set[str] = set()
     for values in itertools.product(*lists.values()):
-        name = "-".join(map(_word, values))
+        name = "-".join(map(_folder_word, values))
         if name in seen:
-            raise ConfigError(f"{name} is there twice.")
+            raise ConfigError(f"{name} is listed twice.")
         seen.add(name)
         keys: dict[str, Any] = {}
         for key, value in zip(lists, values, strict=True):
-            keys |= _keys(key, value)
+            keys |= _prune_keys(key, value)
         yield name, keys
 
 
-def series(prune: Mapping[str, Any], keys: Mapping[str, Any]) -> str:
-    """Return what tells a run from those of other lines in a picture.
+def series_label(prune: Mapping[str, Any], keys: Mapping[str, Any]) -> str:
+    """Return the legend entry of a run's line in a figure.
 
     Args:
-        prune: Its [prune], with every default.
-        keys: The keys of it that are swept.
+        prune: Its ``[prune]``, with all defaults.
+        keys: Keys of it that the sweep sets.
     """
     parts = [str(prune["method"])]
     for key, value in keys.items():
         if key == "pattern":
             parts.append(" and ".join(value) if isinstance(value, list) else str(value))
-        elif key not in {"method", *LEVELS}:
+        elif key not in {"method", *AXIS_KEYS}:
             parts.append(f"{key} {value}")
     return ", ".join(parts)
 
 
-def level(prune: Prune | Shrink) -> float:
-    """Return what a run lays along the axis: the part that is to go."""
+def removed_fraction(prune: Prune | StructuredPrune) -> float:
+    """Return the fraction of weights, units or parameters to remove."""
     if prune.sparsity is not None:
         return prune.sparsity
-    assert isinstance(prune, Shrink)
+    assert isinstance(prune, StructuredPrune)
     assert prune.parameters is not None
     return 1 - prune.parameters
 
 
-def _keys(key: str, value: object) -> dict[str, Any]:
+def _prune_keys(key: str, value: object) -> dict[str, Any]:
     if key == "method" and isinstance(value, dict):
         return {("method" if name == "name" else name): part for name, part in value.items()}
     return {key: value}
 
 
-def _word(value: object) -> str:
-    """Return a value as a part of a folder's name."""
+def _folder_word(value: object) -> str:
+    """Return a value as a part of a folder name."""
     if isinstance(value, dict):
         value = [part for pair in value.items() for part in pair if part != "name"]
-    text = "+".join(map(_word, value)) if isinstance(value, list) else str(value)
+    text = "+".join(map(_folder_word, value)) if isinstance(value, list) else str(value)
     return re.sub(r"[^\w.+]+", "_", text)

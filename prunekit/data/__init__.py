@@ -1,1 +1,1 @@
-"""Calibration and evaluation text, and its tokens."""
+"""Calibration and evaluation text and its tokenization."""

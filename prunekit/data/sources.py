@@ -1,14 +1,14 @@
-"""Text in: what an entry of ``data = [...]`` may be, and the documents it holds.
+"""Calibration and evaluation text sources: the entries of ``data = [...]``.
 
 entry                                documents
-``a.txt``                            the file; several if lines ``<|endoftext|>`` divide it
-``a.jsonl``, ``a.jsonl.gz``          one a row: key ``text``, or ``messages`` (chat template)
-``a.parquet``                        one a row: column ``text``, or ``messages`` (chat template)
-``pydoc:train``, ``pydoc:test``      one: the language reference that every Python carries
-``hub:NAME[/CONFIG]:SPLIT[:COLUMN]`` one a row, COLUMN or as above; NAME is ``owner/name``
+``a.txt``                            the file, split at lines ``<|endoftext|>`` if there are any
+``a.jsonl``, ``a.jsonl.gz``          one per row: key ``text``, or ``messages`` (chat template)
+``a.parquet``                        one per row: column ``text``, or ``messages`` (chat template)
+``pydoc:train``, ``pydoc:test``      one: the language reference that ships with Python
+``hub:NAME[/CONFIG]:SPLIT[:COLUMN]`` one per row: COLUMN, or as above; NAME is ``owner/name``
 
-An undivided ``.txt`` is taken to the letter; documents of a divided one lose the newlines around
-them. Blank documents are dropped.
+A ``.txt`` without separator lines is used unchanged; otherwise newlines around each document are
+stripped. Blank documents are dropped.
 """
 
 import gzip
@@ -32,7 +32,7 @@ else:
     Tokenizer = Any
 
 SELF = "self"
-"""Not a text that is there: the dense model writes it."""
+"""Entry for text that the dense model generates."""
 SEPARATOR = "<|endoftext|>"
 ENDINGS = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 PYDOC = ("pydoc:train", "pydoc:test")
@@ -44,64 +44,69 @@ HUB = re.compile(
 
 @dataclass(frozen=True)
 class Document:
-    """One text; ``templated`` if a chat template has already put the special tokens into it."""
+    """One text.
+
+    Attributes:
+        text: The text.
+        templated: A chat template has added the special tokens already.
+    """
 
     text: str
     templated: bool = False
 
 
 def check_sources(sources: Sequence[str]) -> list[str]:
-    """Return what is wrong with the sources as far as that shows without reading them."""
-    return [problem for source in sources if (problem := _problem(source))]
+    """Return an error message per invalid source, without reading the texts."""
+    return [problem for source in sources if (problem := _source_problem(source))]
 
 
 def documents(source: str, tokenizer: Tokenizer) -> list[Document]:
-    """Read the documents of one source; the tokenizer lends its chat template.
+    """Read the documents of one source; ``messages`` use the tokenizer's chat template.
 
     Raises:
-        ConfigError: There is no text in the source, or something that is not text.
+        ConfigError: The source is invalid, has no text, or is not in its format.
     """
-    if problem := _problem(source):
+    if problem := _source_problem(source):
         raise ConfigError(problem)
-    found = [document for document in _documents(source, tokenizer) if document.text.strip()]
-    if not found:
-        raise ConfigError(f"{source}: there is no text in it")
-    return found
+    texts = [document for document in _documents(source, tokenizer) if document.text.strip()]
+    if not texts:
+        raise ConfigError(f"{source}: contains no text")
+    return texts
 
 
 def title(source: str) -> str:
-    """Return how a description calls the source: the same on every machine that has it."""
+    """Return the name of a source in descriptions, independent of the machine."""
     if source.startswith("pydoc:"):
         return f"{source} (of Python {platform.python_version()})"
     return source if source.startswith("hub:") else "/".join(Path(source).parts[-2:])
 
 
-def _problem(source: str) -> str | None:
+def _source_problem(source: str) -> str | None:
     if source.startswith("pydoc:"):
         return None if source in PYDOC else f"{source}: choose {' or '.join(PYDOC)}"
     if source.startswith("hub:"):
         if not HUB.fullmatch(source):
             return f"{source}: write hub:NAME[/CONFIG]:SPLIT[:COLUMN]"
-        return _missing(source, "datasets", "hub")
+        return _missing_package(source, "datasets", "hub")
     return _file_problem(source)
 
 
 def _file_problem(source: str) -> str | None:
     path = Path(source)
-    # Unlike Path's, these answer also for what no file can be called.
+    # Unlike the methods of Path, these do not raise on invalid file names.
     if os.path.isdir(path):  # noqa: PTH112
         return f"{source}: is a folder; name the files in it"
     if not source.endswith(ENDINGS):
         allowed = ", ".join((*ENDINGS, *PYDOC, "hub:NAME:SPLIT"))
-        return f"{source}: not a kind of text that can be read. Allowed: {allowed}"
+        return f"{source}: not a supported kind of text. Allowed: {allowed}"
     if not os.path.isfile(path):  # noqa: PTH113
         return f"{source}: no such file"
     if path.stat().st_size == 0:
         return f"{source}: the file is empty"
-    return _missing(source, "pyarrow", "parquet") if source.endswith(".parquet") else None
+    return _missing_package(source, "pyarrow", "parquet") if source.endswith(".parquet") else None
 
 
-def _missing(source: str, package: str, extra: str) -> str | None:
+def _missing_package(source: str, package: str, extra: str) -> str | None:
     if importlib.util.find_spec(package):
         return None
     return f"{source}: needs the package {package}: pip install 'prunekit[{extra}]'"
@@ -111,7 +116,7 @@ def _documents(source: str, tokenizer: Tokenizer) -> Iterable[Document]:
     if source.startswith("pydoc:"):
         return [Document(_pydoc(source))]
     if source.endswith(".txt"):
-        return map(Document, _texts(source))
+        return map(Document, _text_documents(source))
     if source.startswith("hub:"):
         rows = _hub_rows(source)
     elif source.endswith(".parquet"):
@@ -122,16 +127,17 @@ def _documents(source: str, tokenizer: Tokenizer) -> Iterable[Document]:
 
 
 def _pydoc(source: str) -> str:
-    """Return the test topics, about a fifth of the text, or all else.
+    """Return the test topics (a fifth of the text) or the others.
 
-    Topics quote each other at length: each paragraph is said once, in test if it is there at all.
+    Topics repeat each other at length, so each paragraph is used once only; paragraphs of the test
+    topics are removed from the training text.
     """
     from pydoc_data.topics import topics
 
-    # Of the five remainders the one that comes nearest to a fifth of the text (3.11: 21 %).
-    tested = {name for name in topics if hashlib.sha256(name.encode()).digest()[0] % 5 == 4}
-    test = _unique_paragraphs(topics[name] for name in sorted(tested))
-    train = _unique_paragraphs(topics[name] for name in sorted(topics.keys() - tested))
+    # The remainder whose topics come closest to a fifth of the text (Python 3.11: 21 %).
+    held_out = {name for name in topics if hashlib.sha256(name.encode()).digest()[0] % 5 == 4}
+    test = _unique_paragraphs(topics[name] for name in sorted(held_out))
+    train = _unique_paragraphs(topics[name] for name in sorted(topics.keys() - held_out))
     chosen = test if source == "pydoc:test" else [part for part in train if part not in test]
     return "\n\n".join(chosen)
 
@@ -142,7 +148,7 @@ def _unique_paragraphs(texts: Iterable[str]) -> dict[str, None]:
     )
 
 
-def _texts(source: str) -> list[str]:
+def _text_documents(source: str) -> list[str]:
     try:
         text = Path(source).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -165,7 +171,7 @@ def _json_rows(source: str) -> Iterator[tuple[str, Any]]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{source}: not UTF-8: {error}") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ConfigError(f"{source}: not a whole gzip file: {error}") from error
+        raise ConfigError(f"{source}: not a complete gzip file: {error}") from error
 
 
 def _parquet_rows(source: str) -> Iterator[tuple[str, Any]]:
@@ -190,7 +196,7 @@ def _hub_rows(source: str) -> Iterator[tuple[str, Any]]:
     import datasets  # pyright: ignore[reportMissingImports]  an extra
 
     parts = HUB.fullmatch(source)
-    assert parts is not None, "checked before anything is read"
+    assert parts is not None, "checked by _source_problem"
     try:
         rows = datasets.load_dataset(parts["name"], parts["config"], split=parts["split"])
     except (OSError, ValueError) as error:
@@ -216,10 +222,10 @@ def _document(row: Any, where: str, tokenizer: Tokenizer) -> Document:  # noqa: 
 def _conversation(messages: Any, where: str, tokenizer: Tokenizer) -> str:  # noqa: ANN401  as parsed
     from jinja2 import TemplateError
 
-    said = isinstance(messages, list) and all(
+    valid = isinstance(messages, list) and all(
         isinstance(message, dict) and {"role", "content"} <= message.keys() for message in messages
     )
-    if not (said and messages):
+    if not (valid and messages):
         raise ConfigError(f'{where}: "messages" must be a list of {{"role": …, "content": …}}')
     if not tokenizer.chat_template:
         raise ConfigError(
@@ -229,4 +235,4 @@ def _conversation(messages: Any, where: str, tokenizer: Tokenizer) -> str:  # no
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False))
     except (TemplateError, TypeError) as error:
-        raise ConfigError(f"{where}: the chat template refuses this: {error}") from error
+        raise ConfigError(f"{where}: the chat template rejects this row: {error}") from error

@@ -1,11 +1,12 @@
-"""Tokens out: windows of token ids to calibrate and to evaluate on.
+"""Tokenization of text into fixed-length windows.
 
-Documents are tokenised one by one and joined. What a document begins with: the special tokens that
-the tokenizer or the chat template puts there; where they put none and there are several documents,
-``<|endoftext|>`` if the tokenizer knows it, else its BOS if it has one. So a text that is one
-document (WikiText-2 as in the GPTQ, SparseGPT and Wanda papers) stays as its tokenizer makes it.
+Documents are tokenized one by one and concatenated. Each begins with the special tokens that the
+tokenizer or the chat template adds. If these add none and there are several documents, each begins
+with ``<|endoftext|>`` if the tokenizer has it, else with BOS if it has one. So the tokens of a
+single document (WikiText-2 as in the GPTQ, SparseGPT and Wanda papers) are exactly those of its
+tokenizer.
 
-Shapes: N windows, L tokens in each.
+Shapes: N windows, L tokens per window, T tokens in total.
 """
 
 import hashlib
@@ -22,15 +23,21 @@ from prunekit.errors import ConfigError
 
 __all__ = ["Tokens", "calibration_tokens", "check_sources", "evaluation_tokens"]
 
-# Calibration looks for its windows in no more text than this, or than 16 characters a token of
-# them: tokenizers were measured at about 1 MB/s a core.
-ENOUGH_CHARACTERS = 4 << 20
+# Calibration samples its windows from at least this much text, or 16 characters per token if that
+# is more, and tokenizes no more than that: tokenizers were measured at about 1 MB/s per core.
+MIN_CHARACTERS = 4 << 20
 PASSAGE_CHARACTERS = 64 << 10
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Windows of token ids, the SHA-256 of their shape and bytes, and in words what they are."""
+    """Windows of token ids.
+
+    Attributes:
+        ids: The token ids.
+        digest: SHA-256 of their shape and bytes.
+        description: Source and number of windows, for reports.
+    """
 
     ids: Int64[Tensor, "N L"]
     digest: str
@@ -46,28 +53,38 @@ class Tokens:
 def calibration_tokens(
     tokenizer: Tokenizer, sources: Sequence[str], samples: int, length: int, seed: int
 ) -> Tokens:
-    """Return ``samples`` windows at seeded random places, without overlap if there is text enough.
+    """Sample windows at random positions, without overlap if the text suffices.
 
     With too little text the windows overlap, or are fewer or shorter; the description says so. Of
-    more text than is worth tokenising a seeded choice of passages is read.
+    a very long text, only a random sample of passages is tokenized.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        sources: Entries of ``data``, see :mod:`prunekit.data.sources`.
+        samples: Number of windows.
+        length: Tokens per window.
+        seed: Seed of the sampling.
+
+    Raises:
+        ConfigError: A source cannot be read or yields no tokens.
     """
     generator = torch.Generator().manual_seed(seed)
-    found = _documents(tokenizer, sources)
-    enough = max(ENOUGH_CHARACTERS, 16 * samples * length)
-    chosen = _passages(found, enough, generator)
+    texts = _documents(tokenizer, sources)
+    characters = max(MIN_CHARACTERS, 16 * samples * length)
+    chosen = _sample_passages(texts, characters, generator)
     stream = _encode(tokenizer, chosen, sources)
     total = len(stream.ids)
     length = min(length, total)
-    starts = _starts(total, samples, length, generator)
+    starts = _window_starts(total, samples, length, generator)
     notes = [f"seed {seed}"]
-    if chosen is not found:
+    if chosen is not texts:
         notes.append(f"from {len(chosen)} passages chosen at random")
     if len(starts) * length > total:
         notes.append("overlapping, for want of text")
     names = ", ".join(map(title, sources))
     return Tokens.of(
         stream.ids.unfold(0, length, 1)[starts].contiguous(),
-        f"{_count(len(starts), 'window')} of {_count(length, 'token')} from {names} "
+        f"{_counted(len(starts), 'window')} of {_counted(length, 'token')} from {names} "
         f"({total:,} tokens), {', '.join(notes)}",
     )
 
@@ -75,30 +92,38 @@ def calibration_tokens(
 def evaluation_tokens(
     tokenizer: Tokenizer, sources: Sequence[str], length: int, windows: int | None = None
 ) -> Tokens:
-    """Return the text as windows side by side, all of them or the first ``windows``.
+    """Split the text into consecutive windows.
 
-    Each document is tokenised whole, as the papers do; what does not fill the last window is
-    dropped. A text shorter than one window is one shorter window.
+    Each document is tokenized whole, as in the papers; an incomplete last window is dropped. A text
+    shorter than one window becomes one shorter window.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        sources: Entries of ``data``, see :mod:`prunekit.data.sources`.
+        length: Tokens per window.
+        windows: Number of windows from the start; None: all.
+
+    Raises:
+        ConfigError: A source cannot be read or yields no tokens.
     """
-    found = _documents(tokenizer, sources)
-    stream = _encode(tokenizer, found, sources)
-    wanted, length = length, min(length, len(stream.ids))
+    texts = _documents(tokenizer, sources)
+    stream = _encode(tokenizer, texts, sources)
+    requested, length = length, min(length, len(stream.ids))
     full, rest = divmod(len(stream.ids), length)
     kept = min(full, windows or full)
-    counted = _count(full, "non-overlapping window")
+    counted = _counted(full, "non-overlapping window")
     first = f"the first {kept} of " if kept < full else ""
-    note = (
-        f"the text is shorter than {wanted}" if length < wanted else f"remainder of {rest} dropped"
-    )
+    shorter = length < requested
+    note = f"the text is shorter than {requested}" if shorter else f"remainder of {rest} dropped"
     return Tokens.of(
         stream.ids[: kept * length].view(kept, length).clone(),
-        f"{first}{counted} of {_count(length, 'token')} ({note}) of "
+        f"{first}{counted} of {_counted(length, 'token')} ({note}) of "
         f"{', '.join(map(title, sources))}: {stream.description}",
     )
 
 
 @dataclass(frozen=True)
-class _Stream:
+class _TokenStream:
     ids: Int64[Tensor, " T"]
     description: str
 
@@ -107,10 +132,11 @@ def _documents(tokenizer: Tokenizer, sources: Sequence[str]) -> list[Document]:
     return [document for source in sources for document in documents(source, tokenizer)]
 
 
-def _encode(tokenizer: Tokenizer, found: list[Document], sources: Sequence[str]) -> _Stream:
+def _encode(tokenizer: Tokenizer, texts: list[Document], sources: Sequence[str]) -> _TokenStream:
+    """Tokenize documents and concatenate them, each with special tokens in front."""
     encoded: list[list[int]] = []
-    for templated, run in groupby(found, lambda document: document.templated):
-        # verbose=False: a document longer than the model's context is meant, not a mistake.
+    for templated, run in groupby(texts, lambda document: document.templated):
+        # verbose=False: documents longer than the model's context are intended here.
         batch = tokenizer(
             [document.text for document in run],
             add_special_tokens=not templated,
@@ -119,13 +145,13 @@ def _encode(tokenizer: Tokenizer, found: list[Document], sources: Sequence[str])
         )
         encoded += filter(None, batch["input_ids"])
     if not encoded:
-        raise ConfigError(f"{', '.join(sources)}: the tokenizer makes no tokens of this text")
-    begin = _begin(tokenizer) if len(encoded) > 1 else []
-    marks = set(tokenizer.all_special_ids)
-    encoded = [ids if ids[0] in marks else begin + ids for ids in encoded]
+        raise ConfigError(f"{', '.join(sources)}: the tokenizer returns no tokens for this text")
+    separator = _separator_ids(tokenizer) if len(encoded) > 1 else []
+    special = set(tokenizer.all_special_ids)
+    encoded = [ids if ids[0] in special else separator + ids for ids in encoded]
     firsts = {ids[0] for ids in encoded}
-    front = tokenizer.decode(list(firsts)) if len(firsts) == 1 and firsts <= marks else "nothing"
-    return _Stream(
+    front = tokenizer.decode(list(firsts)) if len(firsts) == 1 and firsts <= special else "nothing"
+    return _TokenStream(
         torch.tensor(list(chain.from_iterable(encoded))),
         f"1 document, tokenised whole, {front} in front"
         if len(encoded) == 1
@@ -133,37 +159,42 @@ def _encode(tokenizer: Tokenizer, found: list[Document], sources: Sequence[str])
     )
 
 
-def _begin(tokenizer: Tokenizer) -> list[int]:
+def _separator_ids(tokenizer: Tokenizer) -> list[int]:
+    """Return the id of ``<|endoftext|>``, else of BOS, else nothing."""
     known = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     return [known[token] for token in (SEPARATOR, tokenizer.bos_token) if token in known][:1]
 
 
-def _passages(found: list[Document], enough: int, generator: torch.Generator) -> list[Document]:
-    """Return the documents as they are, or a random choice of passages with enough characters."""
-    if sum(len(document.text) for document in found) <= enough:
-        return found
-    passages = [passage for document in found for passage in _cut(document)]
+def _sample_passages(
+    texts: list[Document], characters: int, generator: torch.Generator
+) -> list[Document]:
+    """Return the documents, or random passages of them if they are longer."""
+    if sum(len(document.text) for document in texts) <= characters:
+        return texts
+    passages = [passage for document in texts for passage in _split_passages(document)]
     chosen: list[int] = []
+    missing = characters
     for index in torch.randperm(len(passages), generator=generator).tolist():
-        if enough <= 0:
+        if missing <= 0:
             break
         chosen.append(index)
-        enough -= len(passages[index].text)
+        missing -= len(passages[index].text)
     return [passages[index] for index in sorted(chosen)]
 
 
-def _cut(document: Document) -> Iterator[Document]:
+def _split_passages(document: Document) -> Iterator[Document]:
     text, start = document.text, 0
     while start < len(text):
         end = start + PASSAGE_CHARACTERS
         if end < len(text):
-            # At the last end of a line, if there is one.
+            # Split after the last newline, if there is one.
             end = text.rfind("\n", start, end) + 1 or end
         yield Document(text[start:end], document.templated)
         start = end
 
 
-def _starts(total: int, samples: int, length: int, generator: torch.Generator) -> Tensor:
+def _window_starts(total: int, samples: int, length: int, generator: torch.Generator) -> Tensor:
+    """Sample window starts on a shifted grid, or overlapping in short texts."""
     slots, rest = divmod(total, length)
     if samples > slots:
         return torch.randperm(total - length + 1, generator=generator)[:samples]
@@ -171,5 +202,5 @@ def _starts(total: int, samples: int, length: int, generator: torch.Generator) -
     return offset + length * torch.randperm(slots, generator=generator)[:samples]
 
 
-def _count(number: int, noun: str) -> str:
+def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,1 +1,1 @@
-"""Processes that share a run."""
+"""Processes (ranks) that share a run: collectives and failure detection."""

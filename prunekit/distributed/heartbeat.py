@@ -1,7 +1,8 @@
-"""Knows when one of the processes that share a run has died, and ends the others.
+"""Failure detection: when one rank dies, the others exit.
 
-Each counts up a beat in the store by which they met, and looks at the beats of the others; so a
-death is seen whatever the others are waiting for. Only differences of a monotonic clock are used.
+Each rank increments a counter in the rendezvous store and watches the counters of the others, in a
+background thread. So a failure is detected even while all others wait in a collective. Only
+differences of a monotonic clock are used.
 """
 
 from __future__ import annotations
@@ -16,96 +17,99 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-BEAT = 0.5
-SILENCE = 40.0
-"""Seconds without a beat after which a rank is held dead: longer than any pause of a live one."""
-SUSPECT = 5.0
-"""The same once the network says that something is wrong."""
-GRACE = 2.0
-"""Seconds in which a rank may say itself that it stops, once another has failed."""
-FAILURE = "prunekit failure"
-RESUME_HINT = (
-    "What was finished is kept: run again with --resume, with as many processes as you like."
-)
+BEAT_SECONDS = 0.5
+"""Interval between two increments of a rank's counter."""
+DEAD_SECONDS = 40.0
+"""Time without a beat after which a rank counts as dead; longer than any pause of a live rank."""
+SUSPECT_SECONDS = 5.0
+"""The same after a collective has failed with a network error."""
+GRACE_SECONDS = 2.0
+"""Time in which a rank may stop by itself after another has failed, before it is killed."""
+FAILURE_KEY = "prunekit failure"
+"""Key of the store that holds the message of the first rank that failed."""
+RESUME_HINT = "Finished work is kept: run again with --resume, with any number of processes."
 
 
 class Heartbeat(Thread):
-    """Beats for one rank and listens to the others, in the background."""
+    """Background thread that beats for one rank and watches the others."""
 
     def __init__(self, store: Store, rank: int, size: int) -> None:
-        super().__init__(name="prunekit-watch", daemon=True)
+        super().__init__(name="prunekit-heartbeat", daemon=True)
         self.rank = rank
-        # Connections of their own: the first one may be waiting when the others are needed.
-        self._own, self._other = store.clone(), store.clone()  # pyright: ignore
-        self._seen = {other: (0, time.monotonic()) for other in range(size) if other != rank}
-        self._over = Event()
-        self._heard: str | None = None
+        # Separate connections: the original one may be blocked in a collective, and this thread
+        # and the main thread may use the store at the same time.
+        self._thread_store, self._main_store = store.clone(), store.clone()  # pyright: ignore
+        self._last_beats = {other: (0, time.monotonic()) for other in range(size) if other != rank}
+        self._finished = Event()
+        self._failure: str | None = None
 
     def run(self) -> None:
-        """Beat and listen until the run is over."""
-        while not self._over.wait(BEAT):
+        """Beat and watch the others until the run has finished."""
+        while not self._finished.wait(BEAT_SECONDS):
             try:
-                failure = self._listen()
+                failure = self._check_peers()
             except RuntimeError:
-                failure = "rank 0, which the others meet at, does not answer; it has died."
-            self._heard = failure
-            if failure and not self._over.wait(GRACE):
-                _say(f"Rank {self.rank} stops: {failure} {RESUME_HINT}")
+                failure = "rank 0, which hosts the rendezvous store, does not respond; it has died."
+            self._failure = failure
+            if failure and not self._finished.wait(GRACE_SECONDS):
+                _write_stderr(f"Rank {self.rank} stops: {failure} {RESUME_HINT}")
                 os._exit(1)
 
-    def report(self, message: str) -> None:
-        """Tell the others that this rank fails; the first one to say so counts."""
-        with suppress(RuntimeError):  # there may be nobody left to tell
-            self._other.compare_set(FAILURE, "", f"rank {self.rank} failed: {message}")
+    def report_failure(self, message: str) -> None:
+        """Tell the other ranks that this one fails; the first message counts."""
+        with suppress(RuntimeError):  # no rank may be left
+            self._main_store.compare_set(FAILURE_KEY, "", f"rank {self.rank} failed: {message}")
             if self.rank == 0:
-                time.sleep(4 * BEAT)  # so that they read it: the store may go with this process
-        self._over.set()
+                # The store ends with this process: give the others time to read the message.
+                time.sleep(4 * BEAT_SECONDS)
+        self._finished.set()
 
     def failed_rank(self) -> str:
-        """Say who failed, now that the network says that somebody did; takes some seconds."""
-        end = time.monotonic() + SUSPECT + 2 * BEAT
+        """Return which rank failed, after a network error; takes some seconds."""
+        end = time.monotonic() + SUSPECT_SECONDS + 2 * BEAT_SECONDS
         while time.monotonic() < end and self.is_alive():
-            if self._heard:
-                return self._heard
+            if self._failure:
+                return self._failure
             try:
-                if self._other.check([FAILURE]):
-                    return self._other.get(FAILURE).decode()
+                if self._main_store.check([FAILURE_KEY]):
+                    return self._main_store.get(FAILURE_KEY).decode()
             except RuntimeError:
-                return "rank 0, which the others meet at, has died."
-            time.sleep(BEAT)
-        dead = self._silent(SUSPECT)
+                return "rank 0, which hosts the rendezvous store, has died."
+            time.sleep(BEAT_SECONDS)
+        dead = self._silent_ranks(SUSPECT_SECONDS)
         return (
-            f"{_named(dead)} died. {RESUME_HINT}"
+            f"{_rank_list(dead)} died. {RESUME_HINT}"
             if dead
             else "the network between the ranks failed."
         )
 
-    def end(self) -> None:
-        """Stop, for all is done."""
-        self._over.set()
+    def stop(self) -> None:
+        """Stop the thread at the end of the run."""
+        self._finished.set()
         self.join()
 
-    def _listen(self) -> str | None:
-        self._own.add(f"prunekit beat {self.rank}", 1)
-        if self._own.check([FAILURE]):
-            return self._own.get(FAILURE).decode()
+    def _check_peers(self) -> str | None:
+        """Beat, read the beats of the others, return a failure or None."""
+        self._thread_store.add(f"prunekit beat {self.rank}", 1)
+        if self._thread_store.check([FAILURE_KEY]):
+            return self._thread_store.get(FAILURE_KEY).decode()
         now = time.monotonic()
-        for other, (before, _) in self._seen.items():
-            beat = self._own.add(f"prunekit beat {other}", 0)
+        for other, (before, _) in self._last_beats.items():
+            beat = self._thread_store.add(f"prunekit beat {other}", 0)
             if beat != before:
-                self._seen[other] = beat, now
-        dead = self._silent(SILENCE)
-        return f"{_named(dead)} has not been heard of for {SILENCE:.0f} s." if dead else None
+                self._last_beats[other] = beat, now
+        dead = self._silent_ranks(DEAD_SECONDS)
+        return f"{_rank_list(dead)} has sent no sign for {DEAD_SECONDS:.0f} s." if dead else None
 
-    def _silent(self, seconds: float) -> list[int]:
+    def _silent_ranks(self, seconds: float) -> list[int]:
         now = time.monotonic()
-        return [other for other, (_, heard) in self._seen.items() if now - heard > seconds]
+        return [other for other, (_, last) in self._last_beats.items() if now - last > seconds]
 
 
-def _named(ranks: list[int]) -> str:
+def _rank_list(ranks: list[int]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
-def _say(text: str) -> None:
+def _write_stderr(text: str) -> None:
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()

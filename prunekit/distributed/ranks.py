@@ -1,10 +1,12 @@
-"""The processes that share a run: what they add up, hand round and decide together.
+"""Processes (ranks) that share a run: sharding, collectives and joining.
 
-Samples and rows are split over them. A single process is a world of one, in which everything here
-returns at once what it was given, so that the engine is written once.
+Calibration samples and weight rows are split over the ranks. A single process is a world of one
+rank, in which every collective returns its input, so the engine needs no special case.
 
-Bytes that a rank sends, of N ranks: 2 (N − 1) / N of what is added, (N − 1) / N of what is put
-together or handed round, all as rings send them.
+Bytes that each of N ranks sends in ring collectives: 2 (N − 1) / N of the tensor in an all-reduce,
+(N − 1) / N in an all-gather or a broadcast.
+
+Shapes: O rows of this rank, N rows of all ranks, I columns.
 """
 
 from __future__ import annotations
@@ -26,54 +28,56 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from prunekit.statistics import Statistic
-
 T = TypeVar("T")
-FOREVER = timedelta(days=30)
-"""How long a rank waits for the others: one may write or judge for long, and deaths are seen by
-:mod:`prunekit.distributed.heartbeat`."""
-MEETING = timedelta(seconds=60)
-"""How long it waits for them to be there at all."""
+COLLECTIVE_TIMEOUT = timedelta(days=30)
+"""Timeout of collectives: practically none, as one rank may write or evaluate for long; failures
+are detected by :mod:`prunekit.distributed.heartbeat`."""
+RENDEZVOUS_TIMEOUT = timedelta(seconds=60)
+"""Time within which all ranks must have joined."""
 
 
 class Ranks:
-    """This process among those that share the run; as a context it says what became of it.
+    """The ranks of a run, seen from this process.
+
+    As a context manager it leaves the process group at the end, and reports an exception of this
+    rank to the others.
 
     Attributes:
-        rank: Which one this is, of 0..size - 1.
-        size: How many there are.
-        traffic: Bytes that this rank sent, by what they were for.
+        rank: Rank of this process, 0..size - 1.
+        size: Number of ranks.
+        heartbeat: Failure detection; None in a world of one and in plans.
+        traffic: Bytes that this rank has sent, by purpose.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, watch: Heartbeat | None = None) -> None:
-        self.rank, self.size, self.watch = rank, size, watch
+    def __init__(self, rank: int = 0, size: int = 1, heartbeat: Heartbeat | None = None) -> None:
+        self.rank, self.size, self.heartbeat = rank, size, heartbeat
         self.traffic: Counter[str] = Counter()
         self._loads = [0.0] * size
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that writes and speaks."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     @property
     def is_distributed(self) -> bool:
-        """Whether there are others."""
+        """Whether there are several ranks."""
         return self.size > 1
 
     def shards(self, total: int, unit: int = 1) -> list[slice]:
-        """Return what each rank has of ``total`` items that are dealt out by ``unit`` together."""
+        """Split ``total`` items into a slice per rank, at multiples of ``unit``."""
         ends = [total // unit * rank // self.size * unit for rank in range(self.size)] + [total]
         return [slice(*pair) for pair in pairwise(ends)]
 
     def shard(self, total: int, unit: int = 1) -> slice:
-        """Return what this rank has of them."""
+        """Return the slice of this rank, see :meth:`shards`."""
         return self.shards(total, unit)[self.rank]
 
-    def place(self, device: torch.device) -> torch.device:
-        """Return the device of this rank, given what the config asks for.
+    def local_device(self, device: torch.device) -> torch.device:
+        """Return the device of this rank for the device of the config.
 
         Raises:
-            ConfigError: It names one GPU for all, or there are fewer than ranks on this machine.
+            ConfigError: The config names a single GPU, or this machine has fewer GPUs than ranks.
         """
         import torch
 
@@ -82,7 +86,7 @@ class Ranks:
         if device.index is not None:
             raise ConfigError(
                 f'model.device: "{device}" is one GPU, but {self.size} processes share the run. '
-                'Say "cuda" or "auto": each then takes its own.'
+                'Write "cuda" or "auto": each process then uses its own.'
             )
         local, count = _local_rank(self.rank), torch.cuda.device_count()
         if local >= count:
@@ -91,32 +95,20 @@ class Ranks:
             )
         return torch.device("cuda", local)
 
-    def all_reduce_sum(self, tensor: Shaped[Tensor, ...], what: str) -> None:
-        """Add up a tensor over the ranks, in place; all end with the same bits."""
+    def all_reduce_sum(self, tensor: Shaped[Tensor, ...], purpose: str) -> None:
+        """All-reduce a tensor in place; all ranks get the same bits."""
         if not self.is_distributed:
             return
         from torch import distributed
 
-        with self._together():
+        with self._collective():
             distributed.all_reduce(tensor)
-        self.traffic[what] += 2 * tensor.nbytes * (self.size - 1) // self.size
-
-    def merge(self, statistics: Iterable[Statistic]) -> None:
-        """Make statistics those of the tokens of all ranks."""
-        if not self.is_distributed:
-            return
-        for statistic in statistics:
-            for part in statistic.parts():
-                whole = part.contiguous()
-                self.all_reduce_sum(whole, "statistics")
-                if whole is not part:
-                    part.copy_(whole)
-            statistic.tokens = sum(self.all_gather_object(statistic.tokens))
+        self.traffic[purpose] += 2 * tensor.nbytes * (self.size - 1) // self.size
 
     def all_gather_rows(
         self, own: Shaped[Tensor, "O I"], parts: list[slice]
     ) -> Shaped[Tensor, "N I"]:
-        """Put together the rows of a matrix, of which each rank has one of ``parts``."""
+        """All-gather the rows of a matrix, split over the ranks as ``parts``."""
         if not self.is_distributed:
             return own
         import torch
@@ -125,74 +117,83 @@ class Ranks:
         rows = [part.stop - part.start for part in parts]
         padded = own.new_zeros((max(rows), *own.shape[1:]))
         padded[: len(own)] = own
-        # As bytes, since not every backend knows every type.
+        # As bytes, because some backends do not support every dtype.
         sent = padded.view(torch.uint8)
-        every = [torch.empty_like(sent) for _ in rows]
-        with self._together():
-            distributed.all_gather(every, sent)
+        received = [torch.empty_like(sent) for _ in rows]
+        with self._collective():
+            distributed.all_gather(received, sent)
         self.traffic["rows"] += (self.size - 1) * sent.nbytes
-        pieces = (piece.view(own.dtype)[:count] for piece, count in zip(every, rows, strict=True))
+        pieces = (part.view(own.dtype)[:count] for part, count in zip(received, rows, strict=True))
         return torch.cat([*pieces])
 
     def assign(self, work: float) -> int:
-        """Return which rank does ``work`` that cannot be split: who has the least of it so far.
+        """Assign work of some cost to the rank with the smallest load.
 
-        All ranks have to ask for the same.
+        All ranks must make the same calls in the same order.
         """
         owner = self._loads.index(min(self._loads))
         self._loads[owner] += work
         return owner
 
     def assign_each(self, works: Sequence[float]) -> list[int]:
-        """Return which rank does each of several such pieces, the largest of which go first."""
-        found = [0] * len(works)
+        """Assign several pieces of work, largest first; return the rank of each."""
+        owners = [0] * len(works)
         for number in sorted(range(len(works)), key=lambda number: -works[number]):
-            found[number] = self.assign(works[number])
-        return found
+            owners[number] = self.assign(works[number])
+        return owners
 
     def assign_rounds(self, work: float, count: int) -> list[int]:
-        """Return which rank does each of ``count`` alike, one each in a turn of as many as ranks.
+        """Assign equal pieces of work, at most one per rank and round.
 
-        Who has had the least begins.
+        In each round, ranks are ordered by their load so far; returns the rank of each piece.
         """
-        found: list[int] = []
-        while len(found) < count:
-            waiting = sorted(range(self.size), key=lambda rank: self._loads[rank])
-            for rank in waiting[: count - len(found)]:
+        owners: list[int] = []
+        while len(owners) < count:
+            by_load = sorted(range(self.size), key=lambda rank: self._loads[rank])
+            for rank in by_load[: count - len(owners)]:
                 self._loads[rank] += work
-                found.append(rank)
-        return found
+                owners.append(rank)
+        return owners
 
-    def broadcast(self, owner: int, panels: Iterable[Shaped[Tensor, ...]], what: str) -> None:
-        """Give tensors of the rank ``owner`` to all, in place; they may be views."""
+    def broadcast(self, owner: int, panels: Iterable[Shaped[Tensor, ...]], purpose: str) -> None:
+        """Broadcast tensors of one rank to all, in place.
+
+        Args:
+            owner: Rank whose values are sent.
+            panels: Tensors of equal shapes on all ranks; views are allowed.
+            purpose: Key under which the traffic is counted.
+        """
         if not self.is_distributed:
             return
         from torch import distributed
 
         for panel in panels:
             whole = panel.contiguous()
-            with self._together():
+            with self._collective():
                 distributed.broadcast(whole, src=owner)
             if whole is not panel:
                 panel.copy_(whole)
-            self.traffic[what] += whole.nbytes * (self.size - 1) // self.size
+            self.traffic[purpose] += whole.nbytes * (self.size - 1) // self.size
 
     def all_gather_object(self, value: T) -> list[T]:
-        """Return the small value that each rank has, in their order.
+        """All-gather a small picklable value; the index is the rank.
 
-        Ranks that are only planned for are taken to be alike.
+        In a plan for several ranks, all are assumed to have the value of this process.
         """
-        if self.watch is None:
+        if self.heartbeat is None:
             return [value] * self.size
         from torch import distributed
 
         values: list[Any] = [None] * self.size
-        with self._together():
+        with self._collective():
             distributed.all_gather_object(values, value)
         return values
 
     def run_on_main(self, work: Callable[[], T], leader: int = 0) -> T:
-        """Do something on one rank alone; all return, or raise, what it did. It should be small."""
+        """Call a function on one rank; all return or raise its outcome.
+
+        The result is broadcast as a pickle, so it should be small.
+        """
         if not self.is_distributed:
             return work()
         from torch import distributed
@@ -203,49 +204,53 @@ class Ranks:
                 value = work()
             except Exception as raised:
                 error = raised
-        answer: list[Any] = [(value, error)]
-        with self._together():
-            distributed.broadcast_object_list(answer, src=leader)
-        value, told = answer[0]
-        if error or told:
-            raise error or told
+        outcome: list[Any] = [(value, error)]
+        with self._collective():
+            distributed.broadcast_object_list(outcome, src=leader)
+        value, received_error = outcome[0]
+        if error or received_error:
+            raise error or received_error
         return value
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
+    def _collective(self) -> Iterator[None]:
+        """Turn a network error into one that names the failed rank."""
         try:
             yield
         except RuntimeError as error:
-            assert self.watch is not None
-            raise RankError(self.watch.failed_rank()) from error
+            assert self.heartbeat is not None
+            raise RankError(self.heartbeat.failed_rank()) from error
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if self.watch is None:
+        if self.heartbeat is None:
             return
-        # All have agreed to stop.
+        # All ranks raise a StoppedError together, so it is not a failure of this one.
         if error is not None and not isinstance(error, StoppedError):
-            self.watch.report(str(error) or type(error).__name__)
+            self.heartbeat.report_failure(str(error) or type(error).__name__)
             return
         from torch import distributed
 
-        with self._together():
+        with self._collective():
             distributed.barrier()
-        self.watch.end()
+        self.heartbeat.stop()
         distributed.destroy_process_group()
 
 
 SINGLE = Ranks()
-"""The world of one."""
+"""A world of one rank."""
 
 
 def join(device: str = "auto") -> Ranks:
-    """Return this process among those that accelerate or torchrun started with it.
+    """Join the ranks that torchrun or accelerate started; return this process's view.
 
     Args:
-        device: Where blocks will run, as in a config.
+        device: Device on which blocks will run, as in a config.
+
+    Raises:
+        RankError: Not all ranks joined in time, or one failed while connecting.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -255,26 +260,26 @@ def join(device: str = "auto") -> Ranks:
 
     cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     try:
-        store, rank, size = next(distributed.rendezvous("env://", timeout=MEETING))  # pyright: ignore
+        store, rank, size = next(distributed.rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT))  # pyright: ignore
     except RuntimeError as error:
         raise RankError(
-            f"not all of the {size} ranks came within {MEETING.seconds} s; one may have died as it "
-            f"began ({str(error).splitlines()[0]}). {RESUME_HINT}"
+            f"not all of the {size} ranks joined within {RENDEZVOUS_TIMEOUT.seconds} s; one may "
+            f"have died at startup ({str(error).splitlines()[0]}). {RESUME_HINT}"
         ) from error
-    store.set_timeout(FOREVER)
-    # From now on a death is noticed, also while all connect to each other.
-    watch = Heartbeat(store, rank, size)
-    watch.start()
-    ranks = Ranks(rank, size, watch)
+    store.set_timeout(COLLECTIVE_TIMEOUT)
+    # Detects failures from here on, including those while the ranks connect to each other.
+    heartbeat = Heartbeat(store, rank, size)
+    heartbeat.start()
+    ranks = Ranks(rank, size, heartbeat)
     if cuda:
         torch.cuda.set_device(_local_rank(rank) % max(torch.cuda.device_count(), 1))
-    with ranks._together():
+    with ranks._collective():
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
             store=distributed.PrefixStore("prunekit", store),  # pyright: ignore
             rank=rank,
             world_size=size,
-            timeout=FOREVER,
+            timeout=COLLECTIVE_TIMEOUT,
         )
     return ranks
 

@@ -1,1 +1,1 @@
-"""Perplexity, generated text, and proof of written checkpoints."""
+"""Perplexity, generation speed and text quality, and verification of checkpoints."""

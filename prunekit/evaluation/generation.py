@@ -1,6 +1,6 @@
-"""How fast a checkpoint reads and writes text, and how varied what it writes is.
+"""Generation speed of a checkpoint and quality of the generated text.
 
-Masks in dense weights change no speed; this says what is, not what might be.
+Speed is measured with the weights as stored: zeros in dense weights do not make it faster.
 """
 
 import math
@@ -17,13 +17,18 @@ from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunekit.checkpoint.hub import find
+from prunekit.checkpoint.hub import checkpoint_folder
 from prunekit.checkpoint.reader import Checkpoint, open_checkpoint
 from prunekit.errors import ConfigError
 from prunekit.evaluation import text_quality
-from prunekit.models.devices import compute_dtype, device_of, now, stored_dtype
-from prunekit.models.empty_model import longest
-from prunekit.models.memory import spread
+from prunekit.models.devices import (
+    compute_dtype,
+    resolve_device,
+    stored_dtype,
+    synchronized_seconds,
+)
+from prunekit.models.empty_model import max_tokens
+from prunekit.models.memory import device_map_options
 from prunekit.models.vocabulary import load_tokenizer
 
 PROMPTS = (
@@ -31,18 +36,23 @@ PROMPTS = (
     "Once upon a time there was a little girl who",
     "The most important thing to know about energy is",
 )
-AT_ONCE = 16
-"""Samples that a model writes at once."""
+SAMPLES_AT_ONCE = 16
+"""Batch size of sampled text."""
 RUNS = 3
-"""Timed runs of each prompt, after one to warm up; the median counts."""
+"""Timed runs of each prompt, after one warm-up run; the median is reported."""
 
 
 @dataclass(frozen=True)
-class Generated:
-    """What was written to a prompt, and the speed of reading it and of writing.
+class Generation:
+    """Continuation of one prompt, its quality and its speed.
 
-    ``prefill`` and ``decode`` are tokens a second: of the prompt in one forward, and of the tokens
-    after the first new one, which the prefill gives.
+    Attributes:
+        prompt: The prompt.
+        text: The generated continuation.
+        prefill: Prompt tokens per second in one forward.
+        decode: New tokens per second after the first one, which the prefill produces.
+        lexical_diversity: See :func:`text_quality.lexical_diversity`.
+        repetition: See :func:`text_quality.repetition`.
     """
 
     prompt: str
@@ -54,19 +64,20 @@ class Generated:
 
 
 @torch.inference_mode()
-def write(
+def sample_text(
     checkpoint: Checkpoint, device: torch.device, shape: tuple[int, int], seed: int
 ) -> Int64[Tensor, "N T"]:
-    """Return text that a causal language model writes when left to itself, at temperature 1.
+    """Sample unconditional text from a causal language model at temperature 1.
 
-    Each sample begins with the token that the tokenizer begins a text with, or ends one; whatever
-    the model then writes is left, an end of text included, after which it goes on.
+    Each sample starts with the beginning-of-text token of the tokenizer, or the end-of-text token
+    without one. End-of-text tokens that the model generates are kept, and sampling continues after
+    them.
 
     Args:
-        checkpoint: The model; it is in memory whole.
-        device: Where it writes.
-        shape: N samples, T tokens of each.
-        seed: Of what is drawn.
+        checkpoint: The model, loaded as a whole.
+        device: Device to generate on.
+        shape: N samples of T tokens each.
+        seed: Random seed.
 
     Raises:
         ConfigError: The tokenizer has neither token.
@@ -76,13 +87,13 @@ def write(
     first = tokenizer.eos_token_id if first is None else first
     if first is None:
         raise ConfigError(
-            f"{checkpoint.folder}: its tokenizer has no token to begin with, so the model cannot "
-            'write its own calibration text. Name a text instead of "self".'
+            f"{checkpoint.folder}: its tokenizer has no start token, so the model cannot generate "
+            'its own calibration text. Name a text instead of "self".'
         )
     samples, length = shape
     begin = torch.full((samples, 1), cast("int", first), device=device)
     with (
-        opened(checkpoint, device) as model,
+        open_model(checkpoint, device) as model,
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
     ):
         model.generation_config = transformers.GenerationConfig(
@@ -91,45 +102,52 @@ def write(
         torch.manual_seed(seed)
         parts = [
             model.generate(part, attention_mask=torch.ones_like(part))  # pyright: ignore
-            for part in begin.split(AT_ONCE)
+            for part in begin.split(SAMPLES_AT_ONCE)
         ]
     return torch.cat(parts).cpu()
 
 
 @contextmanager
-def opened(checkpoint: Checkpoint, device: torch.device) -> Iterator[PreTrainedModel]:
-    """Give a whole model as transformers opens it: on the device, or where there is room for it."""
+def open_model(checkpoint: Checkpoint, device: torch.device) -> Iterator[PreTrainedModel]:
+    """Load a whole model with transformers, offloaded where necessary."""
     name = checkpoint.config["architectures"][0]
     dtype = compute_dtype(stored_dtype(checkpoint), device)
     transformers.utils.logging.disable_progress_bar()
-    kind = getattr(transformers, name)
+    model_class = getattr(transformers, name)
     count = sum(math.prod(entry.shape) for entry in checkpoint.entries.values())
     with TemporaryDirectory(prefix="prunekit-") as offload:
-        places = spread(count * dtype.itemsize, device, offload)
-        model = kind.from_pretrained(checkpoint.folder, dtype=dtype, **places)
-        yield (model if places else model.to(device)).eval()
+        device_map = device_map_options(count * dtype.itemsize, device, offload)
+        model = model_class.from_pretrained(checkpoint.folder, dtype=dtype, **device_map)
+        yield (model if device_map else model.to(device)).eval()
 
 
 def generate(
     path: str, new_tokens: int, prompts: Sequence[str] = PROMPTS, device: str = "auto"
-) -> list[Generated]:
-    """Let a causal language model go on with prompts, greedily, ``new_tokens`` each.
+) -> list[Generation]:
+    """Continue prompts greedily with a causal language model.
+
+    Args:
+        path: Folder or name of the checkpoint.
+        new_tokens: Number of new tokens per prompt, exactly.
+        prompts: Texts to continue.
+        device: Device as in a config.
 
     Raises:
-        ConfigError: The model does not generate, or not so much.
+        ConfigError: The model does not generate text, or prompt and new tokens exceed its maximum
+            sequence length.
     """
-    checkpoint = open_checkpoint(find(path))
-    tokenizer, place = load_tokenizer(checkpoint), device_of(device)
+    checkpoint = open_checkpoint(checkpoint_folder(path))
+    tokenizer, target = load_tokenizer(checkpoint), resolve_device(device)
     name = (checkpoint.config.get("architectures") or [""])[0]
-    kind = getattr(transformers, name, None)
-    if kind is None or not getattr(kind, "can_generate", lambda: False)():
+    model_class = getattr(transformers, name, None)
+    if model_class is None or not getattr(model_class, "can_generate", lambda: False)():
         raise ConfigError(f"{path}: {name or 'the base model'} does not generate text.")
-    with opened(checkpoint, place) as model:
-        most = longest(model) - max(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
+    with open_model(checkpoint, target) as model:
+        most = max_tokens(model) - max(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
         if new_tokens > most:
             raise ConfigError(
-                f"{path}: cannot write {new_tokens} tokens to each prompt; with what it reads "
-                f"before, at most {most} fit into what the model takes."
+                f"{path}: cannot generate {new_tokens} tokens for each prompt; after the longest "
+                f"prompt, at most {most} fit into its maximum sequence length."
             )
         model.generation_config = transformers.GenerationConfig(
             do_sample=False,
@@ -137,7 +155,7 @@ def generate(
             max_new_tokens=new_tokens,
             pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id or 0,
         )
-        return [_generate(model, tokenizer, prompt, place) for prompt in prompts]
+        return [_generate(model, tokenizer, prompt, target) for prompt in prompts]
 
 
 @torch.inference_mode()
@@ -146,18 +164,18 @@ def _generate(
     tokenizer: transformers.PreTrainedTokenizerBase,
     prompt: str,
     device: torch.device,
-) -> Generated:
+) -> Generation:
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(device)
-    read = inputs["input_ids"].shape[1]
+    prompt_length = inputs["input_ids"].shape[1]
     prefill, _ = _timed(lambda: model(**inputs, use_cache=True).logits, device)
     whole, ids = _timed(lambda: model.generate(**inputs), device)  # pyright: ignore
-    new = ids[0, read:]
+    new = ids[0, prompt_length:]
     text = str(tokenizer.decode(new, skip_special_tokens=True))
     words = text_quality.words(text)
-    return Generated(
+    return Generation(
         prompt=prompt,
         text=text,
-        prefill=read / prefill,
+        prefill=prompt_length / prefill,
         decode=(len(new) - 1) / max(whole - prefill, 1e-9),
         lexical_diversity=text_quality.lexical_diversity(words),
         repetition=text_quality.repetition(words),
@@ -165,10 +183,10 @@ def _generate(
 
 
 def _timed(call: Callable[[], Tensor], device: torch.device) -> tuple[float, Tensor]:
-    """Return the median seconds of a call and what the last one gave."""
+    """Return the median seconds of a call and its last result."""
     result, seconds = call(), []
     for _ in range(RUNS):
-        began = now(device)
+        began = synchronized_seconds(device)
         result = call()
-        seconds.append(now(device) - began)
+        seconds.append(synchronized_seconds(device) - began)
     return statistics.median(seconds), result

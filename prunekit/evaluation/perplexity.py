@@ -1,8 +1,8 @@
-"""Perplexity of a checkpoint, block by block, so that a model larger than memory can be judged.
+"""Perplexity of a checkpoint, block by block, for models larger than memory.
 
-All windows pass a block before the next one is read, so a device holds one block at a time, and of
-several devices each, as a rank, takes a share of the windows. A device map of the whole model would
-have each device wait for the one before it, and read what is in files anew for every batch.
+All windows pass through a block before the next one is loaded, so a device holds one block at a
+time. With several ranks, each evaluates its shard of the windows. A device map of the whole model
+would make each device wait for the previous one and reload offloaded weights for every batch.
 
 Shapes: N windows, T tokens, B windows of a batch, D features, V vocabulary.
 """
@@ -17,50 +17,51 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from prunekit.architectures import find
-from prunekit.checkpoint.hub import find as find_checkpoint
+from prunekit.architectures import find_architecture
+from prunekit.checkpoint.hub import checkpoint_folder
 from prunekit.checkpoint.reader import Checkpoint, open_checkpoint
 from prunekit.data.sources import title
 from prunekit.data.tokens import Tokens, evaluation_tokens
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError
-from prunekit.models.devices import device_of, measuring_dtype, stored_dtype
-from prunekit.models.empty_model import empty_model, longest
-from prunekit.models.layout import is_causal_language_model, runners
+from prunekit.models.devices import loss_dtype, resolve_device, stored_dtype
+from prunekit.models.empty_model import empty_model, max_tokens
+from prunekit.models.layout import is_causal_language_model, stack_runners
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.sequential.hidden_states import choose_offload, hidden_states_factory, scratch
 from prunekit.models.sequential.pipeline import LoadedBlock, batches, iterate_blocks
 from prunekit.models.sequential.weights import Weights, loaded_weights
-from prunekit.models.vocabulary import heads, load_tokenizer
+from prunekit.models.vocabulary import load_tokenizer, output_heads
 
 HEAD_TOKENS = 256
-"""Positions whose logits are held at once; the float32 logits of a whole window can outweigh the
-rest of the model."""
+"""Positions whose logits are computed at once; the float32 logits of a whole window can be larger
+than the model."""
 
 
 class Evaluator:
-    """Measures checkpoints of one architecture on one device, block by block.
+    """Evaluate a checkpoint on one device, block by block.
 
-    Hidden states that fit no memory go to a file without a name in ``folder``: that of a run's
-    output, or the checkpoint's own, so that it is a disk with room for a model.
+    Hidden states that do not fit into memory are offloaded to an unlinked file in ``folder``: the
+    output folder of a run, or by default the checkpoint's own folder, whose disk has space for a
+    model.
     """
 
     def __init__(
         self, checkpoint: Checkpoint, device: torch.device, folder: Path | None = None
     ) -> None:
         self.model = empty_model(checkpoint)
-        self.stacks = runners(self.model, find(self.model))
-        dtype = measuring_dtype(stored_dtype(checkpoint), device)
+        self.stacks = stack_runners(self.model, find_architecture(self.model))
+        dtype = loss_dtype(stored_dtype(checkpoint), device)
         self.weights = Weights(self.model, checkpoint, dtype, device)
         self.device, self.folder = device, folder or scratch(checkpoint.folder)
 
     def perplexity(self, tokens: Tokens, ranks: Ranks = SINGLE) -> dict[str, Any]:
-        """Return exp of the mean negative log likelihood of each token after a window's first.
+        """Return exp(mean negative log-likelihood) with its protocol.
 
-        Each of ``ranks`` reads its share of the windows.
+        The first token of a window is not predicted. Each rank evaluates its shard of the windows.
 
         Raises:
-            ConfigError: The model is not a causal language model.
+            ConfigError: The model is not a causal language model, or windows have one token.
         """
         if not is_causal_language_model(self.model, self.stacks):
             raise ConfigError(
@@ -69,14 +70,14 @@ class Evaluator:
             )
         if tokens.ids.shape[1] < 2:
             raise ConfigError(
-                "evaluate.data: the text is one token long; there is none to predict."
+                "evaluate.data: the text is one token long; there is no token to predict."
             )
         own = tokens.ids[ranks.shard(len(tokens.ids))]
         loss = sum(ranks.all_gather_object(self._loss(own) if len(own) else 0.0))
         count = tokens.ids[:, 1:].numel()
         return {
             "metric": "perplexity",
-            "value": perplexity_of(loss, count),
+            "value": perplexity_from_loss(loss, count),
             "tokens": count,
             "protocol": (
                 f"{tokens.description}; {count} predicted tokens, the first of a window is not "
@@ -88,41 +89,47 @@ class Evaluator:
 
     def _loss(self, ids: Int[Tensor, "N T"]) -> float:
         parts = batches(ids, self.device)
-        visit = last_visit(self, parts)
-        with loaded_weights(self.weights, *heads(self.model)):
+        block = run_blocks(self, parts)
+        with loaded_weights(self.weights, *output_heads(self.model)):
             return sum(
-                negative_log_likelihood(visit.runner, window, labels)
-                for hidden, part in zip(visit.hidden, parts, strict=True)
+                negative_log_likelihood(block.runner, window, labels)
+                for hidden, part in zip(block.hidden, parts, strict=True)
                 for window, labels in zip(hidden, part, strict=True)
             )
 
-    def answers(self, ids: Int[Tensor, "B T"]) -> Tensor:
-        """Return what the model's head answers to tokens, in float32 on the CPU."""
-        visit = last_visit(self, [ids.to(self.device)])
-        with loaded_weights(self.weights, *heads(self.model)):
-            return visit.runner.head(visit.hidden[0], visit.contexts[0]).float().cpu()
+    def outputs(self, ids: Int[Tensor, "B T"]) -> Tensor:
+        """Return the outputs of the model's head in float32 on the CPU."""
+        block = run_blocks(self, [ids.to(self.device)])
+        with loaded_weights(self.weights, *output_heads(self.model)):
+            return block.runner.head(block.hidden[0], block.contexts[0]).float().cpu()
 
 
-def last_visit(evaluator: Evaluator, parts: Sequence[Tensor]) -> LoadedBlock:
-    """Walk to the end and return the last visit, whose hidden states are the last block's."""
+def run_blocks(evaluator: Evaluator, parts: Sequence[Tensor]) -> LoadedBlock:
+    """Run all blocks; return the last one, with its output hidden states."""
     features = max(runner.features for runner in evaluator.stacks)
     nbytes = sum(part.numel() for part in parts) * features * evaluator.weights.dtype.itemsize
-    place = hidden_states_factory(
+    factory = hidden_states_factory(
         choose_offload(nbytes, evaluator.device), evaluator.device, evaluator.folder
     )
-    visits = iterate_blocks(
-        evaluator.model, evaluator.stacks, evaluator.weights, parts, shelf=place
+    blocks = iterate_blocks(
+        evaluator.model, evaluator.stacks, evaluator.weights, parts, new_hidden_states=factory
     )
-    visit = next(visits)
-    for visit in visits:  # noqa: B007  the last one counts
+    block = next(blocks)
+    for block in blocks:  # noqa: B007  only the last one is used
         pass
-    return visit
+    return block
 
 
 def negative_log_likelihood(
     runner: StackRunner, hidden: Float[Tensor, "T D"], ids: Int[Tensor, " T"]
 ) -> float:
-    """Return the summed negative log likelihood of ``ids[1:]``, from float32 logits."""
+    """Return the summed negative log-likelihood of ``ids[1:]`` in nats.
+
+    Args:
+        runner: Runner of the stack, with the output head loaded.
+        hidden: Final hidden states of one window.
+        ids: Tokens of the window; logits are computed in float32.
+    """
     total = 0.0
     for start in range(0, len(ids) - 1, HEAD_TOKENS):
         end = min(start + HEAD_TOKENS, len(ids) - 1)
@@ -131,8 +138,8 @@ def negative_log_likelihood(
     return total
 
 
-def perplexity_of(loss: float, count: int) -> float:
-    """Return exp(loss / count), infinite where that overflows."""
+def perplexity_from_loss(loss: float, count: int) -> float:
+    """Return exp(loss / count), or infinity on overflow."""
     try:
         return math.exp(loss / count)
     except OverflowError:
@@ -147,13 +154,19 @@ def evaluate(
     device: str = "auto",
     ranks: Ranks = SINGLE,
 ) -> list[dict[str, Any]]:
-    """Return the perplexity of a checkpoint on each source, with the protocol of each.
+    """Return the perplexity of a checkpoint on each source, with its protocol.
 
-    ``length`` is capped at what the model takes. The windows are split over ``ranks``.
+    Args:
+        path: Folder or name of the checkpoint.
+        sources: Text sources as in a config.
+        length: Tokens per window, capped at the model's maximum sequence length.
+        windows: Number of windows; None for all.
+        device: Device as in a config.
+        ranks: Ranks over which the windows are sharded.
     """
-    checkpoint = open_checkpoint(find_checkpoint(path))
-    evaluator = Evaluator(checkpoint, ranks.place(device_of(device)))
-    length = min(length, longest(evaluator.model))
+    checkpoint = open_checkpoint(checkpoint_folder(path))
+    evaluator = Evaluator(checkpoint, ranks.local_device(resolve_device(device)))
+    length = min(length, max_tokens(evaluator.model))
     tokenizer = load_tokenizer(checkpoint)
     results = []
     for source in sources:

@@ -1,1 +1,1 @@
-"""Compressed checkpoints in use: layers, loading, conversion, speed."""
+"""Use of compressed checkpoints: sparse layers, loading, conversion, speed."""

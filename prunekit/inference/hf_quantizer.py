@@ -1,13 +1,13 @@
-"""How transformers loads a checkpoint that prunekit compressed, or whose blocks differ in size.
+"""transformers quantizer that loads compressed checkpoints and models with removed units.
 
-transformers calls everything that changes how weights are stored a quantizer. This is imported
-while transformers still imports itself, so of it only what quantizers derive from is there; the
-kernels wait until a model needs them.
+transformers calls everything that changes how weights are stored a quantizer. This module is
+imported while transformers is still importing itself, so it may import only the base classes of
+quantizers at module level; the kernels are imported when a model needs them.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -15,8 +15,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 from typing_extensions import override
 
-from prunekit.checkpoint.compressed import METHOD
-from prunekit.checkpoint.formats import Stored, format_named
+from prunekit.checkpoint.compressed import QUANT_METHOD
+from prunekit.checkpoint.formats import WeightLayout, format_named
 from prunekit.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -30,14 +30,14 @@ class SparseConfig(QuantizationConfigMixin):
         self,
         format: str,  # noqa: A002  its name in config.json
         linears: dict[str, list[Any]],
-        quant_method: str = METHOD,
+        quant_method: str = QUANT_METHOD,
     ) -> None:
         self.quant_method = quant_method  # pyright: ignore
         self.format, self.linears = format, linears
 
 
 class SparseQuantizer(HfQuantizer):
-    """Puts what the files hold in the place of dense linear layers before weights are read."""
+    """Replace dense linears by sparse layers before weights are loaded."""
 
     quantization_config: SparseConfig
 
@@ -48,13 +48,9 @@ class SparseQuantizer(HfQuantizer):
 
         restore(model)
         kind = format_named(self.quantization_config.format)
-        linears = {name: Stored(*said) for name, said in self.quantization_config.linears.items()}
-        prefix = f"{model.base_model_prefix}."
         replaced = 0
         for name, module in list(model.named_modules()):
-            # Saved with a head, loaded without, or the other way round.
-            names = (name, prefix + name, name.removeprefix(prefix))
-            stored = next((linears[known] for known in names if known in linears), None)
+            stored = self._layout(model, name)
             if stored is None:
                 continue
             _check(name, module, stored)
@@ -67,9 +63,10 @@ class SparseQuantizer(HfQuantizer):
                 )
             model.set_submodule(name, sparse.train(module.training))
             replaced += 1
-        if linears and not replaced:
+        count = len(self.quantization_config.linears)
+        if count and not replaced:
             raise CheckpointError(
-                f"config.json: none of the {len(linears)} layers that it calls compressed is in "
+                f"config.json: none of the {count} layers that it lists as compressed is in "
                 f"{type(model).__name__}. The config belongs to another model."
             )
 
@@ -81,30 +78,36 @@ class SparseQuantizer(HfQuantizer):
 
         for name, module in model.named_modules():
             if isinstance(module, SparseLinear):
-                stored = self._said(model, name)
+                stored = cast("WeightLayout", self._layout(model, name))
                 expected = module.kind.empty(stored, torch.float32)
-                for part, found in module.parts.items():
-                    if found.shape != expected[part].shape:
+                for part, tensor in module.parts.items():
+                    if tensor.shape != expected[part].shape:
                         raise CheckpointError(
-                            f"{name}.{part} has shape {list(found.shape)}, but config.json makes "
-                            f"it {list(expected[part].shape)}. The files do not belong together."
+                            f"{name}.{part} has shape {list(tensor.shape)}, but config.json "
+                            f"implies {list(expected[part].shape)}. The files do not belong "
+                            "together."
                         )
                 module.arrange()
 
-    def _said(self, model: PreTrainedModel, name: str) -> Stored:
+    def _layout(self, model: PreTrainedModel, name: str) -> WeightLayout | None:
+        """Return the compressed layout of a module, or None.
+
+        Names may differ by the base model prefix: a checkpoint can be saved with a head and loaded
+        without it, or the other way round.
+        """
         linears, prefix = self.quantization_config.linears, f"{model.base_model_prefix}."
         names = (name, prefix + name, name.removeprefix(prefix))
-        return next(Stored(*linears[known]) for known in names if known in linears)
+        return next((WeightLayout(*linears[known]) for known in names if known in linears), None)
 
     @override
-    def is_serializable(self, *_: Any, **__: Any) -> bool:  # pyright: ignore  said to be None
-        """Say that ``save_pretrained`` gives the same folder back."""
+    def is_serializable(self, *_: Any, **__: Any) -> bool:  # pyright: ignore  annotated as None
+        """Return that ``save_pretrained`` can write the same checkpoint again."""
         return True
 
     @property
     @override
     def is_trainable(self) -> bool:  # pyright: ignore
-        """Adapters beside compressed weights learn; the weights themselves stay as they are."""
+        """True: adapters can be trained; compressed weights themselves are frozen."""
         return True
 
     @property
@@ -114,13 +117,13 @@ class SparseQuantizer(HfQuantizer):
 
     @override
     def _dequantize(self, model: PreTrainedModel, dtype: str | torch.dtype | None = None) -> Any:
-        """Put dense layers in the place of sparse ones."""
+        """Replace sparse layers by dense linears."""
         from prunekit.inference.sparse_linear import SparseLinear
 
         for name, module in list(model.named_modules()):
             if isinstance(module, SparseLinear):
-                wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-                weight = module.dense().to(wanted)
+                target = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+                weight = module.dense().to(target)
                 linear = nn.Linear(module.inputs, module.outputs, bias=False, device="meta")
                 linear.weight = nn.Parameter(weight, requires_grad=False)
                 linear.bias = module.bias  # pyright: ignore
@@ -128,13 +131,14 @@ class SparseQuantizer(HfQuantizer):
         return model
 
 
-def _check(name: str, module: nn.Module, stored: Stored) -> None:
-    """Refuse where config.json and the model disagree, before transformers reads a weight."""
-    from transformers.pytorch_utils import Conv1D
+def _check(name: str, module: nn.Module, stored: WeightLayout) -> None:
+    """Check that config.json and the model agree, before weights are loaded."""
+    from prunekit.architectures.coverage import LINEAR_TYPES
+    from prunekit.models.orientation import stored_transposed
 
-    right = type(module) is (Conv1D if stored.transposed else nn.Linear)
-    if not right or tuple(module.weight.shape) != stored.shape:  # pyright: ignore
+    matches = type(module) in LINEAR_TYPES and stored_transposed(module) == stored.transposed
+    if not matches or tuple(module.weight.shape) != stored.shape:  # pyright: ignore
         raise CheckpointError(
-            f"config.json: says that {name} is compressed from a linear layer whose weight has "
+            f"config.json: {name} is listed as compressed from a linear layer whose weight has "
             f"shape {list(stored.shape)}, but the model has {module} there."
         )

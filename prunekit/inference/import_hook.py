@@ -1,7 +1,7 @@
-"""Tells transformers, once it is imported, how to load what prunekit compressed.
+"""Import hook that registers the quantizer in transformers.
 
-``import prunekit`` installs this. Until transformers imports the module in which quantizers are
-registered, it costs nothing: neither torch nor transformers is imported for it.
+``import prunekit`` installs it. It runs when transformers imports its quantizer registry, so that
+``import prunekit`` itself imports neither torch nor transformers.
 """
 
 import sys
@@ -11,46 +11,46 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 
-QUANTIZERS = "transformers.quantizers.auto"
+QUANTIZER_REGISTRY = "transformers.quantizers.auto"
 
 
 def install() -> None:
-    """Register now if transformers has that module already, or as soon as it has."""
-    if QUANTIZERS in sys.modules:
-        _register(sys.modules[QUANTIZERS])
-    elif not any(isinstance(finder, _Watch) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Watch())
+    """Register the quantizer now, or as soon as transformers imports its registry."""
+    if QUANTIZER_REGISTRY in sys.modules:
+        _register(sys.modules[QUANTIZER_REGISTRY])
+    elif not any(isinstance(finder, _RegistryFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _RegistryFinder())
 
 
 def _register(auto: ModuleType) -> None:
-    from prunekit.checkpoint.compressed import METHOD
+    from prunekit.checkpoint.compressed import QUANT_METHOD
 
-    if METHOD not in auto.AUTO_QUANTIZER_MAPPING:
+    if QUANT_METHOD not in auto.AUTO_QUANTIZER_MAPPING:
         from prunekit.inference.hf_quantizer import SparseConfig, SparseQuantizer
 
-        auto.register_quantization_config(METHOD)(SparseConfig)
-        auto.register_quantizer(METHOD)(SparseQuantizer)
+        auto.register_quantization_config(QUANT_METHOD)(SparseConfig)
+        auto.register_quantizer(QUANT_METHOD)(SparseQuantizer)
 
 
-class _Watch(MetaPathFinder):
-    """Lets the module be found as ever, then has it registered in, and goes."""
+class _RegistryFinder(MetaPathFinder):
+    """One-time finder that wraps the loader of the registry module."""
 
     def find_spec(
         self,
         fullname: str,
-        path: Sequence[str] | None,  # noqa: ARG002  of the protocol
+        path: Sequence[str] | None,  # noqa: ARG002  part of the protocol
         target: ModuleType | None = None,  # noqa: ARG002
     ) -> ModuleSpec | None:
-        if fullname != QUANTIZERS:
+        if fullname != QUANTIZER_REGISTRY:
             return None
         sys.meta_path.remove(self)
         spec = find_spec(fullname)
         if spec and spec.loader:
-            spec.loader = _Registering(spec.loader)
+            spec.loader = _RegistryLoader(spec.loader)
         return spec
 
 
-class _Registering(Loader):
+class _RegistryLoader(Loader):
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
 

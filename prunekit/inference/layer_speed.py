@@ -1,12 +1,13 @@
-"""Whether sparse layers are faster here: measured, layer by layer and as whole models.
+"""Measure the speed of sparse linear layers against dense ones.
 
-Every contestant does the same work, on as many copies of the weight as no cache holds, since a
-model's other layers push a weight out between two tokens. On a GPU the calls are captured in a CUDA
-graph: launches from Python would hide what few tokens cost.
+Every implementation computes the same product on several copies of the weight, which together
+exceed the caches: in a model, the other layers evict a weight between two tokens. On a GPU the
+calls are captured in a CUDA graph, since Python launch overhead would dominate for few tokens.
 
 Shapes: M tokens at once, O output features, I input features.
 """
 
+import copy
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,11 +19,11 @@ from torch.nn.functional import linear
 
 from prunekit.inference import speed_table
 from prunekit.inference.sparse_linear import SparseLinear
-from prunekit.models.devices import now
+from prunekit.models.devices import synchronized_seconds
 
-SECONDS = 0.3  # a contestant, at least
-COLD_BYTES = {"cuda": 2**28, "cpu": 2**26}  # copies of a weight together: more than caches hold
-EVERYTHING = 2**31  # a reach that no number of tokens exceeds
+MIN_SECONDS = 0.3  # minimum measurement time of an implementation
+COLD_BYTES = {"cuda": 2**28, "cpu": 2**26}  # all copies of a weight together: more than caches hold
+UNLIMITED_TOKENS = 2**31  # max_kernel_tokens that no number of tokens exceeds
 TOKENS = {"cuda": (1, 4, 16, 64, 256, 1024, 4096), "cpu": (1, 16, 128)}
 SHAPES = {
     "cuda": (
@@ -35,24 +36,24 @@ SHAPES = {
     ),
     "cpu": ((576, 576), (1536, 576), (2048, 2048)),
 }
-"""Layers of Llama-2-7B and 70B on a GPU; of SmolLM2-135M and a larger one on a CPU."""
+"""[O, I] of layers of Llama-2-7B and 70B (GPU), and of SmolLM2-135M and a larger model (CPU)."""
 
 Call = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One contestant on one layer with one number of tokens.
+class SpeedRow:
+    """Speed of one implementation on one layer shape with M tokens.
 
     Attributes:
         outputs: O.
         inputs: I.
         tokens: M.
-        way: dense, or how a sparse weight was multiplied.
-        seconds: Median.
-        dense: Seconds of the dense layer over these: above 1, it is faster.
-        bandwidth: Bytes that have to be read and written, over the time, over the copy bandwidth.
-        peak: Operations of a dense product over the time, over the rate of a large one.
+        way: Name of the implementation; "dense" for the dense layer.
+        seconds: Median seconds of one product.
+        dense: Speedup over the dense layer: its seconds divided by these.
+        bandwidth: Minimum bytes read and written per second, as a fraction of the copy bandwidth.
+        peak: Operations of the dense product per second, as a fraction of a large product's rate.
     """
 
     outputs: int
@@ -66,34 +67,52 @@ class Row:
 
 
 @dataclass
-class Measured:
-    """What was measured on one device."""
+class SpeedResults:
+    """Measurements on one device.
+
+    Attributes:
+        device: Name of the device.
+        dtype: Dtype of weights and activations.
+        copy_bytes_per_second: Bytes read plus written per second by a large copy.
+        product_flops_per_second: Operations per second of a large dense product.
+        rows: One entry per layer shape, number of tokens and implementation.
+        models: Whole-model measurements; see :mod:`prunekit.inference.model_speed`.
+    """
 
     device: str
     dtype: str
     copy_bytes_per_second: float
     product_flops_per_second: float
-    rows: list[Row] = field(default_factory=list)
+    rows: list[SpeedRow] = field(default_factory=list)
     models: list[dict[str, Any]] = field(default_factory=list)
 
-    def dump(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
+    def to_json(self) -> dict[str, Any]:
+        """Return the measurements and verdicts as JSON values."""
         return asdict(self) | {"verdicts": verdicts(self)}
 
 
-def measure(
+def measure_layers(
     device: torch.device,
     dtype: torch.dtype,
     shapes: Sequence[tuple[int, int]] | None = None,
     tokens: Sequence[int] | None = None,
-) -> Iterator[Measured | Row]:
-    """Yield rows as they are measured and, last, all of them; on a GPU fill the tuning table."""
+) -> Iterator[SpeedResults | SpeedRow]:
+    """Yield each measurement and finally all results.
+
+    On a GPU the results are also saved in the speed table, which sparse layers read.
+
+    Args:
+        device: Device to measure.
+        dtype: Dtype of weights and activations.
+        shapes: [O, I] of the layers; None for SHAPES.
+        tokens: Values of M; None for TOKENS.
+    """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    found = Measured(
+    results = SpeedResults(
         name, str(dtype).removeprefix("torch."), copy_rate(device), product_rate(device, dtype)
     )
     for outputs, inputs in shapes or SHAPES[device.type]:
-        ways = contestants(outputs, inputs, dtype, device)
+        ways = implementations(outputs, inputs, dtype, device)
         for count in tokens or TOKENS[device.type]:
             x = torch.randn(count, inputs, device=device).to(dtype)
             base = 0.0
@@ -101,22 +120,32 @@ def measure(
                 seconds = median_seconds([lambda call=call, x=x: call(x) for call in calls], device)
                 base = base or seconds
                 moved = size + x.nbytes + count * outputs * dtype.itemsize
-                row = Row(
+                row = SpeedRow(
                     outputs, inputs, count, way, seconds, base / seconds,
-                    moved / seconds / found.copy_bytes_per_second,
-                    2 * count * outputs * inputs / seconds / found.product_flops_per_second,
+                    moved / seconds / results.copy_bytes_per_second,
+                    2 * count * outputs * inputs / seconds / results.product_flops_per_second,
                 )  # fmt: skip
-                found.rows.append(row)
+                results.rows.append(row)
                 yield row
     if device.type == "cuda":
-        speed_table.save(name, choices(found))
-    yield found
+        speed_table.save(name, kernel_choices(results))
+    yield results
 
 
-def contestants(
+def implementations(
     outputs: int, inputs: int, dtype: torch.dtype, device: torch.device
 ) -> dict[str, tuple[list[Call], int]]:
-    """Return calls on several copies of a weight, and its bytes, by what they are; dense first."""
+    """Return the implementations of one layer, dense first.
+
+    Args:
+        outputs: O.
+        inputs: I; a multiple of 4.
+        dtype: Dtype of the weight.
+        device: Device of the weight.
+
+    Returns:
+        Name → calls on several copies of the weight, and the bytes of one copy.
+    """
     dense = nn.Linear(inputs, outputs, bias=False, dtype=dtype)
     mask = torch.rand(outputs, inputs // 4, 4).argsort(2).argsort(2) < 2
     dense.weight.data *= mask.view(outputs, inputs)
@@ -129,26 +158,24 @@ def contestants(
     for kind in ("2:4", "bitmask"):
         sparse = SparseLinear.of(dense, kind).to(device)
         size = sum(part.nbytes for part in sparse.parts.values())
-        for way, reach in ((kind, EVERYTHING), (f"{kind} expanded", 0)):
-            if device.type == "cpu" and reach == 0:
-                continue  # the same there: a CPU always expands
-            layers = [_copy(sparse, reach) for _ in range(copies)]
+        for way, max_tokens in ((kind, UNLIMITED_TOKENS), (f"{kind} expanded", 0)):
+            if device.type == "cpu" and max_tokens == 0:
+                continue  # identical: a CPU always expands the weight
+            layers = [_copy(sparse, max_tokens) for _ in range(copies)]
             ways[way] = (layers, size)
     return ways | dict(_semi_structured(weights, int(weight.nbytes * 0.5625)))
 
 
-def _copy(sparse: SparseLinear, reach: int) -> SparseLinear:
-    import copy
-
+def _copy(sparse: SparseLinear, max_tokens: int) -> SparseLinear:
     made = copy.deepcopy(sparse)
-    made.reach = reach
+    made.max_kernel_tokens = max_tokens
     return made
 
 
 def _semi_structured(
     weights: list[Tensor], size: int
 ) -> Iterator[tuple[str, tuple[list[Call], int]]]:
-    """Yield torch's own 2:4 products, where this device and this shape have them."""
+    """Yield torch's own 2:4 products that support this device and shape."""
     if not weights[0].is_cuda:
         return
     from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
@@ -162,16 +189,16 @@ def _semi_structured(
             packed = [kind.from_dense(weight) for weight in weights]
             linear(weights[0].new_zeros(64, weights[0].shape[1]), packed[0])
         except (RuntimeError, NotImplementedError, ValueError):
-            continue  # torch was built without it, or it has no such shape
+            continue  # not in this build of torch, or not for this shape
         yield name, ([lambda x, w=w: linear(x, w) for w in packed], size)
 
 
 def median_seconds(calls: Sequence[Callable[[], object]], device: torch.device) -> float:
-    """Return the median time of one call, each in its turn."""
+    """Return the median seconds per call over rounds of all calls."""
     run = _captured(calls) if device.type == "cuda" else lambda: [call() for call in calls]
     run()
     times: list[float] = []
-    while sum(times) < SECONDS or len(times) < 3:
+    while sum(times) < MIN_SECONDS or len(times) < 3:
         times.append(_seconds(run, device))
     return statistics.median(times) / len(calls)
 
@@ -191,75 +218,75 @@ def _captured(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    began = now(device)
+    began = synchronized_seconds(device)
     run()
-    return now(device) - began
+    return synchronized_seconds(device) - began
 
 
 def copy_rate(device: torch.device) -> float:
-    """Return the bytes read and written in a second by copying what no cache holds."""
+    """Return the bytes read plus written per second by a large copy."""
     source = torch.zeros(COLD_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / median_seconds([lambda: target.copy_(source)], device)
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the operations in a second of a large square product."""
+    """Return the floating-point operations per second of a large square product."""
     size = 8192 if device.type == "cuda" else 2048
     square = torch.randn(size, size, device=device).to(dtype)
     return 2 * size**3 / median_seconds([lambda: square @ square], device)
 
 
-def choices(found: Measured) -> dict[str, speed_table.Choice]:
-    """Return how each layer had better multiply: what sparse layers look up."""
-    chosen = {}
+def kernel_choices(results: SpeedResults) -> dict[str, speed_table.KernelChoice]:
+    """Return the fastest kernels by key of the speed table."""
+    choices = {}
     for kind in ("2:4", "bitmask"):
-        for outputs, inputs in {(row.outputs, row.inputs) for row in found.rows}:
+        for outputs, inputs in {(row.outputs, row.inputs) for row in results.rows}:
             times: dict[int, dict[str, float]] = {}
-            for row in found.rows:
+            for row in results.rows:
                 if (row.outputs, row.inputs) == (outputs, inputs):
                     times.setdefault(row.tokens, {})[row.way] = row.seconds
-            layer = speed_table.key(kind, found.dtype, outputs, inputs)
-            chosen[layer] = _choice(kind, times)
-    return chosen
+            layer = speed_table.layer_key(kind, results.dtype, outputs, inputs)
+            choices[layer] = _choice(kind, times)
+    return choices
 
 
-def _choice(kind: str, times: dict[int, dict[str, float]]) -> speed_table.Choice:
+def _choice(kind: str, times: dict[int, dict[str, float]]) -> speed_table.KernelChoice:
     semi = ("cuSPARSELt", "CUTLASS") if kind == "2:4" else ()
-    reach, with_semi, pays = 0, False, 0
+    max_tokens, semi_structured, faster = 0, False, 0
     for tokens, ways in sorted(times.items()):
         fastest_semi = min((ways[way] for way in semi if way in ways), default=float("inf"))
         expanded = ways.get(f"{kind} expanded", float("inf"))
         if ways[kind] <= min(expanded, fastest_semi):
-            reach = tokens
+            max_tokens = tokens
         else:
-            with_semi = fastest_semi < expanded
+            semi_structured = fastest_semi < expanded
         if min(ways[kind], expanded, fastest_semi) < ways["dense"]:
-            pays = tokens
-    return speed_table.Choice(reach, with_semi, pays)
+            faster = tokens
+    return speed_table.KernelChoice(max_tokens, semi_structured, faster)
 
 
-def verdicts(found: Measured) -> list[str]:
-    """Return one line for each format: for how many tokens it pays here, if for any."""
+def verdicts(results: SpeedResults) -> list[str]:
+    """Return one sentence per format: where it beats dense."""
     lines = []
     for kind in ("2:4", "bitmask"):
-        speeds = best_speeds(found.rows, kind)
+        speeds = best_speedups(results.rows, kind)
         if not speeds:
             continue
-        pays = [tokens for tokens, speed in speeds.items() if speed > 1]
-        said = ", ".join(f"{speed:.2g}x at M = {tokens}" for tokens, speed in speeds.items())
-        if not pays:
-            answer = f"{kind} does not pay on {found.device}, it only saves memory"
-        elif len(pays) == len(speeds):
-            answer = f"{kind} pays on {found.device} for every M measured"
+        faster = [tokens for tokens, speed in speeds.items() if speed > 1]
+        speedups = ", ".join(f"{speed:.2g}x at M = {tokens}" for tokens, speed in speeds.items())
+        if not faster:
+            verdict = f"{kind} does not pay on {results.device}, it only saves memory"
+        elif len(faster) == len(speeds):
+            verdict = f"{kind} pays on {results.device} for every M measured"
         else:
-            answer = f"{kind} pays on {found.device} for M = {', '.join(map(str, pays))}"
-        lines.append(f"{answer} (geometric mean over layers, dense is 1: {said}).")
+            verdict = f"{kind} pays on {results.device} for M = {', '.join(map(str, faster))}"
+        lines.append(f"{verdict} (geometric mean over layers, dense is 1: {speedups}).")
     return lines
 
 
-def best_speeds(rows: Iterable[Row], kind: str) -> dict[int, float]:
-    """Return, for each M, the speed over dense of the fastest way; geometric mean over layers."""
+def best_speedups(rows: Iterable[SpeedRow], kind: str) -> dict[int, float]:
+    """Return the best speedup for each M, averaged geometrically over layers."""
     ways = {kind, f"{kind} expanded", *(("cuSPARSELt", "CUTLASS") if kind == "2:4" else ())}
     best: dict[int, dict[tuple[int, int], float]] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""A linear layer that holds its weight compressed, in memory as in the file.
+"""Linear layer with a compressed weight, in memory as in the file.
 
 Shapes: O output features, I input features.
 """
@@ -14,29 +14,30 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from typing_extensions import override
 
-from prunekit.checkpoint.compressed import pack
-from prunekit.checkpoint.formats import Format, Stored, format_named
+from prunekit.checkpoint.compressed import compress_weight
+from prunekit.checkpoint.formats import Format, WeightLayout, format_named
 from prunekit.inference import speed_table
 
 
 class SparseLinear(nn.Module):
-    """``y = x Wᵀ + b`` with W compressed; the weight itself is not trained.
+    """``y = x Wᵀ + b`` with a compressed, frozen W.
 
-    The parts of the weight are buffers named as in the file. On NVIDIA GPUs from Ampere on, a 2:4
-    weight is permuted into fragment order when it arrives there, in the same bytes; it leaves in
-    row order, be it to another device or to a state dict. No dense copy stays in memory: what is
-    expanded for many tokens is freed when the product is done.
+    The parts of the weight are buffers named as in the file. On NVIDIA GPUs since Ampere, a 2:4
+    weight is permuted into fragment order when it is moved to the device, with the same number of
+    bytes, and back into row order when it is moved elsewhere or saved in a state dict. No dense
+    copy is kept: a weight that is expanded for many tokens is freed after the product.
 
     Attributes:
         kind: The format.
-        inputs: Features that go in.
-        outputs: Features that come out.
+        inputs: Input features.
+        outputs: Output features.
         fragments: Whether the parts are in fragment order.
-        reach: The most tokens for which no weight is expanded; None where nothing was measured.
+        max_kernel_tokens: Largest number of tokens multiplied without expanding the weight; None if
+            the shape was not measured on this device.
     """
 
     def __init__(
-        self, kind: Format, stored: Stored, *, bias: bool, dtype: torch.dtype | None = None
+        self, kind: Format, stored: WeightLayout, *, bias: bool, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
         dtype = dtype or torch.get_default_dtype()
@@ -44,23 +45,25 @@ class SparseLinear(nn.Module):
         for name, part in kind.empty(stored, dtype).items():
             self.register_buffer(name, part)
         self.bias = nn.Parameter(torch.empty(stored.outputs, dtype=dtype)) if bias else None
-        self.fragments, self.reach = False, None
-        self._semi: Tensor | None = None
-        self._wants_semi = False
+        self.fragments, self.max_kernel_tokens = False, None
+        self._semi_weight: Tensor | None = None
+        self._use_semi_structured = False
 
     @classmethod
     def of(cls, linear: nn.Linear, kind: str) -> Self:
-        """Return the sparse layer of a pruned dense one, which keeps its bias.
+        """Return the sparse layer for a pruned dense linear, sharing its bias.
 
         Raises:
-            ConfigError: ``kind`` is no format.
+            ConfigError: There is no format ``kind``.
             ValueError: The weight does not fit the format.
         """
         chosen, weight = format_named(kind), linear.weight.detach()
-        if misfit := chosen.why_not_storable(weight):
-            raise ValueError(f"{kind} does not fit this weight: {misfit}")
-        parts, stored = pack(chosen, "weight", weight, transposed=False)
-        made = cls(chosen, cast("Stored", stored), bias=linear.bias is not None, dtype=weight.dtype)
+        if reason := chosen.why_not_storable(weight):
+            raise ValueError(f"{kind} does not fit this weight: {reason}")
+        parts, stored = compress_weight(chosen, "weight", weight, transposed=False)
+        made = cls(
+            chosen, cast("WeightLayout", stored), bias=linear.bias is not None, dtype=weight.dtype
+        )
         for name, part in parts.items():
             made._buffers[name.removeprefix("weight.")] = part
         made.bias = linear.bias
@@ -69,7 +72,7 @@ class SparseLinear(nn.Module):
 
     @property
     def parts(self) -> dict[str, Tensor]:
-        """The parts of the weight, in the order they are in."""
+        """Parts of the weight by name, in the order of the format."""
         return {name: cast("Tensor", self._buffers[name]) for name in self.kind.parts}
 
     @override
@@ -80,19 +83,19 @@ class SparseLinear(nn.Module):
         return y.view(*x.shape[:-1], self.outputs)
 
     def _multiply(self, x: Tensor) -> Tensor:
-        if self._wants_semi and len(x) > (self.reach or 0):
+        if self._use_semi_structured and len(x) > (self.max_kernel_tokens or 0):
             return linear(x, self._semi_structured())
         if self.fragments:
-            return sparse24_mma(x, self.parts["weight"], self.parts["keep"], self.reach)
-        return self.kind.multiply(x, self.parts, self.reach)
+            return sparse24_mma(x, self.parts["weight"], self.parts["keep"], self.max_kernel_tokens)
+        return self.kind.multiply(x, self.parts, self.max_kernel_tokens)
 
     def _semi_structured(self) -> Tensor:
-        """Return the weight as torch multiplies it for many tokens, converted once."""
-        if self._semi is None:
+        """Return the weight as a torch semi-structured tensor, converted once."""
+        if self._semi_weight is None:
             from torch.sparse import to_sparse_semi_structured
 
-            self._semi = to_sparse_semi_structured(expand24(*self._rows()))
-        return self._semi
+            self._semi_weight = to_sparse_semi_structured(expand24(*self._rows()))
+        return self._semi_weight
 
     def dense(self) -> Float[Tensor, "O I"]:
         """Return the dense weight."""
@@ -100,10 +103,10 @@ class SparseLinear(nn.Module):
         return self.kind.expand(parts, self.inputs)
 
     def set_kept(self, weight: Float[Tensor, "O I"]) -> None:
-        """Take new values where a weight is stored; what ``weight`` has elsewhere is dropped."""
+        """Update the kept weights from a dense weight, ignoring its other values."""
         parts = dict(zip(self.kind.parts, self._rows(), strict=True))
         mask = unpack(parts["keep"], self.inputs)
-        # A zero that only fills up a group of 2:4 is no weight.
+        # A stored zero only pads a group of 2:4 and stays zero.
         kept = torch.where(
             parts["weight"].flatten() != 0, weight[mask].to(parts["weight"].dtype), 0
         )
@@ -113,27 +116,30 @@ class SparseLinear(nn.Module):
         self.arrange()
 
     def arrange(self) -> None:
-        """Put the parts in the order that suits the device they are on, and look up its speed."""
+        """Choose part order and kernels for the current device."""
         weight = self.parts["weight"]
-        wanted = (
+        use_fragments = (
             self.kind.name == "2:4"
             and runs_mma(weight)
             and has_fragments(self.outputs, self.inputs, weight.dtype)
         )
-        if wanted and not self.fragments:
+        if use_fragments and not self.fragments:
             self._put(in_fragments(Sparse24(*self.parts.values())))
-        elif self.fragments and not wanted:
+        elif self.fragments and not use_fragments:
             self._put(from_fragments(Sparse24(*self.parts.values())))
-        self.fragments = wanted
-        self._semi, self.reach, self._wants_semi = None, None, False
+        self.fragments = use_fragments
+        self._semi_weight, self.max_kernel_tokens, self._use_semi_structured = None, None, False
         if weight.is_cuda:
             self._tune(weight)
 
     def _tune(self, weight: Tensor) -> None:
         dtype = str(weight.dtype).removeprefix("torch.")
-        layer = speed_table.key(self.kind.name, dtype, self.outputs, self.inputs)
-        if found := speed_table.look_up(torch.cuda.get_device_name(weight.device), layer):
-            self.reach, self._wants_semi = found.max_kernel_tokens, found.semi
+        layer = speed_table.layer_key(self.kind.name, dtype, self.outputs, self.inputs)
+        if choice := speed_table.look_up(torch.cuda.get_device_name(weight.device), layer):
+            self.max_kernel_tokens, self._use_semi_structured = (
+                choice.max_kernel_tokens,
+                choice.semi_structured,
+            )
 
     def _rows(self) -> tuple[Tensor, ...]:
         parts = tuple(self.parts.values())
@@ -144,7 +150,10 @@ class SparseLinear(nn.Module):
 
     @override
     def _apply(self, *arguments: Any, **options: Any) -> Self:
-        """Move or cast, as ``.to()`` and its kin do; both commute with the order of the parts."""
+        """Move or cast, as ``.to()`` does.
+
+        Both commute with the order of the parts.
+        """
         super()._apply(*arguments, **options)
         self.arrange()
         return self

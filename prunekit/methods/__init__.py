@@ -1,4 +1,4 @@
-"""How weights are chosen and changed: one file a paper."""
+"""Pruning methods, one file per paper."""
 
 from prunekit.methods.base import Method, Propagation, Scored
 from prunekit.plugins import by_name
@@ -7,5 +7,5 @@ __all__ = ["Method", "Propagation", "Scored", "methods"]
 
 
 def methods() -> dict[str, type[Method]]:
-    """Return every method by its name, those of other distributions included."""
+    """Return every method by name, including those of other distributions."""
     return by_name("prunekit.methods", Method)

@@ -1,4 +1,7 @@
-"""The two shapes of a pruning method."""
+"""Base classes of pruning methods.
+
+Shapes: O output features, I input features.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing_extensions import override
 
 from prunekit.methods.layer import Layer, Pruned
 from prunekit.methods.target import Target
-from prunekit.patterns import Grouped, Scope
+from prunekit.patterns import Grouped, WeightScope
 from prunekit.statistics import Statistic
 
 if TYPE_CHECKING:
@@ -22,23 +25,27 @@ Propagation = Literal["block", "stage", "none"]
 
 
 class Method(BaseModel, ABC):
-    """Weight, gathered statistics and pattern → new weight and ``keep`` mask.
+    """Weight, statistics and pattern → new weight and ``keep`` mask.
 
-    A subclass is also the part of ``[prune]`` that belongs to it: its fields are its settings,
-    each documented by the string under it. ``needs`` are the statistics it reads, ``scope`` the
-    group in which the published method compares unstructured scores, ``propagation`` how soon
-    layers should see the pruned ones before them, ``target`` what the weights that stay aim at.
+    A subclass is also its part of the config table ``[prune]``: its fields are its settings, each
+    documented by the string under it.
 
-    For the plan, ``copies`` are the float32 matrices of the size of what is pruned together that it
-    holds, the dense one included, ``squares`` those of inputs × inputs beside the statistics, and
-    ``shared_inverses`` says whether each inverse of a Gram matrix is made by one rank for all.
+    Attributes:
+        needs: The statistics that it uses.
+        scope: The group in which the published method compares unstructured scores.
+        propagation: How soon layers receive the outputs of pruned layers before them.
+        target: The outputs that the kept weights should reproduce.
+        copies: For the plan: float32 matrices held of the size of the weights that are pruned
+            together, including the dense weights.
+        squares: For the plan: matrices of inputs × inputs held in addition to the statistics.
+        shared_inverses: Whether each inverse of a Gram matrix is computed by one rank for all.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[type[Statistic]]] = frozenset()
-    scope: ClassVar[Scope] = "row"
+    scope: ClassVar[WeightScope] = "row"
     propagation: ClassVar[Propagation] = "stage"
     target: ClassVar[Target] = "layer"
     copies: ClassVar[float] = 2.25
@@ -46,15 +53,19 @@ class Method(BaseModel, ABC):
     shared_inverses: ClassVar[bool] = False
 
     def flops(self, outputs: int, inputs: int) -> int:
-        """Return the operations that so many rows take, about; by default two a weight."""
+        """Return the approximate operations for a layer; by default two per weight."""
         return 2 * outputs * inputs
 
     def inverses(self, outputs: Sequence[int]) -> int:  # noqa: ARG002  for subclasses
-        """Return how many inverses, or factors of them, the layers of a stage take."""
+        """Return the number of inverses, or factors of them, for a stage.
+
+        Args:
+            outputs: Output features of each layer of the stage.
+        """
         return 0
 
     def flops_of_inverse(self, inputs: int) -> int:
-        """Return the operations of one."""
+        """Return the operations of one such inverse."""
         return inputs**3
 
     @abstractmethod
@@ -62,26 +73,28 @@ class Method(BaseModel, ABC):
         """Return the pruned layer; ``layer.weight`` is not changed."""
 
     def prepare(self, stages: Sequence[Sequence[Layer]]) -> None:
-        """Do what ranks can do apart, before stages whose statistics are all known are pruned.
+        """Do work that ranks can divide, before several stages are pruned.
 
-        What the layers weigh is not known yet: ``layer.weight`` has a shape only.
+        Args:
+            stages: The layers of each stage. Their statistics are complete, their weights are not
+                loaded yet: ``layer.weight`` has a shape only.
         """
 
     def prune_together(self, layers: Sequence[Layer]) -> list[Pruned]:
-        """Prune the layers of a stage, which share statistics, as :meth:`prune` prunes each."""
+        """Prune layers that share statistics; the results are those of :meth:`prune`."""
         return [self.prune(layer) for layer in layers]
 
 
 class Scored(Method):
-    """A method that ranks weights once and leaves the kept ones as they are."""
+    """A method that scores weights once, and leaves kept ones unchanged."""
 
-    # As Wanda was published. By stage its perplexity was 0.5 to 5 % higher (stories15M): what the
-    # pruned stages before it give is off, and nothing makes up for that.
+    # As Wanda was published. By stage its perplexity was 0.5 to 5 % higher (stories15M): outputs of
+    # the pruned stages before it have errors, and no weight update compensates for them.
     propagation: ClassVar[Propagation] = "block"
 
     @abstractmethod
     def score(self, layer: Layer) -> Float[Tensor, "O I"]:
-        """Return the scores; higher stays."""
+        """Return the score of each weight; the highest are kept."""
 
     @override
     def prune(self, layer: Layer) -> Pruned:
@@ -89,8 +102,8 @@ class Scored(Method):
         return Pruned(layer.weight.where(keep, 0), keep)
 
 
-class Factors(NamedTuple):
-    """Makes a score of a weight: ``|W| · (row + column) · scale``; None leaves a factor out.
+class ScoreFactors(NamedTuple):
+    """Factors of the score ``|W| · (row + column) · scale``; None stands for 1.
 
     Attributes:
         scale: [I] float32.
@@ -101,16 +114,16 @@ class Factors(NamedTuple):
     shares: tuple[Float[Tensor, " O"], Float[Tensor, " I"]] | None = None
 
 
-class Weighed(Scored):
-    """A scored method whose score is the magnitude times factors of rows and columns.
+class ScaledMagnitude(Scored):
+    """A scored method with score magnitude × row and column factors.
 
-    Where the pattern is counts within groups of single weights, a GPU computes scores where they
-    are compared, and stores none.
+    For a pattern of counts within groups of single weights, a GPU computes the scores in the kernel
+    that compares them, and stores none.
     """
 
     @abstractmethod
-    def factors(self, layer: Layer) -> Factors:
-        """Return the factors of the magnitude."""
+    def factors(self, layer: Layer) -> ScoreFactors:
+        """Return the factors that multiply the magnitude."""
 
     @override
     def score(self, layer: Layer) -> Float[Tensor, "O I"]:

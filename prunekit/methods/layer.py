@@ -1,4 +1,4 @@
-"""One linear layer as the methods see it, and what they give back.
+"""Input and output of a pruning method: one linear layer.
 
 Shapes: O output features, I input features.
 """
@@ -19,8 +19,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows of a layer: from ``start`` on, of ``total``; ``ranks`` have the others."""
+class RowShard:
+    """The rows of a layer that this rank prunes.
+
+    Attributes:
+        start: Index of its first row.
+        total: Rows of the whole layer.
+        ranks: The ranks that share the layer.
+    """
 
     start: int
     total: int
@@ -32,12 +38,13 @@ class Layer:
     """A linear layer to prune.
 
     Attributes:
-        name: Full name in the model, which also seeds what is random.
-        weight: [O, I] float32, whatever the stored type or layout (Conv1D is transposed before).
-        stats: What its method declared in ``needs``; shared by the linears of its stage.
+        name: Full name in the model, which also seeds random scores.
+        weight: [O, I] float32, independent of stored type and layout (Conv1D is transposed).
+        stats: The statistics that its method declares in ``needs``, shared by the linears of its
+            stage.
         pattern: Which zeros are allowed.
         sparsity: Fraction of zeros, 0..1.
-        rows: Which rows ``weight`` has, where other ranks have the others; None for all.
+        rows: The rows in ``weight`` if ranks share the layer; None if it has all.
     """
 
     name: str
@@ -45,22 +52,28 @@ class Layer:
     stats: StageStatistics
     pattern: Pattern
     sparsity: float
-    rows: Rows | None = None
+    rows: RowShard | None = None
 
     @property
     def outputs(self) -> int:
-        """Output features of the layer, wherever its rows are."""
+        """Output features of the whole layer, over all ranks."""
         return self.rows.total if self.rows else len(self.weight)
 
-    def add(self, tensor: Shaped[Tensor, ...]) -> None:
-        """Add up, in place, what the rows of this rank and those of the others give."""
+    def all_reduce_sum(self, tensor: Shaped[Tensor, ...]) -> None:
+        """Sum a tensor over the ranks that share the layer, in place."""
         if self.rows:
             self.rows.ranks.all_reduce_sum(tensor, "thresholds")
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """A pruned layer: ``weight`` is zero wherever ``keep`` is False; ``facts`` go to the record."""
+    """A pruned layer.
+
+    Attributes:
+        weight: [O, I], zero wherever ``keep`` is False.
+        keep: True where a weight is kept.
+        facts: Numbers for the layer's record, such as the damping.
+    """
 
     weight: Float[Tensor, "O I"]
     keep: Bool[Tensor, "O I"]

@@ -1,4 +1,4 @@
-"""Magnitude: small weights go."""
+"""Magnitude: prune the smallest weights."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from prunekit.methods.base import Factors, Weighed
+from prunekit.methods.base import ScaledMagnitude, ScoreFactors
 from prunekit.methods.layer import Layer
-from prunekit.patterns import Scope
+from prunekit.patterns import WeightScope
 
 
-class Magnitude(Weighed):
-    """``|W|``; needs no calibration (Han et al., arXiv:1506.02626), per layer as in Wanda."""
+class Magnitude(ScaledMagnitude):
+    """``|W|``, compared within each layer; no calibration (Han et al., arXiv:1506.02626)."""
 
     name: ClassVar[str] = "magnitude"
-    scope: ClassVar[Scope] = "layer"
+    scope: ClassVar[WeightScope] = "layer"
 
     @override
-    def factors(self, layer: Layer) -> Factors:
-        return Factors()
+    def factors(self, layer: Layer) -> ScoreFactors:
+        return ScoreFactors()

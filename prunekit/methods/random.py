@@ -1,4 +1,4 @@
-"""Random: the control that every method has to beat."""
+"""Random: the baseline that every method has to beat."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from prunekit.methods.base import Scored
 from prunekit.methods.layer import Layer
-from prunekit.patterns import Scope
+from prunekit.patterns import WeightScope
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,10 +20,10 @@ class Random(Scored):
     """Uniform scores from a generator seeded by ``random_seed`` and the layer's name."""
 
     name: ClassVar[str] = "random"
-    scope: ClassVar[Scope] = "layer"
+    scope: ClassVar[WeightScope] = "layer"
 
     random_seed: int = 0
-    """Seed of the scores; each layer draws its own from it, whatever the order or the device."""
+    """Seed of the scores; each layer has its own, independent of layer order and device."""
 
     @override
     def score(self, layer: Layer) -> Float[Tensor, "O I"]:

@@ -1,6 +1,6 @@
-"""What the kept weights of a layer aim at.
+"""Weights whose outputs the pruned layer should reproduce.
 
-Shapes: O output features, R of them, I input features.
+Shapes: O output features, R rows of them, I input features.
 """
 
 from __future__ import annotations
@@ -18,36 +18,40 @@ if TYPE_CHECKING:
 
 Target = Literal["layer", "dense"]
 SHARE = 0.5
-"""β: how far towards the dense model's outputs."""
+"""β: the share of the way from the layer's own outputs to those of the dense model."""
 RIDGE = 0.01
-"""r at least, as a fraction of the Gram matrix's mean diagonal; more where more is noise."""
+"""Least r, as a fraction of the Gram matrix's mean diagonal; its noise if that is larger."""
 
 
 def reconstruction_target(
     weight: Float[Tensor, "R I"], stats: StageStatistics, outputs: int
 ) -> Float[Tensor, "R I"]:
-    """Return the weight that, on what the pruned model feeds it, comes nearest to the dense output.
+    """Return the weight whose outputs approach those of the dense model.
 
-    With H = XₚᵀXₚ and C = X_dᵀXₚ of the inputs in the pruned and in the dense model, the nearest to
-    W X_d is (WC + rW)(H + rI)⁻¹ = W + WE(H + rI)⁻¹ with E = C − H = (X_d − Xₚ)ᵀXₚ, which is what is
-    gathered; β of the way there is gone.
+    With H = XₚᵀXₚ and C = X_dᵀXₚ of the inputs in the pruned and in the dense model, the ridge
+    regression of W X_d is (WC + rW)(H + rI)⁻¹ = W + WE(H + rI)⁻¹, where E = C − H = (X_d − Xₚ)ᵀXₚ
+    is the statistic :class:`~prunekit.statistics.CrossGram`. The result is
+    W + β WE(H + rI)⁻¹.
 
     Args:
-        weight: Rows of W, or all.
-        stats: What was gathered for the stage.
-        outputs: All rows of W: ranks that have some of them reckon alike.
+        weight: W, or some of its rows.
+        stats: Statistics of the stage, with its Gram matrix and ``CrossGram``.
+        outputs: All rows of W, so that ranks with some of them compute in the same order.
 
     Raises:
-        NumericsError: The Gram matrix is not one.
+        NumericsError: The Gram matrix is not positive definite.
     """
-    way = stats.once(CrossGram, lambda: _way(stats, outputs))
-    return way(weight).mul_(SHARE).add_(weight)
+    correction = stats.once(CrossGram, lambda: _correction(stats, outputs))
+    return correction(weight).mul_(SHARE).add_(weight)
 
 
-def _way(
+def _correction(
     stats: StageStatistics, outputs: int
 ) -> Callable[[Float[Tensor, "O I"]], Float[Tensor, "O I"]]:
-    """Return what gives WE(H + rI)⁻¹ of a weight W; of few outputs that is done for each alone."""
+    """Return the function W ↦ WE(H + rI)⁻¹.
+
+    If W has more rows than columns, E(H + rI)⁻¹ is computed once for all layers.
+    """
     lower, cross = _factor(stats[Gram]), stats[CrossGram].total
     if outputs <= len(cross):
         return lambda weight: _solve(weight @ cross, lower)

@@ -6,18 +6,18 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from prunekit.methods.base import Factors, Weighed
+from prunekit.methods.base import ScaledMagnitude, ScoreFactors
 from prunekit.methods.layer import Layer
 from prunekit.statistics import ColumnEnergy, Statistic
 
 
-class Wanda(Weighed):
+class Wanda(ScaledMagnitude):
     """``|Wᵢⱼ| · ‖Xⱼ‖₂``, compared within each output row (Sun et al., arXiv:2306.11695, eq. 1)."""
 
     name: ClassVar[str] = "wanda"
     needs: ClassVar[frozenset[type[Statistic]]] = frozenset({ColumnEnergy})
 
     @override
-    def factors(self, layer: Layer) -> Factors:
+    def factors(self, layer: Layer) -> ScoreFactors:
         energy = layer.stats[ColumnEnergy]
-        return Factors((energy.total / max(energy.tokens, 1)).sqrt())
+        return ScoreFactors((energy.total / max(energy.tokens, 1)).sqrt())

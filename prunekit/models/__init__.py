@@ -1,1 +1,1 @@
-"""Transformers models: built empty, filled, run block by block."""
+"""Transformers models: empty construction, weight loading, block-wise execution, units."""

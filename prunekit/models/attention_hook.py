@@ -1,8 +1,8 @@
-"""Attention as the model computes it, seen at the one place where all families compute it.
+"""Hook into the attention function of transformers to observe queries and keys.
 
-transformers calls one function with the queries and keys after rotary embedding; ours calls the
-function that would have been called, so that the result is the same to the bit, and shows an
-observer what was read. No matrix of queries × keys is made for it.
+transformers calls one registered function with the queries and keys after rotary embedding. The
+function registered here passes these tensors to an observer and calls the original function, so
+results are bit-identical. It materializes no query × key matrix.
 """
 
 import sys
@@ -19,34 +19,34 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 from prunekit.errors import CheckpointError
 
 Observer = Callable[..., None]
-"""Called with the module, query, key, mask, and what else the attention function is given."""
+"""Called with the module, query, key, mask and the keyword arguments of the attention function."""
 
-_OURS = {"sdpa": "prunekit_sdpa", "eager": "prunekit_eager"}
+_HOOKED = {"sdpa": "prunekit_sdpa", "eager": "prunekit_eager"}
 
 
-def implement(model: PreTrainedModel) -> None:
-    """Let all attention of a model run through ours, for good.
+def use_hooked_attention(model: PreTrainedModel) -> None:
+    """Switch all attention of a model to the hooked implementations permanently.
 
     Raises:
-        CheckpointError: It runs in an implementation that ours does not stand for.
+        CheckpointError: The model uses an implementation that has no hooked version.
     """
-    for config in configs(model):
-        theirs = config._attn_implementation or "eager"
-        if theirs in _OURS.values():
+    for config in module_configs(model):
+        original = config._attn_implementation or "eager"
+        if original in _HOOKED.values():
             continue
-        if theirs not in _OURS:
+        if original not in _HOOKED:
             raise CheckpointError(
-                f"{type(model).__name__}: attention runs in {theirs!r}; heads can be observed in "
-                f"{' and '.join(_OURS)}. Call model.set_attn_implementation first."
+                f"{type(model).__name__}: attention runs in {original!r}; heads can be observed in "
+                f"{' and '.join(_HOOKED)}. Call model.set_attn_implementation first."
             )
-        config._attn_implementation = _OURS[theirs]
+        config._attn_implementation = _HOOKED[original]
 
 
-def refuse_unseen(modules: Iterable[nn.Module]) -> None:
-    """Refuse attention that no registered function computes.
+def check_observable(modules: Iterable[nn.Module]) -> None:
+    """Check that the attention modules use the transformers attention interface.
 
     Raises:
-        CheckpointError: Names the first.
+        CheckpointError: A module computes attention by itself; the first one is named.
     """
     for module in modules:
         if not hasattr(sys.modules[type(module).__module__], "ALL_ATTENTION_FUNCTIONS"):
@@ -58,16 +58,18 @@ def refuse_unseen(modules: Iterable[nn.Module]) -> None:
 
 
 @contextmanager
-def observed(model: PreTrainedModel, observers: Mapping[nn.Module, Observer]) -> Iterator[None]:
-    """Call each attention's observer whenever it runs; the model computes what it did before.
+def observe_attention(
+    model: PreTrainedModel, observers: Mapping[nn.Module, Observer]
+) -> Iterator[None]:
+    """Call the observer of each attention module inside the context.
 
     Raises:
         CheckpointError: See :func:`implement` and :func:`refuse_unseen`.
     """
-    refuse_unseen(observers)
-    before = [(config, config._attn_implementation) for config in configs(model)]
+    check_observable(observers)
+    before = [(config, config._attn_implementation) for config in module_configs(model)]
     try:
-        implement(model)
+        use_hooked_attention(model)
         for module, observer in observers.items():
             module.__dict__["observer"] = observer
         yield
@@ -78,38 +80,38 @@ def observed(model: PreTrainedModel, observers: Mapping[nn.Module, Observer]) ->
             config._attn_implementation = implementation
 
 
-def configs(model: PreTrainedModel) -> list[Any]:
-    """Return every config that a module of the model reads, each once."""
-    found = [module.config for module in model.modules() if hasattr(module, "config")]
-    return list({id(config): config for config in found}.values())
+def module_configs(model: PreTrainedModel) -> list[Any]:
+    """Return the distinct configs that the modules of the model hold."""
+    configs = [module.config for module in model.modules() if hasattr(module, "config")]
+    return list({id(config): config for config in configs}.values())
 
 
-def _sdpa(module: nn.Module, *tensors: Tensor | None, **given: Any) -> tuple[Tensor, Any]:  # noqa: ANN401
-    return _call(sdpa_attention_forward, module, tensors, given)
+def _sdpa(module: nn.Module, *tensors: Tensor | None, **options: Any) -> tuple[Tensor, Any]:  # noqa: ANN401
+    return _call(sdpa_attention_forward, module, tensors, options)
 
 
-def _eager(module: nn.Module, *tensors: Tensor | None, **given: Any) -> tuple[Tensor, Any]:  # noqa: ANN401
-    theirs = sys.modules[type(module).__module__].eager_attention_forward
-    return _call(theirs, module, tensors, given)
+def _eager(module: nn.Module, *tensors: Tensor | None, **options: Any) -> tuple[Tensor, Any]:  # noqa: ANN401
+    original = sys.modules[type(module).__module__].eager_attention_forward
+    return _call(original, module, tensors, options)
 
 
 def _call(
     function: Callable[..., Any],
     module: nn.Module,
     tensors: tuple[Tensor | None, ...],
-    given: dict[str, Any],
+    options: dict[str, Any],
 ) -> tuple[Tensor, Any]:
     kept = getattr(module, "kept_heads", None)
-    if kept is not None:  # the bias has a column for each head that the first block once had
-        given["position_bias"] = given["position_bias"][:, kept]
+    if kept is not None:  # the bias has a column for each original head of the first block
+        options["position_bias"] = options["position_bias"][:, kept]
     observer = module.__dict__.get("observer")
     if observer is not None:
         query, key, _, *rest = tensors
-        observer(module, query, key, rest[0] if rest else given["attention_mask"], given)
-    return function(module, *tensors, **given)
+        observer(module, query, key, rest[0] if rest else options["attention_mask"], options)
+    return function(module, *tensors, **options)
 
 
-AttentionInterface.register(_OURS["sdpa"], _sdpa)
-AttentionInterface.register(_OURS["eager"], _eager)
-AttentionMaskInterface.register(_OURS["sdpa"], sdpa_mask)
-AttentionMaskInterface.register(_OURS["eager"], eager_mask)
+AttentionInterface.register(_HOOKED["sdpa"], _sdpa)
+AttentionInterface.register(_HOOKED["eager"], _eager)
+AttentionMaskInterface.register(_HOOKED["sdpa"], sdpa_mask)
+AttentionMaskInterface.register(_HOOKED["eager"], eager_mask)

@@ -1,6 +1,6 @@
-"""Devices that a config can name, and the dtypes in which they compute.
+"""Devices named in a config, and their compute dtypes.
 
-torch is imported inside functions: a config is checked without it.
+torch is imported inside functions because configs are checked without it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
     from prunekit.checkpoint.reader import Checkpoint
 
-DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
-"""Names of devices in a config."""
+DEVICE_PATTERN = re.compile(r"auto|cpu|cuda(:\d+)?")
+"""Valid values of ``device`` in a config."""
 
 
-def now(device: torch.device) -> float:
-    """Return seconds of a clock that only goes on, after waiting for the device."""
+def synchronized_seconds(device: torch.device) -> float:
+    """Return a monotonic clock in seconds after synchronizing the device."""
     import torch
 
     if device.type == "cuda":
@@ -29,30 +29,31 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def device_of(name: str) -> torch.device:
-    """Return the device that a config's ``device`` means.
+def resolve_device(name: str) -> torch.device:
+    """Return the torch device for ``device`` in a config.
 
     Raises:
-        ConfigError: It is none, or a GPU that is not here.
+        ConfigError: The name is not valid, or names a GPU that PyTorch does not see.
     """
     import torch
 
-    if not DEVICE.fullmatch(name):
-        raise ConfigError(f'device: "{name}" is not one. Choose: auto, cpu, cuda, cuda:0.')
+    if not DEVICE_PATTERN.fullmatch(name):
+        raise ConfigError(f'device: "{name}" is not a device. Choose: auto, cpu, cuda, cuda:0.')
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device = torch.device(name if name != "auto" else "cuda" if gpus else "cpu")
     if device.type == "cuda" and (device.index or 0) >= gpus:
         raise ConfigError(
-            f'device: "{name}" is not here: PyTorch sees {gpus} GPUs. Choose auto or cpu; to plan '
-            "for another machine: prunekit plan with --device-memory."
+            f'device: "{name}" is not available: PyTorch sees {gpus} GPUs. Choose auto or cpu; to '
+            "plan for another machine: prunekit plan with --device-memory."
         )
     return device
 
 
 def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """Return the type in which blocks run: as stored where the device multiplies it, or float32.
+    """Return the dtype in which blocks run: the stored dtype or float32.
 
-    A CPU takes half as long for bfloat16 if it has units for it, and longer if it has none.
+    GPUs use the stored dtype. A CPU with native bfloat16 takes half as long in bfloat16 as in
+    float32; without it, bfloat16 is slower.
     """
     import torch
 
@@ -61,10 +62,11 @@ def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def measuring_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """Return the type in which a loss is measured: on a CPU always float32.
+def loss_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the dtype in which losses are measured: float32 on a CPU.
 
-    What bfloat16 rounds off can be more than what a head is worth, and every CPU says the same.
+    Rounding to bfloat16 can exceed the effect of removing one head, and with float32 all CPUs give
+    the same result.
     """
     import torch
 
@@ -72,14 +74,17 @@ def measuring_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def _multiplies_bfloat16() -> bool:
-    """Say whether this CPU does so natively; on x86 each one with AMX has AVX512-BF16 too."""
+    """Return whether this CPU multiplies bfloat16 natively.
+
+    On x86, every CPU with AMX also has AVX512-BF16.
+    """
     import torch
 
     return torch.cpu._is_avx512_bf16_supported()
 
 
 def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """Return the floating type that most bytes of a checkpoint are in."""
+    """Return the floating-point dtype of most bytes in a checkpoint."""
     sizes: dict[torch.dtype, int] = {}
     for entry in checkpoint.entries.values():
         if entry.dtype.is_floating_point:

@@ -1,10 +1,10 @@
-"""Fused experts run as linears, each of which reads the tokens that are routed to it.
+"""Run fused experts as linears that read the tokens routed to them.
 
-transformers keeps the matrices of all experts of a block in two tensors of three dimensions. Here
-each expert has linears that are views of them, and the experts interface of transformers runs these
-one expert after another. So statistics, solvers and ranks need to know of linears only.
+transformers stores the matrices of all experts of a block in two three-dimensional tensors. Here
+each expert gets linears that are views of these tensors, and the experts interface of transformers
+runs them one expert after another. Statistics, methods and row sharding then only handle linears.
 
-Shapes: T tokens, K experts that a token goes to, E experts, D features, F neurons of an expert.
+Shapes: T tokens, K experts per token, D features.
 """
 
 from collections.abc import Iterator
@@ -17,36 +17,36 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from prunekit.architectures import declared
+from prunekit.architectures import declared_architecture
 from prunekit.errors import CheckpointError
 
-NAME = "prunekit"
-"""Of the implementation, where transformers registers them."""
-PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-"""Fused tensor of a module → the linears of each expert that it stands for, one above the other."""
-PLAIN = {
+IMPLEMENTATION = "prunekit"
+"""Name under which the implementation is registered in transformers."""
+FUSED_PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+"""Fused tensor → linears of each expert that it holds, stacked along the output dimension."""
+REQUIRED_FLAGS = {
     "has_gate": True,
     "has_bias": False,
     "is_transposed": False,
     "is_concatenated": True,
     "has_post_expert_norm": False,
 }
-"""How transformers says that an expert is ``down(act(gate(x)) · up(x))`` and nothing more."""
+"""Flags of the transformers module for which an expert is ``down(act(gate(x)) · up(x))``."""
 
 
 class Expert(nn.Module):
-    """One expert, as linears.
+    """One expert as three linears.
 
     Attributes:
-        reads_all: Its linears read all tokens, and not only those routed to it; what it gives for
-            the others is dropped.
+        reads_all: Whether its linears read all tokens, not only those routed to it. Outputs for
+            tokens that are not routed to it are discarded.
     """
 
     def __init__(self, owner: nn.Module, number: int) -> None:
         super().__init__()
-        self.__dict__["owner"] = owner  # not a submodule: it holds this one
+        self.__dict__["owner"] = owner  # not registered: the owner contains this module
         self.reads_all = False
-        for fused, names in PARTS.items():
+        for fused, names in FUSED_PARTS.items():
             rows = getattr(owner, fused).detach()[number].chunk(len(names))
             for name, weight in zip(names, rows, strict=True):
                 outputs, inputs = weight.shape
@@ -55,66 +55,66 @@ class Expert(nn.Module):
                 self.add_module(name, linear)
 
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
-        """Return what the expert makes of tokens."""
+        """Return the output of the expert for its tokens."""
         gate, up, down = self.children()
         return down(self.__dict__["owner"]._apply_gate(torch.cat([gate(x), up(x)], -1)))
 
 
 def unfuse(model: PreTrainedModel) -> list[tuple[nn.Module, dict[str, nn.Parameter]]]:
-    """Give fused experts, where they are declared, linears in the place of their tensors.
+    """Replace the tensors of declared fused experts by linears, in place.
 
     Returns:
-        Each module and the tensors that it had.
+        Each changed module with the tensors that it had.
 
     Raises:
-        CheckpointError: The experts are of another kind than gate, up and down.
+        CheckpointError: The experts are not plain gate, up and down projections.
     """
-    found = []
+    replaced = []
     for name, module in _fused(model):
-        for flag, value in PLAIN.items():
+        for flag, value in REQUIRED_FLAGS.items():
             if getattr(module, flag, None) is not value:
                 raise CheckpointError(
-                    f"{name}: its experts have {flag} = {getattr(module, flag, None)}, and only "
-                    f"those with {value} can be pruned yet."
+                    f"{name}: its experts have {flag} = {getattr(module, flag, None)}; only "
+                    f"{value} is supported."
                 )
         count = len(cast("Tensor", module.down_proj))
         experts = [Expert(module, number) for number in range(count)]
-        tensors = {fused: module._parameters.pop(fused) for fused in PARTS}
+        tensors = {fused: module._parameters.pop(fused) for fused in FUSED_PARTS}
         for number, expert in enumerate(experts):
             module.add_module(str(number), expert)
-        found.append((module, tensors))
-    if found:
-        ALL_EXPERTS_FUNCTIONS.register(NAME, _forward)
-        model.set_experts_implementation(NAME)
-    return found
+        replaced.append((module, tensors))
+    if replaced:
+        ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, _forward)
+        model.set_experts_implementation(IMPLEMENTATION)
+    return replaced
 
 
 @contextmanager
 def unfused(model: PreTrainedModel) -> Iterator[None]:
-    """Hold the experts of a model as linears; what became of these is in its tensors afterwards."""
+    """Expose experts as linears inside the context; changes reach the fused tensors."""
     before = getattr(model.config, "_experts_implementation", None)
-    found = unfuse(model)
+    replaced = unfuse(model)
     try:
         yield
     finally:
-        for module, tensors in found:
+        for module, tensors in replaced:
             for name in list(module._modules):
                 if isinstance(module._modules[name], Expert):
                     del module._modules[name]
             module._parameters.update(tensors)
-        if found and before:
+        if replaced and before:
             model.set_experts_implementation(before)
 
 
 def _fused(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
-    architecture = declared(model)
+    architecture = declared_architecture(model)
     names = {module: name for name, module in model.named_modules()}
     return [
         (names[block.get_submodule(path)], block.get_submodule(path))
         for stack in (architecture.stacks if architecture else ())
         for block in model.base_model.get_submodule(stack.blocks).children()
         for path in stack.experts
-        if all(f"{path}.{fused}" in dict(block.named_parameters()) for fused in PARTS)
+        if all(f"{path}.{fused}" in dict(block.named_parameters()) for fused in FUSED_PARTS)
     ]
 
 
@@ -124,14 +124,17 @@ def _forward(
     chosen: Int[Tensor, "T K"],
     shares: Float[Tensor, "T K"],
 ) -> Float[Tensor, "T D"]:
-    """Run each expert on the tokens that chose it; an expert that none did runs on no token."""
+    """Run each expert on its routed tokens and sum the weighted outputs.
+
+    An expert without tokens still runs, on an empty input.
+    """
     experts = [child for child in module.children() if isinstance(child, Expert)]
     order = chosen.flatten().argsort(stable=True)
     counts = chosen.flatten().bincount(minlength=len(experts)).tolist()
     out = torch.zeros_like(hidden)
     for expert, slots in zip(experts, order.split(counts), strict=True):
         tokens = slots // chosen.shape[1]
-        given = expert(hidden)[tokens] if expert.reads_all else expert(hidden[tokens])
-        # No token is here twice, so that the order of additions is that of the experts.
-        out.index_add_(0, tokens, (given * shares.flatten()[slots, None]).to(out.dtype))
+        output = expert(hidden)[tokens] if expert.reads_all else expert(hidden[tokens])
+        # Each token occurs at most once per expert, so additions happen in expert order.
+        out.index_add_(0, tokens, (output * shares.flatten()[slots, None]).to(out.dtype))
     return out

@@ -1,7 +1,7 @@
-"""The model that ``config.json`` describes, as transformers understands it.
+"""Read and validate ``config.json`` with transformers.
 
-Whoever wrote the file may have made mistakes or meant harm: sizes are held against the files before
-anything of that size is made, and no code that came with a checkpoint is run.
+The file may be wrong or malicious: sizes are compared with the weight files before anything of that
+size is allocated, and code that ships with a checkpoint is never run.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,59 +14,68 @@ from prunekit.checkpoint.reader import Checkpoint
 from prunekit.errors import CheckpointError, PrunekitError
 
 T = TypeVar("T")
-SIZES = (
+SIZE_KEYS = (
     "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads", "num_key_value_heads",
     "head_dim",
 )  # fmt: skip
-"""What cannot exceed the longest side of a tensor, by the names that all configs answer to."""
-COUNTS = (
+"""Config attributes that cannot exceed the longest dimension of any tensor."""
+COUNT_KEYS = (
     "num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers",
     "num_experts", "num_local_experts", "n_routed_experts",
 )  # fmt: skip
-"""What has a tensor of its own, at least."""
-LARGE, MANY = 1_000_000, 1000
-"""Sizes, labels too, and counts that are built without asking the files: they cost little."""
+"""Config attributes that cannot exceed the number of tensors."""
+UNCHECKED_SIZE, UNCHECKED_COUNT = 1_000_000, 1000
+"""Sizes (and label counts) and counts that are cheap enough to accept without such a check."""
 
 
-def described(checkpoint: Checkpoint) -> tuple[PretrainedConfig, type[PreTrainedModel] | None]:
-    """Return the config of a model and its class, None where only the base model is known.
+def config_and_class(
+    checkpoint: Checkpoint,
+) -> tuple[PretrainedConfig, type[PreTrainedModel] | None]:
+    """Return the config and the model class.
+
+    The class is None if the config names no architecture: only the base model is known then.
 
     Raises:
-        CheckpointError: transformers does not know the model, or only by code that came with it, or
-            what is said of it does not go with the files.
+        CheckpointError: transformers does not support the model without custom code, or sizes in
+            the config contradict the weight files.
     """
     where = checkpoint.folder / "config.json"
     labels = checkpoint.config.get("num_labels")
-    if isinstance(labels, int) and labels > LARGE:
+    if isinstance(labels, int) and labels > UNCHECKED_SIZE:
         raise CheckpointError(f"{where}: num_labels is {labels}, more than any model has.")
     kind = checkpoint.config.get("model_type")
     failed = "cannot read it"
     if "auto_map" in checkpoint.config:
         failed = f"has no model type {kind!r}. Code that comes with a checkpoint is never run"
-    config = understood(
+    config = call_transformers(
         checkpoint,
         failed,
         lambda: AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False),
     )
     _check_sizes(config, checkpoint)
     config.use_cache = False
-    # What is stored compressed, the checkpoint gives dense.
+    # Checkpoint.read decompresses weights, so the model is built dense.
     vars(config).pop("quantization_config", None)
     names = config.architectures or []
     if not names:
         return config, None
     name = names[0] if isinstance(names, list) else names
-    found = getattr(transformers, name, None) if isinstance(name, str) else None
-    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+    model_class = getattr(transformers, name, None) if isinstance(name, str) else None
+    if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
         raise CheckpointError(f"{where}: transformers {transformers.__version__} has no {name!r}.")
-    return config, found
+    return config, model_class
 
 
-def understood(checkpoint: Checkpoint, failed: str, work: Callable[[], T]) -> T:
-    """Return what transformers makes of ``config.json``.
+def call_transformers(checkpoint: Checkpoint, failed: str, work: Callable[[], T]) -> T:
+    """Return the result of a transformers call, with uniform errors.
+
+    Args:
+        checkpoint: Its ``config.json`` is named in the error.
+        failed: Part of the error message, such as "cannot read it".
+        work: The call.
 
     Raises:
-        CheckpointError: It makes nothing of it, in whichever of its ways.
+        CheckpointError: The call raised any exception other than a PrunekitError.
     """
     try:
         return work()
@@ -84,7 +93,10 @@ def _check_sizes(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
     shapes = [entry.shape for entry in checkpoint.entries.values()]
     longest = max((side for shape in shapes for side in shape), default=0)
     for part in _parts(config):
-        for names, most in ((SIZES, max(longest, LARGE)), (COUNTS, max(len(shapes), MANY))):
+        for names, most in (
+            (SIZE_KEYS, max(longest, UNCHECKED_SIZE)),
+            (COUNT_KEYS, max(len(shapes), UNCHECKED_COUNT)),
+        ):
             for name in names:
                 value = getattr(part, name, None)
                 if isinstance(value, int) and value > most:
@@ -95,7 +107,7 @@ def _check_sizes(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
 
 
 def _parts(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
-    """Yield a config and those of the parts of a model that it is made of."""
+    """Yield a config and all configs nested in it."""
     yield config
     for value in vars(config).values():
         if isinstance(value, PretrainedConfig):

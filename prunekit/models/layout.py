@@ -1,19 +1,19 @@
-"""The linears of a model in the order in which they are pruned, and why some are not."""
+"""The blocks and linears of a model in pruning order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from prunekit.architectures import Architecture
 from prunekit.errors import NumericsError, ShapeError
 from prunekit.models.experts import Expert
+from prunekit.models.orientation import features, weight_matrix
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.patterns import Pattern
 
@@ -24,11 +24,11 @@ class Linear:
 
     Attributes:
         name: Full name of the module in the model.
-        path: Its name relative to the block.
+        path: Name relative to the block.
         outputs: Output features.
         inputs: Input features.
-        skipped: Why it stays dense, or None.
-        expert: The expert that it belongs to, if it does: its name relative to the block.
+        skipped: Reason why it stays dense, or None if it is pruned.
+        expert: Name of the expert it belongs to, relative to the block, or None.
     """
 
     name: str
@@ -46,47 +46,53 @@ class Linear:
 
 @dataclass(frozen=True)
 class Block:
-    """One block: its name in the model and its linears, stage by stage."""
+    """One block: its full name and its linears, stage by stage."""
 
     name: str
     stages: tuple[tuple[Linear, ...], ...]
 
     @property
     def linears(self) -> tuple[Linear, ...]:
-        """All linears, in the order in which data flows."""
+        """All linears in the order of the data flow."""
         return tuple(linear for stage in self.stages for linear in stage)
 
     @property
     def pruned(self) -> tuple[Linear, ...]:
-        """The linears that are not skipped."""
+        """Linears that are pruned."""
         return tuple(linear for linear in self.linears if linear.skipped is None)
 
     @property
     def pruned_stages(self) -> list[list[Linear]]:
-        """The same, stage by stage, without stages that are skipped whole."""
+        """Pruned linears stage by stage, without empty stages."""
         stages = ([linear for linear in stage if not linear.skipped] for stage in self.stages)
         return [stage for stage in stages if stage]
 
 
 @dataclass(frozen=True)
-class Selection:
-    """Which linears are pruned: what the pattern fits, less what the user leaves out."""
+class LinearSelection:
+    """Selection of the linears to prune.
+
+    Attributes:
+        pattern: Pattern whose group sizes have to divide the linear's shape.
+        skip: Name patterns (fnmatch), full or relative to the block, of linears that stay dense.
+        on_indivisible: Whether a linear that the pattern does not fit is an error or stays dense.
+    """
 
     pattern: Pattern
     skip: Sequence[str] = ()
     on_indivisible: Literal["error", "skip"] = "error"
 
 
-def runners(model: PreTrainedModel, architecture: Architecture) -> list[StackRunner]:
-    """Return a runner for each stack, in run order."""
+def stack_runners(model: PreTrainedModel, architecture: Architecture) -> list[StackRunner]:
+    """Return a runner for each stack, in execution order."""
     return [StackRunner(model, stack) for stack in architecture.stacks]
 
 
-def layout(stacks: Sequence[StackRunner], selection: Selection) -> list[Block]:
-    """Return the blocks of all stacks in run order.
+def list_blocks(stacks: Sequence[StackRunner], selection: LinearSelection) -> list[Block]:
+    """Return the blocks of all stacks in execution order.
 
     Raises:
-        ShapeError: The pattern does not fit; every linear it does not fit is named.
+        ShapeError: The pattern does not fit and ``on_indivisible`` is "error"; names the linears.
     """
     blocks, misfits = [], []
     for runner in stacks:
@@ -96,7 +102,7 @@ def layout(stacks: Sequence[StackRunner], selection: Selection) -> list[Block]:
                 tuple(
                     _linear(name, path, module, selection, misfits)
                     for path in stage.linears
-                    if not runner.stack.may_lack(path) or path in inside
+                    if not runner.stack.is_optional(path) or path in inside
                 )
                 for stage in runner.stack.stages_of(inside)
             )
@@ -110,16 +116,10 @@ def layout(stacks: Sequence[StackRunner], selection: Selection) -> list[Block]:
     return blocks
 
 
-def orientation(module: nn.Module) -> tuple[int, int, bool]:
-    """Return outputs, inputs, and whether the weight is stored inputs first (GPT-2's Conv1D)."""
-    rows, columns = cast("Tensor", module.weight).shape
-    return (columns, rows, True) if isinstance(module, Conv1D) else (rows, columns, False)
-
-
 def _linear(
-    block: str, path: str, module: nn.Module, selection: Selection, misfits: list[str]
+    block: str, path: str, module: nn.Module, selection: LinearSelection, misfits: list[str]
 ) -> Linear:
-    outputs, inputs, _ = orientation(module.get_submodule(path))
+    outputs, inputs = features(module.get_submodule(path))
     name = f"{block}.{path}"
     owner = path.rpartition(".")[0]
     expert = owner if isinstance(module.get_submodule(owner), Expert) else None
@@ -127,31 +127,39 @@ def _linear(
     matching = [skip for skip in selection.skip if fnmatch(name, skip) or fnmatch(path, skip)]
     if matching:
         return replace(linear, skipped=f'skip = "{matching[0]}"')
-    misfit = selection.pattern.misfit(outputs, inputs)
+    misfit = selection.pattern.why_not_applicable(outputs, inputs)
     if misfit and selection.on_indivisible == "error":
         misfits.append(f"{name}: pattern {misfit}.")
     return replace(linear, skipped=misfit)
 
 
 def is_causal_language_model(model: PreTrainedModel, stacks: Sequence[StackRunner]) -> bool:
-    """Say whether perplexity is defined: one causal stack with a head over the vocabulary."""
+    """Return whether the model has one causal stack with a vocabulary head."""
     kind = type(model).__name__
     return len(stacks) == 1 and kind.endswith(("ForCausalLM", "LMHeadModel"))
 
 
 @torch.no_grad()
-def read(block: nn.Module, linear: Linear, rows: slice = slice(None)) -> Float[Tensor, "O I"]:
-    """Return a float32 copy of a linear's weight, outputs first, or of some of its rows.
+def read_weight(
+    block: nn.Module, linear: Linear, rows: slice = slice(None)
+) -> Float[Tensor, "O I"]:
+    """Return a float32 copy of a linear's weight or some rows.
+
+    Args:
+        block: The block module.
+        linear: One of its linears.
+        rows: Output features to copy; all by default.
+
+    Returns:
+        A contiguous tensor, outputs first.
 
     Raises:
-        NumericsError: It holds NaN or inf, in whatever row.
+        NumericsError: The weight contains NaN or inf, in any row.
     """
     module = block.get_submodule(linear.path)
-    weight = cast("Tensor", module.weight).detach()
-    # One sum tells; to look at each entry takes several times as long.
-    sound = weight.sum(dtype=torch.float32).isfinite()
-    if not sound and (count := int((~weight.isfinite()).sum())):
+    weight = weight_matrix(module).detach()
+    # One sum detects NaN and inf; checking each entry takes several times as long.
+    finite = weight.sum(dtype=torch.float32).isfinite()
+    if not finite and (count := int((~weight.isfinite()).sum())):
         raise NumericsError(f"{linear.name}: {count} of its weights are NaN or inf.")
-    if orientation(module)[2]:
-        return weight.T[rows].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    return weight[rows].to(torch.float32, copy=True)
+    return weight[rows].to(torch.float32, copy=True, memory_format=torch.contiguous_format)

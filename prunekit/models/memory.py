@@ -1,4 +1,4 @@
-"""How much memory is free, and what places a model that is larger than one device."""
+"""Free host and device memory (cgroup-aware), and accelerate device maps."""
 
 import ctypes
 import os
@@ -11,101 +11,108 @@ from typing import Any
 import psutil
 import torch
 
-MARGIN = 1.15
-"""What an estimate may be short of: it holds to 15 %."""
-SYSTEM = Path("/")
-_FILES = {
+ESTIMATE_MARGIN = 1.15
+"""Safety factor on memory estimates, which are accurate to 15 %."""
+FILE_SYSTEM_ROOT = Path("/")
+_CGROUP_FILES = {
     True: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
     False: ("memory.max", "memory.current"),
 }
-"""The limit of a control group and what it has of it, in version 1 and in version 2."""
+"""Files with limit and usage of a control group, by whether it is of cgroup version 1."""
 
 
-def neighbours() -> int:
-    """Return how many processes that share a run are on this machine, this one included."""
+def local_processes() -> int:
+    """Return the number of ranks on this machine, including this one."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def free_host() -> int:
-    """Return the bytes of main memory that are free, of which each process has its share.
+def free_host_bytes() -> int:
+    """Return the free main memory in bytes per rank on this machine.
 
-    A control group, as of a container or of a scheduler's job, may have less than the machine.
+    The control group of a container or a scheduler's job may have less than the machine.
     """
-    return min([psutil.virtual_memory().available, *_left_to_groups()]) // neighbours()
+    return min([psutil.virtual_memory().available, *_cgroup_free_bytes()]) // local_processes()
 
 
-def _left_to_groups() -> Iterator[int]:
-    """Yield what is left to each control group that this process is in, of version 1 or 2.
+def _cgroup_free_bytes() -> Iterator[int]:
+    """Yield the free bytes of each control group of this process.
 
-    What a group has cached of files is left to it, as psutil counts it for the machine.
+    Versions 1 and 2 of control groups are supported. The file cache of a group counts as free, as
+    in psutil's number for the machine.
     """
-    named = SYSTEM / "proc/self/cgroup"
-    for line in named.read_text().splitlines() if named.is_file() else ():
-        _, kinds, path = line.split(":", 2)
-        if kinds and "memory" not in kinds.split(","):
+    membership = FILE_SYSTEM_ROOT / "proc/self/cgroup"
+    for line in membership.read_text().splitlines() if membership.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
             continue
-        root = SYSTEM / "sys/fs/cgroup" / ("memory" if kinds else "")
-        limit, usage = _FILES[bool(kinds)]
+        root = FILE_SYSTEM_ROOT / "sys/fs/cgroup" / ("memory" if controllers else "")
+        limit, usage = _CGROUP_FILES[bool(controllers)]
         group = root / path.lstrip("/")
         for folder in (group, *group.parents):
-            # In a container the path may be that of the host, of which only the root is seen.
+            # In a container the path may be that of the host; only its root is visible here.
             if not folder.is_relative_to(root) or not (folder / limit).is_file():
                 continue
             if (allowed := (folder / limit).read_text().strip()) != "max":
-                yield int(allowed) - int((folder / usage).read_text()) + _cached(folder)
+                yield int(allowed) - int((folder / usage).read_text()) + _file_cache_bytes(folder)
 
 
-def _cached(group: Path) -> int:
-    """Return the bytes of files that a group and those below it have cached."""
+def _file_cache_bytes(group: Path) -> int:
+    """Return the file cache in bytes of a control group, descendants included."""
     lines = (line.split() for line in (group / "memory.stat").read_text().splitlines())
-    facts = {name: int(number) for name, number in lines}
-    # Version 1 says beside its own what those below it have.
+    statistics = {name: int(number) for name, number in lines}
+    # Version 1 reports the totals including descendants separately.
     return sum(
-        facts.get(f"total_{name}", facts.get(name, 0)) for name in ("active_file", "inactive_file")
+        statistics.get(f"total_{name}", statistics.get(name, 0))
+        for name in ("active_file", "inactive_file")
     )
 
 
-def free(device: torch.device) -> int:
-    """Return the bytes that are free where blocks run."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host()
+def free_bytes(device: torch.device) -> int:
+    """Return the free bytes of the device, or of the host."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_bytes()
 
 
-def spread(nbytes: int, device: torch.device, offload: str) -> dict[str, Any]:
-    """Return what ``from_pretrained`` is told so that a whole model has room.
+def device_map_options(nbytes: int, device: torch.device, offload: str) -> dict[str, Any]:
+    """Return ``from_pretrained`` options that fit a whole model into memory.
 
-    Nothing where it fits the device. Otherwise accelerate infers a device map: over all visible
-    GPUs where the device is one, then main memory, then files, from which each part is fetched when
-    it is its turn (``infer_auto_device_map`` and ``dispatch_model``).
+    The result is empty if the model fits on the device. Otherwise accelerate infers a device map
+    over all visible GPUs (or the one named), then main memory, then files, and fetches each part
+    when it runs (``infer_auto_device_map`` and ``dispatch_model``).
 
     Args:
-        nbytes: Of the model's weights, as they will be in memory.
-        device: Where it is to run.
-        offload: A folder for what goes to files.
+        nbytes: Bytes of the model's weights in memory.
+        device: Device to run on.
+        offload: Folder for weights that are offloaded to files.
     """
-    if nbytes * MARGIN <= free(device):
+    if nbytes * ESTIMATE_MARGIN <= free_bytes(device):
         return {}
-    room: dict[int | str, int] = {"cpu": int(free_host() / MARGIN)}
+    budgets: dict[int | str, int] = {"cpu": int(free_host_bytes() / ESTIMATE_MARGIN)}
     if device.type == "cuda":
         gpus = range(torch.cuda.device_count()) if device.index is None else [device.index]
-        room |= {gpu: int(free(torch.device("cuda", gpu)) / MARGIN) for gpu in gpus}
-    return {"device_map": "auto", "max_memory": room, "offload_folder": offload}
+        budgets |= {
+            gpu: int(free_bytes(torch.device("cuda", gpu)) / ESTIMATE_MARGIN) for gpu in gpus
+        }
+    return {"device_map": "auto", "max_memory": budgets, "offload_folder": offload}
 
 
 # From malloc.h.
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 LARGEST_MMAP_THRESHOLD = 32 << 20
-KEPT = 1 << 30
+KEPT_BYTES = 1 << 30
 
 
-def keep() -> None:
-    """Keep up to 1 GiB of what is freed; for a process that is prunekit's own."""
+def keep_freed_memory() -> None:
+    """Let malloc keep up to 1 GiB of freed memory.
+
+    Only for processes that prunekit itself started, since the setting is process-wide.
+    """
     if library := _glibc():
         library.mallopt(MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
-        library.mallopt(TRIM_THRESHOLD, KEPT)
+        library.mallopt(TRIM_THRESHOLD, KEPT_BYTES)
 
 
-def give_back() -> None:
-    """Return to the system what is free now: after something large that does not come again."""
+def trim_heap() -> None:
+    """Return free heap memory to the system, after a large one-time allocation."""
     if library := _glibc():
         library.malloc_trim(0)
 

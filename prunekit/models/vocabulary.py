@@ -1,4 +1,4 @@
-"""TODO-DOC prunekit/models/vocabulary.py (out of prunekit/evaluation.py)."""
+"""Tokenizer, token embeddings and output head of a model."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ from prunekit.models.sequential.block_runner import StackRunner
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
-    """Return the tokenizer that lies beside a checkpoint.
+    """Load the tokenizer in the folder of a checkpoint.
 
     Raises:
-        ConfigError: There is none, or only one that needs code of its own.
+        ConfigError: There is no tokenizer, or it needs custom code.
     """
     try:
         return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
@@ -24,18 +24,18 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def vocabulary(model: PreTrainedModel, stacks: Sequence[StackRunner]) -> list[nn.Module]:
-    """Return the modules with a row for each token, which are used only at the two ends."""
-    return list(dict.fromkeys([*embeddings(model, stacks), *heads(model)]))
+def vocabulary_modules(model: PreTrainedModel, stacks: Sequence[StackRunner]) -> list[nn.Module]:
+    """Return the token embeddings and the output head, used outside the blocks."""
+    return list(dict.fromkeys([*input_embeddings(model, stacks), *output_heads(model)]))
 
 
-def embeddings(model: PreTrainedModel, stacks: Sequence[StackRunner]) -> list[nn.Module]:
-    """Return what turns tokens into vectors."""
+def input_embeddings(model: PreTrainedModel, stacks: Sequence[StackRunner]) -> list[nn.Module]:
+    """Return the token embeddings of the model and of its stacks."""
     found = [runner.module.get_input_embeddings() for runner in stacks]  # pyright: ignore
     return list(dict.fromkeys(filter(None, [model.get_input_embeddings(), *found])))
 
 
-def heads(model: PreTrainedModel) -> list[nn.Module]:
-    """Return what turns vectors into tokens, if the model does."""
+def output_heads(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the output head, or an empty list without one."""
     head = model.get_output_embeddings()
     return [] if head is None else [head]

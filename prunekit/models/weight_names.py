@@ -1,4 +1,4 @@
-"""TODO-DOC prunekit/models/weight_names.py (out of prunekit/loading.py)."""
+"""Map parameter names of a model to tensor names of a checkpoint."""
 
 from collections.abc import Iterator, Mapping, Set
 
@@ -7,20 +7,20 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from prunekit.checkpoint.header import Entry
+from prunekit.checkpoint.header import TensorEntry
 from prunekit.checkpoint.reader import Checkpoint
 from prunekit.errors import CheckpointError
-from prunekit.models.experts import PARTS, Expert
+from prunekit.models.experts import FUSED_PARTS, Expert
 
 
 def stored_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:
-    """Return, for each parameter and stored buffer of the model, its name in the checkpoint.
+    """Return the checkpoint name of each parameter and stored buffer.
 
-    A checkpoint may have been saved from the bare base model or with a head that is not here, may
-    leave out tied weights, and may use names that transformers has since changed.
+    A checkpoint may have been saved from the bare base model or with a head that this model does
+    not have, may omit tied weights, and may use names that transformers has since changed.
 
     Raises:
-        CheckpointError: A parameter is in no file, or has another shape there.
+        CheckpointError: A parameter is missing from the files or has another shape there.
     """
     values = model.state_dict(keep_vars=True)
     found = {name: stored for stored, name in _renamed(model, checkpoint) if name in values}
@@ -44,12 +44,18 @@ def stored_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, st
     return found
 
 
-def unread(
+def unused_tensors(
     checkpoint: Checkpoint, stored: Mapping[str, str], widths: Set[int]
-) -> Iterator[tuple[str, Entry]]:
-    """Yield tensors that no module reads, by name, of which an axis has one of these sizes.
+) -> Iterator[tuple[str, TensorEntry]]:
+    """Yield unused tensors of the checkpoint that have a dimension in ``widths``.
 
-    ``stored``: what :func:`stored_names` returns.
+    Args:
+        checkpoint: The checkpoint.
+        stored: Result of :func:`stored_names`.
+        widths: Sizes to look for.
+
+    Yields:
+        Name and entry, in alphabetical order.
     """
     for name in sorted(checkpoint.entries.keys() - {*stored.values()}):
         if widths & {*checkpoint.entries[name].shape}:
@@ -57,9 +63,10 @@ def unread(
 
 
 def _renamed(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
-    """Yield each stored name with the name that transformers would load it under.
+    """Yield each stored name with the model's name for it.
 
-    That of an expert's matrix, which transformers puts into a fused tensor, is of our linear.
+    The matrix of an expert, which transformers would load into a fused tensor, maps to the linear
+    of :class:`Expert`.
     """
     transforms = get_model_conversion_mapping(model)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
@@ -68,7 +75,7 @@ def _renamed(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterator[tuple[s
         f"{name.rpartition('.')[0]}.{fused}"
         for name, module in model.named_modules()
         if isinstance(module, Expert)
-        for fused in PARTS
+        for fused in FUSED_PARTS
     }
     prefix = model.base_model_prefix
     names = model.state_dict() | dict.fromkeys(experts, True)
@@ -78,14 +85,14 @@ def _renamed(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterator[tuple[s
         if source is None and name in experts:
             raise CheckpointError(
                 f"{checkpoint.entries[stored].file}: {stored} holds all experts in one tensor; "
-                "only files with a matrix for each can be read. save_pretrained writes such."
+                "only files with one matrix per expert can be read, as save_pretrained writes."
             )
         if source is not None and name in experts:
             sources = next(
                 part.source_patterns for part in converters if source in part.source_patterns
             )
-            # …experts.7.w1.weight
-            number, part = stored.split(".")[-3], PARTS[fused][sources.index(source)]
+            # Stored as …experts.7.w1.weight.
+            number, part = stored.split(".")[-3], FUSED_PARTS[fused][sources.index(source)]
             name = f"{owner}.{number}.{part}.weight"
         yield stored, name
 

@@ -1,22 +1,26 @@
-"""Which zeros are allowed: one file a kind of pattern."""
+"""Patterns of allowed zeros, one file per kind."""
 
 from prunekit.errors import ConfigError
-from prunekit.patterns.base import Grouped, Pattern, Scope, pruned_count
+from prunekit.patterns.base import Grouped, Pattern, WeightScope, pruned_count
 from prunekit.plugins import subclasses
 
-__all__ = ["Grouped", "Pattern", "Scope", "parse", "pruned_count", "spellings"]
+__all__ = ["Grouped", "Pattern", "WeightScope", "parse", "pruned_count", "spellings"]
 
 
 def spellings() -> list[str]:
-    """Return how each kind of pattern is written in a config."""
+    """Return the spelling of each kind of pattern in a config."""
     return [kind.spelling for kind in subclasses("prunekit.patterns", Pattern)]
 
 
-def parse(text: str, scope: Scope = "row") -> Pattern:
-    """Return the pattern that ``text`` spells.
+def parse(text: str, scope: WeightScope = "row") -> Pattern:
+    """Return the pattern with a given spelling.
+
+    Args:
+        text: The spelling, such as ``"2:4"``.
+        scope: Group of weights that an unstructured pattern compares.
 
     Raises:
-        ConfigError: No kind of pattern is spelled so.
+        ConfigError: No kind of pattern has this spelling, or its numbers are out of range.
     """
     for kind in subclasses("prunekit.patterns", Pattern):
         if found := kind.parse(text, scope):

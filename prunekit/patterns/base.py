@@ -1,6 +1,6 @@
-"""Which zeros are allowed.
+"""Base classes of patterns: which zeros are allowed.
 
-Shapes: O output features, I input features.
+Shapes: O output features, I input features, C columns chosen together.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ if TYPE_CHECKING:
     from prunekit_kernels import Groups
     from torch import Tensor
 
-Scope = Literal["row", "layer", "block"]
+WeightScope = Literal["row", "layer", "block"]
+"""Weights whose scores are compared: of a row, of the layer, of a block of 128 columns."""
 
 
 class Pattern(ABC):
     """A rule that turns scores into a ``keep`` mask with exact counts.
 
     Attributes:
-        name: How the pattern is written in a config, e.g. ``"2:4"``.
-        stride: How many neighbouring columns are chosen together, by :meth:`keep_columns`, while a
-            column sweep (SparseGPT) moves over the weight; None when the whole matrix has to be
-            chosen before.
-        tiled: Whether scores are summed over weights that stay or go together.
+        name: Spelling in a config, e.g. ``"2:4"``.
+        stride: Number of neighbouring columns that :meth:`keep_columns` chooses at a time during a
+            column sweep (SparseGPT); None if the whole matrix has to be chosen before.
+        spelling: Spelling of this kind of pattern, for messages.
+        tiled: Whether scores are summed over weights that are kept or pruned together.
     """
 
     name: str
@@ -37,27 +38,32 @@ class Pattern(ABC):
 
     @classmethod
     @abstractmethod
-    def parse(cls, text: str, scope: Scope) -> Self | None:
-        """Return the pattern that ``text`` spells, or None if it is another kind."""
+    def parse(cls, text: str, scope: WeightScope) -> Self | None:
+        """Return the pattern that ``text`` spells; None for another kind."""
 
     @property
     def sparsity(self) -> float | None:
-        """The sparsity that the pattern itself fixes, or None if the user says it."""
+        """The sparsity fixed by the pattern; None if the user chooses it."""
         return None
 
     def at(self, sparsity: float) -> Pattern:  # noqa: ARG002  for subclasses
-        """Return the pattern of a layer that is to have ``sparsity``."""
+        """Return the pattern for a layer with this sparsity."""
         return self
 
-    def misfit(self, outputs: int, inputs: int) -> str | None:  # noqa: ARG002  for subclasses
-        """Say why a matrix of this shape cannot have the pattern, or None if it can."""
+    def why_not_applicable(self, outputs: int, inputs: int) -> str | None:  # noqa: ARG002  for subclasses
+        """Return why the pattern does not fit a shape, or None."""
         return None
 
     @abstractmethod
     def keep(self, score: Float[Tensor, "O I"], sparsity: float) -> Bool[Tensor, "O I"]:
-        """Return what stays: the highest scores; ties keep the lower index, NaN counts as lowest.
+        """Return the mask of the highest scores.
 
-        Of each group exactly :func:`pruned_count` go.
+        Of each group exactly :func:`pruned_count` weights are pruned. Of equal scores the lower
+        index is kept; NaN counts as lowest.
+
+        Args:
+            score: Higher is kept; any float type.
+            sparsity: Fraction of zeros, 0..1; unused if the pattern fixes it.
         """
 
     def keep_columns(
@@ -66,23 +72,42 @@ class Pattern(ABC):
         start: int,  # noqa: ARG002  for subclasses
         sparsity: float,
     ) -> Bool[Tensor, "O C"]:
-        """Return what stays of the columns from ``start`` on, ``stride`` of them or the rest."""
+        """Return the mask of some columns during a column sweep.
+
+        Args:
+            score: Scores of ``stride`` columns, or of the last ones.
+            start: Index of their first column in the whole matrix.
+            sparsity: Fraction of zeros, 0..1; unused if the pattern fixes it.
+        """
         return self.keep(score, sparsity)
 
     def violations(self, keep: Bool[Tensor, "O I"]) -> int:  # noqa: ARG002  for subclasses
-        """Count the groups of a mask that break the pattern."""
+        """Return the number of groups in a mask that violate the pattern."""
         return 0
 
 
 class Grouped(Pattern):
-    """A pattern that is counts within groups, which scores, solvers and kernels choose by alike."""
+    """A pattern of exact counts within groups of weights, or of tiles."""
 
     @abstractmethod
     def groups(self, outputs: int, inputs: int, sparsity: float) -> Groups:
-        """Return which weights of a matrix compete, and that :func:`pruned_count` of each go."""
+        """Return the groups of a matrix, with their pruned counts.
+
+        Args:
+            outputs: Rows of the matrix.
+            inputs: Columns of the matrix.
+            sparsity: Fraction of zeros, 0..1; unused if the pattern fixes it.
+        """
 
     def groups_of_columns(self, outputs: int, start: int, end: int, sparsity: float) -> Groups:
-        """Return the same for the columns from ``start`` on, ``stride`` of them or the rest."""
+        """Return the groups of some columns during a column sweep.
+
+        Args:
+            outputs: Rows of the matrix.
+            start: First column.
+            end: Column after the last one.
+            sparsity: Fraction of zeros, 0..1; unused if the pattern fixes it.
+        """
         return self.groups(outputs, end - start, sparsity)
 
     @override
@@ -103,8 +128,9 @@ class Grouped(Pattern):
 
 
 def pruned_count(sparsity: float, size: int) -> int:
-    """Return how many of ``size`` go: ⌊sparsity · size⌋, as Wanda and SparseGPT count.
+    """Return ⌊sparsity · size⌋, the number of pruned weights.
 
-    The small addend keeps products such as 0.29 · 100 = 28.999… from losing one.
+    Wanda and SparseGPT round down, too. The small addend corrects products such as
+    0.29 · 100 = 28.999….
     """
     return min(size, math.floor(sparsity * size + 1e-6))

@@ -1,4 +1,4 @@
-"""n:m: n weights stay of every m neighbours along the input dimension."""
+"""n:m: n weights are kept of every m neighbours along the inputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from typing_extensions import override
 
 from prunekit.errors import ConfigError
-from prunekit.patterns.base import Grouped, Scope
+from prunekit.patterns.base import Grouped, WeightScope
 
 if TYPE_CHECKING:
     from prunekit_kernels import Groups
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class NOfM(Grouped):
-    """n of every m inputs of a row are **kept**; 2:4 is what sparse tensor cores multiply."""
+    """n of every m inputs of a row are **kept**.
+
+    Sparse tensor cores multiply 2:4.
+    """
 
     spelling: ClassVar[str] = "n:m, e.g. 2:4"
 
@@ -29,7 +32,7 @@ class NOfM(Grouped):
 
     @classmethod
     @override
-    def parse(cls, text: str, scope: Scope) -> Self | None:
+    def parse(cls, text: str, scope: WeightScope) -> Self | None:
         found = re.fullmatch(r"(\d+):(\d+)", text)
         return cls(int(found[1]), int(found[2])) if found else None
 
@@ -43,7 +46,7 @@ class NOfM(Grouped):
         return NOfM(self.m - round(sparsity * self.m), self.m)
 
     @override
-    def misfit(self, outputs: int, inputs: int) -> str | None:
+    def why_not_applicable(self, outputs: int, inputs: int) -> str | None:
         if inputs % self.m == 0:
             return None
         return f"{self.name} needs a multiple of {self.m} inputs, this layer has {inputs}"

@@ -1,4 +1,4 @@
-"""block:RxC, row and column: rectangles of weights go together."""
+"""block:RxC, row and column: rectangles of weights are pruned together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from typing_extensions import override
 
 from prunekit.errors import ConfigError
-from prunekit.patterns.base import Grouped, Scope, pruned_count
+from prunekit.patterns.base import Grouped, WeightScope, pruned_count
 
 if TYPE_CHECKING:
     from prunekit_kernels import Groups
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Tiles(Grouped):
-    """The rectangles with the lowest sum of scores in the layer go, whole."""
+    """Rectangular tiles; those with the lowest sums of scores are pruned."""
 
     spelling: ClassVar[str] = "block:RxC, e.g. block:16x16; row; column"
     stride = None
@@ -30,7 +30,7 @@ class Tiles(Grouped):
 
     @classmethod
     @override
-    def parse(cls, text: str, scope: Scope) -> Self | None:
+    def parse(cls, text: str, scope: WeightScope) -> Self | None:
         if text == "row":
             return cls(text, 1, None)
         if text == "column":
@@ -39,7 +39,7 @@ class Tiles(Grouped):
         return cls(text, int(found[1]), int(found[2])) if found else None
 
     @override
-    def misfit(self, outputs: int, inputs: int) -> str | None:
+    def why_not_applicable(self, outputs: int, inputs: int) -> str | None:
         if outputs % (self.rows or outputs) == 0 and inputs % (self.columns or inputs) == 0:
             return None
         return (

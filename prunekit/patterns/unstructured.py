@@ -1,4 +1,4 @@
-"""Unstructured: any weight may go."""
+"""Unstructured: any weight may be pruned."""
 
 from __future__ import annotations
 
@@ -6,28 +6,31 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from typing_extensions import override
 
-from prunekit.patterns.base import Grouped, Scope, pruned_count
+from prunekit.patterns.base import Grouped, WeightScope, pruned_count
 
 if TYPE_CHECKING:
     from prunekit_kernels import Groups
 
 BLOCK_COLUMNS = 128
-"""Columns that SparseGPT compares with each other (arXiv:2301.00774, §3.3)."""
+"""Columns whose weights SparseGPT compares with each other (arXiv:2301.00774, §3.3)."""
 
 
 class Unstructured(Grouped):
-    """The lowest scores of each row, of the whole layer, or of each block of 128 columns go."""
+    """Single weights; those with the lowest scores of each group are pruned.
+
+    A group is a row, the whole layer, or a block of 128 columns.
+    """
 
     spelling: ClassVar[str] = "unstructured"
 
-    def __init__(self, scope: Scope = "row") -> None:
+    def __init__(self, scope: WeightScope = "row") -> None:
         self.name = "unstructured"
-        self.scope: Scope = scope
+        self.scope: WeightScope = scope
         self.stride = None if scope == "layer" else BLOCK_COLUMNS
 
     @classmethod
     @override
-    def parse(cls, text: str, scope: Scope) -> Self | None:
+    def parse(cls, text: str, scope: WeightScope) -> Self | None:
         return cls(scope) if text == "unstructured" else None
 
     @override
@@ -48,5 +51,5 @@ class Unstructured(Grouped):
 
         # The counts of the windows add up to exactly the count of the whole.
         rows, size = (1, 1) if self.scope == "row" else (None, outputs)
-        gone = pruned_count(sparsity, size * end) - pruned_count(sparsity, size * start)
-        return Groups(rows, None, (gone,))
+        pruned = pruned_count(sparsity, size * end) - pruned_count(sparsity, size * start)
+        return Groups(rows, None, (pruned,))

@@ -1,12 +1,12 @@
-"""A report in words: a paragraph and table rows for a paper, made of measured facts only."""
+"""A report as a paragraph and table rows for a paper."""
 
 from typing import Any
 
 from prunekit import formatting
 
-# Keys of [prune] that say what is pruned; the others are settings of the method.
+# Keys of [prune] that are not settings of the method.
 NOT_SETTINGS = {"method", "pattern", "sparsity", "allocation", "skip"}
-NOT_SETTINGS |= {"on_indivisible", "measure_error", "truth"}  # which change no weight
+NOT_SETTINGS |= {"on_indivisible", "measure_error", "truth"}  # these change no weight
 
 MARKDOWN = str.maketrans({"\n": " "} | {letter: f"\\{letter}" for letter in "\\|*_`<"})
 LATEX = str.maketrans(
@@ -17,37 +17,37 @@ LATEX = str.maketrans(
 
 
 def model_name(report: dict[str, Any]) -> str:
-    """Return the last part of the model's path or hub id."""
+    """Return the last part of the model's path or Hub id."""
     path = str(report["model"].get("path") or "model")
     return path.rstrip("/").rpartition("/")[2] or path
 
 
 def method_name(report: dict[str, Any]) -> str:
-    """Return the method as the config names it."""
+    """Return the name of the method in the config."""
     return str(_prune(report).get("method") or "unknown method")
 
 
 def settings(report: dict[str, Any]) -> str:
-    """Return the settings of the method: ``damping = 0.01, block = 128``."""
+    """Return the settings of the method as text: ``damping = 0.01, block = 128``."""
     prune = _prune(report)
     return ", ".join(f"{key} = {prune[key]}" for key in prune if key not in NOT_SETTINGS)
 
 
 def paragraph(report: dict[str, Any]) -> str:
-    """Return the run as sentences for a paper; what was not measured is not mentioned."""
+    """Return the run as sentences for a paper, without anything unmeasured."""
     sentences = (_pruning(report), _calibration(report), *_evaluations(report), _tools(report))
     return " ".join(sentence for sentence in sentences if sentence)
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """Return a Markdown table of one row."""
+    """Return a Markdown table with one row."""
     cells = [[text.translate(MARKDOWN) for text in cell] for cell in _cells(report)]
     heads, values = (" | ".join(part) for part in zip(*cells, strict=True))
     return f"| {heads} |\n|{' --- |' * len(cells)}\n| {values} |"
 
 
 def latex(report: dict[str, Any]) -> str:
-    """Return a row of a LaTeX ``tabular``, its column heads before it as a comment."""
+    """Return a commented header and a row of a LaTeX ``tabular``."""
     cells = [[text.translate(LATEX) for text in cell] for cell in _cells(report)]
     heads, values = (" & ".join(part) for part in zip(*cells, strict=True))
     return f"% {heads}\n{values} \\\\"
@@ -61,14 +61,16 @@ def _pruning(report: dict[str, Any]) -> str:
     model, sparsity, linears = report["model"], report["sparsity"], len(report["layers"])
     if "removed" in sparsity:
         return _removing(report)
-    chosen, allocation = settings(report), _prune(report).get("allocation")
+    method_settings, allocation = settings(report), _prune(report).get("allocation")
     count, whole = model.get("parameters"), sparsity.get("whole_model")
     facts = [model.get("architecture"), count and f"{formatting.count(count)} parameters"]
     return (
         f"{model_name(report)}{_aside(', '.join(filter(None, facts)))} was pruned with "
-        f"{method_name(report)}{_aside(chosen)}, pattern {sparsity.get('pattern', 'unstructured')}"
+        f"{method_name(report)}{_aside(method_settings)}, "
+        f"pattern {sparsity.get('pattern', 'unstructured')}"
         f"{f', allocation {allocation}' if isinstance(allocation, str) else ''}: "
-        f"{formatting.percent(sparsity['achieved'])} of the {formatting.count(sparsity.get('of'))} weights "
+        f"{formatting.percent(sparsity['achieved'])} of the "
+        f"{formatting.count(sparsity.get('of'))} weights "
         f"in {linears:,} linear layer{'s' * (linears != 1)} are zero"
         f"{'' if whole is None else _aside(f'{formatting.percent(whole)} of the whole model')}."
     )
@@ -77,20 +79,21 @@ def _pruning(report: dict[str, Any]) -> str:
 def _removing(report: dict[str, Any]) -> str:
     model, sparsity = report["model"], report["sparsity"]
     before, after = sparsity["parameters"]
-    gone = " and ".join(
+    removed = " and ".join(
         f"{part:,} of {whole:,} {kind}" for kind, (part, whole) in sparsity["removed"].items()
     )
     facts = f"{model.get('architecture')}, {formatting.count(before)} parameters"
     return (
-        f"{gone} were removed from {model_name(report)} ({facts}), ranked by "
-        f"{method_name(report)}{_aside(settings(report))}: {formatting.count(after)} parameters are "
-        f"left, {formatting.percent(sparsity['whole_model'])} fewer{_trained(report)}."
+        f"{removed} were removed from {model_name(report)} ({facts}), ranked by "
+        f"{method_name(report)}{_aside(settings(report))}: "
+        f"{formatting.count(after)} parameters are left, "
+        f"{formatting.percent(sparsity['whole_model'])} fewer{_trained(report)}."
     )
 
 
 def _trained(report: dict[str, Any]) -> str:
-    found = report.get("training")
-    return f", and were trained for {found['steps']:,} steps" if found else ""
+    training = report.get("training")
+    return f", and were trained for {training['steps']:,} steps" if training else ""
 
 
 def _aside(text: str) -> str:
@@ -103,18 +106,19 @@ def _calibration(report: dict[str, Any]) -> str:
         return ""
     return (
         f"Calibration used {formatting.count(data['samples'])} sequences of "
-        f"{formatting.count(data['length'])} tokens ({data['tokens']:,} tokens; seed {data['seed']}): "
+        f"{formatting.count(data['length'])} tokens ({data['tokens']:,} tokens; "
+        f"seed {data['seed']}): "
         f"{data['description'].rstrip('.')}."
     )
 
 
 def _evaluations(report: dict[str, Any]) -> list[str]:
     return [
-        f"{found['metric'][:1].upper()}{found['metric'][1:]} on {found['data']} was "
-        f"{formatting.number(before := found.get('before'))} before and "
-        f"{formatting.number(after := found.get('after'))} after pruning "
-        f"({formatting.change(before, after)}; {found['protocol'].rstrip('.')})."
-        for found in report.get("evaluation") or []
+        f"{evaluation['metric'][:1].upper()}{evaluation['metric'][1:]} on {evaluation['data']} was "
+        f"{formatting.number(before := evaluation.get('before'))} before and "
+        f"{formatting.number(after := evaluation.get('after'))} after pruning "
+        f"({formatting.change(before, after)}; {evaluation['protocol'].rstrip('.')})."
+        for evaluation in report.get("evaluation") or []
     ]
 
 
@@ -124,11 +128,12 @@ def _tools(report: dict[str, Any]) -> str:
     tools += [f"{tool} {machine[tool]}" for tool in ("torch", "transformers") if tool in machine]
     where = f" on {machine['device']}" if "device" in machine else ""
     total = (report.get("seconds") or {}).get("total")
-    return f"Made with {', '.join(tools)}{where}{f' in {formatting.duration(total)}' if total else ''}."
+    time = f" in {formatting.duration(total)}" if total else ""
+    return f"Made with {', '.join(tools)}{where}{time}."
 
 
 def _cells(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return heads and cells of the row."""
+    """Return header and value of each cell."""
     sparsity = report["sparsity"]
     cells = [
         ("Model", model_name(report)),
@@ -136,7 +141,10 @@ def _cells(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("Pattern", str(sparsity.get("pattern", "unstructured"))),
         ("Sparsity", formatting.percent(sparsity["achieved"])),
     ]
-    for found in report.get("evaluation") or []:
-        values = (formatting.number(found.get("before")), formatting.number(found.get("after")))
-        cells.append((f"{found['metric']}, {found['data']}", " → ".join(values)))
+    for evaluation in report.get("evaluation") or []:
+        values = (
+            formatting.number(evaluation.get("before")),
+            formatting.number(evaluation.get("after")),
+        )
+        cells.append((f"{evaluation['metric']}, {evaluation['data']}", " → ".join(values)))
     return cells

@@ -1,4 +1,4 @@
-"""TODO-DOC prunekit/reports/environment.py (out of prunekit/result.py)."""
+"""Software, hardware and peak memory of the process, for reports."""
 
 import importlib.metadata
 import os
@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 PACKAGES = ("torch", "transformers", "triton", "safetensors", "accelerate")
+"""Packages whose versions are reported, where they are installed."""
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Return what a run depends on besides its config."""
+    """Return versions, device, platform, threads and time of a run."""
     installed = {package: _version(package) for package in PACKAGES}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
@@ -28,7 +29,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
-    """Return the most that the process has held at once, in bytes."""
+    """Return the peak bytes of the process, in main and device memory."""
     unit = 1 if sys.platform == "darwin" else 1024
     on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

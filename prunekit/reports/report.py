@@ -1,6 +1,7 @@
-"""The report of a run: ``report.json`` is the truth, ``report.html`` a view of it.
+"""Writes, loads and renders reports: ``report.json`` and the views made from it.
 
-Nothing here needs the run, the model or torch: a page can be made again from its JSON at any time.
+``report.json`` holds all facts. ``report.html`` and ``report.csv`` can be made again from it at any
+time, without the run, the model or torch.
 """
 
 import json
@@ -15,18 +16,17 @@ from prunekit import formatting
 from prunekit.errors import CheckpointError, ConfigError
 from prunekit.models.units.kinds import WHOLE
 from prunekit.reports import citation
-from prunekit.reports.figures import heads, sweep
-from prunekit.reports.figures import layers as figures
-from prunekit.reports.figures import units as unit_figures
+from prunekit.reports.figures import heads, sweep, units
+from prunekit.reports.figures import layers as layer_maps
 from prunekit.reports.figures.picture import Picture, as_csv
 
 JSON, CSV, HTML = "report.json", "report.csv", "report.html"
 Show = Callable[[Any], str]
 UNITS, SWEEP = "units", "sweep"
-"""``kind`` of a report about units that were taken out, and of one that compares runs."""
+"""``kind`` of the report of a structured run, and of a sweep."""
 NEEDED = ("prunekit", "model", "sparsity", "layers")
 NEEDED_OF_SWEEP = ("prunekit", "model", "dense", "runs")
-LAYERS_SHOWN = 2000  # a mixture of experts has tens of thousands, which no reader scrolls through
+LAYERS_SHOWN = 2000  # a mixture of experts has tens of thousands
 PARTS = {
     "peak_rss_bytes": "peak, main memory",
     "peak_device_bytes": "peak, device memory",
@@ -37,41 +37,43 @@ PARTS = {
 
 
 def write(report: dict[str, Any], folder: Path) -> None:
-    """Write ``report.json``, ``report.csv`` and ``report.html``; each whole or not at all.
+    """Write ``report.json``, ``report.csv`` and ``report.html``, each atomically.
 
-    JSON knows neither infinity nor NaN: they are written as the strings "inf", "-inf" and "nan".
+    JSON has neither infinity nor NaN: they are written as the strings "inf", "-inf" and "nan".
     """
-    text = json.dumps(_finite(report), indent=2, ensure_ascii=False, allow_nan=False)
-    _replace(folder / JSON, text + "\n")
-    _replace(folder / CSV, _table(report))
-    _replace(folder / HTML, render(report))
+    text = json.dumps(_json_value(report), indent=2, ensure_ascii=False, allow_nan=False)
+    _write_atomically(folder / JSON, text + "\n")
+    _write_atomically(folder / CSV, _table(report))
+    _write_atomically(folder / HTML, render(report))
 
 
 def load(folder: Path) -> dict[str, Any]:
     """Read ``report.json`` of an output folder.
 
     Raises:
-        ConfigError: There is none.
-        CheckpointError: It is not JSON, or not a report of prunekit.
+        ConfigError: The folder or its ``report.json`` does not exist.
+        CheckpointError: The file is not JSON, or not a report of prunekit.
     """
     path = folder / JSON
     if not path.is_file():
-        what = f"no {JSON} here" if folder.is_dir() else "no such folder"
-        raise ConfigError(f"{folder}: {what}. Give the output folder of a finished `prunekit run`.")
+        problem = f"no {JSON} here" if folder.is_dir() else "no such folder"
+        raise ConfigError(
+            f"{folder}: {problem}. Give the output folder of a finished `prunekit run`."
+        )
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON ({error}). Run `prunekit run` again.") from error
-    found = report if isinstance(report, dict) else {}
-    needed = NEEDED_OF_SWEEP if found.get("kind") == SWEEP else NEEDED
-    missing = [key for key in needed if key not in found]
+    loaded = report if isinstance(report, dict) else {}
+    needed = NEEDED_OF_SWEEP if loaded.get("kind") == SWEEP else NEEDED
+    missing = [key for key in needed if key not in loaded]
     if missing:
         raise CheckpointError(f"{path}: not a report of prunekit, it lacks {', '.join(missing)}.")
-    return found
+    return loaded
 
 
 def render(report: dict[str, Any]) -> str:
-    """Return the report as one HTML page that needs no network and no script."""
+    """Return the report as one HTML page without scripts or external resources."""
     import jinja2
 
     page = jinja2.Environment(
@@ -86,9 +88,9 @@ def render(report: dict[str, Any]) -> str:
         for name in ("number", "percent", "count", "size", "duration")
     }
     page.globals |= {"change": formatting.change, "citation": citation}
-    compares = report.get("kind") == SWEEP
-    shown = sweep.page(report) if compares else _page(report)
-    return page.get_template("sweep.html.j2" if compares else "report.html.j2").render(
+    is_sweep = report.get("kind") == SWEEP
+    variables = sweep.page(report) if is_sweep else _page(report)
+    return page.get_template("sweep.html.j2" if is_sweep else "report.html.j2").render(
         report=report,
         config=json.dumps(report.get("config") or {}, indent=2, ensure_ascii=False),
         tables={
@@ -96,32 +98,32 @@ def render(report: dict[str, Any]) -> str:
             for title, key in (("Environment", "environment"), ("Proof", "proof"))
             if report.get(key)
         },
-        **shown,
+        **variables,
     )
 
 
 def _page(report: dict[str, Any]) -> dict[str, Any]:
-    """Return what the page of one run shows besides."""
+    """Return the template variables of the page of one run."""
     return {
-        "maps": _maps(report),
+        "maps": _figures(report),
         "layers": report["layers"][:LAYERS_SHOWN],
-        "evaluation": [_evaluated(found) for found in report.get("evaluation") or []],
+        "evaluation": [_with_bars(each) for each in report.get("evaluation") or []],
         "phases": _phases(report.get("seconds") or {}),
         "parts": _parts(report.get("memory") or {}),
     }
 
 
 def _table(report: dict[str, Any]) -> str:
-    """Return what the pictures show as one table: a row for each run, unit or layer."""
+    """Return the table: a row per run, unit or layer."""
     if report.get("kind") == SWEEP:
         return sweep.table(report)
     if report.get("kind") == UNITS:
-        return as_csv(unit_figures.rows(report["layers"]))
+        return as_csv(units.rows(report["layers"]))
     columns = ("name", "sparsity", "relative_error", "seconds")
     return as_csv([{key: layer.get(key) for key in columns} for layer in report["layers"]])
 
 
-def _replace(path: Path, text: str) -> None:
+def _write_atomically(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.tmp")
     with draft.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -130,59 +132,68 @@ def _replace(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def _finite(value: object) -> object:
+def _json_value(value: object) -> object:
+    """Return a value with infinities and NaN as strings."""
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: _json_value(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
+        return [_json_value(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
 
 
 def _or_missing(show: Show) -> Show:
-    """Let a filter take what the report does not have."""
+    """Return a template filter that treats undefined values as None."""
     import jinja2
 
     return lambda value: show(None if isinstance(value, jinja2.Undefined) else value)
 
 
-def _maps(report: dict[str, Any]) -> list[Picture]:
-    """Return each heat map; its SVG is made by matplotlib and escaped by us."""
-    layers = report["layers"]
-    if not layers:
+def _figures(report: dict[str, Any]) -> list[Picture]:
+    """Return the figures of one run, whose SVG is escaped."""
+    if not report["layers"]:
         return []
+    return _unit_figures(report) if report.get("kind") == UNITS else _layer_figures(report)
+
+
+def _unit_figures(report: dict[str, Any]) -> list[Picture]:
+    layers = report["layers"]
+    pictures = [*units.maps(layers, report.get("agreement") or {}), *heads.head_figures(report)]
+    if partial := [layer for layer in layers if layer["kind"] not in WHOLE]:
+        rows = [{key: layer[key] for key in ("name", "sparsity")} for layer in partial]
+        svg = layer_maps.sparsity_map(partial)
+        pictures.insert(
+            0, Picture("Fraction of units removed", svg, _sparsity_caption(partial), rows)
+        )
+    if report.get("training"):
+        pictures.insert(0, units.training(report["training"]))
+    return pictures
+
+
+def _layer_figures(report: dict[str, Any]) -> list[Picture]:
+    layers = report["layers"]
     columns = ("name", "sparsity", "relative_error")
     rows = [{key: layer.get(key) for key in columns} for layer in layers]
-    if report.get("kind") == UNITS:
-        found = [
-            *unit_figures.maps(layers, report.get("agreement") or {}),
-            *heads.views(report),
-        ]
-        if inside := [layer for layer in layers if layer["kind"] not in WHOLE]:
-            shares = [{key: layer[key] for key in columns[:2]} for layer in inside]
-            svg = figures.sparsity_map(inside)
-            found.insert(0, Picture("Share of units that went", svg, _spread(inside), shares))
-        if report.get("training"):
-            found.insert(0, unit_figures.training(report["training"]))
-        return found
     error = "Relative squared error of the output"
     if "sampled_gram" in (report.get("calibration") or {}).get("gathers", ()):
-        error += ", told from one sample in four"
+        error += ", estimated from one sample in four"
     return [
-        Picture("Sparsity", figures.sparsity_map(layers), _spread(layers), rows),
-        Picture(error, figures.error_map(layers), _worst(layers), rows),
+        Picture("Sparsity", layer_maps.sparsity_map(layers), _sparsity_caption(layers), rows),
+        Picture(error, layer_maps.error_map(layers), _error_caption(layers), rows),
     ]
 
 
-def _spread(layers: list[dict[str, Any]]) -> str:
+def _sparsity_caption(layers: list[dict[str, Any]]) -> str:
+    """Return the range of sparsity over the layers."""
     low, high = (
         formatting.percent(end(entry["sparsity"] for entry in layers)) for end in (min, max)
     )
     return f"{low} in every layer." if low == high else f"From {low} to {high}."
 
 
-def _worst(layers: list[dict[str, Any]]) -> str:
+def _error_caption(layers: list[dict[str, Any]]) -> str:
+    """Return the median and the highest relative error."""
     known = {
         entry["name"]: float(entry["relative_error"])
         for entry in layers
@@ -196,23 +207,26 @@ def _worst(layers: list[dict[str, Any]]) -> str:
     return f"Median {median}; highest {formatting.number(known[worst])}, in {worst}.{grey}"
 
 
-def _evaluated(found: dict[str, Any]) -> dict[str, Any]:
-    """Add the lengths of the bars, as shares of the longer one."""
-    values = [float("nan" if found.get(key) is None else found[key]) for key in ("before", "after")]
+def _with_bars(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Add the lengths of two bars, as percentages of the longer one."""
+    values = [
+        float("nan" if evaluation.get(key) is None else evaluation[key])
+        for key in ("before", "after")
+    ]
     top = max((value for value in values if not math.isnan(value)), default=0)
     shares = [_share(value, top) for value in values]
-    return {**found, "bars": list(zip(("before", "after"), shares, strict=True))}
+    return {**evaluation, "bars": list(zip(("before", "after"), shares, strict=True))}
 
 
 def _share(value: float, whole: float) -> float:
-    """Return 100 · value / whole, where an infinite whole is only reached by infinity."""
+    """Return 100 · value / whole; infinity is 100 of anything."""
     if math.isinf(value):
         return 100.0
     return round(100 * value / whole, 2) if whole > 0 and not math.isnan(value) else 0.0
 
 
 def _phases(seconds: dict[str, float]) -> list[tuple[str, float, float]]:
-    """Return name, seconds and share of each phase; what no phase accounts for is "other"."""
+    """Return name, seconds and percentage of each phase; the rest is "other"."""
     total = seconds.get("total") or sum(filter(None, seconds.values()))
     phases = {name: spent for name, spent in seconds.items() if name != "total" and spent}
     rest = total - sum(phases.values())
@@ -222,7 +236,7 @@ def _phases(seconds: dict[str, float]) -> list[tuple[str, float, float]]:
 
 
 def _parts(memory: dict[str, int]) -> list[tuple[str, int, float]]:
-    """Return name, bytes and share of the largest for each part of memory that was used."""
+    """Return name, bytes and relative size of each use of memory."""
     top = max(filter(None, memory.values()), default=0)
     return [
         (PARTS.get(key, key.removesuffix("_bytes").replace("_", " ")), used, _share(used, top))
@@ -232,7 +246,7 @@ def _parts(memory: dict[str, int]) -> list[tuple[str, int, float]]:
 
 
 def _rows(table: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Flatten nested facts to "outer, inner" and value."""
+    """Flatten nested facts to pairs of name "outer, inner" and value."""
     rows = []
     for key, value in table.items():
         name = f"{prefix}{key}".replace("_", " ")

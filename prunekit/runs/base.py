@@ -1,49 +1,49 @@
-"""What every run does around what it does to the model: texts, evaluations, time, fingerprint."""
+"""Base class of runs: texts, evaluation, timing, fingerprint of the journal."""
 
 import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from prunekit.checkpoint import adapter
 from prunekit.checkpoint.atomic import write_atomically
-from prunekit.checkpoint.output import Output
+from prunekit.checkpoint.output import OutputFolder
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.data.sources import title
 from prunekit.data.tokens import Tokens, calibration_tokens, evaluation_tokens
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError
-from prunekit.evaluation.generation import write
+from prunekit.evaluation.generation import sample_text
 from prunekit.evaluation.perplexity import Evaluator
 from prunekit.models import memory
+from prunekit.runs import facts
+from prunekit.runs.plan_base import PlanBase
 from prunekit.runs.record import Record
-from prunekit.runs.sparsify.plan import Plan
-from prunekit.runs.structured.plan import StructuredPlan
 
 OWN_TEXT = "calibration.json"
 """File of the output folder with the tokens that the dense model wrote, one list a sample."""
-P = TypeVar("P", Plan, StructuredPlan)
+P = TypeVar("P", bound=PlanBase)
 
 
 class RunBase(Generic[P]):
-    """A run but for its middle.
+    """A run, without the part that prunes the model.
 
     Attributes:
-        plan: What it carries out.
-        output: The folder it writes, in so many ``shards``.
-        ranks: The processes that share it.
+        plan: The plan that is carried out.
+        output: The output folder, which gets ``shards`` weight files.
+        ranks: Processes that share the run.
         seconds: Time spent in each phase so far.
-        began: When the run began.
+        began: Start of the run, by ``time.perf_counter``.
     """
 
     def __init__(self, plan: P, shards: int, ranks: Ranks = SINGLE) -> None:
         self.plan: P = plan
         self.ranks = ranks
-        self.output = Output(Path(plan.config.output.path), shards, ranks)
+        self.output = OutputFolder(Path(plan.config.output.path), shards, ranks)
         phases = ("calibrate", "prune", "evaluate", "write", "verify")
         self.seconds: dict[str, float] = dict.fromkeys(phases, 0.0)
         self.began = time.perf_counter()
@@ -55,34 +55,34 @@ class RunBase(Generic[P]):
 
     @property
     def dtype(self) -> str | None:
-        """The type in which weights are written; None for that of the checkpoint."""
+        """Dtype in which weights are written; None for that of the checkpoint."""
         dtype = self.plan.config.model.dtype
         return None if dtype == "auto" else dtype
 
     def _begin(self, *, resume: bool, overwrite: bool) -> tuple[Tokens | None, dict[str, Tokens]]:
-        """Read the texts, claim the output folder, and return what calibrates and what judges."""
+        """Claim the output folder; return calibration tokens and evaluation tokens by source."""
         if self.plan.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.plan.device)
         with self._timed("calibrate"):
-            # By one rank for all: of a tokenizer that takes every core, several take as many times
-            # as long.
-            tokens, judged = self.ranks.run_on_main(self._texts)
-        memory.give_back()
+            # On one rank only: a tokenizer uses every core, so several at once only slow each other
+            # down.
+            tokens, evaluated = self.ranks.run_on_main(self._texts)
+        memory.trim_heap()
         self.output.begin(self._fingerprint(tokens), resume=resume, overwrite=overwrite)
-        if self.plan.config.calibration and self.plan.config.calibration.own:
+        if self.plan.config.calibration and self.plan.config.calibration.self_generated:
             with self._timed("calibrate"):
                 tokens = self.ranks.run_on_main(self._own_text)
-            memory.give_back()
-        return tokens, judged
+            memory.trim_heap()
+        return tokens, evaluated
 
     def _own_text(self) -> Tokens:
-        """Return what the dense model writes, from the output folder if it has done so before."""
+        """Return generated calibration tokens, reusing those in the output folder."""
         config, length = self.plan.config.calibration, self.plan.lengths[0]
         assert config is not None
         file = self.output.folder / OWN_TEXT
         if not file.is_file():
             shape = config.samples, length
-            ids = write(self.plan.checkpoint, self.plan.device, shape, config.seed)
+            ids = sample_text(self.plan.checkpoint, self.plan.device, shape, config.seed)
             write_atomically(file, json.dumps(ids.tolist()).encode())
         return Tokens.of(
             torch.tensor(json.loads(file.read_bytes())),
@@ -98,7 +98,7 @@ class RunBase(Generic[P]):
 
     def _calibration(self) -> Tokens | None:
         config = self.plan.config.calibration
-        if config is None or config.own:
+        if config is None or config.self_generated:
             return None
         tokens = calibration_tokens(
             self.plan.tokenizer, config.data, config.samples, self.plan.lengths[0], config.seed
@@ -122,29 +122,31 @@ class RunBase(Generic[P]):
         }
 
     def _fingerprint(self, tokens: Tokens | None) -> str:
+        """Return the SHA-256 of all that decides the bytes of the result."""
         from prunekit._version import __version__
 
         config = self.plan.config.dump()
         config.pop("output")
-        config.get("calibration", {}).pop("hidden", None)  # which changes no bit
+        config.get("calibration", {}).pop("hidden", None)  # changes no bit of the result
         files = sorted({entry.file for entry in self.plan.checkpoint.entries.values()})
-        facts = {
+        identity = {
             "prunekit": __version__,
             "config": config,
             "calibration": tokens.digest if tokens else None,
-            "dtype": str(self.plan.dtype),  # another CPU may run the blocks in another
+            "dtype": str(self.plan.dtype),  # depends on the CPU
             "files": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
         }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
-    def _evaluate(self, which: str, judged: Mapping[str, Tokens]) -> Iterator[Record]:
-        if not judged:
+    def _evaluate(self, which: str, evaluated: Mapping[str, Tokens]) -> Iterator[Record]:
+        """Measure perplexity ``"before"`` or ``"after"`` pruning, unless the journal has it."""
+        if not evaluated:
             return
-        yield Record("phase", f"evaluate {which}", {"steps": len(judged)})
+        yield Record("phase", f"evaluate {which}", {"steps": len(evaluated)})
         evaluator: Evaluator | None = None
-        for source, tokens in judged.items():
+        for source, tokens in evaluated.items():
             key = f"{which} {source}"
-            known = self.output.done.get(("evaluation", key))
+            known = self.output.journal.get(("evaluation", key))
             with self._timed("evaluate"):
                 if known is None:
                     evaluator = evaluator or self._evaluator(which)
@@ -154,7 +156,7 @@ class RunBase(Generic[P]):
                         "which": which,
                         **evaluator.perplexity(tokens, self.ranks),
                     }
-                    self.output.note("evaluation", key, known)
+                    self.output.append_journal("evaluation", key, known)
             yield Record("evaluation", source, known)
 
     def _evaluator(self, which: str) -> Evaluator:
@@ -165,9 +167,16 @@ class RunBase(Generic[P]):
             evaluator.weights.adapters = adapter.read(self.output.folder)
         return evaluator
 
+    def _report_frame(self, tokens: Tokens | None, proof: dict[str, Any]) -> dict[str, Any]:
+        """Return the keys of the report that all kinds of runs share."""
+        done = self.output.journal
+        evaluations = [values for (kind, _), values in done.items() if kind == "evaluation"]
+        seconds = {**self.seconds, "total": self.elapsed}
+        return facts.report_frame(self.plan, tokens, evaluations, seconds) | {"proof": proof}
+
 
 class _Timer:
-    """Adds the seconds of a ``with`` block to a phase."""
+    """Context manager that adds its seconds to a phase."""
 
     def __init__(self, seconds: dict[str, float], phase: str) -> None:
         self.seconds, self.phase = seconds, phase

@@ -1,4 +1,4 @@
-"""TODO-DOC prunekit/runs/checks.py (out of prunekit/planning.py)."""
+"""Checks and limits that planners of every kind of run share."""
 
 import os
 import shutil
@@ -7,22 +7,27 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from prunekit.checkpoint.output import nearest_folder
+from prunekit.checkpoint.output import nearest_existing_folder
 from prunekit.config.run_config import Config, StructuredConfig
 from prunekit.errors import CapacityError, ConfigError
-from prunekit.evaluation.generation import AT_ONCE
+from prunekit.evaluation.generation import SAMPLES_AT_ONCE
 from prunekit.formatting import size
 from prunekit.models.layout import is_causal_language_model
 from prunekit.models.sequential.block_runner import StackRunner
 
 
-def check_judged(
+def check_perplexity(
     config: Config | StructuredConfig, model: PreTrainedModel, stacks: list[StackRunner]
 ) -> None:
-    """Refuse to measure the perplexity of what has none.
+    """Refuse to evaluate a model that has no perplexity.
+
+    Args:
+        config: The user's config.
+        model: The model, with or without weights.
+        stacks: Runners of its block stacks.
 
     Raises:
-        ConfigError: It is asked for, and the model is not a causal language model.
+        ConfigError: The config has [evaluate], and the model is no causal language model.
     """
     if config.evaluate and not is_causal_language_model(model, stacks):
         raise ConfigError(
@@ -31,65 +36,77 @@ def check_judged(
         )
 
 
-def check_writes(
+def check_generates_text(
     config: Config | StructuredConfig, model: PreTrainedModel, stacks: list[StackRunner]
 ) -> None:
-    """Refuse to calibrate on what a model writes that writes nothing.
+    """Refuse calibration on text of a model that generates none.
+
+    Args:
+        config: The user's config.
+        model: The model, with or without weights.
+        stacks: Runners of its block stacks.
 
     Raises:
-        ConfigError: So it is.
+        ConfigError: ``calibration.data`` is "self", and the model is no causal language model.
     """
-    own = config.calibration and config.calibration.own
-    writes = is_causal_language_model(model, stacks) and model.config.architectures
-    if own and not writes:
+    self_generated = config.calibration and config.calibration.self_generated
+    generates = is_causal_language_model(model, stacks) and model.config.architectures
+    if self_generated and not generates:
         raise ConfigError(
             f'calibration.data: {type(model).__name__} does not write text, as "self" asks. Name '
             "texts."
         )
 
 
-def writer_memory(
+def generation_memory(
     config: Config | StructuredConfig,
     model: PreTrainedModel,
     stacks: list[StackRunner],
     length: int,
     dtype: torch.dtype,
 ) -> int:
-    """Return the bytes that the whole model takes to write its calibration text; 0 if it does not.
+    """Return the bytes needed to generate calibration text; 0 for none.
 
-    The cache is counted as if all heads had keys of their own.
+    Args:
+        config: The user's config.
+        model: The whole model, which generates.
+        stacks: Runners of its block stacks.
+        length: Tokens of a calibration sample.
+        dtype: Dtype in which the model generates.
+
+    The cache is counted as if every attention head had its own keys and values.
     """
-    if not (config.calibration and config.calibration.own):
+    if not (config.calibration and config.calibration.self_generated):
         return 0
     blocks = sum(len(runner.blocks) for runner in stacks)
     width = max(runner.features for runner in stacks)
-    cache = 2 * min(AT_ONCE, config.calibration.samples) * length * blocks * width
+    cache = 2 * min(SAMPLES_AT_ONCE, config.calibration.samples) * length * blocks * width
     return (sum(value.numel() for value in model.parameters()) + cache) * dtype.itemsize
 
 
-def capped(config: Config | StructuredConfig, limit: int) -> tuple[tuple[int, int], list[str]]:
-    """Return the tokens of a calibration sample and of an evaluation window, and what to say."""
-    asked = {
+def cap_lengths(config: Config | StructuredConfig, limit: int) -> tuple[tuple[int, int], list[str]]:
+    """Return tokens of a calibration sample and evaluation window, capped, with notes."""
+    requested = {
         "calibration.length": config.calibration.length if config.calibration else 1,
         "evaluate.length": config.evaluate.length if config.evaluate else 1,
     }
     notes = [
         f"{key} shortened from {length} to {limit} tokens, the most this model takes."
-        for key, length in asked.items()
+        for key, length in requested.items()
         if length > limit
     ]
-    calibration, evaluation = (min(length, limit) for length in asked.values())
+    calibration, evaluation = (min(length, limit) for length in requested.values())
     return (calibration, evaluation), notes
 
 
 def check_disk(path: str, needed: int) -> None:
-    """Refuse an output folder that cannot be written.
+    """Refuse an output folder that cannot hold the checkpoint.
 
     Raises:
-        ConfigError: It is a file, or would be below one.
-        CapacityError: It is not ours to write to, or too little is free.
+        ConfigError: The path is a file, or is inside one.
+        CapacityError: The folder is not writable, or has less than ``needed`` bytes free.
     """
-    existing = nearest_folder(Path(path))
+    existing = nearest_existing_folder(Path(path))
     if not os.access(existing, os.W_OK):
         raise CapacityError(f"output.path: {existing} cannot be written to.")
     free = shutil.disk_usage(existing).free

@@ -1,14 +1,76 @@
-"""TODO-DOC prunekit/runs/facts.py (out of prunekit/result.py)."""
+"""The keys of ``report.json`` that runs of every kind share."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from prunekit.data.tokens import Tokens
-from prunekit.runs.sparsify.plan import Plan
-from prunekit.runs.structured.plan import StructuredPlan
+from prunekit.reports import environment
+from prunekit.runs.plan_base import PlanBase
+
+REPORT_KEYS = (
+    "prunekit", "kind", "config", "config_text", "model", "calibration", "sparsity", "storage",
+    "layers", "stock", "views", "training", "agreement", "evaluation", "seconds", "memory", "seed",
+    "environment", "notes", "files", "proof",
+)  # fmt: skip
+"""Keys of the reports of all kinds of runs, in the order in which they are written."""
 
 
-def calibration_facts(plan: Plan | StructuredPlan, tokens: Tokens | None) -> dict[str, Any] | None:
-    """Return what the statistics were gathered from."""
+def report_frame(
+    plan: PlanBase,
+    tokens: Tokens | None,
+    evaluations: list[dict[str, Any]],
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return the keys that reports of all kinds of runs share.
+
+    Args:
+        plan: The plan of the run.
+        tokens: Calibration tokens; None for a run without them.
+        evaluations: Journal entries of the evaluations, before and after pruning.
+        seconds: Time of each phase and the total.
+    """
+    from prunekit._version import __version__
+
+    return {
+        "prunekit": __version__,
+        "config": plan.config.dump(),
+        "config_text": plan.config.text,
+        "model": model_facts(plan),
+        "calibration": calibration_facts(plan, tokens),
+        "evaluation": paired(evaluations),
+        "seconds": dict(seconds),
+        "memory": environment.peak_memory(plan.device),
+        "seed": plan.config.calibration.seed if plan.config.calibration else None,
+        "environment": environment.environment(plan.device),
+        "notes": list(plan.notes),
+    }
+
+
+def in_report_order(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a report with its keys in the order of ``REPORT_KEYS``.
+
+    Raises:
+        KeyError: ``REPORT_KEYS`` lacks a key of the report.
+    """
+    if unknown := report.keys() - set(REPORT_KEYS):
+        raise KeyError(f"not in REPORT_KEYS: {', '.join(sorted(unknown))}")
+    return {key: report[key] for key in REPORT_KEYS if key in report}
+
+
+def model_facts(plan: PlanBase) -> dict[str, Any]:
+    """Return name, type and size of the model."""
+    return {
+        "path": plan.config.model.path,
+        "architecture": type(plan.model).__name__,
+        "model_type": plan.model.config.model_type,
+        "parameters": plan.parameters,
+        "prunable_parameters": plan.prunable,
+        "blocks": plan.block_count,
+    }
+
+
+def calibration_facts(plan: PlanBase, tokens: Tokens | None) -> dict[str, Any] | None:
+    """Return source, size and digest of the calibration tokens; None without them."""
     if tokens is None or plan.config.calibration is None:
         return None
     samples, length = tokens.ids.shape
@@ -23,7 +85,7 @@ def calibration_facts(plan: Plan | StructuredPlan, tokens: Tokens | None) -> dic
 
 
 def paired(evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Join what was measured before and after on the same text."""
+    """Join the evaluations of the same text before and after pruning."""
     pairs: dict[str, dict[str, Any]] = {}
     for entry in evaluations:
         pair = pairs.setdefault(entry["source"], {"data": entry["data"], "metric": entry["metric"]})

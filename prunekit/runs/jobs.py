@@ -1,4 +1,13 @@
-"""The jobs that a config can ask for: weights set to zero, units taken out, or several compared."""
+"""The jobs that a config can describe, and their dispatch.
+
+========== ================ ============== =================================================
+job        config           plan           work
+========== ================ ============== =================================================
+sparsify   Config           Plan           set weights to zero, block by block
+structured StructuredConfig StructuredPlan remove heads, neurons, hidden dimensions or blocks
+sweep      SweepConfig      SweepPlan      carry out several of the above and compare them
+========== ================ ============== =================================================
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -6,7 +15,7 @@ from dataclasses import replace
 from prunekit.config.run_config import Config, StructuredConfig, SweepConfig
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError
-from prunekit.models.devices import device_of
+from prunekit.models.devices import resolve_device
 from prunekit.runs.record import Record
 from prunekit.runs.sparsify.plan import Plan, Preflight
 from prunekit.runs.sparsify.planner import plan as plan_sparsify
@@ -19,26 +28,25 @@ from prunekit.runs.sweep.plan import SweepPlan
 from prunekit.runs.sweep.plan import plan as plan_sweep
 from prunekit.runs.sweep.run import run as run_sweep
 
-__all__ = ["Preflight", "estimate", "plan", "run"]
+__all__ = ["JobPlan", "Preflight", "estimate", "plan", "run"]
 
-
-Job = Plan | StructuredPlan | SweepPlan
+JobPlan = Plan | StructuredPlan | SweepPlan
 
 
 def plan(
     config: Config | StructuredConfig | SweepConfig,
     ranks: Ranks = SINGLE,
     preflight: Preflight | None = None,
-) -> Job:
-    """Decide everything that can be decided before a weight is read.
+) -> JobPlan:
+    """Plan a job without reading any weight.
 
     Args:
-        config: What the user wrote.
-        ranks: The processes that share the run.
-        preflight: The run is to be elsewhere; nothing of this machine is asked.
+        config: The user's config.
+        ranks: Processes that will share the run.
+        preflight: Memory of another machine; this one is then not checked.
 
     Raises:
-        PrunekitError: Something cannot work; nothing was written.
+        PrunekitError: The job cannot work; nothing was written.
     """
     if isinstance(config, Config):
         return plan_sparsify(config, ranks, preflight)
@@ -54,36 +62,41 @@ def plan(
     return plan_structured(config, ranks)
 
 
-def estimate(plan: Job) -> str | None:
-    """Return how long a run will take, by a short measurement; None but for one of weights.
+def estimate(plan: JobPlan) -> str | None:
+    """Return how long a sparsify run takes, in words, or None.
 
-    A run that is to be elsewhere is measured on what this machine has.
+    The speed is measured for about a second, on this machine even if the run is for another.
     """
     if not isinstance(plan, Plan):
         return None
     if not (plan.preflight and plan.preflight.device_memory):
         return estimate_time(plan).describe(len(plan.blocks))
-    here = device_of("auto")
-    told = estimate_time(replace(plan, device=here)).describe(len(plan.blocks))
-    return f"at the speed of {here} here, since that of the other machine is not known: {told}"
+    here = resolve_device("auto")
+    duration = estimate_time(replace(plan, device=here)).describe(len(plan.blocks))
+    return f"at the speed of {here} here, since that of the other machine is not known: {duration}"
 
 
 def run(
-    plan: Job,
+    plan: JobPlan,
     *,
     resume: bool = False,
     overwrite: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Record]:
-    """Carry out a plan and yield what was measured, as it is measured.
+    """Carry out a plan and yield its records as they are measured.
 
-    A run that was stopped, however, leaves a folder that ``resume`` goes on with; the weights are
-    then the same bytes as those of a run that was not stopped. ``stop`` is asked where a run can
-    stop.
+    A run that ends early for any reason can be resumed; its weights are then the same bytes as
+    those of an uninterrupted run.
+
+    Args:
+        plan: From :func:`plan`.
+        resume: Continue in an output folder that a stopped run left.
+        overwrite: Replace an output folder.
+        stop: Called wherever the run can stop; True stops it.
 
     Raises:
-        StoppedError: So it was asked.
-        PrunekitError: See each kind; the folder then stays resumable.
+        StoppedError: ``stop()`` returned True.
+        PrunekitError: The run failed; the output folder can be resumed.
     """
     if isinstance(plan, SweepPlan):
         yield from run_sweep(plan, _run_one, resume=resume, overwrite=overwrite, stop=stop)
@@ -102,5 +115,5 @@ def _plan_one(
 
 
 def _run_one(config: Config | StructuredConfig, resume: bool) -> Iterator[Record]:  # noqa: FBT001
-    """Carry out a run of a sweep, in a process of its own."""
+    """Plan and carry out one run of a sweep (in a worker)."""
     yield from run(plan(config), resume=resume)

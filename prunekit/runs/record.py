@@ -1,4 +1,4 @@
-"""TODO-DOC prunekit/runs/record.py (out of prunekit/framing.py)."""
+"""Records: measured facts of a run, read by progress display and report."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ class Record:
 
     Attributes:
         kind: start, phase, step, layer, block, evaluation or finish.
-        name: What it is about: a phase, a block, a linear.
+        name: Subject of the record: a phase, a block, a linear.
         values: The facts; those of ``finish`` are the whole report.
     """
 
@@ -23,10 +23,10 @@ class Record:
 
 
 def stoppable(records: Iterator[Record], stop: Callable[[], bool]) -> Iterator[Record]:
-    """Yield records; ``stop`` is asked after each but the last.
+    """Yield records until ``stop``, called after each but the last, returns True.
 
     Raises:
-        StoppedError: So it was asked.
+        StoppedError: ``stop()`` returned True.
     """
     for record in records:
         yield record

@@ -1,7 +1,7 @@
-"""Runs a generator in a process of its own, whose peak memory is its own.
+"""Runs a generator in a worker process with its own peak memory.
 
-The process is a fork of a server that has imported what is needed and done nothing else, so that it
-starts at once.
+The worker is forked from a server process that has imported the modules it needs and done nothing
+else, so it starts at once.
 """
 
 import multiprocessing
@@ -13,26 +13,27 @@ from typing import Any
 from prunekit.errors import PrunekitError
 
 PRELOADED = ["prunekit.runs.jobs", "prunekit.runs.sweep.measure"]
+"""Modules that the fork server imports; it skips names that it cannot import."""
 
 
-def run_in_subprocess(function: Callable[..., Iterator[Any]], *given: object) -> Iterator[Any]:
-    """Yield what ``function`` yields when it is called with ``given`` in another process.
+def run_in_subprocess(function: Callable[..., Iterator[Any]], *arguments: object) -> Iterator[Any]:
+    """Yield the items of ``function(*arguments)``, which runs in a worker process.
 
-    All of it has to pickle. Where nobody wants more, the process is ended.
+    The function, its arguments and its items are pickled. Closing this generator ends the worker.
 
     Raises:
-        PrunekitError: As the function did, or because the process was killed.
-        RuntimeError: Anything else went wrong there; with its traceback.
+        PrunekitError: The function raised it, or the worker was killed.
+        RuntimeError: The function raised anything else; the message is its traceback.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(theirs, function, given), daemon=True)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_serve, args=(sender, function, arguments), daemon=True)
     process.start()
-    theirs.close()
+    sender.close()
     try:
         while True:
-            kind, value = ours.recv()
+            kind, value = receiver.recv()
             if kind == "done":
                 return
             if kind == "refused":
@@ -52,13 +53,13 @@ def run_in_subprocess(function: Callable[..., Iterator[Any]], *given: object) ->
 
 
 def _serve(
-    pipe: Connection, function: Callable[..., Iterator[Any]], given: tuple[object, ...]
+    sender: Connection, function: Callable[..., Iterator[Any]], arguments: tuple[object, ...]
 ) -> None:
     try:
-        for value in function(*given):
-            pipe.send(("value", value))
-        pipe.send(("done", None))
+        for value in function(*arguments):
+            sender.send(("value", value))
+        sender.send(("done", None))
     except PrunekitError as error:
-        pipe.send(("refused", error))
+        sender.send(("refused", error))
     except Exception:
-        pipe.send(("failed", traceback.format_exc()))
+        sender.send(("failed", traceback.format_exc()))

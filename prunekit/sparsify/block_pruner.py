@@ -1,12 +1,11 @@
-"""Prunes one block: gather what its methods need, prune linear by linear.
+"""Prune one block: gather statistics, then prune stage by stage.
 
-Shapes: O output features, I input features, T tokens.
+Shapes: O output features, I input features.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,39 +13,29 @@ from torch import Tensor
 
 from prunekit.checkpoint.adapter import Adapter
 from prunekit.distributed.ranks import SINGLE
-from prunekit.methods.layer import Layer, Rows
+from prunekit.methods.layer import Layer
 from prunekit.methods.magnitude import Magnitude
 from prunekit.methods.refine import refine
 from prunekit.methods.target import reconstruction_target
-from prunekit.models.layout import Block, Linear, orientation, read
-from prunekit.models.sequential.pipeline import LoadedBlock
+from prunekit.models.layout import Block, Linear
+from prunekit.models.orientation import weight_matrix
+from prunekit.models.sequential.loaded_block import LoadedBlock
 from prunekit.patterns import Pattern
-from prunekit.sparsify.block_tuning import reconstruct
-from prunekit.sparsify.calibrate import gather, gather_in_turn
+from prunekit.sparsify.block_tuning import tune_block
+from prunekit.sparsify.calibrate import Stage, gather_by_stage, gather_statistics
 from prunekit.sparsify.error import relative_error
-from prunekit.sparsify.lowrank import factors
+from prunekit.sparsify.layer_result import LayerResult
+from prunekit.sparsify.lowrank import low_rank_factors
 from prunekit.sparsify.recipe import Recipe
-from prunekit.sparsify.row_sharding import row_shards, shard_pattern
+from prunekit.sparsify.row_sharding import ShardedLinear, row_shards
 from prunekit.statistics import CrossGram, Gram, StageStatistics
 
-Stage = tuple[Sequence[Linear], StageStatistics]
-"""The linears of a stage with what they read."""
 CalibratedStages = list[Stage]
-Parts = list[slice] | None
-"""The rows of a linear that each rank prunes; None where each prunes all of them."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one linear: its weight as it will be stored and its entry in the report.
-
-    ``adapter``: what is stored beside it and added to it.
-    """
-
-    linear: Linear
-    weight: Tensor
-    entry: dict[str, Any]
-    adapter: Adapter | None = None
+"""All stages of a block with their statistics."""
+Shards = Mapping[Linear, ShardedLinear]
+"""The rows of each linear that this rank prunes."""
+LinearWeights = dict[Linear, Float[Tensor, "O I"]]
+"""Float32 weights of linears: the rows that this rank prunes."""
 
 
 @dataclass(frozen=True)
@@ -54,270 +43,258 @@ class BlockPruner:
     """Prunes loaded blocks in place.
 
     Attributes:
-        recipe: How.
+        recipe: The settings.
         sparsities: Full name of each linear → its sparsity.
-        dtypes: Full name → the type in which its weight will be stored. The block goes on with the
-            stored value, so that the next one is calibrated on what the file holds.
+        dtypes: Full name of each linear → dtype in which its weight will be stored. The block
+            continues with the stored value, so the next one is calibrated on the file's content.
     """
 
     recipe: Recipe
     sparsities: Mapping[str, float]
     dtypes: Mapping[str, torch.dtype]
 
-    def calibrate(self, visit: LoadedBlock, plan: Block) -> CalibratedStages:
-        """Gather what the dense model gives a block, for all ranks, and let it go on.
+    def calibrate(self, loaded: LoadedBlock, block: Block) -> CalibratedStages:
+        """Gather the statistics of a dense block, then propagate it.
 
-        What is given is for one rank to prune by itself.
+        They are sums over all ranks, for one rank to prune the block by itself.
         """
-        stages = [*gather(visit, plan.pruned_stages, self.recipe.needs, self.recipe.hunger)]
-        if visit.propagates:
-            visit.advance()
-            visit.propagates = False
+        needs, coverage = self.recipe.needs, self.recipe.coverage
+        stages = [*gather_statistics(loaded, block.pruned_stages, needs, coverage)]
+        loaded.propagate()
         for _, stats in stages:
             stats.ranks = SINGLE
-        visit.ranks = SINGLE
         return stages
 
     def prune(
-        self, visit: LoadedBlock, plan: Block, looked: CalibratedStages | None = None
-    ) -> Iterator[Outcome]:
-        """Prune the visited block and yield each of its linears when it is done.
-
-        ``looked``: what it reads, if that is known.
-
-        Raises:
-            NumericsError: A weight or an activation is NaN or inf; layer and sample are named.
-        """
-        visit.fork_dense()
-        if self.recipe.recover == "block":
-            yield from self._recovered(visit, plan)
-        else:
-            yield from self._linears(visit, plan, looked)
-
-    def _recovered(self, visit: LoadedBlock, plan: Block) -> Iterator[Outcome]:
-        """Prune the block, then tune what stays of it as a whole; errors are those before that."""
-        dense, onward = visit.dense, visit.propagates
-        assert dense is not None
-        outcomes = [*self._linears(visit, plan)]
-        visit.cache = dense.cache = None  # the block is about to change
-        dense.advance()
-        dense.propagates = False
-        facts = reconstruct(visit, plan, self.dtypes)
-        visit.propagates = onward
-        for outcome in outcomes:
-            weight = self._stored(visit, outcome.linear)
-            yield replace(outcome, weight=weight, entry=outcome.entry | facts)
-
-    def _linears(
-        self, visit: LoadedBlock, plan: Block, looked: CalibratedStages | None = None
-    ) -> Iterator[Outcome]:
-        several = self.recipe.steps > 1
-        rows = {linear: self._dealt(visit, linear) for linear in plan.pruned}
-        first = {linear: _weight(visit, linear, rows[linear]) for linear in plan.pruned if several}
-        for step in range(1, self.recipe.steps + 1):
-            last = step == self.recipe.steps
-            stages = looked or self._gather(visit, plan, last=last)
-            if self.recipe.propagation == "block":
-                stages = self._prepared(visit, stages, rows, step)
-            for stage in stages:
-                yield from self._stage(visit, stage, rows, first if last else None, step)
-                del stage  # while the next one is looked at
-
-    def _stage(
-        self,
-        visit: LoadedBlock,
-        stage: Stage,
-        rows: Mapping[Linear, Parts],
-        first: Mapping[Linear, Tensor] | None,
-        step: int,
-    ) -> Iterator[Outcome]:
-        """Prune the linears of a stage; yield them after the last step, ``first`` being known then.
-
-        ``first``: the weights before the first step, where there are several.
-        """
-        began, (linears, stats) = time.perf_counter(), stage
-        dense = {linear: _weight(visit, linear, rows[linear]) for linear in linears}
-        facts, wanted = self._prune(visit, dense, rows, stats, step)
-        seconds = time.perf_counter() - began
-        if first is None:
-            return
-        for linear in linears:
-            began = time.perf_counter()
-            weight = first.get(linear, dense[linear])
-            outcome = self._outcome(visit, linear, weight, rows[linear], stats)
-            share = linear.size / sum(other.size for other in linears)
-            outcome.entry["seconds"] = share * seconds + time.perf_counter() - began
-            outcome.entry.update(facts.get(linear.name, {}))
-            if self.recipe.recover == "lowrank" and linear in wanted:
-                aims = wanted[linear], dense[linear]
-                outcome = self._given_back(visit, outcome, aims, rows[linear], stats)
-            yield outcome
-
-    def _gather(
-        self, visit: LoadedBlock, plan: Block, *, last: bool
-    ) -> Iterable[tuple[Sequence[Linear], StageStatistics]]:
-        """Give the linears of each stage with their statistics when they are to be pruned."""
-        stages, needs, hunger = plan.pruned_stages, self.recipe.needs, self.recipe.hunger
-        if self.recipe.propagation == "none" and needs:
-            yield from self.calibrate(visit, plan)
-        elif self.recipe.propagation == "block" or not needs:
-            yield from gather(visit, stages, needs, hunger)
-        else:
-            last = last and self.recipe.recover != "block"
-            yield from gather_in_turn(visit, stages, needs, hunger, last=last)
-
-    def _dealt(self, visit: LoadedBlock, linear: Linear) -> Parts:
-        if self.recipe.blocks_independent:  # blocks are dealt, not rows
-            return None
-        return row_shards(self.recipe.pattern, visit.ranks, linear.outputs, linear.inputs)
-
-    def _pattern(self, linear: Linear) -> Pattern:
-        """Return the pattern of a linear, which an allocation may have made another n:m."""
-        return self.recipe.pattern.at(self.sparsities[linear.name])
-
-    def _share(
-        self, visit: LoadedBlock, linear: Linear, rows: Parts
-    ) -> tuple[Pattern, Rows | None]:
-        """Return by what pattern this rank prunes its rows of a linear, and which they are."""
-        pattern, ranks = self._pattern(linear), visit.ranks
-        if rows is None:
-            return pattern, None
-        pattern = shard_pattern(pattern, ranks, linear.outputs, linear.inputs)
-        return pattern, Rows(rows[ranks.rank].start, linear.outputs, ranks)
-
-    def _layers(
-        self, visit: LoadedBlock, stage: Stage, rows: Mapping[Linear, Parts], step: int
-    ) -> dict[Linear, Layer]:
-        """Return what is pruned of a stage in this step; of weights there is the shape only."""
-        linears, stats = stage
-        layers: dict[Linear, Layer] = {}
-        for linear in linears:
-            if (sparsity := self.recipe.sparsity(step, self.sparsities[linear.name])) > 0:
-                pattern, held = self._share(visit, linear, rows[linear])
-                whole = torch.empty(linear.outputs, linear.inputs, device="meta")
-                weight = whole[_own(visit, rows[linear])]
-                layers[linear] = Layer(linear.name, weight, stats, pattern, sparsity, held)
-        return layers
-
-    def _prepared(
-        self, visit: LoadedBlock, stages: Iterable[Stage], rows: Mapping[Linear, Parts], step: int
-    ) -> Iterator[Stage]:
-        """Give stages, all gathered, once the method did what it can before any is pruned."""
-        known = [*stages]
-        fed = [stage for stage in known if stage[1].starved != "magnitude"]
-        layers = [self._layers(visit, stage, rows, step) for stage in fed]
-        self.recipe.method.prepare([[*each.values()] for each in layers])
-        del fed, layers
-        # Of what was gathered for a stage, and made of it, nothing stays once it is pruned.
-        while known:
-            yield known.pop(0)
-
-    @torch.no_grad()
-    def _prune(
-        self,
-        visit: LoadedBlock,
-        dense: Mapping[Linear, Tensor],
-        rows: Mapping[Linear, Parts],
-        stats: StageStatistics,
-        step: int,
-    ) -> tuple[dict[str, dict[str, float]], dict[Linear, Tensor]]:
-        """Prune the linears of a stage in place; ``dense``, their weights, is left as it is.
+        self, loaded: LoadedBlock, block: Block, calibrated: CalibratedStages | None = None
+    ) -> Iterator[LayerResult]:
+        """Prune a loaded block; yield the result of each linear.
 
         Args:
-            visit: The block.
-            dense: The rows of each linear that this rank has.
-            rows: Which each rank has; None for all.
-            stats: What was gathered for the stage.
+            loaded: The block, changed in place.
+            block: Its linears.
+            calibrated: Their statistics; None to gather them.
+
+        Raises:
+            NumericsError: A weight or an activation is NaN or inf; names layer and sample.
+        """
+        loaded.fork_dense()
+        if self.recipe.recover == "block":
+            yield from self._prune_and_tune(loaded, block)
+        else:
+            yield from self._prune_linears(loaded, block, calibrated)
+
+    def _prune_and_tune(self, loaded: LoadedBlock, block: Block) -> Iterator[LayerResult]:
+        """Prune the block, then tune it; layer errors are from before."""
+        assert loaded.dense is not None
+        results = [*self._prune_linears(loaded, block)]
+        loaded.end_stages()
+        loaded.dense.advance()
+        errors = tune_block(loaded, block, self.dtypes)
+        for result in results:
+            yield replace(result, weight=self._stored(loaded, result.linear), recovery=errors)
+
+    def _prune_linears(
+        self, loaded: LoadedBlock, block: Block, calibrated: CalibratedStages | None = None
+    ) -> Iterator[LayerResult]:
+        steps, original = self.recipe.steps, LinearWeights()
+        shards = {linear: self._shard(loaded, linear) for linear in block.pruned}
+        if steps > 1:
+            original = {linear: shards[linear].read(loaded.module) for linear in block.pruned}
+        for step in range(1, steps + 1):
+            last = step == steps
+            stages = calibrated or self._gather(loaded, block, last=last)
+            if self.recipe.propagation == "block":
+                stages = self._prepare(stages, shards, step)
+            for stage in stages:
+                yield from self._prune_stage(
+                    loaded, stage, shards, original if last else None, step
+                )
+                del stage  # before the next one is gathered
+
+    def _gather(self, loaded: LoadedBlock, block: Block, *, last: bool) -> Iterable[Stage]:
+        """Yield each stage with its statistics when it is to be pruned."""
+        recipe, stages = self.recipe, block.pruned_stages
+        if recipe.propagation == "none" and recipe.needs:
+            yield from self.calibrate(loaded, block)
+        elif recipe.propagation == "block" or not recipe.needs:
+            yield from gather_statistics(loaded, stages, recipe.needs, recipe.coverage)
+        else:
+            last = last and recipe.recover != "block"
+            yield from gather_by_stage(loaded, stages, recipe.needs, recipe.coverage, last=last)
+
+    def _prepare(self, stages: Iterable[Stage], shards: Shards, step: int) -> Iterator[Stage]:
+        """Let the method prepare on all stages together, then yield each."""
+        gathered = [*stages]
+        calibrated = [stage for stage in gathered if stage[1].starved != "magnitude"]
+        layers = [self._layers(stage, shards, step) for stage in calibrated]
+        self.recipe.method.prepare([[*each.values()] for each in layers])
+        del calibrated, layers
+        # Popped, so that the statistics of a stage are freed once it is pruned.
+        while gathered:
+            yield gathered.pop(0)
+
+    def _prune_stage(
+        self,
+        loaded: LoadedBlock,
+        stage: Stage,
+        shards: Shards,
+        original: LinearWeights | None,
+        step: int,
+    ) -> Iterator[LayerResult]:
+        """Prune the linears of a stage; yield results in the last step.
+
+        Args:
+            loaded: The block, changed in place.
+            stage: The linears and their statistics.
+            shards: The rows of each that this rank prunes.
+            original: In the last step, the weights before the first one if there are several;
+                None in the other steps.
+            step: Which of the recipe's steps this is.
+        """
+        began, (linears, stats) = time.perf_counter(), stage
+        dense = {linear: shards[linear].read(loaded.module) for linear in linears}
+        facts, targets = self._prune_weights(loaded, dense, shards, stats, step)
+        seconds = time.perf_counter() - began
+        if original is None:
+            return
+        for linear in linears:
+            result = self._measure(
+                loaded,
+                shards[linear],
+                original.get(linear, dense[linear]),
+                stats,
+                facts=facts.get(linear.name, {}),
+                seconds=linear.size / sum(other.size for other in linears) * seconds,
+            )
+            if self.recipe.recover == "lowrank" and linear in targets:
+                pair = targets[linear], dense[linear]
+                result = self._add_adapter(loaded, result, shards[linear], pair, stats)
+            yield result
+
+    @torch.no_grad()
+    def _prune_weights(
+        self,
+        loaded: LoadedBlock,
+        dense: LinearWeights,
+        shards: Shards,
+        stats: StageStatistics,
+        step: int,
+    ) -> tuple[dict[str, dict[str, float]], LinearWeights]:
+        """Prune the linears of a stage in place.
+
+        Args:
+            loaded: The block, changed in place.
+            dense: LinearWeights of the linears, left as they are.
+            shards: The rows of each that this rank prunes.
+            stats: Statistics of the stage.
             step: Which of the recipe's steps this is.
 
         Returns:
-            What is to be said of each by name, and the weights that each aimed at.
+            The method's facts of each linear by name, and the weights that it aimed at.
         """
         layers = {
-            linear: replace(layer, weight=self._aimed(linear, dense[linear], stats))
-            for linear, layer in self._layers(visit, ([*dense], stats), rows, step).items()
+            linear: replace(layer, weight=self._target(linear, dense[linear], stats))
+            for linear, layer in self._layers(([*dense], stats), shards, step).items()
         }
-        stats.drop(CrossGram)  # it has told what the weights aim at
+        stats.drop(CrossGram)  # only the targets need it
         by_magnitude = stats.starved == "magnitude"
         method = Magnitude() if by_magnitude else self.recipe.method
         pruned = method.prune_together([*layers.values()])
         if self.recipe.refine and not by_magnitude:
             pruned = [*map(refine, layers.values(), pruned)]
         for linear, found in zip(layers, pruned, strict=True):
-            module = visit.block.get_submodule(linear.path)
-            weight = found.weight.to(self.dtypes[linear.name])
-            if parts := rows[linear]:
-                weight = visit.ranks.all_gather_rows(weight, parts)
-            module.weight.copy_(weight.T if orientation(module)[2] else weight)  # pyright: ignore
+            weight = shards[linear].gather(found.weight.to(self.dtypes[linear.name]))
+            weight_matrix(loaded.module.get_submodule(linear.path)).copy_(weight)
         facts = {
             layer.name: found.facts for layer, found in zip(layers.values(), pruned, strict=True)
         }
         return facts, {linear: layer.weight for linear, layer in layers.items()}
 
-    def _aimed(
+    def _layers(self, stage: Stage, shards: Shards, step: int) -> dict[Linear, Layer]:
+        """Return the layers pruned in this step, with meta weights."""
+        linears, stats = stage
+        layers: dict[Linear, Layer] = {}
+        for linear in linears:
+            if (sparsity := self.recipe.sparsity(step, self.sparsities[linear.name])) > 0:
+                pattern, rows = shards[linear].shard(self._pattern(linear))
+                whole = torch.empty(linear.outputs, linear.inputs, device="meta")
+                weight = whole[shards[linear].rows]
+                layers[linear] = Layer(linear.name, weight, stats, pattern, sparsity, rows)
+        return layers
+
+    def _target(
         self, linear: Linear, weight: Float[Tensor, "O I"], stats: StageStatistics
     ) -> Float[Tensor, "O I"]:
+        """Return the weight that the pruned one is to approximate."""
         if self.recipe.target != "dense" or linear.expert:
             return weight
         return reconstruction_target(weight, stats, linear.outputs)
 
     @torch.no_grad()
-    def _outcome(
-        self, visit: LoadedBlock, linear: Linear, dense: Tensor, rows: Parts, stats: StageStatistics
-    ) -> Outcome:
-        weight = _weight(visit, linear, rows)
+    def _measure(
+        self,
+        loaded: LoadedBlock,
+        shard: ShardedLinear,
+        before: Float[Tensor, "O I"],
+        stats: StageStatistics,
+        *,
+        facts: Mapping[str, float],
+        seconds: float,
+    ) -> LayerResult:
+        """Return the result of a linear; adds the measuring time to ``seconds``."""
+        began, linear = time.perf_counter(), shard.linear
+        weight = shard.read(loaded.module)
         zeros = (weight == 0).sum()[None]
-        ranks = visit.ranks if rows else SINGLE
-        ranks.all_reduce_sum(zeros, "errors")
-        entry = {
-            "name": linear.name,
-            "shape": [linear.outputs, linear.inputs],
-            "sparsity": int(zeros) / linear.size,
-            "relative_error": relative_error(dense, weight, stats, ranks),
-        }
-        if stats.routed is not None:
-            entry |= {"tokens": stats.routed, "starved": stats.starved}
-        if (pattern := self._pattern(linear)).name != self.recipe.pattern.name:
-            entry["pattern"] = pattern.name
-        return Outcome(linear, self._stored(visit, linear), entry)
+        shard.sharing.all_reduce_sum(zeros, "errors")
+        error = relative_error(before, weight, stats, shard.sharing)
+        pattern = self._pattern(linear).name
+        return LayerResult(
+            linear,
+            self._stored(loaded, linear),
+            sparsity=int(zeros) / linear.size,
+            relative_error=error,
+            seconds=seconds + time.perf_counter() - began,
+            tokens=stats.routed,
+            starved=stats.starved,
+            pattern=pattern if pattern != self.recipe.pattern.name else None,
+            facts=facts,
+        )
 
     @torch.no_grad()
-    def _given_back(
+    def _add_adapter(
         self,
-        visit: LoadedBlock,
-        outcome: Outcome,
-        aims: tuple[Tensor, Tensor],
-        rows: Parts,
+        loaded: LoadedBlock,
+        result: LayerResult,
+        shard: ShardedLinear,
+        pair: tuple[Tensor, Tensor],
         stats: StageStatistics,
-    ) -> Outcome:
-        """Let the block go on with an adapter added to a linear; say what its error is then.
+    ) -> LayerResult:
+        """Add a low-rank adapter to a pruned weight and measure its error.
 
-        ``aims``: what the weight aimed at, and what it was.
+        ``pair``: the weight that pruning aimed at, and the dense one.
         """
-        linear, (wanted, dense) = outcome.linear, aims
-        lost = wanted - _weight(visit, linear, rows)
-        lost = visit.ranks.all_gather_rows(lost, rows) if rows else lost
-        found = factors(lost, stats[Gram].full, self.recipe.recover_rank)
-        dtype = self.dtypes[linear.name]
-        adapter = Adapter(found.up.to(dtype), found.down.to(dtype))
-        adapter.add_to(visit.block.get_submodule(linear.path))
-        whole = _weight(visit, linear, rows)
-        ranks = visit.ranks if rows else SINGLE
-        entry = {"recovered_error": relative_error(dense, whole, stats, ranks)}
-        kept = Adapter(adapter.up.cpu(), adapter.down.cpu())
-        return replace(outcome, entry=outcome.entry | entry, adapter=kept)
+        linear, (target, dense) = result.linear, pair
+        lost = shard.gather(target - shard.read(loaded.module))
+        found = low_rank_factors(lost, stats[Gram].full, self.recipe.recover_rank)
+        adapter = Adapter(*(each.to(self.dtypes[linear.name]) for each in (found.up, found.down)))
+        weight = weight_matrix(loaded.module.get_submodule(linear.path))
+        weight.add_(adapter.product.to(weight.device))
+        error = relative_error(dense, shard.read(loaded.module), stats, shard.sharing)
+        stored = Adapter(adapter.up.cpu(), adapter.down.cpu())
+        return replace(result, recovery={"recovered_error": error}, adapter=stored)
 
-    def _stored(self, visit: LoadedBlock, linear: Linear) -> Tensor:
-        """Return a linear's weight as it is now, as it will be written."""
-        weight = visit.block.get_parameter(f"{linear.path}.weight").detach()
+    def _shard(self, loaded: LoadedBlock, linear: Linear) -> ShardedLinear:
+        shards = None
+        if not self.recipe.blocks_independent:  # then whole blocks are split over ranks
+            shards = row_shards(self.recipe.pattern, loaded.ranks, linear.outputs, linear.inputs)
+        return ShardedLinear(linear, shards, loaded.ranks)
+
+    def _pattern(self, linear: Linear) -> Pattern:
+        """Return a linear's pattern; an allocation may choose another n of m."""
+        return self.recipe.pattern.at(self.sparsities[linear.name])
+
+    def _stored(self, loaded: LoadedBlock, linear: Linear) -> Tensor:
+        """Return a CPU copy of a linear's weight, as stored."""
+        weight = loaded.module.get_parameter(f"{linear.path}.weight").detach()
         return weight.to(self.dtypes[linear.name], copy=True).cpu()
-
-
-def _own(visit: LoadedBlock, rows: Parts) -> slice:
-    """Return the rows that this rank prunes."""
-    return rows[visit.ranks.rank] if rows else slice(None)
-
-
-def _weight(visit: LoadedBlock, linear: Linear, rows: Parts) -> Float[Tensor, "O I"]:
-    """Return a float32 copy of the rows of a linear that this rank prunes."""
-    return read(visit.block, linear, _own(visit, rows))

@@ -1,4 +1,7 @@
-"""TODO-DOC prunekit/sparsify/channel_order.py (out of prunekit/permutation.py)."""
+"""The order of input channels that suits an n:m pattern best.
+
+Shapes: R rows, C channels, G groups of m channels.
+"""
 
 import torch
 from jaxtyping import Float, Int
@@ -7,48 +10,66 @@ from torch import Tensor
 from prunekit.patterns.n_of_m import NOfM
 
 ROWS = 1024
-"""Rows of a weight that are looked at at most; a group of m is chosen by all of them together."""
+"""Maximum number of rows used; one order serves all rows."""
 ROUNDS = 10
+"""Maximum number of rounds of exchanges over the places of a group."""
 SETTLED = 1e-3
-"""A round over the places of a group that gains less, as a share of the loss, is the last, once
-every place of a group has met every place of its neighbour."""
+"""The search ends after a round that gains less than this share of the loss, once every place of a
+group has met every place of its neighbour."""
 
 
-def order(saliency: Float[Tensor, "R C"], pattern: NOfM, most: int = ROWS) -> Int[Tensor, " C"]:
-    """Return the order of channels in which n:m keeps most; never one that keeps less than now.
+def find_channel_order(
+    saliency: Float[Tensor, "R C"], pattern: NOfM, max_rows: int = ROWS
+) -> Int[Tensor, " C"]:
+    """Return the order of channels in which n:m keeps most saliency.
 
-    Channels are dealt out to the groups by their sums, forth and back. Then, place after place of
-    all groups, groups exchange the channels there where both together gain, until none does: with
-    b the n-th largest of the other m − 1 weights of a row in a group, a channel x there adds
-    max(b, x) to what is kept, and Σ max(b, x) = ½ (Σ b + Σ x + ‖b − x‖₁).
+    Channels are first distributed over the groups by their sums, back and forth. Then, for one
+    place of all groups after another, pairs of groups exchange their channels at that place while
+    both together gain: with b the n-th largest of the other m − 1 values of a row in a group, a
+    channel x at the place adds max(b, x) to the kept sum, and
+    Σ max(b, x) = ½ (Σ b + Σ x + ‖b − x‖₁). The present order is returned if it keeps as much.
 
-    The start is that of Zhang et al., RIA, §4, who solve an assignment where this exchanges.
-    At most so many rows are looked at.
+    The start is that of Zhang et al., RIA, §4, who then solve an assignment problem.
+
+    Args:
+        saliency: Saliency of each weight, any float type.
+        pattern: The n:m pattern; m divides C.
+        max_rows: Rows used at most, evenly spaced.
     """
-    saliency = saliency[:: -(-len(saliency) // most)].float()
+    saliency = saliency[:: -(-len(saliency) // max_rows)].float()
     total = saliency.sum()
-    given = torch.arange(saliency.shape[1], device=saliency.device).view(-1, pattern.m)
-    groups = _dealt(saliency.sum(0), pattern.m)
-    before = kept(saliency, groups, pattern.n)
+    present = torch.arange(saliency.shape[1], device=saliency.device).view(-1, pattern.m)
+    groups = _distribute(saliency.sum(0), pattern.m)
+    before = kept_saliency(saliency, groups, pattern.n)
     for number in range(ROUNDS):
         for place in range(pattern.m):
             _exchange(saliency, groups, place, pattern.n)
-        now = kept(saliency, groups, pattern.n)
+        now = kept_saliency(saliency, groups, pattern.n)
         if number + 1 >= pattern.m and now - before < SETTLED * (total - before):
             break
         before = now
         groups[1::2] = groups[1::2].roll(1, 1)
-    better = kept(saliency, groups, pattern.n) > kept(saliency, given, pattern.n)
-    return (groups if better else given).flatten()
+    better = kept_saliency(saliency, groups, pattern.n) > kept_saliency(
+        saliency, present, pattern.n
+    )
+    return (groups if better else present).flatten()
 
 
-def kept(saliency: Float[Tensor, "R C"], groups: Int[Tensor, "G m"], n: int) -> Float[Tensor, ""]:
-    """Return the sum of the n largest of each group of each row."""
+def kept_saliency(
+    saliency: Float[Tensor, "R C"], groups: Int[Tensor, "G m"], n: int
+) -> Float[Tensor, ""]:
+    """Return the sum of each row's n largest values per group.
+
+    Args:
+        saliency: Saliency of each weight.
+        groups: Channels of each group.
+        n: Kept per group.
+    """
     return saliency[:, groups].topk(n, 2).values.sum(dtype=torch.float64)
 
 
-def _dealt(sums: Float[Tensor, " C"], m: int) -> Int[Tensor, "G m"]:
-    """Return groups of one channel of each m-th part, the largest with the smallest."""
+def _distribute(sums: Float[Tensor, " C"], m: int) -> Int[Tensor, "G m"]:
+    """Distribute channels, sorted by their sums, back and forth over groups."""
     parts = sums.argsort(descending=True, stable=True).view(m, -1)
     parts[1::2] = parts[1::2].flip(1)
     return parts.T.contiguous()
@@ -57,18 +78,18 @@ def _dealt(sums: Float[Tensor, " C"], m: int) -> Int[Tensor, "G m"]:
 def _exchange(
     saliency: Float[Tensor, "R C"], groups: Int[Tensor, "G m"], place: int, n: int
 ) -> None:
-    """Exchange channels at one place of the groups, in place, while a pair of groups gains."""
+    """Exchange channels between groups at one place while pairs gain."""
     others = torch.cat([groups[:, :place], groups[:, place + 1 :]], 1)
     least = saliency[:, others].topk(n, 2).values[..., -1]
     channels = saliency[:, groups[:, place]]
-    # Row g: what group g keeps with each of the channels, less what is the same for all.
+    # Row g: saliency kept by group g with each of the channels, up to a constant of the group.
     keeps = (torch.cdist(least.T, channels.T, p=1) + channels.sum(0)) / 2
     each = torch.arange(len(groups), device=groups.device)
     while True:
         own = keeps.diagonal()
         gain, mate = (keeps + keeps.T - own - own[:, None]).fill_diagonal_(0).max(1)
         agreed = (mate[mate] == each) & (gain > 1e-6 * own.abs())
-        agreed &= agreed[mate]  # what is much to one may be nothing to the other
+        agreed &= agreed[mate]  # the threshold is relative, so one side may fail it
         if not agreed.any():
             return
         taken = torch.where(agreed, mate, each)

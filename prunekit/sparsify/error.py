@@ -1,4 +1,7 @@
-"""TODO-DOC prunekit/sparsify/error.py (out of prunekit/pruning.py)."""
+"""Relative output error of a pruned linear, from a Gram matrix.
+
+Shapes: O output features, I input features.
+"""
 
 import torch
 from jaxtyping import Float
@@ -8,7 +11,7 @@ from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.statistics import Gram, StageStatistics
 
 ENERGY_PANEL = 192
-"""Columns of a weight that are multiplied by the Gram matrix at once."""
+"""Columns of a weight that are multiplied by the Gram matrix in one product."""
 
 
 def relative_error(
@@ -17,9 +20,13 @@ def relative_error(
     stats: StageStatistics,
     ranks: Ranks = SINGLE,
 ) -> float | None:
-    """Return ‖WX − W′X‖² / ‖WX‖² from a Gram matrix, or None where no token was seen.
+    """Return ‖WX − W′X‖² / ‖WX‖², or None without a Gram matrix.
 
-    ``ranks`` have the other rows.
+    Args:
+        dense: W, float32.
+        pruned: W′, float32.
+        stats: Statistics of the inputs X.
+        ranks: Processes that hold the other rows, over which the sums are reduced.
     """
     found = next((statistic for statistic in stats if isinstance(statistic, Gram)), None)
     if found is None or not found.tokens:
@@ -32,7 +39,7 @@ def relative_error(
 
 
 def _energy(weight: Float[Tensor, "O I"], gram: Float[Tensor, "I I"]) -> Float[Tensor, ""]:
-    """Return ‖WX‖², panel by panel of columns; what panels share counts twice and is done once."""
+    """Return ‖WX‖² by panels of columns; H is symmetric, so half suffices."""
     total = torch.zeros((), dtype=torch.float64, device=weight.device)
     for start in range(0, weight.shape[1], ENERGY_PANEL):
         panel, end = weight[:, start : start + ENERGY_PANEL], start + ENERGY_PANEL

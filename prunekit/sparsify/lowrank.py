@@ -1,4 +1,12 @@
-"""TODO-DOC prunekit/sparsify/lowrank.py (out of prunekit/lowrank.py)."""
+"""Low-rank adapters that make up for pruned weights.
+
+With E = W − W′ the weight lost by pruning and H = XᵀX of the inputs, ‖(E − BA)X‖² is least over
+products of rank r for B = U, A = UᵀE, where U holds the first r eigenvectors of E H Eᵀ: those of
+EoRA (Liu et al., arXiv:2410.21271), which projects onto the eigenspace of H, found here without a
+square root or an inverse of H.
+
+Shapes: O output features, I input features.
+"""
 
 import torch
 from jaxtyping import Float
@@ -7,24 +15,24 @@ from torch import Tensor
 from prunekit.checkpoint.adapter import Adapter
 
 ITERATIONS, SPARE = 8, 16
-"""Of the search for eigenvectors, and with how many more of them than are wanted."""
+"""Of subspace iteration for the eigenvectors: steps, and vectors beyond the rank."""
 
 
-def factors(change: Float[Tensor, "O I"], gram: Float[Tensor, "I I"], rank: int) -> Adapter:
-    """Return the best BA of a rank, or of as many as there are rows or columns.
+def low_rank_factors(lost: Float[Tensor, "O I"], gram: Float[Tensor, "I I"], rank: int) -> Adapter:
+    """Return the product BA of a rank that minimises ‖(E − BA)X‖².
 
     Args:
-        change: E, float32.
-        gram: H, both triangles.
-        rank: R at most.
+        lost: E, float32.
+        gram: H, float32, both triangles.
+        rank: Rank of the product; at most the number of rows and of columns.
     """
-    outputs, inputs = change.shape
+    outputs, inputs = lost.shape
     rank = min(rank, outputs, inputs)
     seed = torch.Generator().manual_seed(0)
-    basis = torch.randn(outputs, min(rank + SPARE, outputs), generator=seed).to(change)
-    weighed = change @ gram
+    basis = torch.randn(outputs, min(rank + SPARE, outputs), generator=seed).to(lost)
+    weighed = lost @ gram
     for _ in range(ITERATIONS):
-        basis = torch.linalg.qr(weighed @ (change.T @ basis)).Q
-    small = (basis.T @ weighed) @ (change.T @ basis)
+        basis = torch.linalg.qr(weighed @ (lost.T @ basis)).Q
+    small = (basis.T @ weighed) @ (lost.T @ basis)
     up = basis @ torch.linalg.eigh((small + small.T) / 2).eigenvectors[:, -rank:]
-    return Adapter(up, up.T @ change)
+    return Adapter(up, up.T @ lost)

@@ -1,44 +1,50 @@
-"""TODO-DOC prunekit/sparsify/memory_estimate.py (out of prunekit/footprint.py)."""
+"""Estimate the peak memory of a run from shapes alone.
+
+On a GPU the block, its statistics and the hidden states are on the device; main memory holds
+tensors read from files and results about to be written. On a CPU all of it is main memory.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunekit.models.devices import measuring_dtype
+from prunekit.models.devices import loss_dtype
 from prunekit.models.layout import Block, Linear
-from prunekit.models.memory import MARGIN
-from prunekit.models.sequential.activation_cache import WIDEST
+from prunekit.models.memory import ESTIMATE_MARGIN
 from prunekit.models.sequential.block_runner import StackRunner
+from prunekit.models.sequential.cached_module import MAX_INPUT_WIDTH
 from prunekit.models.sequential.hidden_states import Where
 from prunekit.models.sequential.pipeline import BATCH_TOKENS
-from prunekit.models.vocabulary import vocabulary
+from prunekit.models.vocabulary import vocabulary_modules
 from prunekit.sparsify.recipe import Recipe
-from prunekit.sparsify.work_estimate import CostInputs, _inverses, _rows
+from prunekit.sparsify.work_estimate import CostInputs, inverse_count, max_rows
 from prunekit.statistics import Statistic
 
 REFINED = 7.5
-"""Float32 matrices of a layer's size that refining holds: dense, pruned, its copy, four, a mask."""
+"""Float32 matrices of a layer's size while refining: dense, pruned, its copy, four more, a mask."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of the busiest rank at the peak of a run, by what they are for.
+    """Peak bytes of a run on the busiest rank, by purpose.
 
     Attributes:
-        block: Weights of the largest block, as they run.
-        statistics: Of the stages that are gathered at once.
-        solve: What the method holds while it prunes a stage.
-        results: The pruned block as it will be written, and what is mapped from the files.
-        hidden: Hidden states, and what parts of a block gave; ``where`` there is room for them.
-        activations: Of one batch within a block.
-        ends: Embeddings or head, in the type in which a loss is measured.
-        apart: Results are not where blocks run.
-        ahead: The next block, which is fetched while one is pruned.
-        passing: Hidden states of one batch, as it comes from elsewhere and goes back.
-        writer: The whole model with its cache, where it writes its own calibration text before.
-        moved: What lies outside the blocks, where its entries get another order.
-        where: Of hidden states.
+        block: Weights of the largest block, in the dtype in which it runs.
+        statistics: Statistics of the stages that are gathered at once.
+        solve: Working memory of the method while it prunes a stage.
+        results: The pruned block as it will be written, and pages mapped from files.
+        hidden: Hidden states and cached outputs of modules, stored at ``where``.
+        activations: Intermediate activations of one batch within a block.
+        vocabulary: Embeddings or head, in the dtype in which a loss is measured.
+        separate_host: The device has memory of its own, so results are in another one.
+        prefetched: The next block, which is fetched while one is pruned.
+        in_transit: Hidden states of one batch on their way from and to main memory or disk.
+        writer: The whole model with its key-value cache, where it generates calibration text.
+        permuted: Tensors outside the blocks, where their entries are permuted.
+        where: Storage of hidden states.
     """
 
     block: int
@@ -47,105 +53,125 @@ class Memory:
     results: int
     hidden: int
     activations: int
-    ends: int
-    apart: bool
-    ahead: int = 0
-    passing: int = 0
+    vocabulary: int
+    separate_host: bool
+    prefetched: int = 0
+    in_transit: int = 0
     writer: int = 0
-    moved: int = 0
+    permuted: int = 0
     where: Where = "device"
 
     @property
     def total(self) -> int:
-        """Bytes where blocks run: hidden states, and the larger of the loop's peak and the ends."""
-        solve = self.solve + (0 if self.apart else self.results)
-        loop = self.block + self.ahead
+        """Bytes on the device that runs blocks.
+
+        Hidden states, and the larger of the main loop's peak and the vocabulary.
+        """
+        solve = self.solve + (0 if self.separate_host else self.results)
+        loop = self.block + self.prefetched
         loop += max(self.statistics + max(solve, self.activations), self.results)
-        hidden = self.hidden if self.where == "device" else self.passing
-        return max(hidden + max(loop, self.ends), self.writer)
+        hidden = self.hidden if self.where == "device" else self.in_transit
+        return max(hidden + max(loop, self.vocabulary), self.writer)
 
     @property
     def host(self) -> int:
-        """Bytes of main memory, beside the process itself."""
-        if not self.apart:
+        """Bytes of main memory, without the process itself."""
+        if not self.separate_host:
             return self.total
-        loop = 2 * self.results + self.ahead + (self.hidden if self.where == "host" else 0)
-        return max(loop, self.moved)
+        loop = 2 * self.results + self.prefetched + (self.hidden if self.where == "host" else 0)
+        return max(loop, self.permuted)
 
     @property
     def disk(self) -> int:
-        """Bytes of a file beside the checkpoint."""
+        """Bytes of a temporary file beside the checkpoint."""
         return self.hidden if self.where == "disk" else 0
 
-    def placed(self, asked: Where | None, device: int, host: int) -> "Memory":
-        """Return this with hidden states where they were asked for, or else have room.
+    def placed(self, requested: Where | None, device: int, host: int) -> "Memory":
+        """Return this estimate with a storage for hidden states.
 
         Args:
-            asked: By the user, if at all.
-            device: Bytes that are free where blocks run.
-            host: Bytes of main memory that are free.
+            requested: The user's choice; None for the nearest storage that has enough free bytes.
+            device: Free bytes on the device that runs blocks.
+            host: Free bytes of main memory.
         """
-        nearest: tuple[Where, ...] = ("device", "host") if self.apart else ("device",)
-        if asked:
-            return replace(self, where=asked if asked in nearest else _OTHERWISE[asked])
+        nearest: tuple[Where, ...] = ("device", "host") if self.separate_host else ("device",)
+        if requested:
+            return replace(
+                self, where=requested if requested in nearest else _CPU_STORAGE[requested]
+            )
         made = replace(self, where="device")
-        if made.total * MARGIN <= device:
+        if made.total * ESTIMATE_MARGIN <= device:
             return made
         made = replace(self, where="host")
-        if self.apart and made.host * MARGIN <= host:
+        if self.separate_host and made.host * ESTIMATE_MARGIN <= host:
             return made
         return replace(self, where="disk")
 
 
-_OTHERWISE: dict[Where, Where] = {"host": "device", "disk": "disk"}
-"""On a CPU main memory is where blocks run."""
+_CPU_STORAGE: dict[Where, Where] = {"host": "device", "disk": "disk"}
+"""Replacements on a CPU, which runs blocks in main memory."""
 
 
-def memory(
+def estimate_memory(
     model: PreTrainedModel,
     stacks: Sequence[StackRunner],
     blocks: Sequence[Block],
     recipe: Recipe,
-    given: CostInputs,
+    costs: CostInputs,
 ) -> Memory:
-    """Return the peak bytes of the busiest rank."""
+    """Return the peak bytes of the busiest rank.
+
+    Args:
+        model: The model without weights.
+        stacks: Its stacks.
+        blocks: Its blocks and linears.
+        recipe: The settings.
+        costs: Device, dtypes and sizes that the estimate depends on.
+    """
     modules = [module for runner in stacks for module in runner.blocks]
     sizes = [sum(value.numel() for value in module.parameters()) for module in modules]
     width = max(linear.inputs for block in blocks for linear in block.linears)
-    stored = max(given.stored[linear.name].itemsize for block in blocks for linear in block.linears)
-    run, streams = given.dtype.itemsize, 1 + recipe.runs_dense_model
+    stored = max(costs.stored[linear.name].itemsize for block in blocks for linear in block.linears)
+    run, streams = costs.dtype.itemsize, 1 + recipe.runs_dense_model
     recovers = recipe.recover == "block"
     features = max(runner.features for runner in stacks)
-    hidden = given.tokens * features * run
-    # By stage, what a part of a block gave, or before that what its last linear read.
-    alone = [stage[0].inputs for block in blocks for stage in block.stages if len(stage) == 1]
-    noted = max([features, *(inputs for inputs in alone if inputs <= WIDEST * features)])
-    noted += features * (noted > features)  # another shape takes a place of its own
+    hidden = costs.tokens * features * run
     by_stage = recipe.propagation == "stage"
-    remembered = hidden * noted // features if by_stage else 0
-    # When its last stage is pruned a block's twin is no more.
-    twin = max(sizes) * run * (by_stage and recipe.target == "dense" and not recovers)
-    batch = min(given.tokens, BATCH_TOKENS.get(given.device.type, 2048))
-    ends = max((module.weight.numel() for module in vocabulary(model, stacks)), default=0)  # pyright: ignore
+    cached_bytes = hidden * _cached_features(blocks, features) // features if by_stage else 0
+    # The dense copy of a block is dropped before its last stage is pruned.
+    dense_copy = max(sizes) * run * (by_stage and recipe.target == "dense" and not recovers)
+    batch = min(costs.tokens, BATCH_TOKENS.get(costs.device.type, 2048))
+    matrices = [cast("Tensor", module.weight) for module in vocabulary_modules(model, stacks)]
+    vocabulary = max((matrix.numel() for matrix in matrices), default=0)
     return Memory(
-        # To tune: float32 weights, gradients and two moments; what blocks read besides.
+        # Tuning holds float32 weights, gradients and two moments.
         block=max(sizes) * (streams * run + 16 * recovers),
         statistics=max(_statistics(block, recipe) for block in blocks),
         solve=max(
-            _solve(stage, recipe, given) - twin * (stage is block.stages[-1])
+            _solve(stage, recipe, costs) - dense_copy * (stage is block.stages[-1])
             for block in blocks
             for stage in block.stages
         ),
         results=max(sizes) * stored,
-        hidden=streams * (hidden + remembered) if recipe.needs else 0,
+        hidden=streams * (hidden + cached_bytes) if recipe.needs else 0,
         activations=4 * batch * width * run,
-        ends=ends * (measuring_dtype(given.dtype, given.device).itemsize + stored),
-        apart=given.device.type != "cpu",
-        # On a CPU it waits in the system's cache of files.
-        ahead=max(sizes) * stored if given.device.type != "cpu" else 0,
-        moved=2 * ends * stored * (recipe.permute == "residual"),
-        passing=(1 + streams) * (hidden + remembered) * batch // given.tokens,
+        vocabulary=vocabulary * (loss_dtype(costs.dtype, costs.device).itemsize + stored),
+        separate_host=costs.device.type != "cpu",
+        # On a CPU it is in the system's page cache.
+        prefetched=max(sizes) * stored if costs.device.type != "cpu" else 0,
+        permuted=2 * vocabulary * stored * (recipe.permute == "residual"),
+        in_transit=(1 + streams) * (hidden + cached_bytes) * batch // costs.tokens,
     )
+
+
+def _cached_features(blocks: Sequence[Block], features: int) -> int:
+    """Return the features per token that the activation cache holds.
+
+    These are a module's output or, before that, the input of its last linear.
+    """
+    single = [stage[0].inputs for block in blocks for stage in block.stages if len(stage) == 1]
+    cached = max([features, *(inputs for inputs in single if inputs <= MAX_INPUT_WIDTH * features)])
+    return cached + features * (cached > features)  # another shape takes a slot of its own
 
 
 def _statistics(block: Block, recipe: Recipe) -> int:
@@ -157,17 +183,19 @@ def _bytes(kinds: Sequence[type[Statistic]], inputs: int) -> int:
     return sum(kind.nbytes(inputs) for kind in kinds)
 
 
-def _solve(stage: Sequence[Linear], recipe: Recipe, given: CostInputs) -> int:
-    """Return the bytes that pruning a stage takes beside its statistics."""
+def _solve(stage: Sequence[Linear], recipe: Recipe, costs: CostInputs) -> int:
+    """Return the bytes of pruning a stage, without its statistics."""
     method = recipe.method
-    own = sum(_rows(linear, recipe, given) * linear.inputs for linear in stage)
-    aims = recipe.target == "dense"
-    matrices = (max(method.copies, REFINED) if recipe.refine else method.copies) + aims
-    # An inverse waits for its turn beside the one in use, where there are several.
-    waits = given.ranks.is_distributed and method.shared_inverses and _inverses(stage, recipe) > 1
+    own = sum(max_rows(linear, recipe, costs) * linear.inputs for linear in stage)
+    dense_target = recipe.target == "dense"
+    matrices = (max(method.copies, REFINED) if recipe.refine else method.copies) + dense_target
+    # Where there are several inverses, the next one is held beside the one in use.
+    waits = (
+        costs.ranks.is_distributed and method.shared_inverses and inverse_count(stage, recipe) > 1
+    )
     square = stage[0].inputs ** 2
-    # What is aimed at takes a factor; with it a cross product is gone before the method begins.
-    solving = matrices * own + (method.squares + waits - aims) * square
-    aiming = aims * (2 * own + square)
-    joined = max(linear.size * given.stored[linear.name].itemsize for linear in stage)
-    return int(4 * max(solving, aiming)) + joined
+    # Targets need a factor of the Gram matrix; the cross Gram matrix is dropped before the method.
+    solving = matrices * own + (method.squares + waits - dense_target) * square
+    targets = dense_target * (2 * own + square)
+    gathered_rows = max(linear.size * costs.stored[linear.name].itemsize for linear in stage)
+    return int(4 * max(solving, targets)) + gathered_rows

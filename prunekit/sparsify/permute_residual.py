@@ -1,11 +1,11 @@
-"""The residual stream in a better order, for n:m in all linears that read it.
+"""Permute the residual stream, so that an n:m pattern costs less.
 
-Blocks write it and read it through norms that treat its coordinates alike, so these may stand in
-any order that is the same all through the model: along every axis on which they lie entries move
-together, and the model answers what it did, up to the order in which a sum is added up.
+Norms treat the coordinates of the stream alike, so any order that is the same throughout the model
+leaves its output unchanged up to rounding: along every axis that indexes coordinates, entries are
+permuted together.
 
-It is found in the dense model, in a walk of its own before the first block is pruned. Every linear
-that reads the stream counts as much as any other.
+The order is found in the dense model, in an iteration over all blocks before the first is pruned.
+All linears that read the stream have equal weight.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,61 +14,63 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunekit.architectures import find
+from prunekit.architectures import find_architecture
 from prunekit.checkpoint.reader import Checkpoint
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError, ShapeError
 from prunekit.models.layout import Block
-from prunekit.models.sequential.pipeline import LoadedBlock
-from prunekit.models.units.hidden import coordinates
-from prunekit.models.weight_names import unread
+from prunekit.models.sequential.loaded_block import LoadedBlock
+from prunekit.models.units.hidden import coordinate_axes
+from prunekit.models.weight_names import unused_tensors
 from prunekit.patterns.n_of_m import NOfM
-from prunekit.sparsify.calibrate import gather
-from prunekit.sparsify.channel_order import order
-from prunekit.sparsify.permute_channels import saliency
+from prunekit.sparsify.calibrate import gather_statistics
+from prunekit.sparsify.channel_order import find_channel_order
+from prunekit.sparsify.permute_channels import weight_saliency
 from prunekit.sparsify.recipe import Recipe
 from prunekit.statistics import ColumnEnergy
 
 Axes = Mapping[str, int]
-"""Name of a parameter → the axis along which the coordinates lie."""
+"""Name of a parameter → its axis that indexes coordinates of the residual stream."""
 ROWS = 4096
-"""Rows that are looked at, of all linears together; at least one of each."""
+"""Rows used of all linears together; at least one of each."""
 
 
 def residual_axes(model: PreTrainedModel) -> Axes:
-    """Return where the coordinates of the residual stream lie.
+    """Return the axes along which the residual stream's coordinates lie.
 
     Raises:
-        ConfigError: Nobody can say.
+        ConfigError: The architecture declares no stream, or a parameter's axis is unclear.
     """
-    refused = 'permute = "residual": {} permute = true moves what is within blocks alone.'
-    if find(model).stream is None:
+    refused = 'permute = "residual": {} permute = true reorders within blocks only.'
+    if find_architecture(model).stream is None:
         kind = model.config.model_type
-        raise ConfigError(refused.format(f"nobody says where models of type {kind!r} have it."))
+        raise ConfigError(
+            refused.format(f"no architecture declares where models of type {kind!r} have it.")
+        )
     names = {module: name for name, module in model.named_modules()}
     try:
-        return {f"{names[each.module]}.{each.name}": each.axis for each in coordinates(model)}
+        return {f"{names[each.module]}.{each.name}": each.axis for each in coordinate_axes(model)}
     except ShapeError as error:
         raise ConfigError(refused.format(error)) from error
 
 
 def residual_order(
-    visits: Iterable[tuple[LoadedBlock, Block]],
+    loaded_blocks: Iterable[tuple[LoadedBlock, Block]],
     blocks: Sequence[Block],
     axes: Axes,
     recipe: Recipe,
     ranks: Ranks = SINGLE,
 ) -> list[int] | None:
-    """Return the coordinates in the order in which the dense model loses least to n:m.
+    """Return the order of coordinates that suits the pattern best.
 
-    None where nothing is pruned that reads them.
+    None if no pruned linear reads the stream.
 
     Args:
-        visits: A walk over the whole dense model; all ranks take it, with their own samples.
-        blocks: What is pruned of it.
-        axes: What :func:`residual_axes` returns.
-        recipe: How that is pruned.
-        ranks: Who walk.
+        loaded_blocks: An iteration over all blocks of the dense model, with this rank's samples.
+        blocks: All blocks and their linears.
+        axes: Axes of the coordinates, from :func:`residual_axes`.
+        recipe: The settings.
+        ranks: The processes that iterate together.
     """
     pruned = [linear for block in blocks for linear in block.pruned]
     readers = {linear for linear in pruned if axes.get(f"{linear.name}.weight") == 1}
@@ -76,33 +78,46 @@ def residual_order(
     if not readers or not isinstance(pattern, NOfM):
         return None
     each, found = -(-ROWS // len(readers)), list[Tensor]()
-    for visit, block in visits:
+    for loaded, block in loaded_blocks:
         stages = [[*filter(readers.__contains__, stage)] for stage in block.pruned_stages]
-        for linears, stats in gather(visit, [*filter(None, stages)], (ColumnEnergy,)):
+        for linears, stats in gather_statistics(loaded, [*filter(None, stages)], (ColumnEnergy,)):
             for linear in linears:
-                whole = saliency(visit, linear, stats)
-                rows = whole[:: -(-len(whole) // each)]
+                saliency = weight_saliency(loaded, linear, stats)
+                rows = saliency[:: -(-len(saliency) // each)]
                 found.append(rows / rows.sum().clamp_min(1e-30))
-    return ranks.run_on_main(lambda: order(torch.cat(found), pattern, 2 * ROWS).tolist())
+    return ranks.run_on_main(
+        lambda: find_channel_order(torch.cat(found), pattern, 2 * ROWS).tolist()
+    )
 
 
 def check_moves(model: PreTrainedModel, checkpoint: Checkpoint, stored: Mapping[str, str]) -> None:
-    """Refuse a checkpoint with tensors of the stream's width of which the model knows nothing.
+    """Refuse a checkpoint with unused tensors of the stream's width.
+
+    Args:
+        model: The model without weights.
+        checkpoint: Its files.
+        stored: Names of parameters → their names in the files.
 
     Raises:
-        ConfigError: So it is.
+        ConfigError: The model reads no such tensor, so it cannot be known how to permute it.
     """
-    for name, _ in unread(checkpoint, stored, {model.config.hidden_size}):
+    for name, _ in unused_tensors(checkpoint, stored, {model.config.hidden_size}):
         raise ConfigError(
             f'permute = "residual": {type(model).__name__}, which config.json names, does not '
-            f"read {name}, so that nobody says how to move it. Correct `architectures` there, "
+            f"read {name}, so that it is unknown how to permute it. Correct `architectures` there, "
             "or take permute = true."
         )
 
 
 @torch.no_grad()
-def reorder(model: PreTrainedModel, axes: Axes, order: Sequence[int]) -> None:
-    """Put the coordinates of a model's stream into an order, in place; tied parameters once."""
+def permute_residual(model: PreTrainedModel, axes: Axes, order: Sequence[int]) -> None:
+    """Permute the coordinates of a model's residual stream, in place.
+
+    Args:
+        model: The model with its weights; tied parameters are permuted once.
+        axes: Axes of the coordinates, from :func:`residual_axes`.
+        order: Present number of the coordinate at each new place.
+    """
     index = torch.tensor(order, device=model.device)
     for value, axis in {model.get_parameter(name): axis for name, axis in axes.items()}.items():
         value.copy_(value.index_select(axis, index))

@@ -1,4 +1,4 @@
-"""TODO-DOC prunekit/sparsify/recipe.py (out of prunekit/gathering.py)."""
+"""The settings by which blocks are pruned."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from prunekit.methods import Method, Propagation
 from prunekit.methods.refine import Refine
 from prunekit.methods.target import Target
 from prunekit.models.layout import Block
+from prunekit.models.sequential.pipeline import OutputsRead
 from prunekit.patterns import Pattern
 from prunekit.statistics import (
     ColumnEnergy,
@@ -19,13 +20,18 @@ from prunekit.statistics import (
     SampledGram,
     Starved,
     Statistic,
-    union,
+    minimal_union,
 )
 
 
 @dataclass(frozen=True)
 class ExpertCoverage:
-    """An expert is starved ``below`` so many tokens; what is done then."""
+    """Policy for experts with too few calibration tokens.
+
+    Attributes:
+        below: Fewer tokens than this are too few.
+        policy: How the statistics of such an expert are replaced.
+    """
 
     below: int = 1
     policy: Starved = "all-tokens"
@@ -33,26 +39,25 @@ class ExpertCoverage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How blocks are pruned.
+    """The settings by which blocks are pruned, from the table ``[prune]``.
 
     Attributes:
         method: Chooses and changes weights.
         pattern: Which zeros are allowed.
-        propagation: "stage": each stage sees what the pruned stages before it give. "block": all
-            see what the dense block gives, from one forward of its own. "none": all see what they
-            read in the dense model.
-        refine: What is done to the weights that stay.
-        target: What they aim at.
-        steps: Prune in so many steps, gathering anew before each.
+        propagation: Model that a stage is calibrated in. "stage": everything before it is pruned.
+            "block": all blocks before are pruned, its own block is dense. "none": the dense model.
+        refine: How kept weights are improved after the method, or None.
+        target: Which output kept weights approximate.
+        steps: Number of pruning steps; statistics are gathered anew before each.
         schedule: Sparsity over the steps.
-        initial_sparsity: Where the schedule starts.
-        recover: What is done to a block once it is pruned, or to each of its linears.
-        recover_rank: Of the adapters, where that is done.
-        permute: Channels are put in a better order first, by :mod:`prunekit.sparsify.permute_channels`; also
-            those of the residual stream, by :mod:`prunekit.sparsify.permute_residual`.
-        measure_error: Gather the Gram matrix of a sample if the method needs none, for the relative
-            error.
-        hunger: What is done with experts to which few tokens are routed.
+        initial_sparsity: Sparsity at which the schedule starts.
+        recover: How a pruned block, or each of its linears, is corrected; None for not at all.
+        recover_rank: Rank of the adapters of recover = "lowrank".
+        permute: Whether channels are reordered first (``permute_channels``); "residual": those of
+            the residual stream too (``permute_residual``).
+        measure_error: Report relative errors; gathers a sampled Gram matrix if the method needs
+            none.
+        coverage: Policy for experts with too few tokens.
     """
 
     method: Method
@@ -67,15 +72,14 @@ class Recipe:
     recover_rank: int = 0
     permute: Permute = False
     measure_error: bool = True
-    hunger: ExpertCoverage = field(default_factory=ExpertCoverage)
+    coverage: ExpertCoverage = field(default_factory=ExpertCoverage)
 
     def check(self, blocks: Sequence[Block]) -> None:
-        """Refuse to recover experts, whose tokens are not those of the dense model.
-
-        And to change blocks that are pruned apart otherwise than by pruning.
+        """Refuse settings that do not fit the blocks.
 
         Raises:
-            ConfigError: So it is asked.
+            ConfigError: recover or permute together with propagation "none", which prunes blocks
+                independently; or recover with experts, whose tokens differ from the dense model's.
         """
         if self.propagation == "none" and (self.recover or self.permute):
             other = "recover" if self.recover else "permute"
@@ -89,7 +93,7 @@ class Recipe:
 
     @classmethod
     def of(cls, prune: Prune, *, calibrated: bool) -> Self:
-        """Return what the section ``[prune]`` of a config says."""
+        """Return the recipe of a table ``[prune]``; ``calibrated``: there is calibration text."""
         return cls(
             method=prune.method,
             pattern=prune.pattern,
@@ -103,32 +107,40 @@ class Recipe:
             recover_rank=prune.recover_rank,
             permute=prune.permute,
             measure_error=prune.measure_error and calibrated,
-            hunger=ExpertCoverage(prune.starved_below, prune.starved),
+            coverage=ExpertCoverage(prune.starved_below, prune.starved),
         )
 
     @property
     def needs(self) -> tuple[type[Statistic], ...]:
-        """What is gathered for each stage."""
+        """Statistics gathered for each stage; none without need for calibration text."""
         solves = [Gram] if self.refine or self.recover == "lowrank" else []
         aims = [Gram, CrossGram] if self.target == "dense" else []
         orders = [ColumnEnergy] if self.permute else []
-        found = union([*self.method.needs, *solves, *aims, *orders])
+        found = minimal_union([*self.method.needs, *solves, *aims, *orders])
         if not self.measure_error or Gram in found:
             return found
-        # Column energies see every token, so that none is NaN unseen.
-        return union([*found, ColumnEnergy, SampledGram])
+        # Column energies cover every token, so a NaN anywhere is detected.
+        return minimal_union([*found, ColumnEnergy, SampledGram])
+
+    @property
+    def outputs_read(self) -> OutputsRead:
+        """Blocks whose output is read while the model is pruned."""
+        return "by-next-block" if self.needs else "none"
 
     @property
     def blocks_independent(self) -> bool:
-        """Whether no block has to wait for another one to be pruned."""
+        """Whether no block depends on another one being pruned."""
         return self.propagation == "none" or not (self.needs or self.runs_dense_model)
 
     @property
     def runs_dense_model(self) -> bool:
-        """Whether the dense model is walked through beside the pruned one."""
+        """Whether the dense model runs beside the pruned one."""
         return self.target == "dense" or self.recover == "block"
 
     def sparsity(self, step: int, final: float) -> float:
-        """Return the sparsity to reach in ``step`` of 1..steps; the last is always ``final``."""
+        """Return the sparsity to reach in a step; the last reaches ``final``.
+
+        ``step``: 1..steps.
+        """
         schedule = SCHEDULES[self.schedule if self.steps > 1 else "one-shot"]
         return schedule(step, self.steps, final, min(self.initial_sparsity, final))

@@ -1,28 +1,37 @@
-"""Patterns of a layer whose rows are spread over ranks.
+"""Rows of linears split over ranks, and patterns across ranks.
 
-Shapes: O output features of this rank, I input features.
+Shapes: O output features of this rank, N of all ranks, I input features.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from jaxtyping import Bool, Float
 from typing_extensions import override
 
-from prunekit.distributed.ranks import Ranks
-from prunekit.patterns import Grouped, Pattern, Scope
+from prunekit.distributed.ranks import SINGLE, Ranks
+from prunekit.methods.layer import RowShard
+from prunekit.models.layout import Linear, read_weight
+from prunekit.patterns import Grouped, Pattern, WeightScope
 
 if TYPE_CHECKING:
     from prunekit_kernels import Groups
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 def row_shards(pattern: Pattern, ranks: Ranks, outputs: int, inputs: int) -> list[slice] | None:
-    """Return which rows each rank prunes, or None where each prunes all of them.
+    """Return the rows that each rank prunes; None if each prunes all.
 
-    So it is where there are fewer tiles, one above the other, than ranks, and for a pattern that is
-    not counted within groups, of which nothing is known.
+    Each prunes all where the pattern has fewer tiles, one above the other, than there are ranks,
+    and where it does not choose within groups, so that nothing is known about it.
+
+    Args:
+        pattern: The pattern of the weight.
+        ranks: The processes that share the rows.
+        outputs: Rows of the weight.
+        inputs: Columns of the weight.
     """
     if not ranks.is_distributed or not isinstance(pattern, Grouped):
         return None
@@ -32,17 +41,67 @@ def row_shards(pattern: Pattern, ranks: Ranks, outputs: int, inputs: int) -> lis
 
 
 def shard_pattern(pattern: Pattern, ranks: Ranks, outputs: int, inputs: int) -> Pattern:
-    """Return the pattern that chooses among the rows of all ranks; its own if rows do not mix."""
+    """Return a pattern that chooses among the rows of all ranks.
+
+    It is the pattern itself if that chooses within rows.
+
+    Args:
+        pattern: The pattern of the whole weight.
+        ranks: The processes that share the rows.
+        outputs: Rows of the weight, on all ranks together.
+        inputs: Columns of the weight.
+    """
     assert isinstance(pattern, Grouped)
     if pattern.groups(outputs, inputs, 0.0).rows == 1:
         return pattern
     return ShardedPattern(pattern, ranks, outputs)
 
 
-class ShardedPattern(Pattern):
-    """A pattern whose masks are found by counting over all ranks, each of which holds some rows."""
+@dataclass(frozen=True)
+class ShardedLinear:
+    """A linear of which this rank prunes some rows.
 
-    spelling = "none: it is not written, but made of one that is"
+    Attributes:
+        linear: The linear.
+        shards: Rows of each rank; None if each prunes all.
+        ranks: The processes that share the rows.
+    """
+
+    linear: Linear
+    shards: list[slice] | None
+    ranks: Ranks
+
+    @property
+    def rows(self) -> slice:
+        """Rows that this rank prunes."""
+        return self.shards[self.ranks.rank] if self.shards else slice(None)
+
+    @property
+    def sharing(self) -> Ranks:
+        """Ranks over which sums over rows are reduced."""
+        return self.ranks if self.shards else SINGLE
+
+    def read(self, block: nn.Module) -> Float[Tensor, "O I"]:
+        """Return a float32 copy of this rank's rows of the weight."""
+        return read_weight(block, self.linear, self.rows)
+
+    def gather(self, own: Float[Tensor, "O I"]) -> Float[Tensor, "N I"]:
+        """Return the rows of all ranks, given this rank's."""
+        return self.ranks.all_gather_rows(own, self.shards) if self.shards else own
+
+    def shard(self, pattern: Pattern) -> tuple[Pattern, RowShard | None]:
+        """Return the pattern for this rank's rows, and these; None for all."""
+        if self.shards is None:
+            return pattern, None
+        linear = self.linear
+        sharded = shard_pattern(pattern, self.ranks, linear.outputs, linear.inputs)
+        return sharded, RowShard(self.rows.start, linear.outputs, self.ranks)
+
+
+class ShardedPattern(Pattern):
+    """A pattern that chooses among the rows of all ranks."""
+
+    spelling = "none: made from a pattern of the config, never written in one"
 
     def __init__(self, whole: Grouped, ranks: Ranks, outputs: int) -> None:
         self.name, self.stride, self.tiled = whole.name, whole.stride, whole.tiled
@@ -50,7 +109,7 @@ class ShardedPattern(Pattern):
 
     @classmethod
     @override
-    def parse(cls, text: str, scope: Scope) -> Self | None:
+    def parse(cls, text: str, scope: WeightScope) -> Self | None:
         return None
 
     @override
@@ -69,10 +128,10 @@ class ShardedPattern(Pattern):
         from prunekit_kernels import PeerRows, choose_spread
 
         ranks = self._ranks
-        others = PeerRows(
+        peers = PeerRows(
             ranks.rank,
             ranks.size,
             self._outputs,
             lambda counts: ranks.all_reduce_sum(counts, "thresholds"),
         )
-        return choose_spread(score, groups, others)
+        return choose_spread(score, groups, peers)

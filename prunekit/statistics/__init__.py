@@ -1,6 +1,6 @@
-"""What is measured while calibration tokens pass: one file a statistic."""
+"""Statistics of the calibration tokens, one file each."""
 
-from prunekit.statistics.base import StageStatistics, Starved, Statistic, union
+from prunekit.statistics.base import StageStatistics, Starved, Statistic, merge, minimal_union
 from prunekit.statistics.column_energy import ColumnEnergy
 from prunekit.statistics.cross import CrossGram
 from prunekit.statistics.gram import Gram, lower_panels
@@ -9,11 +9,12 @@ from prunekit.statistics.sampled_gram import SampledGram
 __all__ = [
     "ColumnEnergy",
     "CrossGram",
-    "StageStatistics",
     "Gram",
     "SampledGram",
+    "StageStatistics",
     "Starved",
     "Statistic",
     "lower_panels",
-    "union",
+    "merge",
+    "minimal_union",
 ]

@@ -1,4 +1,6 @@
-"""A statistic is a running sum over calibration tokens, so that parts add up to the whole.
+"""Base of statistics: running sums over calibration tokens.
+
+Sums of parts of the tokens, such as those of each rank, add up to the sum of all.
 
 Shapes: T tokens, I input features.
 """
@@ -20,15 +22,18 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound="Statistic")
 Starved = Literal["all-tokens", "magnitude", "error"]
-"""What is done with an expert to which too few tokens are routed."""
+"""Policies for an expert to which too few tokens are routed."""
 
 
 class Statistic(ABC):
-    """Running sums over the rows that one linear layer reads.
+    """Running sums over the input rows of a linear layer.
 
-    Laws, held by tests: two updates equal one update of both; ``merge`` commutes; ``nbytes`` is
-    what an instance holds. ``name`` is its name in plans and reports; ``every`` says that of so
-    many samples one is looked at.
+    Laws, checked by tests: two updates equal one update of both; ``merge`` commutes; ``nbytes`` is
+    the size of an instance.
+
+    Attributes:
+        name: Name in plans and reports.
+        sample_stride: One of this many samples is used.
     """
 
     name: ClassVar[str]
@@ -43,20 +48,20 @@ class Statistic(ABC):
     @classmethod
     @abstractmethod
     def shape(cls, inputs: int) -> tuple[int, ...]:
-        """Return the shape of the sum for a layer with ``inputs`` input features."""
+        """Return the shape of the sum for ``inputs`` input features."""
 
     @classmethod
     def nbytes(cls, inputs: int) -> int:
-        """Return the bytes one instance holds."""
+        """Return the size of an instance in bytes."""
         return 4 * math.prod(cls.shape(inputs))
 
     @classmethod
     def flops(cls, inputs: int) -> int:
-        """Return the operations that a token takes."""
+        """Return the operations per token."""
         return 2 * math.prod(cls.shape(inputs))
 
     def update(self, x: Float[Tensor, "T I"]) -> None:
-        """Add tokens; any float type, accumulated in float32."""
+        """Add tokens of any float type; sums are in float32."""
         self.tokens += x.shape[0]
         self.add(x)
 
@@ -65,12 +70,12 @@ class Statistic(ABC):
         """Add the rows of ``x`` to ``total``."""
 
     def merge(self, other: Self) -> None:
-        """Add what another instance saw, of other tokens or on another rank."""
+        """Add the sums of another instance, of other tokens."""
         self.tokens += other.tokens
         self.total += other.total
 
     def parts(self) -> Iterator[Shaped[Tensor, ...]]:
-        """Yield views of the sum that together are all of it that counts, each once."""
+        """Yield views that together hold each independent element once."""
         yield self.total
 
     def derive(self, kind: type[S]) -> S | None:  # noqa: ARG002  for subclasses
@@ -79,11 +84,11 @@ class Statistic(ABC):
 
     @classmethod
     def contains(cls) -> frozenset[type[Statistic]]:
-        """Return the kinds that :meth:`derive` can give."""
+        """Return the classes that :meth:`derive` can return."""
         return frozenset()
 
     def finite(self) -> bool:
-        """Say whether every sum is a number."""
+        """Return whether every sum is finite."""
         return bool(self.total.isfinite().all())
 
 
@@ -91,8 +96,8 @@ class StageStatistics:
     """The statistics of one stage, looked up by their class: ``stats[Gram].total``.
 
     Attributes:
-        routed: Tokens that were routed to the expert it is about; None for other linears.
-        starved: What was done because these were too few, if they were.
+        routed: Tokens routed to the expert whose linears these are; None for other linears.
+        starved: The policy applied because they were too few; None if they were not.
         ranks: The processes that have the same statistics.
     """
 
@@ -124,22 +129,43 @@ class StageStatistics:
         return iter(self._statistics)
 
     def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:  # noqa: ANN401
-        """Return ``compute()``, done once for all linears that share these statistics."""
+        """Return ``compute()``, evaluated once for each key.
+
+        Args:
+            key: Identifies the value among all that linears with these statistics share.
+            compute: Computes the value; nothing is stored if it raises.
+        """
         if key not in self._memo:
             self._memo[key] = compute()
         return self._memo[key]
 
     def drop(self, kind: type[Statistic]) -> None:
-        """Let go of a statistic that nobody needs any more, and of what was made ``once`` of it."""
+        """Release a statistic, and the value stored under its class by :meth:`once`."""
         self._statistics = tuple(each for each in self._statistics if not isinstance(each, kind))
         self._memo.pop(kind, None)
 
 
-def union(needs: Iterable[type[Statistic]]) -> tuple[type[Statistic], ...]:
-    """Return what has to be gathered: each kind once, none that a bigger one contains."""
+def minimal_union(needs: Iterable[type[Statistic]]) -> tuple[type[Statistic], ...]:
+    """Return the statistics to gather, without those that another contains.
+
+    Each class is returned once, ordered by name.
+    """
     kinds = sorted(set(needs), key=lambda kind: kind.name)
     return tuple(
         kind
         for kind in kinds
         if not any(kind in other.contains() for other in kinds if other is not kind)
     )
+
+
+def merge(statistics: Iterable[Statistic], ranks: Ranks) -> None:
+    """Sum statistics over all ranks, in place, with equal bits on each."""
+    if not ranks.is_distributed:
+        return
+    for statistic in statistics:
+        for part in statistic.parts():
+            whole = part.contiguous()
+            ranks.all_reduce_sum(whole, "statistics")
+            if whole is not part:
+                part.copy_(whole)
+        statistic.tokens = sum(ranks.all_gather_object(statistic.tokens))

@@ -1,7 +1,9 @@
-"""Cross product: how what the dense model reads differs, with what the pruned one reads.
+"""Cross Gram matrix of the input difference between dense and pruned model.
 
-Differences are small and their products too: little of them is lost in the type that models run in,
-whereas the products of both inputs would have to be subtracted from each other afterwards.
+The inputs are subtracted before they are multiplied: products of small differences lose little in
+the compute type, whereas two Gram matrices subtracted from each other would.
+
+Shapes: T tokens, I input features.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class CrossGram(Statistic):
-    """``total = Σₜ (dense[t] − x[t]) x[t]ᵀ``; nothing where no dense stream is beside it."""
+    """``total = Σₜ (dense[t] − x[t]) x[t]ᵀ``; zero where no dense model runs too."""
 
     name: ClassVar[str] = "cross"
 
@@ -29,15 +31,15 @@ class CrossGram(Statistic):
 
     @override
     def add(self, x: Float[Tensor, "T I"]) -> None:
-        pass  # the dense model is said to read the same
+        pass  # without a dense model its inputs are taken to be the same
 
     def update_pair(self, x: Float[Tensor, "T I"], dense: Float[Tensor, "T I"]) -> None:
-        """Add tokens as the pruned and as the dense model read them."""
+        """Add the inputs of tokens in the pruned and the dense model."""
         self.tokens += x.shape[0]
         self.add_pair(x, dense)
 
     def add_pair(self, x: Float[Tensor, "T I"], dense: Float[Tensor, "T I"]) -> None:
-        """Add the products of the rows of ``dense - x`` and ``x`` to ``total``."""
+        """Add the products of rows of ``dense - x`` and ``x`` to ``total``."""
         from prunekit_kernels import cross_gram
 
         cross_gram(dense - x, x, self.total)

@@ -1,4 +1,7 @@
-"""Gram matrix: XᵀX, everything a layer's reconstruction error depends on."""
+"""Gram matrix XᵀX, which determines the reconstruction error of a layer.
+
+Shapes: T tokens, I input features, R × C a panel of rows.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PANEL = 256
+"""Rows of a panel of the lower triangle."""
 NOISE = 0.5
+"""Noise of the sum, as a fraction of its mean diagonal, at one token per input."""
 
 
 class Gram(Statistic):
@@ -23,9 +28,10 @@ class Gram(Statistic):
 
     name: ClassVar[str] = "gram"
     _mirrored = False
-    # What was laid aside: its diagonal while it lies there, itself once it had to go elsewhere.
-    _diagonal: Tensor | None = None
-    _aside: Tensor | None = None
+    # A stashed triangle: its diagonal while the rest is in `total`; all of it once `total` has its
+    # own upper triangle again.
+    _stashed_diagonal: Tensor | None = None
+    _stashed: Tensor | None = None
 
     @classmethod
     @override
@@ -35,7 +41,7 @@ class Gram(Statistic):
     @classmethod
     @override
     def flops(cls, inputs: int) -> int:
-        return inputs**2  # of a symmetric matrix one half
+        return inputs**2  # one half of a symmetric matrix
 
     @override
     def add(self, x: Float[Tensor, "T I"]) -> None:
@@ -45,32 +51,32 @@ class Gram(Statistic):
 
     @override
     def parts(self) -> Iterator[Float[Tensor, "R C"]]:
-        """Yield the lower triangle in panels of rows: I (I + PANEL) / 2 numbers, not I²."""
+        """Yield the lower triangle in panels: about half of the matrix."""
         yield from lower_panels(self.total)
 
     @property
     def full(self) -> Float[Tensor, "I I"]:
-        """The sum with its upper triangle mirrored, in place; asked for when all is added."""
+        """The sum with both triangles, mirrored in place after all updates."""
         from prunekit_kernels import mirror
 
         if not self._mirrored:
-            self._aside = self._leave()
+            self._stashed = self._remove_stashed()
             mirror(self.total)
             self._mirrored = True
         return self.total
 
     @property
     def noise(self) -> float:
-        """How much of the sum is chance, as a fraction of its mean diagonal; 0 of no tokens.
+        """Sampling noise as a fraction of the mean diagonal; 0 without tokens.
 
-        It is half of the inputs a token. What is solved by the sum has to be damped by that, as in
-        any ridge regression.
+        It is half of the number of inputs per token. Solutions need at least that much damping, as
+        in any ridge regression.
         """
         return NOISE * len(self.total) / self.tokens if self.tokens else 0.0
 
     def stash_upper(self, upper: Float[Tensor, "I I"]) -> None:
-        """Keep an upper triangular matrix in the half of the sum that says nothing."""
-        self._diagonal, self._mirrored = upper.diagonal().clone(), False
+        """Store an upper triangular matrix in the redundant half of the sum."""
+        self._stashed_diagonal, self._mirrored = upper.diagonal().clone(), False
         for start in range(0, len(upper), PANEL):
             end = start + PANEL
             self.total[start:end, end:] = upper[start:end, end:]
@@ -78,16 +84,17 @@ class Gram(Statistic):
             square.copy_(square.tril() + upper[start:end, start:end].triu(1))
 
     def pop_upper(self) -> Float[Tensor, "I I"] | None:
-        """Return what was laid aside, in memory of its own, if anything was."""
-        found, self._aside = self._leave() if self._aside is None else self._aside, None
-        return found
+        """Return the stashed matrix in memory of its own, or None."""
+        upper = self._remove_stashed() if self._stashed is None else self._stashed
+        self._stashed = None
+        return upper
 
-    def _leave(self) -> Float[Tensor, "I I"] | None:
-        if self._diagonal is None:
+    def _remove_stashed(self) -> Float[Tensor, "I I"] | None:
+        if self._stashed_diagonal is None:
             return None
         upper = self.total.triu(1)
-        upper.diagonal().copy_(self._diagonal)
-        self._diagonal = None
+        upper.diagonal().copy_(self._stashed_diagonal)
+        self._stashed_diagonal = None
         return upper
 
     @classmethod
@@ -105,11 +112,11 @@ class Gram(Statistic):
 
     @override
     def finite(self) -> bool:
-        # A column that is not finite shows on the diagonal.
+        # An input that is not finite makes its diagonal element not finite.
         return bool(self.total.diagonal().isfinite().all())
 
 
 def lower_panels(square: Float[Tensor, "I I"]) -> Iterator[Float[Tensor, "R C"]]:
-    """Yield the lower triangle in panels of rows, as views."""
+    """Yield the lower triangle in panels of ``PANEL`` rows, as views."""
     for start in range(0, len(square), PANEL):
         yield square[start : start + PANEL, : start + PANEL]

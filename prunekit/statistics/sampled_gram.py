@@ -1,4 +1,4 @@
-"""Gram matrix of some samples: enough to tell an error by, at a fraction of the products."""
+"""Gram matrix of some samples, to estimate an error at less cost."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from prunekit.statistics.gram import Gram
 class SampledGram(Gram):
     """``Σ x[t] x[t]ᵀ`` over every fourth sample.
 
-    Of whole samples, as tokens at their beginning tend to be far larger than the others, and are to
-    weigh here what they weigh among all.
+    It uses whole samples, because the first tokens of a sample tend to be far larger than the
+    others; so their share is the same as among all tokens.
     """
 
     name: ClassVar[str] = "sampled_gram"
-    every: ClassVar[int] = 4
+    sample_stride: ClassVar[int] = 4
 
     @classmethod
     @override
     def contains(cls) -> frozenset[type[Statistic]]:
-        return frozenset()  # it has not seen all tokens
+        return frozenset()  # its sums are not of all tokens
 
     @override
     def derive(self, kind: type[S]) -> S | None:

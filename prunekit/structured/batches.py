@@ -1,6 +1,6 @@
-"""Batches of samples, and the loss of each sample, for every kind of head a model may have.
+"""Batches of samples, and the loss of each sample.
 
-Shapes: N samples, B of them in a batch, T tokens, V words or classes.
+Shapes: N samples, B samples of a batch, T tokens.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,35 +17,35 @@ from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError
 
 IGNORED = -100
-"""The label of what is not predicted."""
+"""Label of positions that are not predicted."""
 
 Batch = dict[str, Tensor]
-"""What a model is called with: ``input_ids``, ``attention_mask``, ``labels`` …"""
+"""Keyword arguments of a model call: ``input_ids``, ``attention_mask``, ``labels`` …"""
 
 Data = Int[Tensor, "N T"] | Sequence[Mapping[str, Tensor]]
-"""Token ids, or batches that are ready."""
+"""Token ids, or ready batches."""
 
-SAMPLES = 8
-"""Samples of token ids that run together."""
+BATCH_SAMPLES = 8
+"""Samples per batch when token ids are split into batches."""
 
 
-def batches(data: Data | None, model: PreTrainedModel) -> list[Batch]:
-    """Return data as batches where the model is.
+def to_batches(data: Data | None, model: PreTrainedModel) -> list[Batch]:
+    """Return data as batches on the device of the model.
 
     Raises:
-        ConfigError: There are none, or one lacks what the model has to read.
+        ConfigError: There is no data, or a batch lacks an input that the model needs.
     """
     if isinstance(data, Tensor):
-        found = [{"input_ids": part} for part in data.split(SAMPLES)]
+        found = [{"input_ids": part} for part in data.split(BATCH_SAMPLES)]
     else:
         found = [dict(batch) for batch in data or ()]
     if not found:
         raise ConfigError("data: there is none; pass tokens [N, T] or a list of batches.")
-    wanted = [{"input_ids"}]
+    required = [{"input_ids"}]
     if model.config.is_encoder_decoder:
-        wanted.append({"labels", "decoder_input_ids"})
+        required.append({"labels", "decoder_input_ids"})
     for batch in found:
-        for names in wanted:
+        for names in required:
             if not names & batch.keys():
                 raise ConfigError(
                     f"data: {type(model).__name__} reads {' or '.join(sorted(names))}, and a batch "
@@ -55,10 +55,10 @@ def batches(data: Data | None, model: PreTrainedModel) -> list[Batch]:
 
 
 def valid_tokens(batch: Batch, *, decodes: bool) -> Bool[Tensor, "B T"] | None:
-    """Say which tokens are no padding; None if all are.
+    """Return the mask of non-padding tokens; None if all are valid.
 
-    ``decodes``: those of a decoder that reads an encoder. Its padding is what its own mask says,
-    else where ``labels``, which its tokens are made of, are ignored.
+    ``decodes`` asks for the tokens of a decoder with cross-attention: valid by its own mask, else
+    where the ``labels``, from which its tokens are made, are not ignored.
     """
     if not decodes:
         mask = batch.get("attention_mask")
@@ -69,13 +69,13 @@ def valid_tokens(batch: Batch, *, decodes: bool) -> Bool[Tensor, "B T"] | None:
 
 
 def losses(model: PreTrainedModel, batch: Batch) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-    """Return the summed loss of each sample and how many predictions it is the sum of.
+    """Return the summed loss of each sample, and its number of predictions.
 
-    A causal language model predicts each token after the first from those before it, padding
-    excepted, where no ``labels`` are given; other models need ``labels``.
+    Without ``labels`` a causal language model predicts each token after the first from those before
+    it, padding excepted; other models need ``labels``.
 
     Raises:
-        ConfigError: They are missing, or do not fit what the model answers.
+        ConfigError: Labels are missing, or do not fit the shape of the logits.
     """
     causal = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
     labels = batch.get("labels")
@@ -90,7 +90,7 @@ def losses(model: PreTrainedModel, batch: Batch) -> tuple[Float[Tensor, " B"], F
         logits, labels = logits[:, :-1], labels[:, 1:]
     if logits.shape[:-1] != labels.shape:
         raise ConfigError(
-            f"data: labels of shape {tuple(labels.shape)} do not fit answers of shape "
+            f"data: labels of shape {tuple(labels.shape)} do not fit logits of shape "
             f"{tuple(logits.shape)} of {type(model).__name__}."
         )
     rows = len(labels)
@@ -102,9 +102,12 @@ def losses(model: PreTrainedModel, batch: Batch) -> tuple[Float[Tensor, " B"], F
 
 @torch.inference_mode()
 def mean_loss(model: PreTrainedModel, data: Sequence[Batch], ranks: Ranks = SINGLE) -> float:
-    """Return the mean loss of all predictions: their sum over how many there are, in float64.
+    """Return the mean loss over all predictions, accumulated in float64.
 
-    ``ranks`` have the other batches.
+    Args:
+        model: The model, with the gates that it has.
+        data: Batches of this rank.
+        ranks: Processes that have the other batches.
     """
     total = count = 0.0
     for batch in data:
@@ -116,7 +119,13 @@ def mean_loss(model: PreTrainedModel, data: Sequence[Batch], ranks: Ranks = SING
 
 @torch.no_grad()
 def run_hooked(model: PreTrainedModel, batch: Batch, handles: Iterable[RemovableHandle]) -> None:
-    """Run a batch for what hooks see of it, and take the hooks out."""
+    """Run a batch for its hooks, then remove them.
+
+    Args:
+        model: The model with the hooks.
+        batch: Arguments of the call.
+        handles: Handles of the hooks.
+    """
     try:
         model(**batch)
     finally:
@@ -125,8 +134,8 @@ def run_hooked(model: PreTrainedModel, batch: Batch, handles: Iterable[Removable
 
 
 @contextmanager
-def still(model: PreTrainedModel) -> Iterator[None]:
-    """Hold a model in eval mode; afterwards it is as it was."""
+def eval_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Put a model into eval mode, and restore the modes afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

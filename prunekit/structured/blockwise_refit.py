@@ -1,9 +1,9 @@
-"""What is left of a model, changed to make up for what goes: block after block, in one walk.
+"""Block by block compensation for units that will be removed.
 
-``refit`` fits the linears that read units anew; ``bias`` adds to their bias what the units that go
-give on average, b + W_P E[x_P] (An et al. 2024, arXiv:2312.11983, eq. 8).
+``refit`` fits the linears that read units anew; ``bias`` adds the mean output of the removed units
+to their bias: b + W_P E[x_P] (An et al. 2024, arXiv:2312.11983, eq. 8).
 
-Shapes: N samples, T tokens, I inputs of a linear that reads units, O its outputs.
+Shapes: N samples, T tokens, I inputs of a linear that reads units, C removed columns.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,90 +15,97 @@ from prunekit_kernels import gram, mirror
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunekit.architectures import find
+from prunekit.architectures import find_architecture
 from prunekit.distributed.ranks import SINGLE, Ranks
-from prunekit.models.layout import runners
-from prunekit.models.sequential.activation_cache import ActivationCache
-from prunekit.models.sequential.pipeline import LoadedBlock, batches, iterate_blocks
-from prunekit.models.units.heads_neurons import Site, matrix
+from prunekit.models.layout import stack_runners
+from prunekit.models.orientation import weight_matrix
+from prunekit.models.sequential.loaded_block import LoadedBlock
+from prunekit.models.sequential.pipeline import batches, iterate_blocks
+from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.models.units.kinds import Compensation
 from prunekit.structured.refit import refit
 
 
 def compensate(
     model: PreTrainedModel,
-    found: Sequence[Site],
+    groups: Sequence[LinearUnitGroup],
     kept: Mapping[str, Sequence[int]],
     ids: Int[Tensor, "N T"],
     how: Compensation = "refit",
     ranks: Ranks = SINGLE,
 ) -> Iterator[str]:
-    """Let each linear that reads units give what it gave with all of them; yield blocks by name.
+    """Compensate reading linears for removed units; yield the blocks' names.
 
-    It is fitted to the inputs that it has once everything before it is without the units
-    that go. Weights of these are 0 afterwards; the model is changed in place, and needs no gates.
+    A linear is fitted to the inputs that it has once the units of everything before it are removed.
+    The weights of removed units are set to 0; the model is changed in place and needs no gates.
 
     Args:
-        model: With its weights.
-        found: Sites of one or several kinds.
-        kept: The units that stay, by site.
-        ids: The calibration text.
-        how: "refit" or "bias", for which each of these linears has to have one.
-        ranks: Processes with the same model that have other text.
+        model: The model with its weights.
+        groups: Groups of one or several kinds.
+        kept: Kept units of each group.
+        ids: Calibration tokens of this rank.
+        how: "refit", or "bias", for which each of these linears must have a bias.
+        ranks: Processes with the same model and other tokens.
     """
-    readers = {site.reader.linear: site for site in found if len(kept[site.name]) < site.units}
-    parts = batches(ids, model.device)
-    for visit in iterate_blocks(model, runners(model, find(model)), None, parts, ranks):
-        here = [module for module in visit.block.modules() if module in readers]
-        if here:
-            _change_block(visit, [readers[module] for module in here], kept, how)
-        yield visit.name
+    by_reader = {
+        group.reader.linear: group for group in groups if len(kept[group.name]) < group.units
+    }
+    stacks = stack_runners(model, find_architecture(model))
+    for block in iterate_blocks(model, stacks, None, batches(ids, model.device), ranks):
+        inside = [by_reader[module] for module in block.module.modules() if module in by_reader]
+        if inside:
+            _compensate_block(block, inside, kept, how)
+        yield block.name
 
 
-def _change_block(
-    visit: LoadedBlock, here: Sequence[Site], kept: Mapping[str, Sequence[int]], how: Compensation
+def _compensate_block(
+    block: LoadedBlock,
+    groups: Sequence[LinearUnitGroup],
+    kept: Mapping[str, Sequence[int]],
+    how: Compensation,
 ) -> None:
-    paths = {module: path for path, module in visit.block.named_modules()}
-    readers = {paths[site.reader.linear]: site for site in here}
-    order = visit.order(readers)
-    visit.cache = ActivationCache(visit.block, [[path] for path in order], visit.new_hidden_states)
-    for number, path in enumerate(order, 1):
-        site = readers[path]
-        gone = torch.ones(site.units, dtype=torch.bool)
-        gone[list(kept[site.name])] = False
-        columns = site.reader.index[gone].flatten().to(visit.device)
+    """Compensate the reading linears of a block in run order."""
+    paths = {module: path for path, module in block.module.named_modules()}
+    by_path = {paths[group.reader.linear]: group for group in groups}
+    order = block.execution_order(by_path)
+    block.begin_stages([[path] for path in order])
+    for path in order:
+        group = by_path[path]
+        removed = torch.ones(group.units, dtype=torch.bool)
+        removed[list(kept[group.name])] = False
+        columns = group.reader.index[removed].flatten().to(block.device)
         if how == "refit":
-            refit(site, _gram(visit, path), kept[site.name])
+            refit(group, _gram(block, path), kept[group.name])
         else:
-            _add_mean(visit, path, columns)
+            _add_mean(block, path, columns)
         with torch.no_grad():
-            matrix(site.reader.linear)[:, columns] = 0
-        visit.cache.stage = number
+            weight_matrix(group.reader.linear)[:, columns] = 0
+        block.settle_stage()
 
 
-def _gram(visit: LoadedBlock, path: str) -> Float[Tensor, "I I"]:
-    """Return XᵀX a token of what a linear reads."""
-    inputs, tokens = matrix(visit.block.get_submodule(path)).shape[1], 0
-    total = torch.zeros(inputs, inputs, device=visit.device)
-    for x in visit.reads(path):
+def _gram(block: LoadedBlock, path: str) -> Float[Tensor, "I I"]:
+    """Return XᵀX of a linear's input, divided by the number of tokens."""
+    inputs, tokens = weight_matrix(block.module.get_submodule(path)).shape[1], 0
+    total = torch.zeros(inputs, inputs, device=block.device)
+    for x in block.inputs_of(path):
         rows = x.flatten(0, -2)
         gram(rows, total)
         tokens += len(rows)
-    visit.ranks.all_reduce_sum(total, "statistics")
-    return mirror(total).div_(sum(visit.ranks.all_gather_object(tokens)))
+    block.ranks.all_reduce_sum(total, "statistics")
+    return mirror(total).div_(sum(block.ranks.all_gather_object(tokens)))
 
 
 @torch.no_grad()
-def _add_mean(visit: LoadedBlock, path: str, columns: Int[Tensor, " C"]) -> None:
-    """Add to the bias what some columns give on average."""
+def _add_mean(block: LoadedBlock, path: str, columns: Int[Tensor, " C"]) -> None:
+    """Add the mean output of some columns to the bias."""
     total = torch.zeros(len(columns), dtype=torch.float64, device=columns.device)
     tokens = 0
-    for x in visit.reads(path):
+    for x in block.inputs_of(path):
         rows = x.flatten(0, -2)
         total += rows[:, columns].double().sum(0)
         tokens += len(rows)
-    visit.ranks.all_reduce_sum(total, "statistics")
-    mean = total / sum(visit.ranks.all_gather_object(tokens))
-    linear = visit.block.get_submodule(path)
+    block.ranks.all_reduce_sum(total, "statistics")
+    mean = total / sum(block.ranks.all_gather_object(tokens))
+    linear = block.module.get_submodule(path)
     bias = cast("Tensor", linear.bias)
-    bias += (matrix(linear)[:, columns].double() @ mean).to(bias)
+    bias += (weight_matrix(linear)[:, columns].double() @ mean).to(bias)

@@ -1,7 +1,7 @@
-"""Weights of pruned units that stay as they were while the rest of the model is trained.
+"""Weights of pruned units kept constant during training.
 
-A closed gate sends its unit no gradient, but momentum and weight decay would move the weights all
-the same, and what is reactivated would not be what was pruned.
+The gradient through a closed gate is zero, but momentum and weight decay would still move the
+weights of the unit, so that a reactivated unit would differ from the pruned one.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,13 +17,13 @@ from prunekit.structured.gate import Gate
 
 
 class HookHandles:
-    """Hooks in force until ``remove()``, or the end of a ``with`` block."""
+    """Hooks that are active until ``remove()`` or a context ends."""
 
     def __init__(self, handles: Iterable[RemovableHandle]) -> None:
         self._handles = [*handles]
 
     def remove(self) -> None:
-        """Let the weights go free."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -36,38 +36,38 @@ class HookHandles:
 
 
 class FrozenUnits(HookHandles):
-    """Holds the weights of closed units in each step of an optimizer; made by ``Gates.hold``.
+    """Restores the weights of closed units after each optimizer step; see ``Gates.hold``.
 
-    What the optimizer remembers of them is zeroed, entry by entry. Costs a copy of these weights
+    The optimizer state of these weights is zeroed entry by entry. Costs a copy of the weights
     during a step.
     """
 
     def __init__(
-        self, places: Sequence[UnitGroup], gates: Mapping[str, Gate], optimizer: Optimizer
+        self, groups: Sequence[UnitGroup], gates: Mapping[str, Gate], optimizer: Optimizer
     ) -> None:
-        self._places, self._gates = places, gates
-        self._held: list[tuple[Tensor, int, Tensor, Tensor]] = []
-        before = optimizer.register_step_pre_hook(lambda *_: self._take())
-        after = optimizer.register_step_post_hook(lambda stepped, *_: self._put(stepped))
+        self._groups, self._gates = groups, gates
+        self._saved: list[tuple[Tensor, int, Tensor, Tensor]] = []
+        before = optimizer.register_step_pre_hook(lambda *_: self._save())
+        after = optimizer.register_step_post_hook(lambda stepped, *_: self._restore(stepped))
         super().__init__([before, after])
 
     @torch.no_grad()
-    def _take(self) -> None:
-        self._held = [
+    def _save(self) -> None:
+        self._saved = [
             (parameter, axis, rows, parameter.index_select(axis, rows))
-            for place in self._places
-            for gone in [~self._gates[place.name].keep.cpu()]
-            for parameter, axis, owner in place.shares
-            for rows in [gone[owner].nonzero().flatten().to(parameter.device)]
+            for group in self._groups
+            for closed in [~self._gates[group.name].keep.cpu()]
+            for parameter, axis, owner in group.parameter_axes
+            for rows in [closed[owner].nonzero().flatten().to(parameter.device)]
             if len(rows)
         ]
 
     @torch.no_grad()
-    def _put(self, optimizer: Optimizer) -> None:
-        for parameter, axis, rows, values in self._held:
+    def _restore(self, optimizer: Optimizer) -> None:
+        for parameter, axis, rows, values in self._saved:
             parameter.index_copy_(axis, rows, values)
             state: dict[Any, Any] = optimizer.state.get(parameter, {})
-            for remembered in state.values():
-                if isinstance(remembered, Tensor) and remembered.shape == parameter.shape:
-                    remembered.index_fill_(axis, rows, 0)
-        self._held.clear()
+            for value in state.values():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    value.index_fill_(axis, rows, 0)
+        self._saved.clear()

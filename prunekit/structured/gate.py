@@ -1,7 +1,8 @@
-"""Gates: a factor on what each unit gives, differentiable, exactly absent at 1.
+"""Differentiable factors on the outputs of units.
 
-Of heads and neurons it multiplies the inputs of the linear that reads them, so that it is the same
-for every family and every implementation of attention. A gate of 0 is the removal of the unit.
+A factor of 1 changes no bit of the output. For heads and neurons the factor multiplies the inputs
+of the linear that reads them, so it works for every family and every attention implementation. A
+factor of 0 is the removal of the unit.
 
 Shapes: U units, B samples.
 """
@@ -17,33 +18,33 @@ from prunekit.models.units.base import UnitGroup
 
 
 class Gate:
-    """The gate of the units of one place.
+    """The gate of the units of one group.
 
     Attributes:
-        value: Factors, float32 [U], or [B, 1, U] for a factor a sample; may require a gradient.
-        keep: False for units that are pruned: their factor is 0, whatever ``value`` is, and
-            ``value`` gets no gradient there, so that training cannot open them again.
+        value: Factors, float32 [U], or [B, 1, U] for one factor per sample; may require a gradient.
+        keep: False for pruned units. Their factor is 0 for any ``value``, which gets no gradient
+            there, so training cannot open them again.
     """
 
-    def __init__(self, place: UnitGroup) -> None:
-        units, device = place.units, place.device
+    def __init__(self, group: UnitGroup) -> None:
+        units, device = group.units, group.device
         self.value: Float[Tensor, "*B U"] = torch.ones(units, device=device)
         self.keep: Bool[Tensor, " U"] = torch.ones(units, dtype=torch.bool, device=device)
-        self._handles = place.hook(lambda: self.factor)
+        self._handles = group.hook(lambda: self.factor)
 
     @property
     def factor(self) -> Float[Tensor, "*B U"]:
-        """What each unit is multiplied by."""
+        """The current factor of each unit."""
         return self.value * self.keep
 
     def detach(self) -> None:
-        """Take the gate out of the model."""
+        """Remove the gate from the model."""
         for handle in self._handles:
             handle.remove()
 
     @contextmanager
     def holding(self, value: Float[Tensor, "*B U"]) -> Iterator[Tensor]:
-        """Put ``value`` in place of the gate's for a while."""
+        """Use ``value`` instead of the gate's value within the context."""
         before, self.value = self.value, value
         try:
             yield value

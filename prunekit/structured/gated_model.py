@@ -16,39 +16,39 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from prunekit.models.units.heads_neurons import Site
+    from prunekit.models.units.heads_neurons import LinearUnitGroup
     from prunekit.structured.batches import Batch
     from prunekit.structured.gate import Gate
 
 Scores: TypeAlias = "dict[str, Float[Tensor, ' U']]"
-"""A score of each unit, by the name of its place; float64 on the CPU, higher stays."""
+"""A score for each unit, by group name; float64 on the CPU, higher is kept."""
 
 
 @dataclass(frozen=True)
 class GatedModel:
-    """The model that is looked at, as it is gated now.
+    """The model to be ranked, with the current gates.
 
     Attributes:
         model: In eval mode.
-        sites: Where its units are, all of one kind; of blocks, which no linear reads, such as have
-            what every :class:`prunekit.models.units.base.Place` has.
-        gates: The gate of each site, by its name.
-        batches: What it is run on; none for a ranker that reads weights alone.
-        ranks: The processes that run it on other samples, and end with the same scores.
+        groups: Its groups, all of one kind. Groups of blocks and coordinates have only the members
+            of :class:`prunekit.models.units.base.UnitGroup`; a ranker of these uses no others.
+        gates: The gate of each group, by group name.
+        batches: Calibration batches; none for a ranker of weights alone.
+        ranks: Processes that run the other batches and end with the same scores.
     """
 
     model: PreTrainedModel
-    sites: Sequence[Site]
+    groups: Sequence[LinearUnitGroup]
     gates: Mapping[str, Gate]
     batches: Sequence[Batch]
     ranks: Ranks = SINGLE
 
-    def add(self, sums: Iterable[Tensor]) -> None:
-        """Make sums over the batches those of all ranks, in place."""
+    def all_reduce_sums(self, sums: Iterable[Tensor]) -> None:
+        """Add sums over the batches of all ranks, in place."""
         for each in sums:
             self.ranks.all_reduce_sum(each, "scores")
 
-    def total(self, counts: Mapping[str, float]) -> dict[str, float]:
-        """Return the sum over all ranks of numbers, by their names."""
+    def all_reduce_counts(self, counts: Mapping[str, float]) -> dict[str, float]:
+        """Return the sum of each number over all ranks, by name."""
         every = self.ranks.all_gather_object(dict(counts))
         return {name: sum(each[name] for each in every) for name in counts}

@@ -1,11 +1,11 @@
-"""Which units go so that a model has at most so many parameters, units of several kinds at once.
+"""Selection of units of several kinds within a parameter budget.
 
-Units are ordered by density, their score by the parameters that go with them, and of this order the
-largest part from the front is kept that meets the budget. What that part takes is counted jointly:
-without a hidden dimension every head is smaller, and without a block its heads are nothing.
+Units are sorted by density, their score per parameter removed with them, and the longest prefix of
+this order that fits the budget is kept. The parameters are counted jointly: without a coordinate of
+the residual stream every head is smaller, and without a block its heads have no parameters.
 Source: Zhao et al., APT, arXiv:2401.12200, §4.2, with the maximum that it calls the minimum.
 
-Shapes: U units of a place.
+Shapes: U units of a group, R rows of a parameter along an axis.
 """
 
 from bisect import bisect_right
@@ -20,53 +20,53 @@ from torch import Tensor
 from prunekit.errors import ConfigError
 from prunekit.formatting import percent
 from prunekit.models.units.base import UnitGroup
-from prunekit.structured.selection import Scope, refuse_no_numbers
+from prunekit.structured.selection import UnitScope, refuse_nan_scores
 
 Keep = Mapping[str, Bool[Tensor, " U"]]
-"""Which units of each place stay."""
+"""Which units of each group are kept, by group name."""
 
 
-class Count:
-    """Counts the parameters that a model has left, exactly, from the shapes of its parameters."""
+class ParameterCounter:
+    """Counts the parameters that a pruned model has, exactly, from the shapes."""
 
-    def __init__(self, places: Sequence[UnitGroup], whole: int) -> None:
-        """``whole``: the parameters of the model, those that belong to no unit included."""
+    def __init__(self, groups: Sequence[UnitGroup], whole: int) -> None:
+        """``whole`` is the number of parameters of the model."""
         self.whole = whole
-        self._places = places
+        self._groups = groups
         self._shapes: dict[int, list[int]] = {}
-        self._shares: dict[int, dict[int, list[tuple[str, Tensor]]]] = {}
-        for place in places:
-            for parameter, axis, owner in place.shares:
+        self._owners: dict[int, dict[int, list[tuple[str, Tensor]]]] = {}
+        for group in groups:
+            for parameter, axis, owner in group.parameter_axes:
                 self._shapes[id(parameter)] = [*parameter.shape]
-                axes = self._shares.setdefault(id(parameter), {})
-                axes.setdefault(axis, []).append((place.name, owner))
+                axes = self._owners.setdefault(id(parameter), {})
+                axes.setdefault(axis, []).append((group.name, owner))
 
-    def left(self, keep: Keep) -> int:
-        """Return the parameters of the model if only these units stay."""
+    def remaining(self, keep: Keep) -> int:
+        """Return the parameters of the model with only the kept units."""
         total = self.whole
-        for parameter in self._shares:
+        for parameter in self._owners:
             left = [int(rows.sum()) for rows in self._rows(parameter, keep)]
             total += prod(left) - prod(self._shapes[parameter])
         return total
 
     def costs(self, keep: Keep) -> dict[str, Float[Tensor, " U"]]:
-        """Return the parameters that go with each unit, by place, if one more goes than did."""
+        """Return the parameters saved by removing one more unit, by group."""
         costs = {
-            place.name: torch.zeros(place.units, dtype=torch.float64) for place in self._places
+            group.name: torch.zeros(group.units, dtype=torch.float64) for group in self._groups
         }
-        for parameter, axes in self._shares.items():
+        for parameter, axes in self._owners.items():
             rows = self._rows(parameter, keep)
             left = [int(each.sum()) for each in rows]
-            for axis, shares in axes.items():
-                others = prod(left[:axis] + left[axis + 1 :])
-                for name, owner in shares:
+            for axis, owners in axes.items():
+                per_row = prod(left[:axis] + left[axis + 1 :])
+                for name, owner in owners:
                     units = len(costs[name])
-                    costs[name] += others * torch.bincount(owner[rows[axis]], minlength=units)
+                    costs[name] += per_row * torch.bincount(owner[rows[axis]], minlength=units)
         return costs
 
     def _rows(self, parameter: int, keep: Keep) -> list[Bool[Tensor, " R"]]:
-        """Return which rows of a parameter are left, along each of its axes."""
-        axes = self._shares[parameter]
+        """Return the kept rows of a parameter along each axis."""
+        axes = self._owners[parameter]
         return [
             torch.stack([keep[name][owner] for name, owner in axes[axis]]).all(0)
             if axis in axes
@@ -76,120 +76,126 @@ class Count:
 
 
 @dataclass(frozen=True)
-class Terms:
-    """What is asked for.
+class BudgetConstraints:
+    """The budget, and the constraints on the numbers of kept units.
 
     Attributes:
-        parameters: How many the model may have afterwards.
-        scope: "global" orders units one by one, "layer" those of the same rank in all layers of a
-            kind together, so that each layer keeps the same part.
-        least: Units that every place keeps.
-        multiples: The units that stay of a place are rounded up to a multiple of this, or all stay.
-        allowed: Says of numbers of units, by place, whether they may be; all may if not given.
+        parameters: Maximum number of parameters of the pruned model.
+        scope: "global" sorts units one by one; "layer" keeps or removes units of the same rank in
+            all layers of a kind together, so that each layer keeps the same fraction.
+        least: Units that every group keeps.
+        multiples: The kept number of a group is rounded up to a multiple of this, or all are kept.
+        allowed: Predicate on the kept numbers by group name; by default all are allowed.
     """
 
     parameters: int
-    scope: Scope = "global"
+    scope: UnitScope = "global"
     least: int = 1
     multiples: Mapping[str, int] = field(default_factory=dict)
     allowed: Callable[[Mapping[str, int]], bool] = lambda _: True
 
 
-class Order:
-    """The units that are left, the densest first, in groups that stay or go together.
+class UnitOrder:
+    """The remaining units, densest first, in sets removed together.
 
-    ``fixed``: how many of the groups stay whatever is asked for.
+    Attributes:
+        keep: False for units that are removed already.
+        constraints: The constraints.
+        fixed: Number of leading sets that are always kept.
     """
 
     def __init__(
         self,
-        places: Sequence[UnitGroup],
+        groups: Sequence[UnitGroup],
         scores: Mapping[str, Float[Tensor, " U"]],
         keep: Keep,
         costs: Mapping[str, Float[Tensor, " U"]],
-        terms: Terms,
+        constraints: BudgetConstraints,
     ) -> None:
-        self.keep, self.terms = keep, terms
+        self.keep, self.constraints = keep, constraints
         self._ranked: dict[str, list[int]] = {}
-        groups: dict[tuple[str, int], list[tuple[str, int, float, float]]] = {}
-        longest = {
-            kind: max(place.units for place in places if place.kind == kind)
-            for kind in {place.kind for place in places}
+        sets: dict[tuple[str, int], list[tuple[str, int, float, float]]] = {}
+        largest = {
+            kind: max(group.units for group in groups if group.kind == kind)
+            for kind in {group.kind for group in groups}
         }
-        for place in places:
-            score, cost = scores[place.name].tolist(), costs[place.name].tolist()
-            left = keep[place.name].nonzero().flatten().tolist()
+        for group in groups:
+            score, cost = scores[group.name].tolist(), costs[group.name].tolist()
+            left = keep[group.name].nonzero().flatten().tolist()
             density = [_density(*each) for each in zip(score, cost, strict=True)]
-            # Stable, so that of equal ones the lower index stays.
-            self._ranked[place.name] = sorted(left, key=density.__getitem__, reverse=True)
-            for rank, unit in enumerate(self._ranked[place.name]):
-                level = rank * longest[place.kind] // place.units
-                key = (place.kind, level) if terms.scope == "layer" else (place.name, rank)
-                groups.setdefault(key, []).append((place.name, rank, score[unit], cost[unit]))
-        self._groups = sorted(groups.values(), key=self._density, reverse=True)
-        self.fixed = sum(self._density(group) == inf for group in self._groups)
+            # Stable, so that of equal ones the lower index is kept.
+            self._ranked[group.name] = sorted(left, key=density.__getitem__, reverse=True)
+            for rank, unit in enumerate(self._ranked[group.name]):
+                level = rank * largest[group.kind] // group.units
+                by_layer = constraints.scope == "layer"
+                key = (group.kind, level) if by_layer else (group.name, rank)
+                sets.setdefault(key, []).append((group.name, rank, score[unit], cost[unit]))
+        self._sets = sorted(sets.values(), key=self._set_density, reverse=True)
+        self.fixed = sum(self._set_density(units) == inf for units in self._sets)
 
     def __len__(self) -> int:
-        return len(self._groups)
+        return len(self._sets)
 
-    def first(self, count: int) -> dict[str, Bool[Tensor, " U"]]:
-        """Return what stays of each place if ``count`` groups do, numbers rounded up."""
+    def keep_first(self, count: int) -> dict[str, Bool[Tensor, " U"]]:
+        """Return the kept units of the first ``count`` sets, rounded up."""
         numbers = dict.fromkeys(self._ranked, 0)
-        for group in self._groups[:count]:
-            for name, *_ in group:
+        for units in self._sets[:count]:
+            for name, *_ in units:
                 numbers[name] += 1
-        stays = {}
+        kept = {}
         for name, number in numbers.items():
-            multiple = self.terms.multiples.get(name, 1)
-            stays[name] = torch.zeros_like(self.keep[name])
-            stays[name][self._ranked[name][: -(-number // multiple) * multiple]] = True
-        return stays
+            multiple = self.constraints.multiples.get(name, 1)
+            kept[name] = torch.zeros_like(self.keep[name])
+            kept[name][self._ranked[name][: -(-number // multiple) * multiple]] = True
+        return kept
 
-    def _density(self, group: list[tuple[str, int, float, float]]) -> float:
-        """Return score by parameters; infinite for what has to stay."""
-        if any(rank < self.terms.least for _, rank, *_ in group):
+    def _set_density(self, units: list[tuple[str, int, float, float]]) -> float:
+        """Return the density of a set; infinite if always kept."""
+        if any(rank < self.constraints.least for _, rank, *_ in units):
             return inf
-        return _density(sum(score for *_, score, _ in group), sum(cost for *_, cost in group))
+        return _density(sum(score for *_, score, _ in units), sum(cost for *_, cost in units))
 
 
 def _density(score: float, cost: float) -> float:
-    """Return score by parameters; the lowest for what takes none, as it is in a block that went."""
+    """Return score per parameter; lowest without parameters, as in a removed block."""
     return score / cost if cost else -inf
 
 
-def choose_within(
-    places: Sequence[UnitGroup],
+def select_within_budget(
+    groups: Sequence[UnitGroup],
     scores: Mapping[str, Float[Tensor, " U"]],
     keep: Keep,
     whole: int,
-    terms: Terms,
+    constraints: BudgetConstraints,
 ) -> dict[str, Bool[Tensor, " U"]]:
-    """Return which units of each place stay: as many of the densest as the budget allows.
+    """Return the densest units that fit the budget, by group.
 
     Args:
-        places: Of one kind or several.
-        scores: A score of each unit, by place; those of several kinds have to be comparable.
-        keep: False for units that are gone already.
+        groups: Groups of one kind or several.
+        scores: Score of each unit, by group; those of several kinds have to be comparable.
+        keep: False for units that are removed already.
         whole: Parameters of the model with all units.
-        terms: What is asked for.
+        constraints: The budget and its constraints.
 
     Raises:
         ConfigError: The budget cannot be met, or a score is not a number.
     """
-    refuse_no_numbers(scores)
-    count = Count(places, whole)
-    order = Order(places, scores, keep, count.costs(keep), terms)
-    # Fewer units are never more parameters, so that the largest part is found by bisection.
+    refuse_nan_scores(scores)
+    counter = ParameterCounter(groups, whole)
+    order = UnitOrder(groups, scores, keep, counter.costs(keep), constraints)
+    # Fewer units never have more parameters, so bisection finds the longest prefix.
     most = bisect_right(
-        range(len(order) + 1), terms.parameters, key=lambda number: count.left(order.first(number))
+        range(len(order) + 1),
+        constraints.parameters,
+        key=lambda number: counter.remaining(order.keep_first(number)),
     )
     for number in reversed(range(order.fixed, most)):
-        stays = order.first(number)
-        if terms.allowed({name: int(units.sum()) for name, units in stays.items()}):
-            return stays
-    fewest = count.left(order.first(order.fixed))
+        kept = order.keep_first(number)
+        if constraints.allowed({name: int(units.sum()) for name, units in kept.items()}):
+            return kept
+    fewest = counter.remaining(order.keep_first(order.fixed))
     raise ConfigError(
-        f"parameters: {percent(terms.parameters / whole)} cannot be had: with the units that each "
-        f"layer keeps {percent(fewest / whole)} of the model stay. Allow more, lower `least`, or "
-        "let other units go too."
+        f"parameters: {percent(constraints.parameters / whole)} cannot be had: with the units that "
+        f"each layer keeps {percent(fewest / whole)} of the model stay. Allow more, lower `least`, "
+        "or let other units go too."
     )

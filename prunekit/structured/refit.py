@@ -1,9 +1,10 @@
-"""The linears that read units, refitted so that the kept ones make up for those that go.
+"""Refit of the linears that read units.
 
-With H = XᵀX of what such a linear reads, the best weights of the kept inputs K are
+The weights of kept units are fitted to compensate for the removed ones.
+With H = XᵀX of such a linear's input X, the best weights of the kept inputs K are
 W H_:K (H_KK)⁻¹.
 
-Shapes: U units, S inputs of the linear in each, I inputs in all, O outputs.
+Shapes: T tokens, U units, S inputs of the linear per unit, I inputs in total, O outputs.
 """
 
 from __future__ import annotations
@@ -17,40 +18,49 @@ from prunekit_kernels import gram, mirror
 from torch import Tensor
 
 from prunekit.errors import NumericsError
-from prunekit.models.units.heads_neurons import Site, matrix
+from prunekit.models.orientation import weight_matrix
+from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.structured.probes.reader_inputs import observe_inputs
 
 if TYPE_CHECKING:
     from prunekit.structured.gated_model import GatedModel
 
 
-def gather(subject: GatedModel, *, gated: bool = True) -> dict[str, Float[Tensor, "I I"]]:
-    """Return H of each site, divided by its tokens; ``gated`` as in :func:`look`."""
+def reader_grams(gated: GatedModel, *, after_gates: bool = True) -> dict[str, Float[Tensor, "I I"]]:
+    """Return H of each group's reader, divided by the number of tokens.
+
+    ``after_gates`` as in :func:`prunekit.structured.probes.reader_inputs.observe_inputs`.
+    """
     sums: dict[str, Tensor] = {}
     tokens: dict[str, float] = {}
 
-    def see(site: Site, x: Tensor) -> None:
-        if site.name not in sums:
-            sums[site.name] = torch.zeros(x.shape[1], x.shape[1], device=x.device)
-        gram(x, sums[site.name])
-        tokens[site.name] = tokens.get(site.name, 0) + len(x)
+    def observe(group: LinearUnitGroup, x: Float[Tensor, "T I"]) -> None:
+        if group.name not in sums:
+            sums[group.name] = torch.zeros(x.shape[1], x.shape[1], device=x.device)
+        gram(x, sums[group.name])
+        tokens[group.name] = tokens.get(group.name, 0) + len(x)
 
-    observe_inputs(subject, see, gated=gated)
-    subject.add(sums.values())
-    tokens = subject.total(tokens)
+    observe_inputs(gated, observe, after_gates=after_gates)
+    gated.all_reduce_sums(sums.values())
+    tokens = gated.all_reduce_counts(tokens)
     return {name: mirror(total).div_(max(tokens[name], 1)) for name, total in sums.items()}
 
 
 def damp(
     total: Float[Tensor, "I I"], damping: float, name: str
 ) -> tuple[Float[Tensor, "I I"], Float[Tensor, "I I"]]:
-    """Return H with ``damping`` times its mean diagonal added to that, and its Cholesky factor.
+    """Return the damped H and its Cholesky factor.
 
-    Both are float64 on the CPU. Sums in float32 may leave H less than positive definite; then ten
-    times as much is added, and so on.
+    Both are float64 on the CPU. Sums in float32 may leave H indefinite: the damping is then raised
+    tenfold until it suffices.
+
+    Args:
+        total: H.
+        damping: Multiple of the mean diagonal that is added to the diagonal.
+        name: Name of the linear, for the message.
 
     Raises:
-        NumericsError: H is zero, not finite, or not positive definite with all of the mean added.
+        NumericsError: H is zero, not finite, or not positive definite with damping 1.
     """
     damped = total.double().cpu()
     mean = float(damped.diagonal().mean())
@@ -60,9 +70,9 @@ def damp(
             "leave it out; otherwise the data makes the model overflow."
         )
     diagonal = damped.diagonal()
-    found = diagonal.clone()
+    original = diagonal.clone()
     while True:
-        diagonal.copy_(found + damping * mean)
+        diagonal.copy_(original + damping * mean)
         factor, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             return damped, factor
@@ -75,33 +85,48 @@ def damp(
 
 
 def removal_loss(
-    site: Site,
+    group: LinearUnitGroup,
     total: Float[Tensor, "I I"],
     damping: float,
-    minded: Float[Tensor, "O O"] | None = None,
+    output_weights: Float[Tensor, "O O"] | None = None,
 ) -> Float[Tensor, " U"]:
-    """Return what is lost of what the linear gives if a unit goes and the others are refitted.
+    """Return the reader's output error without each unit, after a refit.
 
-    ``tr(G W_P [(H⁻¹)_PP]⁻¹ W_Pᵀ)``, in float64, with G, ``minded``, how much an error of each pair
-    of outputs weighs; all weigh 1 without it.
+    ``tr(G W_P [(H⁻¹)_PP]⁻¹ W_Pᵀ)`` for the inputs P of the unit, in float64.
+
+    Args:
+        group: The group of the units.
+        total: H of its reader.
+        damping: Multiple of the mean diagonal that is added to the diagonal of H.
+        output_weights: G, the weight of each pair of output errors; the identity if None.
     """
-    weight = matrix(site.reader.linear).detach().double().cpu()
-    inverse = torch.cholesky_inverse(damp(total, damping, site.name)[1])
-    index = site.reader.index.flatten(1)  # [U, S]
+    weight = weight_matrix(group.reader.linear).detach().double().cpu()
+    inverse = torch.cholesky_inverse(damp(total, damping, group.name)[1])
+    index = group.reader.index.flatten(1)  # [U, S]
     blocks = inverse[index[:, :, None], index[:, None, :]]
     columns = weight[:, index].movedim(1, 0)  # [U, O, S]
-    weighed = columns if minded is None else minded @ columns
-    return (torch.linalg.solve(blocks, columns, left=False) * weighed).sum((1, 2))
+    weighted = columns if output_weights is None else output_weights @ columns
+    return (torch.linalg.solve(blocks, columns, left=False) * weighted).sum((1, 2))
 
 
 @torch.no_grad()
 def refit(
-    site: Site, total: Float[Tensor, "I I"], keep: Sequence[int], damping: float = 0.01
+    group: LinearUnitGroup, total: Float[Tensor, "I I"], keep: Sequence[int], damping: float = 0.01
 ) -> None:
-    """Change the kept columns of the reading linear, in place, to make up for the others."""
-    weight = matrix(site.reader.linear)
-    columns = site.reader.index[list(keep)].flatten()
-    damped, _ = damp(total, damping, site.name)
+    """Change the reader's kept columns, in place, to compensate for the others.
+
+    Args:
+        group: The group of the units.
+        total: H of its reader.
+        keep: The kept units.
+        damping: Multiple of the mean diagonal that is added to the diagonal of H.
+
+    Raises:
+        NumericsError: See :func:`damp`.
+    """
+    weight = weight_matrix(group.reader.linear)
+    columns = group.reader.index[list(keep)].flatten()
+    damped, _ = damp(total, damping, group.name)
     target = weight.double().cpu() @ damped[:, columns]
     factor = torch.linalg.cholesky(damped[columns][:, columns])
     fitted = torch.cholesky_solve(target.T, factor).T

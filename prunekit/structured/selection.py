@@ -1,4 +1,7 @@
-"""Which units go: exact counts, and no layer without any."""
+"""Selection of the units to remove.
+
+Counts are exact, and no layer is left without units.
+"""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -8,54 +11,55 @@ from torch import Tensor
 
 from prunekit.errors import ConfigError
 
-Scope = Literal["global", "layer"]
+UnitScope = Literal["global", "layer"]
+"""Units compared with each other: those of all layers, or those of one layer."""
 
 
-class Removed(NamedTuple):
-    """A unit that goes: the place of its layer among the sites, its own there, and its score."""
+class RemovedUnit(NamedTuple):
+    """A unit to be removed; ``layer`` is an index into the groups."""
 
     layer: int
     unit: int
     score: float
 
 
-def choose(
+def select_units(
     scores: Mapping[str, Tensor],
     keep: Mapping[str, Tensor],
     sparsity: float,
     *,
-    scope: Scope = "global",
+    scope: UnitScope = "global",
     least: int = 1,
     multiples: Mapping[str, int] | None = None,
-) -> list[Removed]:
-    """Return the units with the lowest scores that go, lowest first.
+) -> list[RemovedUnit]:
+    """Return the units with the lowest scores, lowest first.
 
     Args:
-        scores: A score of each unit, by site; higher stays, of equal ones the lower index.
-        keep: False for those that are gone; they count as such and are not returned.
-        sparsity: The part of all units that is gone afterwards, from 0 up to 1. The count is
+        scores: Score of each unit, by group; higher is kept, of equal ones the lower index.
+        keep: False for units that are removed already; they count but are not returned.
+        sparsity: Fraction of all units that is removed afterwards, from 0 up to 1. The count is
             rounded to the nearest integer, half up.
-        scope: "global" compares units of all layers, "layer" takes the same part of each.
+        scope: "global" compares units of all layers, "layer" removes the same fraction of each.
         least: Units that every layer keeps, 1 or more.
-        multiples: The units that stay of a layer are rounded up to a multiple of this, or all stay.
+        multiples: The kept number of a layer is rounded up to a multiple of this, or all are kept.
 
     Raises:
-        ConfigError: This cannot be had, or a score is not a number.
+        ConfigError: The count is impossible, or a score is not a number.
     """
     if not 0 <= sparsity < 1:
         raise ConfigError(f"sparsity: {sparsity} is not from 0 up to, but without, 1.")
     if least < 1:
         raise ConfigError(f"least: {least} would leave layers without any; it is at least 1.")
-    refuse_no_numbers(scores)
-    groups = [[name] for name in keep] if scope == "layer" else [[*keep]]
+    refuse_nan_scores(scores)
+    compared = [[name] for name in keep] if scope == "layer" else [[*keep]]
     layers = {name: layer for layer, name in enumerate(keep)}
-    removed: list[Removed] = []
-    for names in groups:
-        gone = sum(int((~keep[name]).sum()) for name in names)
-        count = int(sparsity * sum(len(keep[name]) for name in names) + 0.5) - gone
+    removed: list[RemovedUnit] = []
+    for names in compared:
+        before = sum(int((~keep[name]).sum()) for name in names)
+        count = int(sparsity * sum(len(keep[name]) for name in names) + 0.5) - before
         removed += _lowest(
             [
-                Removed(layers[name], unit, float(scores[name][unit]))
+                RemovedUnit(layers[name], unit, float(scores[name][unit]))
                 for name in names
                 for unit in keep[name].nonzero().flatten().tolist()
             ],
@@ -63,14 +67,15 @@ def choose(
             {layers[name]: int(keep[name].sum()) - least for name in names},
         )
     left = {layers[name]: int(units.sum()) for name, units in keep.items()}
-    return _restore(removed, left, {layers[name]: each for name, each in (multiples or {}).items()})
+    by_layer = {layers[name]: each for name, each in (multiples or {}).items()}
+    return _round_up_kept(removed, left, by_layer)
 
 
-def refuse_no_numbers(scores: Mapping[str, Tensor]) -> None:
-    """Refuse scores that cannot be compared.
+def refuse_nan_scores(scores: Mapping[str, Tensor]) -> None:
+    """Refuse scores that are not numbers.
 
     Raises:
-        ConfigError: Names the first that is not a number.
+        ConfigError: Names the first such unit.
     """
     for name, score in scores.items():
         if score.isnan().any():
@@ -78,45 +83,47 @@ def refuse_no_numbers(scores: Mapping[str, Tensor]) -> None:
             raise ConfigError(f"{name}: the score of unit {unit} is not a number.")
 
 
-def _restore(
-    removed: list[Removed], left: Mapping[int, int], multiples: Mapping[int, int]
-) -> list[Removed]:
-    """Return what goes if the units that stay of each layer are rounded up to a multiple.
+def _round_up_kept(
+    removed: list[RemovedUnit], left: Mapping[int, int], multiples: Mapping[int, int]
+) -> list[RemovedUnit]:
+    """Drop units from the removed ones until each layer keeps a multiple.
 
-    Of a layer those that go last are kept.
+    Of each layer the removed units with the highest scores are kept after all.
     """
-    gone = Counter(unit.layer for unit in removed)
+    removed_of_layer = Counter(unit.layer for unit in removed)
     spared = {
         layer: min(count, -(left[layer] - count) % multiples.get(layer, 1))
-        for layer, count in gone.items()
+        for layer, count in removed_of_layer.items()
     }
-    found = []
+    chosen = []
     for unit in reversed(removed):
         if spared[unit.layer] > 0:
             spared[unit.layer] -= 1
         else:
-            found.append(unit)
-    return found[::-1]
+            chosen.append(unit)
+    return chosen[::-1]
 
 
-def _lowest(candidates: list[Removed], count: int, spare: dict[int, int]) -> list[Removed]:
-    """Return ``count`` of the candidates, no more of a layer than it can spare."""
+def _lowest(
+    candidates: list[RemovedUnit], count: int, removable: dict[int, int]
+) -> list[RemovedUnit]:
+    """Return ``count`` candidates, at most the removable number of each layer."""
     if count < 0:
         raise ConfigError(
             f"sparsity: {-count} units more than that are pruned already. Reactivate some, or ask "
             "for more."
         )
-    if count > (most := sum(max(left, 0) for left in spare.values())):
+    if count > (most := sum(max(left, 0) for left in removable.values())):
         raise ConfigError(
             f"sparsity: {count} units should go, but with those that each layer keeps only {most} "
             "can. Ask for less, or lower `least`."
         )
-    chosen: list[Removed] = []
+    chosen: list[RemovedUnit] = []
     for unit in sorted(candidates, key=lambda unit: (unit.score, -unit.layer, -unit.unit)):
         if len(chosen) == count:
             break
-        if spare[unit.layer] > 0:
-            spare[unit.layer] -= 1
+        if removable[unit.layer] > 0:
+            removable[unit.layer] -= 1
             chosen.append(unit)
     assert len(chosen) == count
     return chosen

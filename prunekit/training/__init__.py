@@ -1,1 +1,1 @@
-"""Train pruned models: masks, recovery, adapters."""
+"""Training of pruned models: masks, recovery, adapters."""

@@ -1,14 +1,17 @@
-"""TODO-DOC prunekit/training/lora.py (out of prunekit/training.py)."""
+"""Merge LoRA adapters into pruned weights without filling their zeros.
+
+Shapes: O output features, I input features, R rank of an adapter.
+"""
 
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from prunekit.errors import ConfigError
 from prunekit.inference.sparse_linear import SparseLinear
+from prunekit.models.orientation import outputs_first, weight_matrix
 
 
 @torch.no_grad()
@@ -18,33 +21,33 @@ def merge_low_rank(
     up: Float[Tensor, "O R"],
     scale: float = 1.0,
 ) -> None:
-    """Add ``scale · up · down`` to a linear layer's weight, in place, where it is not zero.
+    """Add ``scale · up · down`` to the nonzero weights of a linear layer.
 
-    What the adapter would have put in place of zeros is lost, so a merged model answers a little
-    differently from the model with its adapter beside it.
+    The weight changes in place. The part of the product at pruned weights is dropped, so the
+    outputs of a merged model differ slightly from those of the model with a separate adapter.
 
     Args:
-        layer: Linear, Conv1D or sparse; in a sparse one the stored values change, no bits.
+        layer: Linear, Conv1D or sparse; of a sparse layer the stored values change, not the mask.
         down: The adapter's first factor (``lora_A``).
-        up: Its second (``lora_B``).
-        scale: Alpha over rank, usually.
+        up: The adapter's second factor (``lora_B``).
+        scale: Usually alpha divided by the rank.
     """
     _add_where_kept(layer, scale * (up.float() @ down.float()))
 
 
 @torch.no_grad()
 def merge_adapters(model: nn.Module, adapter: str = "default") -> nn.Module:
-    """Merge a LoRA adapter of ``peft`` into a pruned model under its masks; return the bare model.
+    """Merge a ``peft`` adapter into a pruned model, and return the model.
 
-    ``merge_and_unload`` of peft itself would fill the zeros.
+    Zeros remain zero, whereas ``merge_and_unload`` of peft would fill them.
 
     Args:
-        model: What ``peft.get_peft_model`` or ``PeftModel.from_pretrained`` returned.
-        adapter: Its name.
+        model: The model returned by ``peft.get_peft_model`` or ``PeftModel.from_pretrained``.
+        adapter: Name of the LoRA adapter.
 
     Raises:
-        ConfigError: The model has no such adapter, or one that no sum can stand for; nothing is
-            changed.
+        ConfigError: The model has no such adapter, or one that is not a sum (DoRA, biases, already
+            merged). Nothing is changed then.
     """
     kinds = "lora_A", "lora_embedding_A"
     adapted: list[Any] = [
@@ -66,7 +69,7 @@ def merge_adapters(model: nn.Module, adapter: str = "default") -> nn.Module:
             )
     for module in adapted:
         delta, base = module.get_delta_weight(adapter), module.base_layer
-        _add_where_kept(base, delta.T if isinstance(base, Conv1D) else delta)
+        _add_where_kept(base, outputs_first(base, delta))
     return model.unload()  # pyright: ignore  of PeftModel
 
 
@@ -74,6 +77,5 @@ def _add_where_kept(layer: nn.Module, delta: Float[Tensor, "O I"]) -> None:
     if isinstance(layer, SparseLinear):
         layer.set_kept(layer.dense().float() + delta)
         return
-    weight: Tensor = layer.weight  # pyright: ignore
-    delta = delta.T if isinstance(layer, Conv1D) else delta
+    weight = weight_matrix(layer)
     weight.copy_((weight.float() + delta) * (weight != 0))

@@ -1,7 +1,4 @@
-"""Zeros that stay zero: while a pruned model is trained on, and when an adapter is merged into it.
-
-Shapes: O output features, I input features, R rank of an adapter.
-"""
+"""Masks that keep pruned weights zero while a model is trained."""
 
 from collections.abc import Iterator
 
@@ -10,25 +7,26 @@ from prunekit_kernels import pack, unpack
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from transformers.pytorch_utils import Conv1D
 
+from prunekit.architectures.coverage import LINEAR_TYPES
 from prunekit.errors import ConfigError
 from prunekit.structured.frozen_units import HookHandles
 
 
 def keep_masks(model: nn.Module, optimizer: Optimizer | None = None) -> "Masks":
-    """Keep the zeros of a model's linear layers zero, whatever optimizer trains it.
+    """Keep zeros in a model's linear layers zero under any optimizer.
 
-    Gradients are zeroed where a weight is zero now, and after each step so are the weight and what
-    the optimizer remembers of it, entry by entry: momentum and weight decay cannot bring it back.
-    Costs a bit a weight.
+    Gradients are masked where a weight is zero now. After each step so are the weight and the
+    elements of the optimizer's state for it, so that momentum and weight decay cannot change it.
+    The masks take one bit per weight.
 
     Args:
-        model: Its linear layers with zeros; the weights themselves are kept, not copied.
-        optimizer: The one to watch; None: any that steps on these weights, until ``remove()``.
+        model: The model; linear layers without zeros are not masked.
+        optimizer: The optimizer whose steps are followed; None for every optimizer that updates
+            these weights.
 
     Returns:
-        What undoes it: ``remove()``, or the end of a ``with`` block.
+        The masks, in force until ``remove()`` or the end of a ``with`` block.
 
     Raises:
         ConfigError: No linear layer has zeros.
@@ -45,7 +43,7 @@ class Masks(HookHandles):
     """Masks in force; made by :func:`keep_masks`.
 
     Attributes:
-        weights: The weights that are watched, by name.
+        weights: The masked weights, by name.
     """
 
     def __init__(self, weights: dict[str, nn.Parameter], optimizer: Optimizer | None) -> None:
@@ -56,10 +54,10 @@ class Masks(HookHandles):
             for weight in weights.values()
             if weight.requires_grad
         ]
-        watch = register_optimizer_step_post_hook
+        after_step = register_optimizer_step_post_hook
         if optimizer is not None:
-            watch = optimizer.register_step_post_hook
-        super().__init__([*gradients, watch(lambda stepped, *_: self.apply(stepped))])
+            after_step = optimizer.register_step_post_hook
+        super().__init__([*gradients, after_step(lambda stepped, *_: self.apply(stepped))])
 
     def _keep(self, weight: nn.Parameter) -> Tensor:
         bits = self._bits[weight]
@@ -69,27 +67,31 @@ class Masks(HookHandles):
 
     @torch.no_grad()
     def apply(self, optimizer: Optimizer | None = None) -> None:
-        """Zero what was pruned: weights and, entry by entry, what ``optimizer`` remembers of them.
+        """Zero the pruned weights, and the optimizer's state for them.
 
-        Runs by itself after each step; call it after anything else that changed the weights.
+        It runs after each step; call it after any other change of the weights.
+
+        Args:
+            optimizer: Its weights are masked, with the elements of its state; None for all weights
+                without any state.
         """
-        stepped = self._bits.keys()
+        weights = self._bits.keys()
         if optimizer is not None:
             groups = optimizer.param_groups
-            stepped = [weight for group in groups for weight in group["params"]]
-        for weight in stepped:
+            weights = [weight for group in groups for weight in group["params"]]
+        for weight in weights:
             if weight in self._bits:
-                gone = ~self._keep(weight)
+                pruned = ~self._keep(weight)
                 state = optimizer.state.get(weight, {}) if optimizer else {}
-                for remembered in [weight, *state.values()]:
-                    if isinstance(remembered, Tensor) and remembered.shape == weight.shape:
-                        remembered.masked_fill_(gone, 0)
+                for value in [weight, *state.values()]:
+                    if isinstance(value, Tensor) and value.shape == weight.shape:
+                        value.masked_fill_(pruned, 0)
 
 
 def _linear_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield what is to be watched; a weight that two layers share once."""
+    """Yield the weights of linear layers, shared ones once."""
     seen = set()
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | Conv1D) and module.weight not in seen:
+        if isinstance(module, LINEAR_TYPES) and module.weight not in seen:
             seen.add(module.weight)
             yield f"{name}.weight", module.weight  # pyright: ignore

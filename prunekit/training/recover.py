@@ -1,9 +1,9 @@
-"""Training that wins back what a model lost with its units, and stops when it stops helping.
+"""Recovery training of a pruned model, with early stopping.
 
-Works on a model whose units are gated, which it leaves closed; on one without them; and on one that
-peft has given adapters, which are then all that is trained.
+It trains a model with gated units, whose closed gates remain closed; a model without gates; or a
+model with adapters of peft, which are then the only weights trained.
 
-Shapes: U units of a place.
+Shapes: N samples, T tokens.
 """
 
 import math
@@ -19,25 +19,24 @@ from transformers import PreTrainedModel
 
 from prunekit.config.structured_table import Train
 from prunekit.errors import NumericsError
-from prunekit.structured.batches import Batch, Data, losses, mean_loss, still
-from prunekit.structured.batches import batches as as_batches
+from prunekit.structured.batches import Batch, Data, eval_mode, losses, mean_loss, to_batches
 from prunekit.structured.unit_gates import Gates
 
-TRACKED = 10
-"""Steps between two records of what the gates let through."""
-LEAST_RATE = 0.1
-"""What is left of the learning rate at the last step."""
+RECORD_INTERVAL = 10
+"""Steps between two records of the training."""
+FINAL_RATE = 0.1
+"""Learning rate of the last step, as a fraction of the highest."""
 
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """Where a training is.
+    """Record of a training step.
 
     Attributes:
-        step: Steps done so far.
-        loss: Mean loss of the predictions of the last step; None before the first.
-        held_out: That of the held-out text; None where it was not looked at.
-        factors: What each unit is multiplied by, by place; empty without gates.
+        step: Number of steps done.
+        loss: Mean training loss per prediction of this step; None before the first.
+        held_out: Mean held-out loss; None if it was not measured at this step.
+        factors: Gate factor of each unit, by unit group; empty without gates.
     """
 
     step: int
@@ -53,119 +52,146 @@ def recover(
     settings: Train | None = None,
     gates: Sequence[Gates] = (),
 ) -> Iterator[TrainingStep]:
-    """Train what of a model wants a gradient, and at the end take the weights that were best.
+    """Train a model with AdamW, then restore its best weights.
 
-    AdamW, without dropout; the learning rate rises for a tenth of the steps, for 100 at most, and
-    then falls along a cosine. Yields where it is every ten steps, and whenever it looks at held-out
-    text.
+    Trained are all parameters that require a gradient. Dropout is off; the learning rate is that of
+    :func:`learning_rate`. Yields a record every ten steps, and whenever the held-out loss is
+    measured.
 
     Args:
-        model: It is changed in place; its gates, if any, are named below.
-        data: Token ids [N, T], or batches with what the loss needs, which are taken as they are.
-        held_out: The same; what the loss is judged by.
-        settings: Rate, steps, and when to stop.
-        gates: Closed units of these get no update; factors that want a gradient are trained too.
+        model: The model, trained in place. It may have gates, or adapters of peft.
+        data: Token ids [N, T], or batches with the inputs of the loss, which are used as they are.
+        held_out: Likewise; the best weights are those with the lowest loss on it.
+        settings: Learning rate, steps and early stopping.
+        gates: Gates of the model. Closed units are not updated; gate values that require a gradient
+            are trained too.
 
     Raises:
         NumericsError: The loss is not finite.
     """
     settings = settings or Train()
     train = _in_batches(data, model, settings.batch)
-    judged = _in_batches(held_out, model, settings.batch)
-    weights: list[Tensor] = [each for each in model.parameters() if each.requires_grad]
-    weights += [
-        gate.value for each in gates for gate in each.gates.values() if gate.value.requires_grad
-    ]
+    validation = _in_batches(held_out, model, settings.batch)
+    weights = _trained(model, gates)
     optimizer = torch.optim.AdamW(weights, settings.rate)
-    order = random.Random(settings.seed)
-    with ExitStack() as held:
-        held.enter_context(still(model))
-        best = BestCheckpoint(weights, mean_loss(model, judged))
+    with ExitStack() as stack:
+        stack.enter_context(eval_mode(model))
+        best = BestCheckpoint(weights, mean_loss(model, validation))
         yield TrainingStep(0, None, best.loss, _factors(gates))
         for each in gates:
-            held.enter_context(each.hold(optimizer))
-        queue: list[Batch] = []
-        for step in range(1, settings.steps + 1):
-            queue = queue or order.sample(train, len(train))
-            for group in optimizer.param_groups:
-                group["lr"] = rate(step, settings)
-            loss = _step(model, queue.pop(), optimizer)
-            if not math.isfinite(loss):
-                raise NumericsError(f"train: the loss is {loss} at step {step}. Lower train.rate.")
-            found = None
+            stack.enter_context(each.hold(optimizer))
+        for step, loss in _steps(model, train, optimizer, settings):
+            measured = None
             if step % settings.every == 0 or step == settings.steps:
-                found = mean_loss(model, judged)
-                best.compare(found)
-            if found is not None or step % TRACKED == 0:
-                yield TrainingStep(step, loss, found, _factors(gates))
-            if best.waited == settings.patience:
+                measured = mean_loss(model, validation)
+                best.update(measured)
+            if measured is not None or step % RECORD_INTERVAL == 0:
+                yield TrainingStep(step, loss, measured, _factors(gates))
+            if best.stale == settings.patience:
                 break
-    best.take()
+    best.restore()
+
+
+def _trained(model: PreTrainedModel, gates: Sequence[Gates]) -> list[Tensor]:
+    values = (gate.value for each in gates for gate in each.gates.values())
+    return [each for each in (*model.parameters(), *values) if each.requires_grad]
+
+
+def _steps(
+    model: PreTrainedModel,
+    train: Sequence[Batch],
+    optimizer: torch.optim.Optimizer,
+    settings: Train,
+) -> Iterator[tuple[int, float]]:
+    """Run training steps, yielding the number and loss of each.
+
+    Batches are shuffled in each epoch.
+    """
+    order = random.Random(settings.seed)
+    queue: list[Batch] = []
+    for step in range(1, settings.steps + 1):
+        queue = queue or order.sample(train, len(train))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, settings)
+        loss = _step(model, queue.pop(), optimizer)
+        if not math.isfinite(loss):
+            raise NumericsError(f"train: the loss is {loss} at step {step}. Lower train.rate.")
+        yield step, loss
 
 
 class BestCheckpoint:
     """The weights whose held-out loss was the lowest so far.
 
     Attributes:
-        loss: That loss.
-        waited: How often it has been compared since with one that was no lower.
+        loss: The lowest held-out loss.
+        stale: Measurements since then.
     """
 
     def __init__(self, weights: Sequence[Tensor], loss: float) -> None:
-        self.loss, self.waited = loss, 0
+        self.loss, self.stale = loss, 0
         self._weights = weights
         self._copies = [each.detach().clone() for each in weights]
 
-    def compare(self, loss: float) -> None:
-        """Remember the weights as they are if their loss is the lowest."""
-        self.waited += 1
+    def update(self, loss: float) -> None:
+        """Store the current weights if their loss is the lowest."""
+        self.stale += 1
         if loss < self.loss:
-            self.loss, self.waited = loss, 0
+            self.loss, self.stale = loss, 0
             _copy(self._weights, self._copies)
 
-    def take(self) -> None:
-        """Put them back."""
+    def restore(self) -> None:
+        """Copy the stored weights back."""
         _copy(self._copies, self._weights)
 
 
-def rate(step: int, settings: Train) -> float:
-    """Return the learning rate of a step, of which the first is 1."""
-    rising = max(1, min(100, settings.steps // 10))
-    if step <= rising:
-        return settings.rate * step / rising
-    part = (step - rising) / max(1, settings.steps - rising)
-    falling = (1 + math.cos(math.pi * part)) / 2
-    return settings.rate * (LEAST_RATE + (1 - LEAST_RATE) * falling)
+def learning_rate(step: int, settings: Train) -> float:
+    """Return the learning rate of a step, counted from 1.
+
+    It rises linearly over a tenth of the steps, at most 100, and then falls along a cosine.
+    """
+    warmup = max(1, min(100, settings.steps // 10))
+    if step <= warmup:
+        return settings.rate * step / warmup
+    progress = (step - warmup) / max(1, settings.steps - warmup)
+    cosine = (1 + math.cos(math.pi * progress)) / 2
+    return settings.rate * (FINAL_RATE + (1 - FINAL_RATE) * cosine)
 
 
-def recovered(base: float, post: float, final: float) -> float | None:
-    """Return what part of a lost loss was won back: 1 all of it, less than 0 if it got worse.
+def recovered_fraction(base: float, post: float, final: float) -> float | None:
+    """Return the fraction of the loss increase that training recovered.
+
+    1 is all of it; a negative value is a further increase; None if there was no increase.
 
     Args:
-        base: The loss of the dense model.
-        post: That after units went; None is returned if it is no higher, so that nothing was lost.
-        final: That after the training.
+        base: Loss of the dense model.
+        post: Loss after pruning.
+        final: Loss after training.
     """
     return (post - final) / (post - base) if post > base else None
 
 
-def summary(base: float, moments: Sequence[TrainingStep]) -> dict[str, Any]:
-    """Return what a report says of a training; ``base`` is the held-out loss of the dense model."""
-    looked = [moment.held_out for moment in moments if moment.held_out is not None]
+def summarize(base: float, steps: Sequence[TrainingStep]) -> dict[str, Any]:
+    """Return the training section of a report.
+
+    Args:
+        base: Held-out loss of the dense model.
+        steps: The records that :func:`recover` yielded.
+    """
+    held_out = [step.held_out for step in steps if step.held_out is not None]
     return {
         "base": base,
-        "post": looked[0],
-        "final": min(looked),
-        "recovery": recovered(base, looked[0], min(looked)),
-        "steps": moments[-1].step,
-        "history": [asdict(moment) for moment in moments],
+        "post": held_out[0],
+        "final": min(held_out),
+        "recovery": recovered_fraction(base, held_out[0], min(held_out)),
+        "steps": steps[-1].step,
+        "history": [asdict(step) for step in steps],
     }
 
 
 def _in_batches(data: Data, model: PreTrainedModel, size: int) -> list[Batch]:
     if isinstance(data, Tensor):
-        return as_batches([{"input_ids": part} for part in data.split(size)], model)
-    return as_batches(data, model)
+        return to_batches([{"input_ids": part} for part in data.split(size)], model)
+    return to_batches(data, model)
 
 
 def _step(model: PreTrainedModel, batch: Batch, optimizer: torch.optim.Optimizer) -> float:
@@ -185,5 +211,5 @@ def _factors(gates: Sequence[Gates]) -> dict[str, list[float]]:
 
 @torch.no_grad()
 def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
-    for kept, weight in zip(source, target, strict=True):
-        weight.copy_(kept)
+    for value, destination in zip(source, target, strict=True):
+        destination.copy_(value)

@@ -1,4 +1,4 @@
-"""Compile what a launcher would launch, for a GPU that need not be there.
+"""Ahead-of-time compilation of launches, without a GPU.
 
 The launchers of ``prunekit_kernels`` run on meta tensors of real sizes, so kernels are compiled
 with the alignment hints and constants of a real launch; nothing executes.
@@ -24,12 +24,12 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-SHARED_LIMITS = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64}  # KiB a block may use
+SHARED_LIMITS = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64}  # KiB per block
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What one compiled kernel takes: registers a thread, spilled bytes, shared bytes a block."""
+    """Registers per thread, spilled bytes, shared bytes per block."""
 
     registers: int
     spilled: int
@@ -65,7 +65,7 @@ class _Driver(DriverBase):
 
 @contextlib.contextmanager
 def compile_only(name, monkeypatch):
-    """Yield a list that fills with the kernels launched in the block."""
+    """Yield a list of the kernels launched within the context."""
     launched, run = [], JITFunction.run
 
     def compile_instead(self, *args, grid, warmup, **options):
@@ -83,7 +83,7 @@ def compile_only(name, monkeypatch):
 
 
 def usage(kernel) -> Usage:
-    """Read what a compiled kernel takes from its binary."""
+    """Return the resources that a compiled kernel uses."""
     if "cubin" not in kernel.asm:
         listing = kernel.asm["amdgcn"]
         registers, spilled = (

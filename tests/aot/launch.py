@@ -20,10 +20,10 @@ class Launch:
     Attributes:
         op: Name of the file in ``kernels/prunekit_kernels``.
         what: The configuration, in words.
-        run: Launches.
-        spills: How many bytes of a thread's stack it may take on a target; more than a frame only
-            for a reason, given beside the kernel.
-        targets: What it runs on.
+        run: Launches the kernels.
+        spills: Bytes of stack per thread allowed on a target; more than a frame only for a reason
+            that is given beside the kernel.
+        targets: Targets that it is compiled for.
     """
 
     op: str
@@ -33,7 +33,7 @@ class Launch:
     targets: tuple[str, ...] = tuple(TARGETS)
 
     def most_spilled(self, target: str) -> int:
-        """Return how many bytes of a thread's stack it may take on a target."""
+        """Return the bytes of stack per thread allowed on a target."""
         return self.spills.get(target, FRAME)
 
     def __str__(self) -> str:

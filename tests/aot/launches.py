@@ -1,6 +1,7 @@
-"""Every launch that is compiled ahead of time: the real launchers, on meta tensors of real sizes.
+"""Every launch that is compiled ahead of time.
 
-A kernel that spills registers says beside its code why it may.
+The real launchers run on meta tensors of real sizes. A kernel that spills registers says beside its
+code why it may.
 """
 
 from collections.abc import Callable, Iterator
@@ -179,7 +180,7 @@ def _masks() -> Iterator[Launch]:
 
 
 def _sweeps() -> Iterator[Launch]:
-    # Whether rows are a multiple of 16 makes no difference, since alignment is not looked at.
+    # Whether rows are a multiple of 16 makes no difference: alignment is not specialised on.
     for choice in (None, NOfM(1, 2), NOfM(2, 4), NOfM(4, 8), NOfM(8, 16), NOfM(2, 3)):
         n, m = choice or (0, 1)
         panel = 16 // m * m

@@ -1,6 +1,6 @@
-"""Write ``bench/results/aot.json``: what every kernel takes on GPUs that need not be here.
+"""Write ``bench/results/aot.json``: the resources of every kernel.
 
-``python -m tests.aot.record [OP …]``, in the root of the checkout; of some ops only their rows are
+``python -m tests.aot.record [OP …]``, in the root of the checkout; with ops, only their rows are
 written anew.
 """
 
@@ -21,12 +21,12 @@ FILE = Path(__file__).parents[2] / "bench" / "results" / "aot.json"
 
 
 def key(target: str, launch: Launch) -> tuple[str, str, str]:
-    """Return what tells a row from the others, but for its kernel."""
+    """Return the key of a row, without its kernel."""
     return target, launch.op, launch.what
 
 
 def rows(target: str, ops: set[str]) -> list[dict]:
-    """Compile all of these ops for one target and return a row for each kernel."""
+    """Compile ops for one target; return a row per kernel."""
     found = []
     with pytest.MonkeyPatch.context() as patch:
         for launch in launches():
@@ -39,7 +39,7 @@ def rows(target: str, ops: set[str]) -> list[dict]:
 
 
 def compiled(target: str, launch: Launch, launched: list) -> list[dict]:
-    """Return a row for each kernel of a launch, for those that are launched again but one."""
+    """Return a row per kernel of a launch; repeated launches count once."""
     found = (_row(target, launch, kernel) for kernel in launched)
     return [json.loads(row) for row in dict.fromkeys(map(json.dumps, found))]
 
@@ -59,7 +59,7 @@ def _row(target: str, launch: Launch, kernel) -> dict:
 
 
 def main(chosen: list[str]) -> None:
-    """Write the rows of the ops chosen, or of all."""
+    """Write the rows of the chosen ops, or of all."""
     order = {key(*each): place for place, each in enumerate(everywhere())}
     ops = {op for _, op, _ in order}
     if unknown := set(chosen) - ops:

@@ -1,6 +1,6 @@
-"""Every Triton kernel compiles for GPUs that need not be here, and spills no registers.
+"""Every Triton kernel compiles for all targets, without spilling.
 
-``python -m tests.aot.record`` writes what each takes to ``bench/results/aot.json``.
+``python -m tests.aot.record`` writes the resources of each to ``bench/results/aot.json``.
 """
 
 import json

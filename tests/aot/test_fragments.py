@@ -1,4 +1,4 @@
-"""Sparse tensor cores read fragments: a lane's registers have to come from one thread."""
+"""Each lane's registers of a fragment come from one thread."""
 
 import os
 import re

@@ -1,36 +1,36 @@
-"""Heads of model types nobody declared, found where transformers calls its attention function."""
+"""Heads of undeclared model types, found by tracing the attention function."""
 
 import pytest
 import torch
 
 import prunekit
 from prunekit.errors import CheckpointError
-from tests.support.units import answers, batch, restless
+from tests.support.units import batch, randomized_model, valid_logits
 
 
 @pytest.mark.parametrize("model_type", ["electra", "glm", "granite", "phi", "stablelm"])
 def test_heads_of_a_probed_type_go_as_those_of_a_declared_one(model_type, tmp_path):
-    model = restless(model_type)
+    model = randomized_model(model_type)
     given = batch(model)
     gates = prunekit.heads(model)
-    for index, place in enumerate(gates.places):
+    for index, place in enumerate(gates.groups):
         gates.gates[place.name].keep[index % place.units] = False
-    expected = answers(model, given)
-    before, gone = model.num_parameters(), sum(int(place.costs[0]) for place in gates.places)
+    expected = valid_logits(model, given)
+    before, gone = model.num_parameters(), sum(int(place.costs[0]) for place in gates.groups)
     done = gates.finalize()
     assert model.num_parameters() == before - gone
-    found = answers(model, given)
+    found = valid_logits(model, given)
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
     model.save_pretrained(tmp_path)
-    assert torch.equal(answers(prunekit.load(tmp_path), given), found)
+    assert torch.equal(valid_logits(prunekit.load(tmp_path), given), found)
     if done.stock:
         opened = type(model).from_pretrained(tmp_path).eval()
-        assert torch.equal(answers(opened, given), found)
+        assert torch.equal(valid_logits(opened, given), found)
     assert done.stock == (model_type not in {"electra", "stablelm"})
 
 
 def test_every_ranker_of_heads_scores_those_of_a_probed_type():
-    gates = prunekit.heads(restless("granite"))
+    gates = prunekit.heads(randomized_model("granite"))
     tokens = torch.randint(3, 96, (2, 8), generator=torch.Generator().manual_seed(1))
     for name in ("entropy", "magnitude", "gradient", "obs"):
         scores = torch.cat([*gates.score(name, tokens).values()])
@@ -49,6 +49,6 @@ REFUSED = {
 
 @pytest.mark.parametrize("model_type", REFUSED, ids=REFUSED.get)
 def test_heads_that_cannot_be_told_apart_are_refused(model_type):
-    """Never a model that is left as it was without a word."""
+    """A model must not stay unchanged silently."""
     with pytest.raises(CheckpointError, match=f"{model_type!r} keep their heads"):
-        prunekit.heads(restless(model_type))
+        prunekit.heads(randomized_model(model_type))

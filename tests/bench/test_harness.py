@@ -1,4 +1,4 @@
-"""What benches write of what they measured."""
+"""Results that benchmarks write."""
 
 import json
 import sys

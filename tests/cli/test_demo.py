@@ -72,7 +72,7 @@ def test_model_appears_whole_or_not_at_all(tmp_path, gguf, monkeypatch):
 def test_folder_of_something_else_is_left_alone(tmp_path, gguf):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
-    with pytest.raises(ConfigError, match="mine: is there but holds no model"):
+    with pytest.raises(ConfigError, match="mine: exists but holds no model"):
         demo.smollm2(tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
 
@@ -202,7 +202,10 @@ def test_table_shows_dense_and_each_method():
 def real(tmp_path_factory):
     """The real model, made in a process of its own that must say nothing."""
     folder = tmp_path_factory.mktemp("real") / demo.MODEL
-    code = "import sys, pathlib, prunekit.cli.demo; prunekit.cli.demo.smollm2(pathlib.Path(sys.argv[1]))"
+    code = (
+        "import sys, pathlib; from prunekit.cli.demo import smollm2; "
+        "smollm2(pathlib.Path(sys.argv[1]))"
+    )
     made = subprocess.run(
         [sys.executable, "-c", code, str(folder)],
         capture_output=True,

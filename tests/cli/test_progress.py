@@ -61,16 +61,16 @@ def clock(monkeypatch):
 
 def test_a_log_gets_a_line_a_phase_a_block_and_an_evaluation(clock):
     screen = console()
-    assert progress.show(run(), screen) is EXAMPLE
+    assert progress.display(run(), screen) is EXAMPLE
     lines = [line.rstrip() for line in screen.file.getvalue().splitlines()]
     assert lines[:8] == [
         "calibrate",
         "evaluate before",
         "perplexity before: 20.70 (test.txt)",
         "prune",
-        "  model.layers.0: 2.00 s; 1/3, 0:00:00 so far, 0:00:00 left",
-        "  model.layers.1: 2.00 s; 2/3, 0:00:00 so far, 0:00:00 left",
-        "  model.layers.2: 2.00 s; 3/3, 0:00:00 so far, 0:00:00 left",
+        "  model.layers.0: 2.00 s; 1/3, 0:00:00 elapsed, 0:00:00 left",
+        "  model.layers.1: 2.00 s; 2/3, 0:00:00 elapsed, 0:00:00 left",
+        "  model.layers.2: 2.00 s; 3/3, 0:00:00 elapsed, 0:00:00 left",
         "perplexity after: 27.11 (test.txt)",
     ]
     assert "\x1b" not in screen.file.getvalue()
@@ -78,7 +78,7 @@ def test_a_log_gets_a_line_a_phase_a_block_and_an_evaluation(clock):
 
 def test_the_end_is_a_summary():
     screen = console()
-    progress.show(run(), screen)
+    progress.display(run(), screen)
     end = [" ".join(line.split()) for line in screen.file.getvalue().splitlines()[8:]]
     assert end == [
         "sparsity 50.0 %, 2:4 in 21 layers",
@@ -94,14 +94,14 @@ def test_a_text_shorter_than_asked_for_is_said():
     read = {"samples": 1, "length": 26, "description": "1 window of 26 tokens"}
     asked = {"config": {"calibration": {"samples": 4, "length": 64}}}
     screen = console()
-    screen.print(progress.summary(EXAMPLE | asked | {"calibration": read}))
-    assert "calibration  less than asked for: 1 window of 26 tokens" in screen.file.getvalue()
+    screen.print(progress.summary_table(EXAMPLE | asked | {"calibration": read}))
+    assert "calibration  less than configured: 1 window of 26 tokens" in screen.file.getvalue()
 
 
 def test_notes_are_said_at_the_end_but_not_all_of_many():
     screen = console()
     notes = [f"layer {number} stays dense." for number in range(9)]
-    screen.print(progress.summary(EXAMPLE | {"notes": notes}))
+    screen.print(progress.summary_table(EXAMPLE | {"notes": notes}))
     said = screen.file.getvalue()
     assert "note         layer 0 stays dense." in said
     assert "and 4 more in report.json" in said
@@ -110,13 +110,13 @@ def test_notes_are_said_at_the_end_but_not_all_of_many():
 
 def test_quiet_writes_nothing():
     for screen in (console(), console(force_terminal=True)):
-        assert progress.show(run(), screen, quiet=True) is EXAMPLE
+        assert progress.display(run(), screen, quiet=True) is EXAMPLE
         assert screen.file.getvalue() == ""
 
 
 def test_a_terminal_gets_a_display_that_goes_away():
     screen = console(force_terminal=True, legacy_windows=False)
-    assert progress.show(run(), screen) is EXAMPLE
+    assert progress.display(run(), screen) is EXAMPLE
     text = screen.file.getvalue()
     assert "\x1b[?25l" in text, "no live display"
     assert text.rstrip("\n").splitlines()[-1].split()[0].endswith("output")
@@ -126,16 +126,16 @@ def test_a_terminal_gets_a_display_that_goes_away():
 def test_names_are_not_read_as_markup():
     screen = console()
     hostile = [Record("phase", "[bold]x[/nope]", {"steps": 1}), Record("finish", "run", EXAMPLE)]
-    progress.show(hostile, screen)
+    progress.display(hostile, screen)
     assert "[bold]x[/nope]" in screen.file.getvalue()
 
 
 def test_the_board_shows_phase_layer_and_error():
-    state = progress.State(start=0)
+    state = progress.RunState(start=0)
     for record in list(run())[:12]:
-        state.follow(record)
+        state.update(record)
     screen = console()
-    screen.print(progress.Board(state))
+    screen.print(progress.LiveDisplay(state))
     text = screen.file.getvalue()
     assert "prune" in text
     assert "0/3" in text
@@ -143,25 +143,25 @@ def test_the_board_shows_phase_layer_and_error():
 
 
 def test_time_left_is_that_of_the_steps_seen(clock):
-    state = progress.State(start=0)
+    state = progress.RunState(start=0)
     records = [record for record in run() if record.kind in {"start", "phase", "block"}]
     for record in records[:-3]:
-        state.follow(record)
-    assert state.left is None
+        state.update(record)
+    assert state.remaining is None
     clock[0] = 10.0
-    state.follow(records[-3])
-    assert state.left == pytest.approx(20.0)
+    state.update(records[-3])
+    assert state.remaining == pytest.approx(20.0)
 
 
 def test_a_resumed_run_does_not_count_old_blocks_as_fast_ones(clock):
-    state = progress.State(start=0)
+    state = progress.RunState(start=0)
     records = [record for record in run(first=1) if record.kind in {"start", "phase", "block"}]
     for record in records[:-2]:
-        state.follow(record)
+        state.update(record)
     clock[0] = 10.0
-    state.follow(records[-2])
+    state.update(records[-2])
     assert (state.done, state.steps) == (2, 3)
-    assert state.left == pytest.approx(10.0)
+    assert state.remaining == pytest.approx(10.0)
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -172,10 +172,10 @@ def test_an_error_of_the_run_passes_through(terminal):
 
     screen = console(force_terminal=terminal, legacy_windows=False)
     with pytest.raises(MemoryError):
-        progress.show(broken(), screen)
+        progress.display(broken(), screen)
     assert screen.file.getvalue().count("\x1b[?25l") == screen.file.getvalue().count("\x1b[?25h")
 
 
 def test_records_without_an_end_are_an_error():
     with pytest.raises(ValueError, match="finish"):
-        progress.show([Record("phase", "prune", {"steps": 1})], console())
+        progress.display([Record("phase", "prune", {"steps": 1})], console())

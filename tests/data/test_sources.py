@@ -100,7 +100,7 @@ def test_conversation_that_the_template_refuses_is_named(tmp_path):
 
     tokenizer = SimpleNamespace(chat_template="x", apply_chat_template=roles_must_alternate)
     path = write(tmp_path / "a.jsonl", {"messages": CHAT})
-    refuse(path, f"{path}:1: the chat template refuses this: roles must alternate", tokenizer)
+    refuse(path, f"{path}:1: the chat template rejects this row: roles must alternate", tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_conversation_that_the_template_refuses_is_named(tmp_path):
 def test_broken_gzip_is_refused(tmp_path, content):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(content)
-    refuse(path, f"{path}: not a whole gzip file")
+    refuse(path, f"{path}: not a complete gzip file")
 
 
 @pytest.mark.parametrize("column", ["text", "messages"])
@@ -146,8 +146,8 @@ def test_pydoc_train_and_test_share_no_paragraph():
 
 
 def test_text_that_is_blank_is_refused(tmp_path):
-    refuse(write(tmp_path / "a.txt", " \n<|endoftext|>\n"), "there is no text in it")
-    refuse(write(tmp_path / "a.jsonl", {"text": " "}), "there is no text in it")
+    refuse(write(tmp_path / "a.txt", " \n<|endoftext|>\n"), "contains no text")
+    refuse(write(tmp_path / "a.jsonl", {"text": " "}), "contains no text")
 
 
 def test_all_problems_show_without_reading(tmp_path, monkeypatch):
@@ -160,7 +160,7 @@ def test_all_problems_show_without_reading(tmp_path, monkeypatch):
     assert check_sources([*sources, "pydoc:test"]) == [
         "folder: is a folder; name the files in it",
         "empty.txt: the file is empty",
-        "a.csv: not a kind of text that can be read. Allowed: .txt, .jsonl, .jsonl.gz, .parquet, "
+        "a.csv: not a supported kind of text. Allowed: .txt, .jsonl, .jsonl.gz, .parquet, "
         "pydoc:train, pydoc:test, hub:NAME:SPLIT",
         "none.txt: no such file",
         "pydoc:all: choose pydoc:train or pydoc:test",

@@ -140,7 +140,7 @@ def test_text_of_which_no_tokens_are_made_is_refused(tmp_path, plain):
     def tokenizer(texts, **_):
         return {"input_ids": [[] for _ in texts]}
 
-    with pytest.raises(ConfigError, match=r"a\.txt: the tokenizer makes no tokens"):
+    with pytest.raises(ConfigError, match=r"a\.txt: the tokenizer returns no tokens"):
         evaluation_tokens(tokenizer, source, 4)
 
 
@@ -205,7 +205,7 @@ def test_calibration_text_shorter_than_one_window(tmp_path, plain):
 def test_windows_may_begin_at_every_place():
     offsets = set()
     for seed in range(50):
-        starts = data._starts(23, 2, 10, torch.Generator().manual_seed(seed))
+        starts = data._window_starts(23, 2, 10, torch.Generator().manual_seed(seed))
         offsets |= {int(start) % 10 for start in starts}
     assert offsets == {0, 1, 2, 3}
 
@@ -213,7 +213,9 @@ def test_windows_may_begin_at_every_place():
 @given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 12), st.integers(0, 3))
 def test_windows_lie_inside_and_are_distinct(total, samples, length, seed):
     length = min(length, total)
-    starts = data._starts(total, samples, length, torch.Generator().manual_seed(seed)).tolist()
+    starts = data._window_starts(
+        total, samples, length, torch.Generator().manual_seed(seed)
+    ).tolist()
     assert len(set(starts)) == len(starts) == min(samples, total - length + 1)
     assert all(0 <= start <= total - length for start in starts)
     if samples <= total // length:
@@ -224,7 +226,7 @@ def test_windows_lie_inside_and_are_distinct(total, samples, length, seed):
 def test_passages_of_a_document_add_up_to_it(text, size):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "PASSAGE_CHARACTERS", size)
-        parts = [part.text for part in data._cut(Document(text))]
+        parts = [part.text for part in data._split_passages(Document(text))]
     assert "".join(parts) == text
     assert all(0 < len(part) <= size for part in parts)
     assert all(part.endswith("\n") or "\n" not in part for part in parts[:-1])
@@ -232,7 +234,7 @@ def test_passages_of_a_document_add_up_to_it(text, size):
 
 def test_chosen_passages_keep_their_order_and_are_just_enough():
     found = [Document(f"passage {number:03}") for number in range(100)]
-    chosen = data._passages(found, 115, torch.Generator().manual_seed(0))
+    chosen = data._sample_passages(found, 115, torch.Generator().manual_seed(0))
     texts = [document.text for document in chosen]
     assert len(texts) == 11
     assert texts == sorted(texts)

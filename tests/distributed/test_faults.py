@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunekit.checkpoint.reader import INDEX
+from prunekit.checkpoint.reader import INDEX_FILE
 from tests.distributed import configs
 from tests.support import checkpoints
 
@@ -28,19 +28,19 @@ code = cli.main(["run", *arguments, "--quiet"])
 QUICK = """
 # A live rank is heard of more often, so that less silence says that one is dead.
 from prunekit.distributed import heartbeat as watch
-watch.BEAT, watch.SUSPECT, watch.GRACE, watch.SILENCE = 0.1, 1.5, 0.4, 10.0
+watch.BEAT_SECONDS, watch.SUSPECT_SECONDS, watch.GRACE_SECONDS, watch.DEAD_SECONDS = 0.1, 1.5, 0.4, 10.0
 import datetime
 from prunekit.distributed import ranks
-ranks.MEETING = datetime.timedelta(seconds=10)
+ranks.RENDEZVOUS_TIMEOUT = datetime.timedelta(seconds=10)
 """
 SLOW = """
 import time
-from prunekit.runs.sparsify import run as running
-real = running.SparsifyRun._write_block
+from prunekit.runs.sparsify import shards
+real = shards.ShardWriter.write_block
 def slow(self, *arguments, **options):
     time.sleep(0.4)
     return real(self, *arguments, **options)
-running.SparsifyRun._write_block = slow
+shards.ShardWriter.write_block = slow
 """
 TABLE = Path(__file__).parents[2] / "bench/results/faults.md"
 
@@ -81,7 +81,7 @@ def whole(nursery, model, tmp_path_factory):
 
 
 def same_bytes(mine, theirs):
-    names = {path.name for path in theirs.glob("*.safetensors")} | {"config.json", INDEX}
+    names = {path.name for path in theirs.glob("*.safetensors")} | {"config.json", INDEX_FILE}
     assert [
         name for name in names if (mine / name).read_bytes() != (theirs / name).read_bytes()
     ] == []
@@ -135,7 +135,7 @@ import os, signal, datetime
 from torch import distributed
 from prunekit.distributed import ranks
 from prunekit.distributed import heartbeat as watch
-ranks.MEETING, watch.SILENCE = datetime.timedelta(seconds=2), 2.0
+ranks.RENDEZVOUS_TIMEOUT, watch.DEAD_SECONDS = datetime.timedelta(seconds=2), 2.0
 def die(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 if rank == 1:
@@ -146,8 +146,8 @@ if rank == 1:
 @pytest.mark.parametrize(
     ("where", "said", "moment"),
     [
-        ("rendezvous", "not all of the 2 ranks came within 2 s", "before the ranks meet"),
-        ("init_process_group", "rank 1 has not been heard of for 2 s", "while they connect"),
+        ("rendezvous", "not all of the 2 ranks joined within 2 s", "before the ranks meet"),
+        ("init_process_group", "rank 1 has sent no sign for 2 s", "while they connect"),
     ],
 )
 def test_a_rank_that_dies_as_it_begins_is_not_waited_for(start, table, where, said, moment):
@@ -159,7 +159,7 @@ def test_a_rank_that_dies_as_it_begins_is_not_waited_for(start, table, where, sa
 
 def test_a_rank_that_hangs_silently_is_noticed(start, table, tmp_path):
     """Stopped, it keeps its connections, so that only its heart can tell."""
-    script = "from prunekit.distributed import heartbeat as watch; watch.SILENCE = 2.0\n" + SLOW
+    script = "from prunekit.distributed import heartbeat as watch; watch.DEAD_SECONDS = 2.0\n" + SLOW
     world = start(2, "out", script=script)
     until(lambda: blocks_done(tmp_path / "out") >= 1)
     world.kill(1, signal.SIGSTOP)
@@ -191,7 +191,7 @@ from prunekit.checkpoint import output
 real = output.write_shard
 def full(file, tensors):
     if "00003-of" in file.name:
-        with output.names_a_full_disk(file.parent):
+        with output.report_full_disk(file.parent):
             raise OSError(28, "No space left on device")
     real(file, tensors)
 output.write_shard = full
@@ -238,8 +238,8 @@ FORKED = """
 # The second one begins and ends while the first one is in the middle of it.
 import os, time
 from prunekit.cli import main as cli
-from prunekit.runs.sparsify import run as running
-ended, real = arguments[0] + ".ended", running.SparsifyRun._write_block
+from prunekit.runs.sparsify import shards
+ended, real = arguments[0] + ".ended", shards.ShardWriter.write_block
 def wait(self, *given, **options):
     while not os.path.exists(ended):
         time.sleep(0.02)
@@ -249,7 +249,7 @@ if child:
     while not os.path.exists(arguments[0].replace(".toml", "/journal.jsonl")):
         time.sleep(0.02)
 else:
-    running.SparsifyRun._write_block = wait
+    shards.ShardWriter.write_block = wait
 code = cli.main(["run", *arguments, "--quiet", "--resume"])
 print(code, flush=True)
 if child:
@@ -323,13 +323,13 @@ def test_a_bit_that_flipped_in_an_output_shard_is_noticed(start, whole, table, t
 def test_clocks_that_are_set_change_nothing(start, whole, table, tmp_path):
     script = """
 import time
-from prunekit.runs.sparsify import run as running
-now, real, ahead = time.time, running.SparsifyRun._write_block, [0]
+from prunekit.runs.sparsify import shards
+now, real, ahead = time.time, shards.ShardWriter.write_block, [0]
 time.time = lambda: now() + ahead[0]
 def write(self, *arguments, **options):
     ahead[0] += 86400 if rank else -86400
     return real(self, *arguments, **options)
-running.SparsifyRun._write_block = write
+shards.ShardWriter.write_block = write
 """
     start(2, "out", script=script).succeed()
     same_bytes(tmp_path / "out", whole)

@@ -1,7 +1,10 @@
-"""What a run holds at its peak is what its plan says, within 15 %.
+"""Peak memory of a run is within 15 % of its plan.
 
-The run is a process of its own, which has done a small one before, so that libraries are loaded. It
-gives memory back at once: what the C library keeps for later is not held.
+Each run is measured in a process of its own, after the same job on one batch of samples. Libraries
+are loaded by then, and what they keep for products of these shapes and this dtype (oneDNN compiles
+code for each, megabytes of it for bfloat16 on AVX512 and AMX) is there: it depends on the CPU and
+the library, so a plan made from shapes cannot know it. Memory that is freed is returned to the
+system at once, so what the C library would keep is not counted.
 """
 
 import json
@@ -30,13 +33,13 @@ def held(name):
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 with join("cpu") as ranks:
-    small, large = (planning.plan(load_config(Path(name)), ranks) for name in arguments)
-    [*running.run(small)]
+    first, measured = (planning.plan(load_config(Path(name)), ranks) for name in arguments)
+    [*running.run(first)]
     Path("/proc/self/clear_refs").write_text("5")  # begins the peak anew
     before = held("VmRSS")
-    [*running.run(large)]
-planned = large.memory.total
-print(json.dumps([held("VmHWM") - before, planned, large.memory.disk / large.dtype.itemsize]))
+    [*running.run(measured)]
+planned = measured.memory.total
+print(json.dumps([held("VmHWM") - before, planned, measured.memory.disk / measured.dtype.itemsize]))
 """
 SIZES = {"hidden_size": 576, "intermediate_size": 2304, "num_hidden_layers": 2}
 NARROW = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1}
@@ -54,7 +57,6 @@ SHARED = ("admm",)
 def models(tmp_path_factory):
     root, keys = tmp_path_factory.mktemp("models"), {"num_key_value_heads": 4}
     return {
-        "small": checkpoints.write(root / "small", "llama", torch.bfloat16),
         "large": checkpoints.write(root / "large", "llama", torch.bfloat16, **SIZES, **keys),
         "narrow": checkpoints.write(root / "narrow", "llama", torch.bfloat16, **NARROW, **keys),
     }
@@ -65,21 +67,23 @@ def models(tmp_path_factory):
 def test_the_peak_of_a_run_is_the_plan_within_15_percent(nursery, models, tmp_path, case):
     # Hidden states on disk, of which there are more than of all else.
     on_disk = case == "on disk"
-    calibration = {"samples": 320, "length": 64, "hidden": "disk"} if on_disk else {"samples": 8}
+    calibration = {"length": 64, "hidden": "disk"} if on_disk else {}
+    samples = {"first": 32, "measured": 320} if on_disk else {"first": 8, "measured": 8}
     files = [
         configs.write(
             tmp_path / f"{name}.toml",
-            models[name],
+            models["narrow" if on_disk else "large"],
             tmp_path / name,
             prune=CASES[case],
             evaluate=None,
-            calibration=calibration,
+            calibration=calibration | {"samples": count},
         )
-        for name in ("small", "narrow" if on_disk else "large")
+        for name, count in samples.items()
     ]
     size = 2 if case in SHARED else 1
     world = nursery.start(tmp_path / "said", size, MEASURE, *files)
     world.succeed()
     measured, planned, filed = json.loads((world.folder / "0.out").read_text())
+    print(case, planned, measured, planned / measured)
     assert planned == pytest.approx(measured, rel=0.15)
     assert filed == (320 * 64 * NARROW["hidden_size"] if on_disk else 0)

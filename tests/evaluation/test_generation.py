@@ -1,4 +1,4 @@
-"""Generation: what is counted, and what is refused."""
+"""Generated text and its speed, self-generated calibration text, refusals."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_refuses_a_model_that_does_not_generate(tmp_path: Path):
 
 def test_refuses_more_than_the_model_takes(tmp_path: Path):
     folder = write(tmp_path / "model", "gpt2")
-    with pytest.raises(ConfigError, match=r"cannot write 10000 tokens .* at most \d+ fit"):
+    with pytest.raises(ConfigError, match=r"cannot generate 10000 tokens .* at most \d+ fit"):
         generate(str(folder), 10_000, ["the"], device="cpu")
 
 
@@ -79,7 +79,7 @@ def test_self_is_refused_where_it_cannot_be(tmp_path):
         planned(write(tmp_path / "b", "bert"), tmp_path / "out", calibration={"data": "self"})
     folder = write(tmp_path / "m")
     two = ["self", str(folder / "text.txt")]
-    with pytest.raises(ValidationError, match='"self" goes alone'):
+    with pytest.raises(ValidationError, match='"self" cannot be combined'):
         planned(folder, tmp_path / "out", calibration={"data": two})
-    with pytest.raises(ValidationError, match="not a kind of text"):
+    with pytest.raises(ValidationError, match="not a supported kind of text"):
         planned(folder, tmp_path / "out", evaluate={"data": "self"})

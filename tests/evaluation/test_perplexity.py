@@ -1,4 +1,4 @@
-"""Perplexity block by block: that of the whole model, whatever the batches."""
+"""Perplexity block by block equals that of the whole model."""
 
 import math
 
@@ -6,14 +6,13 @@ import pytest
 import torch
 from transformers import AutoModel
 
-import prunekit
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.data.tokens import Tokens
 from prunekit.errors import CheckpointError, ConfigError
 from prunekit.evaluation import perplexity
-from prunekit.evaluation.perplexity import Evaluator, evaluate, perplexity_of
-from prunekit.models.devices import compute_dtype, device_of, measuring_dtype, stored_dtype
+from prunekit.evaluation.perplexity import Evaluator, evaluate, perplexity_from_loss
 from prunekit.models.layout import is_causal_language_model
+from prunekit.models.sequential import pipeline
 from tests.support import checkpoints
 from tests.support.architectures import tiny
 
@@ -32,7 +31,7 @@ def evaluator(folder):
 
 
 def exact(model, ids):
-    """Return the perplexity of ids[:, 1:] in float64, from the whole model at once."""
+    """Return the perplexity of ids[:, 1:] of the whole model in float64."""
     with torch.no_grad():
         logits = model.double()(input_ids=ids).logits[:, :-1]
     chosen = logits.log_softmax(-1).gather(2, ids[:, 1:, None])
@@ -52,7 +51,7 @@ def test_perplexity_is_that_of_the_whole_model(tmp_path, model_type, tokens):
 def test_perplexity_does_not_depend_on_batches(
     tmp_path, tokens, monkeypatch, batch_tokens, head_tokens
 ):
-    monkeypatch.setitem(prunekit.walk.BATCH_TOKENS, "cpu", batch_tokens)
+    monkeypatch.setitem(pipeline.BATCH_TOKENS, "cpu", batch_tokens)
     monkeypatch.setattr(perplexity, "HEAD_TOKENS", head_tokens)
     found = evaluator(checkpoints.write(tmp_path, "gemma3_text")).perplexity(tokens)
     expected = exact(tiny("gemma3_text"), tokens.ids)
@@ -68,8 +67,8 @@ def test_the_protocol_says_what_was_measured(tmp_path, tokens):
 
 
 def test_perplexity_beyond_all_numbers_is_infinite(tmp_path, tokens):
-    assert perplexity_of(1e6, 10) == math.inf
-    assert perplexity_of(0.0, 10) == 1.0
+    assert perplexity_from_loss(1e6, 10) == math.inf
+    assert perplexity_from_loss(0.0, 10) == 1.0
     folder = checkpoints.write(tmp_path)
     checkpoints.change(folder, "lm_head.weight", lambda weight: weight.mul_(1e6))
     assert evaluator(folder).perplexity(tokens)["value"] == math.inf
@@ -102,7 +101,7 @@ def test_answers_are_those_of_the_whole_model(tmp_path, model_type, tokens):
         inputs["decoder_input_ids"] = tokens.ids
     with torch.no_grad():
         expected = model(**inputs)[0]
-    torch.testing.assert_close(evaluator(folder).answers(tokens.ids), expected)
+    torch.testing.assert_close(evaluator(folder).outputs(tokens.ids), expected)
 
 
 def test_a_folder_is_judged_by_its_own_tokenizer_and_no_longer_than_it_takes(tmp_path):
@@ -113,30 +112,3 @@ def test_a_folder_is_judged_by_its_own_tokenizer_and_no_longer_than_it_takes(tmp
     assert found["data"].endswith("text.txt")
     with pytest.raises(CheckpointError, match="no such folder"):
         evaluate("nobody/nothing", [text], length=8, windows=1)
-
-
-@pytest.mark.parametrize("units", [True, False])
-def test_blocks_run_as_stored_where_that_is_multiplied(tmp_path, monkeypatch, units):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units)
-    folder = checkpoints.write(tmp_path, dtype=torch.bfloat16)
-    checkpoints.change(folder, "model.norm.weight", lambda weight: weight.float())
-    stored = stored_dtype(open_checkpoint(folder))
-    assert stored == torch.bfloat16
-    assert compute_dtype(stored, CPU) == (torch.bfloat16 if units else torch.float32)
-    assert compute_dtype(torch.float16, CPU) == torch.float32
-    assert compute_dtype(stored, torch.device("cuda")) == torch.bfloat16
-    assert measuring_dtype(stored, CPU) == torch.float32
-    assert measuring_dtype(stored, torch.device("cuda")) == torch.bfloat16
-
-
-def test_a_device_that_is_not_here_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert device_of("auto") == device_of("cuda") == torch.device("cuda")
-    with pytest.raises(ConfigError, match='"cuda:1" is not here: PyTorch sees 1 GPUs'):
-        device_of("cuda:1")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert device_of("auto") == CPU
-    for name in ("cuda", "cuda:0", "gpu"):
-        with pytest.raises(ConfigError, match=f'"{name}" is not .* Choose'):
-            device_of(name)

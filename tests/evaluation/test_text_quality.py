@@ -1,3 +1,5 @@
+"""Diversity and repetition measures against their definitions."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,7 +61,6 @@ def test_n_grams_of_a_rose():
 
 
 def test_repetition_looks_at_exactly_the_next_window_words():
-    # The founding documents' code looked at one word less.
     spaced = ["a", *"bcde", "a"]
     assert repetition(spaced, window=5) == 1 / 5
     assert repetition(spaced, window=4) == 0

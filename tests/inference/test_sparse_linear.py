@@ -1,28 +1,22 @@
-"""Sparse layers: alone, in a model that transformers loads, and where prunekit is not there."""
+"""Sparse layers: products, state dicts, devices, memory."""
 
 import copy
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_model
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 import prunekit
 from prunekit.checkpoint.formats import format_named
 from prunekit.checkpoint.reader import open_checkpoint
-from prunekit.errors import CheckpointError
-from prunekit.inference import speed_table
 from prunekit.inference.convert import convert
 from prunekit.inference.sparse_linear import SparseLinear
-from tests.conftest import ROOT
 from tests.kernels.sparse import two_of_four
-from tests.support import checkpoints
 from tests.support.checkpoints import planned
 from tests.support.closeness import assert_close
+from tests.support.fresh_process import run_script
 
 KINDS = ["2:4", "bitmask"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -117,142 +111,10 @@ def test_casting_a_fragment_ordered_weight(monkeypatch):
     assert torch.equal(sparse.dense(), dense.weight.half().float())
 
 
-def test_the_tuning_table_goes_round(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    layer = speed_table.key("2:4", "bfloat16", 4096, 4096)
-    assert speed_table.look_up("H200", layer) is None
-    speed_table.save("H200", {layer: speed_table.Choice(max_kernel_tokens=64, semi=True)})
-    speed_table.save("H200", {"other": speed_table.Choice(max_kernel_tokens=1)})
-    assert speed_table.look_up("H200", layer) == speed_table.Choice(max_kernel_tokens=64, semi=True)
-    speed_table.table_file().write_text("{")
-    speed_table._table.cache_clear()
-    assert speed_table.look_up("H200", layer) is None
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_weight_that_does_not_fit_is_refused(kind):
     with pytest.raises(ValueError, match="does not fit this weight"):
         SparseLinear.of(nn.Linear(8, 4), kind)
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """A folder with a pruned model in each format."""
-    folder = tmp_path_factory.mktemp("sparse")
-    checkpoints.write(folder / "m", dtype=torch.bfloat16)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("prunekit.reports.report.render", lambda report: "")
-        list(prunekit.run(planned(folder / "m", folder / "dense")))
-    for kind in KINDS:
-        convert(folder / "dense", folder / kind, kind)
-    return folder
-
-
-IDS = torch.arange(1, 17)[None]
-
-
-@torch.no_grad()
-def answers(model):
-    return model(IDS).logits
-
-
-@pytest.mark.parametrize("dtype", ["auto", torch.float32], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-def test_transformers_loads_sparse_layers(written, kind, dtype):
-    sparse = AutoModelForCausalLM.from_pretrained(written / kind, dtype=dtype)
-    dense = AutoModelForCausalLM.from_pretrained(written / "dense", dtype=dtype)
-    layers = [module for module in sparse.modules() if isinstance(module, SparseLinear)]
-    assert len(layers) == 14
-    assert not any(hasattr(layer, "dense_weight") for layer in layers)
-    exact = AutoModelForCausalLM.from_pretrained(written / "dense", dtype=torch.float64)
-    assert_close(answers(sparse), answers(exact), answers(dense))
-    new = {"max_new_tokens": 6, "do_sample": False}
-    assert torch.equal(sparse.generate(IDS, **new), dense.generate(IDS, **new))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_saves_what_it_loaded(written, kind, tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(written / kind)
-    model.save_pretrained(tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert torch.equal(answers(again), answers(model))
-    plain = again.dequantize()
-    assert not any(isinstance(module, SparseLinear) for module in plain.modules())
-    assert torch.equal(answers(plain), answers(model))
-
-
-def test_loads_without_a_head(written):
-    model = AutoModel.from_pretrained(written / "2:4")
-    assert sum(isinstance(module, SparseLinear) for module in model.modules()) == 14
-
-
-@pytest.mark.parametrize(
-    ("linears", "message"),
-    [
-        ({"model.layers.0.mlp.up_proj": [64, 36, 1]}, "is compressed from a linear layer whose"),
-        ({"a.b": [64, 36, 1]}, "none of the 1 layers that it calls compressed is in LlamaForC"),
-    ],
-)
-def test_a_config_of_another_model_is_refused(written, linears, message, tmp_path):
-    folder = convert(written / "dense", tmp_path / "out", "2:4").folder
-    said = {"quant_method": "prunekit", "format": "2:4", "linears": linears}
-    checkpoints.configure(folder, quantization_config=said)
-    with pytest.raises(CheckpointError, match=message):
-        AutoModelForCausalLM.from_pretrained(folder)
-
-
-def in_a_new_process(script, *, prunekit_there):
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")]) if prunekit_there else ""
-    return subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd="/",
-        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"},
-    )
-
-
-WITHOUT = """
-import sys
-sys.modules["prunekit"] = None  # as if it were not installed
-import transformers
-transformers.AutoModelForCausalLM.from_pretrained({folder!r})
-print("loaded")
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_without_prunekit_transformers_refuses(written, kind):
-    script = WITHOUT.format(folder=str(written / kind))
-    done = in_a_new_process(script, prunekit_there=False)
-    assert done.returncode != 0
-    assert "loaded" not in done.stdout
-    assert "Unknown quantization type, got prunekit" in done.stderr
-    assert "size mismatch" in done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("RuntimeError")
-
-
-ORDERS = {
-    "prunekit first": "import prunekit; assert 'torch' not in sys.modules; import transformers",
-    "transformers first": "import transformers; import prunekit",
-    "transformers in use": "from transformers import LlamaModel; import prunekit",
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("imports", ORDERS.values(), ids=ORDERS)
-def test_loads_in_a_new_process_whatever_is_imported_first(written, imports):
-    script = f"""
-import sys
-{imports}
-import transformers
-model = transformers.AutoModelForCausalLM.from_pretrained({str(written / "2:4")!r})
-print(sum(type(module).__name__ == "SparseLinear" for module in model.modules()))
-"""
-    done = in_a_new_process(script, prunekit_there=True)
-    assert done.stdout.split() == ["14"], done.stderr
 
 
 RESIDENT = """
@@ -276,10 +138,10 @@ print(sum(b.nbytes for b in parts), len(dense))
 
 
 @pytest.mark.slow
-def test_no_dense_copy_stays_in_memory(written):
+def test_no_dense_copy_stays_in_memory(sparse_folders):
     def measured(which):
-        script = RESIDENT.format(folder=str(written / which))
-        done = in_a_new_process(script, prunekit_there=True)
+        script = RESIDENT.format(folder=str(sparse_folders / which))
+        done = run_script(script, with_prunekit=True)
         assert done.returncode == 0, done.stderr
         return [int(number) for number in done.stdout.split()]
 
@@ -288,6 +150,11 @@ def test_no_dense_copy_stays_in_memory(written):
     two_four, copies = measured("2:4")
     assert two_four == 0.5625 * dense
     assert copies == 0
+
+
+@torch.no_grad()
+def logits(model):
+    return model(torch.arange(1, 17)[None]).logits
 
 
 @pytest.mark.slow
@@ -304,9 +171,9 @@ def test_a_trained_model_answers_the_same_in_nine_sixteenths(shared, tmp_path, m
     exact = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", dtype=torch.float64)
     for kind in KINDS:
         sparse = AutoModelForCausalLM.from_pretrained(tmp_path / kind)
-        assert_close(answers(sparse), answers(exact), answers(dense))
+        assert_close(logits(sparse), logits(exact), logits(dense))
     checkpoint = open_checkpoint(tmp_path / "2:4")
-    before = sum(checkpoint.entries[name].nbytes for name in checkpoint.packed)
-    parts = [part for weight in checkpoint.packed.values() for part in weight.parts.values()]
-    assert len(checkpoint.packed) == 42
-    assert sum(checkpoint.files[part].nbytes for part in parts) == 0.5625 * before
+    before = sum(checkpoint.entries[name].nbytes for name in checkpoint.compressed)
+    parts = [part for weight in checkpoint.compressed.values() for part in weight.parts.values()]
+    assert len(checkpoint.compressed) == 42
+    assert sum(checkpoint.file_entries[part].nbytes for part in parts) == 0.5625 * before

@@ -1,11 +1,11 @@
-"""What PyTorch allocates while something runs."""
+"""Peak memory that PyTorch allocates during a call."""
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(work) -> int:
-    """Return the most bytes held at once by tensors that ``work`` made."""
+    """Return the peak bytes of tensors that ``work`` allocates."""
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)

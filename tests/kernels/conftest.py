@@ -1,4 +1,4 @@
-"""What every kernel test has: uninitialised memory that cannot pass for a result."""
+"""Fixture of all kernel tests: poisoned uninitialised memory."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def poison(monkeypatch):
-    """Fill what ``torch.empty`` returns with NaN, or what no result of integers is."""
+    """Fill new memory with NaN, or an integer that is no result."""
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
 

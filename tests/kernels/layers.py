@@ -1,12 +1,12 @@
-"""Layers on which solvers differ: inputs correlated and unequally loud, as real ones are."""
+"""Layers on which solvers differ: correlated inputs of unequal scale."""
 
 import torch
 
 
 def correlated(outputs, inputs, *, tokens=None, device="cpu", dtype=torch.float64):
-    """Return a weight [O, I] and a Gram matrix [I, I], the same ones each time.
+    """Return a deterministic weight [O, I] and Gram matrix [I, I].
 
-    The spectrum of the inputs falls as 1 / i, channels differ in loudness, a few of them 15 times.
+    The spectrum of the inputs falls as 1 / i; channels differ in scale, a few of them 15 times.
     """
     generator = torch.Generator().manual_seed(1000 * outputs + inputs)
     options = {"generator": generator, "dtype": torch.float64}
@@ -28,7 +28,7 @@ def loss(weight, target, gram, ridge=0.0):
 
 
 def lowest_half(score, dim=None):
-    """Keep the higher half of each row, or of every ``dim`` neighbours in it."""
+    """Keep the higher half of each row or of ``dim`` neighbours."""
     groups = score.unflatten(1, (-1, dim or score.shape[1]))
     best = groups.topk(groups.shape[2] - groups.shape[2] // 2, dim=2).indices
     return torch.zeros_like(groups, dtype=torch.bool).scatter_(2, best, True).flatten(1)  # noqa: FBT003

@@ -1,4 +1,4 @@
-"""What tests of selection share: ways to divide a matrix, and scores that are hard to choose."""
+"""Groups of a matrix, and scores that are hard to select."""
 
 import math
 
@@ -31,7 +31,7 @@ GROUPS = {
 
 
 def hard_scores(kind, shape, device):
-    """Return scores of one kind: all different, many equal, or with NaN and both infinities."""
+    """Return distinct scores, tied ones, or with NaN and infinities."""
     generator = torch.Generator().manual_seed(len(kind) + shape[1])
     score = torch.randn(shape, generator=generator)
     if kind != "normal":

@@ -1,10 +1,10 @@
-"""Weights that are sparse in the ways compressed formats meet them."""
+"""Sparse weights as compressed formats store them."""
 
 import torch
 
 
 def two_of_four(outputs, inputs, dtype=torch.float32, device="cpu", *, empty=0.1):
-    """Return a 2:4 weight, some of whose groups have one non-zero or none."""
+    """Return a 2:4 weight, with some emptier groups."""
     score = torch.rand(outputs, inputs // 4, 4, device=device)
     keep = score >= score.sort(2).values[..., 2:3]
     keep &= torch.rand(score.shape, device=device) >= empty
@@ -13,7 +13,7 @@ def two_of_four(outputs, inputs, dtype=torch.float32, device="cpu", *, empty=0.1
 
 
 def unstructured(outputs, inputs, dtype=torch.float32, device="cpu", sparsity=0.5):
-    """Return a weight with an empty row and a full one, if it has two."""
+    """Return a sparse weight; its first row is empty, its second full."""
     keep = torch.rand(outputs, inputs, device=device) >= sparsity
     keep[:1], keep[1:2] = False, True
     return ((torch.randn(outputs, inputs, device=device).abs() + 0.1) * keep).to(dtype)

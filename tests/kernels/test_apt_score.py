@@ -23,7 +23,7 @@ def weights(device="cpu"):
 
 
 def released_kurtosis(o, dim):
-    """Return what the released code computes: excess, by the unbiased deviation."""
+    """Return the released code's excess kurtosis, by the unbiased deviation."""
     z = (o - o.mean(dim, keepdim=True)) / o.std(dim, keepdim=True)
     return (z**4).mean(dim) - 3
 

@@ -69,16 +69,16 @@ def test_statistics_add_in_one_operation(statistic, device):
 def test_rankers_look_through_our_operations(ranker, operation, device):
     pytest.importorskip("transformers", reason="rankers look at models")
     import prunekit
-    from tests.support.units import batch, restless
+    from tests.support.units import batch, randomized_model
 
-    model = restless("llama").to(device)
+    model = randomized_model("llama").to(device)
     given = {name: part.to(device) for name, part in batch(model).items()}
     gates = prunekit.heads(model)
     with Recorded() as ran:
         gates.score(ranker, [given])
     gates.detach()
     assert set(ran.operations) == {f"prunekit.{operation}.default"}
-    assert len(ran.operations) >= len(gates.sites)
+    assert len(ran.operations) >= len(gates.linear_groups)
 
 
 @pytest.mark.interpret

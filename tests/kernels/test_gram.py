@@ -20,7 +20,7 @@ def lower(x):
 
 
 def cross_reference(x, y):
-    """A CPU rounds what it sums up of products of bfloat16, the kernel does not."""
+    """A CPU rounds sums of bfloat16 products; the kernel does not."""
     if x.dtype == torch.bfloat16 and not runs_triton(x):
         return x.T @ y
     return x.float().T @ y.float()

@@ -1,4 +1,4 @@
-"""The corrected interpreter computes what a GPU would."""
+"""The corrected interpreter computes the same as a GPU."""
 
 import os
 

@@ -50,7 +50,7 @@ def check(state, start, end, choice):
     assert torch.equal(ours.keep[end:], state.keep[end:])
 
 
-# In the interpreter a block of 128 columns takes some 4 s, whatever the rows: so few of them.
+# In the interpreter a block of 128 columns takes about 4 s for any number of rows: use few.
 @pytest.mark.parametrize("outputs", [1, 31, 33, 4097])
 def test_is_the_published_block_for_any_rows(outputs, device):
     check(sweep(outputs, 3 * PANEL, device=device), 0, 3 * PANEL, None)

@@ -20,7 +20,7 @@ def layer(outputs, inputs, device="cpu", dtype=torch.float64):
 
 
 def half(score, start):
-    """Keep the higher half of all scores, as the published code does when unstructured."""
+    """Keep the higher half of all scores, as published for unstructured sparsity."""
     lowest = score.flatten().argsort(stable=True)[: score.numel() // 2]
     keep = torch.ones_like(score, dtype=torch.bool).flatten()
     keep[lowest] = False
@@ -155,14 +155,14 @@ def test_refuses_a_mask_of_another_shape():
         obs_sweep(torch.zeros(2, 3), torch.eye(3), lambda score, start: score[:1] > 0, None)
 
 
-# Choices that the sweep knows, and what may stay
+# Choices that the sweep itself makes, and masks of allowed weights
 
 INSIDE = [NOfM(1, 2), NOfM(2, 4), NOfM(4, 8), NOfM(3, 5), NOfM(8, 16), NOfM(5, 20), NOfM(16, 32)]
 COLUMNS = (64, 128, 129, 1000)
 
 
 def shapes_and_choices():
-    """Every row count with every width, and every choice with one of each."""
+    """Yield all row counts with all widths, and all choices with one."""
     for outputs in (1, 31, 33, 4097):
         for inputs in COLUMNS:
             small = outputs * inputs < 1e6

@@ -112,7 +112,7 @@ def test_large_and_tiny_magnitudes(loud, steep, device):
     found = gathered(h, g)
     exact = salience_reference(h.double(), g.double())
     size = exact.abs()
-    size[1], size[3] = size[5] / 150, size[2] ** 1.5  # what has a sign may be near 0
+    size[1], size[3] = size[5] / 150, size[2] ** 1.5  # signed values may be near 0
     assert found.isfinite().all()
     assert ((found - exact).abs() <= 1e-4 * size).all()
 

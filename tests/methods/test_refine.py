@@ -1,4 +1,4 @@
-"""The weights that stay, made as good as their mask allows."""
+"""Refined weights: least squares on the mask."""
 
 import pytest
 import torch
@@ -12,8 +12,8 @@ from prunekit.methods.layer import Pruned
 from prunekit.methods.refine import refine
 from prunekit.sparsify.recipe import Recipe
 from prunekit.statistics import Gram
-from tests.methods.test_methods import INPUTS, PATTERNS, error, layer, tokens, weights
 from tests.support.architectures import tiny
+from tests.support.methods import INPUTS, PATTERNS, error, layer, tokens, weights
 
 HALF = {"pattern": "unstructured", "sparsity": 0.5}
 

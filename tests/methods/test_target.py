@@ -1,4 +1,4 @@
-"""What the weights that stay aim at: the layer's own outputs, or those in the dense model."""
+"""Reconstruction target: the layer's own outputs, or those of the dense model."""
 
 import copy
 import weakref
@@ -8,19 +8,19 @@ import torch
 from pydantic import ValidationError
 
 import prunekit
-from prunekit.architectures import find
+from prunekit.architectures import find_architecture
 from prunekit.config.prune_table import Prune
 from prunekit.errors import ConfigError, NumericsError
 from prunekit.methods import target
 from prunekit.methods.admm import Admm
-from prunekit.models.layout import Selection, layout, runners
-from prunekit.models.sequential.pipeline import batches, iterate_blocks
+from prunekit.models.layout import LinearSelection, list_blocks, stack_runners
+from prunekit.models.sequential.pipeline import BATCH_TOKENS, batches, iterate_blocks
 from prunekit.sparsify.block_pruner import BlockPruner
 from prunekit.sparsify.recipe import Recipe
 from prunekit.statistics import CrossGram, Gram, StageStatistics
-from tests.methods.test_methods import tokens, weights
 from tests.support.architectures import tiny
 from tests.support.checkpoints import planned, write
+from tests.support.methods import tokens, weights
 
 MOST = {"pattern": "unstructured", "sparsity": 0.7, "target": "dense"}
 
@@ -32,7 +32,7 @@ def ids():
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    monkeypatch.setitem(prunekit.walk.BATCH_TOKENS, "cpu", 48)
+    monkeypatch.setitem(BATCH_TOKENS, "cpu", 48)
 
 
 def gathered(x, dense):
@@ -124,8 +124,8 @@ def test_the_dense_stream_is_that_of_the_dense_model(model_type, ids):
     """What is gathered is what hooks see in two whole models, the pruned one as it then is."""
     model, dense = tiny(model_type), tiny(model_type)
     recipe = Recipe.of(Prune.model_validate({"method": "magnitude", **MOST}), calibrated=True)
-    stacks = runners(model, find(model))
-    blocks = layout(stacks, Selection(recipe.pattern))
+    stacks = stack_runners(model, find_architecture(model))
+    blocks = list_blocks(stacks, LinearSelection(recipe.pattern))
     names = [linear.name for block in blocks for linear in block.linears]
     pruner = BlockPruner(recipe, dict.fromkeys(names, 0.7), dict.fromkeys(names, torch.float32))
     seen = {}
@@ -139,9 +139,11 @@ def test_the_dense_stream_is_that_of_the_dense_model(model_type, ids):
     first = blocks[-1].stages[0][0]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("prunekit.sparsify.block_pruner.reconstruction_target", look)
-        walked = iterate_blocks(model, stacks, None, batches(ids, torch.device("cpu")), beside=True)
+        walked = iterate_blocks(
+            model, stacks, None, batches(ids, torch.device("cpu")), with_dense=True
+        )
         for visit, block in zip(walked, blocks, strict=True):
-            if visit.block is last:
+            if visit.module is last:
                 seen.clear()
             list(pruner.prune(visit, block))
     found = next(iter(seen.values()))
@@ -203,7 +205,7 @@ def test_the_plan_counts_the_dense_stream(tmp_path):
 def test_needs_tokens_and_one_step(ids):
     with pytest.raises(ConfigError, match="target dense: needs calibration tokens"):
         prunekit.prune(tiny("llama"), method="magnitude", **MOST)
-    with pytest.raises(ValidationError, match="goes with 1 step"):
+    with pytest.raises(ValidationError, match="allows only 1 step"):
         Prune.model_validate({"method": "magnitude", "steps": 2, **MOST})
 
 

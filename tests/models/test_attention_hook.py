@@ -1,49 +1,57 @@
-"""Attention seen where all families compute it: the same to the bit, and its entropy the truth."""
+"""Observed attention is bit-identical, and its measured entropy is exact."""
 
 import pytest
 import torch
 
 from prunekit.errors import CheckpointError
-from prunekit.models.attention_hook import observed
-from prunekit.models.units.heads_neurons import sites
-from prunekit.structured.probes.attention_entropy import measure
+from prunekit.models.attention_hook import observe_attention
+from prunekit.models.units.heads_neurons import linear_groups
+from prunekit.structured.probes.attention_entropy import head_entropies
 from tests.support.architectures import TINY
-from tests.support.units import AS_DEEP, LENGTH, PADDED, answers, batch, needs_interface, restless
+from tests.support.units import (
+    EQUAL_DEPTH,
+    LENGTH,
+    PADDED,
+    batch,
+    randomized_model,
+    skip_without_attention_interface,
+    valid_logits,
+)
 
 
 @pytest.mark.parametrize("model_type", sorted(TINY))
 def test_a_model_answers_to_the_bit_as_before_while_it_is_observed(model_type):
-    model = restless(model_type)
-    needs_interface(model)
+    model = randomized_model(model_type)
+    skip_without_attention_interface(model)
     given = batch(model)
-    before, implementation = answers(model, given), model.config._attn_implementation
+    before, implementation = valid_logits(model, given), model.config._attn_implementation
     seen = []
-    heads = sites(model, "heads")
+    heads = linear_groups(model, "heads")
     observers = {site.module: lambda module, *_: seen.append(module) for site in heads}
-    with observed(model, observers):
-        assert torch.equal(answers(model, given), before)
+    with observe_attention(model, observers):
+        assert torch.equal(valid_logits(model, given), before)
     assert [id(module) for module in seen] == [id(site.module) for site in heads]
-    assert torch.equal(answers(model, given), before)
+    assert torch.equal(valid_logits(model, given), before)
     assert len(seen) == len(heads)
     assert model.config._attn_implementation == implementation
 
 
 @pytest.mark.parametrize("model_type", ["gemma3_text", "gpt2", "llama", "t5"])
 def test_text_is_written_as_before_while_it_is_observed(model_type):
-    model = restless(model_type, **AS_DEEP.get(model_type, {}))
+    model = randomized_model(model_type, **EQUAL_DEPTH.get(model_type, {}))
     given = {name: part for name, part in batch(model, left=True).items() if name != "labels"}
     before = model.generate(**given, max_new_tokens=5, do_sample=False)
-    with observed(model, {}):
+    with observe_attention(model, {}):
         assert torch.equal(model.generate(**given, max_new_tokens=5, do_sample=False), before)
 
 
 @pytest.mark.parametrize("model_type", sorted(TINY))
 def test_entropy_is_that_of_the_probabilities_of_eager_attention_in_float64(model_type):
-    """Valid rows only; memory of keys and queries. Soft cap, windows, biases, grouped queries."""
-    model = restless(model_type).double()
-    needs_interface(model)
+    """Only valid rows count; covers soft caps, windows, biases, grouped queries."""
+    model = randomized_model(model_type).double()
+    skip_without_attention_interface(model)
     given = batch(model)
-    found = measure(model, sites(model, "heads"), [given])
+    found = head_entropies(model, linear_groups(model, "heads"), [given])
     model.set_attn_implementation("eager")
     with torch.no_grad():
         shown = model(**given, output_attentions=True)
@@ -62,19 +70,19 @@ def test_entropy_is_that_of_the_probabilities_of_eager_attention_in_float64(mode
         n = (rows > 0).sum(-1).double()
         truth = torch.special.entr(rows).sum((0, 2)), n.log().sum(0), (n > 0).sum(0).double()
         for actual, exact in zip(sums, truth, strict=True):
-            # Most families take the softmax in float32, whatever the model is in.
+            # Most families compute the softmax in float32, also in a float64 model.
             torch.testing.assert_close(actual, exact, rtol=1e-7, atol=1e-6)
-    assert found[sites(model, "heads")[0].name].rows[0] == PADDED + LENGTH
+    assert found[linear_groups(model, "heads")[0].name].rows[0] == PADDED + LENGTH
 
 
 def test_a_head_whose_queries_are_zero_has_the_highest_entropy_there_is():
-    """Uniform over what each row sees: Σ H = Σ ln n, though a causal row sees 1, 2, 3 … keys."""
-    model = restless("llama")
-    site = sites(model, "heads")[0]
+    """Uniform attention over n = 1, 2, 3 … visible keys: Σ H = Σ ln n."""
+    model = randomized_model("llama")
+    site = linear_groups(model, "heads")[0]
     query = site.writers[0]
     with torch.no_grad():
         query.linear.weight[query.index[1].flatten()] = 0
-    sums = measure(model, [site], [{"input_ids": torch.arange(3, 20)[None]}])[site.name]
+    sums = head_entropies(model, [site], [{"input_ids": torch.arange(3, 20)[None]}])[site.name]
     share = sums.entropy / sums.log_keys
     torch.testing.assert_close(share[2:], torch.ones(2).double(), rtol=0, atol=1e-6)
     assert share[:2].max() < 0.999
@@ -82,11 +90,11 @@ def test_a_head_whose_queries_are_zero_has_the_highest_entropy_there_is():
 
 
 def test_entropies_of_batches_add_up():
-    model = restless("gpt2")
-    heads = sites(model, "heads")
+    model = randomized_model("gpt2")
+    heads = linear_groups(model, "heads")
     parts = [{"input_ids": torch.arange(3 + i, 12 + i)[None]} for i in range(3)]
-    together = measure(model, heads, parts)
-    alone = [measure(model, heads, [part]) for part in parts]
+    together = head_entropies(model, heads, parts)
+    alone = [head_entropies(model, heads, [part]) for part in parts]
     for site in heads:
         for index in range(3):
             total = sum(sums[site.name][index] for sums in alone)
@@ -94,16 +102,16 @@ def test_entropies_of_batches_add_up():
 
 
 def test_refuses_an_implementation_that_it_does_not_stand_for():
-    model = restless("llama")
+    model = randomized_model("llama")
     model.config._attn_implementation = "flex_attention"
     refusal = "runs in 'flex_attention'; heads can be observed in"
-    with pytest.raises(CheckpointError, match=refusal), observed(model, {}):
+    with pytest.raises(CheckpointError, match=refusal), observe_attention(model, {}):
         pass
 
 
 def test_refuses_attention_that_is_computed_elsewhere():
     module = torch.nn.Linear(1, 1)
     refusal = r"Linear: transformers .* outside of its"
-    watched = observed(restless("bert"), {module: lambda *_: None})
+    watched = observe_attention(randomized_model("bert"), {module: lambda *_: None})
     with pytest.raises(CheckpointError, match=refusal), watched:
         pass

@@ -1,18 +1,17 @@
-"""Fused experts: pruned on the tokens routed to each, as a loop over them in float64 does."""
+"""Fused experts are pruned as by a float64 loop over experts."""
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 import prunekit
-from prunekit.architectures import find
+from prunekit.architectures import find_architecture
 from prunekit.errors import CheckpointError, ConfigError, NumericsError
-from prunekit.models.experts import PARTS, unfuse, unfused
+from prunekit.models.experts import FUSED_PARTS, unfuse, unfused
 from prunekit.models.sequential.activation_cache import ActivationCache
 from prunekit.runs.sparsify import run
-from tests.architectures.test_architectures import assert_tells_the_truth
 from tests.support import checkpoints
-from tests.support.architectures import FUSED, tiny
+from tests.support.architectures import FUSED, assert_stages_match_forward, tiny
 from tests.support.checkpoints import planned
 
 HALF = {"pattern": "unstructured", "sparsity": 0.5}
@@ -36,8 +35,10 @@ def exact(folder):
 
 
 def linears(block):
-    """Yield each matrix of a block of the stock model, by our name for it, and how to see what it
-    reads: (name, weight, module to watch, function of what that is given)."""
+    """Yield the matrices of a stock block and access to their inputs.
+
+    Each is (our name, weight, module to hook, function from the module's inputs to the matrix's).
+    """
     for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
         module = block.self_attn.get_submodule(name)
         yield f"self_attn.{name}", module.weight, module, lambda x: x.flatten(0, -2)
@@ -60,7 +61,7 @@ def linears(block):
 
 
 def reads(model, index, ids, *, everything=False):
-    """Return the weight of each matrix of a block and what it reads, in float64."""
+    """Return the float64 weight and input of each matrix of a block."""
     given = {}
     block = model.model.layers[index]
     found = list(linears(block))
@@ -80,7 +81,7 @@ def reads(model, index, ids, *, everything=False):
 
 
 def wanda(weight, x, n_of_m):
-    """Return what stays, one row after another."""
+    """Return the keep mask of Wanda, computed row by row."""
     score = weight.abs() * x.square().sum(0).sqrt()
     keep = torch.zeros_like(score, dtype=torch.bool)
     for row, scores in enumerate(score):
@@ -116,7 +117,7 @@ def test_wanda_is_that_of_a_loop_over_the_experts(folder, tmp_path, section):
             assert torch.equal(found[full], (weight * keep).float())
             assert tokens[full] == (len(x) if "experts" in name else None)
             weight.mul_(keep)
-    # Stock transformers opens what was written, and the router is what it was.
+    # Stock transformers opens the output, and the router is unchanged.
     ids = ids_of(plan)
     opened = exact(tmp_path / "out")
     torch.testing.assert_close(opened(ids).logits, model(ids).logits)
@@ -219,7 +220,7 @@ def test_a_model_in_memory_is_pruned_in_place_and_stays_fused(model_type):
     assert [*model.state_dict()] == names
     assert model.config._experts_implementation == before
     experts = model.model.layers[0].mlp.experts
-    for fused in PARTS:
+    for fused in FUSED_PARTS:
         assert int((getattr(experts, fused) == 0).sum()) == getattr(experts, fused).numel() // 2
     assert torch.equal(model.model.layers[0].mlp.gate.weight, router)
     assert len(entries) == 2 * (4 + 3 * 4)
@@ -230,7 +231,7 @@ def test_a_model_in_memory_is_pruned_in_place_and_stays_fused(model_type):
 def test_declaration_tells_the_truth_of_experts_as_linears(model_type):
     model = tiny(model_type)
     unfuse(model)
-    assert_tells_the_truth(model, find(model))
+    assert_stages_match_forward(model, find_architecture(model))
 
 
 def test_as_linears_experts_answer_as_they_did():

@@ -1,18 +1,18 @@
-"""Writes the files of this folder: Wanda and SparseGPT as published, in float64, column by column.
+"""Writes this folder: published Wanda and SparseGPT in float64.
 
-``python -m tests.published.freeze`` (from the root of the repository) writes them anew. Nothing of
-prunekit is used. The inputs are small integers, so that their Gram matrix is exact in float32 and
-everybody starts from the same; they are correlated, with outliers, and two are dead. The seed is
-one for which no decision is close (:func:`margin`), so that float32 decides the same.
+``python -m tests.published.freeze`` (from the root of the repository) writes the files anew,
+without using prunekit. The inputs are small integers, so that their Gram matrix is exact in float32
+and every implementation starts from the same; they are correlated, with outliers, and two are dead.
+With this seed no decision is close (:func:`margin`), so that float32 decides the same.
 
-Wanda: Sun et al., arXiv:2306.11695, Algorithm 1. Per row the ⌊sparsity · I⌋ lowest of ``|W| · ‖X‖``
-go, or of every m neighbours the m − n lowest.
+Wanda: Sun et al., arXiv:2306.11695, Algorithm 1. In each row the ⌊sparsity · I⌋ lowest of
+``|W| · ‖X‖`` are pruned, or of every m neighbours the m − n lowest.
 
 SparseGPT: Frantar & Alistarh, arXiv:2301.00774, Algorithm 1: blocks of 128 columns, 1 % damping.
-Unstructured, the lowest ``w² / U[j, j]²`` of a block go, all rows together; n:m, they are compared
-when the sweep reaches them. The authors' program prunes what is not above the value with index k,
-which is k + 1 weights and more on ties; here exactly k go, and ``first_block_as_programmed`` shows
-what the program would do.
+Unstructured, the lowest ``w² / U[j, j]²`` of a block are pruned, over all rows; n:m, they are
+compared when the sweep reaches them. The authors' program prunes every value not above the one with
+index k, which is k + 1 weights and more on ties; here exactly k are pruned, and
+``first_block_as_programmed`` shows the program's result.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,10 @@ CLOSE = 1e-4
 
 
 def inputs(seed: int) -> dict[str, Tensor]:
-    """Return the tokens [320, 192] and a weight [24, 192]; inputs 17 and 150 are dead."""
+    """Return tokens [320, 192] and a weight [24, 192].
+
+    Inputs 17 and 150 are dead.
+    """
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randn(320, 24, generator=generator) @ torch.randn(24, 192, generator=generator)
     tokens += 2 * torch.randn(320, 192, generator=generator)
@@ -42,7 +45,7 @@ def inputs(seed: int) -> dict[str, Tensor]:
 
 
 def wanda(tokens: Tensor, weight: Tensor) -> dict[str, Tensor]:
-    """Return the masks of what stays."""
+    """Return the keep masks."""
     score = weight.double().abs() * tokens.double().norm(dim=0)
     return {
         "keep_0.5": without_lowest(score, 96),
@@ -53,7 +56,7 @@ def wanda(tokens: Tensor, weight: Tensor) -> dict[str, Tensor]:
 
 
 def sparsegpt(tokens: Tensor, weight: Tensor) -> dict[str, Tensor]:
-    """Return the masks of what stays and the new weights."""
+    """Return the keep masks and the new weights."""
     gram = tokens.double().T @ tokens.double()
     unstructured, keep = swept(weight.double(), gram, half_of_block, BLOCK)
     two_of_four, keep_two = swept(
@@ -72,7 +75,7 @@ def sparsegpt(tokens: Tensor, weight: Tensor) -> dict[str, Tensor]:
 def swept(
     weight: Tensor, gram: Tensor, choose: Callable[[Tensor], Tensor], together: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the new weight and the mask of what stays; ``together`` columns are chosen at once."""
+    """Return the new weight and keep mask, selecting ``together`` columns at once."""
     weight, upper = weight.clone(), factor(gram)
     weight[:, gram.diagonal() == 0] = 0
     keep = torch.ones_like(weight, dtype=torch.bool)
@@ -92,7 +95,7 @@ def swept(
 
 
 def factor(gram: Tensor) -> Tensor:
-    """Return the upper Cholesky factor of the inverse of the damped Gram matrix."""
+    """Return the upper Cholesky factor of the damped inverse Gram matrix."""
     gram = gram.clone()
     diagonal = gram.diagonal()
     diagonal[diagonal == 0] = 1
@@ -101,17 +104,17 @@ def factor(gram: Tensor) -> Tensor:
 
 
 def half_of_block(score: Tensor) -> Tensor:
-    """Let exactly half go, whatever the row."""
+    """Prune exactly half, over all rows."""
     return without_lowest(score.reshape(1, -1), score.numel() // 2).view(score.shape)
 
 
 def half_of_block_as_programmed(score: Tensor) -> Tensor:
-    """Let go what is not above the value with index ``numel / 2``, as the authors' program does."""
+    """Prune as the authors' program: up to the value with index ``numel / 2``."""
     return score > score.flatten().sort().values[score.numel() // 2]
 
 
 def without_lowest(score: Tensor, count: int) -> Tensor:
-    """Let the ``count`` lowest of each row go.
+    """Prune the ``count`` lowest of each row.
 
     Raises:
         ValueError: The decision is close.
@@ -123,12 +126,12 @@ def without_lowest(score: Tensor, count: int) -> Tensor:
 
 
 def without_lowest_of(score: Tensor, kept: int, group: int) -> Tensor:
-    """Let all but the ``kept`` highest of every ``group`` neighbours go."""
+    """Prune all but the ``kept`` highest of every ``group`` neighbours."""
     return without_lowest(score.reshape(-1, group), group - kept).view(score.shape)
 
 
 def margin(score: Tensor, count: int) -> float:
-    """Return how far the last that goes is below the first that stays, relatively, at the least."""
+    """Return the smallest relative gap between pruned and kept scores."""
     ordered = score.sort(1).values
     return float((1 - ordered[:, count - 1] / ordered[:, count]).min())
 

@@ -1,4 +1,4 @@
-"""Writes ``compressed_tensors.safetensors``: sparse weights as compressed-tensors 0.14.0 does.
+"""Writes sparse weights as compressed-tensors 0.14.0 does.
 
 ``python -m tests.published.freeze_compressed_tensors``, from the root of the repository and with
 compressed-tensors 0.14.0 installed, the last release that could. Nothing of prunekit is used. For
@@ -20,7 +20,7 @@ CONFIGS = {"two_four": Sparse24BitMaskConfig(), "bitmask": BitmaskConfig()}
 
 
 def dense(dtype: torch.dtype) -> Tensor:
-    """Return a weight [17, 44] of all fillings of a group, each 17 times."""
+    """Return a weight [17, 44] of all group fillings, 17 times each."""
     fillings = [kept for kept in itertools.product((0, 1), repeat=4) if sum(kept) <= 2]
     places = torch.tensor(fillings * 17, dtype=torch.float32).view(17, 44)
     values = torch.randn(17, 44, generator=torch.Generator().manual_seed(0)) + 3

@@ -158,7 +158,7 @@ def test_a_long_table_is_cut_and_says_so(example, monkeypatch):
 
 
 def test_notes_are_on_the_page_and_many_are_cut_aloud(example):
-    assert "To know" not in report.render(example | {"notes": []})
+    assert "<h2>Notes" not in report.render(example | {"notes": []})
     page = report.render(example | {"notes": ["lm_head <stays> dense."] * 23})
     assert page.count("lm_head &lt;stays&gt; dense.") == 20
     assert "3 more are in report.json" in page

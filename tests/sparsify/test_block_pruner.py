@@ -6,11 +6,13 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import prunekit
-from prunekit.architectures import find
+from prunekit.architectures import find_architecture
 from prunekit.config.prune_table import Prune
 from prunekit.data.tokens import calibration_tokens
 from prunekit.errors import ConfigError, NumericsError, ShapeError
-from prunekit.models.layout import Selection, layout, orientation, read, runners
+from prunekit.models.layout import LinearSelection, list_blocks, read_weight, stack_runners
+from prunekit.models.orientation import weight_matrix
+from prunekit.models.sequential import pipeline
 from prunekit.models.sequential.pipeline import batches, iterate_blocks
 from prunekit.sparsify.block_pruner import BlockPruner
 from prunekit.sparsify.error import relative_error
@@ -32,14 +34,14 @@ def ids():
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
     """Let samples come in several batches, the last one smaller."""
-    monkeypatch.setitem(prunekit.walk.BATCH_TOKENS, "cpu", 36)
+    monkeypatch.setitem(pipeline.BATCH_TOKENS, "cpu", 36)
 
 
 def pruning(model, ids, *, dtype=None, **section):
     """Yield each visit of a walk with its block and the outcomes, which prune when asked for."""
     recipe = Recipe.of(Prune.model_validate({"method": "wanda", **section}), calibrated=True)
-    stacks = runners(model, find(model))
-    blocks = layout(stacks, Selection(recipe.pattern))
+    stacks = stack_runners(model, find_architecture(model))
+    blocks = list_blocks(stacks, LinearSelection(recipe.pattern))
     names = [linear.name for block in blocks for linear in block.linears]
     sparsity = section.get("sparsity", 0.5)
     kinds = {name: dtype or model.get_parameter(f"{name}.weight").dtype for name in names}
@@ -50,7 +52,7 @@ def pruning(model, ids, *, dtype=None, **section):
 
 
 def all_entries(*arguments, **settings):
-    return [outcome.entry for *_, found in pruning(*arguments, **settings) for outcome in found]
+    return [outcome.as_record() for *_, found in pruning(*arguments, **settings) for outcome in found]
 
 
 def weights(model):
@@ -75,15 +77,14 @@ def test_every_declared_architecture_is_pruned_to_the_count(model_type, section,
     before = weights(model)
     entries = prunekit.prune(model, ids, **section)
     linears = {f"{entry['name']}.weight" for entry in entries}
-    found = find(model)
+    found = find_architecture(model)
     assert len(entries) == sum(
-        len(block.linears) for block in layout(runners(model, found), Selection(_pattern("row")))
+        len(block.linears) for block in list_blocks(stack_runners(model, found), LinearSelection(_pattern("row")))
     )
     for entry in entries:
         module = model.get_submodule(entry["name"])
-        outputs, inputs, transposed = orientation(module)
-        kept = (module.weight.T if transposed else module.weight) != 0
-        assert entry["shape"] == [outputs, inputs]
+        kept = weight_matrix(module) != 0
+        assert entry["shape"] == [*kept.shape]
         assert int(kept.sum()) * 2 == kept.numel()
         assert entry["sparsity"] == 0.5
         assert 0 < entry["relative_error"] < 1
@@ -136,22 +137,22 @@ def test_relative_error_is_that_of_the_outputs(model_type, method, ids):
     for visit, block, outcomes in pruning(model, ids, **section):
         inputs, dense, hooks = {}, {}, []
         for linear in block.linears:
-            module = visit.block.get_submodule(linear.path)
-            dense[linear] = read(visit.block, linear)
+            module = visit.module.get_submodule(linear.path)
+            dense[linear] = read_weight(visit.module, linear)
             inputs[linear] = []
             hooks.append(
                 module.register_forward_pre_hook(
                     lambda _, args, into=inputs[linear]: into.append(args[0])
                 )
             )
-        visit.forward()
+        visit.run()
         for hook in hooks:
             hook.remove()
         for outcome in outcomes:
             linear = outcome.linear
             looked = [torch.cat(inputs[linear])[:: 4 if method == "wanda" else 1]]
-            expected = exact_error(looked, dense[linear], read(visit.block, linear))
-            assert outcome.entry["relative_error"] == pytest.approx(expected, rel=1e-4)
+            expected = exact_error(looked, dense[linear], read_weight(visit.module, linear))
+            assert outcome.as_record()["relative_error"] == pytest.approx(expected, rel=1e-4)
             checked += 1
     assert checked >= 8
 
@@ -163,7 +164,7 @@ def test_by_stage_the_next_stage_reads_what_the_pruned_ones_give(ids):
         model = tiny("llama")
         recipe = {"method": "wanda", "propagation": propagation, "pattern": "unstructured"}
         return {
-            outcome.entry["name"].rpartition(".")[2]: outcome.entry["relative_error"]
+            outcome.as_record()["name"].rpartition(".")[2]: outcome.as_record()["relative_error"]
             for *_, outcomes in pruning(model, ids, sparsity=1.0, **recipe)
             for outcome in outcomes
         }
@@ -195,7 +196,7 @@ def test_what_is_stored_is_what_the_block_goes_on_with(propagation, dtype, ids):
     for visit, _, outcomes in pruning(model, ids, dtype=dtype, **section):
         for outcome in outcomes:
             assert outcome.weight.dtype == dtype
-            module = visit.block.get_submodule(outcome.linear.path)
+            module = visit.module.get_submodule(outcome.linear.path)
             assert torch.equal(module.weight, outcome.weight.float())
             assert int(outcome.weight.count_nonzero()) * 2 == outcome.weight.numel()
 
@@ -205,9 +206,9 @@ def test_what_is_stored_is_what_the_block_goes_on_with(propagation, dtype, ids):
 @pytest.mark.parametrize("method", ["magnitude", "sparsegpt"])
 def test_a_weight_that_is_nan_names_its_layer(model_type, propagation, method, ids):
     model = tiny(model_type)
-    stack = find(model).stacks[0]
+    stack = find_architecture(model).stacks[0]
     path = stack.stages[-1].linears[0]
-    block = runners(model, find(model))[0].names[1]
+    block = stack_runners(model, find_architecture(model))[0].names[1]
     with torch.no_grad():
         model.get_submodule(f"{block}.{path}").weight[1, 2] = torch.nan
     with pytest.raises(NumericsError, match=rf"^{block}.{path}: 1 of its .*weights are NaN or inf"):
@@ -224,8 +225,8 @@ def test_an_activation_that_is_nan_names_layer_and_sample(model_type, propagatio
         model.get_input_embeddings().weight[77, 5] = value
     with pytest.raises(NumericsError) as caught:
         prunekit.prune(model, ids, method="wanda", propagation=propagation, **HALF)
-    first = find(model).stacks[0].stages[0].linears[0]
-    name = f"{runners(model, find(model))[0].names[0]}.{first}"
+    first = find_architecture(model).stacks[0].stages[0].linears[0]
+    name = f"{stack_runners(model, find_architecture(model))[0].names[0]}.{first}"
     assert str(caught.value) == f"{name}: its input is NaN or inf in calibration sample 4."
 
 
@@ -236,7 +237,7 @@ def test_an_activation_that_overflows_within_a_block_names_layer_and_sample(
 ):
     model = tiny(model_type)
     path = {"llama": "mlp.down_proj", "opt": "fc2"}[model_type]
-    block = runners(model, find(model))[0].blocks[0]
+    block = stack_runners(model, find_architecture(model))[0].blocks[0]
     hit = block.get_submodule({"llama": "mlp.act_fn", "opt": "activation_fn"}[model_type])
 
     def blow(_, args, out):

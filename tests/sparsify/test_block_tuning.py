@@ -7,6 +7,7 @@ from pydantic import ValidationError
 import prunekit
 from prunekit.config.prune_table import Prune
 from prunekit.errors import ConfigError
+from prunekit.models.sequential import pipeline
 from prunekit.sparsify import block_tuning
 from tests.support.architectures import tiny
 from tests.support.checkpoints import planned, run_whole_and_stopped, write
@@ -18,7 +19,7 @@ MOST = {"pattern": "unstructured", "sparsity": 0.7}
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
     monkeypatch.setattr(block_tuning, "STEPS", 40)
-    monkeypatch.setitem(prunekit.walk.BATCH_TOKENS, "cpu", 96)
+    monkeypatch.setitem(pipeline.BATCH_TOKENS, "cpu", 96)
 
 
 def pruned(model_type, method, **settings):
@@ -82,5 +83,5 @@ def test_the_plan_counts_it_and_tokens_are_needed(tmp_path):
     assert recovered.block > 2 * plain.block
     with pytest.raises(ConfigError, match="recover block: needs calibration tokens"):
         prunekit.prune(tiny("llama"), method="magnitude", recover="block", **MOST)
-    with pytest.raises(ValidationError, match="goes with 1 step"):
+    with pytest.raises(ValidationError, match="allows only 1 step"):
         Prune.model_validate({"method": "wanda", "recover": "block", "steps": 2, **MOST})

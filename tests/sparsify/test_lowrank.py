@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM
 
 import prunekit
 from prunekit.errors import ConfigError
-from prunekit.sparsify.lowrank import factors
+from prunekit.evaluation.perplexity import evaluate
+from prunekit.sparsify.lowrank import low_rank_factors
 from tests.kernels.layers import correlated
 from tests.support.architectures import tiny
 from tests.support.checkpoints import planned, tensors, write
@@ -24,7 +25,7 @@ def test_is_the_best_product_of_its_rank(rank):
     root = vectors * values.sqrt()
     left, found, right = torch.linalg.svd(weight @ root, full_matrices=False)
     best = (left[:, :rank] * found[:rank]) @ right[:rank] @ torch.linalg.inv(root)
-    adapter = factors(weight.float(), gram.float(), rank)
+    adapter = low_rank_factors(weight.float(), gram.float(), rank)
     assert adapter.up.shape == (24, min(rank, 24))
     assert adapter.down.shape == (min(rank, 24), 40)
     error = weight - adapter.product.double()
@@ -59,7 +60,7 @@ def test_peft_opens_the_adapter_and_answers_as_measured(tmp_path, model_type):
     for name, value in tensors(folder).items():
         assert merged.get_parameter(name).shape == value.shape
     merged.save_pretrained(tmp_path / "merged")
-    (again,) = prunekit.evaluation.evaluate(
+    (again,) = evaluate(
         str(write_tokenizer(folder, tmp_path / "merged")), [judged["data"]], 12, None, "cpu"
     )
     assert again["value"] == pytest.approx(judgement["after"], rel=1e-4)

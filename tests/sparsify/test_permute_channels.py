@@ -7,16 +7,16 @@ import torch
 from pydantic import ValidationError
 
 import prunekit
-from prunekit.architectures import find
+from prunekit.architectures import find_architecture
 from prunekit.config.prune_table import Prune
 from prunekit.errors import ConfigError
-from prunekit.evaluation import perplexity
-from prunekit.models.layout import runners
+from prunekit.models import devices
+from prunekit.models.layout import stack_runners
 from prunekit.models.sequential.pipeline import batches, iterate_blocks
 from prunekit.patterns import parse
 from prunekit.runs.sparsify.run import run
-from prunekit.sparsify.channel_order import kept, order
-from prunekit.sparsify.permute_channels import axes, rearrange
+from prunekit.sparsify.channel_order import find_channel_order, kept_saliency
+from prunekit.sparsify.permute_channels import channel_axes, permute_channels
 from tests.support.architectures import TINY, tiny
 from tests.support.checkpoints import change, planned, run_whole_and_stopped, tensors, write
 
@@ -46,14 +46,14 @@ def test_any_order_leaves_what_the_model_answers(model_type):
     before = {name: value.clone() for name, value in model.named_parameters()}
     moved = []
     for visit in iterate_blocks(
-        model, runners(model, find(model)), None, batches(IDS, model.device)
+        model, stack_runners(model, find_architecture(model)), None, batches(IDS, model.device)
     ):
         found = {
             axis.name: [torch.randperm(units.shape[1]).tolist() for units in axis.reader.index]
-            for axis in axes(visit.block, visit.runner.stack)
+            for axis in channel_axes(visit.module, visit.runner.stack)
         }
         assert len(found) == 2 + (model_type == "t5" and "decoder" in visit.name)
-        moved += [f"{visit.name}.{path}" for path in rearrange(visit, found)]
+        moved += [f"{visit.name}.{path}" for path in permute_channels(visit, found)]
     torch.testing.assert_close(answer(model), dense, rtol=1e-4, atol=1e-5)
     after = dict(model.named_parameters())
     assert sorted(moved) == sorted(
@@ -72,10 +72,10 @@ def test_finds_the_best_of_all_orders_of_two_groups(spelled):
     found = []
     for _ in range(20):
         saliency = torch.rand(16, 8, generator=generator).square()
-        chosen = order(saliency, pattern)
+        chosen = find_channel_order(saliency, pattern)
         assert sorted(chosen.tolist()) == [*range(8)]
-        values = [float(kept(saliency, groups, pattern.n)) for groups in splits]
-        share = float(kept(saliency, chosen.view(2, 4), pattern.n)) - values[0]
+        values = [float(kept_saliency(saliency, groups, pattern.n)) for groups in splits]
+        share = float(kept_saliency(saliency, chosen.view(2, 4), pattern.n)) - values[0]
         found.append(share / (max(values) - values[0] + 1e-12))
         assert share >= 0
     assert sum(value > 0.999 for value in found) >= 8
@@ -88,19 +88,19 @@ def test_is_an_order_though_groups_differ_by_powers_of_ten():
         generator = torch.Generator().manual_seed(seed)
         spread = 3 * torch.randn(64, 64, generator=generator)
         spread += 8 * torch.randn(1, 64, generator=generator)
-        assert sorted(order(spread.exp(), parse("2:4")).tolist()) == [*range(64)]
+        assert sorted(find_channel_order(spread.exp(), parse("2:4")).tolist()) == [*range(64)]
 
 
 def test_puts_large_channels_apart():
     saliency = torch.ones(8, 16)
     saliency[:, :8] = 100
-    groups = order(saliency, parse("2:4")).view(4, 4)
+    groups = find_channel_order(saliency, parse("2:4")).view(4, 4)
     assert (groups < 8).sum(1).tolist() == [2, 2, 2, 2]
 
 
 def test_an_order_that_cannot_be_bettered_stays():
     saliency = torch.ones(8, 16)
-    assert order(saliency, parse("2:4")).tolist() == [*range(16)]
+    assert find_channel_order(saliency, parse("2:4")).tolist() == [*range(16)]
 
 
 def test_loses_less_to_the_pattern():
@@ -127,7 +127,7 @@ def test_a_run_writes_what_moved_and_goes_on_in_the_same_bytes(tmp_path):
 
 
 def test_what_is_stored_wider_than_it_runs_moves_without_rounding(tmp_path, monkeypatch):
-    monkeypatch.setattr(perplexity, "_multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(devices, "_multiplies_bfloat16", lambda: True)
     folder = write(tmp_path / "m", "opt", torch.bfloat16)
     name = "model.decoder.layers.0.fc1.bias"
     precise = torch.arange(64) + 1 / 3
@@ -144,7 +144,7 @@ def test_what_is_stored_wider_than_it_runs_moves_without_rounding(tmp_path, monk
 
 def test_is_refused_where_it_means_nothing():
     rows = {"method": "wanda", "pattern": "row", "sparsity": 0.5, "permute": True}
-    with pytest.raises(ValidationError, match='only n:m counts among neighbours, "row" does not'):
+    with pytest.raises(ValidationError, match='applies to n:m patterns only, not to "row"'):
         Prune.model_validate(rows)
     with pytest.raises(ConfigError, match=r"keep their heads and neurons\. Declare the family"):
         prunekit.prune(tiny("bloom"), IDS, method="wanda", pattern="2:4", permute=True)

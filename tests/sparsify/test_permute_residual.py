@@ -5,27 +5,27 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prunekit
-from prunekit.architectures import find
+from prunekit.architectures import find_architecture
 from prunekit.config.prune_table import Prune
 from prunekit.data.tokens import calibration_tokens
 from prunekit.errors import ConfigError
-from prunekit.models.layout import Selection, layout, runners
+from prunekit.models.layout import LinearSelection, list_blocks, stack_runners
 from prunekit.models.sequential.pipeline import batches, iterate_blocks
 from prunekit.patterns import parse
 from prunekit.runs.sparsify.run import run
-from prunekit.sparsify.permute_residual import reorder, residual_axes, residual_order
+from prunekit.sparsify.permute_residual import permute_residual, residual_axes, residual_order
 from prunekit.sparsify.recipe import Recipe
 from tests.sparsify.test_permute_channels import IDS, answer, noisy
 from tests.support.architectures import TINY, tiny
 from tests.support.checkpoints import configure, planned, run_whole_and_stopped, tensors, write
 
 SECTION = {"method": "wanda", "pattern": "2:4", "permute": "residual"}
-HAVE_STREAM = [kind for kind in sorted(TINY) if find(tiny(kind)).stream]
+HAVE_STREAM = [kind for kind in sorted(TINY) if find_architecture(tiny(kind)).stream]
 
 
 def found_in(model):
-    stacks = runners(model, find(model))
-    blocks = layout(stacks, Selection(parse("2:4"), (), "error"))
+    stacks = stack_runners(model, find_architecture(model))
+    blocks = list_blocks(stacks, LinearSelection(parse("2:4"), (), "error"))
     visits = zip(
         iterate_blocks(model, stacks, None, batches(IDS, model.device)), blocks, strict=True
     )
@@ -40,7 +40,7 @@ def test_any_order_leaves_what_the_model_answers(model_type):
     dense, width = answer(model), model.config.hidden_size
     before = {name: value.clone() for name, value in model.named_parameters()}
     axes = residual_axes(model)
-    reorder(model, axes, torch.randperm(width).tolist())
+    permute_residual(model, axes, torch.randperm(width).tolist())
     torch.testing.assert_close(answer(model), dense, rtol=1e-4, atol=1e-5)
     after = dict(model.named_parameters())
     moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
@@ -114,7 +114,7 @@ def test_a_tensor_that_the_model_does_not_read_is_not_left_in_the_old_order(tmp_
 
 
 def test_is_refused_where_it_means_nothing():
-    with pytest.raises(ConfigError, match=r"type 'gpt2' have it.*permute = true moves"):
+    with pytest.raises(ConfigError, match=r"type 'gpt2' have it.*permute = true reorders"):
         prunekit.prune(tiny("gpt2"), IDS, **SECTION)
     with pytest.raises(ConfigError, match=r"permute: .*'residual'"):
         prunekit.prune(tiny("llama"), IDS, **SECTION | {"permute": "stream"})

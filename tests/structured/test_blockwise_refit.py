@@ -2,19 +2,23 @@
 
 import torch
 
-from prunekit.models.units.heads_neurons import matrix, sites
+from prunekit.models.orientation import weight_matrix
+from prunekit.models.units.heads_neurons import linear_groups
 from prunekit.structured.blockwise_refit import compensate
-from tests.support.units import restless
+from tests.support.units import randomized_model
 
 
 def test_a_bias_takes_the_mean_of_what_goes_in_each_layer_after_those_before_it():
     """The mean of each reading linear's output stays; weights of what goes are 0."""
-    model = restless("gpt2")
+    model = randomized_model("gpt2")
     ids = torch.randint(3, 96, (4, 9), generator=torch.Generator().manual_seed(3))
-    found = [*sites(model, "heads"), *sites(model, "neurons")]
+    found = [*linear_groups(model, "heads"), *linear_groups(model, "neurons")]
     kept = {site.name: range(1, site.units) for site in found}
     before = {
-        site.name: (matrix(site.reader.linear).clone(), site.reader.linear.bias.detach().clone())
+        site.name: (
+            weight_matrix(site.reader.linear).clone(),
+            site.reader.linear.bias.detach().clone(),
+        )
         for site in found
     }
     assert len(list(compensate(model, found, kept, ids, "bias"))) == 2
@@ -33,8 +37,8 @@ def test_a_bias_takes_the_mean_of_what_goes_in_each_layer_after_those_before_it(
         weight, bias = before[site.name]
         gone = site.reader.index[:1].flatten()
         linear, mean = site.reader.linear, read[site.name].mean(0)
-        assert not matrix(linear)[:, gone].any()
+        assert not weight_matrix(linear)[:, gone].any()
         torch.testing.assert_close(linear.bias, bias + weight[:, gone] @ mean[gone])
         kept_columns = site.reader.index[1:].flatten()
-        assert torch.equal(matrix(linear)[:, kept_columns], weight[:, kept_columns])
+        assert torch.equal(weight_matrix(linear)[:, kept_columns], weight[:, kept_columns])
         assert not torch.equal(linear.bias, bias)

@@ -3,51 +3,50 @@
 import pytest
 import torch
 
-import prunekit
-from prunekit.models.units.heads_neurons import sites
+from prunekit.models.units.heads_neurons import linear_groups
 from prunekit.structured.gate import Gate
 from tests.support.architectures import TINY
-from tests.support.units import answers, batch, restless
+from tests.support.units import batch, randomized_model, valid_logits
 
 
 @pytest.mark.parametrize("model_type", sorted(TINY))
 def test_gates_at_one_leave_every_bit_and_a_gate_at_zero_does_not(model_type):
     """A gate that nobody reads would report success and change nothing: the answers must differ."""
-    model = restless(model_type)
+    model = randomized_model(model_type)
     given = batch(model)
-    before = answers(model, given)
+    before = valid_logits(model, given)
     for kind in ("heads", "neurons"):
-        gates = [Gate(site) for site in sites(model, kind)]
-        assert torch.equal(answers(model, given), before)
+        gates = [Gate(site) for site in linear_groups(model, kind)]
+        assert torch.equal(valid_logits(model, given), before)
         for gate in gates:
             gate.keep[::2] = False  # of one neuron, ReLU may leave nothing to remove
-            assert not torch.equal(answers(model, given), before)
+            assert not torch.equal(valid_logits(model, given), before)
             gate.keep[::2] = True
         for gate in gates:
             gate.detach()
-    assert torch.equal(answers(model, given), before)
+    assert torch.equal(valid_logits(model, given), before)
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "gpt_neox", "llama", "opt", "phi3", "t5"])
 def test_a_gate_at_zero_is_the_weights_of_the_unit_at_zero(model_type):
     """Truth: zeros written into what reads the unit."""
-    model, other = restless(model_type), restless(model_type)
+    model, other = randomized_model(model_type), randomized_model(model_type)
     given = batch(model)
     for kind in ("heads", "neurons"):
-        for site in sites(model, kind):
+        for site in linear_groups(model, kind):
             Gate(site).keep[1] = False
-        for site in sites(other, kind):
+        for site in linear_groups(other, kind):
             weight = site.reader.linear.weight.data
             columns = site.reader.index[1].flatten()
             (weight if model_type == "gpt2" else weight.T)[columns] = 0
-    assert torch.equal(answers(model, given), answers(other, given))
+    assert torch.equal(valid_logits(model, given), valid_logits(other, given))
 
 
 def test_text_is_written_as_before_with_a_cache_and_padding_on_the_left():
-    model = restless("llama")
+    model = randomized_model("llama")
     given = batch(model, left=True)
     before = model.generate(**given, max_new_tokens=6, do_sample=False)
-    gates = [Gate(site) for kind in ("heads", "neurons") for site in sites(model, kind)]
+    gates = [Gate(site) for kind in ("heads", "neurons") for site in linear_groups(model, kind)]
     assert torch.equal(model.generate(**given, max_new_tokens=6, do_sample=False), before)
     for gate in gates:
         gate.keep[0] = False
@@ -55,9 +54,9 @@ def test_text_is_written_as_before_with_a_cache_and_padding_on_the_left():
 
 
 def test_a_gate_has_the_gradient_of_finite_differences():
-    model = restless("gpt2").double()
+    model = randomized_model("gpt2").double()
     given = batch(model)
-    gate = Gate(sites(model, "heads")[0])
+    gate = Gate(linear_groups(model, "heads")[0])
     value = torch.ones(4, dtype=torch.float64, requires_grad=True)
     with gate.holding(value):
         model(**given).logits.square().mean().backward()
@@ -76,9 +75,9 @@ def test_a_gate_has_the_gradient_of_finite_differences():
 
 def test_training_cannot_open_a_pruned_unit_and_sends_it_no_update():
     """A trainable gate at 0 would get a gradient and open again; a pruned one gets none."""
-    model = restless("llama")
+    model = randomized_model("llama")
     given = batch(model)
-    site = sites(model, "heads")[0]
+    site = linear_groups(model, "heads")[0]
     gate = Gate(site)
     gate.keep[0] = False
     gate.value.requires_grad_()
@@ -96,51 +95,14 @@ def test_training_cannot_open_a_pruned_unit_and_sends_it_no_update():
     assert torch.equal(query.linear.weight[rows], before)
     assert not torch.equal(
         query.linear.weight[query.index[1].flatten()],
-        restless("llama").get_submodule(site.name).q_proj.weight[query.index[1].flatten()],
+        randomized_model("llama").get_submodule(site.name).q_proj.weight[query.index[1].flatten()],
     )
 
 
-@pytest.mark.parametrize("kind", ["heads", "neurons", "hidden", "blocks"])
-def test_momentum_and_weight_decay_do_not_move_what_is_pruned(kind):
-    """Trained, pruned, trained on: reactivated, a unit is what it was, and nothing remembers it."""
-    model = restless("llama")
-    given = batch(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
-
-    def step():
-        optimizer.zero_grad()
-        model(**given, labels=given["input_ids"]).loss.backward()
-        optimizer.step()
-
-    gates = getattr(prunekit, kind)(model)
-    step()
-    gates.prune(gates.score("random"), 0.25 if kind == "hidden" else 0.5)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    with gates.hold(optimizer):
-        step()
-        step()
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for place in gates.places:
-        gone = ~gates.keep[place.name]
-        for parameter, axis, owner in place.shares:
-            rows = gone[owner].nonzero().flatten()
-            old = before[names[id(parameter)]].index_select(axis, rows)
-            assert torch.equal(parameter.index_select(axis, rows), old)
-            assert not optimizer.state[parameter]["exp_avg"].index_select(axis, rows).any()
-    moved = [not torch.equal(value, before[name]) for name, value in model.state_dict().items()]
-    assert any(moved)
-    step()
-    for place in gates.places:  # weight decay, no longer held
-        for parameter, axis, owner in place.shares:
-            rows = (~gates.keep[place.name])[owner].nonzero().flatten()
-            old = before[names[id(parameter)]].index_select(axis, rows)
-            assert not len(rows) or not torch.equal(parameter.index_select(axis, rows), old)
-
-
 def test_a_gate_may_differ_from_sample_to_sample_where_a_model_joins_batch_and_tokens():
-    model = restless("opt")
+    model = randomized_model("opt")
     given = batch(model)
-    site = sites(model, "neurons")[0]
+    site = linear_groups(model, "neurons")[0]
     gate = Gate(site)
     value = torch.ones(2, 1, site.units)
     value[1] = 0
@@ -156,11 +118,11 @@ def test_a_gate_may_differ_from_sample_to_sample_where_a_model_joins_batch_and_t
 
 @pytest.mark.slow
 def test_compiles_into_one_graph_with_its_model():
-    model = restless("llama")
+    model = randomized_model("llama")
     given = batch(model)
-    gate = Gate(sites(model, "heads")[0])
+    gate = Gate(linear_groups(model, "heads")[0])
     gate.keep[1] = False
-    expected = answers(model, given)
+    expected = valid_logits(model, given)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(answers_of(compiled, given), expected, rtol=1e-6, atol=1e-6)
 

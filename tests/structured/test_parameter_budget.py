@@ -5,11 +5,16 @@ import torch
 
 import prunekit
 from prunekit.errors import ConfigError
-from prunekit.models.units.find import places
+from prunekit.models.units.find import unit_groups
 from prunekit.models.units.kinds import KINDS
 from prunekit.models.units.removal import apply_removal
 from prunekit.models.units.stock_config import expressible_in_config, stock_entries
-from prunekit.structured.parameter_budget import Count, Order, Terms, choose_within
+from prunekit.structured.parameter_budget import (
+    ParameterCounter,
+    UnitOrder,
+    BudgetConstraints,
+    select_within_budget,
+)
 from tests.support.architectures import tiny
 
 
@@ -31,13 +36,13 @@ def test_counts_what_is_left_of_the_model_to_the_last_parameter(model_type):
     """Units of all kinds at once: without a coordinate each head is smaller, and so on."""
     model = tiny(model_type)
     whole = model.num_parameters()
-    found = [place for kind in KINDS for place in places(model, kind)]
+    found = [place for kind in KINDS for place in unit_groups(model, kind)]
     keep = {name: units.clone() for name, units in everything(found).items()}
     for place in found:
         keep[place.name][: 4 if place.kind == "hidden" else 1] = False
-    said = Count(found, whole).left(keep)
+    said = ParameterCounter(found, whole).remaining(keep)
     for kind in KINDS:
-        here = places(model, kind)
+        here = unit_groups(model, kind)
         if kind in ("heads", "neurons"):  # those that are left have the keep of their old names
             kept = {place.name: [*range(1, place.units)] for place in here}
             apply_removal(model, here, kept, None)
@@ -50,30 +55,33 @@ def test_counts_what_is_left_of_the_model_to_the_last_parameter(model_type):
 def test_the_formula_of_heads_neurons_and_hidden_dimensions_of_a_gated_decoder():
     """n_layers (2 d' d_h (h' + kv') + 3 d' f' + norms), embeddings, head."""
     model = tiny("llama")
-    found = [place for kind in ("hidden", "heads", "neurons") for place in places(model, kind)]
+    found = [place for kind in ("hidden", "heads", "neurons") for place in unit_groups(model, kind)]
     keep = everything(found)
     keep[found[0].name][:8] = False
     for place in found[1:]:
         keep[place.name][: 1 if place.kind == "heads" else 24] = False
     d, per_layer = 24, 24 * (2 * 16 + 2 * 8) + 3 * 24 * 40 + 2 * 24
-    assert Count(found, model.num_parameters()).left(keep) == 2 * per_layer + d + 2 * 96 * d
+    assert (
+        ParameterCounter(found, model.num_parameters()).remaining(keep)
+        == 2 * per_layer + d + 2 * 96 * d
+    )
 
 
 def test_what_goes_with_a_unit_is_what_is_counted_less_without_it():
     """At the shape that is left, not at the first one."""
     model = tiny("llama")
-    found = [place for kind in KINDS for place in places(model, kind)]
-    count = Count(found, model.num_parameters())
+    found = [place for kind in KINDS for place in unit_groups(model, kind)]
+    count = ParameterCounter(found, model.num_parameters())
     keep = everything(found)
     costs = count.costs(keep)
     assert all(torch.equal(costs[place.name], place.costs) for place in found)
     for place in found:
         keep[place.name][: place.units // 2] = False
-    costs, whole = count.costs(keep), count.left(keep)
+    costs, whole = count.costs(keep), count.remaining(keep)
     for place in found:
         without = {name: units.clone() for name, units in keep.items()}
         without[place.name][-1] = False
-        assert whole - count.left(without) == costs[place.name][-1], place.kind
+        assert whole - count.remaining(without) == costs[place.name][-1], place.kind
 
 
 @pytest.mark.parametrize("share", [0.3, 0.55, 0.8, 1.0])
@@ -82,15 +90,17 @@ def test_keeps_the_largest_part_of_the_densest_units_that_meets_the_budget(share
     """Against a search over every part; one group more would be too many parameters."""
     model = tiny("llama", num_key_value_heads=4)
     whole = model.num_parameters()
-    found = [place for kind in ("hidden", "heads", "neurons") for place in places(model, kind)]
+    found = [place for kind in ("hidden", "heads", "neurons") for place in unit_groups(model, kind)]
     scores, keep = random_scores(found), everything(found)
-    asked = Terms(int(share * whole), scope=scope)
-    stays = choose_within(found, scores, keep, whole, asked)
-    count = Count(found, whole)
-    order = Order(found, scores, keep, count.costs(keep), asked)
-    assert count.left(stays) <= share * whole
-    fitting = [n for n in range(len(order) + 1) if count.left(order.first(n)) <= share * whole]
-    expected = order.first(max(fitting))
+    asked = BudgetConstraints(int(share * whole), scope=scope)
+    stays = select_within_budget(found, scores, keep, whole, asked)
+    count = ParameterCounter(found, whole)
+    order = UnitOrder(found, scores, keep, count.costs(keep), asked)
+    assert count.remaining(stays) <= share * whole
+    fitting = [
+        n for n in range(len(order) + 1) if count.remaining(order.keep_first(n)) <= share * whole
+    ]
+    expected = order.keep_first(max(fitting))
     assert all(torch.equal(stays[name], expected[name]) for name in stays)
     for place in found:  # those that stay are the best of their place
         score, units = scores[place.name], stays[place.name]
@@ -105,17 +115,17 @@ def test_keeps_the_largest_part_of_the_densest_units_that_meets_the_budget(share
 def test_a_unit_goes_first_if_its_score_is_low_for_its_parameters():
     """A head of eight times the parameters has to score eight times as much as a neuron."""
     model = tiny("llama", num_key_value_heads=4)
-    found = [place for kind in ("heads", "neurons") for place in places(model, kind)]
+    found = [place for kind in ("heads", "neurons") for place in unit_groups(model, kind)]
     heads, neurons = found[0], found[-1]
     factor = float(heads.costs[0] / neurons.costs[0])
     whole = model.num_parameters()
-    asked = Terms(whole - int(heads.costs[0]))
+    asked = BudgetConstraints(whole - int(heads.costs[0]))
     for times, first in ((0.9, "heads"), (1.1, "neurons")):
         scores = {place.name: torch.ones(place.units, dtype=torch.float64) for place in found}
         for place in found:
             if place.kind == "heads":
                 scores[place.name] *= times * factor
-        stays = choose_within(found, scores, everything(found), whole, asked)
+        stays = select_within_budget(found, scores, everything(found), whole, asked)
         gone = {place.kind for place in found if not stays[place.name].all()}
         assert gone == {first}
 
@@ -123,27 +133,29 @@ def test_a_unit_goes_first_if_its_score_is_low_for_its_parameters():
 def test_what_is_in_a_block_that_went_takes_nothing_and_stands_in_no_ones_way():
     """So it is from the second step on."""
     model = tiny("llama", num_hidden_layers=3)
-    found = [place for kind in ("blocks", "heads", "neurons") for place in places(model, kind)]
+    found = [place for kind in ("blocks", "heads", "neurons") for place in unit_groups(model, kind)]
     keep, whole = everything(found), model.num_parameters()
     keep["model.layers"][1] = False
-    count = Count(found, whole)
+    count = ParameterCounter(found, whole)
     assert not count.costs(keep)["model.layers.1.mlp.down_proj"].any()
-    budget = int(0.9 * count.left(keep))
-    stays = choose_within(found, random_scores(found), keep, whole, Terms(budget))
-    assert count.left(stays) <= budget
+    budget = int(0.9 * count.remaining(keep))
+    stays = select_within_budget(
+        found, random_scores(found), keep, whole, BudgetConstraints(budget)
+    )
+    assert count.remaining(stays) <= budget
     assert not stays["model.layers"][1]
 
 
 def test_widths_are_rounded_up_within_the_budget():
     model = tiny("llama", num_key_value_heads=4)
-    found = [place for kind in ("heads", "neurons") for place in places(model, kind)]
-    multiples = {place.name: place.multiple(16) for place in found}
+    found = [place for kind in ("heads", "neurons") for place in unit_groups(model, kind)]
+    multiples = {place.name: place.unit_multiple(16) for place in found}
     assert multiples[found[0].name] == 2  # heads of 8 features
     assert multiples[found[-1].name] == 16
     whole = model.num_parameters()
-    asked = Terms(int(0.7 * whole), multiples=multiples)
-    stays = choose_within(found, random_scores(found), everything(found), whole, asked)
-    assert Count(found, whole).left(stays) <= 0.7 * whole
+    asked = BudgetConstraints(int(0.7 * whole), multiples=multiples)
+    stays = select_within_budget(found, random_scores(found), everything(found), whole, asked)
+    assert ParameterCounter(found, whole).remaining(stays) <= 0.7 * whole
     for place in found:
         assert int(stays[place.name].sum()) % multiples[place.name] == 0
 
@@ -151,7 +163,7 @@ def test_widths_are_rounded_up_within_the_budget():
 def test_only_shapes_that_a_config_can_say_are_taken():
     """Llama's hidden size has to be a multiple of its heads, of which there may be three or two."""
     model = tiny("llama", num_key_value_heads=4)
-    found = [place for kind in ("hidden", "heads") for place in places(model, kind)]
+    found = [place for kind in ("hidden", "heads") for place in unit_groups(model, kind)]
     say = expressible_in_config(model, found)
     names = [place.name for place in found]
     assert say(dict(zip(names, (32, 2, 2), strict=True)))
@@ -159,30 +171,37 @@ def test_only_shapes_that_a_config_can_say_are_taken():
     assert say(dict(zip(names, (24, 3, 3), strict=True)))
     assert not say(dict(zip(names, (24, 3, 2), strict=True)))
     whole = model.num_parameters()
-    multiples = {place.name: place.multiple(1) for place in found}
-    asked = Terms(int(0.8 * whole), scope="layer", multiples=multiples, allowed=say)
-    stays = choose_within(found, random_scores(found), everything(found), whole, asked)
+    multiples = {place.name: place.unit_multiple(1) for place in found}
+    asked = BudgetConstraints(int(0.8 * whole), scope="layer", multiples=multiples, allowed=say)
+    stays = select_within_budget(found, random_scores(found), everything(found), whole, asked)
     assert say({name: int(units.sum()) for name, units in stays.items()})
 
 
 def test_a_budget_that_cannot_be_met_is_refused_with_what_can():
     model = tiny("llama")
-    found = [*places(model, "neurons")]
+    found = [*unit_groups(model, "neurons")]
     whole = model.num_parameters()
-    least = Count(found, whole).left({p.name: torch.arange(64) < 5 for p in found}) / whole
+    least = (
+        ParameterCounter(found, whole).remaining({p.name: torch.arange(64) < 5 for p in found})
+        / whole
+    )
     with pytest.raises(ConfigError, match=f"keeps {100 * least:.1f} % of the model stay"):
-        choose_within(
-            found, random_scores(found), everything(found), whole, Terms(whole // 10, least=5)
+        select_within_budget(
+            found,
+            random_scores(found),
+            everything(found),
+            whole,
+            BudgetConstraints(whole // 10, least=5),
         )
     broken = {place.name: torch.full((place.units,), float("nan")) for place in found}
     with pytest.raises(ConfigError, match="unit 0 is not a number"):
-        choose_within(found, broken, everything(found), whole, Terms(whole))
+        select_within_budget(found, broken, everything(found), whole, BudgetConstraints(whole))
 
 
 def test_numbers_that_stay_are_rounded_up_where_a_part_goes():
     """The ones that come back are those that would have gone last."""
     gates = prunekit.neurons(tiny("llama"))
-    scores = {site.name: torch.arange(64).double() for site in gates.sites}
+    scores = {site.name: torch.arange(64).double() for site in gates.linear_groups}
     removed = gates.prune(scores, 0.4, scope="layer", round_to=16)
     assert {len(units) for units in gates.kept.values()} == {48}
     assert {unit.unit for unit in removed} == set(range(16))

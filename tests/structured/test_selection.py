@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunekit.errors import ConfigError
-from prunekit.structured.selection import choose
+from prunekit.structured.selection import select_units
 
 
 def scores(*layers):
@@ -19,18 +19,22 @@ def everything(found):
 
 def test_takes_the_lowest_over_all_layers_lowest_first():
     found = scores([1, 5, 2], [4, 0, 3])
-    assert choose(found, everything(found), 0.5) == [(1, 1, 0), (0, 0, 1), (0, 2, 2)]
+    assert select_units(found, everything(found), 0.5) == [(1, 1, 0), (0, 0, 1), (0, 2, 2)]
 
 
 def test_takes_the_same_part_of_each_layer():
     found = scores([1, 2, 3, 4], [7, 8, 5, 6])
-    chosen = choose(found, everything(found), 0.5, scope="layer")
+    chosen = select_units(found, everything(found), 0.5, scope="layer")
     assert [unit[:2] for unit in chosen] == [(0, 0), (0, 1), (1, 2), (1, 3)]
 
 
 def test_of_equal_scores_the_lower_index_stays():
     found = scores([1, 1, 1], [1, 1, 1])
-    assert [unit[:2] for unit in choose(found, everything(found), 0.5)] == [(1, 2), (1, 1), (0, 2)]
+    assert [unit[:2] for unit in select_units(found, everything(found), 0.5)] == [
+        (1, 2),
+        (1, 1),
+        (0, 2),
+    ]
 
 
 @given(
@@ -44,9 +48,9 @@ def test_the_count_is_exact_and_every_layer_keeps_one(layers, sparsity):
     wanted = int(sparsity * total + 0.5)
     if wanted > total - len(layers):
         with pytest.raises(ConfigError, match="Ask for less"):
-            choose(found, everything(found), sparsity)
+            select_units(found, everything(found), sparsity)
         return
-    chosen = choose(found, everything(found), sparsity)
+    chosen = select_units(found, everything(found), sparsity)
     assert len({unit[:2] for unit in chosen}) == len(chosen) == wanted
     for layer, units in enumerate(layers):
         assert sum(unit.layer == layer for unit in chosen) < len(units)
@@ -55,21 +59,21 @@ def test_the_count_is_exact_and_every_layer_keeps_one(layers, sparsity):
 def test_counts_what_is_gone_already():
     found = scores([1, 2, 3, 4])
     keep = {"layer 0": torch.tensor([False, True, True, True])}
-    assert choose(found, keep, 0.5) == [(0, 1, 2)]
+    assert select_units(found, keep, 0.5) == [(0, 1, 2)]
     with pytest.raises(ConfigError, match="1 units more than that are pruned already"):
-        choose(found, keep, 0.0)
+        select_units(found, keep, 0.0)
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, float("nan")])
 def test_refuses_what_is_no_part_of_the_units(sparsity):
     found = scores([1, 2])
     with pytest.raises(ConfigError, match="is not from 0 up to, but without, 1"):
-        choose(found, everything(found), sparsity)
+        select_units(found, everything(found), sparsity)
 
 
 def test_refuses_scores_that_are_no_number_and_layers_without_units():
     found = scores([1, float("nan")])
     with pytest.raises(ConfigError, match="layer 0: the score of unit 1 is not a number"):
-        choose(found, everything(found), 0.5)
+        select_units(found, everything(found), 0.5)
     with pytest.raises(ConfigError, match="least: 0"):
-        choose(scores([1, 2]), everything(found), 0.5, least=0)
+        select_units(scores([1, 2]), everything(found), 0.5, least=0)

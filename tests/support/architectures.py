@@ -1,8 +1,12 @@
-"""Tiny random models of every family: two or three blocks, 32 features, 96 words."""
+"""Tiny random models of every family, and a check of declared stages.
+
+Models have two or three blocks, 32 features and 96 words.
+"""
 
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -11,6 +15,9 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     PreTrainedModel,
 )
+
+from prunekit.architectures import Architecture
+from prunekit.architectures.coverage import named_linears
 
 _ENCODER = {
     "hidden_size": 32,
@@ -50,7 +57,7 @@ TINY: dict[str, dict[str, Any]] = {
         "num_heads": 4, "decoder_start_token_id": 0,
     },
 }  # fmt: skip
-"""Sizes of every declared model type, as its config takes them."""
+"""Config sizes of every declared model type without experts."""
 
 UNDECLARED: dict[str, dict[str, Any]] = {
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
@@ -76,7 +83,7 @@ UNDECLARED: dict[str, dict[str, Any]] = {
     "starcoder2": _DECODER,
     "xglm": {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 64},
 }  # fmt: skip
-"""Sizes of model types without a declaration that probing finds."""
+"""Sizes of model types without a declaration that can be probed."""
 
 FUSED: dict[str, dict[str, Any]] = {
     "mixtral": {**_DECODER, "num_local_experts": 4},
@@ -88,7 +95,7 @@ FUSED: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 16,
     },
 }
-"""Sizes of declared model types whose experts transformers keeps fused."""
+"""Config sizes of declared model types whose experts transformers fuses."""
 
 REFUSED: dict[str, dict[str, Any]] = {
     "albert": {**_ENCODER, "embedding_size": 16},
@@ -100,7 +107,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "qwen2_moe": {**_DECODER, "num_experts": 4, "moe_intermediate_size": 16},
     "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64},
 }  # fmt: skip
-"""Sizes of model types that nothing can be done with yet."""
+"""Sizes of model types that are not supported."""
 
 
 def tiny(model_type: str, head: Any = None, **overrides: Any) -> PreTrainedModel:
@@ -108,8 +115,8 @@ def tiny(model_type: str, head: Any = None, **overrides: Any) -> PreTrainedModel
 
     Args:
         model_type: Any key of ``TINY``, ``FUSED``, ``UNDECLARED`` or ``REFUSED``.
-        head: Auto class to build with; that of the usual language model if not given.
-        overrides: Entries of the config that differ from the tiny ones.
+        head: Auto class to build with; the usual language model class by default.
+        overrides: Config entries that differ from the tiny defaults.
     """
     sizes = {**TINY, **FUSED, **UNDECLARED, **REFUSED}[model_type]
     tokens = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -126,3 +133,41 @@ def _usual(config: Any) -> Any:
         return AutoModelForMaskedLM
     causal = type(config) in AutoModelForCausalLM._model_mapping
     return AutoModelForCausalLM if causal else AutoModel
+
+
+def assert_stages_match_forward(model: PreTrainedModel, architecture: Architecture) -> None:
+    """Assert that linears sharing an input in a forward are the stages.
+
+    Every stack runs from embeddings. Groups are in the order of their first call, names in call
+    order.
+    """
+    base, last = model.base_model, {}
+    for stack in architecture.stacks:
+        calls = record_linear_inputs(base.get_submodule(stack.blocks))
+        embeddings = torch.randn(2, 5, model.get_input_embeddings().weight.shape[1])
+        context = {"encoder_hidden_states": last[stack.reads]} if stack.reads else {}
+        module = base.get_submodule(stack.module)
+        with torch.no_grad():
+            out = module(inputs_embeds=embeddings, use_cache=False, **context)
+        last[stack.module] = out.last_hidden_state
+        for block, reads in zip(base.get_submodule(stack.blocks), calls, strict=True):
+            groups: dict[int, list[str]] = {}
+            for name, x in reads:
+                groups.setdefault(id(x), []).append(name)
+            stages = stack.stages_of(name for name, _ in block.named_modules())
+            named = [
+                [name for name in stage.linears if name in named_linears(block)] for stage in stages
+            ]
+            assert list(groups.values()) == [stage for stage in named if stage]
+            assert sorted(name for name, _ in reads) == sorted(named_linears(block))
+
+
+def record_linear_inputs(blocks: nn.Module) -> list[list[tuple[str, torch.Tensor]]]:
+    """Return, per block, a list that a forward fills with (linear, input)."""
+    calls = [[] for _ in blocks.children()]
+    for record, block in zip(calls, blocks.children(), strict=True):
+        for name, linear in named_linears(block).items():
+            linear.register_forward_pre_hook(
+                lambda _, args, name=name, record=record: record.append((name, args[0]))
+            )
+    return calls

@@ -11,7 +11,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from prunekit.checkpoint.reader import SINGLE
+from prunekit.checkpoint.reader import INDEX_FILE, WEIGHTS_FILE
 from prunekit.config.run_config import Config
 from prunekit.runs.sparsify.plan import Plan
 from prunekit.runs.sparsify.planner import plan
@@ -109,9 +109,24 @@ def configure(folder: Path, **entries: Any) -> None:
 
 def single(folder: Path) -> Path:
     """Return the one safetensors file of a checkpoint."""
-    return folder / SINGLE
+    return folder / WEIGHTS_FILE
 
 
 def save(folder: Path, held: dict[str, Tensor]) -> None:
     """Replace the weights of a checkpoint of one file."""
     save_file(held, single(folder), metadata={"format": "pt"})
+
+
+def same_bytes(mine: Path, theirs: Path) -> None:
+    """Assert that two folders hold the same weights and config, and no unfinished files."""
+    found, expected = (
+        {
+            path.name: path.read_bytes()
+            for path in folder.iterdir()
+            if path.suffix == ".safetensors" or path.name in {"config.json", INDEX_FILE}
+        }
+        for folder in (mine, theirs)
+    )
+    assert found.keys() == expected.keys()
+    assert [name for name, content in found.items() if content != expected[name]] == []
+    assert not list(mine.glob(".*"))

@@ -1,11 +1,11 @@
-"""The one rule of tolerance for kernels."""
+"""The tolerance rule of kernel tests."""
 
 import torch
 from torch import Tensor
 
 
 def assert_close(actual: Tensor, exact: Tensor, plain: Tensor, *, slack: float = 2.0) -> None:
-    """Check that a kernel errs at most ``slack`` times what plain PyTorch errs.
+    """Check that a kernel errs at most ``slack`` times PyTorch's error.
 
     ``exact`` is float64; ``plain`` is the reference in the kernel's own precision.
     """

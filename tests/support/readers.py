@@ -12,16 +12,16 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from prunekit.checkpoint.compressed import packed_weights, storage_config
-from prunekit.checkpoint.formats import Stored, format_named
+from prunekit.checkpoint.compressed import compressed_weights, storage_config
+from prunekit.checkpoint.formats import WeightLayout, format_named
 from prunekit.checkpoint.header import read_header
-from prunekit.checkpoint.reader import INDEX, SINGLE, Checkpoint, open_checkpoint, with_packed
+from prunekit.checkpoint.reader import INDEX_FILE, WEIGHTS_FILE, Checkpoint, open_checkpoint, with_compressed
 from prunekit.config.load import load_config
 from prunekit.errors import CheckpointError, ConfigError
 from tests.conftest import ROOT
 
 COMPRESSED = ("2:4", "bitmask")
-STORED = Stored(outputs=8, inputs=16, kept=64)
+STORED = WeightLayout(outputs=8, inputs=16, value_count=64)
 ROOM = 1 << 28
 """Bytes that a reader may take for a file of some kilobytes."""
 OURS = tuple({str(Path(place).resolve()) for place in (sys.prefix, sys.base_prefix)}) + tuple(
@@ -38,7 +38,7 @@ _inside: list[Path] = []
 
 def header(folder: Path, content: bytes) -> None:
     """Read a safetensors file, its tensors too, as they lie there and as compressed weights."""
-    file = folder / SINGLE
+    file = folder / WEIGHTS_FILE
     _put(file, content)
     entries = _answer(folder, read_header, file) or {}
     for entry in entries.values():
@@ -48,16 +48,16 @@ def header(folder: Path, content: bytes) -> None:
     _read_all(folder, Checkpoint(folder, {}, entries, entries))
     for kind in COMPRESSED if entries else ():
         storage = storage_config(format_named(kind), {kind: STORED})
-        packed = packed_weights(folder, storage)
-        if found := _answer(folder, with_packed, folder, {}, packed):
+        packed = compressed_weights(folder, storage)
+        if found := _answer(folder, with_compressed, folder, {}, packed):
             _read_all(folder, found)
 
 
 def index(folder: Path, content: bytes) -> None:
     """Read the index of the shards that lie in ``folder``."""
-    _put(folder / INDEX, content)
+    _put(folder / INDEX_FILE, content)
     found = _answer(folder, open_checkpoint, folder)
-    (folder / INDEX).unlink()
+    (folder / INDEX_FILE).unlink()
     for entry in found.entries.values() if found else ():
         assert entry.file.parent == folder
 
@@ -197,17 +197,17 @@ def lay_out(folder: Path) -> None:
     from tests.support import checkpoints
 
     llama = checkpoints.write(folder / "llama", num_hidden_layers=1, shard_size="20KB")
-    said, index = (llama / "config.json").read_bytes(), (llama / INDEX).read_bytes()
+    said, index = (llama / "config.json").read_bytes(), (llama / INDEX_FILE).read_bytes()
     for name in READERS:
         (folder / name / "files").mkdir(parents=True)
     for shard in llama.glob("*.safetensors"):
         for name in ("index", "model"):
             (folder / name / "files" / shard.name).symlink_to(shard)
     (folder / "index/files/config.json").write_bytes(said)
-    (folder / "model/files" / INDEX).write_bytes(index)
+    (folder / "model/files" / INDEX_FILE).write_bytes(index)
     kinds = [checkpoints.tiny(kind).config for kind in ("llama", "mixtral", "gpt2", "t5")]
     models = [json.dumps(kind.to_diff_dict()).encode() for kind in kinds]
-    weights, stored = _compressed(folder / "model_config/files" / SINGLE)
+    weights, stored = _compressed(folder / "model_config/files" / WEIGHTS_FILE)
     seeds = {
         "header": weights,
         "index": [index],
@@ -226,13 +226,13 @@ def _compressed(file: Path) -> tuple[list[bytes], list[dict[str, Any]]]:
     import torch
 
     from prunekit.checkpoint.atomic import write_shard
-    from prunekit.checkpoint.compressed import pack
+    from prunekit.checkpoint.compressed import compress_weight
 
     sparse = torch.ones(STORED.shape) * torch.tensor([1, 0, 1, 0]).repeat(4)
     held = {"norm.weight": torch.ones(3), "ids": torch.arange(4), "none": torch.ones(0)}
     alone, said = [], []
     for kind in COMPRESSED:
-        parts, stored = pack(format_named(kind), f"{kind}.weight", sparse, transposed=False)
+        parts, stored = compress_weight(format_named(kind), f"{kind}.weight", sparse, transposed=False)
         assert stored == STORED
         said.append({"quantization_config": storage_config(format_named(kind), {kind: STORED})})
         write_shard(file, held | parts)

@@ -5,17 +5,18 @@ import torch
 from transformers import PreTrainedModel
 
 from prunekit.errors import CheckpointError
-from prunekit.models.attention_hook import refuse_unseen
-from prunekit.models.units.heads_neurons import sites
+from prunekit.models.attention_hook import check_observable
+from prunekit.models.units.heads_neurons import linear_groups
+from prunekit.models.units.kinds import Kind
 from tests.support.architectures import tiny
 
 PADDED = 6  # tokens of the first sample; the second fills its nine
 LENGTH = 9
-AS_DEEP = {"t5": {"num_decoder_layers": 2}}
+EQUAL_DEPTH = {"t5": {"num_decoder_layers": 2}}
 """transformers makes the cache of a decoder as deep as its encoder."""
 
 
-def restless(model_type: str, **overrides) -> PreTrainedModel:
+def randomized_model(model_type: str, **overrides) -> PreTrainedModel:
     """Return a tiny model whose biases and norms are not what they are initialised with."""
     model = tiny(model_type, **overrides)
     generator = torch.Generator().manual_seed(1)
@@ -28,10 +29,10 @@ def restless(model_type: str, **overrides) -> PreTrainedModel:
     return model
 
 
-def needs_interface(model: PreTrainedModel) -> None:
+def skip_without_attention_interface(model: PreTrainedModel) -> None:
     """Skip the test where this transformers computes attention by itself, as 5.11 does in T5."""
     try:
-        refuse_unseen(site.module for site in sites(model, "heads"))
+        check_observable(site.module for site in linear_groups(model, "heads"))
     except CheckpointError as error:
         pytest.skip(str(error))
 
@@ -54,7 +55,18 @@ def batch(model: PreTrainedModel, *, left: bool = False) -> dict[str, torch.Tens
 
 
 @torch.no_grad()
-def answers(model: PreTrainedModel, given: dict[str, torch.Tensor]) -> torch.Tensor:
+def valid_logits(model: PreTrainedModel, given: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return the logits of tokens that are no padding."""
     logits = model(**given).logits
     return logits if "labels" in given else logits[given["attention_mask"].bool()]
+
+
+def random_kept(model: PreTrainedModel, kind: Kind, *, uniform: bool) -> dict[str, list[int]]:
+    """Return about half of the units of each group; as many in each if ``uniform``."""
+    kept = {}
+    for index, site in enumerate(linear_groups(model, kind)):
+        # T5's stacks share a bias, so that a stock model keeps the same heads in all blocks.
+        generator = torch.Generator().manual_seed(0 if uniform else index)
+        count = max(1, site.units // 2 + (0 if uniform else (0, 1, 1)[index % 3]))
+        kept[site.name] = torch.randperm(site.units, generator=generator)[:count].sort()[0].tolist()
+    return kept

@@ -1,4 +1,4 @@
-"""Training that wins back what went with units: it helps, stops, and opens no closed unit."""
+"""Recovery training: it lowers the loss, stops early, and opens no closed unit."""
 
 import json
 
@@ -12,10 +12,9 @@ from prunekit.config.structured_table import Train
 from prunekit.errors import ConfigError, NumericsError
 from prunekit.structured.batches import mean_loss
 from prunekit.training.lora import merge_adapters
-from prunekit.training.recover import rate, recover, recovered, summary
-from tests.runs.structured.test_run import BASE
+from prunekit.training.recover import learning_rate, recover, recovered_fraction, summarize
 from tests.support import checkpoints
-from tests.support.units import restless
+from tests.support.units import randomized_model
 
 TOKENS = torch.randint(3, 96, (12, 9), generator=torch.Generator().manual_seed(4))
 QUICK = Train(steps=20, rate=1e-3, batch=4, every=5)
@@ -23,30 +22,30 @@ QUICK = Train(steps=20, rate=1e-3, batch=4, every=5)
 
 def test_recovery_is_the_part_of_the_lost_loss_that_was_won_back():
     """A loss that falls back half-way is a half, and one that rises further is below nothing."""
-    assert recovered(2.0, 4.0, 3.0) == 0.5
-    assert recovered(2.0, 4.0, 5.0) == -0.5
-    assert recovered(2.0, 2.0, 1.0) is None
+    assert recovered_fraction(2.0, 4.0, 3.0) == 0.5
+    assert recovered_fraction(2.0, 4.0, 5.0) == -0.5
+    assert recovered_fraction(2.0, 2.0, 1.0) is None
 
 
 def test_the_rate_rises_and_falls_along_a_cosine():
-    found = [rate(step, Train(steps=100, rate=1.0)) for step in (1, 10, 55, 100)]
+    found = [learning_rate(step, Train(steps=100, rate=1.0)) for step in (1, 10, 55, 100)]
     assert found == pytest.approx([0.1, 1.0, 0.55, 0.1])
-    assert rate(100, Train(steps=10_000, rate=1.0)) == 1.0
+    assert learning_rate(100, Train(steps=10_000, rate=1.0)) == 1.0
 
 
 def test_what_was_lost_is_won_back_and_closed_heads_get_no_update():
     """Masked training: the loss falls, factors are tracked, and a pruned head is as it was."""
-    model = restless("gpt2")
+    model = randomized_model("gpt2")
     heads = prunekit.heads(model)
     base = mean_loss(model, [{"input_ids": TOKENS}])
     heads.prune(heads.score("magnitude"), 0.5)
-    site = heads.sites[0]
+    site = heads.linear_groups[0]
     gone = (~heads.keep[site.name]).nonzero().flatten()
     rows = site.reader.index[gone].flatten()
     before = site.reader.linear.weight[rows].clone()
     open_gate = heads.gates[site.name].value.requires_grad_()
     moments = [*recover(model, TOKENS, TOKENS, QUICK, [heads])]
-    found = summary(base, moments)
+    found = summarize(base, moments)
     assert (
         found["post"] > found["final"] == pytest.approx(mean_loss(model, [{"input_ids": TOKENS}]))
     )
@@ -63,7 +62,7 @@ def test_what_was_lost_is_won_back_and_closed_heads_get_no_update():
 def test_nothing_is_dropped_of_a_model_in_training_mode_which_it_is_again_afterwards():
     found = []
     for mode in (False, True):
-        model = restless("gpt2", attn_pdrop=0.5, resid_pdrop=0.5).train(mode)
+        model = randomized_model("gpt2", attn_pdrop=0.5, resid_pdrop=0.5).train(mode)
         moments = recover(model, TOKENS, TOKENS, QUICK)
         found.append([moment.held_out for moment in moments])
         assert {module.training for module in model.modules()} == {mode}
@@ -71,7 +70,7 @@ def test_nothing_is_dropped_of_a_model_in_training_mode_which_it_is_again_afterw
 
 
 def test_stops_where_held_out_text_gains_no_more_and_takes_what_was_best():
-    model = restless("llama")
+    model = randomized_model("llama")
     held_out = TOKENS.flip(0, 1)[:4]
     before = mean_loss(model, [{"input_ids": held_out}])
     settings = Train(steps=200, rate=0.05, every=1, patience=3)
@@ -84,7 +83,7 @@ def test_stops_where_held_out_text_gains_no_more_and_takes_what_was_best():
 
 
 def test_a_loss_that_is_no_number_is_named_with_its_step():
-    model = restless("llama")
+    model = randomized_model("llama")
     model.lm_head.weight.data[0, 0] = torch.nan
     with pytest.raises(
         NumericsError, match=r"train: the loss is nan at step 1\. Lower train\.rate"
@@ -96,7 +95,7 @@ def test_a_loss_that_is_no_number_is_named_with_its_step():
 def test_adapters_of_peft_are_trained_alone_and_merged():
     """With adapters only these learn, and merging gives the model that was trained."""
     peft = pytest.importorskip("peft")
-    model = restless("llama")
+    model = randomized_model("llama")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     wrapped = peft.get_peft_model(
         model, peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
@@ -112,6 +111,19 @@ def test_adapters_of_peft_are_trained_alone_and_merged():
     )
 
 
+BASE = """\
+[model]
+path = "{model}"
+device = "cpu"
+[calibration]
+data = "{model}/text.txt"
+samples = 8
+length = 12
+[prune]
+{prune}
+[output]
+path = "{output}"
+"""
 PRUNE = 'method = "magnitude"\npattern = "heads"\nsparsity = 0.5'
 TRAIN = "[train]\nsteps = 20\nrate = 1e-3\nevery = 10\nheld_out = 2\n"
 
@@ -134,7 +146,7 @@ def test_a_run_trains_what_is_left_and_shows_how_it_went(tmp_path):
     assert [moment["step"] for moment in found["history"]] == [0, 10, 20]
     assert found["final"] < found["post"]
     assert report["seconds"]["train"] > 0
-    assert "Loss while it was trained" in (tmp_path / "out/report.html").read_text()
+    assert "Loss during training" in (tmp_path / "out/report.html").read_text()
     untrained = written(tmp_path, "")
     assert main(["run", str(untrained), "--quiet", "--overwrite"]) == 0
 

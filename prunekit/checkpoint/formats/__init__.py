@@ -1,10 +1,10 @@
-"""How a pruned weight is stored: one file a format."""
+"""Storage formats of pruned weights, one file per format."""
 
-from prunekit.checkpoint.formats.base import METHOD, Format, Parts, Stored
+from prunekit.checkpoint.formats.base import QUANT_METHOD, Format, Parts, WeightLayout
 from prunekit.errors import ConfigError
 from prunekit.plugins import by_name
 
-__all__ = ["METHOD", "Format", "Parts", "Stored", "format_named", "formats"]
+__all__ = ["QUANT_METHOD", "Format", "Parts", "WeightLayout", "format_named", "formats"]
 
 
 def formats() -> dict[str, type[Format]]:
@@ -13,10 +13,10 @@ def formats() -> dict[str, type[Format]]:
 
 
 def format_named(name: str) -> Format:
-    """Return the format of that name.
+    """Return an instance of the format with this name.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: No format has this name.
     """
     if name not in formats():
         raise ConfigError(f'"{name}" is not a format. Choose: {", ".join(formats())}.')

@@ -1,6 +1,6 @@
-"""How a pruned weight is stored.
+"""Base class of storage formats, and the layout of a compressed weight.
 
-Shapes: O output features, I input features.
+Shapes: O output features, I input features, T tokens.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Parts = Mapping[str, "Tensor"]
-"""What a weight becomes in a file, by the last part of its name: ``weight``, ``keep``, …"""
+"""Stored tensors of a weight, by the last part of their names: ``weight``, ``keep``, …"""
 
 
-METHOD = "prunekit"
-"""``quant_method`` of a ``config.json`` that transformers needs prunekit for."""
+QUANT_METHOD = "prunekit"
+"""``quant_method`` in ``config.json`` of checkpoints that transformers opens by prunekit only."""
 
 
 class Format(ABC):
-    """A way of storing the weight of a linear layer, outputs first, and getting it back exactly.
+    """Lossless storage format for the weight of a linear layer, outputs first.
 
-    A part called ``weight`` never has the shape of the dense weight, unless it is the dense weight:
-    so a program that does not know the format refuses the file instead of filling in random
-    weights.
+    The part ``weight`` never has the shape of the dense weight unless it is the dense weight, so a
+    program that does not know the format fails on the shape instead of using random weights.
 
     Attributes:
-        parts: Names of what a weight becomes, ``weight`` first.
-        patterns: Names of the patterns that fit, or None if any does.
+        name: Name in configs.
+        parts: Names of the stored tensors, ``weight`` first.
+        patterns: Names of the patterns that the format can store; None: any.
     """
 
     name: ClassVar[str]
@@ -42,68 +42,81 @@ class Format(ABC):
 
     @abstractmethod
     def why_not_storable(self, weight: Float[Tensor, "O I"]) -> str | None:
-        """Say why this weight cannot be stored so, or had better not be; None if it can."""
+        """Return why the format should not store a weight, or None."""
 
     @abstractmethod
     def compress(self, weight: Float[Tensor, "O I"]) -> dict[str, Tensor]:
-        """Return the parts of a weight that fits."""
+        """Return the parts of a weight that the format can store."""
 
     @abstractmethod
     def expand(self, parts: Parts, inputs: int) -> Float[Tensor, "O I"]:
-        """Return the weight whose parts these are."""
+        """Return the dense weight.
+
+        Args:
+            parts: Stored tensors.
+            inputs: Number of columns I.
+        """
 
     @abstractmethod
     def find_corruption(self, parts: Parts, shape: tuple[int, int]) -> str | None:
-        """Say why parts read from a file are not those of a weight of this shape; None if sound."""
+        """Return why stored parts are invalid for a shape, or None.
+
+        Args:
+            parts: Stored tensors.
+            shape: Shape (O, I) of the weight.
+        """
 
     def wrong_dtype(self, parts: Parts) -> str | None:
-        """Say which part of those read from a file has not the type that :meth:`empty` gives it."""
+        """Return which part has another dtype than in :meth:`empty`, or None."""
         import torch
 
         values = parts["weight"].dtype
         if not values.is_floating_point:
             return f"values have type {values}"
         with torch.device("meta"):
-            right = self.empty(Stored(1, 1, 1), values)
-        wrong = [name for name, part in parts.items() if part.dtype != right[name].dtype]
+            expected = self.empty(WeightLayout(1, 1, 1), values)
+        wrong = [name for name, part in parts.items() if part.dtype != expected[name].dtype]
         return f"{wrong[0]} has type {parts[wrong[0]].dtype}" if wrong else None
 
     @abstractmethod
-    def empty(self, stored: Stored, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Return parts of the right shapes and types, their contents undefined."""
+    def empty(self, layout: WeightLayout, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return uninitialized parts for a weight of this layout and dtype."""
 
     @abstractmethod
     def multiply(
-        self, x: Float[Tensor, "T I"], parts: Parts, reach: int | None = None
+        self, x: Float[Tensor, "T I"], parts: Parts, max_kernel_tokens: int | None = None
     ) -> Float[Tensor, "T O"]:
-        """Return ``x Wᵀ`` of the weight whose parts these are.
+        """Return ``x Wᵀ``.
 
-        ``reach``: with more tokens than this the weight is expanded first; None: where nothing was
-        measured.
+        Args:
+            x: Inputs.
+            parts: Stored tensors of W.
+            max_kernel_tokens: With more tokens than this, W is expanded and multiplied dense; None:
+                not measured, the kernel's default applies.
         """
 
 
 @dataclass(frozen=True)
-class Stored:
-    """What ``config.json`` says of one compressed weight.
+class WeightLayout:
+    """Entry of ``config.json`` for one compressed weight.
 
     Attributes:
         outputs: Rows of the weight.
-        inputs: Columns.
-        kept: Values stored, which is what its part ``weight`` holds.
-        transposed: The model itself has the weight inputs first.
+        inputs: Columns of the weight.
+        value_count: Number of stored values, the size of the part ``weight``.
+        transposed: The model has the weight inputs first (Conv1D).
     """
 
     outputs: int
     inputs: int
-    kept: int
+    value_count: int
     transposed: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The shape that the model gives the weight."""
+        """Shape of the weight in the model."""
         return (self.inputs, self.outputs) if self.transposed else (self.outputs, self.inputs)
 
     def dump(self) -> list[Any]:
-        """Return it as ``config.json`` has it; :meth:`Stored` of the same list is the way back."""
-        return [self.outputs, self.inputs, self.kept, *([True] if self.transposed else [])]
+        """Return the list for ``config.json``; ``WeightLayout(*list)`` restores it."""
+        return [self.outputs, self.inputs, self.value_count, *([True] if self.transposed else [])]

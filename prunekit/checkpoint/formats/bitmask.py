@@ -1,4 +1,4 @@
-"""Bitmask: the values that are not zero and a bit for each weight, under any mask."""
+"""Bitmask format: non-zero values and one bit per weight, any mask."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
-from prunekit.checkpoint.formats.base import Format, Parts, Stored
+from prunekit.checkpoint.formats.base import Format, Parts, WeightLayout
 
 if TYPE_CHECKING:
     import torch
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 
 class BitmaskFormat(Format):
-    """The non-zero values and a bit for each weight: 0.5625 of dense in 16 bits at 50 % zeros.
+    """Non-zero values and one bit per weight.
 
-    Loads as sparse layers where prunekit is installed, and is refused where it is not.
+    At 50 % zeros a 16-bit weight takes 0.5625 of its dense size. Loads as sparse layers where
+    prunekit is installed; without it transformers refuses the checkpoint.
     """
 
     name: ClassVar[str] = "bitmask"
@@ -25,7 +26,7 @@ class BitmaskFormat(Format):
     @override
     def why_not_storable(self, weight: Tensor) -> str | None:
         if weight.ndim != 2 or not weight.numel():
-            return f"shape {list(weight.shape)} is no matrix"
+            return f"shape {list(weight.shape)} is not a matrix"
         kept, bits = int(weight.count_nonzero()), 8 * weight.element_size()
         if kept * bits + weight.numel() + 64 * len(weight) >= weight.numel() * bits:
             return f"only {weight.numel() - kept} of {weight.numel()} weights are zero"
@@ -57,21 +58,22 @@ class BitmaskFormat(Format):
         if values.shape != (int(counts.sum()),):
             return f"there are {list(values.shape)} values for {int(counts.sum())} keep bits"
         if not offsets.equal(counts.cumsum(0) - counts):
-            return "the row offsets do not count its keep bits"
+            return "the row offsets do not match its keep bits"
         return None
 
     @override
-    def empty(self, stored: Stored, dtype: torch.dtype) -> dict[str, Tensor]:
+    def empty(self, layout: WeightLayout, dtype: torch.dtype) -> dict[str, Tensor]:
         import torch
 
         return {
-            "weight": torch.empty(stored.kept, dtype=dtype),
-            "keep": torch.empty(stored.outputs, -(-stored.inputs // 8), dtype=torch.uint8),
-            "row_offsets": torch.empty(stored.outputs, dtype=torch.int64),
+            "weight": torch.empty(layout.value_count, dtype=dtype),
+            "keep": torch.empty(layout.outputs, -(-layout.inputs // 8), dtype=torch.uint8),
+            "row_offsets": torch.empty(layout.outputs, dtype=torch.int64),
         }
 
     @override
-    def multiply(self, x: Tensor, parts: Parts, reach: int | None = None) -> Tensor:
+    def multiply(self, x: Tensor, parts: Parts, max_kernel_tokens: int | None = None) -> Tensor:
         from prunekit_kernels import Bitmask, bitmask_matvec
 
-        return bitmask_matvec(x, Bitmask(*(parts[part] for part in self.parts)), reach)
+        bitmask = Bitmask(*(parts[part] for part in self.parts))
+        return bitmask_matvec(x, bitmask, max_kernel_tokens)

@@ -1,4 +1,4 @@
-"""Dense: zeros written out, as every tool reads it."""
+"""Dense format: zeros included, readable by every tool."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
-from prunekit.checkpoint.formats.base import Format, Parts, Stored
+from prunekit.checkpoint.formats.base import Format, Parts, WeightLayout
 
 if TYPE_CHECKING:
     import torch
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Dense(Format):
-    """Zeros written out; every tool reads it, and it is no smaller than before."""
+    """All values, zeros included; readable by every tool, but not smaller."""
 
     name: ClassVar[str] = "dense"
     parts: ClassVar[tuple[str, ...]] = ("weight",)
@@ -37,11 +37,11 @@ class Dense(Format):
         return None if found == shape else f"has shape {list(found)} instead of {list(shape)}"
 
     @override
-    def empty(self, stored: Stored, dtype: torch.dtype) -> dict[str, Tensor]:
+    def empty(self, layout: WeightLayout, dtype: torch.dtype) -> dict[str, Tensor]:
         import torch
 
-        return {"weight": torch.empty(stored.outputs, stored.inputs, dtype=dtype)}
+        return {"weight": torch.empty(layout.outputs, layout.inputs, dtype=dtype)}
 
     @override
-    def multiply(self, x: Tensor, parts: Parts, reach: int | None = None) -> Tensor:
+    def multiply(self, x: Tensor, parts: Parts, max_kernel_tokens: int | None = None) -> Tensor:
         return x @ parts["weight"].T

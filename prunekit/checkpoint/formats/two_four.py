@@ -1,4 +1,4 @@
-"""2:4: half of the values and a bit for each weight, which sparse tensor cores multiply."""
+"""2:4 format, for sparse tensor cores."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
-from prunekit.checkpoint.formats.base import Format, Parts, Stored
+from prunekit.checkpoint.formats.base import Format, Parts, WeightLayout
 
 if TYPE_CHECKING:
     import torch
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 
 class TwoFour(Format):
-    """Two of every four values and a bit for each weight: 0.5625 of dense in 16 bits.
+    """Two of every four values and one bit per weight.
 
-    Loads as sparse layers where prunekit is installed, and is refused where it is not.
+    A 16-bit weight takes 0.5625 of its dense size. Loads as sparse layers where prunekit is
+    installed; without it transformers refuses the checkpoint.
     """
 
     name: ClassVar[str] = "2:4"
@@ -57,20 +58,20 @@ class TwoFour(Format):
             return f"keep bits have shape {list(parts['keep'].shape)}"
         groups = unpack(parts["keep"], inputs).unflatten(1, (-1, 4)).sum(2)
         if broken := int((groups != 2).sum()):
-            return f"{broken} groups of four have another number of keep bits than two"
+            return f"{broken} groups of four do not have two keep bits"
         return None
 
     @override
-    def empty(self, stored: Stored, dtype: torch.dtype) -> dict[str, Tensor]:
+    def empty(self, layout: WeightLayout, dtype: torch.dtype) -> dict[str, Tensor]:
         import torch
 
         return {
-            "weight": torch.empty(stored.outputs, stored.inputs // 2, dtype=dtype),
-            "keep": torch.empty(stored.outputs, -(-stored.inputs // 8), dtype=torch.uint8),
+            "weight": torch.empty(layout.outputs, layout.inputs // 2, dtype=dtype),
+            "keep": torch.empty(layout.outputs, -(-layout.inputs // 8), dtype=torch.uint8),
         }
 
     @override
-    def multiply(self, x: Tensor, parts: Parts, reach: int | None = None) -> Tensor:
+    def multiply(self, x: Tensor, parts: Parts, max_kernel_tokens: int | None = None) -> Tensor:
         from prunekit_kernels import sparse24_matmul
 
-        return sparse24_matmul(x, parts["weight"], parts["keep"], reach)
+        return sparse24_matmul(x, parts["weight"], parts["keep"], max_kernel_tokens)

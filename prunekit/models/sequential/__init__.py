@@ -1,1 +1,1 @@
-"""Run a model block by block with one block of weights in memory."""
+"""Run a model block by block, one block of weights in memory."""

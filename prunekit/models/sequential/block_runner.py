@@ -1,8 +1,8 @@
-"""Runs one block of a model inside the model itself.
+"""Run one block of a model inside the model itself.
 
-The blocks before it pass through, those after it are left out, and the model's own ``forward``
-is called: masks, rotary embeddings, layer types, position biases and cross-attention are what the
-model computes, so no family needs a driver of its own.
+The blocks before it pass their input through, those after it are removed, and the model's own
+``forward`` is called: it computes masks, rotary embeddings, layer types, position biases and
+cross-attention, so no model family needs a driver of its own.
 
 Shapes: B samples, T tokens, D features of the hidden state.
 """
@@ -19,11 +19,11 @@ from transformers import PreTrainedModel
 from prunekit.architectures import Stack
 
 Context = dict[str, Tensor]
-"""What a stack reads besides its own stream: ``encoder_hidden_states`` in a decoder of two."""
+"""Further inputs of a stack: ``encoder_hidden_states`` of a decoder after an encoder."""
 
 
-class _StandIn(nn.Module):
-    """Stands where a block stood, and answers what a model asks the block itself."""
+class _BlockProxy(nn.Module):
+    """Replaces a block; attributes that the model reads are the block's."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -33,10 +33,10 @@ class _StandIn(nn.Module):
         return getattr(self.__dict__["block"], name)
 
 
-class _PassThrough(_StandIn):
-    """Gives on what it is given (or ``hidden``), in the form in which the block answers.
+class _PassThrough(_BlockProxy):
+    """Returns its input, or ``hidden``, in the form of the block's output.
 
-    It remembers with what else it was called.
+    It records its other arguments.
     """
 
     def __init__(self, block: nn.Module, tail: tuple | None, hidden: Tensor | None = None) -> None:
@@ -46,12 +46,12 @@ class _PassThrough(_StandIn):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         state = self.__dict__
         state["call"] = args, kwargs
-        given = hidden_states if state["hidden"] is None else state["hidden"]
-        return given if state["tail"] is None else (given, *state["tail"])
+        output = hidden_states if state["hidden"] is None else state["hidden"]
+        return output if state["tail"] is None else (output, *state["tail"])
 
 
-class _Recorder(_StandIn):
-    """Runs the block and remembers what it read and what it answered beside a hidden state."""
+class _Recorder(_BlockProxy):
+    """Runs the block; records its input and further outputs."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         result = self.__dict__["block"](hidden_states, *args, **kwargs)
@@ -60,15 +60,15 @@ class _Recorder(_StandIn):
         return result
 
 
-def _constant(value: Any) -> bool:  # noqa: ANN401
-    """Say whether nobody changes a value that a block is given."""
+def _is_constant(value: Any) -> bool:  # noqa: ANN401
+    """Return whether an argument of a block cannot change between calls."""
     if isinstance(value, tuple | list | dict):
-        return all(map(_constant, value.values() if isinstance(value, dict) else value))
+        return all(map(_is_constant, value.values() if isinstance(value, dict) else value))
     return value is None or isinstance(value, bool | int | float | str | Tensor)
 
 
 class StackRunner:
-    """The blocks of one stack, each of which can be run by itself."""
+    """The blocks of one stack, each of which can run by itself."""
 
     def __init__(self, model: PreTrainedModel, stack: Stack) -> None:
         self.model = model
@@ -80,10 +80,10 @@ class StackRunner:
         self.blocks: list[nn.Module] = list(getattr(self._owner, self._attribute))
         names = {module: name for name, module in model.named_modules()}
         self.names = [names[block] for block in self.blocks]
-        # What a block answers beside the hidden state (T5's position bias), by batch shape; the
-        # blocks after the first one read it from the one before them.
+        # Further outputs of a block (T5's position bias), by batch shape; each block after the
+        # first one takes them from the one before it.
         self._tails: dict[torch.Size, tuple | None] = {}
-        self._like: tuple | None = None  # what the last call was for
+        self._call_key: tuple | None = None  # block, shape and dtype of the cached call
         self._call: tuple[tuple, dict[str, Any]] = (), {}
 
     @property
@@ -93,14 +93,21 @@ class StackRunner:
 
     @property
     def simple(self) -> bool:
-        """Whether blocks answer hidden states alone."""
+        """Whether blocks return hidden states alone."""
         return not any(self._tails.values())
 
     @torch.no_grad()
     def enter(self, ids: Int[Tensor, "B T"], context: Context) -> Float[Tensor, "B T D"]:
-        """Return what the first block reads; runs the embeddings and, for its form, that block."""
+        """Return the first block's input.
+
+        Runs the embeddings and, to see the form of its output, that block.
+
+        Args:
+            ids: Tokens.
+            context: Further inputs of the stack.
+        """
         recorder = _Recorder(self.blocks[0])
-        with self._only([recorder]):
+        with self._blocks_replaced([recorder]):
             self.module(input_ids=ids, **context)
         hidden = recorder.__dict__["hidden"]
         self._tails[hidden.shape[:2]] = recorder.__dict__["tail"]
@@ -114,12 +121,17 @@ class StackRunner:
         context: Context,
         block: Callable[..., Any] | None = None,
     ) -> Callable[[], Float[Tensor, "B T D"]]:
-        """Return the call of block ``index`` on ``hidden``, with all that the model gives it.
+        """Return the call of a block with the model's arguments.
 
-        The call may be made later; it returns the hidden state after the block. ``block`` is run in
-        its place, if there is one.
+        The call may be made later; it returns the hidden state after the block.
+
+        Args:
+            index: Number of the block within the stack.
+            hidden: Its input.
+            context: Further inputs of the stack.
+            block: Runs in its place; None for the block itself.
         """
-        args, kwargs = self._given(index, hidden, context)
+        args, kwargs = self._arguments(index, hidden, context)
         block = block or self.blocks[index]
 
         def call() -> Tensor:
@@ -128,55 +140,66 @@ class StackRunner:
 
         return call
 
-    def _given(self, index: int, hidden: Tensor, context: Context) -> tuple[tuple, dict[str, Any]]:
-        """Return what else the model gives a block: the same for batches of a size."""
-        like = index, hidden.shape, hidden.dtype
-        if not context and like == self._like:
+    def _arguments(
+        self, index: int, hidden: Tensor, context: Context
+    ) -> tuple[tuple, dict[str, Any]]:
+        """Return the block's other arguments, the same for batches of one shape."""
+        key = index, hidden.shape, hidden.dtype
+        if not context and key == self._call_key:
             return self._call
-        passing = self._passing(index + 1, hidden)
-        with self._only(passing):
+        passing = self._pass_through(index + 1, hidden)
+        with self._blocks_replaced(passing):
             self.module(inputs_embeds=self._blank(hidden), **context)
         self._call = passing[-1].__dict__["call"]
-        # A cache would grow with each call.
-        self._like = None if context or not _constant(self._call) else like
+        # Not with a mutable argument: a key-value cache would grow with each call.
+        self._call_key = None if context or not _is_constant(self._call) else key
         return self._call
 
     @torch.no_grad()
     def finish(self, hidden: Float[Tensor, "B T D"], context: Context) -> Tensor:
-        """Return the stack's last hidden state: what follows the blocks, such as a final norm."""
-        with self._handing(hidden):
+        """Return the stack's output, after its final norm if any.
+
+        Args:
+            hidden: Output of the last block.
+            context: Further inputs of the stack.
+        """
+        with self._last_hidden(hidden):
             return self.module(inputs_embeds=self._blank(hidden), **context)[0]
 
     @torch.inference_mode()
     def head(self, hidden: Float[Tensor, "B T D"], context: Context | None = None) -> Tensor:
-        """Return what the whole model answers (a language model: logits) to the last hidden state.
+        """Return the model's output, such as logits, for the last hidden state.
 
-        Final norm and head look at each position by itself in a decoder, so any cut of the tokens
-        may be handed in.
+        Final norm and head of a decoder treat each position by itself, so any range of tokens may
+        be passed.
+
+        Args:
+            hidden: Output of the last block.
+            context: Further inputs of the stack.
         """
         blank = self._blank(hidden)
-        with self._handing(hidden):
+        with self._last_hidden(hidden):
             if not context:
                 return self.model(inputs_embeds=blank)[0]
-            read = (context["encoder_hidden_states"],)
-            return self.model(encoder_outputs=read, decoder_inputs_embeds=blank)[0]
+            encoded = (context["encoder_hidden_states"],)
+            return self.model(encoder_outputs=encoded, decoder_inputs_embeds=blank)[0]
 
     def _blank(self, hidden: Tensor) -> Tensor:
         return hidden.new_zeros(1).expand(*hidden.shape[:2], self.features)
 
-    def _passing(self, count: int, hidden: Tensor) -> list[nn.Module]:
+    def _pass_through(self, count: int, hidden: Tensor) -> list[nn.Module]:
         tail = self._tails.get(hidden.shape[:2], next(iter(self._tails.values()), None))
         return [_PassThrough(block, tail) for block in self.blocks[:count]]
 
     @contextmanager
-    def _handing(self, hidden: Tensor) -> Iterator[None]:
-        passing = self._passing(len(self.blocks), hidden)
+    def _last_hidden(self, hidden: Tensor) -> Iterator[None]:
+        passing = self._pass_through(len(self.blocks), hidden)
         passing[-1].__dict__["hidden"] = hidden
-        with self._only(passing):
+        with self._blocks_replaced(passing):
             yield
 
     @contextmanager
-    def _only(self, blocks: list[nn.Module]) -> Iterator[None]:
+    def _blocks_replaced(self, blocks: list[nn.Module]) -> Iterator[None]:
         original = getattr(self._owner, self._attribute)
         setattr(self._owner, self._attribute, nn.ModuleList(blocks))
         try:

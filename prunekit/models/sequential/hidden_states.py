@@ -1,6 +1,6 @@
-"""Hidden states of batches where there is room for them: on the device, in main memory, on disk.
+"""Storage of hidden states: device, main memory, or disk.
 
-Wherever they are, what is asked for is given where blocks run, with the same bits.
+Reading always returns a tensor on the device that runs blocks, with the same bits.
 """
 
 import mmap
@@ -14,30 +14,30 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from prunekit.checkpoint.atomic import names_a_full_disk
-from prunekit.models.memory import free, free_host
+from prunekit.checkpoint.atomic import report_full_disk
+from prunekit.models.memory import free_bytes, free_host_bytes
 
 Where = Literal["device", "host", "disk"]
 REGION = 1 << 30
-"""Bytes of a file that are mapped at once: each map holds a descriptor, which are few."""
+"""Bytes of a file in one memory map; each map holds a file descriptor, and these are few."""
 
 
 class OffloadedHiddenStates:
-    """Hidden states of each batch that are not where blocks run.
+    """Hidden states of batches, not on the device that runs blocks.
 
     Attributes:
-        device: Where blocks run.
+        device: Device that runs blocks.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._kept: list[Tensor] = []
+        self._stored: list[Tensor] = []
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._stored)
 
     def __getitem__(self, number: int) -> Tensor:
-        return self._kept[number].to(self.device, non_blocking=True, copy=True)
+        return self._stored[number].to(self.device, non_blocking=True, copy=True)
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[number] for number in range(len(self)))
@@ -52,31 +52,31 @@ class OffloadedHiddenStates:
                 self[each] = part
         else:
             assert isinstance(value, Tensor)
-            self._kept[number].copy_(value, non_blocking=True)
+            self._stored[number].copy_(value, non_blocking=True)
 
     def extend(self, values: Iterable[Tensor]) -> None:
-        """Keep more batches."""
+        """Append batches."""
         for value in values:
-            self._kept.append(self._place(value))
+            self._stored.append(self._allocate(value))
             self[len(self) - 1] = value
 
-    def _place(self, like: Tensor) -> Tensor:
+    def _allocate(self, like: Tensor) -> Tensor:
         raise NotImplementedError
 
 
 class PinnedHostStates(OffloadedHiddenStates):
-    """In pinned main memory, which a GPU reads and writes by itself."""
+    """Hidden states in pinned main memory, which a GPU copies asynchronously."""
 
-    def _place(self, like: Tensor) -> Tensor:
+    def _allocate(self, like: Tensor) -> Tensor:
         pinned = self.device.type == "cuda"
         return torch.empty(like.shape, dtype=like.dtype, pin_memory=pinned)
 
 
 class MmapStates(OffloadedHiddenStates):
-    """In a memory-mapped file without a name, which is gone when the process is.
+    """Hidden states in a memory-mapped file without a name.
 
-    What was read or written leaves the process's memory at once; the system keeps of the file what
-    it has room for.
+    The file is deleted when the process ends. Pages leave the process's memory as soon as they were
+    read or written; the system's page cache holds as much of the file as fits.
     """
 
     def __init__(self, device: torch.device, folder: Path) -> None:
@@ -90,8 +90,8 @@ class MmapStates(OffloadedHiddenStates):
         self._spans: list[tuple[mmap.mmap, int, int]] = []
 
     def __getitem__(self, number: int) -> Tensor:
-        value = self._kept[number].to(self.device, copy=True)
-        self._leave(number)
+        value = self._stored[number].to(self.device, copy=True)
+        self._release(number)
         return value
 
     @overload
@@ -101,20 +101,20 @@ class MmapStates(OffloadedHiddenStates):
     def __setitem__(self, number: int | slice, value: Tensor | Iterable[Tensor]) -> None:
         super().__setitem__(number, value)  # pyright: ignore
         if isinstance(number, int):
-            self._leave(number)
+            self._release(number)
 
-    def _leave(self, number: int) -> None:
+    def _release(self, number: int) -> None:
         region, start, size = self._spans[number]
         region.madvise(mmap.MADV_DONTNEED, start, size)
 
-    def _place(self, like: Tensor) -> Tensor:
+    def _allocate(self, like: Tensor) -> Tensor:
         size = -(-like.nbytes // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
         if not self._maps or self._used + size > len(self._maps[-1]):
             self._map(max(size, REGION))
         start, region = self._used, self._maps[-1]
         before = sum(map(len, self._maps[:-1]))
-        # Without room a write to the map would end the process.
-        with names_a_full_disk(self._folder):
+        # A write to the map of a full disk would end the process.
+        with report_full_disk(self._folder):
             os.posix_fallocate(self._file, before + start, size)
         self._spans.append((region, start, size))
         self._used += size
@@ -122,7 +122,7 @@ class MmapStates(OffloadedHiddenStates):
         return flat.view(like.shape)
 
     def _map(self, size: int) -> None:
-        """Map the next region of the file, of which nothing is on the disk yet."""
+        """Map the next region of the file, without allocating disk blocks."""
         before = sum(map(len, self._maps))
         os.ftruncate(self._file, before + size)
         self._maps.append(mmap.mmap(self._file, size, offset=before))
@@ -130,13 +130,20 @@ class MmapStates(OffloadedHiddenStates):
 
 
 HiddenStates = list[Tensor] | OffloadedHiddenStates
-"""Hidden states of each batch; a list has them where blocks run."""
+"""Hidden states of each batch; in a list they are on the device that runs blocks."""
+HiddenStatesFactory = Callable[[], HiddenStates]
+"""Makes empty storage for hidden states."""
 
 
 def store(states: HiddenStates, number: int, value: Tensor) -> None:
-    """Replace the hidden states of a batch where they lie, if the new ones are as large.
+    """Replace the hidden states of a batch, in place if possible.
 
-    Others elsewhere, block after block, would leave holes between what stays.
+    In place needs the same shape and dtype; new tensors for each block would fragment the memory.
+
+    Args:
+        states: Hidden states of all batches.
+        number: Number of the batch.
+        value: Its new hidden states.
     """
     here = states[number] if isinstance(states, list) else None
     if here is not None and (here.shape, here.dtype) == (value.shape, value.dtype):
@@ -145,23 +152,27 @@ def store(states: HiddenStates, number: int, value: Tensor) -> None:
         states[number] = value
 
 
-def hidden_states_factory(
-    where: Where, device: torch.device, folder: Path
-) -> Callable[[], HiddenStates]:
-    """Return what makes an empty place for hidden states; of files, in ``folder``."""
+def hidden_states_factory(where: Where, device: torch.device, folder: Path) -> HiddenStatesFactory:
+    """Return a function that makes empty storage for hidden states.
+
+    Args:
+        where: Where they are stored.
+        device: Device that runs blocks.
+        folder: Folder of files on disk.
+    """
     if where == "disk":
         return lambda: MmapStates(device, folder)
-    # On a CPU main memory is where blocks run.
+    # A CPU runs blocks in main memory.
     return (lambda: PinnedHostStates(device)) if where == "host" and device.type == "cuda" else list
 
 
 def choose_offload(nbytes: int, device: torch.device) -> Where:
-    """Return where so many bytes of hidden states take less than half of what is free."""
-    if 2 * nbytes <= free(device):
+    """Return the nearest storage that ``nbytes`` fill less than half."""
+    if 2 * nbytes <= free_bytes(device):
         return "device"
-    return "host" if device.type == "cuda" and 2 * nbytes <= free_host() else "disk"
+    return "host" if device.type == "cuda" and 2 * nbytes <= free_host_bytes() else "disk"
 
 
 def scratch(folder: Path) -> Path:
-    """Return where a file without a name can be: in ``folder``, or where ``TMPDIR`` says."""
+    """Return a writable folder for temporary files: ``folder``, or that of ``TMPDIR``."""
     return folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir())

@@ -1,4 +1,4 @@
-"""Weights of the next block, fetched in the background while one is pruned."""
+"""Prefetch the weights of the next block while one is pruned."""
 
 from collections.abc import Collection
 from contextlib import suppress
@@ -12,10 +12,10 @@ from prunekit.errors import CheckpointError
 
 
 class Fetch(Thread):
-    """Brings tensors of a checkpoint nearer.
+    """A thread that prefetches tensors of a checkpoint.
 
-    For a CPU files come into the system's cache, which takes none of the process's memory. For a
-    GPU tensors are copied there, by way of pinned memory, on a stream of their own.
+    For a CPU it warms the system's page cache, which takes none of the process's memory. For a GPU
+    it copies tensors to the device, by way of pinned memory, on a stream of its own.
     """
 
     def __init__(
@@ -23,13 +23,13 @@ class Fetch(Thread):
     ) -> None:
         super().__init__(name="prunekit-fetch", daemon=True)
         self.checkpoint, self.names, self.device = checkpoint, set(names), device
-        self._over = Event()
+        self._cancelled = Event()
         self._error: Exception | None = None
-        self._there: dict[str, Tensor] = {}
+        self._fetched: dict[str, Tensor] = {}
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def run(self) -> None:
-        """Fetch; what cannot be read, or has no room yet, is left to whoever needs it."""
+        """Fetch the tensors; those that fail are read when needed."""
         try:
             with suppress(CheckpointError, OSError, torch.OutOfMemoryError):
                 self._fetch()
@@ -38,19 +38,19 @@ class Fetch(Thread):
 
     def _fetch(self) -> None:
         if self._stream is None:
-            self.checkpoint.warm(sorted(self.names), self._over)
+            self.checkpoint.warm_page_cache(sorted(self.names), self._cancelled)
             return
         with torch.cuda.stream(self._stream):
-            self._there = {
+            self._fetched = {
                 name: value.pin_memory().to(self.device, non_blocking=True)
                 for name, value in self.checkpoint.read(self.names).items()
             }
 
     def take(self) -> dict[str, Tensor]:
-        """Return the tensors that are on the device by now; on a CPU there are none.
+        """Wait for the tensors and return them; none for a CPU.
 
         Raises:
-            Exception: What else the thread met with.
+            Exception: Any error of the thread, except unreadable files and lack of memory.
         """
         if self._stream is None:
             self.cancel()
@@ -60,14 +60,14 @@ class Fetch(Thread):
         self._raise()
         current = torch.cuda.current_stream(self.device)
         current.wait_stream(self._stream)
-        for value in self._there.values():
+        for value in self._fetched.values():
             value.record_stream(current)
-        there, self._there = self._there, {}
-        return there
+        fetched, self._fetched = self._fetched, {}
+        return fetched
 
     def cancel(self) -> None:
-        """Fetch no more."""
-        self._over.set()
+        """Stop fetching."""
+        self._cancelled.set()
 
     def _raise(self) -> None:
         if self._error:

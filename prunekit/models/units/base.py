@@ -1,24 +1,31 @@
-"""TODO-DOC prunekit/models/units/base.py (out of prunekit/sites.py)."""
+"""Groups of units: their parameters, gates and removal.
+
+Shapes: U units of a group, R rows of a parameter along an axis, B samples.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd, lcm
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from prunekit.models.units.kinds import Kind
 
 Factor = Callable[[], Float[Tensor, "*B U"]]
-"""What each unit is multiplied by, float32 [U], or [B, 1, U] for a factor a sample."""
+"""Returns the factor of each unit: float32 [U], or [B, 1, U] for one factor per sample."""
+
+Kept = Mapping[str, Sequence[int]]
+"""The kept units of each group, by group name, in ascending order."""
 
 
 class ParameterAxis(NamedTuple):
-    """Which unit the rows of a parameter along an axis go with: all of them go with one."""
+    """Owning unit of each row of a parameter along an axis."""
 
     parameter: nn.Parameter
     axis: int
@@ -27,11 +34,13 @@ class ParameterAxis(NamedTuple):
 
 @dataclass(frozen=True)
 class UnitGroup(ABC):
-    """Where units of one kind are.
+    """Units of one kind that are scored, gated and removed together.
+
+    A group describes the model at the time it was found; find the groups again after a removal.
 
     Attributes:
-        name: Full name of a module that stands for it.
-        kind: What the units are.
+        name: Full name of a module that stands for the group.
+        kind: Kind of the units.
     """
 
     name: str
@@ -40,37 +49,90 @@ class UnitGroup(ABC):
     @property
     @abstractmethod
     def units(self) -> int:
-        """How many units there are."""
+        """Number of units."""
 
     @property
     @abstractmethod
-    def shares(self) -> tuple[ParameterAxis, ...]:
-        """What belongs to the units, of each parameter that is theirs."""
+    def parameter_axes(self) -> tuple[ParameterAxis, ...]:
+        """Parameters with rows of the units, and the rows' owners."""
 
     @abstractmethod
     def hook(self, factor: Factor) -> list[RemovableHandle]:
-        """Multiply what each unit gives by its factor, whenever the model runs."""
+        """Multiply the output of each unit by its factor."""
+
+    @classmethod
+    @abstractmethod
+    def stock_entries(
+        cls,
+        model: PreTrainedModel,
+        groups: Sequence[Any],
+        kept: Kept,
+        given: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Return the config entries of a model with only the kept units.
+
+        Args:
+            model: The model as it is now, with or without weights.
+            groups: All groups of this class; a config describes them together.
+            kept: Kept units of each group.
+            given: Entries that already changed because of kinds removed before.
+
+        Raises:
+            ShapeError: A stock config cannot describe it; the message names the constraint.
+        """
+
+    @classmethod
+    @abstractmethod
+    def cut(
+        cls,
+        model: PreTrainedModel,
+        groups: Sequence[Any],
+        kept: Kept,
+        entries: Mapping[str, Any] | None,
+    ) -> None:
+        """Remove all other units, in place, and update the config.
+
+        Args:
+            model: The model that is changed.
+            groups: All groups of this class; invalid afterwards.
+            kept: Kept units of each group.
+            entries: Entries from :meth:`stock_entries`. None (heads and neurons only) writes the
+                kept units into the config instead.
+        """
+
+    def check_unequal(self) -> None:  # noqa: B027  most groups have nothing to check
+        """Refuse a group that cannot differ from others of its stack.
+
+        Raises:
+            CheckpointError: transformers computes its attention outside of our function, so it
+                cannot select the columns of a shared position bias.
+        """
+
+    @property
+    def anchor(self) -> object:
+        """Object that identifies the group after blocks before it are removed."""
+        return self.name
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.shares[0].parameter.device
+        """Device of the weights."""
+        return self.parameter_axes[0].parameter.device
 
     @property
     def costs(self) -> Float[Tensor, " U"]:
-        """Parameters that go with each unit, biases included; counted from the shapes."""
+        """Parameters removed with each unit, biases included; counted from the shapes."""
         total = torch.zeros(self.units, dtype=torch.float64)
-        for parameter, axis, owner in self.shares:
+        for parameter, axis, owner in self.parameter_axes:
             rows = torch.bincount(owner, minlength=self.units)
             total += rows * (parameter.numel() // max(parameter.shape[axis], 1))
         return total
 
-    def multiple(self, of: int) -> int:
-        """Return of what numbers of units every width that they make up is a multiple of ``of``."""
-        rows = [int(torch.bincount(share.owner)[0]) for share in self.shares]
-        return lcm(*(of // gcd(of, each) for each in rows))
-
     @property
-    def parameters(self) -> int:
-        """Parameters that go with one unit, on average."""
+    def parameters_per_unit(self) -> int:
+        """Mean number of parameters removed with a unit, rounded."""
         return round(float(self.costs.mean()))
+
+    def unit_multiple(self, of: int) -> int:
+        """Return the unit count whose widths are multiples of ``of``."""
+        rows = [int(torch.bincount(axis.owner)[0]) for axis in self.parameter_axes]
+        return lcm(*(of // gcd(of, each) for each in rows))

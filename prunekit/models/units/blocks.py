@@ -1,12 +1,12 @@
-"""Whole blocks of a stack as units: gated, counted, and taken out.
+"""Whole blocks of a stack as units.
 
-Shapes: U blocks, B samples, T tokens, D features of the hidden state.
+Shapes: U blocks, B samples, T tokens, D features of the hidden states.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -15,30 +15,27 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from prunekit.architectures import Stack, find
-from prunekit.architectures.coverage import prefix
-from prunekit.checkpoint.compressed import RECORD
+from prunekit.architectures import Stack, find_architecture
+from prunekit.architectures.coverage import base_model_prefix
+from prunekit.checkpoint.compressed import KEPT_UNITS_KEY
 from prunekit.errors import ShapeError
-from prunekit.models.units.base import Factor, ParameterAxis, UnitGroup
+from prunekit.models.units.base import Factor, Kept, ParameterAxis, UnitGroup
 from prunekit.models.units.meta_model import meta_model
 
-Output = Tensor | tuple[Any, ...]
-"""What a block answers: a hidden state, in some families with something beside it."""
-
-Kept = Mapping[str, Sequence[int]]
-"""The blocks that each stack keeps, by its name, in ascending order."""
+BlockOutput = Tensor | tuple[Any, ...]
+"""Return value of a block: hidden states, in some families with more values after them."""
 
 
 @dataclass(frozen=True)
-class Depth(UnitGroup):
+class BlockGroup(UnitGroup):
     """The blocks of one stack.
 
-    A block with the factor 0 gives on what it reads, bit for bit, and with 1 what it makes of it.
+    The factor 0 makes a block pass its input through bit for bit; 1 leaves its output unchanged.
 
     Attributes:
         name: Full name of the list of blocks.
-        stack: Where it is declared.
-        blocks: The list.
+        stack: Declaration of the stack.
+        blocks: The list of blocks.
     """
 
     stack: Stack
@@ -51,166 +48,184 @@ class Depth(UnitGroup):
 
     @property
     @override
-    def shares(self) -> tuple[ParameterAxis, ...]:
-        # The position bias goes to the next block if the first one goes.
-        stays = {id(bias.weight) for bias in _biases(self).values()}
+    def parameter_axes(self) -> tuple[ParameterAxis, ...]:
+        # A shared position bias belongs to no block: it moves on when the first one is removed.
+        shared = {id(bias.weight) for bias in _shared_biases(self).values()}
         return tuple(
             ParameterAxis(parameter, 0, torch.full((len(parameter),), unit))
             for unit, block in enumerate(self.blocks)
             for parameter in block.parameters()
-            if id(parameter) not in stays
+            if id(parameter) not in shared
         )
 
     @override
-    def multiple(self, of: int) -> int:
-        return 1  # of blocks no width is made up
+    def unit_multiple(self, of: int) -> int:
+        return 1  # no width depends on the number of blocks
 
     @override
     def hook(self, factor: Factor) -> list[RemovableHandle]:
         return [
-            block.register_forward_hook(_mixing(unit, factor), with_kwargs=True)
+            block.register_forward_hook(_interpolate(unit, factor), with_kwargs=True)
             for unit, block in enumerate(self.blocks)
         ]
 
+    @classmethod
+    @override
+    def stock_entries(
+        cls,
+        model: PreTrainedModel,
+        groups: Sequence[Self],
+        kept: Kept,
+        given: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        entries: dict[str, Any] = {}
+        for group in groups:
+            entries[_config_key(model, group.stack.depth)] = len(kept[group.name])
+            for name in group.stack.per_block:
+                values = getattr(model.config, name, None)
+                if isinstance(values, list):
+                    entries[name] = [values[unit] for unit in kept[group.name]]
+        stock = block_groups(meta_model(model, entries, "blocks"))
+        for group, other in zip(groups, stock, strict=True):
+            if other.units != len(kept[group.name]):
+                raise ShapeError(
+                    f"{group.name}: a config of type {model.config.model_type!r} makes "
+                    f"{other.units} blocks of it, not {len(kept[group.name])}."
+                )
+            shared = {f"{path}.{name}.weight" for path, name in _shared_biases(group)}
+            for unit, block in zip(kept[group.name], other.blocks, strict=True):
+                _check_same_kind(f"{group.name}.{unit}", group.blocks[unit], block, shared)
+        return entries
 
-def depths(model: PreTrainedModel) -> list[Depth]:
+    @classmethod
+    @override
+    def cut(
+        cls,
+        model: PreTrainedModel,
+        groups: Sequence[Self],
+        kept: Kept,
+        entries: Mapping[str, Any] | None,
+    ) -> None:
+        for group in groups:
+            keep = kept[group.name]
+            _move_shared_biases(group, group.blocks[keep[0]])
+            _renumber_record(model, group.name, keep)
+            for unit in sorted(set(range(group.units)) - {*keep}, reverse=True):
+                del group.blocks[unit]
+            for index, block in enumerate(group.blocks):
+                for module in block.modules():
+                    if hasattr(module, "layer_idx"):
+                        module.layer_idx = index  # pyright: ignore
+            # A decoder with cross-attention has its own config object with the same keys.
+            own = model.base_model.get_submodule(group.stack.module).config
+            setattr(own, _config_key(model, "num_hidden_layers"), len(keep))
+        for name, value in (entries or {}).items():
+            setattr(model.config, name, value)
+
+
+def block_groups(model: PreTrainedModel) -> list[BlockGroup]:
     """Return the blocks of each stack, in run order.
 
     Raises:
         CheckpointError: The family is not declared and cannot be probed.
     """
-    base, before = model.base_model, prefix(model)
+    base, prefix = model.base_model, base_model_prefix(model)
     return [
-        Depth(before + stack.blocks, "blocks", stack, base.get_submodule(stack.blocks))  # pyright: ignore
-        for stack in find(model).stacks
+        BlockGroup(prefix + stack.blocks, "blocks", stack, base.get_submodule(stack.blocks))  # pyright: ignore
+        for stack in find_architecture(model).stacks
     ]
 
 
-def depth_entries(
-    model: PreTrainedModel, found: Sequence[Depth], kept: Kept
-) -> dict[str, int | list[Any]]:
-    """Return what ``config.json`` has to say of a model whose stacks keep these blocks.
+def block_input_output(
+    args: tuple[Any, ...], kwargs: dict[str, Any], output: BlockOutput
+) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"]]:
+    """Return the input and output hidden states of a block call.
 
-    Raises:
-        ShapeError: A stock config cannot say it; the message names the constraint.
+    Args:
+        args: Positional arguments of the call; the hidden states come first.
+        kwargs: Keyword arguments of the call, with ``hidden_states`` if ``args`` is empty.
+        output: Return value of the call.
     """
-    entries: dict[str, int | list[Any]] = {}
-    for place in found:
-        entries[_entry(model, place.stack.depth)] = len(kept[place.name])
-        for name in place.stack.per_block:
-            each = getattr(model.config, name, None)
-            if isinstance(each, list):
-                entries[name] = [each[unit] for unit in kept[place.name]]
-    other = meta_model(model, entries, "blocks")
-    for place, trial in zip(found, depths(other), strict=True):
-        if trial.units != len(kept[place.name]):
-            raise ShapeError(
-                f"{place.name}: a config of type {model.config.model_type!r} makes {trial.units} "
-                f"blocks of it, not {len(kept[place.name])}."
-            )
-        shared = {f"{path}.{name}.weight" for path, name in _biases(place)}
-        for unit, block in zip(kept[place.name], trial.blocks, strict=True):
-            _check_alike(f"{place.name}.{unit}", place.blocks[unit], block, shared)
-    return entries
+    x = args[0] if args else kwargs["hidden_states"]
+    return x, output if isinstance(output, Tensor) else output[0]
 
 
-def remove_blocks(
-    model: PreTrainedModel, found: Sequence[Depth], kept: Kept, entries: Mapping[str, Any]
-) -> None:
-    """Remove the other blocks, number those that stay, and let the config say so, in place."""
-    for place in found:
-        keep = kept[place.name]
-        _hand_on(place, place.blocks[keep[0]])
-        _renumber(model, place, keep)
-        for unit in sorted(set(range(place.units)) - {*keep}, reverse=True):
-            del place.blocks[unit]
-        for index, block in enumerate(place.blocks):
-            for module in block.modules():
-                if hasattr(module, "layer_idx"):
-                    module.layer_idx = index  # pyright: ignore
-        # A decoder that reads an encoder has a config of its own, of the same entries.
-        own = model.base_model.get_submodule(place.stack.module).config
-        setattr(own, _entry(model, "num_hidden_layers"), len(keep))
-    for name, value in entries.items():
-        setattr(model.config, name, value)
-
-
-def _entry(model: PreTrainedModel, name: str) -> str:
-    """Return how a family writes an entry that all have."""
+def _config_key(model: PreTrainedModel, name: str) -> str:
+    """Return the name that this family uses for a common config entry."""
     return model.config.attribute_map.get(name, name)
 
 
-def _mixing(unit: int, factor: Factor) -> Callable[..., Any]:
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Output) -> Output:
-        read, gave = passage(args, kwargs, output)
-        # Exact at both ends, unlike read + weight * (gave - read).
-        mixed = torch.lerp(read, gave, factor()[..., unit, None].to(gave))
+def _interpolate(unit: int, factor: Factor) -> Callable[..., Any]:
+    """Return a hook that interpolates between a block's input and its output."""
+
+    def hook(
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: BlockOutput
+    ) -> BlockOutput:
+        x, y = block_input_output(args, kwargs, output)
+        # Exact at both ends, unlike x + factor * (y - x).
+        mixed = torch.lerp(x, y, factor()[..., unit, None].to(y))
         return mixed if isinstance(output, Tensor) else (mixed, *output[1:])
 
     return hook
 
 
-def passage(
-    args: tuple[Any, ...], kwargs: dict[str, Any], output: Output
-) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"]]:
-    """Return the hidden states that a call of a block reads and gives."""
-    read = args[0] if args else kwargs["hidden_states"]
-    return read, output if isinstance(output, Tensor) else output[0]
+def _check_same_kind(name: str, block: nn.Module, stock: nn.Module, shared: set[str]) -> None:
+    """Refuse a stock block that differs at the new position.
 
-
-def _check_alike(name: str, block: nn.Module, other: nn.Module, shared: set[str]) -> None:
-    """Refuse a stock block at a new place that computes something else than ours did.
-
-    ``shared``: what the first block has for all.
+    ``shared`` names the parameters that only the first block has, on behalf of all.
     """
-    names = (dict(each.named_parameters()).keys() - shared for each in (block, other))
+    names = (dict(each.named_parameters()).keys() - shared for each in (block, stock))
     if differ := set.symmetric_difference(*map(set, names)):
         raise ShapeError(
             f"{name}.{min(differ)}: not every block has it, and in its new place a stock model "
             "wants the other kind. Blocks of this model cannot be taken out."
         )
-    modules = dict(other.named_modules())
-    for path, mine in block.named_modules():
-        stocks = vars(modules[path]) if path in modules else {}
-        for key, value in vars(mine).items():
-            stock = stocks.get(key, value)
-            if isinstance(value, float | str) and value != stock:
+    modules = dict(stock.named_modules())
+    for path, module in block.named_modules():
+        attributes = vars(modules[path]) if path in modules else {}
+        for key, value in vars(module).items():
+            expected = attributes.get(key, value)
+            if isinstance(value, float | str) and value != expected:
                 raise ShapeError(
                     f"{name}.{path}: {key} is {value}, and a stock model with fewer blocks gives "
-                    f"the block {stock} in its new place. Blocks of this model cannot be taken out."
+                    f"the block {expected} in its new place. Blocks of this model cannot be taken "
+                    "out."
                 )
 
 
-def _biases(place: Depth) -> dict[tuple[str, str], nn.Embedding]:
-    """Return the position biases that the first block makes for all, by attention and name."""
-    found = {}
-    for attention in place.stack.attentions:
-        module = place.blocks[0].get_submodule(attention.module)
+def _shared_biases(group: BlockGroup) -> dict[tuple[str, str], nn.Embedding]:
+    """Return the position biases that the first block computes for all blocks.
+
+    Keys are the path of the attention and the name of the embedding in it.
+    """
+    biases = {}
+    for attention in group.stack.attentions:
+        module = group.blocks[0].get_submodule(attention.module)
         bias = getattr(module, attention.bias or "", None)
         if isinstance(bias, nn.Embedding):
-            found[attention.module, attention.bias] = bias
-    return found
+            biases[attention.module, attention.bias] = bias
+    return biases
 
 
-def _hand_on(place: Depth, first: nn.Module) -> None:
-    """Let ``first`` make the position bias, if that was what an earlier block did."""
-    for (path, name), bias in _biases(place).items():
+def _move_shared_biases(group: BlockGroup, first: nn.Module) -> None:
+    """Make ``first`` compute the shared position biases."""
+    for (path, name), bias in _shared_biases(group).items():
         module: Any = first.get_submodule(path)
         setattr(module, name, bias)
         module.has_relative_attention_bias = True
 
 
-def _renumber(model: PreTrainedModel, place: Depth, keep: Sequence[int]) -> None:
-    """Let what the config records of single blocks follow them to their new places."""
-    said: dict[str, Any] = getattr(model.config, RECORD, {})
-    places = {unit: index for index, unit in enumerate(keep)}
-    pattern = re.compile(rf"{re.escape(place.name)}\.(\d+)\.(.+)")
-    moved = {}
-    for name, value in said.items():
-        found = pattern.fullmatch(name)
-        if found is None:
-            moved[name] = value
-        elif int(found[1]) in places:
-            moved[f"{place.name}.{places[int(found[1])]}.{found[2]}"] = value
-    if said:
-        setattr(model.config, RECORD, moved)
+def _renumber_record(model: PreTrainedModel, name: str, keep: Sequence[int]) -> None:
+    """Rename entries of renumbered blocks in the record of kept units."""
+    record: dict[str, Any] = getattr(model.config, KEPT_UNITS_KEY, {})
+    positions = {unit: index for index, unit in enumerate(keep)}
+    pattern = re.compile(rf"{re.escape(name)}\.(\d+)\.(.+)")
+    renamed = {}
+    for key, value in record.items():
+        match = pattern.fullmatch(key)
+        if match is None:
+            renamed[key] = value
+        elif int(match[1]) in positions:
+            renamed[f"{name}.{positions[int(match[1])]}.{match[2]}"] = value
+    if record:
+        setattr(model.config, KEPT_UNITS_KEY, renamed)

@@ -1,23 +1,23 @@
-"""Where the units of each kind are."""
+"""Unit groups of a model by kind."""
 
 from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
 from prunekit.models.units.base import UnitGroup
-from prunekit.models.units.blocks import depths
-from prunekit.models.units.heads_neurons import sites
-from prunekit.models.units.hidden import widths
+from prunekit.models.units.blocks import block_groups
+from prunekit.models.units.heads_neurons import linear_groups
+from prunekit.models.units.hidden import hidden_groups
 from prunekit.models.units.kinds import Kind
 
 
-def places(model: PreTrainedModel, kind: Kind) -> Sequence[UnitGroup]:
-    """Return where the units of one kind are, in run order.
+def unit_groups(model: PreTrainedModel, kind: Kind) -> Sequence[UnitGroup]:
+    """Return the groups of units of one kind, in run order.
 
     Raises:
-        CheckpointError: The family is not declared, or not with what this kind needs.
-        ShapeError: Its coordinates cannot be taken out; the message names the constraint.
+        CheckpointError: The family is not declared, or without the units of this kind.
+        ShapeError: Coordinates cannot be removed; the message names the constraint.
     """
     if kind == "blocks":
-        return depths(model)
-    return widths(model) if kind == "hidden" else sites(model, kind)
+        return block_groups(model)
+    return hidden_groups(model) if kind == "hidden" else linear_groups(model, kind)

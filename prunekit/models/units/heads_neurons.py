@@ -1,51 +1,62 @@
-"""Heads and neurons of a model: which rows and columns of which linears belong to each.
+"""Attention heads and feed-forward neurons as units.
 
-A unit is what can be removed by itself: a neuron, a head, or, under grouped queries, a key head
-with the query heads that share it. A site is the attention or feed-forward whose units they are.
+Both are rows of the linears that write them and columns of the one linear that reads them. Under
+grouped queries a unit is a key head with the query heads that share it.
 
-Shapes: U units, P parts of a unit (the query heads of a group), R rows or columns of a part.
+Shapes: U units, P parts of a unit (the query heads of a group), R rows or columns of a part, I
+inputs of the reader.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, Self, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 from typing_extensions import override
 
-from prunekit.architectures import Attention, FeedForward, Stack, find
-from prunekit.architectures.base import Count
-from prunekit.architectures.coverage import ADVICE, holds, prefix
-from prunekit.errors import CheckpointError
-from prunekit.models.units.base import Factor, ParameterAxis, UnitGroup
+from prunekit.architectures import Attention, FeedForward, Stack, find_architecture
+from prunekit.architectures.coverage import ADVICE, base_model_prefix, has_module
+from prunekit.errors import CheckpointError, ShapeError
+from prunekit.models.attention_hook import check_observable
+from prunekit.models.orientation import stored_axis, weight_matrix
+from prunekit.models.units import linear_config
+from prunekit.models.units.base import Factor, Kept, ParameterAxis, UnitGroup
+from prunekit.models.units.kept_record import set_config_entries, update_record
 from prunekit.models.units.kinds import Kind
+from prunekit.models.units.meta_model import format_entries, meta_model
+from prunekit.models.units.narrowing import narrow_linear
+from prunekit.models.units.position_bias import (
+    bias_columns,
+    narrow_bias,
+    select_bias_columns,
+    select_position_biases,
+)
 
 
 @dataclass(frozen=True)
 class UnitIndex:
-    """The outputs, or the inputs, of a linear that belong to each unit."""
+    """Outputs or inputs of a linear that belong to each unit."""
 
     linear: nn.Module
     index: Int[Tensor, "U P R"]
 
 
 @dataclass(frozen=True)
-class Site(UnitGroup):
-    """One attention or feed-forward and its heads or neurons.
+class LinearUnitGroup(UnitGroup):
+    """The heads of one attention, or the neurons of one feed-forward.
 
     Attributes:
         name: Full name of the attention, or of the linear that reads the neurons.
-        kind: What the units are.
-        stack: The stack whose block it is in.
-        module: The attention, or that linear.
-        declared: Where the family keeps it.
-        writers: Outputs of linears that make the units.
-        reader: Inputs of the one linear that reads them.
+        kind: Kind of the units.
+        stack: The stack of the block.
+        module: The attention, or the linear that reads the neurons.
+        declared: Declaration of the attention or feed-forward.
+        writers: Outputs of the linears that compute the units.
+        reader: Inputs of the one linear that reads the units.
     """
 
     stack: Stack
@@ -60,27 +71,50 @@ class Site(UnitGroup):
         return len(self.reader.index)
 
     @property
-    def span(self) -> int:
-        """Inputs of the reader that belong to one unit."""
+    def features_per_unit(self) -> int:
+        """Number of reader inputs that belong to one unit."""
         return self.reader.index[0].numel()
 
     @property
+    def owner(self) -> Int[Tensor, " I"]:
+        """The unit that each input of the reader belongs to."""
+        owner = torch.empty(self.reader.index.numel(), dtype=torch.int64)
+        units = torch.arange(self.units).repeat_interleave(self.features_per_unit)
+        owner[self.reader.index.flatten()] = units
+        return owner
+
+    @property
     @override
-    def shares(self) -> tuple[ParameterAxis, ...]:
-        found = [
-            ParameterAxis(_weight(self.reader.linear), _axis(self.reader.linear, 1), self.owner)
-        ]
+    def anchor(self) -> object:
+        return self.module
+
+    @property
+    def bias_attention(self) -> Attention | None:
+        """Declaration of an attention with a shared position bias."""
+        shares = isinstance(self.declared, Attention) and self.declared.bias is not None
+        return cast("Attention", self.declared) if shares else None
+
+    @property
+    def has_bias_columns(self) -> bool:
+        """Whether the shared position bias has a column per head."""
+        return self.bias_attention is not None and bool(self.bias_attention.bias)
+
+    @property
+    @override
+    def parameter_axes(self) -> tuple[ParameterAxis, ...]:
+        reader = self.reader.linear
+        axes = [ParameterAxis(_weight(reader), stored_axis(reader, 1), self.owner)]
         for linear in dict.fromkeys(part.linear for part in self.writers):
-            owner = torch.empty(len(matrix(linear)), dtype=torch.int64)
+            owner = torch.empty(len(weight_matrix(linear)), dtype=torch.int64)
             for part in self.writers:
                 if part.linear is linear:
                     rows = part.index[0].numel()
                     units = torch.arange(self.units).repeat_interleave(rows)
                     owner[part.index.flatten()] = units
-            found.append(ParameterAxis(_weight(linear), _axis(linear, 0), owner))
+            axes.append(ParameterAxis(_weight(linear), stored_axis(linear, 0), owner))
             if linear.bias is not None:
-                found.append(ParameterAxis(cast("nn.Parameter", linear.bias), 0, owner))
-        return tuple(found)
+                axes.append(ParameterAxis(cast("nn.Parameter", linear.bias), 0, owner))
+        return tuple(axes)
 
     @override
     def hook(self, factor: Factor) -> list[RemovableHandle]:
@@ -88,81 +122,128 @@ class Site(UnitGroup):
 
         def scale(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
             (x,) = inputs
-            each = factor()[..., owner].to(x.dtype)
-            if each.ndim > x.ndim:  # one a sample, where batch and tokens were joined
-                each = each.flatten(0, 1).repeat_interleave(len(x) // len(each), 0)
-            return (x * each,)
+            factors = factor()[..., owner].to(x.dtype)
+            if factors.ndim > x.ndim:  # one per sample, where batch and tokens are one axis
+                tokens = len(x) // len(factors)
+                factors = factors.flatten(0, 1).repeat_interleave(tokens, 0)
+            return (x * factors,)
 
         return [self.reader.linear.register_forward_pre_hook(scale)]
 
-    @property
-    def owner(self) -> Int[Tensor, " I"]:
-        """The unit that each input of the reader belongs to."""
-        owner = torch.empty(self.reader.index.numel(), dtype=torch.int64)
-        owner[self.reader.index.flatten()] = torch.arange(self.units).repeat_interleave(self.span)
-        return owner
+    @override
+    def check_unequal(self) -> None:
+        if self.bias_attention:
+            check_observable([self.module])
+
+    @classmethod
+    @override
+    def stock_entries(
+        cls,
+        model: PreTrainedModel,
+        groups: Sequence[Self],
+        kept: Kept,
+        given: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        kind, family = groups[0].kind, model.config.model_type
+        units = linear_config.common_count(groups, kept, family)
+        linear_config.check_same_bias_heads(groups, kept, family)
+        entries = linear_config.config_entries(groups[0], units, family)
+        changed = {**given, **entries}
+        try:
+            stock = linear_groups(meta_model(model, changed, kind), kind)
+        except CheckpointError as error:  # of a probed family, which has to run for it
+            raise ShapeError(
+                f"{kind}: a model of type {family!r} with {format_entries(changed)} does not run."
+            ) from error
+        linear_config.check_same_shape(groups, stock, units, changed)
+        return entries
+
+    @classmethod
+    @override
+    def cut(
+        cls,
+        model: PreTrainedModel,
+        groups: Sequence[Self],
+        kept: Kept,
+        entries: Mapping[str, Any] | None,
+    ) -> None:
+        record = {
+            group.name: bias_columns(group.module, keep) if group.has_bias_columns else len(keep)
+            for group in groups
+            for keep in [kept[group.name]]
+        }
+        for group in groups:
+            group.narrow(kept[group.name])
+        if entries is None:
+            select_position_biases(model, groups)
+        else:
+            record = {}
+            for group in groups:
+                if group.bias_attention:
+                    narrow_bias(group.module, group.bias_attention)
+            set_config_entries(model, entries)
+        update_record(model, [*kept], record)
+
+    def narrow(self, keep: Sequence[int]) -> None:
+        """Remove all other units from the weights, which invalidates the group."""
+        removed = torch.ones(self.units, dtype=torch.bool)
+        removed[list(keep)] = False
+        for linear in {part.linear: None for part in self.writers}:
+            rows = torch.ones(len(weight_matrix(linear)), dtype=torch.bool)
+            for part in self.writers:
+                if part.linear is linear:
+                    rows[part.index[removed].flatten()] = False
+            narrow_linear(linear, rows.nonzero().flatten(), outputs=True)
+        columns = self.reader.index[~removed].flatten()
+        narrow_linear(self.reader.linear, columns, outputs=False)
+        if isinstance(self.declared, Attention):
+            linear_config.set_head_counts(self, self.declared, len(keep))
+        if self.bias_attention:
+            select_bias_columns(self.module, self.bias_attention, keep)
 
 
-def sites(model: PreTrainedModel, kind: Kind) -> list[Site]:
-    """Return the sites of one kind, block by block in run order.
+def linear_groups(model: PreTrainedModel, kind: Kind) -> list[LinearUnitGroup]:
+    """Return the groups of heads or neurons, in run order.
 
     Raises:
-        CheckpointError: The family is not declared, or not with its heads and neurons.
+        CheckpointError: The family is not declared, or without its heads and neurons.
     """
-    found = known(model, kind)
-    if not found:
+    groups = declared_linear_groups(model, kind)
+    if not groups:
         raise CheckpointError(
             f"{type(model).__name__}: nothing says where models of type "
             f"{model.config.model_type!r} keep their {kind}, so none can be removed. {ADVICE}"
         )
-    return found
+    return groups
 
 
-def known(model: PreTrainedModel, kind: Kind) -> list[Site]:
-    """Return the same, or nothing where nothing is said of them."""
-    of_block = heads_of if kind == "heads" else neurons_of
+def declared_linear_groups(model: PreTrainedModel, kind: Kind) -> list[LinearUnitGroup]:
+    """Return the declared groups of heads or neurons, if any."""
+    of_block = head_groups if kind == "heads" else neuron_groups
     return [
-        site for name, block, stack in _blocks(model) for site in of_block(f"{name}.", block, stack)
+        group
+        for stack in find_architecture(model).stacks
+        for name, block in model.base_model.get_submodule(stack.blocks).named_children()
+        for group in of_block(f"{base_model_prefix(model)}{stack.blocks}.{name}.", block, stack)
     ]
 
 
-def matrix(linear: nn.Module) -> Float[Tensor, "O I"]:
-    """Return a view of a linear's weight, outputs first."""
-    return oriented(linear, cast("Tensor", linear.weight))
+def head_groups(name: str, block: nn.Module, stack: Stack) -> Iterator[LinearUnitGroup]:
+    """Yield the groups of heads of one block.
 
-
-def _weight(linear: nn.Module) -> nn.Parameter:
-    return cast("nn.Parameter", linear.weight)
-
-
-def _axis(linear: nn.Module, axis: int) -> int:
-    """Return where the outputs (0) or inputs (1) of a linear lie in its weight."""
-    return 1 - axis if isinstance(linear, Conv1D) else axis
-
-
-def oriented(linear: nn.Module, value: Tensor) -> Float[Tensor, "O I"]:
-    """Return what lies as a linear's weight does, outputs first."""
-    return value.T if isinstance(linear, Conv1D) else value
-
-
-def counts(site: Site, units: int) -> dict[Count, int]:
-    """Return what modules and configs say of an attention with so many units."""
-    declared = cast("Attention", site.declared)
-    size = cast("int", getattr(site.module, declared.size))
-    heads = units * site.span // size
-    return {"heads": heads, "groups": units, "size": size, "width": heads * size}
-
-
-def heads_of(name: str, block: nn.Module, stack: Stack) -> Iterator[Site]:
-    """Yield the sites of one block's heads; ``name`` goes before theirs."""
+    Args:
+        name: Prefix of their names.
+        block: The block.
+        stack: Its stack.
+    """
     for declared in stack.attentions:
         module = block.get_submodule(declared.module)
         reader = block.get_submodule(declared.output)
         size = cast("int", getattr(module, declared.size))
-        columns = torch.arange(matrix(reader).shape[1]).view(-1, size)
+        columns = torch.arange(weight_matrix(reader).shape[1]).view(-1, size)
         query, key, value = _projections(block, declared, columns.shape)
         units = len(key.index)
-        yield Site(
+        yield LinearUnitGroup(
             f"{name}{declared.module}",
             "heads",
             stack,
@@ -173,16 +254,38 @@ def heads_of(name: str, block: nn.Module, stack: Stack) -> Iterator[Site]:
         )
 
 
+def neuron_groups(name: str, block: nn.Module, stack: Stack) -> Iterator[LinearUnitGroup]:
+    """Yield the groups of neurons of one block.
+
+    Args:
+        name: Prefix of their names.
+        block: The block.
+        stack: Its stack.
+    """
+    for declared in stack.feed_forwards:
+        reader = block.get_submodule(declared.output)
+        columns = torch.arange(weight_matrix(reader).shape[1]).view(-1, 1, 1)
+        inputs = [block.get_submodule(path) for path in declared.inputs if has_module(block, path)]
+        writers = tuple(
+            UnitIndex(linear, start + columns)
+            for linear in inputs
+            for start in range(0, len(weight_matrix(linear)), len(columns))
+        )
+        index = UnitIndex(reader, columns)
+        full_name = f"{name}{declared.output}"
+        yield LinearUnitGroup(full_name, "neurons", stack, reader, declared, writers, index)
+
+
 def _projections(block: nn.Module, declared: Attention, shape: torch.Size) -> tuple[UnitIndex, ...]:
     """Return the outputs of query, key and value, each [heads, 1, size]."""
     heads, size = shape
     linears = [block.get_submodule(name) for name in (declared.query, declared.key, declared.value)]
-    rows = [torch.arange(len(matrix(linear))) for linear in linears]
+    rows = [torch.arange(len(weight_matrix(linear))) for linear in linears]
     if declared.interleaved:
         parts = [*rows[0].view(heads, 3, size).unbind(1)]
     elif declared.query == declared.key:
-        others = (len(rows[0]) - heads * size) // 2
-        parts = rows[0].split([heads * size, others, others])
+        key_width = (len(rows[0]) - heads * size) // 2
+        parts = rows[0].split([heads * size, key_width, key_width])
     else:
         parts = rows
     return tuple(
@@ -191,22 +294,5 @@ def _projections(block: nn.Module, declared: Attention, shape: torch.Size) -> tu
     )
 
 
-def neurons_of(name: str, block: nn.Module, stack: Stack) -> Iterator[Site]:
-    """Yield the sites of one block's neurons; ``name`` goes before theirs."""
-    for declared in stack.feed_forwards:
-        reader = block.get_submodule(declared.output)
-        columns = torch.arange(matrix(reader).shape[1]).view(-1, 1, 1)
-        inputs = [block.get_submodule(path) for path in declared.inputs if holds(block, path)]
-        writers = tuple(
-            UnitIndex(linear, start + columns)
-            for linear in inputs
-            for start in range(0, len(matrix(linear)), len(columns))
-        )
-        read = UnitIndex(reader, columns)
-        yield Site(f"{name}{declared.output}", "neurons", stack, reader, declared, writers, read)
-
-
-def _blocks(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, Stack]]:
-    for stack in find(model).stacks:
-        for index, block in model.base_model.get_submodule(stack.blocks).named_children():
-            yield f"{prefix(model)}{stack.blocks}.{index}", block, stack
+def _weight(linear: nn.Module) -> nn.Parameter:
+    return cast("nn.Parameter", linear.weight)

@@ -1,14 +1,14 @@
-"""Coordinates of the residual stream as units: gated, counted, and taken out of every matrix.
+"""Coordinates of the residual stream as units.
 
-What every reader of the stream sees goes through an RMSNorm first, and that is where gates are. Of
-d coordinates d' stay; with
+Every module that reads the stream sees it through an RMSNorm, so the gates are at the norms. When
+d' of d coordinates are kept, with
 
     w' = w √(d/d')   and   ε' = ε d/d',    x/√(Σx²/d' + ε') w' = x/√(Σx²/d + ε) w,
 
-so that the smaller model is the gated one, but for rounding. A LayerNorm also subtracts a mean over
-all d, which no weights make up for. Norms of queries and keys, where there are any, take their ε
-from the same entry of the config and get ε' too: it changes them by (d/d' − 1) ε/2 over the mean
-square of what they read. Weights could hide that, but their rounding to bfloat16 costs more.
+the smaller model equals the gated one up to rounding. A LayerNorm also subtracts a mean over all d,
+which no weights can replace. Norms of queries and keys, where there are any, take their ε from the
+same config entry and get ε' too: this changes them by (d/d' − 1) ε/2 over the mean square of their
+input. Weights could hide that, but rounding them to bfloat16 costs more.
 
 Shapes: U coordinates, B samples, T tokens.
 """
@@ -16,7 +16,7 @@ Shapes: U coordinates, B samples, T tokens.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import lcm, sqrt
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +24,16 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from prunekit.architectures import Stream, find
-from prunekit.architectures.coverage import ADVICE, LINEAR
+from prunekit.architectures import Stream, find_architecture
+from prunekit.architectures.coverage import ADVICE, LINEAR_TYPES
 from prunekit.errors import ShapeError
-from prunekit.models.units.base import Factor, ParameterAxis, UnitGroup
+from prunekit.models.units.base import Factor, Kept, ParameterAxis, UnitGroup
+from prunekit.models.units.kept_record import set_config_entries
 from prunekit.models.units.meta_model import meta_model
 
 
-class Axis(NamedTuple):
-    """The axis of a parameter along which the coordinates lie."""
+class CoordinateAxis(NamedTuple):
+    """Axis of a parameter along which the coordinates lie."""
 
     module: nn.Module
     name: str
@@ -40,27 +41,27 @@ class Axis(NamedTuple):
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The parameter as it is now."""
+        """The current parameter."""
         return cast("nn.Parameter", getattr(self.module, self.name))
 
 
 @dataclass(frozen=True)
-class Width(UnitGroup):
-    """The coordinates of the residual stream; all stacks of a model share them.
+class HiddenGroup(UnitGroup):
+    """The coordinates of the residual stream of all stacks.
 
     Attributes:
-        name: Full name of the embeddings, which are the first to write it.
-        size: How many there are.
-        step: transformers takes only multiples of this.
-        stream: What the family does with them.
-        axes: Where they lie in parameters; tied ones are there more than once.
-        norms: What reads them first.
+        name: Full name of the input embeddings.
+        size: Number of coordinates.
+        step: transformers accepts only multiples of this as the width.
+        stream: How the family treats the residual stream.
+        axes: Parameter axes with the coordinates; tied parameters appear more than once.
+        norms: Norms that read the stream.
     """
 
     size: int
     step: int
     stream: Stream
-    axes: tuple[Axis, ...] = field(repr=False)
+    axes: tuple[CoordinateAxis, ...] = field(repr=False)
     norms: tuple[nn.Module, ...] = field(repr=False)
 
     @property
@@ -70,13 +71,13 @@ class Width(UnitGroup):
 
     @property
     @override
-    def shares(self) -> tuple[ParameterAxis, ...]:
+    def parameter_axes(self) -> tuple[ParameterAxis, ...]:
         owner = torch.arange(self.size)
-        each = {id(axis.parameter): axis for axis in self.axes}
-        return tuple(ParameterAxis(axis.parameter, axis.axis, owner) for axis in each.values())
+        distinct = {id(axis.parameter): axis for axis in self.axes}
+        return tuple(ParameterAxis(axis.parameter, axis.axis, owner) for axis in distinct.values())
 
     @override
-    def multiple(self, of: int) -> int:
+    def unit_multiple(self, of: int) -> int:
         return lcm(of, self.step)
 
     @override
@@ -87,103 +88,120 @@ class Width(UnitGroup):
 
         return [norm.register_forward_pre_hook(scale) for norm in self.norms]
 
+    @classmethod
+    @override
+    def stock_entries(
+        cls,
+        model: PreTrainedModel,
+        groups: Sequence[Self],
+        kept: Kept,
+        given: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        (group,) = groups
+        width = len(kept[group.name])
+        epsilon = getattr(model.config, group.stream.epsilon)
+        entries = {
+            _width_key(model): width,
+            group.stream.epsilon: epsilon * group.size / width,
+            **_head_sizes(model),
+        }
+        meta_model(model, {**given, **entries}, "hidden")
+        return entries
 
-def widths(model: PreTrainedModel) -> list[Width]:
-    """Return the one place where the coordinates of the residual stream are.
+    @classmethod
+    @override
+    def cut(
+        cls,
+        model: PreTrainedModel,
+        groups: Sequence[Self],
+        kept: Kept,
+        entries: Mapping[str, Any] | None,
+    ) -> None:
+        (group,) = groups
+        entries = entries or {}
+        _rescale(model, group, sqrt(group.size / len(kept[group.name])))
+        _narrow(group, kept[group.name])
+        before, after = _head_sizes(model), entries
+        _adopt_numbers(model, *(meta_model(model, each, "hidden") for each in (before, after)))
+        set_config_entries(model, entries)
+
+
+def hidden_groups(model: PreTrainedModel) -> list[HiddenGroup]:
+    """Return the one group of all coordinates of the residual stream.
 
     Raises:
         CheckpointError: The family is not declared and cannot be probed.
-        ShapeError: They cannot be taken out; the message names the constraint.
+        ShapeError: Coordinates cannot be removed; the message names the constraint.
     """
-    stream = find(model).stream
+    stream = find_architecture(model).stream
     if stream is None:
-        raise ShapeError(_why_not(model))
-    size, axes = model.config.hidden_size, coordinates(model)
+        raise ShapeError(_reason_not_removable(model))
+    size, axes = model.config.hidden_size, coordinate_axes(model)
     norms = [
         module
         for module, name, _ in axes
-        if name == "weight" and not isinstance(module, (*LINEAR, nn.Embedding))
+        if name == "weight" and not isinstance(module, (*LINEAR_TYPES, nn.Embedding))
     ]
     names = {module: name for name, module in model.named_modules()}
-    where = names[model.get_input_embeddings()]
-    return [Width(where, "hidden", size, _step(model), stream, tuple(axes), tuple(norms))]
+    name = names[model.get_input_embeddings()]
+    return [HiddenGroup(name, "hidden", size, _step(model), stream, tuple(axes), tuple(norms))]
 
 
-def coordinates(model: PreTrainedModel) -> list[Axis]:
-    """Return every axis along which the coordinates lie: it grows with the width in the config.
+def coordinate_axes(model: PreTrainedModel) -> list[CoordinateAxis]:
+    """Return every parameter axis that grows with the width in the config.
 
     Raises:
-        ShapeError: More than they grows with it.
+        ShapeError: An axis other than the coordinates grows too.
     """
     size: int = model.config.hidden_size
-    usual = meta_model(model, _sizes(model), "hidden")
-    wider = meta_model(model, {_entry(model): 2 * size, **_sizes(model)}, "hidden")
+    usual = meta_model(model, _head_sizes(model), "hidden")
+    wider = meta_model(model, {_width_key(model): 2 * size, **_head_sizes(model)}, "hidden")
     return [
-        Axis(module, name, axis)
+        CoordinateAxis(module, name, axis)
         for path, module in model.named_modules()
         for name, parameter in module._parameters.items()
         if parameter is not None
-        for axis in _grown(f"{path}.{name}".lstrip("."), size, usual, wider)
+        for axis in _growing_axes(f"{path}.{name}".lstrip("."), size, usual, wider)
     ]
 
 
-def width_entries(
-    model: PreTrainedModel, place: Width, kept: Sequence[int], given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return what ``config.json`` has to say of a model that keeps these coordinates.
-
-    ``given``: what else it says by then.
-
-    Raises:
-        ShapeError: A stock config cannot say it; the message names the constraint.
-    """
-    epsilon = getattr(model.config, place.stream.epsilon)
-    entries = {
-        _entry(model): len(kept),
-        place.stream.epsilon: epsilon * place.size / len(kept),
-        **_sizes(model),
-    }
-    meta_model(model, {**given, **entries}, "hidden")
-    return entries
-
-
 @torch.no_grad()
-def remove_hidden(
-    model: PreTrainedModel, place: Width, kept: Sequence[int], entries: Mapping[str, Any]
-) -> None:
-    """Remove the other coordinates and let the config say so, in place."""
-    root = sqrt(place.size / len(kept))
-    gains = dict.fromkeys(place.norms, root)
-    final, head = _last_norm(model, place), model.get_output_embeddings()
+def _rescale(model: PreTrainedModel, group: HiddenGroup, root: float) -> None:
+    """Multiply the norm weights by ``root`` = √(d/d').
+
+    Embeddings that the model scales by the root of the width are multiplied too. A factor that the
+    model applies to the final hidden states by itself is left out of the last norm.
+    """
+    gains = dict.fromkeys(group.norms, root)
+    final, head = _final_norm(model, group), model.get_output_embeddings()
     embeddings = cast("nn.Parameter", model.get_input_embeddings().weight)
-    if place.stream.scaled:
+    if group.stream.scaled:
         embeddings *= root
         if head is not None and head.weight is embeddings:
             gains[final] /= root
-    if head is not None and _divides(model, place.stream):
+    if head is not None and _divides_logits(model, group.stream):
         gains[final] /= root
     for norm, gain in gains.items():
-        weight, offset = cast("Tensor", norm.weight), place.stream.offset
+        weight, offset = cast("Tensor", norm.weight), group.stream.offset
         weight.copy_((weight.double() + offset) * gain - offset)
-    _cut(place, kept)
-    _adopt(model, meta_model(model, _sizes(model), "hidden"), meta_model(model, entries, "hidden"))
 
 
-def _cut(place: Width, kept: Sequence[int]) -> None:
-    index, cut = torch.tensor([*kept]), {}
-    for module, name, axis in place.axes:
+def _narrow(group: HiddenGroup, keep: Sequence[int]) -> None:
+    """Keep some coordinates of every parameter; ties are preserved."""
+    index, narrowed = torch.tensor([*keep]), {}
+    for module, name, axis in group.axes:
         whole = cast("nn.Parameter", getattr(module, name))
-        if id(whole) not in cut:
+        if id(whole) not in narrowed:
             part = whole.detach().index_select(axis, index.to(whole.device))
-            # What was cut is held, so that nothing else can have its identity.
-            cut[id(whole)] = whole, nn.Parameter(part, requires_grad=whole.requires_grad)
-        setattr(module, name, cut[id(whole)][1])
+            # Holding the old parameter keeps its id from being reused.
+            narrowed[id(whole)] = whole, nn.Parameter(part, requires_grad=whole.requires_grad)
+        setattr(module, name, narrowed[id(whole)][1])
 
 
-def _adopt(model: PreTrainedModel, usual: PreTrainedModel, other: PreTrainedModel) -> None:
-    """Take over every number and buffer in which a stock model of the new width differs."""
+def _adopt_numbers(model: PreTrainedModel, usual: PreTrainedModel, stock: PreTrainedModel) -> None:
+    """Copy numbers and buffers that follow from the new width."""
     for path, module in model.named_modules():
-        before, after = vars(usual.get_submodule(path)), vars(other.get_submodule(path))
+        before, after = vars(usual.get_submodule(path)), vars(stock.get_submodule(path))
         for key, value in after.items():
             if isinstance(value, int | float) and value != before[key]:
                 setattr(module, key, value)
@@ -195,15 +213,19 @@ def _adopt(model: PreTrainedModel, usual: PreTrainedModel, other: PreTrainedMode
                 module._buffers[key] = buffer.to(mine)
 
 
-def _entry(model: PreTrainedModel) -> str:
+def _width_key(model: PreTrainedModel) -> str:
+    """Return the config name of the hidden size."""
     return model.config.attribute_map.get("hidden_size", "hidden_size")
 
 
-def _sizes(model: PreTrainedModel) -> dict[str, int]:
-    """Return the entries that say the size of a head, which may have followed from the width."""
+def _head_sizes(model: PreTrainedModel) -> dict[str, int]:
+    """Return the entries that fix the head size.
+
+    Without them it may follow from the width.
+    """
     return {
         name: getattr(block.get_submodule(attention.module), attention.size)
-        for stack in find(model).stacks
+        for stack in find_architecture(model).stacks
         for block in [model.base_model.get_submodule(stack.blocks)[0]]  # pyright: ignore
         for attention in stack.attentions
         for name, count in attention.entries
@@ -212,19 +234,22 @@ def _sizes(model: PreTrainedModel) -> dict[str, int]:
 
 
 def _step(model: PreTrainedModel) -> int:
-    """Return what the width has to be a multiple of: in some families, the number of heads."""
+    """Return the number that must divide the width, 1 in most families."""
+    wider = {_width_key(model): model.config.hidden_size + 1, **_head_sizes(model)}
     try:
-        meta_model(model, {_entry(model): model.config.hidden_size + 1, **_sizes(model)}, "hidden")
+        meta_model(model, wider, "hidden")
     except ShapeError:
         return model.config.num_attention_heads
     return 1
 
 
-def _grown(path: str, size: int, usual: PreTrainedModel, wider: PreTrainedModel) -> list[int]:
-    """Return the axis, if any, of a parameter that grows with the width of the stream.
+def _growing_axes(
+    path: str, size: int, usual: PreTrainedModel, wider: PreTrainedModel
+) -> list[int]:
+    """Return the axis of a parameter that grows with the width.
 
     Raises:
-        ShapeError: More than the stream grows with it.
+        ShapeError: An axis other than the coordinates grows with it.
     """
     before, after = usual.get_parameter(path).shape, wider.get_parameter(path).shape
     axes = [axis for axis, width in enumerate(before) if after[axis] != width]
@@ -236,19 +261,22 @@ def _grown(path: str, size: int, usual: PreTrainedModel, wider: PreTrainedModel)
     return axes
 
 
-def _last_norm(model: PreTrainedModel, place: Width) -> nn.Module:
-    """Return the norm between the last block and the head."""
-    blocks = [model.base_model.get_submodule(stack.blocks) for stack in find(model).stacks]
+def _final_norm(model: PreTrainedModel, group: HiddenGroup) -> nn.Module:
+    """Return the norm between the last block and the output embeddings."""
+    stacks = find_architecture(model).stacks
+    blocks = [model.base_model.get_submodule(stack.blocks) for stack in stacks]
     inside = {module for each in blocks for module in each.modules()}
-    return [norm for norm in place.norms if norm not in inside][-1]
+    return [norm for norm in group.norms if norm not in inside][-1]
 
 
-def _divides(model: PreTrainedModel, stream: Stream) -> bool:
-    said = [getattr(model.config, name) for name in stream.divided if hasattr(model.config, name)]
-    return bool(said and said[0])
+def _divides_logits(model: PreTrainedModel, stream: Stream) -> bool:
+    """Return whether the model divides the stream before the logits."""
+    values = [getattr(model.config, name) for name in stream.divided if hasattr(model.config, name)]
+    return bool(values and values[0])
 
 
-def _why_not(model: PreTrainedModel) -> str:
+def _reason_not_removable(model: PreTrainedModel) -> str:
+    """Return why coordinates of this family cannot be removed."""
     kind = model.config.model_type
     if not any(isinstance(module, nn.LayerNorm) for module in model.modules()):
         return f"hidden: nothing says what models of type {kind!r} do with their width. {ADVICE}"
@@ -256,7 +284,8 @@ def _why_not(model: PreTrainedModel) -> str:
         f"hidden: models of type {kind!r} normalise with LayerNorm, whose mean over fewer "
         "coordinates is another, so that no smaller model answers as the gated one."
     )
-    if not any(attention.entries for stack in find(model).stacks for attention in stack.attentions):
+    stacks = find_architecture(model).stacks
+    if not any(attention.entries for stack in stacks for attention in stack.attentions):
         reason += (
             " Nor can their config say it: the size of a head is the hidden size divided by the "
             "number of heads."

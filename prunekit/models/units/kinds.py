@@ -1,16 +1,16 @@
-"""Kinds of units that can be taken out of a model whole, and what can make up for them."""
+"""Kinds of removable units and of compensation."""
 
 from typing import Literal, get_args
 
 Kind = Literal["blocks", "hidden", "heads", "neurons"]
-"""What a unit is; hidden: a coordinate of the residual stream."""
+"""Kind of a unit; hidden: a coordinate of the residual stream."""
 
 Compensation = Literal["none", "refit", "bias"]
-"""What is done for the weights that stay."""
+"""How the kept weights are adjusted for the removed units."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
-"""All of them, in the order in which they are taken out."""
+"""All kinds, in the order of removal."""
 
 WHOLE: frozenset[Kind] = frozenset({"blocks", "hidden"})
-"""Those of which a config always has to say how many are left, and whose gates have to be open or
-closed by then: no weight stands for a half-open one."""
+"""Kinds whose remaining number the config always has to state. Their gates must be fully open or
+closed by then, as no weight can absorb a factor between 0 and 1."""

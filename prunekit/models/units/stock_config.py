@@ -1,141 +1,88 @@
-"""What a stock ``config.json`` can say of a model whose units are fewer."""
+"""Which numbers of units a stock ``config.json`` can describe."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from transformers import PreTrainedModel
 
-from prunekit.architectures import Attention
-from prunekit.errors import CheckpointError, ShapeError
-from prunekit.models.units.base import UnitGroup
-from prunekit.models.units.blocks import Depth, depth_entries
-from prunekit.models.units.heads_neurons import Site, counts, sites
-from prunekit.models.units.hidden import Width, width_entries
-from prunekit.models.units.meta_model import meta_model, shown
-from prunekit.models.units.removal import RECORD, Kept, biased, original
+from prunekit.errors import ShapeError
+from prunekit.models.units.base import Kept, UnitGroup
+from prunekit.models.units.kept_record import read_record
 
 
 def stock_entries(
     model: PreTrainedModel,
-    found: Sequence[UnitGroup],
+    groups: Sequence[UnitGroup],
     kept: Kept,
     given: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return what ``config.json`` has to say of a model whose places keep these units.
+    """Return the config entries of a model with only the kept units.
 
-    ``given``: what it says by then of kinds that go before.
+    Args:
+        model: The model as it is now, with or without weights.
+        groups: All groups of one kind.
+        kept: Kept units of each group.
+        given: Entries that already changed because of kinds removed before.
 
     Raises:
-        ShapeError: A stock config cannot say it; the message names the constraint.
+        ShapeError: A stock config cannot describe it; the message names the constraint.
     """
-    first = found[0]
-    if isinstance(first, Width):
-        return width_entries(model, first, kept[first.name], given or {})
-    if isinstance(first, Depth):
-        return depth_entries(model, cast("Sequence[Depth]", found), kept)
-    return _site_entries(model, cast("Sequence[Site]", found), kept, given or {})
-
-
-def _site_entries(
-    model: PreTrainedModel, found: Sequence[Site], kept: Kept, given: Mapping[str, Any]
-) -> dict[str, int]:
-    sizes = {len(kept[site.name]) for site in found}
-    kind, family = found[0].kind, model.config.model_type
-    if len(sizes) > 1:
-        raise ShapeError(
-            f"{kind}: blocks keep from {min(sizes)} to {max(sizes)}, and a config of type "
-            f'{family!r} has one number for all. Choose scope = "layer".'
-        )
-    for stack in {site.stack.blocks for site in found}:
-        sharing = [site for site in found if biased(site) and site.stack.blocks == stack]
-        if len({tuple(original(site, kept[site.name])) for site in sharing}) > 1:
-            raise ShapeError(
-                f"heads: blocks of a stack of type {family!r} share one position bias with a "
-                "column a head, so a stock model keeps the same heads in each; these differ."
-            )
-    entries = _entries(found[0], sizes.pop(), family)
-    _try(model, found, kept, {**given, **entries})
-    return entries
+    return type(groups[0]).stock_entries(model, groups, kept, given or {})
 
 
 def expressible_in_config(
-    model: PreTrainedModel, found: Sequence[UnitGroup]
+    model: PreTrainedModel, groups: Sequence[UnitGroup]
 ) -> Callable[[Mapping[str, int]], bool]:
-    """Return what says of numbers of units, by place, whether a stock config can say them.
+    """Return a predicate: can a stock config describe these numbers of units?
 
-    ``found``: the places that matter, of any kinds, in the order in which they are taken out.
+    The predicate takes the number of kept units by group name and caches its results.
+
+    Args:
+        model: The model, with or without weights.
+        groups: Groups of any kinds, in the order of their removal.
     """
-    kinds = {place.kind: [other for other in found if other.kind == place.kind] for place in found}
+    by_kind = {group.kind: [each for each in groups if each.kind == group.kind] for group in groups}
     known: dict[tuple[int, ...], bool] = {}
 
-    def say(numbers: Mapping[str, int]) -> bool:
-        key = tuple(numbers[place.name] for place in found)
+    def expressible(numbers: Mapping[str, int]) -> bool:
+        key = tuple(numbers[group.name] for group in groups)
         if key not in known:
-            known[key] = _sayable(model, kinds, numbers)
+            known[key] = _expressible(model, by_kind, numbers)
         return known[key]
 
-    return say
-
-
-def _sayable(
-    model: PreTrainedModel, kinds: Mapping[str, Sequence[UnitGroup]], numbers: Mapping[str, int]
-) -> bool:
-    entries: dict[str, Any] = {}
-    try:
-        for kind, found in kinds.items():
-            kept = {place.name: range(numbers[place.name]) for place in found}
-            said = stock_entries(model, found, kept, entries)
-            if kind != "blocks":  # of which those that stay are not known yet
-                entries |= said
-    except ShapeError:
-        return False
-    return True
+    return expressible
 
 
 def check_uniform_record(model: PreTrainedModel, kept: Kept) -> None:
-    """Refuse a model of which other sites than these differ from what a stock config can say.
+    """Refuse a model with unequal groups from an earlier removal.
+
+    No stock config describes their shapes.
+
+    Args:
+        model: The model.
+        kept: Kept units of the groups that are removed from now; these are not considered.
 
     Raises:
-        ShapeError: Names the first of them.
+        ShapeError: Names the first such group.
     """
-    others = [name for name in getattr(model.config, RECORD, {}) if name not in kept]
-    if others:
+    unequal = [name for name in read_record(model) if name not in kept]
+    if unequal:
         raise ShapeError(
-            f"{others[0]}: it and {len(others) - 1} others were left with units that a config of "
+            f"{unequal[0]}: it and {len(unequal) - 1} others were left with units that a config of "
             f"type {model.config.model_type!r} cannot say."
         )
 
 
-def _entries(site: Site, units: int, family: str) -> dict[str, int]:
-    if not isinstance(site.declared, Attention):
-        return {site.declared.entry: units}
-    if not site.declared.entries:
-        raise ShapeError(
-            f"heads: in a config of type {family!r} the size of a head is the hidden size divided "
-            "by the number of heads, so that it cannot say fewer heads of the same size."
-        )
-    said = counts(site, units)
-    return {name: said[count] for name, count in site.declared.entries}
-
-
-def _try(
-    model: PreTrainedModel, found: Sequence[Site], kept: Kept, entries: Mapping[str, Any]
-) -> None:
-    """Build the stock model that the entries describe, without weights, and compare its shapes.
-
-    Raises:
-        ShapeError: transformers refuses the config, or it describes another shape.
-    """
-    kind, family = found[0].kind, model.config.model_type
+def _expressible(
+    model: PreTrainedModel, by_kind: Mapping[str, Sequence[UnitGroup]], numbers: Mapping[str, int]
+) -> bool:
+    entries: dict[str, Any] = {}
     try:
-        others = sites(meta_model(model, entries, kind), kind)
-    except CheckpointError as error:  # of a family that is probed, which has to run for it
-        raise ShapeError(
-            f"{kind}: a model of type {family!r} with {shown(entries)} does not run."
-        ) from error
-    for site, other in zip(found, others, strict=True):
-        if (other.units, other.span) != (len(kept[site.name]), site.span):
-            raise ShapeError(
-                f"{site.name}: a config with {shown(entries)} makes {other.units} {kind} of "
-                f"{other.span} features, not {len(kept[site.name])} of {site.span}."
-            )
+        for kind, groups in by_kind.items():
+            kept = {group.name: range(numbers[group.name]) for group in groups}
+            new = stock_entries(model, groups, kept, entries)
+            if kind != "blocks":  # which blocks are kept, and so their entries, is not known yet
+                entries |= new
+    except ShapeError:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""Heat maps and curves of a report, as inline SVG that follows the colours of its page."""
+"""Draws heat maps and curves as inline SVG in the page's colors."""
 
 import html
 import io
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.ticker import Formatter, Locator
 
-# Everything is laid out in CSS pixels, which are matplotlib's points at 72 per inch.
+# The layout is in CSS pixels, which are matplotlib's points at 72 per inch.
 PIXELS_PER_INCH = 72
 LETTER = 6.9  # mean width of a letter at 11 px in a wide sans serif (DejaVu)
 GAP = 8
-BAR = 54  # colour bar with its ticks and its label
-INK = "#012345"  # stands for the text colour of the page, which only the browser knows
+BAR = 54  # height of the color bar with ticks and label
+INK = "#012345"  # placeholder, replaced by the text color of the page
 UNKNOWN = (0.5, 0.5, 0.5, 0.25)
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -35,9 +35,14 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One square of a heat map: its place, its value (None: not measured) and its tooltip.
+    """One square of a heat map.
 
-    ``frame`` is the colour of a line around it, if it has one.
+    Attributes:
+        row: Index of its row.
+        column: Index of its column.
+        value: Its value; None or NaN was not measured.
+        tip: Its tooltip.
+        frame: Color of a line around it; None for no line.
     """
 
     row: int
@@ -49,9 +54,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """Blocks (rows) by linears (columns), both with the shortest labels that tell them apart.
+    """A heat map: cells, with labels of rows and columns.
 
-    ``corner`` says what the rows are; ``square`` draws small squares, for many columns.
+    Attributes:
+        rows: Labels of the rows.
+        columns: Labels of the columns.
+        cells: The squares, in any order.
+        corner: Label above those of the rows.
+        square: Draw small squares, for many columns.
     """
 
     rows: list[str]
@@ -63,7 +73,15 @@ class Grid:
 
 @dataclass(frozen=True)
 class Scale:
-    """How values become colours, and how the colour bar says so."""
+    """Color scale of a heat map.
+
+    Attributes:
+        label: Label of the color bar.
+        colours: Name of a matplotlib colormap.
+        norm: Maps values to 0..1.
+        write: Formats the ticks of the color bar.
+        ticks: Places the ticks; None leaves it to matplotlib.
+    """
 
     label: str
     colours: str
@@ -72,22 +90,29 @@ class Scale:
     ticks: "Locator | None" = None
 
 
-def _range(cells: Grid, above: float = -math.inf) -> tuple[float, float] | None:
+def value_range(cells: Grid, above: float = -math.inf) -> tuple[float, float] | None:
+    """Return the lowest and highest finite value above a bound, if any."""
     known = [cell.value for cell in cells.cells if cell.value is not None]
     known = [value for value in known if math.isfinite(value) and value > above]
     return (min(known), max(known)) if known else None
 
 
 def draw(cells: Grid, scale: Scale, salt: str = "") -> str:
-    """Return the SVG of a heat map; ``salt`` tells it from others of the same scale on a page."""
+    """Return a heat map as SVG.
+
+    Args:
+        cells: The cells and their labels.
+        scale: The color scale.
+        salt: Makes the ids different from those of other figures with this scale on the page.
+    """
     import matplotlib as mpl
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
-    # The salt makes ids reproducible, and different from those of the other figures of a page.
+    # The salt makes ids reproducible, and different from those of other figures.
     with mpl.rc_context({**STYLE, "svg.hashsalt": salt + scale.label}):
-        # 47 steps: smooth to the eye, odd so that the centre is no border, and below the 50 from
-        # which matplotlib draws the bar as a picture.
+        # 47 colors look smooth. The number is odd, so no border lies at the center, and below 50,
+        # from which on matplotlib embeds the bar as a bitmap.
         palette = mpl.colormaps[scale.colours].resampled(47).with_extremes(bad=UNKNOWN)
         colours = ScalarMappable(scale.norm, palette)
         figure = Figure(dpi=PIXELS_PER_INCH)
@@ -99,7 +124,7 @@ def draw(cells: Grid, scale: Scale, salt: str = "") -> str:
         bar.minorticks_off()
         bar.set_label(scale.label)
         bar.outline.set_visible(False)
-        # Without an edge of its own colour, a browser shows a seam between any two steps.
+        # Without edges of the same color, browsers show seams between the steps.
         assert bar.solids is not None
         bar.solids.set_edgecolor("face")
         return _inline(figure, [cell.tip for cell in cells.cells])
@@ -116,15 +141,15 @@ class Curve:
 
 @dataclass(frozen=True)
 class Axis:
-    """What lines are drawn over and how values are written.
+    """Axes of a figure of curves.
 
     Attributes:
-        label: Of the values.
-        write: How one is written.
-        wide: The axis need not begin at 0, and is logarithmic if the values span more than a power
-            of ten.
-        steps: Lines lie over steps, not over the part that is gone.
-        salt: Tells the drawing from others of a page.
+        label: Label of the value axis.
+        write: Formats a value.
+        wide: The value axis need not start at 0, and is logarithmic if the values span more than a
+            power of ten.
+        steps: The horizontal axis counts training steps instead of the removed fraction.
+        salt: Makes the ids of the SVG different from those of other figures of the page.
     """
 
     label: str
@@ -135,7 +160,13 @@ class Axis:
 
 
 def curves(lines: Sequence[Curve], dense: float | None, over: Axis) -> str:
-    """Return the SVG of lines; dashed, what the dense model has."""
+    """Return curves as SVG.
+
+    Args:
+        lines: The curves.
+        dense: Value of the dense model, drawn as a dashed line; None for no line.
+        over: The axes.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -155,7 +186,7 @@ def curves(lines: Sequence[Curve], dense: float | None, over: Axis) -> str:
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         if not over.steps:
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:g} %"))
-        axes.set(xlabel="steps" if over.steps else "gone", ylabel=over.label)
+        axes.set(xlabel="steps" if over.steps else "removed", ylabel=over.label)
         if dense is not None:
             axes.axhline(dense, color=INK, linewidth=1, linestyle=(0, (4, 3)), alpha=0.6)
         tips = []
@@ -169,25 +200,28 @@ def curves(lines: Sequence[Curve], dense: float | None, over: Axis) -> str:
                 axes.plot([x], [y], "o", color=line.colour, markersize=5, gid=gid, clip_on=False)
                 tips.append(tip)
         if not over.wide:
-            # Differences look as large as they are.
+            # An axis from zero shows differences in their true proportion.
             axes.set_ylim(bottom=0, top=1.08 * max(known, default=1) or 1)
         return _inline(figure, tips)
 
 
 def _tick(value: float, write: Callable[[Any], str]) -> str:
-    """Write a round number without the decimals that a measured one has."""
+    """Return a tick label without needless decimals."""
     text = write(value)
     return f"{value:g}" if re.fullmatch(r"0|\d*\.\d+", text) else text
 
 
 def _lay_out(figure: "Figure", cells: Grid) -> tuple["Axes", "Axes"]:
-    """Size the figure by its cells and labels, so that text has one size in every report."""
+    """Size the figure; return the axes of map and color bar.
+
+    The size follows cells and labels, so that text has the same size in every report.
+    """
     rows, columns = len(cells.rows), len(cells.columns)
     across, down = min(72, max(34, 238 / columns)), min(17, max(9, 700 / rows))
     if cells.square:
         across = down = min(26, max(12, 260 / columns))
     left = LETTER * max(map(len, [*cells.rows, cells.corner])) + GAP
-    upright = across < 18  # slanted lines of text would lie on each other
+    upright = across < 18  # slanted labels would overlap
     longest = LETTER * max(map(len, cells.columns))
     slanted = max(longest if upright else 0.72 * longest, 16) + GAP
     width = left + max(columns * across + (0 if upright else slanted), 220)
@@ -227,7 +261,7 @@ def _fill(axes: "Axes", cells: Grid, colours: "ScalarMappable") -> None:
 
 
 def _inline(figure: "Figure", tips: list[str]) -> str:
-    """Turn a figure into SVG for a page: no prolog, own ids, page font and ink, tooltips."""
+    """Return a figure as SVG with tooltips, in the page's colors."""
     file = io.StringIO()
     figure.savefig(
         file,
@@ -245,6 +279,6 @@ def _inline(figure: "Figure", tips: list[str]) -> str:
     svg = re.sub(r">\s+<", "><", svg).replace(INK, "currentColor")
     return re.sub(
         r'<g id="cell(\d+)">',
-        lambda found: f"<g><title>{html.escape(tips[int(found[1])])}</title>",
+        lambda match: f"<g><title>{html.escape(tips[int(match[1])])}</title>",
         svg,
     )

@@ -1,4 +1,4 @@
-"""TODO-DOC prunekit/reports/figures/layers.py (out of prunekit/figures.py)."""
+"""Heat maps of layers: blocks (rows) by linears (columns)."""
 
 import math
 import re
@@ -6,13 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from prunekit import formatting
-from prunekit.reports.figures.draw import Cell, Grid, Scale, _range, draw
+from prunekit.reports.figures.draw import Cell, Grid, Scale, draw, value_range
 
 
 def grid(layers: Sequence[dict[str, Any]], key: str, show: Callable[[Any], str]) -> Grid:
-    """Arrange ``layers[…][key]`` by block and linear.
+    """Arrange a value of each layer by block and linear.
 
-    Linears of a block that differ only in numbers (experts) share a cell, which has their mean.
+    Linears of a block that differ only in numbers (experts) share a cell with their mean.
+
+    Args:
+        layers: Entries of a report, each with its ``name``.
+        key: Key of the value; None or absent where it was not measured.
+        show: Formats a value for the tooltip.
     """
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for layer in layers:
@@ -28,12 +33,12 @@ def grid(layers: Sequence[dict[str, Any]], key: str, show: Callable[[Any], str])
 
 
 def sparsity_map(layers: Sequence[dict[str, Any]]) -> str:
-    """Return the SVG of the sparsity of every layer, on a linear scale."""
+    """Return the heat map of sparsity as SVG, on a linear scale."""
     from matplotlib.colors import Normalize
     from matplotlib.ticker import PercentFormatter
 
     cells = grid(layers, "sparsity", formatting.percent)
-    low, high = _range(cells) or (0.0, 1.0)
+    low, high = value_range(cells) or (0.0, 1.0)
     # At least ten points wide, so that rounding does not look like a difference.
     centre, half = (low + high) / 2, max(high - low, 0.1) / 2
     norm = Normalize(max(0, centre - half), min(1, centre + half))
@@ -41,15 +46,18 @@ def sparsity_map(layers: Sequence[dict[str, Any]]) -> str:
 
 
 def error_map(layers: Sequence[dict[str, Any]]) -> str | None:
-    """Return the SVG of the relative error of every layer, on a log scale; None if none is > 0."""
+    """Return the heat map of relative errors as SVG, if any.
+
+    The scale is logarithmic.
+    """
     from matplotlib.colors import LogNorm
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     cells = grid(layers, "relative_error", formatting.number)
-    between = _range(cells, above=0.0)
-    if between is None:
+    limits = value_range(cells, above=0.0)
+    if limits is None:
         return None
-    low, high = between
+    low, high = limits
     # At least a factor of two wide: a narrower scale has no tick to read.
     middle, half = math.sqrt(low * high), max(math.sqrt(high / low), math.sqrt(2))
     norm = LogNorm(middle / half, middle * half, clip=True)
@@ -59,9 +67,12 @@ def error_map(layers: Sequence[dict[str, Any]]) -> str | None:
 
 
 def split(name: str) -> tuple[str, str]:
-    """Split at the first number: layers.3.mlp.experts.7.up → layers.3 and mlp.experts.*.up."""
-    found = re.match(r"(.*?(?:^|\.)\d+)\.(.+)", name)
-    block, linear = found.groups() if found else ("", name)
+    """Split a name into block and linear.
+
+    ``layers.3.mlp.experts.7.up`` becomes ``layers.3`` and ``mlp.experts.*.up``.
+    """
+    match = re.match(r"(.*?(?:^|\.)\d+)\.(.+)", name)
+    block, linear = match.groups() if match else ("", name)
     return block, re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", linear)
 
 
@@ -71,14 +82,14 @@ def _mean(values: list[float | str | None]) -> float | None:
 
 
 def block_labels(blocks: list[str]) -> list[str]:
-    """Number the blocks, and name their stack where there are several: "encoder 0"."""
+    """Return block labels: "0", or "encoder 0" with several stacks."""
     stacks = {block.rpartition(".")[0] for block in blocks}
     shared = set.intersection(*(set(stack.split(".")) for stack in stacks))
     return [" ".join(part for part in block.split(".") if part not in shared) for block in blocks]
 
 
 def linear_labels(linears: list[str]) -> list[str]:
-    """Keep as many last parts of the names as tell them all apart."""
+    """Return the shortest suffixes of the names that are all different."""
     for parts in range(1, max(linear.count(".") for linear in linears) + 2):
         labels = [".".join(linear.split(".")[-parts:]) for linear in linears]
         if len(set(labels)) == len(labels):

@@ -1,4 +1,4 @@
-"""Heat maps of one thing by another: tokens by tokens, heads by tokens, methods by methods."""
+"""Heat maps of matrices: tokens by tokens, rankers by rankers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ from prunekit.reports.figures.picture import Picture
 
 @dataclass(frozen=True)
 class Matrix:
-    """What is drawn.
+    """A matrix with its labels.
 
     Attributes:
-        what: What a value is.
-        values: Row by row; None is left out.
-        axes: What rows and columns are.
-        rows: Their labels.
-        columns: Likewise.
-        corner: Above the labels of the rows.
-        bounds: The values at the ends of the colours.
-        named: In the data rows are called by their labels, columns too if the two are the same;
-            otherwise both are numbers.
+        quantity: Name of a value.
+        values: The rows of the matrix; None is left out.
+        axes: Names of the row axis and of the column axis.
+        rows: Labels of the rows.
+        columns: Labels of the columns.
+        corner: Label above those of the rows.
+        bounds: Values at the ends of the color scale.
+        named: The data identifies rows by their labels, and columns too if both have the same
+            labels; otherwise by their numbers.
     """
 
-    what: str
+    quantity: str
     values: Sequence[Sequence[float | None]]
     axes: tuple[str, str]
     rows: list[str]
@@ -34,14 +34,21 @@ class Matrix:
     named: bool = False
 
 
-def picture(title: str, shown: Matrix, caption: str, salt: str) -> Picture:
-    """Return the picture; ``salt`` tells it from others of its kind on a page."""
+def picture(title: str, matrix: Matrix, caption: str, salt: str) -> Picture:
+    """Return the heat map of a matrix.
+
+    Args:
+        title: Title of the figure.
+        matrix: The matrix.
+        caption: How to read it.
+        salt: Makes the ids of the SVG different from those of other figures of the page.
+    """
     from matplotlib.colors import Normalize
     from matplotlib.ticker import FuncFormatter
 
     known = [
         (row, column, value)
-        for row, line in enumerate(shown.values)
+        for row, line in enumerate(matrix.values)
         for column, value in enumerate(line)
         if value is not None
     ]
@@ -50,24 +57,27 @@ def picture(title: str, shown: Matrix, caption: str, salt: str) -> Picture:
             row,
             column,
             value,
-            f"{shown.rows[row]} → {shown.columns[column]}: {formatting.number(value)}",
+            f"{matrix.rows[row]} → {matrix.columns[column]}: {formatting.number(value)}",
         )
         for row, column, value in known
     ]
-    first = shown.rows if shown.named else range(len(shown.rows))
-    same = shown.named and shown.rows == shown.columns
-    second = shown.columns if same else range(len(shown.columns))
-    grid = Grid(shown.rows, shown.columns, cells, shown.corner, square=True)
+    first = matrix.rows if matrix.named else range(len(matrix.rows))
+    same = matrix.named and matrix.rows == matrix.columns
+    second = matrix.columns if same else range(len(matrix.columns))
+    grid = Grid(matrix.rows, matrix.columns, cells, matrix.corner, square=True)
     scale = Scale(
-        shown.what, "viridis", Normalize(*shown.bounds), FuncFormatter(lambda x, _: f"{x:.2g}")
+        matrix.quantity,
+        "viridis",
+        Normalize(*matrix.bounds),
+        FuncFormatter(lambda x, _: f"{x:.2g}"),
     )
     return Picture(
         title,
         draw(grid, scale, salt=salt),
         caption,
         [
-            {shown.axes[0]: first[row], shown.axes[1]: second[column], shown.what: value}
+            {matrix.axes[0]: first[row], matrix.axes[1]: second[column], matrix.quantity: value}
             for row, column, value in known
         ],
-        f"Heat map, {shown.axes[0]} by {shown.axes[1]}",
+        f"Heat map, {matrix.axes[0]} by {matrix.axes[1]}",
     )

@@ -1,4 +1,4 @@
-"""A picture of a page with what it is drawn from, which can be had as CSV and as JSON."""
+"""A figure of a report page, with its data."""
 
 import csv
 import io
@@ -10,14 +10,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture.
+    """A figure with its caption and data.
 
     Attributes:
-        title: What it shows.
-        svg: The drawing; None where there is nothing to draw, as the caption then says.
-        caption: How to read it.
-        rows: What it is drawn from: flat rows with the same keys.
-        alt: What kind of drawing it is, for those who cannot see it.
+        title: Title of the figure.
+        svg: The drawing; None if there is nothing to draw, which the caption then explains.
+        caption: How to read the figure.
+        rows: Its data, flat rows with the same keys.
+        alt: Kind of the drawing, for screen readers.
     """
 
     title: str
@@ -38,12 +38,12 @@ class Picture:
 
     @property
     def file(self) -> str:
-        """Name of a file for them, without its ending."""
+        """File name for the rows, without suffix."""
         return "-".join(self.title.lower().replace("/", " per ").split())
 
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """Return rows as CSV, the keys of the first as its head."""
+    """Return rows as CSV; the first row's keys are the header."""
     if not rows:
         return ""
     file = io.StringIO()

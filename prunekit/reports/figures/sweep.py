@@ -1,4 +1,4 @@
-"""The page of a sweep: lines over the part that is gone, beside the dense model."""
+"""Figures of a sweep: each measure over the removed fraction."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 Value = Callable[[dict[str, Any]], "float | None"]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8b5cf6")
-"""Okabe and Ito's, which those who see colours otherwise can tell apart; then they come again."""
+"""Colors of the lines, reused after the last; Okabe and Ito, safe for color blindness."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What a picture shows: of each run a number, how it is written, and how to read it."""
+    """A number of each run, and how a figure shows it."""
 
     title: str
     label: str
@@ -28,11 +28,11 @@ class Measure:
     write: Callable[["Number"], str]
     caption: str
     wide: bool = False
-    """Whether values may span powers of ten, so that the axis is logarithmic."""
+    """Whether the axis is logarithmic where values span more than a power of ten."""
 
 
 def page(report: dict[str, Any]) -> dict[str, Any]:
-    """Return what the template needs besides the report."""
+    """Return the template variables of the page of a sweep."""
     names = list(dict.fromkeys(run["series"] for run in report["runs"]))
     colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
     measures = _measures(report)
@@ -48,7 +48,7 @@ def page(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Return every run with every measure as CSV, the dense model first."""
+    """Return all measures of all runs as CSV, the dense model first."""
     measures = _measures(report)
     rows = [
         {
@@ -64,50 +64,51 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _measures(report: dict[str, Any]) -> list[Measure]:
-    found = [
+    """Return the measures that a report has, in page order."""
+    measures = [
         Measure(
-            f"{judged['metric'].capitalize()} on {judged['data']}",
-            judged["metric"],
+            f"{evaluation['metric'].capitalize()} on {evaluation['data']}",
+            evaluation["metric"],
             lambda run, place=place: float(run["evaluation"][place]["value"]),
             formatting.number,
             "Lower is better.",
             wide=True,
         )
-        for place, judged in enumerate(report["dense"]["evaluation"])
+        for place, evaluation in enumerate(report["dense"]["evaluation"])
     ]
     if "decode" in report["dense"]:
-        found += [
+        measures += [
             Measure("Tokens/s written", "tokens/s", _of("decode"), formatting.number,
                     "After the first new token, one prompt at a time; median of the prompts. "
                     "Zeros in dense files make nothing faster."),
             Measure("Tokens/s read", "tokens/s", _of("prefill"), formatting.number,
-                    "Of a prompt in one forward; median of the prompts."),
+                    "Prefill of a prompt in one forward; median of the prompts."),
         ]  # fmt: skip
-    found += [
+    measures += [
         Measure("Peak memory", "bytes", _peak, formatting.size,
-                "Of a process that judges the model and lets it write: on the device, or else "
-                "all of the process."),
+                "Of a process that evaluates the model and generates text: on the device, or "
+                "else in main memory."),
         Measure("Files", "bytes", _of("bytes"), formatting.size, "Weights on disk."),
     ]  # fmt: skip
     kinds = dict.fromkeys(kind for run in report["runs"] for kind in run["active"])
-    found += [
+    measures += [
         Measure(
-            f"Active {kind}", kind, _active(kind, report), formatting.count, "What is left of them."
+            f"Active {kind}", kind, _active(kind, report), formatting.count, "Number of kept units."
         )
         for kind in kinds
     ]
     if kinds:
-        found.append(
+        measures.append(
             Measure("Parameters", "parameters", _parameters(report), formatting.count,
                     "Tied ones count once."))  # fmt: skip
     if "decode" in report["dense"]:
-        found += [
+        measures += [
             Measure("Lexical diversity", "different words / words", _of("lexical_diversity"),
-                    formatting.number, "Of what is written to the prompts, greedily; median."),
-            Measure("Repetition", "words that come again", _of("repetition"), formatting.number,
-                    "Part of the words that come again among the next 50; median."),
+                    formatting.number, "Of greedily generated text; median of the prompts."),
+            Measure("Repetition", "repeated words", _of("repetition"), formatting.number,
+                    "Fraction of words that are repeated among the next 50; median."),
         ]  # fmt: skip
-    return found
+    return measures
 
 
 def _of(key: str) -> Value:
@@ -146,16 +147,16 @@ def _picture(report: dict[str, Any], measure: Measure, colours: dict[str, str]) 
     over = Axis(measure.label, measure.write, wide=measure.wide, salt=measure.title)
     svg = curves(lines, dense, over)
     caption = f"{measure.caption} Dashed: the dense model, {measure.write(dense)}."
-    return Picture(measure.title, svg, caption, rows, "Lines over the part that is gone")
+    return Picture(measure.title, svg, caption, rows, "Lines over the removed fraction")
 
 
-def _agreement(found: dict[str, Any]) -> Picture:
-    names = found["rankers"]
+def _agreement(agreement: dict[str, Any]) -> Picture:
+    names = agreement["rankers"]
     return picture(
-        f"How far rankers of {found['kind']} agree",
+        f"How far rankers of {agreement['kind']} agree",
         Matrix(
             "Spearman's ρ",
-            found["spearman"],
+            agreement["spearman"],
             ("ranker", "other"),
             names,
             names,
@@ -163,14 +164,14 @@ def _agreement(found: dict[str, Any]) -> Picture:
             bounds=(-1.0, 1.0),
             named=True,
         ),
-        "1: both rank all units alike; 0: neither knows of the other; −1: one is the other upside "
-        "down. Of the dense model, before anything went; leave-one-out is the truth of one unit.",
-        found["kind"],
+        "1: both rank all units alike; 0: the rankings are unrelated; −1: one reverses the other. "
+        "Scores of the dense model; leave-one-out is the true loss without one unit.",
+        agreement["kind"],
     )
 
 
 def _best(report: dict[str, Any]) -> list[tuple[float, dict[str, Any]]]:
-    """Return, for each level, the run with the lowest first figure of quality."""
+    """Return the run with the lowest first metric, for each sparsity."""
     levels: dict[float, dict[str, Any]] = {}
 
     def quality(run: dict[str, Any]) -> float:

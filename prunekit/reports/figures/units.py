@@ -1,4 +1,4 @@
-"""Heat maps of units: a row for each layer, a square for each unit, those that went in red."""
+"""Heat maps of units by layer, and the training curve."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,97 +12,106 @@ if TYPE_CHECKING:
     from matplotlib.ticker import Formatter
 
 LARGEST = 128
-"""Units of a layer that can be told apart in a picture."""
+"""Maximum number of units of a layer that a heat map draws."""
 
-GONE = "#d62828"
+REMOVED_COLOR = "#d62828"
+"""Color of the frame of a removed unit."""
+
+Layers = Sequence[dict[str, Any]]
+"""Report entries of unit groups."""
 
 
-def maps(layers: Sequence[dict[str, Any]], agreement: Mapping[str, float]) -> list[Picture]:
-    """Return each heat map that there is something to show in.
+def maps(layers: Layers, agreement: Mapping[str, float]) -> list[Picture]:
+    """Return heat maps of scores, losses and attention entropies.
+
+    A kind of units with more than ``LARGEST`` in a layer is left out.
 
     Args:
-        layers: Those of a report.
-        agreement: Spearman's ρ of the ranker to the truth, by kind of unit, where it was measured.
+        layers: Entries of a report.
+        agreement: Spearman's ρ of scores and leave-one-out, by kind, where it was measured.
     """
-    found = []
+    pictures = []
     for kind in dict.fromkeys(layer["kind"] for layer in layers):
         of_kind = [layer for layer in layers if layer["kind"] == kind]
         if max(layer["units"] for layer in of_kind) > LARGEST:
             continue
-        gone = sum(layer["units"] - len(layer["kept"]) for layer in of_kind)
-        framed = f"Framed: the {gone} {kind} that went."
-        found.append(
-            Picture(
-                f"{kind.capitalize()} by score",
-                _map(
-                    of_kind,
-                    "score",
-                    _shares({layer["name"]: layer["scores"] for layer in of_kind}),
-                    "share of scores that are lower",
-                ),
-                f"What the ranker made of the model before anything went. {framed}",
-                rows(of_kind),
-                f"Heat map, blocks by {kind}",
-            )
-        )
+        pictures.append(_score_map(kind, of_kind))
         if kind in agreement:
-            truths = {layer["name"]: layer["truth"] for layer in of_kind}
-            found.append(
-                Picture(
-                    f"Loss without each of the {kind}",
-                    _map(
-                        of_kind,
-                        "rise of the loss",
-                        _shares(truths),
-                        "share of rises that are lower",
-                    ),
-                    f"The truth that the score stands for: Spearman's ρ of both is "
-                    f"{formatting.number(agreement[kind])}. {framed}",
-                    _each(truths, "unit", "rise"),
-                    f"Heat map, blocks by {kind}",
-                )
-            )
+            pictures.append(_loss_map(kind, of_kind, agreement[kind]))
         if all(layer.get("entropy") for layer in of_kind):
-            entropies = {layer["name"]: layer["entropy"] for layer in of_kind}
-            found.append(
-                Picture(
-                    "Attention entropy",
-                    _map(of_kind, "entropy", entropies, "entropy over the highest possible"),
-                    f"0: looks at one token; 1: looks everywhere alike. {framed}",
-                    _each(entropies, "head", "entropy"),
-                    f"Heat map, blocks by {kind}",
-                )
-            )
-    return found
+            pictures.append(_entropy_map(kind, of_kind))
+    return pictures
 
 
-def training(found: dict[str, Any]) -> Picture:
-    """Return the picture of how a training won back what had been lost."""
-    looked = [moment for moment in found["history"] if moment["held_out"] is not None]
-    points = [(float(moment["step"]), float(moment["held_out"])) for moment in looked]
+def _score_map(kind: str, layers: Layers) -> Picture:
+    scores = _rank_fractions({layer["name"]: layer["scores"] for layer in layers})
+    return Picture(
+        f"{kind.capitalize()} by score",
+        _map(layers, "score", scores, "share of scores that are lower"),
+        f"Scores of the dense model. {_framed(kind, layers)}",
+        rows(layers),
+        f"Heat map, blocks by {kind}",
+    )
+
+
+def _loss_map(kind: str, layers: Layers, agreement: float) -> Picture:
+    rises = {layer["name"]: layer["truth"] for layer in layers}
+    return Picture(
+        f"Loss without each of the {kind}",
+        _map(layers, "rise of the loss", _rank_fractions(rises), "share of rises that are lower"),
+        f"The true loss, which the score estimates: Spearman's ρ of both is "
+        f"{formatting.number(agreement)}. {_framed(kind, layers)}",
+        _unit_rows(rises, "unit", "rise"),
+        f"Heat map, blocks by {kind}",
+    )
+
+
+def _entropy_map(kind: str, layers: Layers) -> Picture:
+    entropies = {layer["name"]: layer["entropy"] for layer in layers}
+    return Picture(
+        "Attention entropy",
+        _map(layers, "entropy", entropies, "entropy over the highest possible"),
+        f"0: attends to one token; 1: attends to all tokens equally. {_framed(kind, layers)}",
+        _unit_rows(entropies, "head", "entropy"),
+        f"Heat map, blocks by {kind}",
+    )
+
+
+def _framed(kind: str, layers: Layers) -> str:
+    removed = sum(layer["units"] - len(layer["kept"]) for layer in layers)
+    return f"Framed: the {removed} removed {kind}."
+
+
+def training(summary: dict[str, Any]) -> Picture:
+    """Return the curve of the held-out loss during training."""
+    history = summary["history"]
+    measured = [step for step in history if step["held_out"] is not None]
+    points = [(float(step["step"]), float(step["held_out"])) for step in measured]
     tips = [f"step {step:.0f}: {formatting.number(loss)}" for step, loss in points]
-    base, post, final = (float(found[key]) for key in ("base", "post", "final"))
-    won = found["recovery"]
+    losses = [float(summary[key]) for key in ("base", "post", "final")]
+    base, post, final = map(formatting.number, losses)
+    recovered = summary["recovery"]
     share = (
-        "nothing had been lost" if won is None else f"{formatting.percent(won)} of it was won back"
+        "nothing had been lost"
+        if recovered is None
+        else f"{formatting.percent(recovered)} of the loss recovered"
     )
     return Picture(
-        "Loss while it was trained",
+        "Loss during training",
         curves(
             [Curve("#0072b2", points, tips)],
-            base,
+            losses[0],
             Axis("held-out loss", formatting.number, wide=True, steps=True, salt="training"),
         ),
-        f"Of held-out text: {formatting.number(base)} dense (dashed), {formatting.number(post)} once units "
-        f"were gone, {formatting.number(final)} after the training: {share}.",
-        [{"step": moment["step"], "loss": moment["loss"], "held_out": moment["held_out"]}
-         for moment in found["history"]],
+        f"Of held-out text: {base} dense (dashed), {post} once units were removed, {final} after "
+        f"the training: {share}.",
+        [{key: step[key] for key in ("step", "loss", "held_out")} for step in history],
         "Line over steps",
-    )  # fmt: skip
+    )
 
 
-def rows(layers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a row for each unit: its place, its score, and whether it stayed."""
+def rows(layers: Layers) -> list[dict[str, Any]]:
+    """Return a data row for each unit."""
     return [
         {
             "layer": layer["name"],
@@ -117,26 +126,34 @@ def rows(layers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _each(values: Mapping[str, Sequence[float]], unit: str, what: str) -> list[dict[str, Any]]:
-    """Return a row for each value of each layer."""
+def _unit_rows(
+    values: Mapping[str, Sequence[float]], unit: str, quantity: str
+) -> list[dict[str, Any]]:
+    """Return a data row for each value of each layer."""
     return [
-        {"layer": name, unit: place, what: value}
-        for name, found in values.items()
-        for place, value in enumerate(found)
+        {"layer": name, unit: place, quantity: value}
+        for name, of_layer in values.items()
+        for place, value in enumerate(of_layer)
     ]
 
 
-def _shares(values: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
-    """Return, for each value, the share of the other values of all layers that are lower."""
-    every = sorted(value for found in values.values() for value in found)
+def _rank_fractions(values: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """Replace each value by the fraction of all others that are lower."""
+    every = sorted(value for of_layer in values.values() for value in of_layer)
     places = {value: place for place, value in reversed([*enumerate(every)])}
     most = max(len(every) - 1, 1)
-    return {name: [places[value] / most for value in found] for name, found in values.items()}
+    return {name: [places[value] / most for value in of_layer] for name, of_layer in values.items()}
 
 
-def _map(
-    layers: Sequence[dict[str, Any]], what: str, values: dict[str, list[float]], label: str
-) -> str:
+def _map(layers: Layers, quantity: str, values: dict[str, list[float]], label: str) -> str:
+    """Return a heat map of units as SVG.
+
+    Args:
+        layers: Report entries of unit groups of one kind.
+        quantity: Name of a value in the tooltips.
+        values: Values between 0 and 1, by name of the layer.
+        label: Label of the color scale.
+    """
     from matplotlib.colors import Normalize
 
     cells = [
@@ -144,23 +161,25 @@ def _map(
             row,
             place,
             value,
-            f"{layer['name']}, {place}: {what} {formatting.number(value)}, {'kept' if kept else 'gone'}",
-            None if kept else GONE,
+            f"{layer['name']}, {place}: {quantity} {formatting.number(value)}, "
+            f"{'kept' if kept else 'removed'}",
+            None if kept else REMOVED_COLOR,
         )
         for row, layer in enumerate(layers)
-        for found in [values[layer["name"]]]
-        for place, value in enumerate(found)
-        # Under grouped queries several heads are one unit.
-        for kept in [place * layer["units"] // len(found) in layer["kept"]]
+        for of_layer in [values[layer["name"]]]
+        for place, value in enumerate(of_layer)
+        # With grouped-query attention, one unit is several heads.
+        for kept in [place * layer["units"] // len(of_layer) in layer["kept"]]
     ]
     width = max(map(len, values.values()))
-    grid = Grid(_rows(layers), [str(place) for place in range(width)], cells)
+    grid = Grid(_row_labels(layers), [str(place) for place in range(width)], cells)
     return draw(grid, Scale(label, "viridis", Normalize(0, 1), _percent()), salt=layers[0]["kind"])
 
 
-def _rows(layers: Sequence[dict[str, Any]]) -> list[str]:
+def _row_labels(layers: Layers) -> list[str]:
+    """Return layer labels: the block, and the path if needed."""
     parts = [split(layer["name"]) for layer in layers]
-    if not all(block for block, _ in parts):  # a list of blocks is in none
+    if not all(block for block, _ in parts):  # a group of whole blocks is in no block
         return [layer["name"] for layer in layers]
     blocks, inside = [block for block, _ in parts], [rest for _, rest in parts]
     if len(set(blocks)) == len(blocks):

@@ -1,4 +1,4 @@
-"""Prunes a model that is already in memory.
+"""Prune a model that is already in memory.
 
 Shapes: N samples, T tokens.
 """
@@ -13,19 +13,20 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunekit.architectures import find
+from prunekit.architectures import find_architecture
 from prunekit.config.prune_table import Prune
 from prunekit.errors import ConfigError
 from prunekit.models.experts import unfused
-from prunekit.models.layout import Block, Selection, layout, runners
+from prunekit.models.layout import Block, LinearSelection, list_blocks, stack_runners
 from prunekit.models.sequential.block_runner import StackRunner
-from prunekit.models.sequential.pipeline import LoadedBlock, batches, iterate_blocks
+from prunekit.models.sequential.loaded_block import LoadedBlock
+from prunekit.models.sequential.pipeline import OutputsRead, batches, iterate_blocks
 from prunekit.sparsify.block_pruner import BlockPruner
-from prunekit.sparsify.calibrate import survey
-from prunekit.sparsify.permute_channels import check_permutable, orders, rearrange
-from prunekit.sparsify.permute_residual import reorder, residual_axes, residual_order
+from prunekit.sparsify.calibrate import make_survey
+from prunekit.sparsify.permute_channels import channel_orders, check_permutable, permute_channels
+from prunekit.sparsify.permute_residual import permute_residual, residual_axes, residual_order
 from prunekit.sparsify.recipe import Recipe
-from prunekit.structured.batches import still
+from prunekit.structured.batches import eval_mode
 
 
 def prune(
@@ -36,25 +37,25 @@ def prune(
     pattern: str = "unstructured",
     **settings: Any,  # noqa: ANN401  the keys of [prune]
 ) -> list[dict[str, Any]]:
-    """Prune a model in place, block by block, and return what became of each linear.
+    """Prune a model in place, block by block; return measurements.
 
     Args:
         model: A transformers model on one device.
-        tokens: Calibration samples; None for a method that looks at weights alone.
+        tokens: Calibration samples; None for a method that needs weights alone.
         method: Its name; see ``prunekit list``.
         pattern: "unstructured", "2:4", "block:16x16", "row", "column".
         settings: Other keys of ``[prune]`` and of the method, such as ``sparsity=0.5``.
 
     Returns:
-        One entry a linear: name, shape, sparsity, relative_error, seconds.
+        A record of each linear: name, shape, sparsity, relative_error, seconds.
 
     Raises:
-        ConfigError: A setting cannot be meant.
-        PrunekitError: See each kind.
+        ConfigError: A setting is invalid, or needs calibration tokens that were not passed.
+        PrunekitError: The model cannot be pruned so; see each kind of error.
     """
     section = _section({"method": method, "pattern": pattern, **settings})
     recipe = Recipe.of(section, calibrated=tokens is not None)
-    if tokens is None and (user := _reader(section)):
+    if tokens is None and (user := section.calibration_user):
         raise ConfigError(f"{user}: needs calibration tokens; pass tokens=[N, T].")
     if section.recover == "lowrank":
         raise ConfigError(
@@ -68,52 +69,47 @@ def prune(
 def _prune(
     model: PreTrainedModel, tokens: Int[Tensor, "N T"] | None, section: Prune, recipe: Recipe
 ) -> list[dict[str, Any]]:
-    stacks = runners(model, find(model))
+    stacks = stack_runners(model, find_architecture(model))
     if recipe.permute:
         check_permutable(model, stacks)
     axes = residual_axes(model) if recipe.permute == "residual" else {}
-    blocks = layout(stacks, Selection(section.pattern, section.skip, section.on_indivisible))
+    blocks = list_blocks(
+        stacks, LinearSelection(section.pattern, section.skip, section.on_indivisible)
+    )
     recipe.check(blocks)
     ids = torch.zeros(1, 1, dtype=torch.int64) if tokens is None else tokens
 
-    def visits(*, beside: bool = False) -> Iterator[tuple[LoadedBlock, Block]]:
-        walked = iterate_blocks(model, stacks, None, batches(ids, model.device), beside=beside)
-        return zip(walked, blocks, strict=True)
+    def iterate(
+        outputs_read: OutputsRead, *, with_dense: bool = False
+    ) -> Iterator[tuple[LoadedBlock, Block]]:
+        parts = batches(ids, model.device)
+        loaded = iterate_blocks(
+            model, stacks, None, parts, with_dense=with_dense, outputs_read=outputs_read
+        )
+        return zip(loaded, blocks, strict=True)
 
     pruned = [linear for block in blocks for linear in block.pruned]
     dtypes = {linear.name: model.get_parameter(f"{linear.name}.weight").dtype for linear in pruned}
-    with still(model), _uncached(model, stacks):
+    survey_reads: OutputsRead = "all" if section.allocation.needs else "none"
+    with eval_mode(model), _uncached(model, stacks):
         sparsities = section.allocation.allocate(
             {linear.name: linear.size for linear in pruned},
-            survey(visits, section.allocation, section.pattern),
+            make_survey(lambda: iterate(survey_reads), section.allocation, section.pattern),
             section.sparsity,
         )
-        if axes and (found := residual_order(visits(), blocks, axes, recipe)):
-            reorder(model, axes, found)
+        if axes and (order := residual_order(iterate("all"), blocks, axes, recipe)):
+            permute_residual(model, axes, order)
         pruner = BlockPruner(recipe, sparsities, dtypes)
-        entries = []
-        for visit, block in visits(beside=recipe.runs_dense_model):
-            rearrange(visit, orders(visit, block, recipe))
-            entries += [outcome.entry for outcome in pruner.prune(visit, block)]
-        return entries
-
-
-def _reader(section: Prune) -> str | None:
-    """Return what of a section needs calibration tokens, if anything does."""
-    users = {
-        "target dense": section.target == "dense",
-        f"recover {section.recover}": section.recover,
-        "permute": section.permute,
-        f"refine {section.refine}": section.refine,
-        f"method {section.method.name}": section.method.needs,
-        f"allocation {section.allocation.name}": section.allocation.needs,
-    }
-    return next((user for user, needs in users.items() if needs), None)
+        records = []
+        for loaded, block in iterate(recipe.outputs_read, with_dense=recipe.runs_dense_model):
+            permute_channels(loaded, channel_orders(loaded, block, recipe))
+            records += [result.as_record() for result in pruner.prune(loaded, block)]
+        return records
 
 
 @contextmanager
 def _uncached(model: PreTrainedModel, stacks: Sequence[StackRunner]) -> Iterator[None]:
-    """Hold a model without a cache; afterwards it is as it was."""
+    """Turn off key-value caches for the time of a ``with`` block."""
     configs = [model.config, *(runner.module.config for runner in stacks)]
     caching = [config for config in configs if getattr(config, "use_cache", False)]
     for config in caching:

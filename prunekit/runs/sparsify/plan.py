@@ -1,6 +1,5 @@
-"""TODO-DOC prunekit/runs/sparsify/plan.py (out of prunekit/planning.py)."""
+"""Plan of a sparsify run, and its printed form."""
 
-import math
 import re
 import sys
 from collections.abc import Mapping
@@ -9,21 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunekit.architectures import Architecture
-from prunekit.checkpoint.reader import Checkpoint
 from prunekit.config.run_config import Config
-from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.formatting import count, size
-from prunekit.models.layout import (
-    Block,
-    Linear,
-)
-from prunekit.models.memory import free, free_host
-from prunekit.models.sequential.block_runner import StackRunner
+from prunekit.models.layout import Block, Linear
+from prunekit.models.memory import free_bytes, free_host_bytes
 from prunekit.models.sequential.hidden_states import Where
-from prunekit.models.weight_names import stored_names
+from prunekit.runs.plan_base import PlanBase
 from prunekit.sparsify.memory_estimate import Memory
 from prunekit.sparsify.permute_residual import Axes
 from prunekit.sparsify.recipe import Recipe
@@ -32,195 +24,181 @@ from prunekit.sparsify.work_estimate import Work
 
 @dataclass(frozen=True)
 class Preflight:
-    """A plan for another machine, of a model whose weights need not be here.
+    """Memory of another machine, for a plan without local weights.
 
     Attributes:
-        device_memory: Bytes of each of its GPUs; None for this machine's own device.
-        host_memory: Bytes of main memory for each process; None for as much as it takes.
+        device_memory: Bytes of memory of each GPU; None plans for the device of this machine.
+        host_memory: Bytes of main memory for each process; None sets no limit.
     """
 
     device_memory: int | None = None
     host_memory: int | None = None
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a run will do; made by :func:`plan`.
+@dataclass(frozen=True, kw_only=True)
+class Plan(PlanBase):
+    """Plan of a run that sets weights to zero; made by :func:`prunekit.plan`.
 
     Attributes:
-        config: What the user wrote.
-        checkpoint: The model's files.
-        model: The model without weights.
-        architecture: Where it keeps its blocks.
-        tokenizer: The tokenizer beside the checkpoint.
-        stacks: Runners of its stacks.
-        blocks: Its blocks and linears, in run order.
+        config: The user's config.
+        architecture: Where the model family keeps its blocks and linears.
+        blocks: Blocks with their linears, in run order.
         recipe: How blocks are pruned.
-        device: Where blocks run.
-        dtype: The type in which they run.
-        stored: Name of each linear → the type in which its weight is written.
-        axes: Where coordinates of the residual stream lie that get another order, if they do.
-        lengths: Tokens of a calibration sample and of an evaluation window, after the cap.
+        stored: Name of each linear → dtype in which its weight is written.
+        axes: Parameter axes of the residual stream, if its coordinates are permuted.
         memory: Peak bytes of the busiest rank.
         work: Operations of each rank.
-        traffic: Bytes that each rank sends, by what they are for.
-        notes: What the user should know: caps, skipped layers, probing.
-        ranks: The processes that carry it out; memory is that of each.
-        preflight: What is assumed of another machine, where the plan is only to be looked at.
+        traffic: Bytes that each rank sends, by purpose.
+        preflight: Memory of another machine, for a plan that is only shown.
     """
 
     config: Config
-    checkpoint: Checkpoint
-    model: PreTrainedModel
     architecture: Architecture
-    tokenizer: PreTrainedTokenizerBase
-    stacks: list[StackRunner]
     blocks: list[Block]
     recipe: Recipe
-    device: torch.device
-    dtype: torch.dtype
     stored: dict[str, torch.dtype]
     axes: Axes
-    lengths: tuple[int, int]
     memory: Memory
     work: Work
     traffic: Mapping[str, int]
-    notes: tuple[str, ...]
-    ranks: Ranks = SINGLE
     preflight: Preflight | None = None
 
     @property
     def available(self) -> int:
-        """Bytes that are free where blocks run, or that the user says will be."""
-        return _available(self.device, self.preflight)[0]
+        """Bytes that are free where blocks run, or as ``preflight`` says."""
+        return available_memory(self.device, self.preflight)[0]
 
     @property
     def linears(self) -> list[Linear]:
-        """All linears in pruning order, the skipped ones too."""
+        """All linears in pruning order, including skipped ones."""
         return [linear for block in self.blocks for linear in block.linears]
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Weights of each linear that is pruned."""
+        """Number of weights of each linear that is pruned."""
         return {linear.name: linear.size for linear in self.linears if linear.skipped is None}
 
     @property
-    def parameters(self) -> int:
-        """Parameters of the model; tied ones count once."""
-        stored = set(stored_names(self.model, self.checkpoint).values())
-        return sum(math.prod(self.checkpoint.entries[name].shape) for name in stored)
+    def prunable(self) -> int:
+        """Number of weights of all linears that are pruned."""
+        return sum(self.sizes.values())
 
     def describe(self) -> RenderableType:
         """Return the plan as a table to print."""
         return _describe(self)
 
 
-def _asked(config: Config) -> Where | None:
-    """Return where the user wants hidden states."""
-    asked = config.calibration.hidden if config.calibration else "auto"
-    return None if asked == "auto" else asked
+def requested_placement(config: Config) -> Where | None:
+    """Return where the config places hidden states; None: the plan chooses."""
+    where = config.calibration.hidden if config.calibration else "auto"
+    return None if where == "auto" else where
 
 
-def _available(device: torch.device, preflight: Preflight | None) -> tuple[int, int]:
-    """Return the bytes that are free where blocks run, and of main memory."""
+def available_memory(device: torch.device, preflight: Preflight | None) -> tuple[int, int]:
+    """Return the free bytes of the compute device and of main memory."""
     if preflight and preflight.device_memory:
         return preflight.device_memory, preflight.host_memory or sys.maxsize
-    return free(device), free_host()
+    return free_bytes(device), free_host_bytes()
 
 
-def _describe(made: Plan) -> RenderableType:
-    config, prune = made.config, made.config.prune
+def _describe(plan: Plan) -> RenderableType:
     facts = Table.grid(padding=(0, 2))
+    for key, value in _facts(plan).items():
+        facts.add_row(f"[bold]{key}", value)
+    table = Table(title=f"{len(plan.sizes)} of {len(plan.linears)} linears are pruned")
+    for header in ("layer", "outputs × inputs", "stored as"):
+        table.add_column(header)
+    for (path, shape, dtype, skipped), linears in _group_alike(plan).items():
+        name = f"{path}  ×{len(linears)}" + ("  (dense)" if skipped else "")
+        table.add_row(name, shape, str(dtype).removeprefix("torch."))
+    return Group(facts, "", table, *[f"[yellow]note[/] {note}" for note in plan.notes[:20]])
+
+
+def _facts(plan: Plan) -> dict[str, str]:
+    """Return the rows of the printed plan, by their heads."""
+    config, prune = plan.config, plan.config.prune
     rows = {
-        "model": f"{config.model.path}  ({type(made.model).__name__}, "
-        f"{count(made.parameters)} parameters, {len(made.blocks)} blocks)",
+        "model": f"{config.model.path}  ({type(plan.model).__name__}, "
+        f"{count(plan.parameters)} parameters, {len(plan.blocks)} blocks)",
         "prune": f"{prune.method.name}, {prune.pattern.name}, sparsity {prune.sparsity:g}, "
         f"allocation {prune.allocation.name}, propagation {prune.propagation}, steps {prune.steps}",
-        "gathers": ", ".join(kind.name for kind in made.recipe.needs) or "nothing",
-        "runs": f"on {made.device} in {str(made.dtype).removeprefix('torch.')}",
-        "ranks": f"{made.ranks.size}: samples and rows are shared; memory is that of each",
-        "output": f"{config.output.path}  ({size(made.checkpoint.nbytes)})",
-        "memory": _held(made.memory),
-        "hidden states": _placement(made),
-        "operations": _operations(made.work),
+        "gathers": ", ".join(kind.name for kind in plan.recipe.needs) or "nothing",
+        "runs": f"on {plan.device} in {str(plan.dtype).removeprefix('torch.')}",
+        "ranks": f"{plan.ranks.size}: samples and rows are shared; memory is that of each",
+        "output": f"{config.output.path}  ({size(plan.checkpoint.nbytes)})",
+        "memory": _memory_text(plan.memory),
+        "hidden states": _placement_text(plan),
+        "operations": _operations_text(plan.work),
         "traffic": "each process sends "
-        + ", ".join(f"{size(sent)} of {what}" for what, sent in made.traffic.items()),
+        + ", ".join(f"{size(sent)} of {purpose}" for purpose, sent in plan.traffic.items()),
     }
     if config.calibration:
         rows["calibration"] = (
-            f"{config.calibration.samples} samples of {made.lengths[0]} tokens, seed "
+            f"{config.calibration.samples} samples of {plan.lengths[0]} tokens, seed "
             f"{config.calibration.seed}"
         )
-    if not made.ranks.is_distributed:
+    if not plan.ranks.is_distributed:
         del rows["ranks"], rows["traffic"]
-    for key, value in rows.items():
-        facts.add_row(f"[bold]{key}", value)
-    table = Table(title=f"{len(made.sizes)} of {len(made.linears)} linears are pruned")
-    for header in ("layer", "outputs × inputs", "stored as"):
-        table.add_column(header)
-    for pattern, linears in _alike(made).items():
-        path, shape, dtype, skipped = pattern
-        name = f"{path}  ×{len(linears)}" + ("  (dense)" if skipped else "")
-        table.add_row(name, shape, str(dtype).removeprefix("torch."))
-    return Group(facts, "", table, *[f"[yellow]note[/] {note}" for note in made.notes[:20]])
+    return rows
 
 
-def _held(memory: Memory) -> str:
+def _memory_text(memory: Memory) -> str:
     parts = {
         "block": memory.block,
-        **({"the next one": memory.ahead} if memory.ahead else {}),
+        **({"the next one": memory.prefetched} if memory.prefetched else {}),
         "statistics": memory.statistics,
         "solving": memory.solve,
         "results": memory.results,
         **({"hidden states": memory.hidden} if memory.where == "device" else {}),
         "activations": memory.activations,
     }
-    said = ", ".join(f"{name} {size(value)}" for name, value in parts.items())
-    where = f" on the device and {size(memory.host)} of main memory" if memory.apart else ""
-    return f"about {size(memory.total)}{where}: {said}; embeddings or head {size(memory.ends)}"
+    listed = ", ".join(f"{name} {size(value)}" for name, value in parts.items())
+    where = f" on the device and {size(memory.host)} of main memory" if memory.separate_host else ""
+    vocabulary = f"embeddings or head {size(memory.vocabulary)}"
+    return f"about {size(memory.total)}{where}: {listed}; {vocabulary}"
 
 
-def _placement(made: Plan) -> str:
-    """Say where hidden states are kept, and why."""
-    needs, (device, host) = made.memory, _available(made.device, made.preflight)
+def _placement_text(plan: Plan) -> str:
+    """Return where hidden states are kept, and why."""
+    needs, (device, host) = plan.memory, available_memory(plan.device, plan.preflight)
     places = {
-        "device": f"on {made.device}",
+        "device": f"on {plan.device}",
         "host": "in main memory",
-        "disk": f"in a file in {made.config.output.path}",
+        "disk": f"in a file in {plan.config.output.path}",
     }
-    if made.config.calibration is None or not needs.hidden:
+    if plan.config.calibration is None or not needs.hidden:
         return "none"
-    told = f"{size(needs.hidden)} {places[needs.where]}"
-    if _asked(made.config):
-        return f"{told}, as calibration.hidden asks"
-    near = replace(needs, where="device")
+    placement = f"{size(needs.hidden)} {places[needs.where]}"
+    if requested_placement(plan.config):
+        return f"{placement}, as calibration.hidden asks"
+    on_device = replace(needs, where="device")
     why = [
-        f"with them {made.device} would need {size(near.total)}, {size(device)} are free"
+        f"with them {plan.device} would need {size(on_device.total)}, {size(device)} are free"
         if needs.where != "device"
         else "where blocks run; it has room"
     ]
-    if needs.apart and needs.where == "disk":
-        beside = replace(needs, where="host")
-        why.append(f"main memory {size(beside.host)}, {size(host)} are free")
-    return f"{told}: {'; '.join(why)}"
+    if needs.separate_host and needs.where == "disk":
+        in_host = replace(needs, where="host")
+        why.append(f"main memory {size(in_host.host)}, {size(host)} are free")
+    return f"{placement}: {'; '.join(why)}"
 
 
-def _operations(work: Work) -> str:
+def _operations_text(work: Work) -> str:
     most, mean = max(work.solve), sum(work.solve) / len(work.solve)
-    spread = f" (at most {most / mean:.3f} of the mean)" if len(work.solve) > 1 and mean else ""
-    parts = {"forward": work.forward, "gathering": work.gather, f"solving{spread}": most}
+    imbalance = f" (at most {most / mean:.3f} of the mean)" if len(work.solve) > 1 and mean else ""
+    parts = {"forward": work.forward, "gathering": work.gather, f"solving{imbalance}": most}
     return ", ".join(f"{name} {value / 1e12:.3g}" for name, value in parts.items()) + " TFLOP"
 
 
-def _alike(made: Plan) -> dict[tuple, list[Linear]]:
-    """Group linears that differ only in the number of their block."""
+def _group_alike(plan: Plan) -> dict[tuple, list[Linear]]:
+    """Group linears that differ only in their block number."""
     groups: dict[tuple, list[Linear]] = {}
-    for linear in made.linears:
+    for linear in plan.linears:
         name = re.sub(r"\.\d+\.", ".*.", linear.name)
         key = (
             name,
             f"{linear.outputs} × {linear.inputs}",
-            made.stored[linear.name],
+            plan.stored[linear.name],
             linear.skipped,
         )
         groups.setdefault(key, []).append(linear)

@@ -1,94 +1,92 @@
-"""Every decision taken before weights are read; whatever can fail, fails here."""
+"""Plans sparsify runs: all decisions and checks before weights are read.
 
-from collections.abc import Iterator, Mapping
+Everything that can fail because of the config, the model or the machine fails here.
+"""
+
+from collections.abc import Iterator
 from dataclasses import replace
 from fnmatch import fnmatch
 from functools import reduce
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from transformers import PreTrainedModel
 
 from prunekit.allocations.uniform import Uniform
-from prunekit.architectures import Architecture, find
-from prunekit.checkpoint.hub import find as find_checkpoint
+from prunekit.architectures import Architecture, find_architecture
+from prunekit.checkpoint.hub import checkpoint_folder
 from prunekit.checkpoint.reader import Checkpoint, open_checkpoint
 from prunekit.config.prune_table import Prune
 from prunekit.config.run_config import Config
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import CapacityError, ConfigError
 from prunekit.formatting import size
-from prunekit.models.devices import compute_dtype, device_of, stored_dtype
-from prunekit.models.empty_model import empty_model, has_weights, longest, outline
-from prunekit.models.layout import Block, Linear, Selection, layout, runners
-from prunekit.models.memory import neighbours
+from prunekit.models.devices import compute_dtype, resolve_device, stored_dtype
+from prunekit.models.empty_model import checkpoint_from_config, empty_model, has_weights, max_tokens
+from prunekit.models.layout import Block, Linear, LinearSelection, list_blocks, stack_runners
+from prunekit.models.memory import local_processes
+from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.vocabulary import load_tokenizer
 from prunekit.models.weight_names import stored_names
 from prunekit.patterns.base import Grouped
-from prunekit.runs.checks import capped, check_disk, check_judged, check_writes, writer_memory
-from prunekit.runs.sparsify.plan import Plan, Preflight, _asked, _available
-from prunekit.sparsify.memory_estimate import memory
+from prunekit.runs.checks import (
+    cap_lengths,
+    check_disk,
+    check_generates_text,
+    check_perplexity,
+    generation_memory,
+)
+from prunekit.runs.sparsify.plan import Plan, Preflight, available_memory, requested_placement
+from prunekit.sparsify.memory_estimate import Memory, estimate_memory
 from prunekit.sparsify.permute_channels import check_permutable
-from prunekit.sparsify.permute_residual import check_moves, residual_axes
+from prunekit.sparsify.permute_residual import Axes, check_moves, residual_axes
 from prunekit.sparsify.recipe import Recipe
-from prunekit.sparsify.work_estimate import CostInputs, traffic, work
+from prunekit.sparsify.work_estimate import CostInputs, estimate_traffic, estimate_work
+
+
+class _Source(NamedTuple):
+    """The model to prune, from ``config.json`` and safetensors headers."""
+
+    checkpoint: Checkpoint
+    model: PreTrainedModel
+    architecture: Architecture
+    stacks: list[StackRunner]
+    blocks: list[Block]
+    config_only: bool
 
 
 def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = None) -> Plan:
-    """Decide everything that can be decided from ``config.json`` and safetensors headers.
+    """Plan a run from ``config.json`` and safetensors headers alone.
 
     Args:
-        config: What the user wrote.
-        ranks: The processes that will share the run, from :func:`prunekit.join`.
-        preflight: For a plan that is only to be looked at.
+        config: The user's config.
+        ranks: Processes that will share the run, from :func:`prunekit.join`.
+        preflight: Memory of another machine, for a plan that is only shown.
 
     Raises:
-        PrunekitError: Something cannot work; nothing was written and no weight read.
+        PrunekitError: The run cannot work; nothing was written and no weight read.
     """
-    folder = find_checkpoint(config.model.path, config.model.revision)
-    outlined = preflight is not None and not has_weights(folder)
-    checkpoint = outline(folder) if outlined else open_checkpoint(folder)
-    model = empty_model(checkpoint)
-    architecture = find(model)
-    stacks = runners(model, architecture)
-    check_judged(config, model, stacks)
-    check_writes(config, model, stacks)
-    prune = config.prune
-    blocks = layout(stacks, Selection(prune.pattern, prune.skip, prune.on_indivisible))
-    _check_skips(config, model, blocks)
-    elsewhere = preflight is not None and preflight.device_memory is not None
-    device = torch.device("cuda") if elsewhere else device_of(config.model.device)
-    device = device if preflight else ranks.place(device)
-    asked = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
-    lengths, notes = capped(config, longest(model))
-    recipe = Recipe.of(prune, calibrated=config.calibration is not None)
+    source = _open(config, preflight)
+    blocks = source.blocks
+    lengths, notes = cap_lengths(config, max_tokens(source.model))
+    recipe = Recipe.of(config.prune, calibrated=config.calibration is not None)
     recipe.check(blocks)
-    if recipe.permute:
-        check_permutable(model, stacks)
-    names, axes = stored_names(model, checkpoint), {}
-    if recipe.permute == "residual":
-        axes = residual_axes(model)
-        check_moves(model, checkpoint, names)
-    stored = _stored(names, checkpoint, blocks, asked)
-    dtype = compute_dtype(_widest(asked or stored_dtype(checkpoint), blocks, stored), device)
-    # CPUs of ranks may differ; in the wider type all can run.
-    dtype = reduce(torch.promote_types, ranks.all_gather_object(dtype))
-    share = _share(config, ranks), lengths[0]
-    given = CostInputs(device, dtype, stored, share, ranks)
-    needs = replace(
-        memory(model, stacks, blocks, recipe, given),
-        writer=writer_memory(
-            config, model, stacks, lengths[0], compute_dtype(stored_dtype(checkpoint), device)
-        ),
-    ).placed(_asked(config), *_available(device, preflight))
+    axes = _residual_axes(source, recipe)
+    device = _device(config, ranks, preflight)
+    stored, widest = _dtypes(config, source)
+    # CPUs of ranks may differ; all of them can run the wider dtype.
+    dtypes = ranks.all_gather_object(compute_dtype(widest, device))
+    dtype = reduce(torch.promote_types, dtypes)
+    samples = _samples_per_rank(config, ranks), lengths[0]
+    inputs = CostInputs(device, dtype, stored, samples, ranks)
     made = Plan(
         config=config,
-        checkpoint=checkpoint,
-        model=model,
-        architecture=architecture,
-        # Nothing is tokenised for a plan that is only looked at.
-        tokenizer=cast("Any", None) if outlined else load_tokenizer(checkpoint),
-        stacks=stacks,
+        checkpoint=source.checkpoint,
+        model=source.model,
+        architecture=source.architecture,
+        # Nothing is tokenized for a plan that is only shown.
+        tokenizer=cast("Any", None) if source.config_only else load_tokenizer(source.checkpoint),
+        stacks=source.stacks,
         blocks=blocks,
         recipe=recipe,
         device=device,
@@ -96,10 +94,10 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
         stored=stored,
         axes=axes,
         lengths=lengths,
-        memory=needs,
-        work=work(blocks, recipe, given),
-        traffic=traffic(blocks, recipe, given),
-        notes=(*notes, *_promises(recipe), *_remarks(architecture, model, blocks)),
+        memory=_memory(config, source, recipe, inputs, preflight),
+        work=estimate_work(blocks, recipe, inputs),
+        traffic=estimate_traffic(blocks, recipe, inputs),
+        notes=(*notes, *_order_notes(recipe), *_layer_notes(source)),
         ranks=ranks,
         preflight=preflight,
     )
@@ -108,7 +106,42 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
     return made
 
 
+def _open(config: Config, preflight: Preflight | None) -> _Source:
+    """Return the model on the meta device, checked against the config."""
+    folder = checkpoint_folder(config.model.path, config.model.revision)
+    config_only = preflight is not None and not has_weights(folder)
+    checkpoint = checkpoint_from_config(folder) if config_only else open_checkpoint(folder)
+    model = empty_model(checkpoint)
+    architecture = find_architecture(model)
+    stacks = stack_runners(model, architecture)
+    check_perplexity(config, model, stacks)
+    check_generates_text(config, model, stacks)
+    prune = config.prune
+    blocks = list_blocks(stacks, LinearSelection(prune.pattern, prune.skip, prune.on_indivisible))
+    _check_skips(config, model, blocks)
+    return _Source(checkpoint, model, architecture, stacks, blocks, config_only)
+
+
+def _memory(
+    config: Config,
+    source: _Source,
+    recipe: Recipe,
+    inputs: CostInputs,
+    preflight: Preflight | None,
+) -> Memory:
+    """Return the peak memory of the busiest rank, with hidden states placed."""
+    dtype = compute_dtype(stored_dtype(source.checkpoint), inputs.device)
+    length = inputs.samples[1]
+    needs = replace(
+        estimate_memory(source.model, source.stacks, source.blocks, recipe, inputs),
+        writer=generation_memory(config, source.model, source.stacks, length, dtype),
+    )
+    available = available_memory(inputs.device, preflight)
+    return needs.placed(requested_placement(config), *available)
+
+
 def _check_format(made: Plan) -> None:
+    """Refuse to store fused experts compressed, which transformers cannot open."""
     expert = next((linear.name for linear in made.linears if linear.expert), None)
     if expert and made.config.output.format != "dense":
         raise ConfigError(
@@ -116,8 +149,41 @@ def _check_format(made: Plan) -> None:
         )
 
 
-def _share(config: Config, ranks: Ranks) -> int:
-    """Return how many calibration samples the busiest rank has."""
+def _device(config: Config, ranks: Ranks, preflight: Preflight | None) -> torch.device:
+    """Return the device for blocks, here or on the planned machine."""
+    if preflight and preflight.device_memory is not None:
+        return torch.device("cuda")
+    device = resolve_device(config.model.device)
+    return device if preflight else ranks.local_device(device)
+
+
+def _residual_axes(source: _Source, recipe: Recipe) -> Axes:
+    """Return the axes of a permuted residual stream; empty for another recipe."""
+    if recipe.permute:
+        check_permutable(source.model, source.stacks)
+    if recipe.permute != "residual":
+        return {}
+    axes = residual_axes(source.model)
+    check_moves(source.model, source.checkpoint, stored_names(source.model, source.checkpoint))
+    return axes
+
+
+def _dtypes(config: Config, source: _Source) -> tuple[dict[str, torch.dtype], torch.dtype]:
+    """Return each linear's stored dtype, and one that rounds no pruned weight."""
+    checkpoint, blocks = source.checkpoint, source.blocks
+    names = stored_names(source.model, checkpoint)
+    dtype = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
+    stored = {
+        linear.name: dtype or checkpoint.entries[names[f"{linear.name}.weight"]].dtype
+        for block in blocks
+        for linear in block.linears
+    }
+    pruned = (stored[linear.name] for block in blocks for linear in block.pruned)
+    return stored, reduce(torch.promote_types, pruned, dtype or stored_dtype(checkpoint))
+
+
+def _samples_per_rank(config: Config, ranks: Ranks) -> int:
+    """Return the number of calibration samples of the busiest rank."""
     samples = config.calibration.samples if config.calibration else 1
     if config.calibration and samples < ranks.size:
         raise ConfigError(
@@ -127,8 +193,8 @@ def _share(config: Config, ranks: Ranks) -> int:
     return -(-samples // ranks.size)
 
 
-def _promises(recipe: Recipe) -> Iterator[str]:
-    """Say what users of the checkpoint should know."""
+def _order_notes(recipe: Recipe) -> Iterator[str]:
+    """Yield notes for users of the checkpoint: permuted weights, an adapter."""
     if recipe.permute:
         stream = ", and the coordinates of the residual stream" * (recipe.permute == "residual")
         yield (
@@ -142,46 +208,29 @@ def _promises(recipe: Recipe) -> Iterator[str]:
         )
 
 
-def _remarks(architecture: Architecture, model: PreTrainedModel, blocks: list[Block]) -> list[str]:
+def _layer_notes(source: _Source) -> list[str]:
+    """Return notes about probing and about linears that are not pruned."""
     notes = [
         f"{linear.name} stays dense: {linear.skipped}."
-        for block in blocks
+        for block in source.blocks
         for linear in block.linears
         if linear.skipped
     ]
-    if architecture.probed:
+    if source.architecture.probed:
         notes.insert(
             0,
-            f"Model type {model.config.model_type!r} is not declared; its blocks and stages were "
-            "found by probing: look at the list of layers.",
+            f"Model type {source.model.config.model_type!r} is not declared; its blocks and stages "
+            "were found by probing: look at the list of layers.",
         )
     return notes
 
 
-def _stored(
-    names: Mapping[str, str],
-    checkpoint: Checkpoint,
-    blocks: list[Block],
-    asked: torch.dtype | None,
-) -> dict[str, torch.dtype]:
-    return {
-        linear.name: asked or checkpoint.entries[names[f"{linear.name}.weight"]].dtype
-        for block in blocks
-        for linear in block.linears
-    }
-
-
-def _widest(dtype: torch.dtype, blocks: list[Block], stored: dict[str, torch.dtype]) -> torch.dtype:
-    """Return the type that holds ``dtype`` and each weight that is pruned, so none is rounded."""
-    pruned = (stored[linear.name] for block in blocks for linear in block.pruned)
-    return reduce(torch.promote_types, pruned, dtype)
-
-
 def _check_skips(config: Config, model: PreTrainedModel, blocks: list[Block]) -> None:
+    """Refuse a ``skip`` without a match, and a run that prunes nothing."""
     linears = [linear for block in blocks for linear in block.linears]
     if all(linear.skipped for linear in linears):
         raise ConfigError("prune: every linear of the model is skipped; nothing would be pruned.")
-    _check_takes(config.prune, [linear for linear in linears if not linear.skipped])
+    _check_prunes_some(config.prune, [linear for linear in linears if not linear.skipped])
     names = [name for name, _ in model.named_modules()]
     names += [linear.path for linear in linears]
     for skip in config.prune.skip:
@@ -192,8 +241,8 @@ def _check_skips(config: Config, model: PreTrainedModel, blocks: list[Block]) ->
             )
 
 
-def _check_takes(prune: Prune, pruned: list[Linear]) -> None:
-    """Refuse a sparsity that rounds to nothing in every layer."""
+def _check_prunes_some(prune: Prune, pruned: list[Linear]) -> None:
+    """Refuse a sparsity that rounds to zero pruned weights in every layer."""
     pattern, sparsity = prune.pattern, prune.sparsity
     if not (sparsity and isinstance(prune.allocation, Uniform) and isinstance(pattern, Grouped)):
         return
@@ -206,8 +255,9 @@ def _check_takes(prune: Prune, pruned: list[Linear]) -> None:
 
 
 def _check_capacity(made: Plan) -> None:
-    available, host = _available(made.device, made.preflight)
-    if made.memory.apart and made.memory.host > host:
+    """Refuse a run that needs more memory or disk than is free."""
+    available, host = available_memory(made.device, made.preflight)
+    if made.memory.separate_host and made.memory.host > host:
         raise CapacityError(
             f"memory: the run needs about {size(made.memory.host)} of main memory, {size(host)} "
             "are free"
@@ -224,5 +274,6 @@ def _check_capacity(made: Plan) -> None:
             + (", or set measure_error = false." if made.recipe.measure_error else ".")
         )
     if made.preflight and made.preflight.device_memory:
-        return  # its disk is not here
-    check_disk(made.config.output.path, made.checkpoint.nbytes + made.memory.disk * neighbours())
+        return  # the disk of the other machine is unknown
+    states = made.memory.disk * local_processes()
+    check_disk(made.config.output.path, made.checkpoint.nbytes + states)

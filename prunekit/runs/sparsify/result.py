@@ -1,41 +1,76 @@
-"""The report of a run as a dictionary: what ``report.json`` holds."""
+"""The report of a sparsify run: the content of ``report.json``."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from prunekit.checkpoint.formats import Stored
+from prunekit.checkpoint.formats import WeightLayout
+from prunekit.checkpoint.output import OutputFolder
 from prunekit.inference import speed_table
+from prunekit.runs.facts import in_report_order
 from prunekit.runs.sparsify.plan import Plan
 
 
-def model_facts(plan: Plan) -> dict[str, Any]:
-    """Return what the model is."""
+def report(
+    plan: Plan,
+    frame: Mapping[str, Any],
+    output: OutputFolder,
+    layers: Sequence[dict[str, Any]],
+    compressed: Mapping[str, WeightLayout],
+    counted: Mapping[str, int],
+) -> dict[str, Any]:
+    """Return the whole report of a run.
+
+    Args:
+        plan: The plan of the run.
+        frame: The keys that all reports share; see :func:`prunekit.runs.facts.report_frame`.
+        output: The written checkpoint and its journal.
+        layers: Report entry of each pruned linear.
+        compressed: Layout of each linear that is stored compressed, by name.
+        counted: ``zeros`` and ``violations``, counted in the written files.
+    """
+    calibration, needs = frame["calibration"], plan.memory
+    gathers = [kind.name for kind in plan.recipe.needs]
+    own = {
+        "model": model_facts(plan, frame["model"]),
+        "calibration": calibration and calibration | {"hidden": needs.where, "gathers": gathers},
+        "sparsity": sparsity_facts(plan, counted),
+        "storage": storage_facts(plan, output, compressed, unfit=len(layers) - len(compressed)),
+        "layers": list(layers),
+        "memory": frame["memory"]
+        | {
+            "block_bytes": needs.block,
+            "statistics_bytes": needs.statistics,
+            "hidden_bytes": needs.hidden,
+        },
+        "files": {
+            values["file"]: values["sha256"]
+            for values in output.journal.values()
+            if "sha256" in values
+        },
+    }
+    return in_report_order({**frame, **own})
+
+
+def model_facts(plan: Plan, shared: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``shared`` facts of the model with its dtypes and ``probed``."""
+    stored = sorted({str(dtype).removeprefix("torch.") for dtype in plan.stored.values()})
     return {
-        "path": plan.config.model.path,
-        "architecture": type(plan.model).__name__,
-        "model_type": plan.model.config.model_type,
-        "parameters": plan.parameters,
-        "prunable_parameters": sum(plan.sizes.values()),
-        "blocks": len(plan.blocks),
-        "dtype": "/".join(
-            sorted({str(kind).removeprefix("torch.") for kind in plan.stored.values()})
-        ),
+        **shared,
+        "dtype": "/".join(stored),
         "compute_dtype": str(plan.dtype).removeprefix("torch."),
         "probed": plan.architecture.probed,
     }
 
 
-def sparsity_facts(plan: Plan, counted: dict[str, int]) -> dict[str, Any]:
-    """Return what was asked for and what was counted in the written files."""
-    of = sum(plan.sizes.values())
+def sparsity_facts(plan: Plan, counted: Mapping[str, int]) -> dict[str, Any]:
+    """Return the requested sparsity and the one counted in the written files."""
     return {
         "target": plan.config.prune.sparsity,
-        "achieved": counted["zeros"] / of,
+        "achieved": counted["zeros"] / plan.prunable,
         "zeros": counted["zeros"],
-        "of": of,
+        "of": plan.prunable,
         "whole_model": counted["zeros"] / plan.parameters,
         "pattern": plan.recipe.pattern.name,
         "violations": counted["violations"],
@@ -43,20 +78,21 @@ def sparsity_facts(plan: Plan, counted: dict[str, int]) -> dict[str, Any]:
 
 
 def storage_facts(
-    plan: Plan, folder: Path, stored: Mapping[str, Stored], unfit: int
+    plan: Plan, output: OutputFolder, compressed: Mapping[str, WeightLayout], *, unfit: int
 ) -> dict[str, Any]:
-    """Return how the result is stored and what that does for its size and its speed.
+    """Return format and size of the written checkpoint, and its expected speed.
 
     Args:
-        plan: Of the run.
-        folder: Where the result is.
-        stored: What is compressed.
-        unfit: Pruned linears that the format does not fit, so that they are dense.
+        plan: The plan of the run.
+        output: The written checkpoint.
+        compressed: Layout of each linear that is stored compressed, by name.
+        unfit: Number of pruned linears that are stored dense, as the format does not fit them.
     """
     kind, before = plan.config.output.format, plan.checkpoint.entries.values()
+    files = output.folder.glob("*.safetensors")
     facts = {
         "format": kind,
-        "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        "bytes": sum(file.stat().st_size for file in files),
         "bytes_before": sum(file.stat().st_size for file in {entry.file for entry in before}),
     }
     if kind == "dense":
@@ -66,10 +102,13 @@ def storage_facts(
         return {**facts, "speed": speed}
     name = torch.cuda.get_device_name(plan.device) if plan.device.type == "cuda" else "CPU"
     dtype = str(plan.dtype).removeprefix("torch.")
-    layers = {speed_table.key(kind, dtype, said.outputs, said.inputs) for said in stored.values()}
+    layers = {
+        speed_table.layer_key(kind, dtype, each.outputs, each.inputs)
+        for each in compressed.values()
+    }
     return {
         **facts,
-        "compressed": len(stored),
+        "compressed": len(compressed),
         "dense": unfit,
         "speed": speed_table.describe(name, layers),
     }

@@ -1,7 +1,7 @@
-"""How long a run will take: its operations at the speed of a short measurement on the same device.
+"""Estimates the time of a run from a measurement on its device.
 
-Each kind of work is done once on matrices of the model's shapes, or of a part of them, and scaled
-by its operations. Reading and writing files is left out.
+Each kind of work is measured on matrices of the model's shapes, or of a part of them, and scaled by
+the number of operations. Reading and writing files is left out.
 
 Shapes: O output features, I input features, T tokens.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from prunekit.formatting import duration
 from prunekit.methods.layer import Layer
 from prunekit.methods.refine import refine
-from prunekit.models.devices import now
+from prunekit.models.devices import synchronized_seconds
 from prunekit.models.layout import Linear
 from prunekit.runs.sparsify.plan import Plan
 from prunekit.sparsify.error import relative_error
@@ -23,14 +23,14 @@ from prunekit.sparsify.work_estimate import row_flops
 from prunekit.statistics import CrossGram, StageStatistics
 
 WIDEST = 1024
-"""Inputs and outputs of what is measured, at most."""
+"""Maximum number of input and of output features of the measured layer."""
 TOKENS = 1024
 REPEATS = 3
 
 
 @dataclass(frozen=True)
 class TimeEstimate:
-    """Seconds that a run will take, by what they are spent on; those of the slowest rank."""
+    """Seconds of a run on its slowest rank, by kind of work."""
 
     forward: float
     gather: float
@@ -38,11 +38,11 @@ class TimeEstimate:
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """Seconds of the whole run, without files."""
         return self.forward + self.gather + self.solve
 
     def describe(self, blocks: int) -> str:
-        """Return the estimate in words."""
+        """Return the estimate in words, for a model of ``blocks`` blocks."""
         return (
             f"about {duration(self.total)}, {duration(self.total / blocks)} a block, files apart: "
             f"forward {duration(self.forward)}, gathering {duration(self.gather)}, "
@@ -51,10 +51,10 @@ class TimeEstimate:
 
 
 def estimate_time(plan: Plan) -> TimeEstimate:
-    """Measure for a second or so, and return what a run of this plan will take here."""
+    """Measure for about a second; return the time of the whole run."""
     widest = max(plan.linears, key=lambda linear: linear.size)
     generator = torch.Generator().manual_seed(0)
-    outputs, inputs = min(widest.outputs, WIDEST), _whole(widest)
+    outputs, inputs = min(widest.outputs, WIDEST), _measured_inputs(widest)
     x = torch.randn(TOKENS, inputs, generator=generator).to(plan.device, plan.dtype)
     weight = torch.randn(outputs, inputs, generator=generator).to(plan.device, plan.dtype)
     work = plan.work
@@ -73,8 +73,11 @@ def estimate_time(plan: Plan) -> TimeEstimate:
     )
 
 
-def _whole(linear: Linear) -> int:
-    """Return a part of the inputs, of which every pattern divides as many as it did."""
+def _measured_inputs(linear: Linear) -> int:
+    """Return the input features, halved while above ``WIDEST`` and divisible by 128.
+
+    Every pattern divides the result as it divides the original.
+    """
     inputs = linear.inputs
     while inputs > WIDEST and inputs % 2 == 0 and (inputs // 2) % 64 == 0:
         inputs //= 2
@@ -99,22 +102,22 @@ def _solve(plan: Plan, weight: Tensor, stats: StageStatistics) -> float:
     recipe, sparsity = plan.recipe, plan.config.prune.sparsity
 
     def solve() -> None:
-        again = StageStatistics(list(stats))  # so that nothing is remembered of the last time
-        layer = Layer("measured", weight, again, recipe.pattern.at(sparsity), sparsity)
+        fresh = StageStatistics(list(stats))  # without factors cached by an earlier repeat
+        layer = Layer("measured", weight, fresh, recipe.pattern.at(sparsity), sparsity)
         pruned = recipe.method.prune(layer)
         if recipe.refine:
             pruned = refine(layer, pruned)
-        relative_error(weight, pruned.weight, again)
+        relative_error(weight, pruned.weight, fresh)
 
     return _seconds(solve, plan.device)
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Return the least seconds of a few calls, after one to warm up."""
+    """Return the shortest time of ``REPEATS`` calls, after one to warm up."""
     call()
     least = float("inf")
     for _ in range(REPEATS):
-        began = now(device)
+        began = synchronized_seconds(device)
         call()
-        least = min(least, now(device) - began)
+        least = min(least, synchronized_seconds(device) - began)
     return least

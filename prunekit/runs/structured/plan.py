@@ -1,97 +1,68 @@
-"""TODO-DOC prunekit/runs/structured/plan.py (out of prunekit/shrink_planning.py)."""
+"""Plan of a run that removes whole units: heads, neurons, coordinates, blocks."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunekit.checkpoint.reader import Checkpoint
 from prunekit.config.run_config import StructuredConfig
-from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.formatting import count, percent, size
-from prunekit.models.sequential.block_runner import StackRunner
+from prunekit.models.orientation import weight_matrix
 from prunekit.models.sequential.pipeline import BATCH_TOKENS
 from prunekit.models.units.base import UnitGroup
-from prunekit.models.units.heads_neurons import Site, matrix
+from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.models.units.kinds import Kind
+from prunekit.runs.plan_base import PlanBase
 
 
-@dataclass(frozen=True)
-class StructuredPlan:
-    """What a run will take out; made by :func:`plan`.
+@dataclass(frozen=True, kw_only=True)
+class StructuredPlan(PlanBase):
+    """Plan of a run that removes units; made by :func:`plan`.
 
     Attributes:
-        config: What the user wrote.
-        checkpoint: The model's files.
-        model: The model without weights.
-        tokenizer: The tokenizer beside the checkpoint.
-        stacks: Runners of its stacks.
-        places: Where its units are, of each kind that goes.
-        device: Where the model runs.
-        dtype: The type in which it runs.
+        config: The user's config.
+        places: Groups of units of each kind that is removed.
         stored: Name of each parameter → its name in the checkpoint.
-        lengths: Tokens of a calibration sample and of an evaluation window, after the cap.
-        notes: What the user should know.
-        ranks: The processes that share the run.
     """
 
     config: StructuredConfig
-    checkpoint: Checkpoint
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    stacks: list[StackRunner]
-    places: dict[Kind, Sequence[UnitGroup]]
-    device: torch.device
-    dtype: torch.dtype
+    groups: dict[Kind, Sequence[UnitGroup]]
     stored: dict[str, str]
-    lengths: tuple[int, int]
-    notes: tuple[str, ...]
-    ranks: Ranks = SINGLE
-
-    @property
-    def parameters(self) -> int:
-        """Parameters of the model; tied ones count once."""
-        return sum(
-            math.prod(self.checkpoint.entries[name].shape) for name in set(self.stored.values())
-        )
 
     @property
     def prunable(self) -> int:
-        """Parameters that hold something of a unit of the kinds that go."""
-        return held(place for found in self.places.values() for place in found)
+        """Total size of the parameters that hold units of the removed kinds."""
+        return owned_parameters(group for groups in self.groups.values() for group in groups)
 
     @cached_property
     def memory(self) -> dict[str, int]:
-        """Peak bytes by what they are for: the whole model is in memory while it is ranked."""
-        asks = self.config.train is not None or self.config.prune.truth
-        asks |= any(part.needs_loss for part in self.config.prune.method.parts)
+        """Estimated peak bytes by use; ranking needs the whole model in memory."""
+        needs_loss = self.config.train is not None or self.config.prune.truth
+        needs_loss |= any(part.needs_loss for part in self.config.prune.method.components)
         model = self.parameters * self.dtype.itemsize
         widths = [self.stacks[0].features] + [
-            matrix(place.reader.linear).shape[1]
-            for found in self.places.values()
-            for place in found
-            if isinstance(place, Site)
+            weight_matrix(group.reader.linear).shape[1]
+            for groups in self.groups.values()
+            for group in groups
+            if isinstance(group, LinearUnitGroup)
         ]
         config = self.config.calibration
         tokens = min(BATCH_TOKENS["cpu"], config.samples * self.lengths[0]) if config else 0
-        words = getattr(self.model.config, "vocab_size", 0)
-        # For the gradient every block's activations are held, and the logits thrice.
-        kept = len(self.stacks[0].blocks) * 12 if asks else 8
-        activations = 4 * tokens * (kept * max(widths) + 3 * asks * words)
+        vocabulary = getattr(self.model.config, "vocab_size", 0)
+        # A gradient needs the activations of every block, and the logits three times.
+        vectors = len(self.stacks[0].blocks) * 12 if needs_loss else 8
+        activations = 4 * tokens * (vectors * max(widths) + 3 * needs_loss * vocabulary)
         parts = {
             "model": model,
-            # Of a ranker that asks for the loss also of what linears give.
+            # A ranker that needs the loss also gathers statistics of outputs of linears.
             "statistics": 4 * sum(width**2 for width in widths)
-            + 8 * asks * len(widths) * widths[0] ** 2
+            + 8 * needs_loss * len(widths) * widths[0] ** 2
             + 3 * 8 * max(widths) ** 2,
             "activations": activations,
         }
-        if self.config.train:  # in float32: weights, gradients, two moments, the best so far
+        if self.config.train:  # float32: weights, gradients, two moments, best checkpoint so far
             parts["training"] = 5 * 4 * self.parameters - model
         return parts
 
@@ -100,58 +71,63 @@ class StructuredPlan:
         return _describe(self)
 
 
-def held(found: Iterable[UnitGroup]) -> int:
-    """Return how many parameters hold something of the units of these places."""
-    shares = [share for place in found for share in place.shares]
+def owned_parameters(groups: Iterable[UnitGroup]) -> int:
+    """Return the total size of the parameters that hold these units."""
+    shares = [share for group in groups for share in group.parameter_axes]
     return sum({id(share.parameter): share.parameter.numel() for share in shares}.values())
 
 
-def _describe(made: StructuredPlan) -> RenderableType:
-    config, prune = made.config, made.config.prune
+def _describe(plan: StructuredPlan) -> RenderableType:
     facts = Table.grid(padding=(0, 2))
-    asked = (
+    for key, value in _facts(plan).items():
+        facts.add_row(f"[bold]{key}", value)
+    table = Table("units", "layers", "in a layer", "parameters of one", "of the model")
+    for kind, groups in plan.groups.items():
+        table.add_row(
+            kind,
+            str(len(groups)),
+            ", ".join(map(str, sorted({group.units for group in groups}))),
+            ", ".join(map(count, sorted({group.parameters_per_unit for group in groups}))),
+            percent(owned_parameters(groups) / plan.parameters),
+        )
+    return Group(facts, "", table, *[f"[yellow]note[/] {note}" for note in plan.notes])
+
+
+def _facts(plan: StructuredPlan) -> dict[str, str]:
+    """Return the rows of the printed plan, by their heads."""
+    config, prune = plan.config, plan.config.prune
+    goal = (
         f"{percent(prune.sparsity)} of {' and '.join(prune.pattern)}"
         if prune.sparsity is not None
         else f"{' and '.join(prune.pattern)}, {percent(prune.parameters)} of the parameters stay"
     )
-    ranked = f"by {prune.method.name}, compared {'in each layer' * (prune.scope == 'layer')}"
+    ranking = f"by {prune.method.name}, compared {'in each layer' * (prune.scope == 'layer')}"
     if prune.scope == "global":
-        ranked += "across layers"
+        ranking += "across layers"
     rows = {
-        "model": f"{config.model.path}  ({type(made.model).__name__}, "
-        f"{count(made.parameters)} parameters, {sum(len(s.blocks) for s in made.stacks)} blocks)",
-        "prune": f"{asked}, {ranked}, steps "
+        "model": f"{config.model.path}  ({type(plan.model).__name__}, "
+        f"{count(plan.parameters)} parameters, {plan.block_count} blocks)",
+        "prune": f"{goal}, {ranking}, steps "
         f"{prune.steps}, compensate {prune.compensate}, uniform {str(prune.uniform).lower()}, "
         f"rounded up to {prune.round_to}",
-        "runs": f"on {made.device} in {str(made.dtype).removeprefix('torch.')}",
-        "output": f"{config.output.path}  (at most {size(made.checkpoint.nbytes)})",
+        "runs": f"on {plan.device} in {str(plan.dtype).removeprefix('torch.')}",
+        "output": f"{config.output.path}  (at most {size(plan.checkpoint.nbytes)})",
         "memory": "about "
-        + ", ".join(f"{name} {size(value)}" for name, value in made.memory.items()),
+        + ", ".join(f"{name} {size(value)}" for name, value in plan.memory.items()),
     }
-    if made.ranks.is_distributed:
-        rows["ranks"] = f"{made.ranks.size}: samples are shared; each has the whole model"
+    if plan.ranks.is_distributed:
+        rows["ranks"] = f"{plan.ranks.size}: samples are shared; each has the whole model"
     if config.calibration:
         rows["calibration"] = (
-            f"{config.calibration.samples} samples of {made.lengths[0]} tokens, seed "
+            f"{config.calibration.samples} samples of {plan.lengths[0]} tokens, seed "
             f"{config.calibration.seed}"
         )
     if prune.truth:
-        units = sum(place.units for found in made.places.values() for place in found)
+        units = sum(group.units for groups in plan.groups.values() for group in groups)
         rows["truth"] = f"{units} runs more of the model, one for each unit"
     if config.train:
         rows["train"] = (
             f"{config.train.steps} steps of {config.train.batch} samples at most, held out "
             f"{config.train.held_out} samples"
         )
-    for key, value in rows.items():
-        facts.add_row(f"[bold]{key}", value)
-    table = Table("units", "layers", "in a layer", "parameters of one", "of the model")
-    for kind, found in made.places.items():
-        table.add_row(
-            kind,
-            str(len(found)),
-            ", ".join(map(str, sorted({place.units for place in found}))),
-            ", ".join(map(count, sorted({place.parameters for place in found}))),
-            percent(held(found) / made.parameters),
-        )
-    return Group(facts, "", table, *[f"[yellow]note[/] {note}" for note in made.notes])
+    return rows

@@ -1,4 +1,4 @@
-"""What a run that takes units out will do, decided before weights are read."""
+"""Plans structured runs: all decisions and checks before weights are loaded."""
 
 from collections.abc import Container, Sequence
 from dataclasses import replace
@@ -6,149 +6,166 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel
 
-from prunekit.architectures import find
-from prunekit.checkpoint.hub import find as find_checkpoint
+from prunekit.architectures import find_architecture
+from prunekit.checkpoint.compressed import KEPT_UNITS_KEY
+from prunekit.checkpoint.hub import checkpoint_folder
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.config.run_config import StructuredConfig
-from prunekit.config.structured_table import Shrink
+from prunekit.config.structured_table import StructuredPrune
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import CapacityError, ConfigError, ShapeError
 from prunekit.formatting import size
-from prunekit.models.devices import device_of, measuring_dtype, stored_dtype
-from prunekit.models.empty_model import empty_model, longest
-from prunekit.models.layout import runners
-from prunekit.models.memory import free
+from prunekit.models.devices import loss_dtype, resolve_device, stored_dtype
+from prunekit.models.empty_model import empty_model, max_tokens
+from prunekit.models.layout import stack_runners
+from prunekit.models.memory import free_bytes
 from prunekit.models.units.base import UnitGroup
-from prunekit.models.units.find import places
-from prunekit.models.units.heads_neurons import Site
+from prunekit.models.units.find import unit_groups
+from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.models.units.kinds import WHOLE, Kind
-from prunekit.models.units.removal import RECORD, refuse_unequal
 from prunekit.models.units.stock_config import expressible_in_config, stock_entries
 from prunekit.models.vocabulary import load_tokenizer
-from prunekit.models.weight_names import stored_names, unread
-from prunekit.runs.checks import capped, check_disk, check_judged, check_writes
+from prunekit.models.weight_names import stored_names, unused_tensors
+from prunekit.runs.checks import cap_lengths, check_disk, check_generates_text, check_perplexity
 from prunekit.runs.structured.plan import StructuredPlan
-from prunekit.structured.parameter_budget import Terms, choose_within
-from prunekit.structured.selection import choose
+from prunekit.structured.parameter_budget import BudgetConstraints, select_within_budget
+from prunekit.structured.selection import select_units
 
 
 def plan(config: StructuredConfig, ranks: Ranks = SINGLE) -> StructuredPlan:
-    """Decide everything that can be decided from ``config.json`` and safetensors headers.
+    """Plan a run from ``config.json`` and safetensors headers alone.
 
-    ``ranks`` share the calibration and evaluation text; each has the whole model.
+    Args:
+        config: The user's config.
+        ranks: Processes that share calibration and evaluation text; each has the whole model.
 
     Raises:
-        PrunekitError: Something cannot work; nothing was written and no weight read.
+        PrunekitError: The run cannot work; nothing was written and no weight read.
     """
-    checkpoint = open_checkpoint(find_checkpoint(config.model.path, config.model.revision))
+    checkpoint = open_checkpoint(checkpoint_folder(config.model.path, config.model.revision))
     model = empty_model(checkpoint)
-    stacks = runners(model, find(model))
-    check_judged(config, model, stacks)
-    check_writes(config, model, stacks)
+    stacks = stack_runners(model, find_architecture(model))
+    check_perplexity(config, model, stacks)
+    check_generates_text(config, model, stacks)
     _check_loss(config, model)
-    device = ranks.place(device_of(config.model.device))
-    asked = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
-    lengths, notes = capped(config, longest(model))
+    device = ranks.local_device(resolve_device(config.model.device))
+    dtype = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
+    lengths, notes = cap_lengths(config, max_tokens(model))
     made = StructuredPlan(
         config=config,
         checkpoint=checkpoint,
         model=model,
         tokenizer=load_tokenizer(checkpoint),
         stacks=stacks,
-        places={kind: places(model, kind) for kind in config.prune.pattern},
+        groups={kind: unit_groups(model, kind) for kind in config.prune.pattern},
         device=device,
-        dtype=measuring_dtype(asked or stored_dtype(checkpoint), device),
+        dtype=loss_dtype(dtype or stored_dtype(checkpoint), device),
         stored=stored_names(model, checkpoint),
         lengths=lengths,
         notes=tuple(notes),
         ranks=ranks,
     )
     made = replace(made, notes=(*notes, *_remarks(made)))
-    for found in made.places.values():
-        _check_shape(made, found)
+    for groups in made.groups.values():
+        _check_counts(made, groups)
     _check_bias(made)
     _check_budget(made)
-    _check_unread(made)
+    _check_unused(made)
     _check_capacity(made)
     return made
 
 
 def _check_loss(config: StructuredConfig, model: PreTrainedModel) -> None:
+    """Refuse to measure a loss where the text holds no labels.
+
+    Raises:
+        ConfigError: The ranker, prune.truth or [train] needs a loss, and the model has no
+            language modeling head.
+    """
     ranker, kind = config.prune.method, type(model).__name__
     if kind.endswith(("ForCausalLM", "LMHeadModel")):
         return
-    unsaid = f"asks how well the model predicts, and for {kind} a text does not say what is right"
-    for part in ranker.parts:
+    undefined = (
+        f"asks how well the model predicts, and for {kind} a text does not say what is right"
+    )
+    for part in ranker.components:
         if part.needs_loss:
             raise ConfigError(
-                f"prune.method: {part.name} {unsaid}. Choose a ranker that only looks at what "
+                f"prune.method: {part.name} {undefined}. Choose a ranker that only looks at what "
                 "units give, such as obs or output-norm, or rank labelled data in Python: "
                 "prunekit.heads(model)."
             )
     if config.prune.truth:
-        raise ConfigError(f"prune.truth: it {unsaid}. Leave the key out.")
+        raise ConfigError(f"prune.truth: it {undefined}. Leave the key out.")
     if config.train:
         raise ConfigError(
-            f"train: it {unsaid}. Leave the table out, and train in Python on labelled data: "
+            f"train: it {undefined}. Leave the table out, and train in Python on labelled data: "
             "prunekit.training.recover.recover."
         )
 
 
 def _check_bias(made: StructuredPlan) -> None:
-    """Refuse to put the mean of what goes into a bias that is not there and no config could say."""
+    """Refuse compensation by biases that the model does not have."""
     if made.config.prune.compensate != "bias":
         return
-    for site in (place for found in made.places.values() for place in found):
-        if isinstance(site, Site) and site.reader.linear.bias is None:
+    for group in (group for groups in made.groups.values() for group in groups):
+        if isinstance(group, LinearUnitGroup) and group.reader.linear.bias is None:
             raise ConfigError(
-                f'prune.compensate: "bias" needs one in {site.name}, and '
+                f'prune.compensate: "bias" needs one in {group.name}, and '
                 f"{type(made.model).__name__} with this config.json has none there that its files "
                 'could hold. Choose "refit".'
             )
 
 
-def _check_shape(made: StructuredPlan, found: Sequence[UnitGroup]) -> None:
-    """Refuse a number of units that cannot go, or cannot be said afterwards."""
-    prune = made.config.prune
-    multiples = {place.name: place.multiple(prune.round_to) for place in found}
-    if all(multiples[place.name] >= place.units for place in found) and prune.round_to > 1:
+def _check_counts(made: StructuredPlan, groups: Sequence[UnitGroup]) -> None:
+    """Refuse numbers of units that cannot be removed or recorded in ``config.json``."""
+    prune, kind = made.config.prune, groups[0].kind
+    multiples = {group.name: group.unit_multiple(prune.round_to) for group in groups}
+    if all(multiples[group.name] >= group.units for group in groups) and prune.round_to > 1:
         raise ConfigError(
-            f"prune.round_to: {found[0].kind} stay in multiples of {min(multiples.values())}, by "
+            f"prune.round_to: {kind} stay in multiples of {min(multiples.values())}, by "
             f"what is asked for and what transformers can divide, and no layer has more than "
-            f"{max(place.units for place in found)}, so that none could go."
+            f"{max(group.units for group in groups)}, so that none could go."
         )
     if prune.sparsity is None:
-        return None
-    keep = {place.name: torch.ones(place.units, dtype=torch.bool) for place in found}
-    nothing = {place.name: torch.zeros(place.units) for place in found}
-    gone = choose(
-        nothing,
-        keep,
+        return
+    removed = select_units(
+        {group.name: torch.zeros(group.units) for group in groups},
+        {group.name: torch.ones(group.units, dtype=torch.bool) for group in groups},
         prune.sparsity,
         scope=prune.scope,
         least=prune.least,
         multiples=multiples,
     )
-    if prune.scope == "layer" or len(found) == 1:
-        check_some_go(prune, found[0].kind, sum(place.units for place in found), len(gone))
-    if not prune.uniform and found[0].kind not in WHOLE:
-        return refuse_unequal([place for place in found if isinstance(place, Site)])
-    left = {place.name: place.units for place in found}
-    for unit in gone:
-        left[found[unit.layer].name] -= 1
+    if prune.scope == "layer" or len(groups) == 1:
+        check_some_removed(prune, kind, sum(group.units for group in groups), len(removed))
+    if not prune.uniform and kind not in WHOLE:
+        for group in groups:
+            group.check_unequal()
+        return
+    left = {group.name: group.units for group in groups}
+    for unit in removed:
+        left[groups[unit.layer].name] -= 1
     kept = {name: range(units) for name, units in left.items()}
     _check_recorded(made, kept)
-    stock_entries(made.model, found, kept)
-    return None
+    stock_entries(made.model, groups, kept)
 
 
-def check_some_go(prune: Shrink, kind: Kind, units: int, gone: int) -> None:
-    """Refuse a run that would leave everything as it was, since numbers are rounded up.
+def check_some_removed(prune: StructuredPrune, kind: Kind, units: int, removed: int) -> None:
+    """Refuse a run that removes nothing because of rounding.
+
+    The number of kept units is rounded up.
+
+    Args:
+        prune: The [prune] table.
+        kind: Kind of units.
+        units: Units of that kind in the model.
+        removed: Units of that kind that the run removes.
 
     Raises:
-        ConfigError: None of so many units of a kind go, though some were asked for.
+        ConfigError: No unit is removed, though the requested sparsity is at least half a unit.
     """
-    if not gone and prune.sparsity is not None and int(prune.sparsity * units + 0.5):
+    if not removed and prune.sparsity is not None and int(prune.sparsity * units + 0.5):
         raise ConfigError(
             f"prune.sparsity: of {units} {kind} none would go, as numbers that stay are rounded "
             "up to what round_to and transformers ask for. Ask for more to go."
@@ -156,54 +173,59 @@ def check_some_go(prune: Shrink, kind: Kind, units: int, gone: int) -> None:
 
 
 def _check_recorded(made: StructuredPlan, kept: Container[str]) -> None:
-    others = [name for name in getattr(made.model.config, RECORD, {}) if name not in kept]
-    if others and made.config.prune.uniform:
+    """Refuse a uniform run on a model with unequal layers."""
+    recorded = getattr(made.model.config, KEPT_UNITS_KEY, {})
+    unequal = [name for name in recorded if name not in kept]
+    if unequal and made.config.prune.uniform:
         raise ConfigError(
             f"prune.uniform: {made.config.model.path} was left with unequal layers by an earlier "
-            f"run ({len(others)} of them stay so), which no stock config.json can say."
+            f"run ({len(unequal)} of them stay so), which no stock config.json can say."
         )
 
 
-def terms(made: StructuredPlan, model: PreTrainedModel, parameters: float) -> Terms:
-    """Return what a budget of so large a part of the parameters asks for.
+def budget_constraints(
+    made: StructuredPlan, model: PreTrainedModel, fraction: float
+) -> BudgetConstraints:
+    """Return the constraints of keeping a fraction of the parameters.
 
     Args:
         made: The plan.
-        model: Whose units go, with or without weights.
-        parameters: The part of all parameters that may stay.
+        model: The model whose units are removed, with or without weights.
+        fraction: Fraction of all parameters that may be kept.
     """
     prune = made.config.prune
-    every = [place for kind in made.places for place in places(model, kind)]
-    return Terms(
-        parameters=int(parameters * made.parameters),
+    groups = [group for kind in made.groups for group in unit_groups(model, kind)]
+    return BudgetConstraints(
+        parameters=int(fraction * made.parameters),
         scope=prune.scope,
         least=prune.least,
-        multiples={place.name: place.multiple(prune.round_to) for place in every},
+        multiples={group.name: group.unit_multiple(prune.round_to) for group in groups},
         allowed=expressible_in_config(
-            model, [place for place in every if prune.uniform or place.kind in WHOLE]
+            model, [group for group in groups if prune.uniform or group.kind in WHOLE]
         ),
     )
 
 
 def _check_budget(made: StructuredPlan) -> None:
-    """Refuse a budget that cannot be met."""
+    """Refuse a parameter budget that cannot be met."""
     prune = made.config.prune
     if prune.parameters is None:
         return
-    every = [place for found in made.places.values() for place in found]
+    every = [group for groups in made.groups.values() for group in groups]
     if not prune.uniform:
-        refuse_unequal([place for place in every if isinstance(place, Site)])
-    _check_recorded(made, [place.name for place in every])
-    keep = {place.name: torch.ones(place.units, dtype=torch.bool) for place in every}
-    equal = {place.name: torch.ones(place.units, dtype=torch.float64) for place in every}
-    asked = terms(made, made.model, prune.parameters)
-    choose_within(every, equal, keep, made.parameters, asked)
+        for group in every:
+            group.check_unequal()
+    _check_recorded(made, [group.name for group in every])
+    keep = {group.name: torch.ones(group.units, dtype=torch.bool) for group in every}
+    equal = {group.name: torch.ones(group.units, dtype=torch.float64) for group in every}
+    constraints = budget_constraints(made, made.model, prune.parameters)
+    select_within_budget(every, equal, keep, made.parameters, constraints)
 
 
-def _check_unread(made: StructuredPlan) -> None:
-    """Refuse tensors that no module reads and that would keep coordinates that go."""
-    widths = {place.units for place in made.places.get("hidden", ())}
-    for name, entry in unread(made.checkpoint, made.stored, widths):
+def _check_unused(made: StructuredPlan) -> None:
+    """Refuse tensors that no module uses and that would keep removed coordinates."""
+    widths = {group.units for group in made.groups.get("hidden", ())}
+    for name, entry in unused_tensors(made.checkpoint, made.stored, widths):
         if entry.dtype.is_floating_point:
             raise ShapeError(
                 f"{entry.file}: {type(made.model).__name__} does not read {name}, which has shape "
@@ -213,10 +235,11 @@ def _check_unread(made: StructuredPlan) -> None:
 
 
 def _check_capacity(made: StructuredPlan) -> None:
-    available, needed = free(made.device), sum(made.memory.values())
+    """Refuse a run that needs more memory or disk than is free."""
+    available, needed = free_bytes(made.device), sum(made.memory.values())
     if needed > available:
         raise CapacityError(
-            f"memory: {' and '.join(made.places)} are ranked with the whole model in memory, about "
+            f"memory: {' and '.join(made.groups)} are ranked with the whole model in memory, about "
             f"{size(needed)} on {made.device}; {size(available)} are free. Take a smaller model, "
             "or a ranker that gathers less."
         )
@@ -224,12 +247,13 @@ def _check_capacity(made: StructuredPlan) -> None:
 
 
 def _remarks(made: StructuredPlan) -> list[str]:
+    """Return the notes about the written checkpoint."""
     prune = made.config.prune
     remarks = [
-        f"Of hidden dimensions a multiple of {place.multiple(prune.round_to)} stays, rounded up: "
-        "transformers wants a number that the heads divide."
-        for place in made.places.get("hidden", ())
-        if place.multiple(1) > 1
+        f"Of hidden dimensions a multiple of {group.unit_multiple(prune.round_to)} stays, "
+        "rounded up: transformers wants a number that the heads divide."
+        for group in made.groups.get("hidden", ())
+        if group.unit_multiple(1) > 1
     ]
     if not prune.uniform and not WHOLE.issuperset(prune.pattern):
         remarks.append(

@@ -1,21 +1,230 @@
-"""TODO-DOC prunekit/runs/structured/ranking.py (out of prunekit/shrink_running.py)."""
+"""Ranks units and closes the gates of the lowest, step by step."""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, NamedTuple
 
 import torch
+from transformers import PreTrainedModel
 
-from prunekit.models.units.heads_neurons import Site
+from prunekit.allocations.schedules import SCHEDULES, Schedule
+from prunekit.formatting import percent
+from prunekit.models.units.heads_neurons import LinearUnitGroup
+from prunekit.models.units.kinds import WHOLE, Kind
+from prunekit.runs.record import Record
+from prunekit.runs.structured.plan import StructuredPlan
+from prunekit.runs.structured.planner import budget_constraints, check_some_removed
+from prunekit.runs.structured.result import layer_entries, mark_kept_heads, view_heads
+from prunekit.structured.agreement import spearman
+from prunekit.structured.batches import Batch
+from prunekit.structured.finalize import Finalized
+from prunekit.structured.parameter_budget import select_within_budget
+from prunekit.structured.probes.attention_entropy import head_entropies
 from prunekit.structured.rankers import Scores
+from prunekit.structured.unit_gates import Gates
 
 TRUTH_TOKENS = 512
-"""Tokens of calibration that are read once a unit where the ranker is held against the truth."""
+"""Calibration tokens per unit on which leave-one-out measures the loss."""
+
+Ranked = tuple[list[Gates], list[Finalized]]
+"""Closed gates on heads and neurons, and the results for the kinds that are removed already."""
 
 
-def _shared(sites: list[Site], scores: Scores) -> Scores:
-    """Give heads of blocks that share a position bias one score, so that the same ones stay."""
-    from prunekit.models.units.removal import biased
+class CalibrationBatches(NamedTuple):
+    """Calibration batches: those of this rank and those of all ranks together."""
 
+    own: list[Batch]
+    whole: list[Batch]
+
+
+class UnitRanking:
+    """Ranking of the units of one model.
+
+    Heads and neurons are only gated, and removed by the caller; blocks and hidden dimensions are
+    removed as soon as they are ranked.
+
+    Attributes:
+        entries: Report entry of each unit group, by its name.
+        views: Attention maps of a few heads, for the report; None where there are none.
+        agreement: Spearman's ρ of scores and leave-one-out, by kind, where ``prune.truth`` is set.
+    """
+
+    def __init__(
+        self,
+        plan: StructuredPlan,
+        model: PreTrainedModel,
+        stack: ExitStack,
+        data: CalibrationBatches,
+        timed: Callable[[str], AbstractContextManager[None]],
+    ) -> None:
+        """Prepare a ranking; nothing is measured yet.
+
+        Args:
+            plan: The plan of the run.
+            model: The model with its weights.
+            stack: Detaches the gates at its end.
+            data: Calibration batches; both empty for a ranker without data.
+            timed: Returns a context manager that adds its time to a phase of the run.
+        """
+        self.plan, self.model, self.stack, self.data = plan, model, stack, data
+        self.timed = timed
+        self.entries: dict[str, dict[str, Any]] = {}
+        self.views: dict[str, Any] | None = None
+        self.agreement: dict[Kind, float] = {}
+        self._truths: dict[Kind, Scores] = {}
+
+    def rank(self) -> Generator[Record, None, Ranked]:
+        """Rank all units and close the gates of those that are removed."""
+        if self.plan.config.prune.parameters is None:
+            return (yield from self._rank_in_turn())
+        return (yield from self._rank_together())
+
+    def _rank_in_turn(self) -> Generator[Record, None, Ranked]:
+        """Remove a fraction of each kind, one kind after the other."""
+        prune = self.plan.config.prune
+        gates: list[Gates] = []
+        done: list[Finalized] = []
+        for kind in prune.pattern:
+            each = self.stack.enter_context(Gates(self.model, kind))
+            steps, schedule = self._steps(each)
+            yield Record("phase", f"rank {kind}", {"steps": steps})
+            entropies = self._entropies(each)
+            first: Scores = {}
+            for step in range(1, steps + 1):
+                with self.timed("prune"):
+                    scores = self._score(each)
+                    if not first:
+                        self._inspect(each, scores)
+                    first = first or scores
+                    part = schedule(step, steps, prune.sparsity or 0.0, 0.0)
+                    each.prune(
+                        scores, part, scope=prune.scope, least=prune.least, round_to=prune.round_to
+                    )
+                yield Record("step", f"{percent(part)} of {kind}")
+            self._mark_kept_heads(each)
+            units = sum(place.units for place in each.groups)
+            check_some_removed(prune, kind, units, units - sum(map(len, each.kept.values())))
+            self.entries |= layer_entries(each, first, entropies, self._truths.get(kind))
+            self._collect(each, gates, done)
+        return gates, done
+
+    def _rank_together(self) -> Generator[Record, None, Ranked]:
+        """Close gates of all kinds until the model meets its parameter budget."""
+        prune = self.plan.config.prune
+        every = [self.stack.enter_context(Gates(self.model, kind)) for kind in prune.pattern]
+        steps, schedule = prune.steps if prune.steps != "each" else 1, SCHEDULES[prune.schedule]
+        yield Record("phase", f"rank {' and '.join(prune.pattern)}", {"steps": steps})
+        entropies = {each.kind: self._entropies(each) for each in every}
+        first: dict[Kind, Scores] = {}
+        for step in range(1, steps + 1):
+            with self.timed("prune"):
+                scores: dict[Kind, Scores] = {each.kind: self._score(each) for each in every}
+                if not first:
+                    for each in every:
+                        self._inspect(each, scores[each.kind])
+                first = first or scores
+                part = 1 - schedule(step, steps, 1 - (prune.parameters or 0.0), 0.0)
+                self._close_to_budget(every, scores, part)
+            yield Record("step", f"{percent(part)} of the parameters")
+        gates: list[Gates] = []
+        done: list[Finalized] = []
+        for each in every:
+            self._mark_kept_heads(each)  # before blocks that are removed change the names
+            names = each.relocate()
+            measured = entropies[each.kind]
+            truth = self._truths.get(each.kind)
+            self.entries |= layer_entries(
+                each,
+                {name: first[each.kind][old] for name, old in names.items()},
+                {name: measured.get(old) for name, old in names.items()},
+                truth and {name: truth[old] for name, old in names.items()},
+            )
+            self._collect(each, gates, done)
+        return gates, done
+
+    def _close_to_budget(
+        self, every: Sequence[Gates], scores: Mapping[Kind, Scores], part: float
+    ) -> None:
+        """Close gates until at most ``part`` of the parameters are left."""
+        places = [place for each in every for place in each.groups]
+        merged = {name: score for kind in scores.values() for name, score in kind.items()}
+        keep = {name: units for each in every for name, units in each.keep.items()}
+        budget = budget_constraints(self.plan, self.model, part)
+        kept = select_within_budget(places, merged, keep, self.plan.parameters, budget)
+        for each in every:
+            each.close(kept)
+
+    def _inspect(self, gates: Gates, scores: Scores) -> None:
+        """Measure head views and agreement of the dense model for the report."""
+        own = self.data.own
+        if gates.kind == "heads" and own and self.plan.ranks.is_main:
+            self.views = view_heads(gates, scores, own[0], self.plan.tokenizer)
+        if self.plan.config.prune.truth:
+            truth = gates.score("leave-one-out", first_tokens(self.data.whole, TRUTH_TOKENS))
+            self._truths[gates.kind] = truth
+            self.agreement[gates.kind] = spearman(scores, truth)
+
+    def _mark_kept_heads(self, gates: Gates) -> None:
+        if gates.kind == "heads" and self.views:
+            mark_kept_heads(self.views, gates)
+
+    def _collect(self, gates: Gates, kept: list[Gates], done: list[Finalized]) -> None:
+        """Remove blocks and hidden dimensions; keep gates of other kinds."""
+        if gates.kind not in WHOLE:
+            kept.append(gates)
+            return
+        with self.timed("prune"):
+            done.append(gates.finalize(stock=self.plan.config.prune.uniform))
+        gates.detach()
+
+    def _score(self, gates: Gates) -> Scores:
+        prune = self.plan.config.prune
+        scores = gates.score(prune.method, self.data.own or None, ranks=self.plan.ranks)
+        return share_scores(gates.linear_groups, scores) if prune.uniform else scores
+
+    def _steps(self, gates: Gates) -> tuple[int, Schedule]:
+        """Return the number of steps and their sparsity schedule."""
+        prune = self.plan.config.prune
+        if prune.steps != "each":
+            return prune.steps, SCHEDULES[prune.schedule]
+        units = [place.units for place in gates.groups]
+        most = max(units) if prune.scope == "layer" else sum(units)
+        return max(1, int((prune.sparsity or 0.0) * most + 0.5)), SCHEDULES["linear"]
+
+    def _entropies(self, gates: Gates) -> dict[str, list[float]]:
+        """Return the attention entropy of each head over the highest possible one."""
+        if gates.kind != "heads" or not self.data.own:
+            return {}
+        with self.timed("calibrate"):
+            measured = head_entropies(
+                gates.model, gates.linear_groups, self.data.own, self.plan.ranks
+            )
+        return {
+            name: (sums.entropy / sums.log_keys.clamp_min(1e-12)).tolist()
+            for name, sums in measured.items()
+        }
+
+
+def first_tokens(batches: Sequence[Batch], tokens: int) -> list[Batch]:
+    """Return the first samples: at most ``tokens`` tokens, at least one sample."""
+    left = max(1, tokens // batches[0]["input_ids"].shape[1])
+    few = []
+    for batch in batches:
+        if left > 0:
+            few.append({name: part[:left] for name, part in batch.items()})
+            left -= len(batch["input_ids"])
+    return few
+
+
+def share_scores(sites: Sequence[LinearUnitGroup], scores: Scores) -> Scores:
+    """Score heads jointly over blocks that share a position bias.
+
+    A stock config keeps the same heads in all blocks of such a stack. Each block counts alike: its
+    scores are divided by the sum of their magnitudes before they are added.
+    """
     groups: dict[str, list[str]] = {}
     for site in sites:
-        if biased(site):
+        if site.has_bias_columns:
             groups.setdefault(site.stack.blocks, []).append(site.name)
     totals = {
         name: torch.stack(

@@ -1,10 +1,18 @@
-"""TODO-DOC prunekit/runs/structured/result.py (out of prunekit/shrink_running.py)."""
+"""The report of a structured run, with its views of heads."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
+from prunekit.reports.report import UNITS
+from prunekit.runs.facts import in_report_order
+from prunekit.runs.structured.plan import StructuredPlan
+from prunekit.structured.batches import Batch, eval_mode
+from prunekit.structured.probes.attention_maps import attention_maps, head_output_norms
 from prunekit.structured.rankers import Scores
 from prunekit.structured.unit_gates import Gates
 
@@ -12,10 +20,64 @@ VIEWED_HEADS, VIEWED_TOKENS = 2, 20
 """Heads from either end of the ranking, and tokens, that the report shows one by one."""
 
 
-def _described(
-    gates: Gates, scores: Scores, entropies: Mapping[str, list[float] | None], truth: Scores
+def report(
+    plan: StructuredPlan, frame: Mapping[str, Any], removal: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the whole report of a structured run.
+
+    Args:
+        plan: The plan of the run.
+        frame: The keys that all reports share; see :func:`prunekit.runs.facts.report_frame`.
+        removal: The journal entry that was written with the weights.
+    """
+    own = {
+        "kind": UNITS,
+        "model": frame["model"] | {"compute_dtype": str(plan.dtype).removeprefix("torch.")},
+        "sparsity": sparsity_facts(plan, removal),
+        "memory": frame["memory"] | {f"{name}_bytes": value for name, value in plan.memory.items()},
+        "notes": [*frame["notes"], removal["note"]],
+    }
+    keys = ("layers", "stock", "views", "training", "agreement")
+    return in_report_order({**frame, **own, **{key: removal[key] for key in keys}})
+
+
+def sparsity_facts(plan: StructuredPlan, removal: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the requested sparsity and the removed units and parameters."""
+    removed = {
+        kind: [
+            sum(layer["units"] - len(layer["kept"]) for layer in layers),
+            sum(layer["units"] for layer in layers),
+        ]
+        for kind in plan.config.prune.pattern
+        for layers in [[layer for layer in removal["layers"] if layer["kind"] == kind]]
+    }
+    before, after = removal["parameters"]
+    return {
+        "target": plan.config.prune.sparsity,
+        "budget": plan.config.prune.parameters,
+        "achieved": sum(part for part, _ in removed.values())
+        / sum(whole for _, whole in removed.values()),
+        "pattern": " and ".join(plan.config.prune.pattern),
+        "removed": removed,
+        "parameters": [before, after],
+        "whole_model": 1 - after / before,
+    }
+
+
+def layer_entries(
+    gates: Gates,
+    scores: Scores,
+    entropies: Mapping[str, Sequence[float] | None],
+    truth: Scores | None,
 ) -> dict[str, dict[str, Any]]:
-    """Return what the report says of each place, by its name."""
+    """Return the report entry of each unit group, by its name.
+
+    Args:
+        gates: Gates of one kind of units, closed where a unit is removed.
+        scores: Score of each unit in the dense model [U].
+        entropies: Normalized attention entropy of each head; empty where it was not measured.
+        truth: Rise of the loss without each unit [U]; None where it was not measured.
+    """
     kept = gates.kept
     return {
         place.name: {
@@ -24,15 +86,66 @@ def _described(
             "units": place.units,
             "kept": kept[place.name],
             "sparsity": 1 - len(kept[place.name]) / place.units,
-            "parameters": place.parameters,
+            "parameters": place.parameters_per_unit,
             "scores": scores[place.name].tolist(),
             "entropy": entropies.get(place.name),
             **({"truth": truth[place.name].tolist()} if truth else {}),
         }
-        for place in gates.places
+        for place in gates.groups
     }
 
 
-def _rounded(value: Tensor) -> Any:  # noqa: ANN401  nested lists
-    """Return a tensor as lists of numbers with as many digits as a picture shows."""
+def view_heads(
+    gates: Gates, scores: Scores, batch: Batch, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    """Return attention maps of the highest and lowest heads, and head redundancy.
+
+    Args:
+        gates: Gates on heads, all open.
+        scores: Score of each head [U].
+        batch: Calibration tokens; the maps show the first ones of the first sample.
+        tokenizer: Decodes the tokens that the maps show.
+    """
+    few = {name: part[:1, :VIEWED_TOKENS] for name, part in batch.items()}
+    ranked = sorted(
+        (float(score), site, unit)
+        for site in range(len(gates.linear_groups))
+        for unit, score in enumerate(scores[gates.linear_groups[site].name])
+    )
+    ends = [*ranked[:VIEWED_HEADS], *ranked[VIEWED_HEADS:][-VIEWED_HEADS:]]
+    chosen = [
+        (gates.linear_groups[site], unit * gates.linear_groups[site].reader.index.shape[1])
+        for _, site, unit in ends
+    ]
+    with eval_mode(gates.model):
+        maps = attention_maps(gates.model, chosen, few)
+        norms = head_output_norms(gates.model, chosen, few)
+    redundancy = gates.redundancy([batch])
+    return {
+        "tokens": [tokenizer.decode([token]) for token in few["input_ids"][0].tolist()],
+        "heads": [
+            {
+                "layer": site.name,
+                "head": head,
+                "unit": unit,
+                "score": score,
+                "attention": rounded(attention),
+                "activity": rounded(norm),
+            }
+            for (site, head), (score, _, unit), attention, norm in zip(
+                chosen, ends, maps, norms, strict=True
+            )
+        ],
+        "redundancy": {name: rounded(value) for name, value in redundancy.items()},
+    }
+
+
+def mark_kept_heads(views: dict[str, Any], gates: Gates) -> None:
+    """Record in place, for each viewed head, whether it is kept."""
+    for head in views["heads"]:
+        head["kept"] = bool(gates.keep[head["layer"]][head["unit"]])
+
+
+def rounded(value: Tensor) -> Any:  # noqa: ANN401  nested lists
+    """Return a tensor as nested lists, rounded to four decimals for display."""
     return (value.double() * 10**4).round().div(10**4).tolist()

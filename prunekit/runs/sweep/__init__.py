@@ -1,1 +1,1 @@
-"""Several runs compared side by side."""
+"""Several runs of one model, carried out and compared."""

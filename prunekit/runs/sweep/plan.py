@@ -1,4 +1,4 @@
-"""What a sweep will do: the plan of every run, with the mistakes of all of them at once."""
+"""Plan of a sweep: the plans of all its runs."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from prunekit.config.run_config import Config, StructuredConfig, SweepConfig
-from prunekit.config.sweep_table import level, series
+from prunekit.config.sweep_table import removed_fraction, series_label
 from prunekit.errors import ConfigError, PrunekitError
 from prunekit.formatting import percent, size
 from prunekit.runs.checks import check_disk
@@ -20,10 +20,10 @@ PlanOne = Callable[[Config | StructuredConfig], Plan | StructuredPlan]
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """The runs of a sweep; made by :func:`plan`.
+    """Plan of a sweep; made by :func:`plan`.
 
     Attributes:
-        config: What the user wrote.
+        config: The user's config.
         runs: The plan of each run, by its name.
     """
 
@@ -32,17 +32,17 @@ class SweepPlan:
 
     @property
     def first(self) -> Plan | StructuredPlan:
-        """The plan of a run; the model is that of all."""
+        """Plan of the first run; all runs have the same model."""
         return next(iter(self.runs.values()))
 
     @property
     def folder(self) -> Path:
-        """Where the comparison is written."""
+        """Output folder of the comparison."""
         return Path(self.config.output.path)
 
     def series(self, name: str) -> str:
-        """Return what a run is called in pictures."""
-        return series(self.runs[name].config.prune.model_dump(), self.config.keys[name])
+        """Return the label of a run's line in figures."""
+        return series_label(self.runs[name].config.prune.model_dump(), self.config.keys[name])
 
     def describe(self) -> RenderableType:
         """Return the plan as a table to print."""
@@ -50,7 +50,9 @@ class SweepPlan:
         for header in ("folder", "what", "goes"):
             table.add_column(header)
         for name, run in self.runs.items():
-            table.add_row(f"runs/{name}", self.series(name), percent(level(run.config.prune)))
+            table.add_row(
+                f"runs/{name}", self.series(name), percent(removed_fraction(run.config.prune))
+            )
         notes = dict.fromkeys(note for run in self.runs.values() for note in run.notes)
         kept = "kept" if self.config.sweep.keep else "removed once they are measured"
         lines = [
@@ -66,22 +68,23 @@ def plan(config: SweepConfig, plan_one: PlanOne) -> SweepPlan:
     """Plan every run.
 
     Args:
-        config: What the user wrote.
-        plan_one: Plans one of them.
+        config: The user's config.
+        plan_one: Plans one run.
 
     Raises:
-        ConfigError: Some cannot work; every mistake is said once, with the runs that make it.
+        ConfigError: Some runs cannot work; each mistake is named once, with its runs.
+        CapacityError: The disk cannot hold the models.
     """
     runs: dict[str, Plan | StructuredPlan] = {}
     mistakes: dict[str, list[str]] = {}
     for name in config.runs:
         try:
-            runs[name] = plan_one(config.apart(name))
+            runs[name] = plan_one(config.standalone(name))
         except PrunekitError as error:
             mistakes.setdefault(str(error), []).append(name)
     if mistakes:
         raise ConfigError(
-            "\n".join(f"{_those(names)}: {message}" for message, names in mistakes.items())
+            "\n".join(f"{_abbreviated(names)}: {message}" for message, names in mistakes.items())
         )
     made = SweepPlan(config, runs)
     copies = len(runs) if config.sweep.keep else 1
@@ -89,5 +92,5 @@ def plan(config: SweepConfig, plan_one: PlanOne) -> SweepPlan:
     return made
 
 
-def _those(names: list[str]) -> str:
+def _abbreviated(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,1 +1,1 @@
-"""Looks into a running model, and turns parts of it down, without changing what it computes."""
+"""Probes of a running model: attention, inputs of linears, gradients."""

@@ -1,4 +1,4 @@
-"""Attention entropy of every head of a model, from queries and keys, summed over batches.
+"""Attention entropy of every head of a model, summed over batches.
 
 Shapes: B samples, T tokens, S queries, H query heads.
 """
@@ -12,58 +12,66 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunekit.distributed.ranks import SINGLE, Ranks
-from prunekit.models.attention_hook import Observer, observed
-from prunekit.models.units.heads_neurons import Site
+from prunekit.models.attention_hook import Observer, observe_attention
+from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.structured.batches import Batch, valid_tokens
 
 
-def measure(
+def head_entropies(
     model: PreTrainedModel,
-    sites: Sequence[Site],
+    groups: Sequence[LinearUnitGroup],
     batches: Sequence[Batch],
     ranks: Ranks = SINGLE,
 ) -> dict[str, Entropy]:
-    """Return the entropies of each site's query heads, in nats, with the highest they could be.
+    """Return the attention entropy of each query head, by group.
 
-    Queries that are padding do not count; keys that are padding are seen by none. ``ranks`` have
-    the other batches.
+    Entropies are in nats, with the maximum that they could reach.
+    Queries that are padding do not count; keys that are padding are visible to no query.
+
+    Args:
+        model: In eval mode.
+        groups: Groups of heads.
+        batches: Batches of this rank.
+        ranks: Processes that have the other batches.
     """
     sums: dict[str, Entropy] = {}
     for batch in batches:
         observers = {
-            site.module: _adding(
-                sums, site.name, valid_tokens(batch, decodes=site.stack.reads is not None)
+            group.module: _accumulate(
+                sums, group.name, valid_tokens(batch, decodes=group.stack.reads is not None)
             )
-            for site in sites
+            for group in groups
         }
-        with observed(model, observers), torch.no_grad():
+        with observe_attention(model, observers), torch.no_grad():
             model(**batch)
-    for part in (part for found in sums.values() for part in found):
+    for part in (part for entropy in sums.values() for part in entropy):
         ranks.all_reduce_sum(part, "scores")
     return sums
 
 
 def _split(mask: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Return the mask of truth values and what is added to the scores."""
+    """Return the boolean mask and the additive bias."""
     if mask is None or mask.dtype == torch.bool:
         return mask, bias
     return None, mask if bias is None else mask + bias
 
 
-def _adding(sums: dict[str, Entropy], name: str, valid: Tensor | None) -> Observer:
+def _accumulate(sums: dict[str, Entropy], name: str, valid: Tensor | None) -> Observer:
+    """Return an observer that adds entropies to the sums."""
+
     def observe(
-        module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, given: dict[str, Any]
+        module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any]
     ) -> None:
-        hidden, bias = _split(mask, given.get("position_bias"))
-        causal = given.get("is_causal")
+        visible, bias = _split(mask, options.get("position_bias"))
+        causal = options.get("is_causal")
         causal = getattr(module, "is_causal", True) if causal is None else causal
         new = attention_entropy(
             query,
             key,
-            scale=given.get("scaling"),
+            scale=options.get("scaling"),
             causal=bool(causal) and mask is None and query.shape[2] > 1,
-            soft_cap=given.get("softcap"),
-            mask=hidden,
+            soft_cap=options.get("softcap"),
+            mask=visible,
             bias=bias,
             valid=valid,
         )

@@ -1,8 +1,8 @@
-"""What single heads do on a few tokens: where they look, and how much passes their gates.
+"""Attention maps and output norms of single heads, for figures.
 
-Here, and only here, a matrix of queries by keys is made, of so few tokens that it can be drawn.
+Only this module computes a matrix of queries by keys, for few enough tokens to be drawn.
 
-Shapes: T tokens, H query heads, S queries, K keys, D features of a head.
+Shapes: B samples, T tokens, H query heads, S queries, K keys, N heads to be shown.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,47 +13,57 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunekit.models.attention_hook import observed
-from prunekit.models.units.heads_neurons import Site, matrix
+from prunekit.models.attention_hook import observe_attention
+from prunekit.models.orientation import weight_matrix
+from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.structured.batches import Batch, run_hooked
 
-Head = tuple[Site, int]
-"""A query head of a site."""
+Head = tuple[LinearUnitGroup, int]
+"""A query head: its group and its index among the query heads of the attention."""
 
 
 def attention_maps(
     model: PreTrainedModel, heads: Sequence[Head], batch: Batch
 ) -> list[Float[Tensor, "S K"]]:
-    """Return the attention probabilities of some heads on the first sample, on the CPU."""
-    found: dict[nn.Module, Tensor] = {}
+    """Return the attention probabilities of heads on the first sample.
+
+    The maps are on the CPU.
+
+    Args:
+        model: In eval mode.
+        heads: The heads.
+        batch: One batch of few tokens.
+    """
+    probabilities: dict[nn.Module, Tensor] = {}
 
     def observe(
-        module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, given: dict[str, Any]
+        module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any]
     ) -> None:
-        found[module] = _probabilities(module, query, key, mask, given)[0].cpu()
+        probabilities[module] = _probabilities(module, query, key, mask, options)[0].cpu()
 
-    observers = {site.module: observe for site, _ in heads}
-    with observed(model, observers), torch.no_grad():
+    observers = {group.module: observe for group, _ in heads}
+    with observe_attention(model, observers), torch.no_grad():
         model(**batch)
-    return [found[site.module][head] for site, head in heads]
+    return [probabilities[group.module][head] for group, head in heads]
 
 
 def _probabilities(
-    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, given: dict[str, Any]
+    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any]
 ) -> Float[Tensor, "B H S K"]:
+    """Return the attention probabilities of a call, as eager attention computes them."""
     query, key = query.float(), key.float()
     key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
-    scale = given.get("scaling")
+    scale = options.get("scaling")
     scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if cap := given.get("softcap"):
+    if cap := options.get("softcap"):
         scores = cap * torch.tanh(scores / cap)
-    if (bias := given.get("position_bias")) is not None:
+    if (bias := options.get("position_bias")) is not None:
         scores = scores + bias
-    causal = given.get("is_causal")
+    causal = options.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     if mask is None and causal and query.shape[2] > 1:
-        ahead = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
-        scores = scores.masked_fill(ahead, -torch.inf)
+        future = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
+        scores = scores.masked_fill(future, -torch.inf)
     elif mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, -torch.inf)
     elif mask is not None:
@@ -61,27 +71,36 @@ def _probabilities(
     return scores.softmax(-1)
 
 
-def activity(model: PreTrainedModel, heads: Sequence[Head], batch: Batch) -> Float[Tensor, "N T"]:
-    """Return ``‖W x‖₂`` of what some heads give at each token of the first sample, on the CPU.
+def head_output_norms(
+    model: PreTrainedModel, heads: Sequence[Head], batch: Batch
+) -> Float[Tensor, "N T"]:
+    """Return ``‖W x‖₂`` of heads at each token, first sample.
 
-    W are the columns of the linear that reads the head, x what it reads after the gate.
+    The result is on the CPU. W are the columns of the reader that belong to the head, x its input
+    after the gate.
+
+    Args:
+        model: In eval mode.
+        heads: The heads.
+        batch: One batch of few tokens.
     """
-    found: list[Tensor] = [torch.empty(0)] * len(heads)
+    norms: list[Tensor] = [torch.empty(0)] * len(heads)
 
-    def showing(place: int, site: Site, head: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        columns = site.reader.index.flatten(0, 1)[head]
+    def record(
+        index: int, group: LinearUnitGroup, head: int
+    ) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        columns = group.reader.index.flatten(0, 1)[head]
 
-        def show(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
             x = inputs[0][0] if inputs[0].ndim == 3 else inputs[0]
-            weight = matrix(site.reader.linear)[:, columns.to(x.device)].float()
-            read = x[:, columns.to(x.device)].float()
-            found[place] = (read @ weight.T).norm(dim=1).cpu()
+            weight = weight_matrix(group.reader.linear)[:, columns.to(x.device)].float()
+            norms[index] = (x[:, columns.to(x.device)].float() @ weight.T).norm(dim=1).cpu()
 
-        return show
+        return hook
 
     handles = [
-        site.reader.linear.register_forward_pre_hook(showing(place, site, head))
-        for place, (site, head) in enumerate(heads)
+        group.reader.linear.register_forward_pre_hook(record(index, group, head))
+        for index, (group, head) in enumerate(heads)
     ]
     run_hooked(model, batch, handles)
-    return torch.stack(found)
+    return torch.stack(norms)

@@ -1,4 +1,4 @@
-"""What the linears that read units see while a model runs, and how much the loss minds it.
+"""Inputs of the linears that read units, and their gradients.
 
 Shapes: B samples, T tokens, I inputs of a linear, O outputs.
 """
@@ -17,60 +17,77 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor, nn
 
-    from prunekit.models.units.heads_neurons import Site
+    from prunekit.models.units.heads_neurons import LinearUnitGroup
     from prunekit.structured.gated_model import GatedModel
 
 
 def observe_inputs(
-    subject: GatedModel, see: Callable[[Site, Float[Tensor, "T I"]], None], *, gated: bool = True
+    gated: GatedModel,
+    observe: Callable[[LinearUnitGroup, Float[Tensor, "T I"]], None],
+    *,
+    after_gates: bool = True,
 ) -> None:
-    """Run the batches and show what the linear of each site reads, padding left out.
+    """Run the batches and observe the input of each reader.
 
-    ``gated``: as it is after the gates; otherwise as it is before its own.
+    Args:
+        gated: The model, its groups and the batches.
+        observe: Called with a group and the input rows of its reader, padding excluded.
+        after_gates: Pass the input after the gate; otherwise the one before the group's own gate.
     """
-    for batch in subject.batches:
+    for batch in gated.batches:
         handles = [
-            site.reader.linear.register_forward_pre_hook(
-                _showing(site, valid_tokens(batch, decodes=site.stack.reads is not None), see),
-                prepend=not gated,
+            group.reader.linear.register_forward_pre_hook(
+                _observing(
+                    group, valid_tokens(batch, decodes=group.stack.reads is not None), observe
+                ),
+                prepend=not after_gates,
             )
-            for site in subject.sites
+            for group in gated.groups
         ]
-        run_hooked(subject.model, batch, handles)
+        run_hooked(gated.model, batch, handles)
 
 
-def _showing(
-    site: Site, valid: Tensor | None, see: Callable[[Site, Tensor], None]
+def _observing(
+    group: LinearUnitGroup,
+    valid: Tensor | None,
+    observe: Callable[[LinearUnitGroup, Tensor], None],
 ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    """Return a hook that passes on the valid rows."""
+
     def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         rows = inputs[0].flatten(0, -2)
-        see(site, rows if valid is None else rows[valid.flatten()])
+        observe(group, rows if valid is None else rows[valid.flatten()])
 
     return hook
 
 
 def inputs_and_gradients(
-    subject: GatedModel, batch: Batch, *, outputs: bool
+    gated: GatedModel, batch: Batch, *, outputs: bool
 ) -> tuple[list[Float[Tensor, "B T I"]], list[Float[Tensor, "B T I"]], float]:
-    """Return what the linear of each site reads, the loss's gradient by it, and the predictions.
+    """Return readers' inputs, their gradients, and the number of predictions.
 
-    The loss is the sum over these. ``outputs``: of what the linear gives instead, [B, T, O].
+    The loss is summed over the predictions.
+
+    Args:
+        gated: The model and its groups.
+        batch: The batch to run.
+        outputs: Return the reader's output [B, T, O] and the gradient by that instead.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
 
-    def keeping(site: Site):  # noqa: ANN202
+    def recording(group: LinearUnitGroup):  # noqa: ANN202
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            found[site.name] = output if outputs else inputs[0]
+            tensors[group.name] = output if outputs else inputs[0]
 
         return hook
 
-    with ExitStack() as held, torch.enable_grad():
-        for site in subject.sites:
-            # What a gate that wants a gradient gives has one, though weights may be frozen.
-            gate = subject.gates[site.name]
-            held.enter_context(gate.holding(gate.value.detach().clone().requires_grad_()))
-            held.callback(site.reader.linear.register_forward_hook(keeping(site)).remove)
-        loss, predictions = losses(subject.model, batch)
-        seen = [found[site.name] for site in subject.sites]
-        gradients = torch.autograd.grad(loss.sum(), seen)
-    return [each.detach() for each in seen], [*gradients], float(predictions.sum())
+    with ExitStack() as stack, torch.enable_grad():
+        for group in gated.groups:
+            # A gate that requires a gradient passes it on, even if all weights are frozen.
+            gate = gated.gates[group.name]
+            stack.enter_context(gate.holding(gate.value.detach().clone().requires_grad_()))
+            stack.callback(group.reader.linear.register_forward_hook(recording(group)).remove)
+        loss, predictions = losses(gated.model, batch)
+        observed = [tensors[group.name] for group in gated.groups]
+        gradients = torch.autograd.grad(loss.sum(), observed)
+    return [each.detach() for each in observed], [*gradients], float(predictions.sum())

@@ -1,4 +1,4 @@
-"""Gradients of the loss by the weights of linears."""
+"""Gradients of the loss with respect to the weights of linears."""
 
 from collections.abc import Sequence
 
@@ -16,13 +16,19 @@ def weight_gradients(
     batches: Sequence[Batch],
     ranks: Ranks = SINGLE,
 ) -> dict[nn.Module, Tensor]:
-    """Return the gradient of the mean loss of all predictions by each weight, float32, as it lies.
+    """Return the gradient of the mean loss by each weight.
 
-    ``ranks`` have the other batches.
-    Weights that are frozen have one too, and are frozen again afterwards.
+    The mean runs over all predictions. The gradients are float32 in the stored layout of the
+    weight. Frozen weights get one too, and are frozen again afterwards.
+
+    Args:
+        model: In eval mode.
+        linears: Linears whose weights are differentiated.
+        batches: Batches of this rank.
+        ranks: Processes that have the other batches.
     """
     weights = [linear.weight for linear in linears]
-    wanted = [weight.requires_grad for weight in weights]  # pyright: ignore
+    required = [weight.requires_grad for weight in weights]  # pyright: ignore
     sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]  # pyright: ignore
     count = 0.0
     try:
@@ -31,12 +37,12 @@ def weight_gradients(
         for batch in batches:
             with torch.enable_grad():
                 loss, predictions = losses(model, batch)
-                found = torch.autograd.grad(loss.sum(), weights)  # pyright: ignore
-            for total, gradient in zip(sums, found, strict=True):
+                gradients = torch.autograd.grad(loss.sum(), weights)  # pyright: ignore
+            for total, gradient in zip(sums, gradients, strict=True):
                 total.add_(gradient)
             count += float(predictions.sum())
     finally:
-        for weight, before in zip(weights, wanted, strict=True):
+        for weight, before in zip(weights, required, strict=True):
             weight.requires_grad_(before)  # pyright: ignore
     for total in sums:
         ranks.all_reduce_sum(total, "scores")

@@ -1,7 +1,4 @@
-"""A ranker says how much each unit matters.
-
-Shapes: U units of a site, B samples, T tokens, I inputs of the linear that reads the units.
-"""
+"""Base class of rankers, which score the importance of units."""
 
 from __future__ import annotations
 
@@ -15,11 +12,14 @@ from prunekit.structured.gated_model import GatedModel, Scores
 
 
 class Ranker(BaseModel, ABC):
-    """Weights, and what a model does with samples, → a score of each unit.
+    """Scores the units of a model; its fields are settings.
 
-    Fields are settings, each documented by the string under it. ``kinds`` are the units it can
-    rank; ``needs_data`` says whether it runs the model, ``needs_loss`` whether it also asks how
-    well the model predicts; ``compensate`` is what suits what it leaves.
+    Attributes:
+        name: Name in configs and in ``Gates.score``.
+        kinds: Kinds of units that it can rank.
+        needs_data: It runs the model on samples.
+        needs_loss: It also needs the loss on these samples.
+        compensate: The default compensation after pruning by it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -31,10 +31,10 @@ class Ranker(BaseModel, ABC):
     compensate: ClassVar[Compensation] = "none"
 
     @property
-    def parts(self) -> list[Ranker]:
-        """The rankers that it asks: itself, or those that it puts together."""
+    def components(self) -> list[Ranker]:
+        """The rankers whose scores it combines; itself if it combines none."""
         return [self]
 
     @abstractmethod
-    def score(self, subject: GatedModel) -> Scores:
-        """Return the scores; higher stays."""
+    def score(self, gated: GatedModel) -> Scores:
+        """Return the score of each unit, by group name; higher is kept."""

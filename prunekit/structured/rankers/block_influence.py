@@ -1,4 +1,4 @@
-"""Block influence: blocks that hardly turn the hidden state go first."""
+"""Block influence: prune blocks that hardly rotate the hidden states first."""
 
 from __future__ import annotations
 
@@ -15,54 +15,57 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from prunekit.models.units.blocks import Depth, Output
+    from prunekit.models.units.blocks import BlockGroup, BlockOutput
 
 
 class BlockInfluence(Ranker):
     """``1 − E cos(x, block(x))``, mean over tokens (Men et al. 2024, ShortGPT).
 
-    Source: arXiv:2403.03853, eq. 1. A block that is gated off has none.
+    Source: arXiv:2403.03853, eq. 1. The score of a closed block is 0.
     """
 
     name: ClassVar[str] = "block-influence"
     kinds: ClassVar[frozenset[Kind]] = frozenset({"blocks"})
 
     @override
-    def score(self, subject: GatedModel) -> Scores:
+    def score(self, gated: GatedModel) -> Scores:
         import torch
 
         from prunekit.structured.batches import run_hooked, valid_tokens
 
-        found = cast("list[Depth]", subject.sites)
-        # Of each block the sum over tokens, and how many they are.
+        groups = cast("list[BlockGroup]", gated.groups)
+        # For each block the sum over tokens, and their number.
         sums = {
-            place.name: torch.zeros(place.units, 2, dtype=torch.float64, device=place.device)
-            for place in found
+            group.name: torch.zeros(group.units, 2, dtype=torch.float64, device=group.device)
+            for group in groups
         }
-        for batch in subject.batches:
+        for batch in gated.batches:
             handles = [
-                block.register_forward_hook(_adding(row, valid), with_kwargs=True)
-                for place in found
-                for valid in [valid_tokens(batch, decodes=place.stack.reads is not None)]
-                for block, row in zip(place.blocks, sums[place.name], strict=True)
+                block.register_forward_hook(_accumulate(row, valid), with_kwargs=True)
+                for group in groups
+                for valid in [valid_tokens(batch, decodes=group.stack.reads is not None)]
+                for block, row in zip(group.blocks, sums[group.name], strict=True)
             ]
-            run_hooked(subject.model, batch, handles)
-        subject.add(sums.values())
+            run_hooked(gated.model, batch, handles)
+        gated.all_reduce_sums(sums.values())
         return {
             name: (total[:, 0] / total[:, 1].clamp_min(1)).cpu() for name, total in sums.items()
         }
 
 
-def _adding(row: Tensor, valid: Tensor | None) -> Callable[..., None]:
+def _accumulate(row: Tensor, valid: Tensor | None) -> Callable[..., None]:
+    """Return a hook that adds angular distances to ``row``."""
     from torch.nn.functional import cosine_similarity
 
-    from prunekit.models.units.blocks import passage
+    from prunekit.models.units.blocks import block_input_output
 
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Output) -> None:
-        read, gave = passage(args, kwargs, output)
-        turned = 1 - cosine_similarity(read.double(), gave.double(), dim=-1)
-        turned = turned.flatten() if valid is None else turned[valid]
-        row[0] += turned.sum()
-        row[1] += turned.numel()
+    def hook(
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: BlockOutput
+    ) -> None:
+        x, y = block_input_output(args, kwargs, output)
+        distance = 1 - cosine_similarity(x.double(), y.double(), dim=-1)
+        distance = distance.flatten() if valid is None else distance[valid]
+        row[0] += distance.sum()
+        row[1] += distance.numel()
 
     return hook

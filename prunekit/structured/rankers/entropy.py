@@ -1,4 +1,4 @@
-"""Attention entropy: heads that look everywhere alike go first."""
+"""Attention entropy: prune heads with nearly uniform attention first."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ if TYPE_CHECKING:
 
 
 class AttentionEntropy(Ranker):
-    """``− Σ Hᵢ / Σ ln nᵢ``: entropy of rows, over the highest it could be with nᵢ visible keys.
+    """``− Σ Hᵢ / Σ ln nᵢ``: entropy of the rows over its maximum with nᵢ visible keys.
 
-    Rows of causal attention see 1, 2, 3 … keys, so that a plain mean would compare unlike things.
-    Of heads that share a key head the mean counts. A head that only looks at the first token has an
-    entropy of 0 and stays, though it may do nothing: combine this with what a head gives.
+    Rows of causal attention see 1, 2, 3 … keys, so a plain mean would mix different scales. Heads
+    that share a key head are averaged. A head that attends only to the first token has entropy 0
+    and is kept, although it may have no effect: combine this with a ranker of head outputs.
     """
 
     name: ClassVar[str] = "entropy"
     kinds: ClassVar[frozenset[Kind]] = frozenset({"heads"})
 
     normalised: bool = True
-    """False for the mean over rows in nats."""
+    """False: the mean over rows, in nats."""
 
     @override
-    def score(self, subject: GatedModel) -> Scores:
-        from prunekit.structured.probes.attention_entropy import measure
+    def score(self, gated: GatedModel) -> Scores:
+        from prunekit.structured.probes.attention_entropy import head_entropies
 
-        found = measure(subject.model, subject.sites, subject.batches, subject.ranks)
+        entropies = head_entropies(gated.model, gated.groups, gated.batches, gated.ranks)
         return {
-            site.name: -self._mean(found[site.name]).view(site.units, -1).mean(1).cpu()
-            for site in subject.sites
+            group.name: -self._mean(entropies[group.name]).view(group.units, -1).mean(1).cpu()
+            for group in gated.groups
         }
 
-    def _mean(self, found: Entropy) -> Tensor:
-        # No key to choose from, no entropy: not 0 / 0.
-        return found.entropy / (found.log_keys if self.normalised else found.rows).clamp_min(1e-12)
+    def _mean(self, sums: Entropy) -> Tensor:
+        # With one visible key both are 0: return 0, not 0 / 0.
+        return sums.entropy / (sums.log_keys if self.normalised else sums.rows).clamp_min(1e-12)

@@ -1,4 +1,4 @@
-"""Gradient of the gates: units that move the loss of a sample least go first."""
+"""Gate gradient: prune units whose gates change the loss least first."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from prunekit.structured.rankers.base import Ranker
 
 
 class Gradient(Ranker):
-    """``E |∂L/∂ξ|``: mean over samples of the gradient by the unit's gate ξ (Michel et al., 2019).
+    """``E |∂L/∂ξ|``: mean absolute gradient by the unit's gate ξ.
 
-    The absolute value is taken of each sample, whose gradients may have opposite signs. L is the
-    mean over the predictions of a sample. Source: arXiv:1905.10650, eq. 2.
+    The absolute value is taken per sample, since gradients of samples may have opposite signs. L is
+    the mean over the predictions of a sample. Source: Michel et al. 2019, arXiv:1905.10650, eq. 2.
     """
 
     name: ClassVar[str] = "gradient"
@@ -24,34 +24,34 @@ class Gradient(Ranker):
     needs_loss: ClassVar[bool] = True
 
     normalised: bool = False
-    """Scores of a layer are divided by their Euclidean norm, as the paper does."""
+    """Divide the scores of a layer by their Euclidean norm, as the paper does."""
 
     @override
-    def score(self, subject: GatedModel) -> Scores:
+    def score(self, gated: GatedModel) -> Scores:
         import torch
 
         from prunekit.structured.batches import losses
 
-        sums = {site.name: torch.zeros(site.units, dtype=torch.float64) for site in subject.sites}
+        sums = {group.name: torch.zeros(group.units, dtype=torch.float64) for group in gated.groups}
         samples = 0
-        for batch in subject.batches:
+        for batch in gated.batches:
             size = len(batch["input_ids"])
-            with ExitStack() as held, torch.enable_grad():
-                # A gate a sample, so that one backward gives the gradient of each.
+            with ExitStack() as stack, torch.enable_grad():
+                # One gate per sample, so that one backward pass yields the gradient of each.
                 values = [
-                    held.enter_context(
+                    stack.enter_context(
                         gate.holding(gate.value.detach().repeat(size, 1, 1).requires_grad_())
                     )
-                    for gate in (subject.gates[site.name] for site in subject.sites)
+                    for gate in (gated.gates[group.name] for group in gated.groups)
                 ]
-                loss, predictions = losses(subject.model, batch)
+                loss, predictions = losses(gated.model, batch)
                 each = loss / predictions.clamp_min(1)
                 gradients = torch.autograd.grad(each.sum(), values)
             for name, gradient in zip(sums, gradients, strict=True):
                 sums[name] += gradient.abs().double().sum((0, 1)).cpu()
             samples += size
-        subject.add(sums.values())
-        samples = sum(subject.ranks.all_gather_object(samples))
+        gated.all_reduce_sums(sums.values())
+        samples = sum(gated.ranks.all_gather_object(samples))
         scores = {name: total / samples for name, total in sums.items()}
         if not self.normalised:
             return scores

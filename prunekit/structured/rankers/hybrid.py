@@ -1,4 +1,4 @@
-"""Hybrids: several rankers, made comparable and added up, or multiplied."""
+"""Hybrid: weighted sum or product of the normalised scores of several rankers."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Hybrid(Ranker):
     """The rankers and their weights."""
 
     by: Literal["z-score", "rank", "product"] = "rank"
-    """Places from 0 to 1 (equal scores share one), or deviations from the mean over all units;
-    product: ``Π scoreʷ``, w the weight, of scores that are lifted until none is below 0."""
+    """Normalisation: ranks from 0 to 1 (ties share one), or z-scores over all units; product:
+    ``Π scoreʷ``, w the weight, of scores shifted so that none is below 0."""
 
     @field_validator("of")
     @classmethod
@@ -47,27 +47,29 @@ class Hybrid(Ranker):
 
     @property
     @override
-    def parts(self) -> list[Ranker]:
+    def components(self) -> list[Ranker]:
         return [_known()[name]() for name in self.of]
 
     @override
-    def score(self, subject: GatedModel) -> Scores:
+    def score(self, gated: GatedModel) -> Scores:
         import torch
 
-        from prunekit.structured.agreement import places
+        from prunekit.structured.agreement import normalized_ranks
 
         terms = []
-        for part, weight in zip(self.parts, self.of.values(), strict=True):
-            scores = part.score(subject)
-            flat = torch.cat([scores[site.name] for site in subject.sites])
+        for part, weight in zip(self.components, self.of.values(), strict=True):
+            scores = part.score(gated)
+            flat = torch.cat([scores[group.name] for group in gated.groups])
             if self.by == "product":
                 terms.append((flat - flat.min().clamp_max(0)) ** weight)
             else:
-                terms.append(weight * (_z_scores(flat) if self.by == "z-score" else places(flat)))
+                terms.append(
+                    weight * (_z_scores(flat) if self.by == "z-score" else normalized_ranks(flat))
+                )
         stacked = torch.stack(terms)
         total = stacked.prod(0) if self.by == "product" else stacked.sum(0)
-        parts = total.split([site.units for site in subject.sites])
-        return {site.name: part for site, part in zip(subject.sites, parts, strict=True)}
+        parts = total.split([group.units for group in gated.groups])
+        return {group.name: part for group, part in zip(gated.groups, parts, strict=True)}
 
 
 def _known() -> dict[str, type[Ranker]]:

@@ -1,4 +1,7 @@
-"""Leave one out: what the loss becomes without each unit; the truth that rankers are judged by."""
+"""Leave one out: loss increase without each unit.
+
+It is the reference that other rankers are compared with.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ from prunekit.structured.rankers.base import Ranker
 
 
 class LeaveOneOut(Ranker):
-    """``L(without the unit) − L``, a run of all batches for each unit.
+    """``L(without the unit) − L``, one run of all batches per unit.
 
-    Units that are pruned already score 0. Scoring again after each removal is the greedy search
-    that takes into account what units do for each other.
+    Units that are pruned already score 0. Scoring again after each removal is the greedy search,
+    which accounts for interactions of units.
     """
 
     name: ClassVar[str] = "leave-one-out"
@@ -23,21 +26,21 @@ class LeaveOneOut(Ranker):
     needs_loss: ClassVar[bool] = True
 
     @override
-    def score(self, subject: GatedModel) -> Scores:
+    def score(self, gated: GatedModel) -> Scores:
         import torch
 
         from prunekit.structured.batches import mean_loss
 
-        seen = subject.batches, subject.ranks
-        before = mean_loss(subject.model, *seen)
+        data = gated.batches, gated.ranks
+        before = mean_loss(gated.model, *data)
         scores = {}
-        for site in subject.sites:
-            gate = subject.gates[site.name]
+        for group in gated.groups:
+            gate = gated.gates[group.name]
             changes = []
-            for unit in range(site.units):
+            for unit in range(group.units):
                 closed = gate.value.clone()
                 closed[unit] = 0
                 with gate.holding(closed):
-                    changes.append(mean_loss(subject.model, *seen) - before)
-            scores[site.name] = torch.tensor(changes, dtype=torch.float64)
+                    changes.append(mean_loss(gated.model, *data) - before)
+            scores[group.name] = torch.tensor(changes, dtype=torch.float64)
         return scores

@@ -1,4 +1,4 @@
-"""LLM-Pruner: units whose weights, set to zero, would change the loss least go first."""
+"""LLM-Pruner: prune units first whose weights at zero change the loss least."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from prunekit.structured.rankers.parameter_gradient import by_matrix
 
 
 class LLMPruner(Ranker):
-    """``Σ |W · ∂L/∂W|`` over all weights of a unit (Ma et al. 2023, element-wise, first order).
+    """``Σ |W · ∂L/∂W|`` over all weights of a unit.
 
-    Source: arXiv:2305.11627, eq. 3 without its second term, importance of a group as a sum.
+    Element-wise and of first order. Source: Ma et al. 2023, arXiv:2305.11627, eq. 3 without its
+    second term, importance of a group as a sum.
     """
 
     name: ClassVar[str] = "llm-pruner"
     needs_loss: ClassVar[bool] = True
 
     @override
-    def score(self, subject: GatedModel) -> Scores:
-        return by_matrix(subject, lambda weight, gradient: (weight * gradient).abs(), root=False)
+    def score(self, gated: GatedModel) -> Scores:
+        return by_matrix(gated, lambda weight, gradient: (weight * gradient).abs(), root=False)

@@ -1,4 +1,4 @@
-"""Magnitude: units with small weights go first."""
+"""Magnitude: prune units with small weights first."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from prunekit.models.units.base import UnitGroup
-    from prunekit.models.units.heads_neurons import Site
+    from prunekit.models.units.heads_neurons import LinearUnitGroup
 
 
 class UnitMagnitude(Ranker):
     """``‖Q‖ + ‖K‖ + ‖V‖ + ‖O‖`` of a head, ``‖gate‖ + ‖up‖ + ‖down‖`` of a neuron (Frobenius).
 
-    Of heads that share a key head, the norms of each one's queries and outputs are added; of a
-    block, those of all its matrices.
+    For heads that share a key head, the norms of each head's queries and outputs are added; for a
+    block or a coordinate, those of its slices of all matrices.
     """
 
     name: ClassVar[str] = "magnitude"
@@ -29,33 +29,35 @@ class UnitMagnitude(Ranker):
     needs_data: ClassVar[bool] = False
 
     @override
-    def score(self, subject: GatedModel) -> Scores:
-        from prunekit.models.units.heads_neurons import Site
+    def score(self, gated: GatedModel) -> Scores:
+        from prunekit.models.units.heads_neurons import LinearUnitGroup
 
         return {
-            place.name: _of_slices(place) if isinstance(place, Site) else _of_shares(place)
-            for place in subject.sites
+            group.name: _linear_norms(group)
+            if isinstance(group, LinearUnitGroup)
+            else _slice_norms(group)
+            for group in gated.groups
         }
 
 
-def _of_slices(site: Site) -> Tensor:
-    """Return the norms of what the linears of heads or neurons hold of each."""
-    from prunekit.models.units.heads_neurons import matrix
+def _linear_norms(group: LinearUnitGroup) -> Tensor:
+    """Return the summed slice norms of each head or neuron."""
+    from prunekit.models.orientation import weight_matrix
 
-    read = matrix(site.reader.linear).detach().T
-    parts = [(read, site.reader.index)]
-    parts += [(matrix(part.linear).detach(), part.index) for part in site.writers]
-    # The norm of some rows is that of the norms of each.
+    read = weight_matrix(group.reader.linear).detach().T
+    parts = [(read, group.reader.index)]
+    parts += [(weight_matrix(part.linear).detach(), part.index) for part in group.writers]
+    # The norm of several rows is the norm of their norms.
     norms = [rows.double().norm(dim=1).cpu()[index].norm(dim=2).sum(1) for rows, index in parts]
     return sum(norms[1:], norms[0])
 
 
-def _of_shares(place: UnitGroup) -> Tensor:
-    """Return the norms of what matrices hold of each unit."""
+def _slice_norms(group: UnitGroup) -> Tensor:
+    """Return the summed norms of each unit's slices of the matrices."""
     import torch
 
-    total = torch.zeros(place.units, dtype=torch.float64)
-    for parameter, axis, owner in place.shares:
+    total = torch.zeros(group.units, dtype=torch.float64)
+    for parameter, axis, owner in group.parameter_axes:
         if parameter.ndim > 1:
             others = [other for other in range(parameter.ndim) if other != axis]
             rows = torch.linalg.vector_norm(parameter.detach(), dim=others, dtype=total.dtype)

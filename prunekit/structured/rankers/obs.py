@@ -1,6 +1,6 @@
-"""Block OBS: what is lost of a layer's output when a unit goes and the others make up for it.
+"""Block OBS: output error without a unit, after a refit.
 
-With H = XᵀX of what the reading linear reads, and P the inputs of a unit,
+With H = XᵀX of the input X of the reading linear, and P the inputs of a unit,
 
     loss = tr(W_P [(H⁻¹)_PP]⁻¹ W_Pᵀ),  and the best weights of the kept K are  W H_:K (H_KK)⁻¹.
 
@@ -23,34 +23,34 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from prunekit.models.units.heads_neurons import Site
+    from prunekit.models.units.heads_neurons import LinearUnitGroup
 
 
 class BlockObs(Ranker):
-    """``tr(W_P [(H⁻¹)_PP]⁻¹ W_Pᵀ)`` a token, by the layer's whole output if ``relative``."""
+    """``tr(W_P [(H⁻¹)_PP]⁻¹ W_Pᵀ)`` per token; if ``relative``, over the layer's whole output."""
 
     name: ClassVar[str] = "obs"
     compensate: ClassVar[Compensation] = "refit"
 
     damping: float = Field(default=0.01, gt=0)
-    """What is added to the diagonal of H, as a part of its mean."""
+    """Fraction of the mean diagonal of H that is added to its diagonal."""
 
     relative: bool = True
-    """Divided by ``tr(W H Wᵀ)``, so that layers whose outputs are large do not outweigh others."""
+    """Divide by ``tr(W H Wᵀ)``, so that layers with large outputs do not outweigh others."""
 
     @override
-    def score(self, subject: GatedModel) -> Scores:
-        from prunekit.structured.refit import gather
+    def score(self, gated: GatedModel) -> Scores:
+        from prunekit.structured.refit import reader_grams
 
-        grams = gather(subject)
-        return {site.name: self._score(site, grams[site.name]) for site in subject.sites}
+        grams = reader_grams(gated)
+        return {group.name: self._score(group, grams[group.name]) for group in gated.groups}
 
-    def _score(self, site: Site, total: Float[Tensor, "I I"]) -> Float[Tensor, " U"]:
-        from prunekit.models.units.heads_neurons import matrix
+    def _score(self, group: LinearUnitGroup, total: Float[Tensor, "I I"]) -> Float[Tensor, " U"]:
+        from prunekit.models.orientation import weight_matrix
         from prunekit.structured.refit import removal_loss
 
-        found = removal_loss(site, total, self.damping)
+        loss = removal_loss(group, total, self.damping)
         if not self.relative:
-            return found
-        weight = matrix(site.reader.linear).detach().double().cpu()
-        return found / ((weight @ total.double().cpu()) * weight).sum().clamp_min(1e-300)
+            return loss
+        weight = weight_matrix(group.reader.linear).detach().double().cpu()
+        return loss / ((weight @ total.double().cpu()) * weight).sum().clamp_min(1e-300)

@@ -1,4 +1,4 @@
-"""Output norm: units that add little to the residual stream go first.
+"""Output norm: prune units that add little to the residual stream first.
 
 Shapes: T tokens, O outputs of the linear that reads the units, U units, S of its inputs in each.
 """
@@ -15,46 +15,47 @@ from prunekit.structured.rankers.base import Ranker
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.models.units.heads_neurons import Site
+    from prunekit.models.units.heads_neurons import LinearUnitGroup
 
 
 class OutputNorm(Ranker):
-    """``E ‖W x‖₂``, mean over tokens of the norm of what a unit gives, W its columns, x its input.
+    """``E ‖W x‖₂``: mean norm over tokens of a unit's output.
 
-    ``‖W x‖² = xᵀ (WᵀW) x``, so that no output is computed.
+    W are the columns of the unit and x its input. ``‖W x‖² = xᵀ (WᵀW) x``, so no output is
+    computed.
     """
 
     name: ClassVar[str] = "output-norm"
 
     @override
-    def score(self, subject: GatedModel) -> Scores:
+    def score(self, gated: GatedModel) -> Scores:
         import torch
 
         from prunekit.structured.probes.reader_inputs import observe_inputs
 
-        products = {site.name: _products(site) for site in subject.sites}
-        sums = {site.name: torch.zeros(site.units, dtype=torch.float64) for site in subject.sites}
+        products = {group.name: _products(group) for group in gated.groups}
+        sums = {group.name: torch.zeros(group.units, dtype=torch.float64) for group in gated.groups}
         tokens = dict.fromkeys(sums, 0)
 
-        def see(site: Site, x: Tensor) -> None:
-            columns = site.reader.index.flatten(1).to(x.device)
+        def observe(group: LinearUnitGroup, x: Tensor) -> None:
+            columns = group.reader.index.flatten(1).to(x.device)
             parts = x.float()[:, columns]  # [T, U, S]
-            squares = torch.einsum("tus,usr,tur->tu", parts, products[site.name], parts)
-            sums[site.name] += squares.clamp_min(0).sqrt().double().sum(0).cpu()
-            tokens[site.name] += len(x)
+            squares = torch.einsum("tus,usr,tur->tu", parts, products[group.name], parts)
+            sums[group.name] += squares.clamp_min(0).sqrt().double().sum(0).cpu()
+            tokens[group.name] += len(x)
 
-        observe_inputs(subject, see)
-        subject.add(sums.values())
-        counts = subject.total(tokens)
+        observe_inputs(gated, observe)
+        gated.all_reduce_sums(sums.values())
+        counts = gated.all_reduce_counts(tokens)
         return {name: total / max(counts[name], 1) for name, total in sums.items()}
 
 
-def _products(site: Site) -> Tensor:
+def _products(group: LinearUnitGroup) -> Tensor:
     """Return WᵀW of each unit, [U, S, S]."""
     import torch
 
-    from prunekit.models.units.heads_neurons import matrix
+    from prunekit.models.orientation import weight_matrix
 
-    weight = matrix(site.reader.linear).detach().float()
-    columns = weight[:, site.reader.index.flatten(1).to(weight.device)]  # [O, U, S]
+    weight = weight_matrix(group.reader.linear).detach().float()
+    columns = weight[:, group.reader.index.flatten(1).to(weight.device)]  # [O, U, S]
     return torch.einsum("ous,our->usr", columns, columns)

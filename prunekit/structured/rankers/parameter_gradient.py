@@ -1,4 +1,4 @@
-"""Parameter gradient: units whose weights the loss hardly minds go first."""
+"""Parameter gradient: prune units first whose weights affect the loss little."""
 
 from __future__ import annotations
 
@@ -15,41 +15,47 @@ if TYPE_CHECKING:
 
 
 class ParameterGradient(Ranker):
-    """``Σ ‖∂L/∂W‖₂`` over the matrices of a unit, L the mean loss of all predictions."""
+    """``Σ ‖∂L/∂W‖₂`` over the matrices of a unit.
+
+    L is the mean loss of all predictions.
+    """
 
     name: ClassVar[str] = "parameter-gradient"
     needs_loss: ClassVar[bool] = True
 
     @override
-    def score(self, subject: GatedModel) -> Scores:
-        return by_matrix(subject, lambda _, gradient: gradient.square(), root=True)
+    def score(self, gated: GatedModel) -> Scores:
+        return by_matrix(gated, lambda _, gradient: gradient.square(), root=True)
 
 
 def by_matrix(
-    subject: GatedModel, value: Callable[[Tensor, Tensor], Tensor], *, root: bool
+    gated: GatedModel, value: Callable[[Tensor, Tensor], Tensor], *, root: bool
 ) -> Scores:
-    """Return, for each unit, the sum over its matrices of the summed values of its weights.
+    """Return per-weight values summed over the matrices of each unit.
 
-    ``value`` makes them of weights and their gradients; ``root``: of each sum the root is added.
+    Args:
+        gated: The model, its groups and the batches.
+        value: Maps weights and their gradients, [O, I] float64, to values of the same shape.
+        root: Add the square root of each matrix's sum instead of the sum.
     """
     import torch
 
-    from prunekit.models.units.heads_neurons import matrix, oriented
+    from prunekit.models.orientation import outputs_first, weight_matrix
     from prunekit.structured.probes.weight_gradients import weight_gradients
 
     parts = {
-        site.name: [(site.reader, True), *((writer, False) for writer in site.writers)]
-        for site in subject.sites
+        group.name: [(group.reader, True), *((writer, False) for writer in group.writers)]
+        for group in gated.groups
     }
     linears = list(dict.fromkeys(part.linear for each in parts.values() for part, _ in each))
-    gradients = weight_gradients(subject.model, linears, subject.batches, subject.ranks)
+    gradients = weight_gradients(gated.model, linears, gated.batches, gated.ranks)
     scores = {}
-    for site in subject.sites:
+    for group in gated.groups:
         totals = []
-        for part, reads in parts[site.name]:
-            weight, gradient = matrix(part.linear).detach(), gradients[part.linear]
-            found = value(weight.double(), oriented(part.linear, gradient).double())
-            sums = found.sum(0 if reads else 1).cpu()[part.index].flatten(1).sum(1)
+        for part, reads in parts[group.name]:
+            weight, gradient = weight_matrix(part.linear).detach(), gradients[part.linear]
+            values = value(weight.double(), outputs_first(part.linear, gradient).double())
+            sums = values.sum(0 if reads else 1).cpu()[part.index].flatten(1).sum(1)
             totals.append(sums.sqrt() if root else sums)
-        scores[site.name] = torch.stack(totals).sum(0)
+        scores[group.name] = torch.stack(totals).sum(0)
     return scores

@@ -1,4 +1,4 @@
-"""Random: the baseline that every ranker has to beat."""
+"""Random scores: the baseline for every ranker."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from prunekit.structured.rankers.base import Ranker
 
 
 class RandomUnits(Ranker):
-    """Uniform, without replacement, over all units; the same seed gives the same units."""
+    """Uniform scores, without replacement; the seed determines them."""
 
     name: ClassVar[str] = "random"
     kinds: ClassVar[frozenset[Kind]] = frozenset(KINDS)
     needs_data: ClassVar[bool] = False
 
     seed: int = 0
-    """Report mean and deviation over several."""
+    """Seed of the scores; report the mean and deviation over several seeds."""
 
     @override
-    def score(self, subject: GatedModel) -> Scores:
+    def score(self, gated: GatedModel) -> Scores:
         import torch
 
         generator = torch.Generator().manual_seed(self.seed)
         return {
-            site.name: torch.rand(site.units, generator=generator, dtype=torch.float64)
-            for site in subject.sites
+            group.name: torch.rand(group.units, generator=generator, dtype=torch.float64)
+            for group in gated.groups
         }

@@ -1,11 +1,11 @@
-"""LLM Surgeon: what the loss rises by when a unit goes and the others of its layer make up for it.
+"""LLM Surgeon: loss increase without a unit, after a refit.
 
-With H = XᵀX of what the reading linear reads, G = gᵀg of the gradients of the loss by what it
-gives, and P the inputs of a unit, the loss rises, in Kronecker-factored second order, by
+With H = XᵀX of the input X of the reading linear, G = gᵀg of the gradients g of the loss by its
+output, and P the inputs of a unit, the loss rises, in Kronecker-factored second order, by
 
     ½ tr(G W_P [(H⁻¹)_PP]⁻¹ W_Pᵀ),
 
-and the weights for that are those of a refit, whatever G is.
+and the weights that attain it are those of a refit, independent of G.
 
 Source: van der Ouderaa et al. 2024, The LLM Surgeon, §3.1 and 3.3, arXiv:2312.17244.
 Shapes: U units, I inputs and O outputs of the linear.
@@ -28,45 +28,50 @@ if TYPE_CHECKING:
 
 
 class Surgeon(Ranker):
-    """``½ tr(G W_P [(H⁻¹)_PP]⁻¹ W_Pᵀ)``: obs, but an error weighs as much as the loss minds it."""
+    """``½ tr(G W_P [(H⁻¹)_PP]⁻¹ W_Pᵀ)``: obs with output errors weighted by the loss gradients."""
 
     name: ClassVar[str] = "surgeon"
     needs_loss: ClassVar[bool] = True
     compensate: ClassVar[Compensation] = "refit"
 
     damping: float = Field(default=0.01, gt=0)
-    """What is added to the diagonal of H, as a part of its mean."""
+    """Fraction of the mean diagonal of H that is added to its diagonal."""
 
     full: bool = False
-    """G as the paper has it; otherwise the mean of its diagonal stands for it, so that outputs of a
-    layer weigh alike: of few tokens that is known far better, and measured better."""
+    """Use all of G, as the paper does. Otherwise the mean of its diagonal weights all outputs of a
+    layer alike: it is estimated far better from few tokens, and measured better."""
 
     @override
-    def score(self, subject: GatedModel) -> Scores:
-        from prunekit.structured.refit import gather, removal_loss
+    def score(self, gated: GatedModel) -> Scores:
+        from prunekit.structured.refit import reader_grams, removal_loss
 
-        minded = self._minded(subject)
-        grams = gather(subject)
-        found = {}
-        for site in subject.sites:
-            weight = minded[site.name]
-            off = removal_loss(site, grams[site.name], self.damping, weight if self.full else None)
-            found[site.name] = off / 2 if self.full else off * weight / 2
-        return found
+        curvatures = self._output_curvatures(gated)
+        grams = reader_grams(gated)
+        scores = {}
+        for group in gated.groups:
+            curvature = curvatures[group.name]
+            loss = removal_loss(
+                group, grams[group.name], self.damping, curvature if self.full else None
+            )
+            scores[group.name] = loss / 2 if self.full else loss * curvature / 2
+        return scores
 
-    def _minded(self, subject: GatedModel) -> dict[str, Float[Tensor, ...]]:
-        """Return G of each site, or its diagonal's mean; a prediction, float64 on the CPU."""
+    def _output_curvatures(self, gated: GatedModel) -> dict[str, Float[Tensor, ...]]:
+        """Return G of each group, or its mean diagonal, per prediction.
+
+        The values are float64 on the CPU.
+        """
         from prunekit.structured.probes.reader_inputs import inputs_and_gradients
 
-        found: dict[str, Tensor] = {}
+        sums: dict[str, Tensor] = {}
         predictions = 0.0
-        for batch in subject.batches:
-            _, gradients, count = inputs_and_gradients(subject, batch, outputs=True)
+        for batch in gated.batches:
+            _, gradients, count = inputs_and_gradients(gated, batch, outputs=True)
             predictions += count
-            for site, gradient in zip(subject.sites, gradients, strict=True):
+            for group, gradient in zip(gated.groups, gradients, strict=True):
                 rows = gradient.flatten(0, -2).double()
                 part = rows.T @ rows if self.full else rows.square().sum() / rows.shape[1]
-                found[site.name] = found.get(site.name, 0) + part.cpu()
-        subject.add(found.values())
-        predictions = sum(subject.ranks.all_gather_object(predictions))
-        return {name: total / max(predictions, 1.0) for name, total in found.items()}
+                sums[group.name] = sums.get(group.name, 0) + part.cpu()
+        gated.all_reduce_sums(sums.values())
+        predictions = sum(gated.ranks.all_gather_object(predictions))
+        return {name: total / max(predictions, 1.0) for name, total in sums.items()}

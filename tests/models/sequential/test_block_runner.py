@@ -10,10 +10,10 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from prunekit.architectures import find
+from prunekit.architectures import find_architecture
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.models.empty_model import empty_model
-from prunekit.models.layout import runners
+from prunekit.models.layout import stack_runners
 from prunekit.models.sequential.pipeline import batches, iterate_blocks
 from prunekit.models.sequential.weights import Weights
 from tests.support import checkpoints
@@ -55,7 +55,7 @@ def full(model, ids):
         block.register_forward_hook(
             lambda _, args, out: outputs.append(out[0] if isinstance(out, tuple | list) else out)
         )
-        for runner in runners(model, find(model))
+        for runner in stack_runners(model, find_architecture(model))
         for block in runner.blocks
     ]
     inputs = {"input_ids": ids}
@@ -71,7 +71,7 @@ def full(model, ids):
 def streamed(model, parts, weights=None):
     """Return what each block gives when they run one by one, and the last visit."""
     outputs = []
-    for visit in iterate_blocks(model, runners(model, find(model)), weights, parts):
+    for visit in iterate_blocks(model, stack_runners(model, find_architecture(model)), weights, parts):
         with torch.inference_mode():
             outputs.append([call() for call in visit.calls()])
     return outputs, visit
@@ -120,7 +120,7 @@ def test_a_bound_call_may_be_made_later_and_again(model_type, ids):
     model = built(model_type)
     expected, _ = full(model, ids)
     calls = []
-    for visit in iterate_blocks(model, runners(model, find(model)), None, [ids]):
+    for visit in iterate_blocks(model, stack_runners(model, find_architecture(model)), None, [ids]):
         given = zip(visit.hidden, visit.contexts, strict=True)
         calls += [visit.runner.bind(visit.index, x.clone(), context) for x, context in given]
     with torch.inference_mode():
@@ -134,7 +134,7 @@ def test_the_model_is_whole_again_after_a_walk_and_between_visits(model_type, id
     model = built(model_type)
     before = list(model.named_modules())
     _, answer = full(model, ids)
-    for _ in iterate_blocks(model, runners(model, find(model)), None, [ids]):
+    for _ in iterate_blocks(model, stack_runners(model, find_architecture(model)), None, [ids]):
         assert list(model.named_modules()) == before
         assert torch.equal(full(model, ids)[1], answer)
     assert list(model.named_modules()) == before
@@ -146,7 +146,7 @@ def test_the_model_is_whole_again_after_an_error_in_a_block(ids):
     block = model.model.layers[0]
     hook = block.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        list(iterate_blocks(model, runners(model, find(model)), None, [ids]))
+        list(iterate_blocks(model, stack_runners(model, find_architecture(model)), None, [ids]))
     hook.remove()
     assert list(model.named_modules()) == before
 
@@ -170,10 +170,10 @@ def test_only_one_block_has_weights_at_a_time(tmp_path, ids):
     opened = open_checkpoint(checkpoints.write(tmp_path, num_hidden_layers=3))
     model = empty_model(opened)
     weights = Weights(model, opened, torch.float32, torch.device("cpu"))
-    for visit in iterate_blocks(model, runners(model, find(model)), weights, [ids]):
+    for visit in iterate_blocks(model, stack_runners(model, find_architecture(model)), weights, [ids]):
         for block in visit.runner.blocks:
             real = {not parameter.is_meta for parameter in block.parameters()}
-            assert real == {block is visit.block}
+            assert real == {block is visit.module}
         assert model.lm_head.weight.is_meta
         assert model.model.embed_tokens.weight.is_meta
     assert all(block.mlp.up_proj.weight.is_meta for block in model.model.layers)

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from torch.nn.functional import cosine_similarity
 
 import prunekit
+from prunekit.checkpoint.compressed import KEPT_UNITS_KEY
 from prunekit.errors import ConfigError, ShapeError
-from prunekit.models.units.removal import RECORD
 from tests.support.architectures import TINY
-from tests.support.units import answers, batch, restless
+from tests.support.units import batch, randomized_model, valid_logits
 
 DEEPER = {
     "distilbert": {"n_layers": 3},
@@ -19,7 +18,9 @@ TOKENS = torch.randint(3, 96, (3, 10), generator=torch.Generator().manual_seed(3
 
 
 def deeper(model_type, **overrides):
-    return restless(model_type, **DEEPER.get(model_type, {"num_hidden_layers": 3}), **overrides)
+    return randomized_model(
+        model_type, **DEEPER.get(model_type, {"num_hidden_layers": 3}), **overrides
+    )
 
 
 @pytest.mark.parametrize("model_type", [*sorted(TINY), "granite"])
@@ -29,21 +30,21 @@ def test_without_its_first_block_a_model_answers_as_the_gated_one_and_opens_as_s
     """A block at 0 passes on what it reads; T5's position bias goes to the block that is first."""
     model = deeper(model_type)
     given = batch(model)
-    dense = answers(model, given)
+    dense = valid_logits(model, given)
     gates = prunekit.blocks(model)
-    assert torch.equal(answers(model, given), dense)
-    for place in gates.places:
+    assert torch.equal(valid_logits(model, given), dense)
+    for place in gates.groups:
         gates.gates[place.name].keep[0] = False
-    expected = answers(model, given)
+    expected = valid_logits(model, given)
     assert not torch.equal(expected, dense)
-    before, gone = model.num_parameters(), sum(float(place.costs[0]) for place in gates.places)
+    before, gone = model.num_parameters(), sum(float(place.costs[0]) for place in gates.groups)
     done = gates.finalize()
     assert done.stock
     assert model.num_parameters() == before - gone
-    assert torch.equal(answers(model, given), expected)
+    assert torch.equal(valid_logits(model, given), expected)
     model.save_pretrained(tmp_path)
     opened = type(model).from_pretrained(tmp_path).eval()
-    assert torch.equal(answers(opened, given), expected)
+    assert torch.equal(valid_logits(opened, given), expected)
 
 
 def test_what_a_closed_block_gives_is_what_it_reads():
@@ -55,7 +56,7 @@ def test_what_a_closed_block_gives_is_what_it_reads():
     other.config.num_hidden_layers = 2
     with torch.no_grad():
         logits = other(**given, use_cache=False).logits
-    assert torch.equal(answers(model, given), logits[given["attention_mask"].bool()])
+    assert torch.equal(valid_logits(model, given), logits[given["attention_mask"].bool()])
 
 
 def test_text_is_written_with_a_cache_by_fewer_blocks(tmp_path):
@@ -98,22 +99,6 @@ def test_a_gate_between_has_the_gradient_of_what_the_block_adds():
     torch.testing.assert_close(value.grad[1], (ends[0] - ends[1]) / 2e-5, rtol=1e-6, atol=1e-9)
 
 
-def test_block_influence_is_one_minus_the_cosine_of_what_goes_in_and_out():
-    """Against the hidden states that transformers itself gives, padding left out."""
-    model = deeper("llama")
-    given = batch(model)
-    with torch.no_grad():
-        states = model.model(**given, output_hidden_states=True).hidden_states
-    valid = given["attention_mask"].bool()
-    gates = prunekit.blocks(model)
-    (scores,) = gates.score("block-influence", [given]).values()
-    for unit in (0, 1):  # the last state is that after the final norm
-        found = cosine_similarity(states[unit].double(), states[unit + 1].double(), dim=-1)
-        torch.testing.assert_close(scores[unit], 1 - found[valid].mean())
-    gates.gates["model.layers"].keep[1] = False
-    assert gates.score("block-influence", [given])["model.layers"][1].abs() < 1e-7
-
-
 @pytest.mark.parametrize("ranker", ["random", "magnitude", "gradient", "leave-one-out", "hybrid"])
 def test_rankers_of_gates_and_weights_rank_blocks_too(ranker):
     model = deeper("llama")
@@ -136,15 +121,15 @@ def test_unequal_heads_follow_their_block_to_its_new_place(tmp_path):
     heads.detach()
     gates = prunekit.blocks(model)
     gates.gates["model.layers"].keep[1] = False
-    expected = answers(model, given)
+    expected = valid_logits(model, given)
     done = gates.finalize()
     assert not done.stock
-    assert getattr(model.config, RECORD) == {
+    assert getattr(model.config, KEPT_UNITS_KEY) == {
         "model.layers.0.self_attn": 4,
         "model.layers.1.self_attn": 3,
     }
     model.save_pretrained(tmp_path)
-    assert torch.equal(answers(prunekit.load(tmp_path), given), expected)
+    assert torch.equal(valid_logits(prunekit.load(tmp_path), given), expected)
 
 
 def test_refuses_what_no_config_or_weight_can_say():
@@ -162,7 +147,7 @@ def test_refuses_what_no_config_or_weight_can_say():
     gates.gates["transformer.h"].keep[0] = False
     with pytest.raises(ShapeError, match=r"scaling is .* in its new place"):
         gates.finalize()
-    gates = prunekit.blocks(restless("modernbert"))
+    gates = prunekit.blocks(randomized_model("modernbert"))
     gates.gates["model.layers"].keep[0] = False
     with pytest.raises(ShapeError, match="not every block has it"):
         gates.finalize()

@@ -6,7 +6,7 @@ import torch
 import prunekit
 from prunekit.errors import ShapeError
 from tests.support.architectures import TINY
-from tests.support.units import answers, batch, restless
+from tests.support.units import valid_logits, batch, randomized_model
 
 CAN = ("gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "t5")
 TOKENS = torch.randint(3, 96, (3, 10), generator=torch.Generator().manual_seed(3))
@@ -23,29 +23,29 @@ def keep_some(gates, count=20):
 @pytest.mark.parametrize("model_type", CAN)
 def test_a_narrower_model_answers_as_the_gated_one_and_opens_as_stock(model_type, tmp_path):
     """RMSNorms are rescaled, and what a family multiplies by the root of its width."""
-    model = restless(model_type)
+    model = randomized_model(model_type)
     given = batch(model)
-    dense = answers(model, given)
+    dense = valid_logits(model, given)
     gates = prunekit.hidden(model)
-    (place,) = gates.places
-    assert torch.equal(answers(model, given), dense)
+    (place,) = gates.groups
+    assert torch.equal(valid_logits(model, given), dense)
     keep_some(gates)
-    expected = answers(model, given)
+    expected = valid_logits(model, given)
     assert (expected - dense).abs().max() > 1e-2 * dense.abs().max()
     before, gone = model.num_parameters(), 12 / 32 * float(place.costs.sum())
     done = gates.finalize()
-    found = answers(model, given)
+    found = valid_logits(model, given)
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert done.stock
     assert model.num_parameters() == before - gone
     model.save_pretrained(tmp_path)
     opened = type(model).from_pretrained(tmp_path).eval()
-    assert torch.equal(answers(opened, given), found)
+    assert torch.equal(valid_logits(opened, given), found)
 
 
 def test_a_closed_gate_is_zeros_in_whatever_writes_and_reads_the_coordinate():
     """Truth: zeros in the matrices, the norms dividing by the whole width as before."""
-    model, other = restless("llama"), restless("llama")
+    model, other = randomized_model("llama"), randomized_model("llama")
     given = batch(model)
     kept = keep_some(prunekit.hidden(model))
     gone = torch.ones(32, dtype=torch.bool)
@@ -55,7 +55,7 @@ def test_a_closed_gate_is_zeros_in_whatever_writes_and_reads_the_coordinate():
         for layer in other.model.layers:
             layer.self_attn.o_proj.weight[gone] = 0
             layer.mlp.down_proj.weight[gone] = 0
-    torch.testing.assert_close(answers(model, given), answers(other, given))
+    torch.testing.assert_close(valid_logits(model, given), valid_logits(other, given))
 
 
 def test_a_norm_of_fewer_coordinates_is_that_of_all_with_zeros():
@@ -66,7 +66,7 @@ def test_a_norm_of_fewer_coordinates_is_that_of_all_with_zeros():
     x[:, 20:] = 0
     norm, other = LlamaRMSNorm(32, eps=0.1).double(), LlamaRMSNorm(20, eps=0.1 * 32 / 20).double()
     other.weight.data = norm.weight.data[:20] * (32 / 20) ** 0.5
-    model = restless("llama", rms_norm_eps=0.1)
+    model = randomized_model("llama", rms_norm_eps=0.1)
     gates = prunekit.hidden(model)
     keep_some(gates)
     gates.finalize()
@@ -77,7 +77,7 @@ def test_a_norm_of_fewer_coordinates_is_that_of_all_with_zeros():
 
 
 def test_tied_embeddings_stay_tied_and_heads_keep_their_size():
-    model = restless("qwen2", tie_word_embeddings=True)
+    model = randomized_model("qwen2", tie_word_embeddings=True)
     gates = prunekit.hidden(model)
     keep_some(gates)
     gates.finalize()
@@ -92,7 +92,7 @@ def test_tied_embeddings_stay_tied_and_heads_keep_their_size():
 
 
 def test_text_is_written_by_a_narrower_model_that_was_opened_again(tmp_path):
-    model = restless("gemma3_text")
+    model = randomized_model("gemma3_text")
     prompt = {"input_ids": batch(model)["input_ids"][1:]}
     gates = prunekit.hidden(model)
     gates.prune(gates.score("magnitude"), 0.25)
@@ -104,7 +104,7 @@ def test_text_is_written_by_a_narrower_model_that_was_opened_again(tmp_path):
 
 
 def test_magnitude_is_the_sum_of_the_norms_of_a_coordinate_in_every_matrix():
-    model = restless("llama")
+    model = randomized_model("llama")
     (scores,) = prunekit.hidden(model).score("magnitude").values()
     parts = [model.model.embed_tokens.weight[:, 3], model.lm_head.weight[:, 3]]
     for layer in model.model.layers:
@@ -116,7 +116,7 @@ def test_magnitude_is_the_sum_of_the_norms_of_a_coordinate_in_every_matrix():
 
 
 def test_the_gradient_of_a_gate_is_that_of_finite_differences():
-    model = restless("llama").double()
+    model = randomized_model("llama").double()
     given = batch(model)
     (gate,) = prunekit.hidden(model).gates.values()
     value = torch.ones(32, dtype=torch.float64, requires_grad=True)
@@ -135,7 +135,9 @@ def test_the_gradient_of_a_gate_is_that_of_finite_differences():
 @pytest.mark.parametrize("ranker", ["gradient", "random", "hybrid"])
 def test_rankers_of_gates_rank_coordinates_too(ranker):
     settings = {"of": {"gradient": 1.0, "magnitude": 1.0}} if ranker == "hybrid" else {}
-    (scores,) = prunekit.hidden(restless("llama")).score(ranker, TOKENS, **settings).values()
+    (scores,) = (
+        prunekit.hidden(randomized_model("llama")).score(ranker, TOKENS, **settings).values()
+    )
     assert len(scores) == 32
     assert len(scores.unique()) > 20  # sums of places may be equal
 
@@ -143,11 +145,11 @@ def test_rankers_of_gates_rank_coordinates_too(ranker):
 @pytest.mark.parametrize("model_type", sorted(set(TINY) - {*CAN}))
 def test_families_with_a_layer_norm_are_refused_with_the_reason(model_type):
     with pytest.raises(ShapeError, match=f"'{model_type}' normalise with LayerNorm, whose mean"):
-        prunekit.hidden(restless(model_type))
+        prunekit.hidden(randomized_model(model_type))
 
 
 def test_refuses_a_width_that_transformers_refuses_and_families_nobody_declared():
-    model = restless("llama")
+    model = randomized_model("llama")
     gates = prunekit.hidden(model)
     keep_some(gates, 21)
     before = model.model.norm.weight.clone()
@@ -155,4 +157,4 @@ def test_refuses_a_width_that_transformers_refuses_and_families_nobody_declared(
         gates.finalize()
     assert torch.equal(model.model.norm.weight, before)
     with pytest.raises(ShapeError, match="nothing says what models of type 'granite'"):
-        prunekit.hidden(restless("granite"))
+        prunekit.hidden(randomized_model("granite"))

@@ -1,5 +1,6 @@
-"""Heat maps put every layer where its name says, and show nothing that was not measured."""
+"""Drawing of heat maps and curves as inline SVG."""
 
+import math
 import re
 
 import pytest
@@ -7,82 +8,22 @@ from matplotlib.colors import Normalize
 from matplotlib.ticker import FuncFormatter
 
 from prunekit import formatting
-from prunekit.reports.figures import layers as figures
-from prunekit.reports.figures.draw import Cell, Grid, Scale, draw
+from prunekit.reports.figures.draw import (
+    Axis,
+    Cell,
+    Curve,
+    Grid,
+    Scale,
+    curves,
+    draw,
+    value_range,
+)
 
-GREY = "#808080"
-
-
-def layer(name, sparsity=0.5, error=0.1):
-    return {"name": name, "sparsity": sparsity, "relative_error": error}
-
-
-def fills(svg):
-    """Colour by tooltip."""
-    return dict(re.findall(r"<title>([^<]*)</title><path[^>]*fill: (#\w+)", svg))
-
-
-def test_rows_are_blocks_and_columns_linears():
-    names = [f"model.layers.{i}.{part}" for i in (0, 1) for part in ("attn.q", "mlp.up")]
-    grid = figures.grid([layer(name) for name in names], "sparsity", formatting.percent)
-    assert (grid.rows, grid.columns) == (["0", "1"], ["q", "up"])
-    assert [(cell.row, cell.column) for cell in grid.cells] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert grid.cells[3].tip == "model.layers.1.mlp.up: 50.0 %"
-
-
-def test_stacks_and_alike_linears_are_told_apart():
-    names = [
-        "encoder.block.0.layer.0.SelfAttention.q",
-        "decoder.block.0.layer.0.SelfAttention.q",
-        "decoder.block.0.layer.1.EncDecAttention.q",
-    ]
-    grid = figures.grid([layer(name) for name in names], "sparsity", formatting.percent)
-    assert grid.rows == ["encoder 0", "decoder 0"]
-    assert grid.columns == ["SelfAttention.q", "EncDecAttention.q"]
-
-
-def test_experts_share_a_cell_with_their_mean():
-    experts = [layer(f"layers.0.experts.{i}.up", error=error) for i, error in enumerate((1, 3))]
-    (cell,) = figures.grid(experts, "relative_error", formatting.number).cells
-    assert cell.value == 2
-    assert cell.tip == "layers.0.experts.*.up, mean of 2: 2.00"
-
-
-def test_a_layer_outside_every_block_has_a_row():
-    grid = figures.grid([layer("lm_head")], "sparsity", formatting.percent)
-    assert (grid.rows, grid.columns) == ([""], ["lm_head"])
-
-
-@pytest.mark.parametrize("blocks", [1, 6, 80])
-def test_every_layer_is_drawn_with_its_tooltip(blocks):
-    layers = [layer(f"h.{i}.{part}", 0.3) for i in range(blocks) for part in "abcd"]
-    for svg in (figures.sparsity_map(layers), figures.error_map(layers)):
-        assert len(fills(svg)) == 4 * blocks
-    assert "h.0.a: 30.0 %" in fills(figures.sparsity_map(layers))
-
-
-def test_more_is_another_colour_and_unknown_is_grey():
-    errors = (0.001, 1.0, None, float("nan"), float("inf"), 0.0)
-    svg = figures.error_map([layer(f"h.{i}.a", error=error) for i, error in enumerate(errors)])
-    low, high, none, nan, inf, zero = fills(svg).values()
-    assert low == zero
-    assert high == inf
-    assert none == nan == GREY
-    assert len({low, high, GREY}) == 3
-
-
-def test_a_small_difference_in_sparsity_does_not_span_the_colours():
-    svg = figures.sparsity_map([layer("h.0.a", 0.5), layer("h.1.a", 0.5001)])
-    assert len(set(fills(svg).values())) == 1
-
-
-@pytest.mark.parametrize("error", [None, 0.0, float("nan")])
-def test_no_error_map_without_an_error(error):
-    assert figures.error_map([layer("h.0.a", error=error)]) is None
+SCALE = Scale("x", "viridis", Normalize(0, 1), FuncFormatter(lambda x, _: f"{x:g}"))
 
 
 def test_text_takes_font_and_colour_of_the_page():
-    svg = figures.sparsity_map([layer("h.0.a")])
+    svg = draw(Grid(["0"], ["a"], [Cell(0, 0, 0.5, "h.0.a")]), SCALE)
     assert "currentColor" in svg
     assert not re.search("font-family|<style|xmlns|http", svg)
 
@@ -91,8 +32,36 @@ def test_labels_of_narrow_columns_stand_upright_and_do_not_lie_on_each_other():
     def turned(columns):
         cells = [Cell(0, place, 0.5, "") for place in range(columns)]
         grid = Grid(["a"], [f"word {place}" for place in range(columns)], cells, square=True)
-        scale = Scale("x", "viridis", Normalize(0, 1), FuncFormatter(lambda x, _: f"{x:g}"))
-        return {*re.findall(r"rotate\((-\d+)\b", draw(grid, scale))} - {"-0"}
+        return {*re.findall(r"rotate\((-\d+)\b", draw(grid, SCALE))} - {"-0"}
 
     assert turned(6) == {"-45"}
     assert turned(20) == {"-90"}
+
+
+def test_the_range_leaves_out_unmeasured_infinite_and_low_values():
+    values = (None, math.nan, math.inf, 0.0, 0.5, 2.0)
+    grid = Grid(["0"], ["a"], [Cell(0, 0, value, "") for value in values])
+    assert value_range(grid) == (0.0, 2.0)
+    assert value_range(grid, above=0.0) == (0.5, 2.0)
+    assert value_range(grid, above=2.0) is None
+
+
+def test_a_cell_with_a_frame_is_drawn_with_a_line_of_its_color():
+    cells = [Cell(0, 0, 0.5, "kept"), Cell(0, 1, 0.5, "removed", "#d62828")]
+    svg = draw(Grid(["0"], ["a", "b"], cells), SCALE)
+    assert svg.count("#d62828") == 1
+
+
+def test_curves_have_a_point_for_each_measured_value_and_a_dashed_dense_line():
+    line = Curve("#0072b2", [(0.25, 3.0), (0.5, 4.0), (0.75, None)], ["a", "b", "c"])
+    svg = curves([line], 2.0, Axis("loss", formatting.number))
+    assert re.findall(r"<title>(\w)</title>", svg)[:2] == ["a", "b"]
+    assert "stroke-dasharray" in svg
+    assert "stroke-dasharray" not in curves([line], None, Axis("loss", formatting.number))
+
+
+@pytest.mark.parametrize(("text", "tick"), [("4.00", "4"), ("0.50", "0.5"), ("1.2 k", "1.2 k")])
+def test_ticks_have_no_needless_decimals(text, tick):
+    value = float(text.split()[0])
+    svg = curves([Curve("#0072b2", [(0.0, value)], ["x"])], None, Axis("y", lambda _: text))
+    assert f">{tick}</text>" in svg

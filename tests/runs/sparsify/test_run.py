@@ -19,14 +19,14 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 import prunekit
 from prunekit.checkpoint import output
 from prunekit.checkpoint.output import JOURNAL
-from prunekit.checkpoint.reader import INDEX, open_checkpoint
+from prunekit.checkpoint.reader import INDEX_FILE, open_checkpoint
 from prunekit.cli.main import main
 from prunekit.errors import ConfigError, NumericsError
-from prunekit.runs.sparsify import run
+from prunekit.runs.sparsify import run, shards
 from prunekit.sparsify.block_pruner import BlockPruner
 from tests.support import checkpoints
 from tests.support.architectures import tiny
-from tests.support.checkpoints import planned
+from tests.support.checkpoints import planned, same_bytes
 
 BLOCKS = 3
 SPARSEGPT = {"method": "sparsegpt", "pattern": "2:4"}
@@ -59,21 +59,6 @@ def finished(llama, tmp_path_factory):
 def start(llama, folder, *, resume=False, overwrite=False, **sections):
     sections = {"prune": SPARSEGPT, "evaluate": judged(llama), **sections}
     return prunekit.run(planned(llama, folder, **sections), resume=resume, overwrite=overwrite)
-
-
-def same_bytes(mine, theirs):
-    """Say that two folders hold the same weights and config, byte for byte."""
-    found, expected = (
-        {
-            path.name: path.read_bytes()
-            for path in folder.iterdir()
-            if path.suffix == ".safetensors" or path.name in {"config.json", INDEX}
-        }
-        for folder in (Path(mine), Path(theirs))
-    )
-    assert found.keys() == expected.keys()
-    assert [name for name, content in found.items() if content != expected[name]] == []
-    assert not list(Path(mine).glob(".*"))
 
 
 # What a run yields and writes
@@ -172,7 +157,7 @@ def test_what_is_not_pruned_is_copied_byte_for_byte(finished, llama):
 
 def test_nothing_is_pickled_and_every_shard_is_in_the_index(finished):
     folder, _ = finished
-    index = json.loads((folder / INDEX).read_text())
+    index = json.loads((folder / INDEX_FILE).read_text())
     shards = sorted(path.name for path in folder.glob("*.safetensors"))
     assert shards == [f"model-{n:05d}-of-{BLOCKS + 1:05d}.safetensors" for n in range(1, 5)]
     assert sorted(set(index["weight_map"].values())) == shards
@@ -305,7 +290,7 @@ def test_a_method_that_looks_at_weights_alone_needs_no_text(llama, tmp_path):
 def test_a_folder_that_holds_something_is_refused(finished, llama):
     folder, _ = finished
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(ConfigError, match=r"is not empty; --resume goes on with it, --overwrite b"):
+    with pytest.raises(ConfigError, match=r"is not empty; --resume continues it, --overwrite s"):
         list(start(llama, folder))
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -369,7 +354,7 @@ def test_a_disk_that_fails_midway_leaves_a_resumable_folder(finished, llama, tmp
 def test_a_run_stopped_at_any_entry_of_the_journal_ends_with_the_same_bytes(
     finished, llama, tmp_path, monkeypatch, moment, after
 ):
-    folder, real, count = tmp_path / "out", output.Output.note, []
+    folder, real, count = tmp_path / "out", output.OutputFolder.append_journal, []
 
     def stop(self, kind, name, values):
         count.append(kind)
@@ -380,7 +365,7 @@ def test_a_run_stopped_at_any_entry_of_the_journal_ends_with_the_same_bytes(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(output.Output, "note", stop)
+        patch.setattr(output.OutputFolder, "append_journal", stop)
         with pytest.raises(KeyboardInterrupt):
             list(start(llama, folder))
     records = list(start(llama, folder, resume=True))
@@ -431,7 +416,7 @@ def test_a_journal_that_a_crash_cut_off_is_read_up_to_there(finished, llama, tmp
     lines = (folder / JOURNAL).read_bytes().splitlines(keepends=True)
     ends = {"half a line": lines[5][:20], "nothing but a line feed": b"\n", "zeros": b"\0" * 9}
     (folder / JOURNAL).write_bytes(b"".join(lines[:5]) + ends[cut])
-    for name in ("config.json", INDEX, "report.json", "report.html"):
+    for name in ("config.json", INDEX_FILE, "report.json", "report.html"):
         (folder / name).unlink()
     (folder / ".model-00004-of-00004.safetensors.tmp").write_bytes(b"half a shard")
     list(start(llama, folder, resume=True))
@@ -501,7 +486,7 @@ def test_resuming_a_finished_run_changes_no_weight(finished, llama, tmp_path):
 def test_numbers_that_go_wrong_midway_leave_a_resumable_folder(
     finished, llama, tmp_path, monkeypatch
 ):
-    folder, real = tmp_path / "out", BlockPruner._prune
+    folder, real = tmp_path / "out", BlockPruner._prune_weights
 
     def fail(self, block, dense, *rest):
         if any(linear.name == "model.layers.1.mlp.up_proj" for linear in dense):
@@ -509,7 +494,7 @@ def test_numbers_that_go_wrong_midway_leave_a_resumable_folder(
         return real(self, block, dense, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(BlockPruner, "_prune", fail)
+        patch.setattr(BlockPruner, "_prune_weights", fail)
         with pytest.raises(NumericsError, match="up_proj"):
             list(start(llama, folder))
     assert [path.name[:11] for path in sorted(folder.glob("*.safetensors"))] == [
@@ -545,7 +530,7 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
 ):
     config = tmp_path / "config.toml"
     config.write_text(CONFIG.format(model=llama, output=tmp_path / "out"))
-    real = run.SparsifyRun._write_block
+    real = shards.ShardWriter.write_block
 
     def interrupt(self, number, *rest, **options):
         if number == 1:
@@ -555,7 +540,7 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
     # Where tests run in the background of a shell, Ctrl-C is ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with monkeypatch.context() as patch:
-        patch.setattr(run.SparsifyRun, "_write_block", interrupt)
+        patch.setattr(shards.ShardWriter, "write_block", interrupt)
         assert main(["run", str(config), "--quiet"]) == 130
     signal.signal(signal.SIGINT, before)
     assert f"prunekit run {config} --resume" in capsys.readouterr().err

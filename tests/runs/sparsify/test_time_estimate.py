@@ -4,8 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from prunekit.models.devices import device_of
-from prunekit.runs import jobs
 from prunekit.runs.sparsify.time_estimate import TimeEstimate, estimate_time
 from tests.support import checkpoints
 from tests.support.checkpoints import planned
@@ -40,12 +38,3 @@ def test_it_is_that_of_the_slowest_rank(folder, tmp_path, monkeypatch):
 
 def test_it_is_said_a_block_too():
     assert TimeEstimate(40.0, 15.0, 5.0).describe(4).startswith("about 1 min")
-
-
-def test_a_run_elsewhere_is_told_at_the_speed_of_what_is_here(folder, tmp_path):
-    plan = planned(folder, tmp_path / "out")
-    plan = replace(plan, preflight=jobs.Preflight(80 * 10**9), device="a GPU that is not here")
-    told = jobs.estimate(plan)
-    assert told is not None
-    assert told.startswith(f"at the speed of {device_of('auto')} here")
-    assert "a block" in told

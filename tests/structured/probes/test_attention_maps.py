@@ -3,19 +3,20 @@
 import pytest
 import torch
 
-from prunekit.models.units.heads_neurons import matrix, sites
-from prunekit.reports.figures.heads import views
-from prunekit.structured.probes.attention_maps import activity, attention_maps
-from tests.support.units import batch, needs_interface, restless
+from prunekit.models.orientation import weight_matrix
+from prunekit.models.units.heads_neurons import linear_groups
+from prunekit.reports.figures.heads import head_figures
+from prunekit.structured.probes.attention_maps import head_output_norms, attention_maps
+from tests.support.units import batch, skip_without_attention_interface, randomized_model
 
 
 @pytest.mark.parametrize("model_type", ["gemma2", "gpt2", "llama", "t5"])
 def test_a_map_is_that_of_eager_attention(model_type):
     """Attention maps: soft cap, sliding window, position bias and grouped queries included."""
-    model = restless(model_type)
-    needs_interface(model)
+    model = randomized_model(model_type)
+    skip_without_attention_interface(model)
     given = {name: part[1:] for name, part in batch(model).items()}
-    heads = [(site, 3) for site in sites(model, "heads")]
+    heads = [(site, 3) for site in linear_groups(model, "heads")]
     found = attention_maps(model, heads, given)
     model.set_attn_implementation("eager")
     with torch.no_grad():
@@ -31,15 +32,15 @@ def test_a_map_is_that_of_eager_attention(model_type):
 
 def test_what_passes_a_gate_is_the_norm_of_what_its_head_adds():
     """Gate activity: a head alone, its columns of the output matrix times what they read."""
-    model = restless("llama")
-    site = sites(model, "heads")[1]
+    model = randomized_model("llama")
+    site = linear_groups(model, "heads")[1]
     ids, seen = torch.arange(3, 12)[None], []
     handle = site.reader.linear.register_forward_pre_hook(lambda _, x: seen.append(x[0][0]))
-    found = activity(model, [(site, 2)], {"input_ids": ids})
+    found = head_output_norms(model, [(site, 2)], {"input_ids": ids})
     handle.remove()
     size = model.config.head_dim or 8
     part = slice(2 * size, 3 * size)
-    truth = (seen[0][:, part] @ matrix(site.reader.linear)[:, part].T).norm(dim=1)
+    truth = (seen[0][:, part] @ weight_matrix(site.reader.linear)[:, part].T).norm(dim=1)
     torch.testing.assert_close(found[0], truth.detach())
 
 
@@ -56,10 +57,10 @@ def test_pictures_name_heads_tokens_and_layers_that_repeat_themselves():
             "redundancy": {layer: [[1.0, 0.875], [0.875, 1.0]]},
         },
     }  # fmt: skip
-    maps, gates, alike = views(report)
-    assert maps.title == "Attention of block 1, head 2, gone"
+    maps, gates, alike = head_figures(report)
+    assert maps.title == "Attention of block 1, head 2, removed"
     assert "&lt;b → &lt;b: 0.750" in maps.svg
     assert [row["norm"] for row in gates.rows] == [1.0, 2.0]
     assert "most alike: 0.875" in alike.caption
     assert alike.csv.splitlines()[:2] == ["first,second,alike", "0,0,1.0"]
-    assert views({}) == []
+    assert head_figures({}) == []

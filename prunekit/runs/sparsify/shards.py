@@ -1,0 +1,188 @@
+"""Shards of the pruned checkpoint: the rest first, then each block."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from prunekit.checkpoint import adapter as adapters
+from prunekit.checkpoint.atomic import file_sha256
+from prunekit.checkpoint.compressed import compress_weight, expand_weight, layer_name
+from prunekit.checkpoint.formats import WeightLayout, format_named
+from prunekit.checkpoint.output import OutputFolder
+from prunekit.models.layout import Block
+from prunekit.models.orientation import stored_transposed, weight_matrix
+from prunekit.models.sequential.loaded_block import LoadedBlock
+from prunekit.models.sequential.weights import Weights
+from prunekit.runs.sparsify.plan import Plan
+from prunekit.sparsify.layer_result import LayerResult
+from prunekit.sparsify.permute_channels import Orders, permute_channels
+
+LayerRecord = dict[str, Any]
+"""A pruned linear in journal and report: a ``LayerResult`` as record and where it is stored."""
+
+
+class ShardWriter:
+    """Writes pruned blocks as shards, and restores them on resume.
+
+    Args:
+        plan: The plan of the run.
+        weights: Source of the model's weights.
+        output: The output folder and its journal.
+    """
+
+    def __init__(self, plan: Plan, weights: Weights, output: OutputFolder) -> None:
+        self._plan, self._weights, self._output = plan, weights, output
+        self._format = format_named(plan.config.output.format)
+        self._low_rank = plan.recipe.recover == "lowrank"
+
+    def record(self, result: LayerResult, number: int) -> LayerRecord:
+        """Return the record of a linear before it is stored.
+
+        Args:
+            result: The result of pruning it.
+            number: Number of its block in the model.
+        """
+        name = result.linear.name
+        return {
+            **result.as_record(),
+            "block": number,
+            "tensor": self._weights.stored[f"{name}.weight"],
+            "transposed": stored_transposed(self._plan.model.get_submodule(name)),
+        }
+
+    def write_rest(self) -> None:
+        """Write the first shard: unchanged tensors outside the blocks."""
+        if ("rest", "") in self._output.journal or not self._output.ranks.is_main:
+            return
+        inside = {name for block in self._plan.blocks for name in self._names(block)}
+        names = [name for name in self._plan.checkpoint.entries if name not in inside]
+        shard = self._output.write_shard(1, self._read(names))
+        values = {"file": shard.name, "sha256": file_sha256(shard)}
+        self._output.append_journal("rest", "", values)
+
+    def write_block(
+        self,
+        number: int,
+        loaded: LoadedBlock,
+        results: Sequence[LayerResult],
+        orders: Orders | None = None,
+        *,
+        writes: bool,
+    ) -> dict[str, Any]:
+        """Compress the pruned weights of a block and write its shard.
+
+        Args:
+            number: Number of the block in the model.
+            loaded: The pruned block.
+            results: Results of its linears.
+            orders: Orders into which its channels were permuted.
+            writes: This rank writes the files. The others continue: if writing fails, they learn
+                of it where they next wait for this rank.
+
+        Returns:
+            Values for the journal: file, records of the layers and, if written, SHA-256.
+        """
+        block, layers, packed = self._plan.blocks[number], [], {}
+        for result in results:
+            layer = self.record(result, number)
+            tensors, layout = compress_weight(
+                self._format, layer["tensor"], result.weight, transposed=layer["transposed"]
+            )
+            packed |= tensors
+            if layout:
+                layer["stored"] = layout.dump()
+            layers.append(layer)
+        values = {"file": self._output.shard_path(number + 2).name, "layers": layers}
+        if writes:
+            self._write_adapters(block, results)
+            pruned = {layer["tensor"] for layer in layers}
+            others = self._read([name for name in self._names(block) if name not in pruned])
+            others |= self._permuted(loaded, block, orders or {}, others)
+            shard = self._output.write_shard(number + 2, others | packed)
+            values["sha256"] = file_sha256(shard)
+        return values
+
+    @torch.no_grad()
+    def restore_block(
+        self, loaded: LoadedBlock, number: int, layers: Sequence[LayerRecord]
+    ) -> None:
+        """Load the weights of a block that an earlier run wrote.
+
+        Args:
+            loaded: The block with its dense weights.
+            number: Number of the block in the model.
+            layers: Records of its linears.
+        """
+        loaded.fork_dense()
+        block = self._plan.blocks[number]
+        written = load_file(self._output.shard_path(number + 2))
+        records = {layer["name"]: layer for layer in layers}
+        for linear in block.pruned:
+            record = records[linear.name]
+            layout = WeightLayout(*record["stored"]) if "stored" in record else None
+            weight = expand_weight(self._format, record["tensor"], written, layout)
+            self._weights.assign(loaded.module.get_submodule(linear.path), "weight", weight)
+        if self._low_rank:
+            for name, adapter in adapters.read_block(self._output.folder, block.name).items():
+                weight = weight_matrix(self._plan.model.get_submodule(name))
+                weight.add_(adapter.product.to(weight.device))
+
+    def finish(self, layers: Sequence[LayerRecord], dtype: str | None) -> None:
+        """Write the files that make the shards a checkpoint.
+
+        Args:
+            layers: Records of all pruned linears.
+            dtype: Dtype of the weights; None for that of the dense checkpoint.
+        """
+        plan = self._plan
+        if self._low_rank:
+            linears = [plan.model.get_submodule(linear.name) for linear in plan.linears]
+            names = [block.name for block in plan.blocks]
+            transposed = any(map(stored_transposed, linears))
+            adapters.finish(self._output.folder, names, transposed=transposed)
+        self._output.finish(plan.checkpoint, dtype, self._format, compressed_layouts(layers))
+
+    def _names(self, block: Block) -> list[str]:
+        """Return the names of a block's tensors in the checkpoint."""
+        prefix = f"{block.name}."
+        return [stored for name, stored in self._weights.stored.items() if name.startswith(prefix)]
+
+    def _read(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Read tensors of the checkpoint, in the output dtype."""
+        tensors = self._weights.checkpoint.read(names)
+        if self._plan.config.model.dtype == "auto":
+            return tensors
+        dtype = getattr(torch, self._plan.config.model.dtype)
+        return {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in tensors.items()
+        }
+
+    def _permuted(
+        self, loaded: LoadedBlock, block: Block, orders: Orders, others: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return permuted tensors that were not pruned, in stored dtype."""
+        if not orders:
+            return {}
+        stored = self._weights.stored
+        paths = [path for path, _ in loaded.module.named_parameters()]
+        names = {path: stored.get(f"{block.name}.{path}", "") for path in paths}
+        copies = {path: others[name].clone() for path, name in names.items() if name in others}
+        return {names[path]: copies[path] for path in permute_channels(loaded, orders, copies)}
+
+    def _write_adapters(self, block: Block, results: Sequence[LayerResult]) -> None:
+        if self._low_rank:
+            found = {each.linear.name: each.adapter for each in results if each.adapter}
+            adapters.write_block(self._output.folder, block.name, found)
+
+
+def compressed_layouts(layers: Sequence[LayerRecord]) -> dict[str, WeightLayout]:
+    """Return layouts of linears stored compressed, by name in the files."""
+    return {
+        layer_name(layer["tensor"]): WeightLayout(*layer["stored"])
+        for layer in layers
+        if "stored" in layer
+    }

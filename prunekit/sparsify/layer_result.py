@@ -1,0 +1,55 @@
+"""The result of pruning one linear."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from prunekit.checkpoint.adapter import Adapter
+from prunekit.models.layout import Linear
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """The pruned weight of one linear and its measurements.
+
+    Attributes:
+        linear: The linear.
+        weight: Its weight as it will be stored, on the CPU.
+        sparsity: Fraction of zeros, 0..1.
+        relative_error: ‖WX − W′X‖² / ‖WX‖² of its outputs, before recovery; None if not measured.
+        seconds: Its share of the time that pruning the stage took.
+        tokens: Tokens that were routed to its expert; None for other linears.
+        starved: Policy that was applied because these were too few; None if they were not.
+        pattern: Name of its pattern, where the allocation chose another one than the run's.
+        facts: Measurements of the method, by name.
+        recovery: Errors after recovery, by name.
+        adapter: Low-rank adapter that is stored beside the weight and added to it, if any.
+    """
+
+    linear: Linear
+    weight: Tensor
+    sparsity: float
+    relative_error: float | None
+    seconds: float
+    tokens: int | None = None
+    starved: str | None = None
+    pattern: str | None = None
+    facts: Mapping[str, float] = field(default_factory=dict)
+    recovery: Mapping[str, float | None] = field(default_factory=dict)
+    adapter: Adapter | None = None
+
+    def as_record(self) -> dict[str, Any]:
+        """Return the measurements as journal and report hold them."""
+        record = {
+            "name": self.linear.name,
+            "shape": [self.linear.outputs, self.linear.inputs],
+            "sparsity": self.sparsity,
+            "relative_error": self.relative_error,
+        }
+        if self.tokens is not None:
+            record |= {"tokens": self.tokens, "starved": self.starved}
+        if self.pattern is not None:
+            record["pattern"] = self.pattern
+        return {**record, "seconds": self.seconds, **self.facts, **self.recovery}

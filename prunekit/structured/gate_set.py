@@ -1,0 +1,157 @@
+"""Gates on all unit groups of one kind, with an undo history.
+
+Shapes: U units of a group.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Self
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from prunekit.errors import ConfigError
+from prunekit.models.units.find import unit_groups
+from prunekit.models.units.heads_neurons import LinearUnitGroup
+from prunekit.models.units.kinds import Kind
+from prunekit.structured.finalize import kept_units, linear_groups_of
+from prunekit.structured.frozen_units import FrozenUnits
+from prunekit.structured.gate import Gate
+
+ACTIVE = 0.01
+"""A unit with a factor above this counts as active."""
+
+
+class GateSet:
+    """Gates on all units of one kind of a model.
+
+    Attributes:
+        model: The model.
+        kind: Kind of the units.
+        groups: Their groups, in run order; a layer is an index into these.
+        gates: The gate of each group, by group name.
+    """
+
+    def __init__(self, model: PreTrainedModel, kind: Kind) -> None:
+        self.model = model
+        self.kind: Kind = kind
+        self._attach()
+
+    @property
+    def linear_groups(self) -> list[LinearUnitGroup]:
+        """The groups of heads and neurons, which one linear reads."""
+        return linear_groups_of(self.groups)
+
+    @property
+    def keep(self) -> dict[str, Bool[Tensor, " U"]]:
+        """Mask of unpruned units, by group name, on the CPU."""
+        return {name: gate.keep.cpu() for name, gate in self.gates.items()}
+
+    @property
+    def kept(self) -> dict[str, list[int]]:
+        """The units that are not pruned, by group name, in ascending order."""
+        return kept_units(self.gates)
+
+    def active(self, threshold: float = ACTIVE) -> int:
+        """Return the number of units with a factor above ``threshold``."""
+        return sum(int((gate.factor > threshold).sum()) for gate in self.gates.values())
+
+    def gate(self, layer: int, unit: int, value: float) -> None:
+        """Multiply the output of a unit by ``value``.
+
+        Args:
+            layer: Index of the group.
+            unit: Index of the unit in the group.
+            value: The factor.
+
+        Raises:
+            ConfigError: There is no such unit.
+        """
+        gate = self._gate(layer, unit)
+        self._remember()
+        with torch.no_grad():
+            gate.value[unit] = value
+
+    def close(self, keep: Mapping[str, Bool[Tensor, " U"]]) -> None:
+        """Close the gates of all units that are not kept."""
+        self._remember()
+        for name, gate in self.gates.items():
+            gate.keep &= keep[name].to(gate.keep.device)
+
+    def reactivate(self, units: Iterable[tuple[int, int]]) -> None:
+        """Open pruned units (layer, unit) again, with the factor that they had."""
+        found = [(self._gate(layer, unit), unit) for layer, unit in units]
+        self._remember()
+        for gate, unit in found:
+            gate.keep[unit] = True
+
+    def undo(self) -> None:
+        """Revert the last ``prune``, ``close``, ``reactivate`` or ``gate``.
+
+        Raises:
+            ConfigError: There is no step to revert.
+        """
+        if not self._history:
+            raise ConfigError("undo: nothing is left to take back.")
+        for gate, (value, keep) in zip(self.gates.values(), self._history.pop(), strict=True):
+            with torch.no_grad():
+                gate.value.copy_(value)
+            gate.keep.copy_(keep)
+
+    def relocate(self) -> dict[str, str]:
+        """Find the groups again after a removal of blocks.
+
+        The undo history is cleared.
+
+        Returns:
+            The old name of each group, by its new name.
+        """
+        before = {group.anchor: (group.name, self.gates[group.name]) for group in self.groups}
+        self.detach()
+        self._attach()
+        names = {}
+        for group in self.groups:
+            names[group.name], old = before[group.anchor]
+            gate = self.gates[group.name]
+            gate.value, gate.keep = old.value, old.keep
+        return names
+
+    def hold(self, optimizer: Optimizer) -> FrozenUnits:
+        """Keep the weights of pruned units constant during training.
+
+        Returns:
+            A handle that ends this by ``remove()`` or at the end of a ``with`` block.
+        """
+        return FrozenUnits(self.groups, self.gates, optimizer)
+
+    def __enter__(self) -> Self:
+        """Return itself; the gates are removed at the end."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def detach(self) -> None:
+        """Remove all gates; the weights alone then determine the output."""
+        for gate in self.gates.values():
+            gate.detach()
+
+    def _attach(self) -> None:
+        self.groups = unit_groups(self.model, self.kind)
+        self.gates = {group.name: Gate(group) for group in self.groups}
+        self._history: list[list[tuple[Tensor, Tensor]]] = []
+
+    def _gate(self, layer: int, unit: int) -> Gate:
+        if not 0 <= layer < len(self.groups) or not 0 <= unit < self.groups[layer].units:
+            raise ConfigError(
+                f"({layer}, {unit}): there is no such unit; layers go to {len(self.groups) - 1}, "
+                f"units to {max(group.units for group in self.groups) - 1}."
+            )
+        return self.gates[self.groups[layer].name]
+
+    def _remember(self) -> None:
+        self._history.append(
+            [(gate.value.detach().clone(), gate.keep.clone()) for gate in self.gates.values()]
+        )

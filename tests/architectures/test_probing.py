@@ -1,0 +1,144 @@
+"""Blocks and stages of undeclared model types, inferred from one forward."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from prunekit.architectures import Stack, Stage, find_architecture
+from prunekit.architectures.probing import probe
+from prunekit.errors import CheckpointError
+from tests.support.architectures import TINY, UNDECLARED, assert_stages_match_forward, tiny
+from tests.support.toy_model import Block, Toy
+
+
+@pytest.mark.parametrize("model_type", sorted(TINY.keys() - {"t5"}))
+def test_probing_agrees_with_the_declaration(model_type):
+    model = tiny(model_type)
+    probed = probe(model)
+    assert probed.probed
+    assert probed.model_types == (model_type,)
+    # Neurons are declared, never guessed; heads too where one linear writes queries, keys, values.
+    (found,), (declared,) = probed.stacks, find_architecture(model).stacks
+    assert replace(found, attentions=()) == replace(declared, attentions=(), feed_forwards=())
+    assert len(found.attentions) == (model_type not in {"gpt2", "gpt_neox", "phi3"})
+    for attention, theirs in zip(found.attentions, declared.attentions, strict=False):
+        assert replace(attention, entries=()) == replace(theirs, entries=())
+
+
+@pytest.mark.parametrize("model_type", UNDECLARED)
+def test_probing_of_an_undeclared_type_tells_the_truth(model_type):
+    model = tiny(model_type)
+    architecture = find_architecture(model)
+    assert architecture.probed
+    assert_stages_match_forward(model, architecture)
+
+
+def test_probing_needs_no_weights():
+    with torch.device("meta"):
+        model = tiny("olmo2")
+    with torch.inference_mode():
+        assert find_architecture(model) == find_architecture(tiny("olmo2"))
+
+
+def test_linears_of_some_blocks_are_optional():
+    (stack,) = find_architecture(tiny("lfm2")).stacks
+    assert stack.optional == {
+        *("conv.in_proj", "conv.out_proj", "self_attn.out_proj"),
+        *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("model_type", "message"),
+    [
+        ("mamba", r"backbone\.layers\.0\.mixer\.dt_proj was never called"),
+        ("bart", "'bart' is not declared .* this model has encoder.layers, decoder.layers"),
+        ("albert", "called more than once"),
+    ],
+)
+def test_refuses_model_types_that_cannot_be_probed(model_type, message):
+    with pytest.raises(CheckpointError, match=message):
+        find_architecture(tiny(model_type))
+
+
+class Backwards(Toy):
+    def forward(self, inputs_embeds, use_cache):
+        for block in reversed(self.blocks):
+            inputs_embeds = block(inputs_embeds)
+        return inputs_embeds
+
+
+class TwoLists(Toy):
+    def __init__(self, config):
+        super().__init__(config)
+        self.others = nn.ModuleList(Block() for _ in range(2))
+
+
+class Lazy(Toy):
+    def forward(self, inputs_embeds, use_cache):
+        return self.blocks[1](self.blocks[0](inputs_embeds))
+
+
+class ReadsNumbers(Toy):
+    def forward(self, inputs_embeds, use_cache):
+        return inputs_embeds if inputs_embeds.sum().item() else -inputs_embeds
+
+
+class Blockless(Toy):
+    def __init__(self, config):
+        super().__init__(config)
+        del self.blocks
+
+
+class Uneven(Toy):
+    """A model whose second block calls its linears in another order."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.blocks = nn.ModuleList(Uneven.Block(odd=index == 1) for index in range(3))
+
+    class Block(nn.Module):
+        def __init__(self, *, odd):
+            super().__init__()
+            self.odd = odd
+            self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.first(self.second(x)) if self.odd else self.second(self.first(x))
+
+
+class Sharing(Uneven):
+    """A model whose second block calls its second linear on another tensor."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        for block in self.blocks:
+            block.forward = lambda x, block=block: (
+                block.first(x) + block.second(x + 1 if block.odd else x)
+            )
+
+
+def test_a_tensor_changed_in_place_starts_a_stage_and_a_view_does_not():
+    architecture = find_architecture(Toy(PreTrainedConfig()))
+    assert architecture.stacks == (Stack("blocks", (Stage("first"), Stage("second", "third"))),)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Backwards, r"not called in the order of their list: \[2, 1, 0\]"),
+        (TwoLists, "one list of blocks, this model has blocks, others"),
+        (Lazy, r"blocks\.2\.first was never called"),
+        (ReadsNumbers, "without reading numbers"),
+        (Blockless, "no ModuleList was found"),
+        (Uneven, "in different orders"),
+        (Sharing, "first shares its input with other linears in some blocks only"),
+    ],
+)
+def test_refuses_to_guess(model, message):
+    with pytest.raises(CheckpointError, match=message) as refusal:
+        find_architecture(model(PreTrainedConfig()))
+    assert "Declare the family" in str(refusal.value)

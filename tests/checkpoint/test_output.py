@@ -1,0 +1,101 @@
+"""Output folder: resume, overwrite, the lock, and the finished checkpoint."""
+
+import json
+
+import pytest
+import torch
+
+from prunekit.checkpoint.output import JOURNAL, OutputFolder, nearest_existing_folder
+from prunekit.checkpoint.reader import open_checkpoint
+from prunekit.errors import ConfigError
+
+
+def begun(folder, fingerprint="f", *, resume=False, overwrite=False):
+    output = OutputFolder(folder, 1)
+    output.begin(fingerprint, resume=resume, overwrite=overwrite)
+    return output
+
+
+def test_the_nearest_folder_is_one_that_exists(tmp_path):
+    assert nearest_existing_folder(tmp_path / "a" / "b") == tmp_path
+    assert nearest_existing_folder(tmp_path) == tmp_path
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"^--to: .*file is a file, so .* cannot be a folder"):
+        nearest_existing_folder(tmp_path / "file" / "b", "--to")
+
+
+def test_a_resumed_run_knows_its_journal(tmp_path):
+    output = begun(tmp_path / "out")
+    output.append_journal("allocation", "owl", {"a": 1})
+    output.close()
+    resumed = begun(tmp_path / "out", resume=True)
+    assert resumed.journal["allocation", "owl"] == {"a": 1}
+    resumed.close()
+
+
+def test_a_truncated_line_and_temporary_files_are_discarded(tmp_path):
+    folder = tmp_path / "out"
+    output = begun(folder)
+    output.append_journal("allocation", "owl", {"a": 1})
+    output.close()
+    complete = (folder / JOURNAL).read_bytes()
+    (folder / JOURNAL).write_bytes(complete + b'{"kind": "bl')
+    (folder / ".model.safetensors.tmp").touch()
+    resumed = begun(folder, resume=True)
+    resumed.close()
+    assert (folder / JOURNAL).read_bytes() == complete
+    assert [path.name for path in folder.iterdir()] == [JOURNAL]
+
+
+def test_a_block_whose_shard_has_changed_is_repeated(tmp_path):
+    output = begun(tmp_path / "out")
+    file = output.write_shard(1, {"a": torch.zeros(3)})
+    output.append_journal("block", "0", {"file": file.name, "sha256": "0" * 64})
+    output.append_journal("block", "1", {"file": file.name})
+    output.close()
+    resumed = begun(tmp_path / "out", resume=True)
+    assert ("block", "0") not in resumed.journal
+    assert ("block", "1") in resumed.journal
+    resumed.close()
+
+
+def test_another_config_cannot_resume_but_overwrite(tmp_path):
+    begun(tmp_path / "out", "one").close()
+    with pytest.raises(ConfigError, match="was begun with another config"):
+        begun(tmp_path / "out", "two", resume=True)
+    output = begun(tmp_path / "out", "two", overwrite=True)
+    assert output.journal["start", ""] == {"fingerprint": "two"}
+    output.close()
+
+
+def test_two_runs_cannot_write_to_one_folder(tmp_path):
+    output = begun(tmp_path / "out")
+    with pytest.raises(ConfigError, match="another run is writing to"):
+        begun(tmp_path / "out", resume=True)
+    output.close()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_files_that_prunekit_did_not_write_are_never_deleted(tmp_path, overwrite):
+    (tmp_path / "thesis.txt").touch()
+    message = "does not delete them" if overwrite else "is not empty; choose another"
+    with pytest.raises(ConfigError, match=message):
+        begun(tmp_path, overwrite=overwrite)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_a_finished_folder_is_a_checkpoint(single, tmp_path):
+    checkpoint = open_checkpoint(single)
+    output = begun(tmp_path / "out")
+    tensors = checkpoint.read(checkpoint.entries)
+    output.write_shard(1, tensors)
+    assert not (tmp_path / "out" / "config.json").exists()
+    output.finish(checkpoint, "float32")
+    output.close()
+    found = open_checkpoint(tmp_path / "out")
+    assert found.entries.keys() == checkpoint.entries.keys()
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"
+    read = found.read(found.entries)
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+    names = {path.name for path in found.companions}
+    assert names == {path.name for path in checkpoint.companions}

@@ -1,0 +1,37 @@
+"""Paths, hub ids and revisions; tables are frozen."""
+
+import pytest
+
+from prunekit.config.load import load_config
+from tests.support.configs import GOOD
+
+
+def test_paths_are_seen_from_the_folder_of_the_config(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    (home / "models" / "m").mkdir(parents=True)
+    (home / "a.txt").write_text("text")
+    (home / "config.toml").write_text(
+        GOOD.replace("Qwen/Qwen3-0.6B", "models/m").replace('"pydoc:train"', '["./x/../a.txt"]')
+    )
+    monkeypatch.chdir(tmp_path)
+    config = load_config("home/config.toml", ["output.path=../out"])
+    assert config.model.path == str(home / "models" / "m")
+    assert config.calibration is not None
+    assert config.calibration.data == [str(home / "a.txt")]
+    assert config.output.path == str(tmp_path / "out")
+
+
+def test_hub_ids_are_left_alone(load):
+    assert load(GOOD, "model.revision=main").model.path == "Qwen/Qwen3-0.6B"
+
+
+def test_a_local_folder_has_no_revision(mistakes, tmp_path):
+    (tmp_path / "m").mkdir()
+    assert mistakes(GOOD, "model.path=m", "model.revision=main") == [
+        "--set model.revision=main: FOLDER/m is a local folder and has no revisions."
+    ]
+
+
+def test_a_config_is_frozen(load):
+    with pytest.raises(ValueError, match="frozen"):
+        load(GOOD).prune.steps = 2

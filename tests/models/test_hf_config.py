@@ -1,0 +1,72 @@
+"""Reading ``config.json``: no foreign code runs, and impossible sizes are refused."""
+
+import pytest
+
+from prunekit.checkpoint.reader import open_checkpoint
+from prunekit.errors import CheckpointError
+from prunekit.models.empty_model import empty_model
+from prunekit.models.hf_config import call_transformers, config_and_class
+from tests.support import checkpoints
+
+
+@pytest.fixture
+def single(tmp_path):
+    return checkpoints.write(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["unheard_of", None])
+def test_code_that_came_with_a_model_never_runs(single, model_type):
+    ran = single / "ran"
+    code = f"from pathlib import Path\nPath({str(ran)!r}).touch()\nclass C: ...\n"
+    (single / "configuration_x.py").write_text(code)
+    (single / "modeling_x.py").write_text(code)
+    auto_map = {"AutoConfig": "configuration_x.C", "AutoModelForCausalLM": "modeling_x.C"}
+    checkpoints.configure(single, model_type=model_type, auto_map=auto_map, trust_remote_code=True)
+    with pytest.raises(CheckpointError, match=r"config.json: .*is never run"):
+        empty_model(open_checkpoint(single))
+    assert not ran.exists()
+
+
+def test_a_known_model_type_is_built_from_stock_code_even_beside_other_code(single):
+    (single / "modeling_x.py").write_text("raise SystemExit\n")
+    checkpoints.configure(single, auto_map={"AutoModelForCausalLM": "modeling_x.C"})
+    assert type(empty_model(open_checkpoint(single))).__module__.startswith("transformers.")
+
+
+def test_an_unknown_class_is_named(single):
+    checkpoints.configure(single, architectures=["LlamaForNothing"])
+    with pytest.raises(CheckpointError, match=r"config.json: transformers .* has no 'LlamaForN"):
+        empty_model(open_checkpoint(single))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 10**9}, "hidden_size is 1000000000, more than the files can have"),
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers is 1000000, more than the files"),
+        ({"num_labels": 10**9}, "num_labels is 1000000000, more than any model has"),
+    ],
+    ids=["size", "count", "labels"],
+)
+def test_sizes_beyond_the_files_are_refused_before_anything_is_allocated(single, changes, message):
+    checkpoints.configure(single, **changes)
+    with pytest.raises(CheckpointError, match=rf"config.json: {message}"):
+        config_and_class(open_checkpoint(single))
+
+
+def test_without_an_architecture_only_the_base_model_is_known(single):
+    checkpoints.configure(single, architectures=None)
+    config, model_class = config_and_class(open_checkpoint(single))
+    assert config.model_type == "llama"
+    assert model_class is None
+    assert not config.use_cache
+
+
+def test_any_exception_of_transformers_becomes_one_error_that_names_the_file(single):
+    def fail():
+        raise KeyError("rope")
+
+    with pytest.raises(
+        CheckpointError, match=r"config.json: transformers .* failed: KeyError: 'ro"
+    ):
+        call_transformers(open_checkpoint(single), "failed", fail)

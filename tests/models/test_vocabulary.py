@@ -1,0 +1,50 @@
+"""Token embeddings, output heads and tokenizers of tiny models."""
+
+import pytest
+
+from prunekit.architectures import find_architecture
+from prunekit.checkpoint.reader import open_checkpoint
+from prunekit.errors import ConfigError
+from prunekit.models.layout import stack_runners
+from prunekit.models.vocabulary import (
+    input_embeddings,
+    load_tokenizer,
+    output_heads,
+    vocabulary_modules,
+)
+from tests.support import checkpoints
+from tests.support.architectures import tiny
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_a_causal_model_has_an_embedding_and_a_head(model_type):
+    model = tiny(model_type)
+    stacks = stack_runners(model, find_architecture(model))
+    embedding, head = vocabulary_modules(model, stacks)
+    assert embedding is model.get_input_embeddings()
+    assert head is model.lm_head
+
+
+def test_stacks_that_share_an_embedding_list_it_once():
+    model = tiny("t5")
+    stacks = stack_runners(model, find_architecture(model))
+    found = input_embeddings(model, stacks)
+    assert len({id(module) for module in found}) == len(found)
+    assert found[0] is model.shared
+    assert output_heads(model) == [model.lm_head]
+
+
+def test_a_base_model_has_no_head():
+    assert output_heads(tiny("llama").base_model) == []
+
+
+def test_the_tokenizer_in_the_folder_is_loaded_or_its_absence_is_named(tmp_path):
+    folder = checkpoints.write(tmp_path)
+    checkpoint = open_checkpoint(folder)
+    assert (
+        load_tokenizer(checkpoint)("ab")["input_ids"] == checkpoints.tokenizer()("ab")["input_ids"]
+    )
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ConfigError, match="has no tokenizer that can be loaded"):
+        load_tokenizer(checkpoint)

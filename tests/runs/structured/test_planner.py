@@ -1,0 +1,108 @@
+"""Structured runs that are refused before any weight is read."""
+
+import pytest
+import torch
+
+from prunekit.errors import CapacityError, ConfigError, ShapeError
+from prunekit.runs.structured import planner
+from tests.support import checkpoints
+from tests.support.structured import BOTH, planned
+
+
+@pytest.mark.parametrize(
+    ("model_type", "prune", "error", "message"),
+    [
+        (
+            "gpt2",
+            'method = "random"\npattern = "heads"\nsparsity = 0.5\nuniform = true',
+            ShapeError,
+            "hidden size divided by the number of heads",
+        ),
+        (
+            "gpt2",
+            'method = "random"\npattern = "hidden"\nsparsity = 0.5',
+            ShapeError,
+            "normalise with LayerNorm",
+        ),
+        (
+            "llama",
+            'method = "random"\npattern = "neurons"\nparameters = 0.1',
+            ConfigError,
+            "parameters: 10.0 % cannot be had",
+        ),
+        (
+            "llama",
+            'method = "random"\npattern = "neurons"\nsparsity = 0.5\nround_to = 64',
+            ConfigError,
+            r"neurons stay in multiples of 64, by .* no layer has more than 64",
+        ),
+        (
+            "llama",
+            'method = "random"\npattern = "hidden"\nsparsity = 0.1\nround_to = 16',
+            ConfigError,
+            "of 32 hidden none would go",
+        ),
+        (
+            "llama",
+            'method = "random"\npattern = "blocks"\nsparsity = 0.5\ncompensate = "refit"',
+            ConfigError,
+            "to be removed; none are",
+        ),
+        (
+            "llama",
+            'method = "flap"\npattern = "neurons"\nsparsity = 0.5\ncompensate = "bias"',
+            ConfigError,
+            '"bias" needs one in model.layers.0.mlp.down_proj, and LlamaForCausalLM',
+        ),
+        (
+            "llama",
+            'method = "random"\npattern = "heads"\nsparsity = 0.25\nuniform = true',
+            ShapeError,
+            "num_attention_heads = 3",
+        ),
+        (
+            "llama",
+            'method = "random"\npattern = "heads"\nsparsity = 0.9',
+            ConfigError,
+            "with those that each layer keeps",
+        ),
+        (
+            "llama",
+            'method = "random"\npattern = "heads"\nsparsity = 0.5\nleast = 5',
+            ConfigError,
+            "only 0 can",
+        ),
+        (
+            "bert",
+            'method = "gradient"\npattern = "heads"\nsparsity = 0.5',
+            ConfigError,
+            "gradient asks how well the model predicts",
+        ),
+        (
+            "t5",
+            'method = "hybrid"\npattern = "heads"\nsparsity = 0.5',
+            ConfigError,
+            "surgeon asks how well",
+        ),
+    ],
+)
+def test_the_plan_refuses_what_cannot_work(tmp_path, model_type, prune, error, message):
+    overrides = {"num_key_value_heads": 4} if model_type == "llama" else {}
+    folder = checkpoints.write(tmp_path / "model", model_type, **overrides)
+    with pytest.raises(error, match=message):
+        planned(folder, tmp_path / "out", prune, evaluate=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_plan_refuses_too_little_memory(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(planner, "free_bytes", lambda device: 1000)
+    with pytest.raises(CapacityError, match="with the whole model in memory"):
+        planned(llama, tmp_path / "out", BOTH)
+
+
+def test_a_tensor_that_nobody_reads_is_not_left_as_wide_as_it_was(llama, tmp_path):
+    folder = checkpoints.write(tmp_path / "model")
+    held = checkpoints.tensors(folder)
+    checkpoints.save(folder, held | {"score.weight": torch.zeros(2, 32)})
+    with pytest.raises(ShapeError, match=r"LlamaForCausalLM does not read score.weight"):
+        planned(folder, tmp_path / "out", 'method = "random"\npattern = "hidden"\nsparsity = 0.5')

@@ -1,0 +1,118 @@
+"""Ranking of units: steps, budgets and agreement with leave-one-out."""
+
+import pytest
+import torch
+
+import prunekit
+from prunekit.checkpoint.reader import open_checkpoint
+from prunekit.cli.main import main
+from prunekit.data.tokens import calibration_tokens
+from prunekit.models.vocabulary import load_tokenizer
+from prunekit.runs.structured.ranking import first_tokens, share_scores
+from prunekit.structured.agreement import spearman
+from tests.support import checkpoints
+from tests.support.architectures import tiny
+from tests.support.structured import BOTH, finished, planned
+
+
+def test_the_report_holds_the_ranker_against_the_loss_without_each_unit(llama, tmp_path):
+    """Spearman's ρ of its scores to leave-one-out on the same text, and a map of both."""
+    prune = 'method = "magnitude"\npattern = "heads"\nsparsity = 0.25\ntruth = true'
+    report = finished(llama, tmp_path / "out", prune)
+    tokenizer = load_tokenizer(open_checkpoint(llama))
+    ids = calibration_tokens(tokenizer, [str(llama / "text.txt")], 8, 12, 0).ids
+    truth = prunekit.heads(prunekit.load(llama)).score("leave-one-out", ids)
+    for layer in report["layers"]:
+        torch.testing.assert_close(torch.tensor(layer["truth"]).double(), truth[layer["name"]])
+    scores = {layer["name"]: torch.tensor(layer["scores"]) for layer in report["layers"]}
+    assert report["agreement"]["heads"] == pytest.approx(spearman(scores, truth), abs=1e-6)
+    page = (tmp_path / "out/report.html").read_text()
+    assert "Loss without each of the heads" in page
+    assert "ρ of both is" in page
+
+
+def test_one_unit_a_step_is_the_greedy_search(llama, tmp_path):
+    prune = 'method = "obs"\npattern = "heads"\nsparsity = 0.42\nsteps = "each"'
+    plan = planned(llama, tmp_path / "out", prune, evaluate=False)
+    records = [*prunekit.run(plan)]
+    assert sum(record.kind == "step" and "heads" in record.name for record in records) == 5
+    kept = {layer["name"]: layer["kept"] for layer in records[-1].values["layers"]}
+    tokenizer = load_tokenizer(open_checkpoint(llama))
+    ids = calibration_tokens(tokenizer, [str(llama / "text.txt")], 8, 12, 0).ids
+    gates = prunekit.heads(prunekit.load(llama))
+    for _ in range(5):
+        scores = gates.score("obs", ids)
+        name, unit = min(
+            ((name, unit) for name, keep in gates.kept.items() for unit in keep if len(keep) > 1),
+            key=lambda found: float(scores[found[0]][found[1]]),
+        )
+        gates.gates[name].keep[unit] = False
+    assert kept == gates.kept
+
+
+def test_steps_rank_what_is_left_anew_and_end_at_the_same_count(llama, tmp_path):
+    plan = planned(llama, tmp_path / "out", f"{BOTH}\nsteps = 3")
+    records = [*prunekit.run(plan)]
+    steps = [record.name for record in records if record.kind == "step"]
+    assert steps[:3] == ["35.2 % of heads", "48.1 % of heads", "50.0 % of heads"]
+    assert records[-1].values["sparsity"]["removed"]["neurons"] == [96, 192]
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+def test_units_of_all_kinds_go_until_the_budget_is_met(tmp_path, uniform):
+    """Scored together and anew after each step, counted in the written file."""
+    folder = checkpoints.write(tmp_path / "model", num_hidden_layers=3, num_key_value_heads=4)
+    prune = (
+        'method = "gradient"\npattern = ["heads", "neurons", "hidden", "blocks"]\n'
+        f"parameters = 0.6\nsteps = 2\nuniform = {str(uniform).lower()}"
+    )
+    report = finished(folder, tmp_path / "out", prune)
+    before, after = report["sparsity"]["parameters"]
+    assert 0.5 * before < after <= 0.6 * before
+    assert report["sparsity"]["budget"] == 0.6
+    assert report["stock"] >= uniform
+    assert all(layer["kept"] for layer in report["layers"])
+    held = checkpoints.tensors(tmp_path / "out")
+    assert sum(value.numel() for value in held.values()) == after
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out/report.html").read_text()
+    assert "budget 60.0 % of the parameters" in page
+
+
+def batch(samples, tokens):
+    return {"input_ids": torch.arange(samples * tokens).view(samples, tokens)}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "samples"), [(1, [1]), (12, [1]), (30, [2]), (48, [3, 1]), (10**6, [3, 3])]
+)
+def test_the_first_samples_have_at_most_so_many_tokens(tokens, samples):
+    few = first_tokens([batch(3, 12), batch(3, 12)], tokens)
+    assert [len(each["input_ids"]) for each in few] == samples
+    assert torch.equal(few[0]["input_ids"], batch(3, 12)["input_ids"][: samples[0]])
+
+
+def test_heads_with_a_shared_position_bias_have_one_score():
+    """T5: each block counts alike, however large its scores are."""
+    model = tiny("t5")
+    groups = prunekit.heads(model).linear_groups
+    scores = {
+        group.name: torch.arange(1.0, group.units + 1) * 10**place
+        for place, group in enumerate(groups)
+    }
+    shared = share_scores(groups, scores)
+    stacks = {}
+    for group in groups:
+        if group.has_bias_columns:
+            stacks.setdefault(group.stack.blocks, []).append(shared[group.name])
+    assert stacks
+    for same in stacks.values():
+        assert all(torch.equal(score, same[0]) for score in same)
+        expected = torch.arange(1.0, len(same[0]) + 1)
+        torch.testing.assert_close(same[0], len(same) * expected / expected.sum())
+
+
+def test_scores_without_a_shared_bias_are_unchanged():
+    groups = prunekit.heads(tiny("llama")).linear_groups
+    scores = {group.name: torch.rand(group.units) for group in groups}
+    assert share_scores(groups, scores) == scores

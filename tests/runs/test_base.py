@@ -1,0 +1,75 @@
+"""Texts, timing, fingerprint and evaluation of runs of every kind."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from prunekit.distributed.ranks import Ranks
+from prunekit.errors import ConfigError
+from prunekit.runs.base import OWN_TEXT, RunBase
+from tests.support import checkpoints
+from tests.support.checkpoints import planned
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return checkpoints.write(tmp_path_factory.mktemp("model"))
+
+
+def fingerprint(plan):
+    run = RunBase(plan, 1)
+    return run._fingerprint(run._calibration())
+
+
+def test_the_fingerprint_follows_everything_that_changes_the_result(folder, tmp_path):
+    plan = planned(folder, tmp_path / "out")
+    same = planned(folder, tmp_path / "elsewhere", calibration={"hidden": "disk"})
+    assert fingerprint(plan) == fingerprint(same)
+    others = [
+        planned(folder, tmp_path / "out", prune={"pattern": "4:8"}),
+        planned(folder, tmp_path / "out", calibration={"seed": 1}),
+        replace(plan, dtype=torch.bfloat16),
+    ]
+    assert len({fingerprint(each) for each in [plan, *others]}) == 4
+
+
+def test_seconds_of_a_phase_add_up(folder, tmp_path):
+    run = RunBase(planned(folder, tmp_path / "out"), 1)
+    for _ in range(2):
+        before = run.seconds["prune"]
+        with run._timed("prune"):
+            pass
+        assert run.seconds["prune"] > before
+    assert run.seconds["write"] == 0.0
+
+
+def test_more_ranks_than_samples_are_refused(folder, tmp_path):
+    (tmp_path / "short.txt").write_text("one short text")
+    data = {"data": str(tmp_path / "short.txt"), "samples": 4, "length": 12}
+    plan = planned(folder, tmp_path / "out", calibration=data)
+    with pytest.raises(ConfigError, match="text for 1 samples, which 4 processes cannot share"):
+        RunBase(plan, 1, Ranks(0, 4))._calibration()
+
+
+def test_generated_text_is_written_once_and_read_again(folder, tmp_path):
+    run = RunBase(planned(folder, tmp_path / "out", calibration={"data": "self"}), 1)
+    run.output.folder.mkdir()
+    first = run._own_text()
+    file = run.output.folder / OWN_TEXT
+    assert json.loads(file.read_text()) == first.ids.tolist()
+    file.write_text(json.dumps([[5, 6, 7]]))
+    assert run._own_text().ids.tolist() == [[5, 6, 7]]
+
+
+def test_evaluations_come_from_the_journal_when_it_has_them(folder, tmp_path, monkeypatch):
+    judged = {"data": str(folder / "text.txt"), "length": 12, "windows": 2}
+    run = RunBase(planned(folder, tmp_path / "out", evaluate=judged), 1)
+    tokens, texts = run._begin(resume=False, overwrite=False)
+    first = [*run._evaluate("before", texts)]
+    monkeypatch.setattr(run, "_evaluator", lambda which: pytest.fail("measured again"))
+    assert [*run._evaluate("before", texts)] == first
+    assert [record.kind for record in first] == ["phase", "evaluation"]
+    assert tokens is not None
+    run.output.close()

@@ -1,0 +1,58 @@
+"""Dispatch of jobs: plans and time estimates."""
+
+from dataclasses import replace
+
+import pytest
+
+from prunekit.config.load import load_config
+from prunekit.distributed.ranks import Ranks
+from prunekit.errors import ConfigError
+from prunekit.models.devices import resolve_device
+from prunekit.runs import jobs
+from prunekit.runs.sparsify.plan import Plan
+from prunekit.runs.structured.plan import StructuredPlan
+from prunekit.runs.sweep.plan import SweepPlan
+from tests.support import checkpoints
+from tests.support.checkpoints import planned
+from tests.support.structured import BOTH, write_config
+from tests.support.sweeps import write_sweep
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return checkpoints.write(tmp_path_factory.mktemp("model"))
+
+
+def test_a_run_elsewhere_is_told_at_the_speed_of_what_is_here(folder, tmp_path):
+    plan = planned(folder, tmp_path / "out")
+    plan = replace(plan, preflight=jobs.Preflight(80 * 10**9), device="a GPU that is not here")
+    told = jobs.estimate(plan)
+    assert told is not None
+    assert told.startswith(f"at the speed of {resolve_device('auto')} here")
+    assert "a block" in told
+
+
+def test_each_config_has_its_kind_of_plan(folder, tmp_path):
+    output = tmp_path / "out"
+    zeros = planned(folder, output).config
+    units = load_config(write_config(folder, output, BOTH))
+    sweep = load_config(write_sweep(folder, output, "sparsity = [0.25, 0.5]", 'method = "obs"'))
+    kinds = [type(jobs.plan(config)) for config in (zeros, units, sweep)]
+    assert kinds == [Plan, StructuredPlan, SweepPlan]
+
+
+def test_only_sparsify_runs_have_a_time_estimate(folder, tmp_path):
+    plan = jobs.plan(load_config(write_config(folder, tmp_path / "out", BOTH)))
+    assert jobs.estimate(plan) is None
+
+
+def test_a_sweep_is_refused_on_several_ranks(folder, tmp_path):
+    path = write_sweep(folder, tmp_path / "out", "sparsity = [0.25, 0.5]", 'method = "obs"')
+    with pytest.raises(ConfigError, match="one process each"):
+        jobs.plan(load_config(path), Ranks(0, 2))
+
+
+def test_units_are_not_planned_for_another_device(folder, tmp_path):
+    config = load_config(write_config(folder, tmp_path / "out", BOTH))
+    with pytest.raises(ConfigError, match="Leave --device-memory out"):
+        jobs.plan(config, preflight=jobs.Preflight(80 * 10**9))

@@ -1,0 +1,36 @@
+"""Refit of reading linears against least squares, and damping."""
+
+import pytest
+import torch
+
+import prunekit
+from prunekit.errors import NumericsError
+from prunekit.models.units.heads_neurons import linear_groups
+from prunekit.structured.refit import damp, refit
+from tests.support.rankers import TOKENS, flat
+from tests.support.units import randomized_model
+
+
+def test_a_refit_gives_the_least_squares_weights_of_the_kept_units():
+    model = randomized_model("llama")
+    site = linear_groups(model, "heads")[0]
+    x = torch.randn(200, 32, generator=torch.Generator().manual_seed(0)).double()
+    x[:, :16] += x[:, 16:]
+    weight = site.reader.linear.weight.detach().double().clone()
+    refit(site, x.T @ x / 200, [1], damping=1e-12)
+    fit = torch.linalg.lstsq(x[:, 16:], x @ weight.T).solution.T
+    torch.testing.assert_close(
+        site.reader.linear.weight[:, 16:].double(), fit, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_what_rounding_left_indefinite_is_damped_further():
+    damped, factor = damp(torch.diag(torch.tensor([1, -1e-6])), 1e-9, "a")
+    torch.testing.assert_close(
+        damped.diagonal(), torch.tensor([1, 4e-6]).double(), rtol=1e-5, atol=0
+    )
+    torch.testing.assert_close(factor @ factor.T, damped)
+    with pytest.raises(NumericsError, match=r"^a: the products .* not positive definite, even"):
+        damp(torch.diag(torch.tensor([3.0, -2.0])), 1e-9, "a")
+    gates = prunekit.neurons(randomized_model("llama"))
+    assert flat(gates.score("obs", TOKENS[:1, :6], damping=1e-12)).isfinite().all()

@@ -1,0 +1,17 @@
+"""Weights that a storage format can store."""
+
+import torch
+from torch import Tensor
+
+from tests.kernels.sparse import two_of_four, unstructured
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+
+
+def weight_for(
+    kind: str, outputs: int, inputs: int, dtype: torch.dtype, empty: float = 0.1
+) -> Tensor:
+    """Return a random weight that the format ``kind`` can store."""
+    if kind == "2:4":
+        return two_of_four(outputs, inputs, empty=empty).to(dtype)
+    return unstructured(outputs, inputs).to(dtype)

@@ -1,0 +1,20 @@
+"""Python scripts that run in a fresh process."""
+
+import os
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+
+
+def run_script(script: str, *, with_prunekit: bool) -> subprocess.CompletedProcess[str]:
+    """Run a script in a fresh process, with or without prunekit on its path."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")]) if with_prunekit else ""
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"},
+    )
