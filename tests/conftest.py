@@ -1,8 +1,8 @@
 """Fixtures for all tests.
 
-Kernels run in one of three ways, each in a process of its own: interpreted (``TRITON_INTERPRET=1
-pytest tests/kernels``, which this file never sets by itself, since every other test would then
-crawl), compiled (on a CUDA device), or compiled ahead of time (``tests/aot``).
+Kernels run in one of three ways, each in a separate process: interpreted (``TRITON_INTERPRET=1
+pytest tests/kernels``, a variable that this file never sets, since it makes every other test very
+slow), compiled (on a CUDA device), or compiled ahead of time (``tests/aot``).
 """
 
 import os
@@ -35,13 +35,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def device() -> torch.device:
-    """Where tensors of a test live: CUDA where there is one, and the CPU otherwise."""
+    """The device for test tensors: CUDA if available, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of models and texts beside the checkout; tests that need it skip without it."""
+    """The ``shared`` folder of models and texts; skips the test without it."""
     folder = ROOT.parent / "shared"
     if not folder.is_dir():
         pytest.skip("../shared is absent")

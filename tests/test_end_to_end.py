@@ -1,4 +1,4 @@
-"""Real trained models through the command line: pruned, proven, and as good as the papers say."""
+"""Trained models pruned and verified through the command line."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ EVALUATE = '[evaluate]\ndata = "{test}"\nlength = 256\nwindows = 24\n'
 
 @pytest.fixture
 def run(shared, tmp_path, monkeypatch):
-    """Prune one of the shared models through the command line, verify it, return its report."""
+    """Return a function that prunes and verifies a shared model."""
     monkeypatch.setattr("prunekit.reports.report.render", lambda report: "")
     stories = shared / "data" / "tinystories"
 
@@ -59,7 +59,7 @@ def test_at_half_the_weights_sparsegpt_beats_wanda_and_wanda_magnitude(run):
     for method in ("sparsegpt", "wanda", "magnitude", "random"):
         report, output = run("stories260K", half(method))
         before, after[method] = perplexities(report)
-        # The README of the model says 4.62 on all windows of this text; here it is the first few.
+        # The model's README states 4.62 on all windows of this text; here are only the first few.
         assert before == pytest.approx(4.62, rel=0.2)
         assert report["sparsity"]["achieved"] == pytest.approx(0.5, abs=1e-3)
     assert main(["verify", str(output)]) == 0

@@ -1,4 +1,4 @@
-"""Numbers read as people write them."""
+"""Human-readable formatting of numbers."""
 
 import math
 

@@ -1,4 +1,7 @@
-"""Readers of files that others wrote: whatever is in one, they keep what ``readers`` demands."""
+"""Fuzz tests of the readers of untrusted files.
+
+The checks are those of ``tests.support.readers`` and must hold for any content.
+"""
 
 import importlib.util
 import json
@@ -46,7 +49,7 @@ HEADERS = st.dictionaries(WORDS | st.text(max_size=3), TENSOR | VALUES, max_size
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """A folder for each reader, in a folder."""
+    """The parent folder of one folder per reader."""
     folder = tmp_path_factory.mktemp("fuzz") / "readers"
     readers.lay_out(folder)
     readers.warm(folder)
@@ -55,7 +58,7 @@ def places(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fuzzed(places):
-    """What guided fuzzing said of each reader, after so many inputs of a fixed seed."""
+    """Guided fuzzing's log per reader, after 3000 inputs with a fixed seed."""
     return guided(places, *readers.QUICK, "-runs=3000", "-seed=1")
 
 
@@ -63,21 +66,21 @@ def guided(places, *arguments):
     if importlib.util.find_spec("atheris") is None:
         pytest.skip("atheris is absent: it has wheels for Linux on x86-64 alone")
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    command = [sys.executable, str(ROOT / "tests/guided.py"), str(places), *arguments]
+    command = [sys.executable, str(ROOT / "tests/support/guided.py"), str(places), *arguments]
     fixed = {"PYTHONPATH": path, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
     subprocess.run(command, env=os.environ | fixed, check=False, capture_output=True)
     logs = {name: places / name / "log" for name in readers.READERS}
     return {name: log.read_text() for name, log in logs.items() if log.is_file()}
 
 
-def holds(said):
+def assert_no_failure(said):
     assert "Uncaught" not in said, said[said.index("Uncaught") :]
     assert said.rstrip().endswith("second(s)"), said
 
 
 @pytest.mark.parametrize("name", readers.QUICK)
 def test_what_coverage_leads_to(fuzzed, name):
-    holds(fuzzed[name])
+    assert_no_failure(fuzzed[name])
 
 
 @pytest.mark.soak
@@ -85,7 +88,7 @@ def test_what_coverage_leads_to_in_some_minutes(places):
     said = guided(places, "-max_total_time=60")
     assert said.keys() == readers.READERS.keys()
     for each in said.values():
-        holds(each)
+        assert_no_failure(each)
 
 
 def read(places, name, content):

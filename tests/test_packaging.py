@@ -1,4 +1,4 @@
-"""What is handed to others: the source archive, the wheel made from it, what the wheel can do."""
+"""Packaging: source archive, wheel built from it, and installed wheel."""
 
 import email
 import os
@@ -45,7 +45,7 @@ assert open("out/report.html").read().startswith("<!")
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """The wheel, made from the source archive as a package index would get both."""
+    """The wheel, built from the source archive as for a package index."""
     folder = tmp_path_factory.mktemp("packaging")
     source = folder / "source"
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
@@ -94,7 +94,7 @@ def test_every_file_beside_the_modules_is_packaged():
 
 
 def test_folder_kernels_is_no_package():
-    # The import name belongs to another distribution, which transformers looks for.
+    # The import name ``kernels`` belongs to another distribution, which transformers imports.
     assert not (ROOT / "kernels/__init__.py").exists()
 
 

@@ -48,7 +48,7 @@ class Checkers(Pattern):
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """Install a distribution that declares a class in a group of entry points."""
+    """Install a distribution that declares a class as an entry point."""
     (tmp_path / "another_pruner.py").write_text(MODULE)
     folder = tmp_path / "another_pruner-1.0.dist-info"
     folder.mkdir()

@@ -1,6 +1,6 @@
-"""The same masks and weights as the published algorithms.
+"""Masks and weights equal those of the published algorithms.
 
-They are frozen by ``tests/published/freeze.py``.
+The reference files are written by ``tests/published/freeze.py``.
 """
 
 import pytest

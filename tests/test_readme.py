@@ -1,4 +1,4 @@
-"""What the README and CONTRIBUTING show works as it stands."""
+"""Examples and commands in README and CONTRIBUTING work as printed."""
 
 import re
 import subprocess
@@ -26,7 +26,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def first_cells(heading: str) -> set[str]:
-    """The names in the first column of the table with this heading."""
+    """Return the first column of the table with this heading."""
     table = README[README.index(f"| {heading} |") :].split("\n\n")[0]
     return {re.sub(r"[`\"]", "", row.split("|")[1]).split()[0] for row in table.splitlines()[2:]}
 

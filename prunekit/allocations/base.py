@@ -41,6 +41,6 @@ class Allocation(BaseModel, ABC):
 
         Args:
             sizes: Number of weights of each layer that is pruned.
-            survey: Iterates over the layers of the dense model, including those that are not pruned.
+            survey: Iterates over all layers of the dense model, also those that are not pruned.
             sparsity: Fraction of zeros of all layers together, 0..1.
         """

@@ -29,7 +29,8 @@ from prunekit.models.empty_model import empty_model, max_tokens
 from prunekit.models.layout import is_causal_language_model, stack_runners
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.sequential.hidden_states import choose_offload, hidden_states_factory, scratch
-from prunekit.models.sequential.pipeline import LoadedBlock, batches, iterate_blocks
+from prunekit.models.sequential.loaded_block import LoadedBlock
+from prunekit.models.sequential.pipeline import split_batches, iterate_blocks
 from prunekit.models.sequential.weights import Weights, loaded_weights
 from prunekit.models.vocabulary import load_tokenizer, output_heads
 
@@ -88,7 +89,7 @@ class Evaluator:
         }
 
     def _loss(self, ids: Int[Tensor, "N T"]) -> float:
-        parts = batches(ids, self.device)
+        parts = split_batches(ids, self.device)
         block = run_blocks(self, parts)
         with loaded_weights(self.weights, *output_heads(self.model)):
             return sum(

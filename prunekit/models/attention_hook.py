@@ -64,7 +64,8 @@ def observe_attention(
     """Call the observer of each attention module inside the context.
 
     Raises:
-        CheckpointError: See :func:`implement` and :func:`refuse_unseen`.
+        CheckpointError: The attention cannot be observed; see :func:`use_hooked_attention` and
+            :func:`check_observable`.
     """
     check_observable(observers)
     before = [(config, config._attn_implementation) for config in module_configs(model)]

@@ -7,7 +7,6 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from prunekit.checkpoint.reader import Checkpoint
 from prunekit.errors import ConfigError
-from prunekit.models.sequential.block_runner import StackRunner
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
@@ -24,14 +23,17 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def vocabulary_modules(model: PreTrainedModel, stacks: Sequence[StackRunner]) -> list[nn.Module]:
-    """Return the token embeddings and the output head, used outside the blocks."""
+def vocabulary_modules(model: PreTrainedModel, stacks: Sequence[nn.Module]) -> list[nn.Module]:
+    """Return the token embeddings and the output head, used outside the blocks.
+
+    ``stacks``: encoder and decoder of the model, or the only one of them.
+    """
     return list(dict.fromkeys([*input_embeddings(model, stacks), *output_heads(model)]))
 
 
-def input_embeddings(model: PreTrainedModel, stacks: Sequence[StackRunner]) -> list[nn.Module]:
+def input_embeddings(model: PreTrainedModel, stacks: Sequence[nn.Module]) -> list[nn.Module]:
     """Return the token embeddings of the model and of its stacks."""
-    found = [runner.module.get_input_embeddings() for runner in stacks]  # pyright: ignore
+    found = [stack.get_input_embeddings() for stack in stacks]  # pyright: ignore
     return list(dict.fromkeys(filter(None, [model.get_input_embeddings(), *found])))
 
 

@@ -35,7 +35,7 @@ CalibratedStages = list[Stage]
 Shards = Mapping[Linear, ShardedLinear]
 """The rows of each linear that this rank prunes."""
 LinearWeights = dict[Linear, Float[Tensor, "O I"]]
-"""Float32 weights of linears: the rows that this rank prunes."""
+"""Weights of linears in float32: the rows that this rank prunes."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class BlockPruner:
 
         Args:
             loaded: The block, changed in place.
-            dense: LinearWeights of the linears, left as they are.
+            dense: Weights of the linears, left as they are.
             shards: The rows of each that this rank prunes.
             stats: Statistics of the stage.
             step: Which of the recipe's steps this is.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunekit.models.devices import loss_dtype
@@ -128,8 +128,7 @@ def estimate_memory(
         recipe: The settings.
         costs: Device, dtypes and sizes that the estimate depends on.
     """
-    modules = [module for runner in stacks for module in runner.blocks]
-    sizes = [sum(value.numel() for value in module.parameters()) for module in modules]
+    sizes = [_parameters(module) for runner in stacks for module in runner.blocks]
     width = max(linear.inputs for block in blocks for linear in block.linears)
     stored = max(costs.stored[linear.name].itemsize for block in blocks for linear in block.linears)
     run, streams = costs.dtype.itemsize, 1 + recipe.runs_dense_model
@@ -141,8 +140,8 @@ def estimate_memory(
     # The dense copy of a block is dropped before its last stage is pruned.
     dense_copy = max(sizes) * run * (by_stage and recipe.target == "dense" and not recovers)
     batch = min(costs.tokens, BATCH_TOKENS.get(costs.device.type, 2048))
-    matrices = [cast("Tensor", module.weight) for module in vocabulary_modules(model, stacks)]
-    vocabulary = max((matrix.numel() for matrix in matrices), default=0)
+    modules = vocabulary_modules(model, [runner.module for runner in stacks])
+    vocabulary = max((cast("Tensor", each.weight).numel() for each in modules), default=0)
     return Memory(
         # Tuning holds float32 weights, gradients and two moments.
         block=max(sizes) * (streams * run + 16 * recovers),
@@ -162,6 +161,10 @@ def estimate_memory(
         permuted=2 * vocabulary * stored * (recipe.permute == "residual"),
         in_transit=(1 + streams) * (hidden + cached_bytes) * batch // costs.tokens,
     )
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(value.numel() for value in module.parameters())
 
 
 def _cached_features(blocks: Sequence[Block], features: int) -> int:

@@ -20,7 +20,7 @@ from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.models.layout import stack_runners
 from prunekit.models.orientation import weight_matrix
 from prunekit.models.sequential.loaded_block import LoadedBlock
-from prunekit.models.sequential.pipeline import batches, iterate_blocks
+from prunekit.models.sequential.pipeline import split_batches, iterate_blocks
 from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.models.units.kinds import Compensation
 from prunekit.structured.refit import refit
@@ -51,7 +51,7 @@ def compensate(
         group.reader.linear: group for group in groups if len(kept[group.name]) < group.units
     }
     stacks = stack_runners(model, find_architecture(model))
-    for block in iterate_blocks(model, stacks, None, batches(ids, model.device), ranks):
+    for block in iterate_blocks(model, stacks, None, split_batches(ids, model.device), ranks):
         inside = [by_reader[module] for module in block.module.modules() if module in by_reader]
         if inside:
             _compensate_block(block, inside, kept, how)

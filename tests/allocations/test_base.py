@@ -1,4 +1,4 @@
-"""The allocations that the engine has."""
+"""The set of built-in allocations."""
 
 from prunekit.allocations import allocations
 from prunekit.allocations.curves import Curves

@@ -1,4 +1,4 @@
-"""Curves: the budget is met at the least sum of errors."""
+"""Curves: allocations that meet the budget at the least total error."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from tests.support.checkpoints import planned, tensors, write
 
 
 def gram_blocks(*loudness, spelled="unstructured"):
-    """Return a block of one layer for each number: how much its inputs differ in loudness."""
+    """Return one single-layer block per number, the spread of its input scales."""
     generator = torch.Generator().manual_seed(0)
     blocks = []
     for number, spread in enumerate(loudness):
@@ -48,7 +48,7 @@ def test_curves_take_more_where_few_inputs_matter():
     [("4:8", (2, 3, 4, 5, 6)), ("2:4", (1, 2, 3)), ("1:4", (1, 2, 3)), ("7:8", (5, 6, 7))],
 )
 def test_curves_mix_n_of_m(spelled, mix):
-    """Every layer gets one of the mix, and all together what was asked, to half a step of one."""
+    """Layers use only the mix, with a total within half a step."""
     pattern = parse(spelled)
     found = allocate(Curves(), gram_blocks(0, 3, 0, 3, spelled=spelled), pattern.sparsity)
     kept = [pattern.m * (1 - value) for value in found.values()]
@@ -80,7 +80,7 @@ def test_the_split_of_a_budget_is_the_best_there_is():
     grid = [0.3, 0.4, 0.5, 0.6, 0.7]
     found = split_budget(curves, counts, grid, 0.5)
     assert sum(found.values()) == pytest.approx(1.5)
-    # Hull of b: it costs 7 / 4 a point of the grid. c goes to 0.5 for 1, a to 0.5 for 3, …
+    # On the convex hull of b a grid step costs 7 / 4. c reaches 0.5 at cost 1, a at cost 3, …
     assert found == pytest.approx({"a": 0.4, "b": 0.6, "c": 0.5})
 
 

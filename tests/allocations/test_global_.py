@@ -1,4 +1,4 @@
-"""Global: one threshold for all magnitudes of a model."""
+"""Global: one magnitude threshold for the whole model."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ sparsities = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1))
 
 
 def masks(blocks, found):
-    """Return what stays when each layer is pruned by magnitude to the sparsity that was found."""
+    """Return keep masks of magnitude pruning at the allocated sparsities."""
     return {
         layer.name: Magnitude()
         .prune(Layer(layer.name, layer.weight, layer.stats, layer.pattern, found[layer.name]))
@@ -25,7 +25,7 @@ def masks(blocks, found):
 
 
 def by_one_sort(blocks, sparsity):
-    """Say what stays when all magnitudes are sorted at once; of equals the earlier stay."""
+    """Return keep masks from one stable sort; ties keep the earlier."""
     layers = flat(blocks)
     everything = torch.cat([layer.weight.abs().flatten() for layer in layers])
     order = everything.sort(descending=True, stable=True).indices

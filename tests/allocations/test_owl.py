@@ -1,4 +1,4 @@
-"""OWL follows its published formula and meets the budget."""
+"""OWL: the published formula and the budget."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from tests.support.allocations import allocate, blocks_of, law, layer, seeds, si
 
 
 def owl_by_the_formula(blocks, sparsity, outlier, spread):
-    """Say in float64 what eq. 2 and 3 say, with the mean weighted by the size of the blocks."""
+    """Compute eq. 2 and 3 in float64, mean weighted by block size."""
     shares, counts = [], []
     for block in blocks:
         scores = torch.cat(
@@ -27,14 +27,14 @@ def owl_by_the_formula(blocks, sparsity, outlier, spread):
         shares.append(float((scores > outlier * scores.mean()).double().mean()))
         counts.append(scores.numel())
     low, high = min(shares), max(shares)
-    apart = high - low or 1.0  # blocks that are all alike are pruned alike
+    apart = high - low or 1.0  # identical blocks get equal sparsity
     scaled = [(share - low) / apart * 2 * spread for share in shares]
     mean = sum(s * n for s, n in zip(scaled, counts, strict=True)) / sum(counts)
     return [1 - (s - mean + 1 - sparsity) for s in scaled]
 
 
 def with_outliers(*shares):
-    """Return blocks of 10 × 10 weights of which these many are outliers."""
+    """Return 10 × 10 blocks, each with the given number of outliers."""
     blocks = []
     for number, share in enumerate(shares):
         weight = torch.ones(10, 10)

@@ -1,4 +1,4 @@
-"""Sparsity as a function of the step."""
+"""Sparsity schedules: sparsity as a function of the step."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Declared stages match a forward, with every head of the model."""
+"""Declared stages match a forward pass, for every model head."""
 
 import pytest
 import torch

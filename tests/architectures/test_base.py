@@ -1,4 +1,4 @@
-"""Stages of experts, and linears that blocks may be without."""
+"""Stages of experts, and linears that are optional in a block."""
 
 from prunekit.architectures import Stack, Stage
 

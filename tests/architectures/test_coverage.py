@@ -1,4 +1,4 @@
-"""Architectures that miss or invent a linear are refused by name."""
+"""Declarations with missing or nonexistent linears are refused by name."""
 
 import pytest
 import torch

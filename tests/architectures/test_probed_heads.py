@@ -49,6 +49,6 @@ REFUSED = {
 
 @pytest.mark.parametrize("model_type", REFUSED, ids=REFUSED.get)
 def test_heads_that_cannot_be_told_apart_are_refused(model_type):
-    """A model must not stay unchanged silently."""
+    """The model must not silently be left unpruned."""
     with pytest.raises(CheckpointError, match=f"{model_type!r} keep their heads"):
         prunekit.heads(randomized_model(model_type))

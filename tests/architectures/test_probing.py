@@ -1,4 +1,4 @@
-"""Blocks and stages of undeclared model types, inferred from one forward."""
+"""Blocks and stages of undeclared model types, inferred from one forward pass."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ def test_probing_agrees_with_the_declaration(model_type):
     probed = probe(model)
     assert probed.probed
     assert probed.model_types == (model_type,)
-    # Neurons are declared, never guessed; heads too where one linear writes queries, keys, values.
+    # Neurons are always declared, never inferred; so are heads with a fused QKV linear.
     (found,), (declared,) = probed.stacks, find_architecture(model).stacks
     assert replace(found, attentions=()) == replace(declared, attentions=(), feed_forwards=())
     assert len(found.attentions) == (model_type not in {"gpt2", "gpt_neox", "phi3"})
@@ -94,7 +94,7 @@ class Blockless(Toy):
 
 
 class Uneven(Toy):
-    """A model whose second block calls its linears in another order."""
+    """A model whose second block calls its linears in a different order."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -111,7 +111,7 @@ class Uneven(Toy):
 
 
 class Sharing(Uneven):
-    """A model whose second block calls its second linear on another tensor."""
+    """A model whose second block calls one linear on a different tensor."""
 
     def __init__(self, config):
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""T5: two stacks in the full model, one in the encoder alone."""
+"""T5: two stacks in the full model, one in the encoder-only model."""
 
 import pytest
 from transformers import T5EncoderModel

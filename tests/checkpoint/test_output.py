@@ -12,7 +12,11 @@ from prunekit.errors import ConfigError
 
 def begun(folder, fingerprint="f", *, resume=False, overwrite=False):
     output = OutputFolder(folder, 1)
-    output.begin(fingerprint, resume=resume, overwrite=overwrite)
+    try:
+        output.begin(fingerprint, resume=resume, overwrite=overwrite)
+    except ConfigError:
+        output.close()
+        raise
     return output
 
 

@@ -1,3 +1,5 @@
+"""Documents read from text, JSON, Parquet and hub sources."""
+
 import gzip
 import importlib.machinery
 import json
@@ -183,7 +185,7 @@ class Rows(list):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Stands in for the package `datasets`; holds what was asked of it."""
+    """A fake ``datasets`` package that records the arguments of each call."""
     asked = []
 
     def load_dataset(name, config, split):

@@ -1,3 +1,5 @@
+"""Windows of token ids for calibration and evaluation."""
+
 import json
 import logging
 from itertools import pairwise
@@ -17,7 +19,7 @@ CHAT_TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['content'] }} {% end
 
 
 def make_tokenizer(*special, adds=None, **named):
-    """Words w0, w1, … are the ids after those of the special tokens, which come in order."""
+    """Return a tokenizer of special tokens, then words w0, w1, …."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -38,11 +40,11 @@ def make_tokenizer(*special, adds=None, **named):
 
 @pytest.fixture(scope="module")
 def plain():
-    """Word w<n> has id n + 1; there is nothing to begin a document with."""
+    """A tokenizer without BOS; the word w<n> has id n + 1."""
     return make_tokenizer()
 
 
-def say(*numbers):
+def words(*numbers):
     return " ".join(f"w{number}" for number in numbers)
 
 
@@ -52,7 +54,7 @@ def write(path, *texts):
 
 
 def test_evaluation_windows_stand_side_by_side(tmp_path, plain):
-    tokens = evaluation_tokens(plain, write(tmp_path / "a.txt", say(*range(11))), 3)
+    tokens = evaluation_tokens(plain, write(tmp_path / "a.txt", words(*range(11))), 3)
     assert tokens.ids.tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
     assert tokens.ids.dtype == torch.int64
     assert tokens.description == (
@@ -62,7 +64,7 @@ def test_evaluation_windows_stand_side_by_side(tmp_path, plain):
 
 
 def test_evaluation_of_the_first_windows(tmp_path, plain):
-    source = write(tmp_path / "a.txt", say(*range(11)))
+    source = write(tmp_path / "a.txt", words(*range(11)))
     tokens = evaluation_tokens(plain, source, 3, windows=2)
     assert tokens.ids.tolist() == [[1, 2, 3], [4, 5, 6]]
     assert tokens.description.startswith("the first 2 of 3 non-overlapping windows of 3 tokens")
@@ -70,7 +72,7 @@ def test_evaluation_of_the_first_windows(tmp_path, plain):
 
 
 def test_evaluation_of_a_text_shorter_than_one_window(tmp_path, plain):
-    tokens = evaluation_tokens(plain, write(tmp_path / "a.txt", say(0, 1)), 2048)
+    tokens = evaluation_tokens(plain, write(tmp_path / "a.txt", words(0, 1)), 2048)
     assert tokens.ids.tolist() == [[1, 2]]
     assert "1 non-overlapping window of 2 tokens (the text is shorter than 2048)" in (
         tokens.description
@@ -125,7 +127,7 @@ def test_chat_template_is_not_given_a_second_bos(tmp_path):
 
 
 def test_no_warning_about_long_texts(tmp_path, plain, caplog, capfd):
-    source = write(tmp_path / "a.txt", say(*range(40)))
+    source = write(tmp_path / "a.txt", words(*range(40)))
     assert plain.model_max_length < 40
     with caplog.at_level(logging.DEBUG):
         evaluation_tokens(plain, source, 8)
@@ -147,12 +149,12 @@ def test_text_of_which_no_tokens_are_made_is_refused(tmp_path, plain):
 @pytest.mark.parametrize("text", ["", "\n \n"])
 def test_empty_text_is_refused_by_name(tmp_path, plain, text):
     source = write(tmp_path / "a.txt", text)
-    with pytest.raises(ConfigError, match=r"a\.txt: (the file is empty|there is no text)"):
+    with pytest.raises(ConfigError, match=r"a\.txt: (the file is empty|contains no text)"):
         calibration_tokens(plain, source, 1, 4, 0)
 
 
 def test_calibration_windows_do_not_overlap(tmp_path, plain):
-    source = write(tmp_path / "a.txt", say(*range(1003)))
+    source = write(tmp_path / "a.txt", words(*range(1003)))
     tokens = calibration_tokens(plain, source, 10, 100, 0)
     ids = tokens.ids
     assert ids.shape == (10, 100)
@@ -166,13 +168,13 @@ def test_calibration_windows_do_not_overlap(tmp_path, plain):
 
 
 def test_same_seed_same_windows_another_seed_others(tmp_path, plain):
-    source = write(tmp_path / "a.txt", say(*range(1000)))
+    source = write(tmp_path / "a.txt", words(*range(1000)))
     digests = [calibration_tokens(plain, source, 5, 10, seed).digest for seed in (0, 0, 1)]
     assert digests[0] == digests[1] != digests[2]
 
 
 def test_global_seed_is_neither_read_nor_moved(tmp_path, plain):
-    source = write(tmp_path / "a.txt", say(*range(1000)))
+    source = write(tmp_path / "a.txt", words(*range(1000)))
     torch.manual_seed(7)
     before = torch.get_rng_state()
     first = calibration_tokens(plain, source, 5, 10, 0)
@@ -182,7 +184,7 @@ def test_global_seed_is_neither_read_nor_moved(tmp_path, plain):
 
 
 def test_too_little_text_overlaps_and_says_so(tmp_path, plain):
-    source = write(tmp_path / "a.txt", say(*range(20)))
+    source = write(tmp_path / "a.txt", words(*range(20)))
     tokens = calibration_tokens(plain, source, 6, 10, 0)
     assert tokens.ids.shape == (6, 10)
     assert tokens.ids[:, 0].unique().numel() == 6
@@ -190,14 +192,14 @@ def test_too_little_text_overlaps_and_says_so(tmp_path, plain):
 
 
 def test_fewer_windows_where_there_are_no_more_places(tmp_path, plain):
-    source = write(tmp_path / "a.txt", say(*range(11)))
+    source = write(tmp_path / "a.txt", words(*range(11)))
     tokens = calibration_tokens(plain, source, 6, 10, 0)
     assert sorted(tokens.ids[:, 0].tolist()) == [1, 2]
     assert tokens.description.startswith("2 windows of 10 tokens")
 
 
 def test_calibration_text_shorter_than_one_window(tmp_path, plain):
-    tokens = calibration_tokens(plain, write(tmp_path / "a.txt", say(0, 1, 2)), 128, 2048, 0)
+    tokens = calibration_tokens(plain, write(tmp_path / "a.txt", words(0, 1, 2)), 128, 2048, 0)
     assert tokens.ids.tolist() == [[1, 2, 3]]
     assert tokens.description.startswith("1 window of 3 tokens from")
 
@@ -242,10 +244,10 @@ def test_chosen_passages_keep_their_order_and_are_just_enough():
 
 
 def test_only_enough_of_a_long_text_is_tokenised(tmp_path, plain, monkeypatch):
-    monkeypatch.setattr(data, "ENOUGH_CHARACTERS", 2000)
+    monkeypatch.setattr(data, "MIN_CHARACTERS", 2000)
     monkeypatch.setattr(data, "PASSAGE_CHARACTERS", 500)
     source = write(
-        tmp_path / "a.txt", "\n".join(say(*range(i, i + 10)) for i in range(0, 3000, 10))
+        tmp_path / "a.txt", "\n".join(words(*range(i, i + 10)) for i in range(0, 3000, 10))
     )
     tokens = [calibration_tokens(plain, source, 3, 10, seed) for seed in (0, 0, 1)]
     assert tokens[0].digest == tokens[1].digest != tokens[2].digest
@@ -259,7 +261,7 @@ def test_digest_tells_apart_what_has_the_same_bytes():
     wide, tall = Tokens.of(ids.view(2, 3), "wide"), Tokens.of(ids.view(3, 2), "tall")
     assert wide.digest != tall.digest
     assert wide.digest == Tokens.of(ids.view(2, 3).clone(), "another description").digest
-    # Frozen: a digest in an old report must still be found.
+    # Fixed values: digests in existing reports must remain valid.
     assert wide.digest == "2fe769f9bd3465a44d6938d75a85ced2c553e823833ffbb1586a5bb09d6acb8a"
 
 

@@ -1,4 +1,4 @@
-"""Writes configs of small runs."""
+"""Write configs of small runs."""
 
 import json
 from pathlib import Path
@@ -6,25 +6,26 @@ from typing import Any
 
 RUN = """
 from prunekit.runs import jobs
-from prunekit.models.sequential import pipeline as walk
+from prunekit.models.sequential import pipeline
 from prunekit.config.load import load_config
 from prunekit.distributed.ranks import join
 
-# So that one rank and two have the same batches, and add up the same sums in the same order: ADMM
-# takes a small difference for a reason to choose another mask, salience weighs a token by those of
-# its batch.
-walk.BATCH_TOKENS["cpu"] = 4 * 24
+# One rank and two then have the same batches and sum in the same order: ADMM may choose another
+# mask after a small difference, and salience weighs a token by those of its batch.
+pipeline.BATCH_TOKENS["cpu"] = 4 * 24
 with join("cpu") as ranks:
     for path in arguments:
         for record in jobs.run(jobs.plan(load_config(path), ranks)):
             pass
 """
-"""Carries out the runs of some configs, one after the other, on all ranks."""
+"""Script that carries out the runs of configs, one after the other, on all ranks."""
 
 
 def write(file: Path, model: Path, output: Path, **sections: Any) -> Path:
-    """Write a config; each section is laid over small ones, ``prune`` replaces it, None
-    leaves one out."""
+    """Write a config of a small run.
+
+    Each of ``sections`` updates a default table, ``prune`` replaces it, None leaves it out.
+    """
     text = str(model / "text.txt")
     values: dict[str, Any] = {
         "model": {"path": str(model), "device": "cpu"},

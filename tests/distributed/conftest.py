@@ -1,11 +1,11 @@
 import pytest
 
-from tests.distributed.nursery import Nursery
+from tests.distributed.fork_server import ForkServer
 
 
 @pytest.fixture(scope="session")
-def nursery():
-    """Give a process from which worlds of ranks are forked."""
-    made = Nursery()
+def fork_server():
+    """A process from which worlds of ranks are forked."""
+    made = ForkServer()
     yield made
     made.close()

@@ -64,7 +64,7 @@ def models(tmp_path_factory):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("case", CASES)
-def test_the_peak_of_a_run_is_the_plan_within_15_percent(nursery, models, tmp_path, case):
+def test_the_peak_of_a_run_is_the_plan_within_15_percent(fork_server, models, tmp_path, case):
     # Hidden states on disk, of which there are more than of all else.
     on_disk = case == "on disk"
     calibration = {"length": 64, "hidden": "disk"} if on_disk else {}
@@ -81,7 +81,7 @@ def test_the_peak_of_a_run_is_the_plan_within_15_percent(nursery, models, tmp_pa
         for name, count in samples.items()
     ]
     size = 2 if case in SHARED else 1
-    world = nursery.start(tmp_path / "said", size, MEASURE, *files)
+    world = fork_server.start(tmp_path / "said", size, MEASURE, *files)
     world.succeed()
     measured, planned, filed = json.loads((world.folder / "0.out").read_text())
     print(case, planned, measured, planned / measured)

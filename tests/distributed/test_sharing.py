@@ -1,4 +1,4 @@
-"""Several ranks prune as one does: the same masks, and weights that differ by rounding alone."""
+"""Several ranks prune like one: same masks, weights up to rounding."""
 
 import json
 
@@ -55,7 +55,7 @@ WORLDS = {1: [*CASES], 2: [*CASES], 4: FOUR}
 
 
 @pytest.fixture(scope="module")
-def outputs(nursery, tmp_path_factory):
+def outputs(fork_server, tmp_path_factory):
     """The folder of each run, by model, case and number of ranks."""
     root = tmp_path_factory.mktemp("sharing")
     models = {
@@ -73,14 +73,14 @@ def outputs(nursery, tmp_path_factory):
             file = root / f"{size}-{number}.toml"
             sections = {"prune": CASES[name]} | ({} if name == JUDGED else {"evaluate": None})
             files.append(configs.write(file, models[model], folder, **sections))
-        nursery.start(root / f"world{size}", size, RUN, *files).succeed()
+        fork_server.start(root / f"world{size}", size, RUN, *files).succeed()
         for number, key in enumerate(wanted):
             found[(*key, size)] = root / f"{size}-{number}"
     return found
 
 
 def compare(one, several, tolerance):
-    """Say that masks are equal, weights close, and what was measured is the same."""
+    """Assert equal masks, close weights and equal measurements."""
     report, other = (json.loads((folder / "report.json").read_text()) for folder in (one, several))
     mine, theirs = checkpoints.tensors(one), checkpoints.tensors(several)
     assert mine.keys() == theirs.keys()
@@ -167,11 +167,11 @@ prunekit_kernels.inverse_factor, ranks.Ranks.broadcast = inverse_factor, handed
 
 
 @pytest.mark.parametrize("propagation", ["block", "stage"])
-def test_each_factor_is_computed_by_one_rank(nursery, tmp_path, propagation):
+def test_each_factor_is_computed_by_one_rank(fork_server, tmp_path, propagation):
     model = checkpoints.write(tmp_path / "m", num_hidden_layers=2)
     prune = {"method": "sparsegpt", "pattern": "2:4", "propagation": propagation}
     file = configs.write(tmp_path / "c.toml", model, tmp_path / "out", evaluate=None, prune=prune)
-    world = nursery.start(tmp_path / "said", 2, FACTORS + RUN + "print(*events)", file)
+    world = fork_server.start(tmp_path / "said", 2, FACTORS + RUN + "print(*events)", file)
     world.succeed()
     said = [(world.folder / f"{rank}.out").read_text().split() for rank in range(2)]
     # Four Gram matrices a block, the last one twice as wide and eight times the work.
@@ -188,11 +188,11 @@ INVERSES = FACTORS.replace("inverse_factor", "damped_inverse").replace(
 )
 
 
-def test_inverses_are_made_one_on_each_rank_at_a_time(nursery, tmp_path):
+def test_inverses_are_made_one_on_each_rank_at_a_time(fork_server, tmp_path):
     model = checkpoints.write(tmp_path / "m", num_hidden_layers=1)
     prune = {"method": "admm", "pattern": "2:4"}
     file = configs.write(tmp_path / "c.toml", model, tmp_path / "out", evaluate=None, prune=prune)
-    world = nursery.start(tmp_path / "said", 2, INVERSES + RUN + "print(*events)", file)
+    world = fork_server.start(tmp_path / "said", 2, INVERSES + RUN + "print(*events)", file)
     world.succeed()
     said = [(world.folder / f"{rank}.out").read_text() for rank in range(2)]
     # Seven for each of four Gram matrices: who makes four of the first makes three of the second.
@@ -202,11 +202,11 @@ def test_inverses_are_made_one_on_each_rank_at_a_time(nursery, tmp_path):
     assert said[1].strip() == three + four + three + last[1]
 
 
-def test_inverses_that_are_foreseen_are_made_by_ranks_in_turn(nursery, tmp_path):
+def test_inverses_that_are_foreseen_are_made_by_ranks_in_turn(fork_server, tmp_path):
     model = checkpoints.write(tmp_path / "m", num_hidden_layers=1)
     prune = CASES["alps layer"]
     file = configs.write(tmp_path / "c.toml", model, tmp_path / "out", evaluate=None, prune=prune)
-    world = nursery.start(tmp_path / "said", 2, INVERSES + RUN + "print(*events)", file)
+    world = fork_server.start(tmp_path / "said", 2, INVERSES + RUN + "print(*events)", file)
     world.succeed()
     said = [(world.folder / f"{rank}.out").read_text().split() for rank in range(2)]
     made = [len(events) - events.count("round") for events in said]
@@ -228,15 +228,15 @@ def fail(*arguments):
 @pytest.mark.parametrize(
     ("method", "name"), [("sparsegpt", "inverse_factor"), ("admm", "damped_inverse")]
 )
-def test_what_one_rank_cannot_invert_all_refuse(nursery, tmp_path, method, name):
+def test_what_one_rank_cannot_invert_all_refuse(fork_server, tmp_path, method, name):
     model = checkpoints.write(tmp_path / "m", num_hidden_layers=1)
     prune = {"method": method, "pattern": "2:4"}
     file = configs.write(tmp_path / "c.toml", model, tmp_path / "out", evaluate=None, prune=prune)
     broken = f"{BROKEN}real = prunekit_kernels.{name}\nprunekit_kernels.{name} = fail\n"
-    world = nursery.start(tmp_path / "said", 2, broken + RUN, file)
+    world = fork_server.start(tmp_path / "said", 2, broken + RUN, file)
     assert world.wait() == [99, 99]
     for rank in range(2):
-        assert "proj: not positive definite. Use more calibration" in world.said(rank)
+        assert "proj: not positive definite. Use more calibration" in world.stderr(rank)
 
 
 UNLIKE = """
@@ -245,12 +245,12 @@ devices._multiplies_bfloat16 = lambda: rank == 0 and bool(%d)
 """
 
 
-def test_ranks_on_unlike_cpus_run_in_the_type_that_all_have(nursery, tmp_path):
+def test_ranks_on_unlike_cpus_run_in_the_type_that_all_have(fork_server, tmp_path):
     model = checkpoints.write(tmp_path / "m", dtype=torch.bfloat16, num_hidden_layers=1)
     for size in (1, 2):
         file = tmp_path / f"{size}.toml"
         configs.write(file, model, tmp_path / f"out{size}", evaluate=None)
-        nursery.start(tmp_path / f"said{size}", size, UNLIKE % (size > 1) + RUN, file).succeed()
+        fork_server.start(tmp_path / f"said{size}", size, UNLIKE % (size > 1) + RUN, file).succeed()
     one, two = (tmp_path / f"out{size}" for size in (1, 2))
     compare(one, two, 0)
     assert json.loads((two / "report.json").read_text())["model"]["compute_dtype"] == "float32"
@@ -262,12 +262,12 @@ code = cli.main(["evaluate", *arguments, "--length", "12", "--windows", "5"])
 """
 
 
-def test_perplexity_is_measured_by_all_and_said_by_one(nursery, tmp_path):
+def test_perplexity_is_measured_by_all_and_said_by_one(fork_server, tmp_path):
     model = checkpoints.write(tmp_path / "m", num_hidden_layers=1)
     said = []
     for size in (1, 2):
         arguments = (model, "--data", model / "text.txt")
-        world = nursery.start(tmp_path / str(size), size, EVALUATE, *arguments)
+        world = fork_server.start(tmp_path / str(size), size, EVALUATE, *arguments)
         world.succeed()
         said.append((world.folder / "0.out").read_text())
     assert said[0] == said[1] != ""

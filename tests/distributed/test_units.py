@@ -1,4 +1,4 @@
-"""Several ranks take out the units that one does: each ranks on its part of the text."""
+"""Several ranks remove the units that one does, each on its samples."""
 
 import json
 
@@ -32,7 +32,7 @@ TRAIN = {"steps": 3, "batch": 2, "held_out": 2}
 
 
 @pytest.fixture(scope="module")
-def reports(nursery, tmp_path_factory):
+def reports(fork_server, tmp_path_factory):
     """The report of each run, by case and number of ranks."""
     root = tmp_path_factory.mktemp("units")
     llama = checkpoints.write(root / "llama", num_hidden_layers=2)
@@ -45,7 +45,7 @@ def reports(nursery, tmp_path_factory):
             model = gpt2 if name == BIASED else llama
             more = {"train": TRAIN} if name == TRAINED else {}
             files.append(configs.write(file, model, folder, prune=prune, **more))
-        nursery.start(root / f"world{size}", size, RUN, *files).succeed()
+        fork_server.start(root / f"world{size}", size, RUN, *files).succeed()
         for number, name in enumerate(CASES):
             found[name, size] = json.loads((root / f"{size}-{number}" / "report.json").read_text())
     return found

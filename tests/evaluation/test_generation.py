@@ -1,4 +1,4 @@
-"""Generated text and its speed, self-generated calibration text, refusals."""
+"""Generated text and its speed, self-generated calibration text, error cases."""
 
 import json
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_calibrates_on_what_the_dense_model_writes(tmp_path):
     wrote = torch.tensor(json.loads((tmp_path / "out/calibration.json").read_text()))
     assert wrote.shape == (20, 10)
     assert set(wrote[:, 0].tolist()) == {1}  # <s>
-    assert len(set(wrote.flatten().tolist())) > 50  # at temperature 1, of a random model
+    assert len(set(wrote.flatten().tolist())) > 50  # sampled at temperature 1 from a random model
     assert "that the dense model wrote, seed 0" in finish.values["calibration"]["description"]
     other = planned(folder, tmp_path / "other", calibration={**own, "seed": 1})
     list(prunekit.run(other))

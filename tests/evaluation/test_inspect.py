@@ -1,4 +1,4 @@
-"""Sparsity and patterns of the matrices in a checkpoint."""
+"""Inspection of sparsity and patterns of the matrices in a checkpoint."""
 
 import torch
 

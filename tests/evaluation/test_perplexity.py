@@ -1,4 +1,4 @@
-"""Perplexity block by block equals that of the whole model."""
+"""Perplexity computed block by block equals that of the whole model."""
 
 import math
 
@@ -31,7 +31,7 @@ def evaluator(folder):
 
 
 def exact(model, ids):
-    """Return the perplexity of ids[:, 1:] of the whole model in float64."""
+    """Return the whole model's perplexity on ids[:, 1:] in float64."""
     with torch.no_grad():
         logits = model.double()(input_ids=ids).logits[:, :-1]
     chosen = logits.log_softmax(-1).gather(2, ids[:, 1:, None])

@@ -55,7 +55,7 @@ def test_moving_average_of_windows_of_three():
 
 
 def test_n_grams_of_a_rose():
-    # Seven pairs, three of them different: a-rose, rose-is, is-a.
+    # Seven bigrams, three of them distinct: a-rose, rose-is, is-a.
     assert distinct_n(ROSE, 2) == 3 / 7
     assert repeated_n_grams(ROSE, 2) == pytest.approx(4 / 7)
 

@@ -1,4 +1,4 @@
-"""Verification passes for the output of a run and fails after changes."""
+"""Verification passes for a run's output and fails after changes to it."""
 
 import json
 import shutil
@@ -40,13 +40,13 @@ def copy(written, tmp_path):
 
 
 @pytest.fixture
-def here(monkeypatch):
-    """Run the verification script in this process, without starting another."""
+def in_process(monkeypatch):
+    """Run the verification script in this process instead of a subprocess."""
 
     start = subprocess.run
 
-    def answer(command, **settings):
-        if "-c" not in command:  # the platform module asks for the processor
+    def run_here(command, **settings):
+        if "-c" not in command:  # a call by the platform module to query the processor
             return start(command, **settings)
         script, *given = command[command.index("-c") + 1 :]
         script = script.replace("import json, sys,", "import json,")
@@ -61,10 +61,10 @@ def here(monkeypatch):
             return type("Done", (), {"returncode": 1, "stderr": f"{type(error)}: {error}"})
         return type("Done", (), {"returncode": 0, "stdout": said[0]})
 
-    monkeypatch.setattr("prunekit.evaluation.verify.subprocess.run", answer)
+    monkeypatch.setattr("prunekit.evaluation.verify.subprocess.run", run_here)
 
 
-def failed(folder):
+def failed_checks(folder):
     return [check.name for check in verify(folder) if not check.passed]
 
 
@@ -83,22 +83,22 @@ TYPES = ["gemma3_text", "gpt2", "gpt_neox", "opt", "bert", "distilbert", "robert
 
 
 @pytest.mark.parametrize("model_type", TYPES)
-def test_every_family_passes(tmp_path, model_type, here):
+def test_every_family_passes(tmp_path, model_type, in_process):
     folder = checkpoints.write(tmp_path / "m", model_type)
     list(prunekit.run(planned(folder, tmp_path / "out")))
-    assert failed(tmp_path / "out") == []
+    assert failed_checks(tmp_path / "out") == []
 
 
-def test_a_zero_that_is_none_any_more_is_counted(copy, here):
+def test_a_zero_that_is_none_any_more_is_counted(copy, in_process):
     def edit(weight):
         row, column = (weight == 0).nonzero()[0].tolist()
         weight[row, column] = 1e-4
 
     checkpoints.change(copy, LINEAR, edit)
-    assert failed(copy)[:3] == ["files", "zeros", "pattern"]
+    assert failed_checks(copy)[:3] == ["files", "zeros", "pattern"]
 
 
-def test_a_broken_group_is_counted_though_the_zeros_are_as_many(copy, here):
+def test_a_broken_group_is_counted_though_the_zeros_are_as_many(copy, in_process):
     def edit(weight):
         weight[0] = weight[0].roll(1)
         weight[0, :4] = torch.tensor([1, 1, 1, 0.0])
@@ -110,18 +110,18 @@ def test_a_broken_group_is_counted_though_the_zeros_are_as_many(copy, here):
             row[(row == 0).nonzero().flatten()[:zeros]] = 1e-4
 
     checkpoints.change(copy, LINEAR, edit)
-    assert "zeros" not in failed(copy)
-    assert "pattern" in failed(copy)
+    assert "zeros" not in failed_checks(copy)
+    assert "pattern" in failed_checks(copy)
 
 
 @pytest.mark.parametrize("name", [LINEAR, "model.norm.weight", "model.embed_tokens.weight"])
-def test_a_weight_that_was_changed_gives_other_answers(copy, here, name):
+def test_a_weight_that_was_changed_gives_other_answers(copy, in_process, name):
     checkpoints.change(copy, name, lambda weight: weight.mul_(1.25))
-    assert failed(copy) == ["files", "answers"]
+    assert failed_checks(copy) == ["files", "answers"]
 
 
-def test_another_zero_is_noticed_though_it_changes_no_answer(copy, here):
-    """A negative zero differs in one bit."""
+def test_another_zero_is_noticed_though_it_changes_no_answer(copy, in_process):
+    """A negative zero differs from zero in one bit."""
 
     def edit(weight):
         row, column = (weight == 0).nonzero()[0].tolist()
@@ -133,8 +133,8 @@ def test_another_zero_is_noticed_though_it_changes_no_answer(copy, here):
     assert check.detail.endswith("differs from the file of the run")
 
 
-def test_a_tensor_that_is_gone_is_named(copy, here):
-    def without(name):
+def test_a_tensor_that_is_gone_is_named(copy, in_process):
+    def remove_tensor(name):
         for file in copy.glob("*.safetensors"):
             held = load_file(file)
             if held.pop(name, None) is not None:
@@ -143,9 +143,9 @@ def test_a_tensor_that_is_gone_is_named(copy, here):
         del index["weight_map"][name]
         (copy / INDEX_FILE).write_text(json.dumps(index))
 
-    without("model.layers.0.input_layernorm.weight")
+    remove_tensor("model.layers.0.input_layernorm.weight")
     assert "input_layernorm" in [check for check in verify(copy) if not check.passed][-1].detail
-    without(LINEAR)
+    remove_tensor(LINEAR)
     with pytest.raises(CheckpointError, match=rf"{copy}: {LINEAR}, which the report names"):
         verify(copy)
 
@@ -157,9 +157,9 @@ def test_a_file_that_is_cut_off_is_refused(copy):
         verify(copy)
 
 
-def test_a_config_that_stock_transformers_cannot_open_fails(copy, here):
+def test_a_config_that_stock_transformers_cannot_open_fails(copy, in_process):
     checkpoints.configure(copy, architectures=["LlamaForNothing"])
-    assert failed(copy) == ["answers"]
+    assert failed_checks(copy) == ["answers"]
 
 
 def test_a_folder_without_a_report_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""A pruned model that is stored in every format."""
+"""Fixture: a pruned model stored in every format."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.support.checkpoints import planned
 
 @pytest.fixture(scope="session")
 def sparse_folders(tmp_path_factory):
-    """A folder with one pruned model: dense, 2:4 and bitmask."""
+    """A folder with one pruned model stored as dense, 2:4 and bitmask."""
     folder = tmp_path_factory.mktemp("sparse")
     checkpoints.write(folder / "m", dtype=torch.bfloat16)
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""The command ``prunekit bench``: measurements, files, refusals."""
+"""The command ``prunekit bench``: measurements, files, error cases."""
 
 import json
 from dataclasses import replace

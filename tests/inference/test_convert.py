@@ -29,7 +29,7 @@ def no_page(monkeypatch):
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
 def written(request, tmp_path_factory):
-    """A folder with the same model pruned into each format."""
+    """A folder with the same pruned model stored in each format."""
     folder = tmp_path_factory.mktemp(request.param)
     checkpoints.write(folder / "m", request.param, torch.bfloat16)
     with pytest.MonkeyPatch.context() as patch:
@@ -85,14 +85,14 @@ def test_verify_and_inspect_count_in_the_compressed_files(written, kind):
 
 @pytest.mark.parametrize("kind", FORMATS[1:])
 def test_evaluate_reads_compressed_weights(written, kind, capsys):
-    def said(which):
+    def evaluated(which):
         command = ["evaluate", str(written / which), "--data", str(written / "m" / "text.txt")]
         assert main([*command, "--windows", "2"]) == 0
         return capsys.readouterr().out
 
     if (written.name).startswith("gpt2"):
         pytest.skip("one architecture is enough")
-    assert said(kind) == said("dense")
+    assert evaluated(kind) == evaluated("dense")
 
 
 @pytest.mark.parametrize("source", FORMATS)
@@ -199,7 +199,7 @@ PLACES = {
 
 
 def write_legacy(written, folder, kind, place="quantization_config", **more):
-    """Write the pruned model in the layout of compressed-tensors."""
+    """Write the pruned model in the compressed-tensors layout."""
     shutil.copytree(written / "dense", folder)
     chosen = format_named(kind)
     linears = json.loads((written / kind / "config.json").read_text())["quantization_config"]

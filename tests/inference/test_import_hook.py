@@ -1,4 +1,4 @@
-"""Registration of the quantizer in transformers, in any order of imports."""
+"""Registration of the quantizer in transformers, for any import order."""
 
 import importlib
 import sys
@@ -37,7 +37,7 @@ ORDERS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("imports", ORDERS.values(), ids=ORDERS)
-def test_loads_run_script_whatever_is_imported_first(sparse_folders, imports):
+def test_loads_in_a_new_process_whatever_is_imported_first(sparse_folders, imports):
     script = f"""
 import sys
 {imports}

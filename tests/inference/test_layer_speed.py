@@ -1,4 +1,4 @@
-"""Conclusions from measured layer speeds, and the implementations that are compared."""
+"""Conclusions from measured layer speeds, and the compared implementations."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from prunekit.inference.speed_table import KernelChoice
 
 
 def rows(speeds, outputs=8, inputs=8):
-    """Rows of one layer: ``speeds[M][way]`` over dense."""
+    """Return rows of one layer with speedups ``speeds[M][way]`` over dense."""
     return [
         SpeedRow(outputs, inputs, tokens, way, 1 / speed, speed, 0.5, 0.1)
         for tokens, ways in speeds.items()

@@ -1,4 +1,4 @@
-"""Generation speed of whole models: shapes, decoders, refusals."""
+"""Generation speed of whole models: shapes, decoders, error cases."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_the_static_cache_decodes_the_same_tokens_as_the_growing_one():
             _StaticCacheDecoder(model, ids, 9, called_before),
         ]
         for decoder in decoders:
-            for _ in range(2):  # the second time nothing of the first is left
+            for _ in range(2):  # the second call must not depend on state of the first
                 decoder.prefill()
                 decoder.decode()
     growing, fixed = (torch.cat(decoder.tokens).flatten().tolist() for decoder in decoders)

@@ -1,4 +1,4 @@
-"""Sparse layers: products, state dicts, devices, memory."""
+"""Sparse layers: matrix products, state dicts, devices, memory."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""The table of fastest kernels and its description in reports."""
+"""The table of the fastest kernels and its description in reports."""
 
 import json
 

@@ -16,7 +16,7 @@ from prunekit.methods.layer import Layer
 from prunekit.methods.refine import refine
 from prunekit.methods.sparsegpt import SparseGPT
 from prunekit.models.layout import LinearSelection, list_blocks, stack_runners
-from prunekit.models.sequential.pipeline import batches, iterate_blocks
+from prunekit.models.sequential.pipeline import iterate_blocks, split_batches
 from prunekit.patterns import parse
 from prunekit.sparsify.calibrate import make_survey
 from prunekit.sparsify.error import relative_error
@@ -222,7 +222,9 @@ def test_admm_errs_less_than_refined_sparsegpt_on_every_layer_of_a_model(
 
     def visits():
         return zip(
-            iterate_blocks(model, stacks, None, batches(ids, model.device)), blocks, strict=True
+            iterate_blocks(model, stacks, None, split_batches(ids, model.device)),
+            blocks,
+            strict=True,
         )
 
     names = set()

@@ -14,7 +14,7 @@ from prunekit.errors import ConfigError, NumericsError
 from prunekit.methods import target
 from prunekit.methods.admm import Admm
 from prunekit.models.layout import LinearSelection, list_blocks, stack_runners
-from prunekit.models.sequential.pipeline import BATCH_TOKENS, batches, iterate_blocks
+from prunekit.models.sequential.pipeline import BATCH_TOKENS, iterate_blocks, split_batches
 from prunekit.sparsify.block_pruner import BlockPruner
 from prunekit.sparsify.recipe import Recipe
 from prunekit.statistics import CrossGram, Gram, StageStatistics
@@ -140,7 +140,7 @@ def test_the_dense_stream_is_that_of_the_dense_model(model_type, ids):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("prunekit.sparsify.block_pruner.reconstruction_target", look)
         walked = iterate_blocks(
-            model, stacks, None, batches(ids, torch.device("cpu")), with_dense=True
+            model, stacks, None, split_batches(ids, torch.device("cpu")), with_dense=True
         )
         for visit, block in zip(walked, blocks, strict=True):
             if visit.module is last:

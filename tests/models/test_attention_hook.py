@@ -1,4 +1,4 @@
-"""Observed attention is bit-identical, and its measured entropy is exact."""
+"""Observing attention changes no bit of the output, and entropy is exact."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def test_text_is_written_as_before_while_it_is_observed(model_type):
 
 @pytest.mark.parametrize("model_type", sorted(TINY))
 def test_entropy_is_that_of_the_probabilities_of_eager_attention_in_float64(model_type):
-    """Only valid rows count; covers soft caps, windows, biases, grouped queries."""
+    """Only valid rows count, also with soft caps, windows, biases, grouped queries."""
     model = randomized_model(model_type).double()
     skip_without_attention_interface(model)
     given = batch(model)
@@ -76,7 +76,7 @@ def test_entropy_is_that_of_the_probabilities_of_eager_attention_in_float64(mode
 
 
 def test_a_head_whose_queries_are_zero_has_the_highest_entropy_there_is():
-    """Uniform attention over n = 1, 2, 3 … visible keys: Σ H = Σ ln n."""
+    """Uniform attention over n visible keys has entropy ln n."""
     model = randomized_model("llama")
     site = linear_groups(model, "heads")[0]
     query = site.writers[0]

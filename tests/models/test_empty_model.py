@@ -1,4 +1,4 @@
-"""Models and checkpoint outlines built from ``config.json`` alone."""
+"""Empty models and checkpoint outlines built from ``config.json`` alone."""
 
 import sys
 
@@ -51,7 +51,7 @@ LIMITS = {"roberta": 63, "t5": sys.maxsize}
 
 @pytest.mark.parametrize("model_type", TINY)
 def test_the_longest_input_runs_and_one_more_token_does_not_where_positions_are_a_table(model_type):
-    # Positions of RoBERTa begin behind the row of its padding token, 0 here.
+    # RoBERTa's positions start after the padding token's row, here row 0.
     model = tiny(model_type, max_position_embeddings=64) if model_type != "t5" else tiny("t5")
     limit = max_tokens(model)
     assert limit == LIMITS.get(model_type, 64)

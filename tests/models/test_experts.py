@@ -1,4 +1,4 @@
-"""Fused experts are pruned as by a float64 loop over experts."""
+"""Pruning fused experts equals a float64 loop over experts."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def ids_of(plan):
 
 
 def exact(folder):
-    """Return the model as stock transformers has it, in float64."""
+    """Return the model as loaded by stock transformers, in float64."""
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float64, experts_implementation="eager"
     )
@@ -35,9 +35,10 @@ def exact(folder):
 
 
 def linears(block):
-    """Yield the matrices of a stock block and access to their inputs.
+    """Yield the matrices of a stock block and functions for their inputs.
 
-    Each is (our name, weight, module to hook, function from the module's inputs to the matrix's).
+    Each item is (prunekit name, weight, module to hook, function from the module's inputs to those
+    of the matrix).
     """
     for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
         module = block.self_attn.get_submodule(name)
@@ -60,7 +61,7 @@ def linears(block):
         yield f"{where}.down_proj", experts.down_proj[number], experts, neurons
 
 
-def reads(model, index, ids, *, everything=False):
+def weights_and_inputs(model, index, ids, *, everything=False):
     """Return the float64 weight and input of each matrix of a block."""
     given = {}
     block = model.model.layers[index]
@@ -93,7 +94,7 @@ def wanda(weight, x, n_of_m):
 
 
 def written(folder):
-    """Return the weights of a folder by the names of our linears."""
+    """Return the weights of a folder under prunekit's names of linears."""
     names = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
     tensors = {}
     for name, tensor in checkpoints.tensors(folder).items():
@@ -110,14 +111,14 @@ def test_wanda_is_that_of_a_loop_over_the_experts(folder, tmp_path, section):
     model, found = exact(folder), written(tmp_path / "out")
     tokens = {layer["name"]: layer.get("tokens") for layer in report["layers"]}
     for index in range(2):
-        for name, (weight, x) in reads(model, index, ids_of(plan)).items():
+        for name, (weight, x) in weights_and_inputs(model, index, ids_of(plan)).items():
             full = f"model.layers.{index}.{name}"
             keep = wanda(weight, x, section["pattern"] == "2:4")
             assert torch.equal(found[full] != 0, keep), full
             assert torch.equal(found[full], (weight * keep).float())
             assert tokens[full] == (len(x) if "experts" in name else None)
             weight.mul_(keep)
-    # Stock transformers opens the output, and the router is unchanged.
+    # Stock transformers loads the output, and the router is unchanged.
     ids = ids_of(plan)
     opened = exact(tmp_path / "out")
     torch.testing.assert_close(opened(ids).logits, model(ids).logits)
@@ -131,9 +132,12 @@ def test_the_error_of_sparsegpt_is_that_on_routed_tokens(folder, tmp_path, secti
     report = [*run.run(plan)][-1].values
     model, found = exact(folder), written(tmp_path / "out")
     told = {layer["name"]: layer["relative_error"] for layer in report["layers"]}
-    dense = {name: weight.clone() for name, (weight, _) in reads(model, 0, ids_of(plan)).items()}
+    dense = {
+        name: weight.clone()
+        for name, (weight, _) in weights_and_inputs(model, 0, ids_of(plan)).items()
+    }
     for name in list(dense):
-        weight, x = reads(model, 0, ids_of(plan))[name]
+        weight, x = weights_and_inputs(model, 0, ids_of(plan))[name]
         full = f"model.layers.0.{name}"
         new = found[full].double()
         error = ((new - dense[name]) @ x.T).square().sum() / (dense[name] @ x.T).square().sum()
@@ -162,8 +166,11 @@ def test_a_starved_expert_reads_all_tokens_where_that_is_said(folder, tmp_path):
     prune = {"method": "wanda", "pattern": "2:4", "starved_below": 10**6}
     plan = planned(folder, tmp_path / "out", prune=prune)
     report = [*run.run(plan)][-1].values
-    found, every = written(tmp_path / "out"), reads(exact(folder), 0, ids_of(plan), everything=True)
-    routed = reads(exact(folder), 0, ids_of(plan))
+    found, every = (
+        written(tmp_path / "out"),
+        weights_and_inputs(exact(folder), 0, ids_of(plan), everything=True),
+    )
+    routed = weights_and_inputs(exact(folder), 0, ids_of(plan))
     told = {layer["name"]: layer for layer in report["layers"]}
     for name, (weight, x) in every.items():
         full = f"model.layers.0.{name}"
@@ -196,7 +203,7 @@ def test_a_starved_expert_is_an_error_where_that_is_said(folder, tmp_path):
 
 
 def test_an_expert_without_a_token_has_no_error(folder, tmp_path):
-    """Of 8 experts, 3 tokens choose 2 each at most."""
+    """Three tokens with two experts each reach at most 6 of 8."""
     count = {"num_local_experts": 8, "num_experts": 8}
     few = checkpoints.write(tmp_path / "few", exact(folder).config.model_type, **count)
     calibration = {"samples": 1, "length": 3}

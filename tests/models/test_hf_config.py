@@ -1,4 +1,4 @@
-"""Reading ``config.json``: no foreign code runs, and impossible sizes are refused."""
+"""Reading ``config.json``: no code of the model runs, impossible sizes are refused."""
 
 import pytest
 

@@ -27,7 +27,7 @@ def test_blocks_are_in_execution_order_with_their_linears_by_stage():
     assert [linear.path for linear in first.stages[0]] == [
         f"layer.0.SelfAttention.{name}" for name in "qkv"
     ]
-    # Linears that the config does not have are left out.
+    # Linears that this config lacks are left out.
     assert [linear.path for linear in first.stages[2]] == ["layer.1.DenseReluDense.wi"]
     assert first.linears == tuple(linear for stage in first.stages for linear in stage)
 

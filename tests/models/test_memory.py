@@ -1,4 +1,4 @@
-"""Free memory of control groups, and device maps of large models."""
+"""Free memory under control groups, and device maps of large models."""
 
 import json
 import sys

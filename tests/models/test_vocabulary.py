@@ -20,7 +20,7 @@ from tests.support.architectures import tiny
 def test_a_causal_model_has_an_embedding_and_a_head(model_type):
     model = tiny(model_type)
     stacks = stack_runners(model, find_architecture(model))
-    embedding, head = vocabulary_modules(model, stacks)
+    embedding, head = vocabulary_modules(model, [runner.module for runner in stacks])
     assert embedding is model.get_input_embeddings()
     assert head is model.lm_head
 
@@ -28,7 +28,7 @@ def test_a_causal_model_has_an_embedding_and_a_head(model_type):
 def test_stacks_that_share_an_embedding_list_it_once():
     model = tiny("t5")
     stacks = stack_runners(model, find_architecture(model))
-    found = input_embeddings(model, stacks)
+    found = input_embeddings(model, [runner.module for runner in stacks])
     assert len({id(module) for module in found}) == len(found)
     assert found[0] is model.shared
     assert output_heads(model) == [model.lm_head]

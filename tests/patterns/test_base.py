@@ -1,4 +1,4 @@
-"""Laws of all patterns: exact counts, ties, spellings."""
+"""Properties of all patterns: exact counts, ties, spellings."""
 
 import math
 

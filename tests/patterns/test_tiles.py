@@ -24,7 +24,7 @@ def test_tiles_with_the_lowest_sums_go_whole(text, rows, columns, score, sparsit
     assert pattern.violations(keep) == 0
     tiles = score.nan_to_num(nan=-math.inf, posinf=math.inf)
     tiles = tiles.view(8 // rows, rows, 12 // columns, columns)
-    sums = tiles.sum((1, 3))  # NaN where inf and -inf meet, which goes with the lowest
+    sums = tiles.sum((1, 3))  # NaN where inf and -inf are added; it is pruned with the lowest sums
     kept = keep.view(tiles.shape).any(3).any(1)
     assert torch.equal(kept, without_lowest(sums, pruned_count(sparsity, sums.numel())))
 

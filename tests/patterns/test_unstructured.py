@@ -89,7 +89,7 @@ def test_a_higher_sparsity_keeps_a_part_of_what_a_lower_one_keeps(scope, seed, s
     score = torch.randint(0, 9, (4, 150), generator=torch.Generator().manual_seed(seed)).float()
     pattern = Unstructured(scope)
     more, less = pattern.keep(score, sparsity / 2), pattern.keep(score, sparsity)
-    if scope == "block":  # counts of later windows are rounded together with those before
+    if scope == "block":  # counts of later windows are rounded cumulatively with the earlier ones
         assert int((less & ~more).sum()) <= 1
     else:
         assert not (less & ~more).any()

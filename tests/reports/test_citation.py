@@ -1,4 +1,4 @@
-"""Words for a paper hold the measured numbers and break no table."""
+"""Citation text and tables: measured numbers, and escaping."""
 
 import copy
 import json

@@ -29,7 +29,8 @@ def test_a_package_that_is_not_installed_is_left_out(monkeypatch):
 
 def test_peak_memory_counts_what_the_process_has_held():
     before = environment.peak_memory(CPU)
-    held = torch.ones(before["peak_rss_bytes"] // 4)  # as much as the peak so far, all touched
+    # As many bytes as the peak so far, all written.
+    held = torch.ones(before["peak_rss_bytes"] // 4)
     after = environment.peak_memory(CPU)
     assert after["peak_rss_bytes"] >= before["peak_rss_bytes"] + held.nbytes // 4
     assert after["peak_device_bytes"] == 0

@@ -1,4 +1,4 @@
-"""The report says what was measured, in a page that stands alone."""
+"""The report: measured values, in a self-contained HTML page."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 
 class Page(HTMLParser):
-    """A page read strictly: every tag closed in order, ids once."""
+    """A strictly parsed page: tags closed in order, unique ids."""
 
     def __init__(self, text):
         super().__init__()

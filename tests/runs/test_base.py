@@ -1,4 +1,4 @@
-"""Texts, timing, fingerprint and evaluation of runs of every kind."""
+"""Texts, timing, fingerprint and evaluation of all runs."""
 
 import json
 from dataclasses import replace
@@ -49,7 +49,7 @@ def test_more_ranks_than_samples_are_refused(folder, tmp_path):
     (tmp_path / "short.txt").write_text("one short text")
     data = {"data": str(tmp_path / "short.txt"), "samples": 4, "length": 12}
     plan = planned(folder, tmp_path / "out", calibration=data)
-    with pytest.raises(ConfigError, match="text for 1 samples, which 4 processes cannot share"):
+    with pytest.raises(ConfigError, match="text for 3 samples, which 4 processes cannot share"):
         RunBase(plan, 1, Ranks(0, 4))._calibration()
 
 

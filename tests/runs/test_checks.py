@@ -46,7 +46,7 @@ def test_an_output_that_cannot_be_written_is_refused(llama, output, monkeypatch)
 @pytest.mark.parametrize("path", ["file", "file/below"])
 def test_an_output_that_is_a_file_or_below_one_is_refused(llama, tmp_path, path):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=rf"output.path: .*file is a file, so .*{path} can be no"):
+    with pytest.raises(ConfigError, match=rf"output.path: .*file is a file, so .*{path} cannot be"):
         planned(llama, tmp_path / path)
 
 

@@ -1,4 +1,4 @@
-"""Keys of reports that all runs share."""
+"""Report keys that all runs share."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Dispatch of jobs: plans and time estimates."""
+"""Dispatch of jobs to plans and time estimates."""
 
 from dataclasses import replace
 

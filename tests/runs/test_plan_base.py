@@ -1,4 +1,4 @@
-"""Facts that plans of all kinds share."""
+"""Values that all plans share."""
 
 import pytest
 

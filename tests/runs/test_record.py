@@ -1,4 +1,4 @@
-"""Records and their stopping."""
+"""Streams of records, and stopping them."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Worker processes: items, errors and death."""
+"""Worker processes: yielded items, errors and crashes."""
 
 import glob
 import importlib.util
@@ -28,7 +28,7 @@ def test_a_worker_yields_raises_and_dies_aloud(monkeypatch, tmp_path):
 
 
 def test_the_fork_server_can_import_all_modules_that_it_preloads():
-    """It skips a module that is not there without a word, and workers start slowly."""
+    """The server silently skips a missing module, and workers then start slowly."""
     for name in worker.PRELOADED:
         assert importlib.util.find_spec(name) is not None
 

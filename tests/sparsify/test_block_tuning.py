@@ -1,4 +1,4 @@
-"""Kept weights of a whole block, tuned to what the dense model gives."""
+"""Kept weights of a block, tuned to the dense block's output."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_blocks_come_nearer_and_masks_stay(model_type):
 
 @pytest.mark.parametrize("propagation", ["block", "stage"])
 def test_what_is_said_of_the_error_is_what_the_model_does(propagation):
-    """The last block's error, from hidden states of both models that are computed afresh."""
+    """The last block's error equals that of recomputed hidden states."""
     model, entries = pruned("llama", "sparsegpt", recover="block", propagation=propagation)
     with torch.no_grad():
         dense, ours = (

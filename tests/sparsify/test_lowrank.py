@@ -1,4 +1,4 @@
-"""What pruning took, given back by an adapter of low rank."""
+"""Low-rank adapters make up for pruned weights."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ LOW = {"method": "sparsegpt", "pattern": "2:4", "recover": "lowrank", "recover_r
 
 @pytest.mark.parametrize("rank", [1, 5, 24, 100])
 def test_is_the_best_product_of_its_rank(rank):
-    """Beside the truncated SVD of E H^½ in float64 (EoRA, eq. 4 to 6)."""
+    """Compare with the truncated SVD of E H^½ in float64 (EoRA, eq. 4-6)."""
     weight, gram = correlated(24, 40)
     values, vectors = torch.linalg.eigh(gram)
     root = vectors * values.sqrt()

@@ -1,4 +1,4 @@
-"""The residual stream in another order: the same dense model, and less lost to n:m."""
+"""Permuted residual stream: the same dense model, lower errors for n:m."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from prunekit.config.prune_table import Prune
 from prunekit.data.tokens import calibration_tokens
 from prunekit.errors import ConfigError
 from prunekit.models.layout import LinearSelection, list_blocks, stack_runners
-from prunekit.models.sequential.pipeline import batches, iterate_blocks
+from prunekit.models.sequential.pipeline import iterate_blocks, split_batches
 from prunekit.patterns import parse
 from prunekit.runs.sparsify.run import run
 from prunekit.sparsify.permute_residual import permute_residual, residual_axes, residual_order
@@ -27,7 +27,7 @@ def found_in(model):
     stacks = stack_runners(model, find_architecture(model))
     blocks = list_blocks(stacks, LinearSelection(parse("2:4"), (), "error"))
     visits = zip(
-        iterate_blocks(model, stacks, None, batches(IDS, model.device)), blocks, strict=True
+        iterate_blocks(model, stacks, None, split_batches(IDS, model.device)), blocks, strict=True
     )
     recipe = Recipe.of(Prune.model_validate(SECTION), calibrated=True)
     return residual_order(visits, blocks, residual_axes(model), recipe)
@@ -54,7 +54,7 @@ def test_llama_is_among_those_that_can():
 
 
 def test_puts_large_coordinates_apart():
-    """Two norms hand on large coordinates that lie beside each other."""
+    """Norms scale up four neighbouring coordinates."""
     model = noisy("llama")
     large = torch.arange(4)
     with torch.no_grad():

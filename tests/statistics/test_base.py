@@ -1,4 +1,4 @@
-"""Laws of all statistics, and their lookup by class."""
+"""Properties of all statistics, and their lookup by class."""
 
 import pytest
 import torch
@@ -17,7 +17,16 @@ from prunekit.statistics import (
     merge,
     minimal_union,
 )
-from tests.support.statistics import assert_same, features, inputs, law, seeds, seen, tokens, total
+from tests.support.statistics import (
+    accumulate,
+    assert_same,
+    features,
+    inputs,
+    law,
+    seeds,
+    tokens,
+    total,
+)
 from tests.support.threads import on_ranks
 
 KINDS = subclasses("prunekit.statistics", Statistic)
@@ -33,7 +42,7 @@ def test_the_statistics_are_all_here():
 @given(tokens, tokens, features, seeds)
 def test_two_updates_equal_one_of_both(kind, first, second, width, seed):
     whole = inputs(first + second, width, seed)
-    assert_same(seen(kind, whole[:first], whole[first:]), seen(kind, whole))
+    assert_same(accumulate(kind, whole[:first], whole[first:]), accumulate(kind, whole))
 
 
 @kinds
@@ -42,10 +51,10 @@ def test_two_updates_equal_one_of_both(kind, first, second, width, seed):
 def test_merging_equals_seeing_both_and_commutes(kind, first, second, width, seed):
     whole = inputs(first + second, width, seed)
     a, b = whole[:first], whole[first:]
-    one, other = seen(kind, a), seen(kind, b)
-    one.merge(seen(kind, b))
-    other.merge(seen(kind, a))
-    assert_same(one, seen(kind, whole))
+    one, other = accumulate(kind, a), accumulate(kind, b)
+    one.merge(accumulate(kind, b))
+    other.merge(accumulate(kind, a))
+    assert_same(one, accumulate(kind, whole))
     assert_same(one, other)
 
 
@@ -53,7 +62,7 @@ def test_merging_equals_seeing_both_and_commutes(kind, first, second, width, see
 @law
 @given(features, seeds)
 def test_merging_leaves_the_other_alone(kind, width, seed):
-    other = seen(kind, inputs(3, width, seed))
+    other = accumulate(kind, inputs(3, width, seed))
     before = other.total.clone()
     kind(width).merge(other)
     assert other.tokens == 3
@@ -66,7 +75,7 @@ def test_merging_leaves_the_other_alone(kind, width, seed):
 def test_the_order_of_tokens_is_nothing(kind, count, width, seed, random):
     whole = inputs(count, width, seed)
     order = random.sample(range(count), count)
-    assert_same(seen(kind, whole[order]), seen(kind, whole))
+    assert_same(accumulate(kind, whole[order]), accumulate(kind, whole))
 
 
 @kinds
@@ -81,10 +90,10 @@ def test_nbytes_is_what_an_instance_holds(kind, width):
 def test_any_float_type_is_summed_in_float32(kind, dtype):
     x = inputs(50, 7, 0)
     if (kind, dtype) == (CrossGram, torch.bfloat16):
-        x = x.sign()  # a CPU rounds its sums to 8 bits
-    statistic = seen(kind, x.to(dtype))
+        x = x.sign()  # the CPU rounds such sums to 8 bits, so use exact inputs
+    statistic = accumulate(kind, x.to(dtype))
     assert statistic.total.dtype == torch.float32
-    assert_same(statistic, seen(kind, x))
+    assert_same(statistic, accumulate(kind, x))
 
 
 @kinds
@@ -92,7 +101,7 @@ def test_sums_in_float32_stay_close_to_float64(kind):
     x = torch.randn(3000, 30, generator=torch.Generator().manual_seed(0))
     exact = x.double().T @ x.double()
     exact = exact.diagonal() if kind is ColumnEnergy else exact
-    error = (total(seen(kind, *x.split(700))).double() - exact).abs().max()
+    error = (total(accumulate(kind, *x.split(700))).double() - exact).abs().max()
     assert error <= 1e-6 * exact.abs().max()
 
 
@@ -100,14 +109,14 @@ def test_sums_in_float32_stay_close_to_float64(kind):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_an_input_that_is_no_number_or_overflows_is_told(kind, value):
     x = inputs(5, 6, 0)
-    assert seen(kind, x).finite()
+    assert accumulate(kind, x).finite()
     x[3, 4] = value
-    assert not seen(kind, x).finite()
+    assert not accumulate(kind, x).finite()
 
 
 @kinds
 def test_what_a_statistic_contains_is_what_it_derives(kind):
-    statistic = seen(kind, inputs(5, 4, 0))
+    statistic = accumulate(kind, inputs(5, 4, 0))
     derivable = {other for other in KINDS if statistic.derive(other) is not None}
     assert derivable == kind.contains()
 
@@ -132,7 +141,7 @@ def test_union_drops_the_column_energy_that_a_gram_matrix_contains():
 
 
 def test_gathered_statistics_are_looked_up_by_class():
-    gram, energy = seen(Gram, inputs(5, 4, 0)), seen(ColumnEnergy, inputs(5, 4, 0))
+    gram, energy = accumulate(Gram, inputs(5, 4, 0)), accumulate(ColumnEnergy, inputs(5, 4, 0))
     stats = StageStatistics([energy, gram])
     assert stats[Gram] is gram
     assert stats[ColumnEnergy] is energy
@@ -141,8 +150,8 @@ def test_gathered_statistics_are_looked_up_by_class():
 
 def test_what_can_be_derived_is_looked_up_too_and_derived_once():
     x = inputs(5, 4, 0)
-    stats = StageStatistics([seen(Gram, x)])
-    assert_same(stats[ColumnEnergy], seen(ColumnEnergy, x))
+    stats = StageStatistics([accumulate(Gram, x)])
+    assert_same(stats[ColumnEnergy], accumulate(ColumnEnergy, x))
     assert stats[ColumnEnergy] is stats[ColumnEnergy]
     assert [type(statistic) for statistic in stats] == [Gram]
 
@@ -170,7 +179,7 @@ def test_once_computes_once_for_each_key():
 
 
 def test_what_is_dropped_is_gone_with_what_was_made_of_it():
-    stats = StageStatistics([seen(Gram, inputs(5, 4, 0)), CrossGram(4)])
+    stats = StageStatistics([accumulate(Gram, inputs(5, 4, 0)), CrossGram(4)])
     assert stats.once(CrossGram, lambda: 1) == stats.once(Gram, lambda: 2) - 1
     stats.drop(CrossGram)
     assert [type(statistic) for statistic in stats] == [Gram]
@@ -191,16 +200,16 @@ def test_merging_over_ranks_gives_each_the_sums_of_all(kind, size):
     parts = inputs(10, 300, 0).split([6, 4] if size == 2 else [5, 3, 2])
 
     def work(ranks):
-        statistic = seen(kind, parts[ranks.rank])
+        statistic = accumulate(kind, parts[ranks.rank])
         merge([statistic], ranks)
         return statistic
 
     for statistic in on_ranks(size, work):
-        assert_same(statistic, seen(kind, *parts))
+        assert_same(statistic, accumulate(kind, *parts))
 
 
 def test_a_single_process_has_nothing_to_merge():
-    statistic = seen(Gram, inputs(5, 4, 0))
+    statistic = accumulate(Gram, inputs(5, 4, 0))
     before = statistic.total.clone()
     merge([statistic], SINGLE)
     assert statistic.tokens == 5

@@ -4,13 +4,13 @@ import torch
 from hypothesis import given
 
 from prunekit.statistics import ColumnEnergy
-from tests.support.statistics import features, inputs, law, seeds, seen, tokens
+from tests.support.statistics import accumulate, features, inputs, law, seeds, tokens
 
 
 @law
 @given(tokens, features, seeds)
 def test_the_sum_is_its_formula(count, width, seed):
     x = inputs(count, width, seed)
-    found = seen(ColumnEnergy, x)
+    found = accumulate(ColumnEnergy, x)
     assert torch.equal(found.total, (x * x).sum(0))
     assert found.total.shape == (width,)

@@ -1,9 +1,9 @@
-"""The sampled Gram matrix stands for no other statistic."""
+"""The sampled Gram matrix: no other statistic is derived from it."""
 
 import torch
 
 from prunekit.statistics import ColumnEnergy, Gram, SampledGram, StageStatistics, minimal_union
-from tests.support.statistics import inputs, seen
+from tests.support.statistics import accumulate, inputs
 
 
 def test_it_is_gathered_of_every_fourth_sample():
@@ -13,7 +13,7 @@ def test_it_is_gathered_of_every_fourth_sample():
 
 def test_it_is_found_as_a_gram_matrix_and_gives_no_column_energy():
     x = inputs(9, 5, 0)
-    sampled = seen(SampledGram, x)
+    sampled = accumulate(SampledGram, x)
     assert torch.equal(StageStatistics([sampled])[Gram].full, x.T @ x)
     assert sampled.derive(ColumnEnergy) is None
     assert minimal_union([SampledGram, ColumnEnergy]) == (ColumnEnergy, SampledGram)

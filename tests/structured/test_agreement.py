@@ -1,4 +1,4 @@
-"""Agreement of rankings, and similarity of units."""
+"""Agreement of rankings, and similarity between units."""
 
 import pytest
 import torch

@@ -24,7 +24,7 @@ def test_a_classifier_is_ranked_by_its_labels():
 
 
 def test_the_mean_loss_counts_predictions_not_batches_and_leaves_padding_out():
-    """A mean of batch means would weigh the short batch like the long one."""
+    """A mean of batch means would overweight the short batch."""
     model = randomized_model("llama")
     given = batch(model)
     parts = [given["input_ids"][:1, :6], given["input_ids"][1:]]

@@ -1,4 +1,4 @@
-"""What goes is made up for on average: b + W_P E[x_P], as FLAP does it."""
+"""Bias compensation of removed units: b + W_P E[x_P], as in FLAP."""
 
 import torch
 
@@ -9,7 +9,7 @@ from tests.support.units import randomized_model
 
 
 def test_a_bias_takes_the_mean_of_what_goes_in_each_layer_after_those_before_it():
-    """The mean of each reading linear's output stays; weights of what goes are 0."""
+    """Each reading linear keeps its mean output, and removed columns are 0."""
     model = randomized_model("gpt2")
     ids = torch.randint(3, 96, (4, 9), generator=torch.Generator().manual_seed(3))
     found = [*linear_groups(model, "heads"), *linear_groups(model, "neurons")]

@@ -1,4 +1,4 @@
-"""Final removal: folded factors, refits, and configs of the result."""
+"""Final removal: folded gate factors, refits, and configs of the result."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def test_finalize_says_what_was_kept_and_what_any_tool_makes_of_it():
     done = heads.finalize()
     assert not done.stock
     assert "prunekit.load opens" in done.note
-    # Neurons that a config could say do not make a stock model of unequal heads.
+    # Expressible neuron counts do not make a model with unequal heads a stock one.
     with pytest.raises(ShapeError, match=r"layers\.0\.self_attn: it and 1 others were left"):
         gates.finalize(stock=True)
     assert not gates.finalize().stock
@@ -61,7 +61,7 @@ def test_gates_stay_on_what_is_left_and_more_can_go():
 
 
 def test_a_refit_lets_neurons_do_the_work_of_those_like_them():
-    """Every neuron twice: without half of them, and with a refit, the answers are as before."""
+    """With every neuron duplicated, pruning half and refitting preserves the output."""
     errors = []
     for data in (None, TOKENS):
         model = randomized_model("llama")

@@ -9,7 +9,7 @@ from tests.support.units import batch, randomized_model
 
 @pytest.mark.parametrize("kind", ["heads", "neurons", "hidden", "blocks"])
 def test_momentum_and_weight_decay_do_not_move_what_is_pruned(kind):
-    """Trained, pruned, trained on: reactivated, a unit is what it was, and nothing remembers it."""
+    """Pruned units keep their weights and have no optimizer momentum."""
     model = randomized_model("llama")
     given = batch(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
@@ -37,7 +37,7 @@ def test_momentum_and_weight_decay_do_not_move_what_is_pruned(kind):
     moved = [not torch.equal(value, before[name]) for name, value in model.state_dict().items()]
     assert any(moved)
     step()
-    for place in gates.groups:  # weight decay, no longer held
+    for place in gates.groups:  # weight decay applies again outside ``hold``
         for parameter, axis, owner in place.parameter_axes:
             rows = (~gates.keep[place.name])[owner].nonzero().flatten()
             old = before[names[id(parameter)]].index_select(axis, rows)

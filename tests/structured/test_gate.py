@@ -1,4 +1,4 @@
-"""Gates: nothing at 1, removal at 0, a gradient in between."""
+"""Gates: identity at 1, removal at 0, differentiable in between."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.support.units import batch, randomized_model, valid_logits
 
 @pytest.mark.parametrize("model_type", sorted(TINY))
 def test_gates_at_one_leave_every_bit_and_a_gate_at_zero_does_not(model_type):
-    """A gate that nobody reads would report success and change nothing: the answers must differ."""
+    """The output must change, since an unused gate would have no effect."""
     model = randomized_model(model_type)
     given = batch(model)
     before = valid_logits(model, given)
@@ -19,7 +19,7 @@ def test_gates_at_one_leave_every_bit_and_a_gate_at_zero_does_not(model_type):
         gates = [Gate(site) for site in linear_groups(model, kind)]
         assert torch.equal(valid_logits(model, given), before)
         for gate in gates:
-            gate.keep[::2] = False  # of one neuron, ReLU may leave nothing to remove
+            gate.keep[::2] = False  # half of the units, since ReLU may already zero a single neuron
             assert not torch.equal(valid_logits(model, given), before)
             gate.keep[::2] = True
         for gate in gates:
@@ -29,7 +29,7 @@ def test_gates_at_one_leave_every_bit_and_a_gate_at_zero_does_not(model_type):
 
 @pytest.mark.parametrize("model_type", ["gpt2", "gpt_neox", "llama", "opt", "phi3", "t5"])
 def test_a_gate_at_zero_is_the_weights_of_the_unit_at_zero(model_type):
-    """Truth: zeros written into what reads the unit."""
+    """The reference has zeros in the reading linear's columns."""
     model, other = randomized_model(model_type), randomized_model(model_type)
     given = batch(model)
     for kind in ("heads", "neurons"):
@@ -74,7 +74,7 @@ def test_a_gate_has_the_gradient_of_finite_differences():
 
 
 def test_training_cannot_open_a_pruned_unit_and_sends_it_no_update():
-    """A trainable gate at 0 would get a gradient and open again; a pruned one gets none."""
+    """A pruned gate gets no gradient, while a trainable 0 would reopen."""
     model = randomized_model("llama")
     given = batch(model)
     site = linear_groups(model, "heads")[0]
@@ -124,9 +124,9 @@ def test_compiles_into_one_graph_with_its_model():
     gate.keep[1] = False
     expected = valid_logits(model, given)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(answers_of(compiled, given), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(logits_of(compiled, given), expected, rtol=1e-6, atol=1e-6)
 
 
 @torch.no_grad()
-def answers_of(model, given):
+def logits_of(model, given):
     return model(**given, use_cache=False).logits[given["attention_mask"].bool()]

@@ -1,4 +1,4 @@
-"""Gates: set, close, reactivate, undo, and relocate."""
+"""Gate sets: setting, closing, reactivating, undoing and relocating gates."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_each_step_can_be_taken_back_and_units_come_back_as_they_were():
 
 
 def test_a_gate_that_is_trained_can_be_set_by_hand_and_goes_on_being_trained():
-    """In-place on a leaf that wants a gradient, which torch refuses outside no_grad."""
+    """torch refuses in-place changes of trainable leaves outside ``no_grad``."""
     model = randomized_model("llama")
     gates = prunekit.heads(model)
     value = next(iter(gates.gates.values())).value.requires_grad_()

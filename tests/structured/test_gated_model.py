@@ -1,4 +1,4 @@
-"""Sums of rankers over the batches of several ranks."""
+"""Sums over the batches of several ranks."""
 
 import torch
 
@@ -6,7 +6,7 @@ from prunekit.structured.gated_model import GatedModel
 
 
 class TwoRanks:
-    """Ranks of which the other one has twice the values of this one."""
+    """Two ranks, of which the other holds twice this rank's values."""
 
     def all_reduce_sum(self, tensor, _):
         tensor.mul_(3)

@@ -1,4 +1,4 @@
-"""A budget of parameters: the largest part of the densest units that meets it, counted exactly."""
+"""Parameter budgets: the largest set of top-ranked units that fits, counted exactly."""
 
 import pytest
 import torch
@@ -10,15 +10,15 @@ from prunekit.models.units.kinds import KINDS
 from prunekit.models.units.removal import apply_removal
 from prunekit.models.units.stock_config import expressible_in_config, stock_entries
 from prunekit.structured.parameter_budget import (
+    BudgetConstraints,
     ParameterCounter,
     UnitOrder,
-    BudgetConstraints,
     select_within_budget,
 )
 from tests.support.architectures import tiny
 
 
-def everything(found):
+def all_kept(found):
     return {place.name: torch.ones(place.units, dtype=torch.bool) for place in found}
 
 
@@ -33,17 +33,20 @@ def random_scores(found, seed=0):
 
 @pytest.mark.parametrize("model_type", ["gemma3_text", "llama", "phi3", "qwen2"])
 def test_counts_what_is_left_of_the_model_to_the_last_parameter(model_type):
-    """Units of all kinds at once: without a coordinate each head is smaller, and so on."""
+    """All kinds at once: removing a coordinate also shrinks each head."""
     model = tiny(model_type)
     whole = model.num_parameters()
     found = [place for kind in KINDS for place in unit_groups(model, kind)]
-    keep = {name: units.clone() for name, units in everything(found).items()}
+    keep = {name: units.clone() for name, units in all_kept(found).items()}
     for place in found:
         keep[place.name][: 4 if place.kind == "hidden" else 1] = False
     said = ParameterCounter(found, whole).remaining(keep)
     for kind in KINDS:
         here = unit_groups(model, kind)
-        if kind in ("heads", "neurons"):  # those that are left have the keep of their old names
+        if kind in (
+            "heads",
+            "neurons",
+        ):  # remaining groups are renamed; ``keep`` has their old names
             kept = {place.name: [*range(1, place.units)] for place in here}
             apply_removal(model, here, kept, None)
         else:
@@ -53,10 +56,13 @@ def test_counts_what_is_left_of_the_model_to_the_last_parameter(model_type):
 
 
 def test_the_formula_of_heads_neurons_and_hidden_dimensions_of_a_gated_decoder():
-    """n_layers (2 d' d_h (h' + kv') + 3 d' f' + norms), embeddings, head."""
+    """The count matches the closed-form formula.
+
+    n_layers (2 d' d_h (h' + kv') + 3 d' f' + norms) + embeddings + head.
+    """
     model = tiny("llama")
     found = [place for kind in ("hidden", "heads", "neurons") for place in unit_groups(model, kind)]
-    keep = everything(found)
+    keep = all_kept(found)
     keep[found[0].name][:8] = False
     for place in found[1:]:
         keep[place.name][: 1 if place.kind == "heads" else 24] = False
@@ -68,11 +74,11 @@ def test_the_formula_of_heads_neurons_and_hidden_dimensions_of_a_gated_decoder()
 
 
 def test_what_goes_with_a_unit_is_what_is_counted_less_without_it():
-    """At the shape that is left, not at the first one."""
+    """Costs are those at the remaining shape, not at the original one."""
     model = tiny("llama")
     found = [place for kind in KINDS for place in unit_groups(model, kind)]
     count = ParameterCounter(found, model.num_parameters())
-    keep = everything(found)
+    keep = all_kept(found)
     costs = count.costs(keep)
     assert all(torch.equal(costs[place.name], place.costs) for place in found)
     for place in found:
@@ -87,11 +93,11 @@ def test_what_goes_with_a_unit_is_what_is_counted_less_without_it():
 @pytest.mark.parametrize("share", [0.3, 0.55, 0.8, 1.0])
 @pytest.mark.parametrize("scope", ["global", "layer"])
 def test_keeps_the_largest_part_of_the_densest_units_that_meets_the_budget(share, scope):
-    """Against a search over every part; one group more would be too many parameters."""
+    """The reference searches all prefixes; one more group would exceed the budget."""
     model = tiny("llama", num_key_value_heads=4)
     whole = model.num_parameters()
     found = [place for kind in ("hidden", "heads", "neurons") for place in unit_groups(model, kind)]
-    scores, keep = random_scores(found), everything(found)
+    scores, keep = random_scores(found), all_kept(found)
     asked = BudgetConstraints(int(share * whole), scope=scope)
     stays = select_within_budget(found, scores, keep, whole, asked)
     count = ParameterCounter(found, whole)
@@ -102,7 +108,7 @@ def test_keeps_the_largest_part_of_the_densest_units_that_meets_the_budget(share
     ]
     expected = order.keep_first(max(fitting))
     assert all(torch.equal(stays[name], expected[name]) for name in stays)
-    for place in found:  # those that stay are the best of their place
+    for place in found:  # the kept units have the highest scores of their group
         score, units = scores[place.name], stays[place.name]
         assert units.any()
         assert units.all() or score[units].min() >= score[~units].max()
@@ -113,7 +119,7 @@ def test_keeps_the_largest_part_of_the_densest_units_that_meets_the_budget(share
 
 
 def test_a_unit_goes_first_if_its_score_is_low_for_its_parameters():
-    """A head of eight times the parameters has to score eight times as much as a neuron."""
+    """Units are ranked by score per parameter."""
     model = tiny("llama", num_key_value_heads=4)
     found = [place for kind in ("heads", "neurons") for place in unit_groups(model, kind)]
     heads, neurons = found[0], found[-1]
@@ -125,16 +131,16 @@ def test_a_unit_goes_first_if_its_score_is_low_for_its_parameters():
         for place in found:
             if place.kind == "heads":
                 scores[place.name] *= times * factor
-        stays = select_within_budget(found, scores, everything(found), whole, asked)
+        stays = select_within_budget(found, scores, all_kept(found), whole, asked)
         gone = {place.kind for place in found if not stays[place.name].all()}
         assert gone == {first}
 
 
 def test_what_is_in_a_block_that_went_takes_nothing_and_stands_in_no_ones_way():
-    """So it is from the second step on."""
+    """This state occurs from the second pruning step on."""
     model = tiny("llama", num_hidden_layers=3)
     found = [place for kind in ("blocks", "heads", "neurons") for place in unit_groups(model, kind)]
-    keep, whole = everything(found), model.num_parameters()
+    keep, whole = all_kept(found), model.num_parameters()
     keep["model.layers"][1] = False
     count = ParameterCounter(found, whole)
     assert not count.costs(keep)["model.layers.1.mlp.down_proj"].any()
@@ -154,14 +160,14 @@ def test_widths_are_rounded_up_within_the_budget():
     assert multiples[found[-1].name] == 16
     whole = model.num_parameters()
     asked = BudgetConstraints(int(0.7 * whole), multiples=multiples)
-    stays = select_within_budget(found, random_scores(found), everything(found), whole, asked)
+    stays = select_within_budget(found, random_scores(found), all_kept(found), whole, asked)
     assert ParameterCounter(found, whole).remaining(stays) <= 0.7 * whole
     for place in found:
         assert int(stays[place.name].sum()) % multiples[place.name] == 0
 
 
 def test_only_shapes_that_a_config_can_say_are_taken():
-    """Llama's hidden size has to be a multiple of its heads, of which there may be three or two."""
+    """Llama's hidden size must be a multiple of its number of heads."""
     model = tiny("llama", num_key_value_heads=4)
     found = [place for kind in ("hidden", "heads") for place in unit_groups(model, kind)]
     say = expressible_in_config(model, found)
@@ -173,7 +179,7 @@ def test_only_shapes_that_a_config_can_say_are_taken():
     whole = model.num_parameters()
     multiples = {place.name: place.unit_multiple(1) for place in found}
     asked = BudgetConstraints(int(0.8 * whole), scope="layer", multiples=multiples, allowed=say)
-    stays = select_within_budget(found, random_scores(found), everything(found), whole, asked)
+    stays = select_within_budget(found, random_scores(found), all_kept(found), whole, asked)
     assert say({name: int(units.sum()) for name, units in stays.items()})
 
 
@@ -189,17 +195,17 @@ def test_a_budget_that_cannot_be_met_is_refused_with_what_can():
         select_within_budget(
             found,
             random_scores(found),
-            everything(found),
+            all_kept(found),
             whole,
             BudgetConstraints(whole // 10, least=5),
         )
     broken = {place.name: torch.full((place.units,), float("nan")) for place in found}
     with pytest.raises(ConfigError, match="unit 0 is not a number"):
-        select_within_budget(found, broken, everything(found), whole, BudgetConstraints(whole))
+        select_within_budget(found, broken, all_kept(found), whole, BudgetConstraints(whole))
 
 
 def test_numbers_that_stay_are_rounded_up_where_a_part_goes():
-    """The ones that come back are those that would have gone last."""
+    """Rounding up restores the units that would have been pruned last."""
     gates = prunekit.neurons(tiny("llama"))
     scores = {site.name: torch.arange(64).double() for site in gates.linear_groups}
     removed = gates.prune(scores, 0.4, scope="layer", round_to=16)

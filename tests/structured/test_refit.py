@@ -1,4 +1,4 @@
-"""Refit of reading linears against least squares, and damping."""
+"""Refit of reading linears: least squares, and damping."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Which units go: exactly as many as were asked for, and no layer loses all."""
+"""Selection of units to prune: exact counts, and no empty layer."""
 
 import pytest
 import torch
@@ -13,24 +13,24 @@ def scores(*layers):
     return {f"layer {i}": torch.tensor(layer).double() for i, layer in enumerate(layers)}
 
 
-def everything(found):
+def all_kept(found):
     return {name: torch.ones(len(score), dtype=torch.bool) for name, score in found.items()}
 
 
 def test_takes_the_lowest_over_all_layers_lowest_first():
     found = scores([1, 5, 2], [4, 0, 3])
-    assert select_units(found, everything(found), 0.5) == [(1, 1, 0), (0, 0, 1), (0, 2, 2)]
+    assert select_units(found, all_kept(found), 0.5) == [(1, 1, 0), (0, 0, 1), (0, 2, 2)]
 
 
 def test_takes_the_same_part_of_each_layer():
     found = scores([1, 2, 3, 4], [7, 8, 5, 6])
-    chosen = select_units(found, everything(found), 0.5, scope="layer")
+    chosen = select_units(found, all_kept(found), 0.5, scope="layer")
     assert [unit[:2] for unit in chosen] == [(0, 0), (0, 1), (1, 2), (1, 3)]
 
 
 def test_of_equal_scores_the_lower_index_stays():
     found = scores([1, 1, 1], [1, 1, 1])
-    assert [unit[:2] for unit in select_units(found, everything(found), 0.5)] == [
+    assert [unit[:2] for unit in select_units(found, all_kept(found), 0.5)] == [
         (1, 2),
         (1, 1),
         (0, 2),
@@ -42,15 +42,15 @@ def test_of_equal_scores_the_lower_index_stays():
     sparsity=st.floats(0, 0.99),
 )
 def test_the_count_is_exact_and_every_layer_keeps_one(layers, sparsity):
-    """Never fewer than were asked for without a word, never a layer without any."""
+    """The count is exact and every layer keeps a unit, or refused."""
     found = scores(*layers)
     total = sum(map(len, layers))
     wanted = int(sparsity * total + 0.5)
     if wanted > total - len(layers):
         with pytest.raises(ConfigError, match="Ask for less"):
-            select_units(found, everything(found), sparsity)
+            select_units(found, all_kept(found), sparsity)
         return
-    chosen = select_units(found, everything(found), sparsity)
+    chosen = select_units(found, all_kept(found), sparsity)
     assert len({unit[:2] for unit in chosen}) == len(chosen) == wanted
     for layer, units in enumerate(layers):
         assert sum(unit.layer == layer for unit in chosen) < len(units)
@@ -68,12 +68,12 @@ def test_counts_what_is_gone_already():
 def test_refuses_what_is_no_part_of_the_units(sparsity):
     found = scores([1, 2])
     with pytest.raises(ConfigError, match="is not from 0 up to, but without, 1"):
-        select_units(found, everything(found), sparsity)
+        select_units(found, all_kept(found), sparsity)
 
 
 def test_refuses_scores_that_are_no_number_and_layers_without_units():
     found = scores([1, float("nan")])
     with pytest.raises(ConfigError, match="layer 0: the score of unit 1 is not a number"):
-        select_units(found, everything(found), 0.5)
+        select_units(found, all_kept(found), 0.5)
     with pytest.raises(ConfigError, match="least: 0"):
-        select_units(scores([1, 2]), everything(found), 0.5, least=0)
+        select_units(scores([1, 2]), all_kept(found), 0.5, least=0)

@@ -1,4 +1,4 @@
-"""Heads and neurons from Python: nothing is final until it is finalised."""
+"""Python interface for heads and neurons: reversible until finalized."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ TOKENS = torch.randint(3, 96, (12, 10), generator=torch.Generator().manual_seed(
 
 
 def test_prunes_exactly_what_was_asked_for_and_says_what():
-    """Half and a quarter of all heads, as (layer, head, score)."""
+    """Half and a quarter of all heads, returned as (layer, head, score)."""
     for sparsity, count in ((0.5, 4), (0.25, 2)):
         gates = prunekit.heads(randomized_model("gpt2"))
         scores = gates.score("magnitude")
@@ -26,7 +26,7 @@ def test_prunes_exactly_what_was_asked_for_and_says_what():
 
 
 def test_rescoring_after_each_removal_sees_what_the_removed_ones_did():
-    """Two heads that do the same: without the first, the second matters."""
+    """Of two identical heads, the second matters once the first is removed."""
     model = randomized_model("gpt2")
     inner, outer = model.transformer.h[0].attn.c_attn, model.transformer.h[0].attn.c_proj
     with torch.no_grad():
@@ -35,7 +35,7 @@ def test_rescoring_after_each_removal_sees_what_the_removed_ones_did():
             inner.bias[third + 8 : third + 16] = inner.bias[third : third + 8]
         outer.weight[:16] *= 20
     gates = prunekit.heads(model)
-    # What one of them gives the other gives too, so that with a refit neither is missed.
+    # The heads have equal outputs, so with a refit removing either one loses nothing.
     before = gates.score("obs", TOKENS, damping=1e-6)["transformer.h.0.attn"]
     gates.gates["transformer.h.0.attn"].keep[0] = False
     after = gates.score("obs", TOKENS, damping=1e-6)["transformer.h.0.attn"]
@@ -43,7 +43,7 @@ def test_rescoring_after_each_removal_sees_what_the_removed_ones_did():
 
 
 def test_in_steps_as_many_go_and_one_of_two_that_do_the_same_stays():
-    """Scored once, both of a pair look useless; scored anew, the one that is left does not."""
+    """Stepwise pruning rescores, and so keeps one of two identical heads."""
     model = randomized_model("gpt2")
     given = batch(model)
     block = model.transformer.h[0].attn
@@ -72,7 +72,7 @@ def test_in_steps_as_many_go_and_one_of_two_that_do_the_same_stays():
 
 
 def test_pruning_the_worst_heads_by_leave_one_out_costs_least():
-    """The truth that rankers are judged by beats its own opposite on the data it looked at."""
+    """Leave-one-out beats its reversed ranking on its own calibration data."""
     model = randomized_model("gpt2")
     gates = prunekit.heads(model)
     scores = gates.score("leave-one-out", TOKENS)
@@ -85,7 +85,7 @@ def test_pruning_the_worst_heads_by_leave_one_out_costs_least():
 
 
 def test_on_a_trained_model_rankers_that_look_at_the_loss_beat_random(shared):
-    """The loss is another once heads are gone, and those that a ranker takes cost less."""
+    """Pruning raises the loss, and loss-based rankers raise it less than random."""
     model = prunekit.load(shared / "models/stories260K")
     torch.manual_seed(0)
     start = torch.ones(8, 1, dtype=torch.int64)
@@ -93,16 +93,16 @@ def test_on_a_trained_model_rankers_that_look_at_the_loss_beat_random(shared):
     heads = prunekit.heads(model)
     dense = mean_loss(model, [{"input_ids": ids}])
 
-    def without(scores):
+    def loss_after_pruning(scores):
         assert len(heads.prune(scores, 0.1)) == 2
         found = mean_loss(model, [{"input_ids": ids}])
         heads.undo()
         return found
 
-    chance = [without(heads.score("random", seed=seed)) for seed in range(5)]
+    chance = [loss_after_pruning(heads.score("random", seed=seed)) for seed in range(5)]
     assert all(found > dense for found in chance)
     for ranker in ("gradient", "leave-one-out"):
-        assert without(heads.score(ranker, ids)) < sum(chance) / len(chance), ranker
+        assert loss_after_pruning(heads.score(ranker, ids)) < sum(chance) / len(chance), ranker
 
 
 def test_a_model_in_training_is_in_training_after_it_was_scored():

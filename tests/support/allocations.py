@@ -19,7 +19,7 @@ def layer(name, weight, x=None):
 
 
 def blocks_of(*shapes, seed=0, values=None):
-    """Return blocks of layers named after their place; each shape is one block of two layers."""
+    """Return one block of two layers for each shape."""
     generator = torch.Generator().manual_seed(seed)
 
     def weight(outputs, inputs):

@@ -1,6 +1,6 @@
 """Tiny random models of every family, and a check of declared stages.
 
-Models have two or three blocks, 32 features and 96 words.
+Models have two or three blocks, 32 features and a vocabulary of 96.
 """
 
 from typing import Any
@@ -115,8 +115,8 @@ def tiny(model_type: str, head: Any = None, **overrides: Any) -> PreTrainedModel
 
     Args:
         model_type: Any key of ``TINY``, ``FUSED``, ``UNDECLARED`` or ``REFUSED``.
-        head: Auto class to build with; the usual language model class by default.
-        overrides: Config entries that differ from the tiny defaults.
+        head: Auto class to build with; by default the language model class of the config.
+        overrides: Config entries that replace the tiny defaults.
     """
     sizes = {**TINY, **FUSED, **UNDECLARED, **REFUSED}[model_type]
     tokens = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -136,10 +136,10 @@ def _usual(config: Any) -> Any:
 
 
 def assert_stages_match_forward(model: PreTrainedModel, architecture: Architecture) -> None:
-    """Assert that linears sharing an input in a forward are the stages.
+    """Assert that stages are the groups of linears sharing an input.
 
-    Every stack runs from embeddings. Groups are in the order of their first call, names in call
-    order.
+    Inputs are recorded in one forward, with every stack run from embeddings. Groups are ordered by
+    their first call, names within a group by call.
     """
     base, last = model.base_model, {}
     for stack in architecture.stacks:
@@ -163,7 +163,7 @@ def assert_stages_match_forward(model: PreTrainedModel, architecture: Architectu
 
 
 def record_linear_inputs(blocks: nn.Module) -> list[list[tuple[str, torch.Tensor]]]:
-    """Return, per block, a list that a forward fills with (linear, input)."""
+    """Return one list per block, which a forward fills with (linear, input)."""
     calls = [[] for _ in blocks.children()]
     for record, block in zip(calls, blocks.children(), strict=True):
         for name, linear in named_linears(block).items():

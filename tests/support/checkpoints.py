@@ -1,4 +1,4 @@
-"""Writes tiny random checkpoint folders, each with a tokenizer of one token a character."""
+"""Writing of tiny random checkpoint folders with a character-level tokenizer."""
 
 import json
 import string
@@ -23,7 +23,7 @@ TEXT = "the quick brown fox jumps over the lazy dog. pack my box with five dozen
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer whose ids all lie below the 96 words of the tiny models."""
+    """Return a tokenizer with ids below the tiny models' vocabulary size, 96."""
     vocabulary = {word: number for number, word in enumerate(WORDS)}
     made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
@@ -40,7 +40,7 @@ def write(
     head: Any = None,
     **overrides: Any,
 ) -> Path:
-    """Write the tiny model of ``model_type`` with its tokenizer and a text to calibrate on."""
+    """Write the tiny model of ``model_type``, its tokenizer and a calibration text."""
     model = tiny(model_type, head, **overrides).to(dtype)
     model.save_pretrained(folder, max_shard_size=shard_size)
     tokenizer().save_pretrained(folder)
@@ -49,9 +49,9 @@ def write(
 
 
 def planned(folder: Path, output: Path, /, **sections: Any) -> Plan:
-    """Return the plan of a config: each section as a dictionary that is laid over small ones.
+    """Return the plan of a config whose sections override small defaults.
 
-    ``None`` leaves a section out, and so a key of one.
+    ``None`` omits a section, or a key within a section.
     """
     values: dict[str, Any] = {
         "model": {"path": str(folder), "device": "cpu"},
@@ -67,7 +67,10 @@ def planned(folder: Path, output: Path, /, **sections: Any) -> Plan:
 
 
 def run_whole_and_stopped(folder: Path, place: Path, /, **sections: Any) -> tuple[Path, Path]:
-    """Carry out a plan at once, and again with a stop after a block; return both folders."""
+    """Return the output folders of an uninterrupted and a resumed run.
+
+    The second run is stopped after a block.
+    """
     whole, stopped = place / "whole", place / "out"
     list(run(planned(folder, whole, **sections)))
     records = run(planned(folder, stopped, **sections))
@@ -88,7 +91,10 @@ def tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def change(folder: Path, name: str, edit: Any) -> None:
-    """Rewrite one tensor of a checkpoint: ``edit`` changes it in place, or returns another."""
+    """Rewrite one tensor of a checkpoint.
+
+    ``edit`` changes it in place, or returns its replacement.
+    """
     for file in folder.glob("*.safetensors"):
         held = load_file(file)
         if name in held:
@@ -113,12 +119,12 @@ def single(folder: Path) -> Path:
 
 
 def save(folder: Path, held: dict[str, Tensor]) -> None:
-    """Replace the weights of a checkpoint of one file."""
+    """Replace the weights of a single-file checkpoint."""
     save_file(held, single(folder), metadata={"format": "pt"})
 
 
 def same_bytes(mine: Path, theirs: Path) -> None:
-    """Assert that two folders hold the same weights and config, and no unfinished files."""
+    """Assert equal weights and config in two folders without unfinished files."""
     found, expected = (
         {
             path.name: path.read_bytes()

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def assert_close(actual: Tensor, exact: Tensor, plain: Tensor, *, slack: float = 2.0) -> None:
-    """Check that a kernel errs at most ``slack`` times PyTorch's error.
+    """Assert that a kernel's error is at most ``slack`` times PyTorch's.
 
     ``exact`` is float64; ``plain`` is the reference in the kernel's own precision.
     """
@@ -14,6 +14,6 @@ def assert_close(actual: Tensor, exact: Tensor, plain: Tensor, *, slack: float =
     if not exact.numel():
         return
     scale = exact.abs().max()
-    floor = 8 * torch.finfo(plain.dtype).eps * scale  # eight roundings of the largest entry
+    floor = 8 * torch.finfo(plain.dtype).eps * scale  # eight rounding errors of the largest entry
     error, allowed = (actual - exact).abs().max(), slack * (plain - exact).abs().max() + floor
     assert error <= allowed, f"error {error:.3g} > allowed {allowed:.3g} (scale {scale:.3g})"

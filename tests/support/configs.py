@@ -1,4 +1,4 @@
-"""Texts of small configs."""
+"""TOML texts of small configs."""
 
 GOOD = """\
 [model]

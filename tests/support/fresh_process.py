@@ -8,7 +8,7 @@ from tests.conftest import ROOT
 
 
 def run_script(script: str, *, with_prunekit: bool) -> subprocess.CompletedProcess[str]:
-    """Run a script in a fresh process, with or without prunekit on its path."""
+    """Run a script in a subprocess, with or without prunekit importable."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")]) if with_prunekit else ""
     return subprocess.run(
         [sys.executable, "-c", script],

@@ -1,8 +1,8 @@
-"""Fuzzes the readers of files that others wrote, guided by what code an input reaches.
+"""Coverage-guided fuzzing of the readers of untrusted files.
 
-``python tests/guided.py FOLDER [READER…] [-OPTION=VALUE…]`` with options of libFuzzer, such as
--max_total_time=600. FOLDER keeps what was found, and is begun where it is absent; an input that
-breaks a reader lies there as crash-…, and what it broke in the reader's log.
+``python tests/support/guided.py FOLDER [READER…] [-OPTION=VALUE…]`` takes options of libFuzzer,
+such as -max_total_time=600. FOLDER holds the corpus and is created if it does not exist; an input
+that fails a reader is saved there as crash-…, and the failure is in the reader's log.
 """
 
 import json
@@ -41,7 +41,7 @@ PIECES = (*TOKENS.split(), '""' + '"', "\0", "\r", "9" * 5000, "[" * 2000)
 
 
 def main(arguments: list[str]) -> int:
-    """Fuzz readers, each in a process of its own, and say how each ended."""
+    """Fuzz each reader in its own process, and print how each ended."""
     options = [argument for argument in arguments if argument.startswith("-")]
     folder, *named = (argument for argument in arguments if not argument.startswith("-"))
     names = named or [*readers.READERS]
@@ -89,7 +89,7 @@ def _fuzz(name: str, folder: Path, options: list[str]) -> None:
 
 
 def table_changed(content: bytes, chance: Chance) -> bytes:
-    """Change some values of a JSON text, or give another where there is none."""
+    """Mutate some values of a JSON text, or of ``{}`` if invalid."""
     try:
         tree = [json.loads(content)]
         return _changed(tree, chance)
@@ -124,7 +124,7 @@ def _add(inner: dict | list, chance: Chance) -> None:
 
 
 def _places(tree: dict | list) -> Iterator[tuple[Any, Any]]:
-    """Yield each container within a tree with each of its keys."""
+    """Yield each pair of container and key within a tree."""
     waiting = [tree]
     while waiting:
         owner = waiting.pop()
@@ -135,7 +135,7 @@ def _places(tree: dict | list) -> Iterator[tuple[Any, Any]]:
 
 
 def framed_changed(content: bytes, chance: Chance) -> bytes:
-    """Change the header of a safetensors file, whose length mostly stays right."""
+    """Mutate a safetensors header; its length field is mostly kept correct."""
     length = int.from_bytes(content[:8], "little")
     table, data = content[8 : 8 + length], content[8 + length :]
     table = table_changed(table, chance)
@@ -144,7 +144,7 @@ def framed_changed(content: bytes, chance: Chance) -> bytes:
 
 
 def lines_changed(content: bytes, chance: Chance) -> bytes:
-    """Change some lines of a TOML text."""
+    """Mutate some lines of a TOML text."""
     lines = content.decode(errors="replace").splitlines() or [""]
     for _ in range(chance.choice((1, 1, 2, 4))):
         at = chance.randrange(len(lines))

@@ -1,6 +1,6 @@
 """Corrections to Triton's interpreter, for tests only.
 
-Unpatched it multiplies the bits of bfloat16 instead of their values, truncates where GPUs round to
+Unpatched, it multiplies the bits of bfloat16 instead of their values, truncates where GPUs round to
 nearest even, and computes TF32 dots in full float32, which hides TF32's error. It also fails on
 runtime loop bounds with NumPy 2.4 under Triton 3.6. The patched names are private: tested with
 Triton 3.6 and 3.9; ``tests/kernels/test_interpreter.py`` fails when a patch breaks.
@@ -32,7 +32,7 @@ def _widened(handle):
 
 
 def _narrowed(handle):
-    """Round float32 to bfloat16, to nearest even; leave anything else."""
+    """Round float32 to bfloat16, to nearest even; return other dtypes unchanged."""
     if handle.data.dtype != np.float32:
         return handle
     bits = np.ascontiguousarray(handle.data).view(np.uint32)
@@ -43,7 +43,7 @@ def _narrowed(handle):
 
 
 def _as_tf32(handle):
-    """Round float32 to TF32's 10 bits as ``cvt.rna`` does."""
+    """Round float32 to TF32's 10 mantissa bits as ``cvt.rna`` does."""
     bits = np.ascontiguousarray(handle.data, dtype=np.float32).view(np.uint32)
     bits = (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
     return TensorHandle(bits.view(np.float32).reshape(np.shape(handle.data)), handle.dtype)
@@ -70,7 +70,7 @@ def _correct_arithmetic() -> None:
             return _narrowed(binary_op(self, _widened(left), _widened(right), operation))
         result = binary_op(self, left, right, operation)
         if result.data.dtype == np.bool_ and result.dtype.scalar != tl.int1:
-            # A scalar comparison keeps the operands' type, which masks do not accept.
+            # A scalar comparison keeps the operands' dtype, which is invalid for masks.
             return TensorHandle(result.data, tl.int1)
         return result
 
@@ -102,7 +102,9 @@ def _correct_loop_bounds() -> None:
 
     def corrected(tensor, *rest):
         result = patch_lang_tensor(tensor, *rest)
-        if rest and hasattr(rest[0], "set_attr"):  # Triton 3.9 undoes its patches by this scope
+        if rest and hasattr(
+            rest[0], "set_attr"
+        ):  # Triton 3.9 reverts its patches through this scope
             rest[0].set_attr(tensor, "__index__", index)
         else:
             tensor.__index__ = index

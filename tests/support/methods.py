@@ -13,7 +13,7 @@ from prunekit.patterns.tiles import Tiles
 from prunekit.patterns.unstructured import Unstructured
 from prunekit.statistics import ColumnEnergy, Gram, StageStatistics
 
-OUTPUTS, INPUTS = 12, 144  # more than one block of 128 columns, and the last one is ragged
+OUTPUTS, INPUTS = 12, 144  # two blocks of 128 columns, of which the last one is partial
 PATTERNS = [
     *(Unstructured(scope) for scope in ("row", "layer", "block")),
     *map(parse, ["2:4", "4:8", "1:3", "15:16", "block:4x8", "block:3x9", "row", "column"]),
@@ -29,7 +29,7 @@ every_pattern = pytest.mark.parametrize(
 
 
 def tokens(count=200, inputs=INPUTS, seed=0):
-    """Return correlated activations with outliers, as those of language models are."""
+    """Return correlated activations with outliers, as in language models."""
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(inputs // 6 + 1, inputs, generator=generator)
     x = torch.randn(count, inputs // 6 + 1, generator=generator) @ mixing
@@ -43,7 +43,7 @@ def weights(outputs=OUTPUTS, inputs=INPUTS, seed=1):
 
 
 def layer(pattern="unstructured", sparsity=0.5, x=None, weight=None, name="layer"):
-    """Return a layer with both statistics."""
+    """Return a layer with a Gram matrix and column energy."""
     x = tokens() if x is None else x
     weight = weights(inputs=x.shape[1]) if weight is None else weight
     gathered = [kind(x.shape[1]) for kind in (Gram, ColumnEnergy)]
@@ -67,7 +67,7 @@ def expected_count(pattern, sparsity, shape):
 
 
 def assert_sound(method, given, found):
-    """Check what holds for every method, pattern and input."""
+    """Assert the properties of every method, pattern and input."""
     assert found.keep.dtype == torch.bool
     assert found.keep.shape == found.weight.shape == given.weight.shape
     assert found.weight.isfinite().all()

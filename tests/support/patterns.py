@@ -1,4 +1,4 @@
-"""Scores with ties and NaN, and a plain selection, for tests of patterns."""
+"""Scores with ties and NaN, and a reference selection for patterns."""
 
 import math
 
@@ -31,7 +31,10 @@ def scores(draw, outputs=few, inputs=some, values=5):
 
 
 def without_lowest(score, pruned):
-    """Say in plain Python what stays of one group: of equals the lower index, NaN last of all."""
+    """Return the kept entries of one group, computed in plain Python.
+
+    Ties keep the lower index, and NaN is pruned first.
+    """
     worth = [-math.inf if math.isnan(value) else value for value in score.flatten().tolist()]
     order = sorted(range(len(worth)), key=lambda i: (worth[i], -i))
     keep = torch.ones(len(worth), dtype=torch.bool)

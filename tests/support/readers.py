@@ -1,7 +1,8 @@
-"""Readers of files that others wrote, and what must hold whatever is in one.
+"""Readers of untrusted files, with checks that must hold for any content.
 
-They answer or raise our own errors, take no memory that the file only claims, run no code, and open
-nothing outside its folder. Tests with hypothesis and with atheris hold them to the same.
+A reader returns a value or raises one of prunekit's own errors, allocates no memory that the file
+merely claims to need, runs no code, and opens nothing outside the file's folder. Tests with
+hypothesis and with atheris share these checks.
 """
 
 import json
@@ -15,7 +16,13 @@ from typing import Any
 from prunekit.checkpoint.compressed import compressed_weights, storage_config
 from prunekit.checkpoint.formats import WeightLayout, format_named
 from prunekit.checkpoint.header import read_header
-from prunekit.checkpoint.reader import INDEX_FILE, WEIGHTS_FILE, Checkpoint, open_checkpoint, with_compressed
+from prunekit.checkpoint.reader import (
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    Checkpoint,
+    open_checkpoint,
+    with_compressed,
+)
 from prunekit.config.load import load_config
 from prunekit.errors import CheckpointError, ConfigError
 from tests.conftest import ROOT
@@ -23,11 +30,11 @@ from tests.conftest import ROOT
 COMPRESSED = ("2:4", "bitmask")
 STORED = WeightLayout(outputs=8, inputs=16, value_count=64)
 ROOM = 1 << 28
-"""Bytes that a reader may take for a file of some kilobytes."""
+"""Bytes that a reader may allocate for a file of some kilobytes."""
 OURS = tuple({str(Path(place).resolve()) for place in (sys.prefix, sys.base_prefix)}) + tuple(
     str(ROOT / package) for package in ("prunekit", "kernels")
 )
-"""Where modules are that are imported as they are needed."""
+"""Locations of modules that may be imported lazily."""
 RUNS_OR_CHANGES = (
     "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.remove", "os.rename", "os.mkdir",
     "os.symlink", "os.link", "os.truncate", "subprocess.", "shutil.", "pickle.", "socket.",
@@ -37,10 +44,10 @@ _inside: list[Path] = []
 
 
 def header(folder: Path, content: bytes) -> None:
-    """Read a safetensors file, its tensors too, as they lie there and as compressed weights."""
+    """Read a safetensors file, its tensors, and them as compressed weights."""
     file = folder / WEIGHTS_FILE
-    _put(file, content)
-    entries = _answer(folder, read_header, file) or {}
+    _replace_file(file, content)
+    entries = _result(folder, read_header, file) or {}
     for entry in entries.values():
         assert 8 <= entry.start <= entry.start + entry.nbytes <= len(content)
         assert all(type(size) is int and size >= 0 for size in entry.shape)
@@ -49,47 +56,47 @@ def header(folder: Path, content: bytes) -> None:
     for kind in COMPRESSED if entries else ():
         storage = storage_config(format_named(kind), {kind: STORED})
         packed = compressed_weights(folder, storage)
-        if found := _answer(folder, with_compressed, folder, {}, packed):
+        if found := _result(folder, with_compressed, folder, {}, packed):
             _read_all(folder, found)
 
 
 def index(folder: Path, content: bytes) -> None:
-    """Read the index of the shards that lie in ``folder``."""
-    _put(folder / INDEX_FILE, content)
-    found = _answer(folder, open_checkpoint, folder)
+    """Read the index of the shards in ``folder``."""
+    _replace_file(folder / INDEX_FILE, content)
+    found = _result(folder, open_checkpoint, folder)
     (folder / INDEX_FILE).unlink()
     for entry in found.entries.values() if found else ():
         assert entry.file.parent == folder
 
 
 def model_config(folder: Path, content: bytes) -> None:
-    """Read ``config.json`` beside the weights that lie in ``folder``, and those."""
-    _put(folder / "config.json", content)
-    if found := _answer(folder, open_checkpoint, folder):
+    """Read ``config.json`` and the weights in ``folder``."""
+    _replace_file(folder / "config.json", content)
+    if found := _result(folder, open_checkpoint, folder):
         _read_all(folder, found)
 
 
 def model(folder: Path, content: bytes) -> None:
-    """Build the model that ``config.json`` describes, without weights, beside those of a Llama."""
+    """Build the empty model of a ``config.json`` beside Llama weights."""
     from prunekit.models.empty_model import empty_model
     from prunekit.models.weight_names import stored_names
 
-    _put(folder / "config.json", content)
-    if found := _answer(folder, open_checkpoint, folder):
-        built = _answer(folder, empty_model, found)
+    _replace_file(folder / "config.json", content)
+    if found := _result(folder, open_checkpoint, folder):
+        built = _result(folder, empty_model, found)
         if built is not None:
-            _answer(folder, stored_names, built, found)
+            _result(folder, stored_names, built, found)
 
 
 def config(folder: Path, content: bytes) -> None:
-    """Read the config of a run."""
+    """Read a run config."""
     file = folder / "config.toml"
-    _put(file, content)
-    _answer(folder, load_config, file)
+    _replace_file(file, content)
+    _result(folder, load_config, file)
 
 
-def _put(file: Path, content: bytes) -> None:
-    # A file that is overwritten goes to the disk at once on some file systems, a new one does not.
+def _replace_file(file: Path, content: bytes) -> None:
+    # Some file systems flush an overwritten file to disk at once, but not a new file.
     file.unlink(missing_ok=True)
     file.write_bytes(content)
 
@@ -98,18 +105,18 @@ READERS: dict[str, Callable[[Path, bytes], None]] = {
     reader.__name__: reader for reader in (header, index, model_config, config, model)
 }
 QUICK = tuple(name for name in READERS if name != "model")
-"""Those that read some thousand files a second."""
+"""Readers that process some thousand files per second."""
 
 
 def _read_all(folder: Path, checkpoint: Checkpoint) -> None:
-    tensors = _answer(folder, checkpoint.read, list(checkpoint.entries)) or {}
+    tensors = _result(folder, checkpoint.read, list(checkpoint.entries)) or {}
     for name, tensor in tensors.items():
         entry = checkpoint.entries[name]
         assert (tensor.shape, tensor.dtype) == (entry.shape, entry.dtype), name
 
 
 def warm(folder: Path, names: Iterable[str] = tuple(READERS)) -> None:
-    """Read what readers begin with, so that later no library is imported while one is watched."""
+    """Read all seeds unwatched, so that later no library import is observed."""
     global _watched  # noqa: PLW0603
     _watched = False
     for name in names:
@@ -118,8 +125,8 @@ def warm(folder: Path, names: Iterable[str] = tuple(READERS)) -> None:
     _watched = True
 
 
-def _answer(folder: Path, read: Callable[..., Any], *arguments: object) -> Any:
-    """Return what a reader answers; None if it refuses."""
+def _result(folder: Path, read: Callable[..., Any], *arguments: object) -> Any:
+    """Return a reader's result, or None if it refuses the file."""
     with _watch(folder) if _watched else nullcontext():
         try:
             return read(*arguments)
@@ -129,13 +136,13 @@ def _answer(folder: Path, read: Callable[..., Any], *arguments: object) -> Any:
 
 @contextmanager
 def _watch(folder: Path) -> Iterator[None]:
-    with _bounded(), _held_to(folder):
+    with _limited_memory(), _restricted_to(folder):
         yield
 
 
 @contextmanager
-def _held_to(folder: Path) -> Iterator[None]:
-    """Let nothing be opened outside ``folder``, nothing be changed, and none of its code be run."""
+def _restricted_to(folder: Path) -> Iterator[None]:
+    """Forbid opening files outside ``folder``, changing files, and running its code."""
     _inside.append(folder.resolve())
     try:
         yield
@@ -144,8 +151,11 @@ def _held_to(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _bounded() -> Iterator[None]:
-    """Let this process take ``ROOM`` more of addresses than it has; what fails is no memory."""
+def _limited_memory() -> Iterator[None]:
+    """Limit this process to ``ROOM`` more bytes of address space.
+
+    Exceeding the limit raises an out-of-memory error.
+    """
     if sys.platform != "linux":
         yield
         return
@@ -161,7 +171,7 @@ def _bounded() -> Iterator[None]:
 
 
 def _importing() -> bool:
-    """Say whether a module is being imported, which may run what it has put together."""
+    """Return whether a module is being imported, which may execute generated code."""
     frame = sys._getframe()
     while frame := frame.f_back:
         if frame.f_code.co_name == "_find_and_load":
@@ -169,7 +179,7 @@ def _importing() -> bool:
     return False
 
 
-def _listen(event: str, arguments: tuple) -> None:
+def _audit(event: str, arguments: tuple) -> None:
     if not _inside:
         return
     assert not event.startswith(RUNS_OR_CHANGES), f"{event} {arguments}"
@@ -183,17 +193,17 @@ def _listen(event: str, arguments: tuple) -> None:
         assert name.startswith(("<frozen", *OURS)) or _importing(), f"runs {name}"
 
 
-sys.addaudithook(_listen)
+sys.addaudithook(_audit)
 
 
 def framed(table: bytes, length: int | None = None, data: bytes = b"\0" * 64) -> bytes:
-    """Return a safetensors file with this header, which claims to be so long."""
+    """Return a safetensors file with this header and claimed header length."""
     size = len(table) if length is None else length
     return size.to_bytes(8, "little") + table + data
 
 
 def lay_out(folder: Path) -> None:
-    """Make a folder for each reader, with what has to lie there, and real files to begin with."""
+    """Create each reader's folder with required files and valid seeds."""
     from tests.support import checkpoints
 
     llama = checkpoints.write(folder / "llama", num_hidden_layers=1, shard_size="20KB")
@@ -222,7 +232,10 @@ def lay_out(folder: Path) -> None:
 
 
 def _compressed(file: Path) -> tuple[list[bytes], list[dict[str, Any]]]:
-    """Write a weight compressed in all ways; return files of each alone, and what is said of it."""
+    """Write a weight in every compressed format into ``file``.
+
+    Returns the content of cumulative files, and the config entry of each format.
+    """
     import torch
 
     from prunekit.checkpoint.atomic import write_shard
@@ -232,7 +245,9 @@ def _compressed(file: Path) -> tuple[list[bytes], list[dict[str, Any]]]:
     held = {"norm.weight": torch.ones(3), "ids": torch.arange(4), "none": torch.ones(0)}
     alone, said = [], []
     for kind in COMPRESSED:
-        parts, stored = compress_weight(format_named(kind), f"{kind}.weight", sparse, transposed=False)
+        parts, stored = compress_weight(
+            format_named(kind), f"{kind}.weight", sparse, transposed=False
+        )
         assert stored == STORED
         said.append({"quantization_config": storage_config(format_named(kind), {kind: STORED})})
         write_shard(file, held | parts)
@@ -243,7 +258,7 @@ def _compressed(file: Path) -> tuple[list[bytes], list[dict[str, Any]]]:
 
 
 def _configs(file: Path) -> Iterator[bytes]:
-    """Yield the texts of configs, the starter's among them."""
+    """Yield the texts of configs, including the starter config."""
     from tests.distributed import configs
 
     for prune in (

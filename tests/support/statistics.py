@@ -18,11 +18,11 @@ def inputs(count, width, seed):
     return torch.randint(-9, 10, (count, width), generator=generator).float()
 
 
-def seen(kind, *parts):
+def accumulate(kind, *parts):
     statistic = kind(parts[0].shape[1])
     for part in parts:
         if isinstance(statistic, CrossGram):
-            statistic.update_pair(part, 2 * part)  # they differ by the part
+            statistic.update_pair(part, 2 * part)  # their difference is the part
         else:
             statistic.update(part)
     return statistic

@@ -1,4 +1,4 @@
-"""Configs of structured runs on tiny checkpoints, planned and carried out."""
+"""Configs of structured runs on tiny checkpoints, planned and executed."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ BOTH = 'method = "obs"\npattern = ["neurons", "heads"]\nsparsity = 0.5'
 
 
 def write_config(folder: Path, output: Path, prune: str, *, evaluate: bool = True) -> Path:
-    """Write a config beside ``output`` and return its path.
+    """Write a config next to ``output`` and return its path.
 
     Args:
         folder: Checkpoint with a ``text.txt``.
@@ -50,7 +50,7 @@ def planned(folder: Path, output: Path, prune: str, **options: Any) -> Structure
 
 
 def finished(folder: Path, output: Path, prune: str, **options: Any) -> dict[str, Any]:
-    """Carry out a config through the command line and return its report."""
+    """Execute a config through the command line and return its report."""
     path = write_config(folder, output, prune, **options)
     assert main(["run", str(path), "--quiet"]) == 0
     return json.loads((output / "report.json").read_text())

@@ -23,18 +23,18 @@ windows = 2
 path = "{output}"
 """
 TWO_BY_TWO = 'method = ["obs", { name = "flap", standardised = false }]\nsparsity = [0.25, 0.5]\n'
-"""Keys of [sweep] that make four runs."""
+"""Keys of the [sweep] table that define four runs."""
 
 
 def write_sweep(folder: Path, output: Path, sweep: str, prune: str = "", text: str = BASE) -> Path:
-    """Write the config of a sweep beside ``output`` and return its path.
+    """Write a sweep config next to ``output`` and return its path.
 
     Args:
         folder: Checkpoint with a ``text.txt``.
         output: Output folder of the sweep.
         sweep: Content of the [sweep] table.
-        prune: Further content of the [prune] table.
-        text: The config with places for the others.
+        prune: Additional content of the [prune] table.
+        text: Config template with placeholders for the other arguments.
     """
     path = output.with_suffix(".toml")
     path.write_text(text.format(model=folder, output=output, sweep=sweep, prune=prune))

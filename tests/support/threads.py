@@ -1,4 +1,4 @@
-"""Ranks that are threads of one process, for tests of functions that ranks call together."""
+"""Ranks as threads of one process, for tests of collective operations."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from prunekit.distributed.ranks import Ranks
 
 PATIENCE = 30
-"""Seconds after which a rank that waits for another fails."""
+"""Seconds after which a rank waiting for another fails."""
 
 
 class ThreadRanks(Ranks):
@@ -50,7 +50,7 @@ class ThreadRanks(Ranks):
 
 
 def on_ranks(size, work):
-    """Return ``work(ranks)`` of each rank, all at the same time."""
+    """Run ``work(ranks)`` on all ranks concurrently and return the results."""
     board, barrier = [None] * size, threading.Barrier(size)
     with ThreadPoolExecutor(size) as pool:
         started = [

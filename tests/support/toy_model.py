@@ -12,7 +12,7 @@ class Block(nn.Module):
     def forward(self, x):
         y = x.clone()
         first = self.first(y)
-        # The same storage with other values, then as a view of another shape.
+        # The same storage with changed values, then a view of a different shape.
         y.relu_()
         return first + self.second(y) + self.third(y.flatten(0, 1)).view_as(y)
 

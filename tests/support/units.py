@@ -1,4 +1,4 @@
-"""Samples for tests of heads and neurons: what every tiny model can be called with."""
+"""Input samples for tests of units, valid for every tiny model."""
 
 import pytest
 import torch
@@ -10,14 +10,14 @@ from prunekit.models.units.heads_neurons import linear_groups
 from prunekit.models.units.kinds import Kind
 from tests.support.architectures import tiny
 
-PADDED = 6  # tokens of the first sample; the second fills its nine
+PADDED = 6  # tokens of the first sample; the second has the full length
 LENGTH = 9
 EQUAL_DEPTH = {"t5": {"num_decoder_layers": 2}}
-"""transformers makes the cache of a decoder as deep as its encoder."""
+"""Equal depths, since transformers sizes a decoder's cache by its encoder's depth."""
 
 
 def randomized_model(model_type: str, **overrides) -> PreTrainedModel:
-    """Return a tiny model whose biases and norms are not what they are initialised with."""
+    """Return a tiny model with randomized biases and norms."""
     model = tiny(model_type, **overrides)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -25,12 +25,15 @@ def randomized_model(model_type: str, **overrides) -> PreTrainedModel:
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
             else:
-                parameter.mul_(3)  # initialised so small that attention is all but uniform
+                parameter.mul_(3)  # initial values are so small that attention is almost uniform
     return model
 
 
 def skip_without_attention_interface(model: PreTrainedModel) -> None:
-    """Skip the test where this transformers computes attention by itself, as 5.11 does in T5."""
+    """Skip the test if the model bypasses transformers' attention interface.
+
+    transformers 5.11 does so in T5.
+    """
     try:
         check_observable(site.module for site in linear_groups(model, "heads"))
     except CheckpointError as error:
@@ -38,7 +41,7 @@ def skip_without_attention_interface(model: PreTrainedModel) -> None:
 
 
 def batch(model: PreTrainedModel, *, left: bool = False) -> dict[str, torch.Tensor]:
-    """Return two samples, one of them padded."""
+    """Return a batch of two samples, one of them padded."""
     generator = torch.Generator().manual_seed(2)
     ids = torch.randint(3, 96, (2, LENGTH), generator=generator)
     mask = torch.ones_like(ids)
@@ -56,16 +59,16 @@ def batch(model: PreTrainedModel, *, left: bool = False) -> dict[str, torch.Tens
 
 @torch.no_grad()
 def valid_logits(model: PreTrainedModel, given: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the logits of tokens that are no padding."""
+    """Return the logits of non-padding tokens."""
     logits = model(**given).logits
     return logits if "labels" in given else logits[given["attention_mask"].bool()]
 
 
 def random_kept(model: PreTrainedModel, kind: Kind, *, uniform: bool) -> dict[str, list[int]]:
-    """Return about half of the units of each group; as many in each if ``uniform``."""
+    """Return about half of each group's units; equally many if ``uniform``."""
     kept = {}
     for index, site in enumerate(linear_groups(model, kind)):
-        # T5's stacks share a bias, so that a stock model keeps the same heads in all blocks.
+        # T5's blocks share a bias, so a stock model keeps the same heads in all blocks of a stack.
         generator = torch.Generator().manual_seed(0 if uniform else index)
         count = max(1, site.units // 2 + (0 if uniform else (0, 1, 1)[index % 3]))
         kept[site.name] = torch.randperm(site.units, generator=generator)[:count].sort()[0].tolist()

@@ -1,4 +1,4 @@
-"""Adapters are merged under the masks of pruned weights."""
+"""Merging of adapters under the masks of pruned weights."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Zeros remain zero under any optimizer."""
+"""Masked training: pruned weights remain zero under any optimizer."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def step(model, optimizer, times=3):
 def test_zeros_stay_zero_and_the_rest_learns(make, watched):
     model = pruned()
     optimizer = make(model.parameters())
-    step(model, optimizer, 1)  # moments from before the pruning
+    step(model, optimizer, 1)  # optimizer moments from before pruning
     weights = [model[0].weight, model[2].weight]
     for weight, pattern in zip(weights, pruned()[:3:2], strict=True):
         weight.data *= pattern.weight != 0

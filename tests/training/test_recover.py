@@ -1,4 +1,4 @@
-"""Recovery training: it lowers the loss, stops early, and opens no closed unit."""
+"""Recovery training: lower loss, early stopping, and no reopened unit."""
 
 import json
 
@@ -21,7 +21,7 @@ QUICK = Train(steps=20, rate=1e-3, batch=4, every=5)
 
 
 def test_recovery_is_the_part_of_the_lost_loss_that_was_won_back():
-    """A loss that falls back half-way is a half, and one that rises further is below nothing."""
+    """Half of the lost loss recovered is 0.5; further loss is negative."""
     assert recovered_fraction(2.0, 4.0, 3.0) == 0.5
     assert recovered_fraction(2.0, 4.0, 5.0) == -0.5
     assert recovered_fraction(2.0, 2.0, 1.0) is None
@@ -34,7 +34,7 @@ def test_the_rate_rises_and_falls_along_a_cosine():
 
 
 def test_what_was_lost_is_won_back_and_closed_heads_get_no_update():
-    """Masked training: the loss falls, factors are tracked, and a pruned head is as it was."""
+    """The loss falls, gate factors are recorded, pruned heads are unchanged."""
     model = randomized_model("gpt2")
     heads = prunekit.heads(model)
     base = mean_loss(model, [{"input_ids": TOKENS}])
@@ -91,9 +91,9 @@ def test_a_loss_that_is_no_number_is_named_with_its_step():
         list(recover(model, TOKENS, TOKENS, QUICK))
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft, about transformers
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # raised in peft, about transformers
 def test_adapters_of_peft_are_trained_alone_and_merged():
-    """With adapters only these learn, and merging gives the model that was trained."""
+    """Only adapters are trained, and the merged model equals the trained one."""
     peft = pytest.importorskip("peft")
     model = randomized_model("llama")
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -137,7 +137,7 @@ def written(tmp_path, train=TRAIN):
 
 
 def test_a_run_trains_what_is_left_and_shows_how_it_went(tmp_path):
-    """What is written is what was trained; the report has every tenth step and draws them."""
+    """The report records and draws every tenth training step."""
     path = written(tmp_path)
     assert main(["plan", str(path)]) == 0
     assert main(["run", str(path), "--quiet"]) == 0

@@ -2,11 +2,11 @@
 
 A run of ``prunekit.runs.sparsify.run`` with ``prunekit.sparsify.block_pruner`` is, in real names::
 
-    hidden states of block 0 = embeddings(batches(tokens))
+    hidden states of block 0 = embeddings of split_batches(tokens)
     for block in iterate_blocks(...):              # weights of one block; the next one prefetched
         block.fork_dense()                         # the dense model's copy, where it runs too
         for stage in gather_by_stage(block, ...):  # block.calls(): forward, sums over all ranks
-            method.prune_together(stage)           # rows split over ranks; weights change in place
+            method.prune_together(linears)         # rows split over ranks; weights change in place
             block.settle_stage()                   # modules that are done do not run again
         shards.write_block(block, ...)             # atomic; a Record for every fact
         block.propagate()                          # forward with the pruned weights
@@ -43,7 +43,7 @@ OutputsRead = Literal["all", "by-next-block", "none"]
 """Blocks whose output is read: all; all but the last one of the model; none."""
 
 
-def batches(ids: Int[Tensor, "N T"], device: torch.device) -> list[Tensor]:
+def split_batches(ids: Int[Tensor, "N T"], device: torch.device) -> list[Tensor]:
     """Split samples into batches of similar token counts, on the device."""
     size = max(1, BATCH_TOKENS.get(device.type, 2048) // ids.shape[1])
     return [part.to(device) for part in ids.split(size)]
@@ -134,7 +134,8 @@ def _load_outside(
     """Load all but blocks and vocabulary; return each block's successor."""
     blocks = [block for runner in stacks for block in runner.blocks]
     if weights:
-        weights.load(model, without=[*blocks, *vocabulary_modules(model, stacks)])
+        vocabulary = vocabulary_modules(model, [runner.module for runner in stacks])
+        weights.load(model, without=[*blocks, *vocabulary])
     return dict(pairwise(blocks))
 
 
@@ -150,7 +151,7 @@ def _embed(
     pruned, *others = streams
     for stream in streams:
         stream.hidden = new_hidden_states()
-    with loaded_weights(weights, *input_embeddings(model, [runner])):
+    with loaded_weights(weights, *input_embeddings(model, [runner.module])):
         # Cloned: the input may be a view of another tensor.
         pruned.hidden.extend(map(torch.clone, map(runner.enter, ids, pruned.contexts)))
     for stream in others:

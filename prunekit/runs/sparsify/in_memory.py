@@ -20,7 +20,7 @@ from prunekit.models.experts import unfused
 from prunekit.models.layout import Block, LinearSelection, list_blocks, stack_runners
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.sequential.loaded_block import LoadedBlock
-from prunekit.models.sequential.pipeline import OutputsRead, batches, iterate_blocks
+from prunekit.models.sequential.pipeline import OutputsRead, iterate_blocks, split_batches
 from prunekit.sparsify.block_pruner import BlockPruner
 from prunekit.sparsify.calibrate import make_survey
 from prunekit.sparsify.permute_channels import channel_orders, check_permutable, permute_channels
@@ -82,7 +82,7 @@ def _prune(
     def iterate(
         outputs_read: OutputsRead, *, with_dense: bool = False
     ) -> Iterator[tuple[LoadedBlock, Block]]:
-        parts = batches(ids, model.device)
+        parts = split_batches(ids, model.device)
         loaded = iterate_blocks(
             model, stacks, None, parts, with_dense=with_dense, outputs_read=outputs_read
         )

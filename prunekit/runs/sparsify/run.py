@@ -18,7 +18,12 @@ from prunekit.evaluation.verify import make_proof, recount_zeros
 from prunekit.models.layout import Block
 from prunekit.models.sequential.hidden_states import hidden_states_factory
 from prunekit.models.sequential.loaded_block import LoadedBlock
-from prunekit.models.sequential.pipeline import OutputsRead, batches, iterate_blocks, load_blocks
+from prunekit.models.sequential.pipeline import (
+    OutputsRead,
+    iterate_blocks,
+    load_blocks,
+    split_batches,
+)
 from prunekit.models.sequential.weights import Weights
 from prunekit.reports import environment
 from prunekit.reports import report as reports
@@ -124,7 +129,7 @@ class SparsifyRun(RunBase[Plan]):
             plan.model,
             plan.stacks,
             self.weights,
-            batches(ids, plan.device),
+            split_batches(ids, plan.device),
             self.ranks,
             with_dense=with_dense,
             outputs_read=outputs_read,
@@ -276,13 +281,7 @@ class SparsifyRun(RunBase[Plan]):
     def _verify(
         self, tokens: Tokens | None, peaks: list[dict[str, int]], sent: list[dict[str, int]]
     ) -> dict[str, Any]:
-        """Verify the written checkpoint; write and return the report.
-
-        Args:
-            tokens: The calibration text.
-            peaks: Peak memory of each rank.
-            sent: Bytes that each rank sent, by purpose.
-        """
+        """Verify the checkpoint; write and return the report."""
         with self._timed("verify"):
             written = open_checkpoint(self.output.folder)
             proof = make_proof(written, self.plan.device)

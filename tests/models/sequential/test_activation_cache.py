@@ -1,4 +1,4 @@
-"""What parts of a block gave: by stage nothing changes for it, but parts are not run again."""
+"""Cached module outputs: the same results per stage, without rerunning modules."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ SECTIONS = {
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    """Let samples come in three batches, the last one smaller."""
+    """Split samples into three batches, the last one smaller."""
     monkeypatch.setitem(pipeline.BATCH_TOKENS, "cpu", 36)
 
 
@@ -59,12 +59,12 @@ def test_attention_is_run_once_a_batch_and_once_to_see_what_it_is(target, runs, 
     )
     section = {"method": "sparsegpt", "target": target, "propagation": "stage"}
     pruned("llama", section)
-    embeddings, layers = 3, 2  # embeddings run the first block for its form
+    embeddings, layers = 3, 2  # embedding runs the first block to record its call signature
     assert len(calls) == embeddings + layers * runs
 
 
 class Part(nn.Module):
-    """Two linears, and something after them."""
+    """Two linears, followed by a given function."""
 
     def __init__(self, after):
         super().__init__()
@@ -77,7 +77,7 @@ class Part(nn.Module):
 
 
 class Block(nn.Module):
-    """A part, what changes its output in place, and a linear after it."""
+    """A ``Part``, an in-place change of its output, and a linear."""
 
     def __init__(self, after):
         super().__init__()
@@ -108,23 +108,23 @@ def test_a_part_is_run_as_often_as_what_it_does_at_its_end_needs(after, shelf, t
     block, plain = Block(function).eval(), Block(function).eval()
     plain.load_state_dict(block.state_dict())
     place = list if shelf == "list" else lambda: MmapStates(torch.device("cpu"), tmp_path)
-    memo = ActivationCache(block, STAGES, place)
+    cache = ActivationCache(block, STAGES, place)
     batches = torch.randn(2, 3, 5, 4)
     with torch.no_grad():
         for stage in range(4):
-            memo.stage = stage
+            cache.stage = stage
             for number, x in enumerate(batches):
-                call = memo.around(number, x, lambda x=x: block(x.clone()))
+                call = cache.around(number, x, lambda x=x: block(x.clone()))
                 assert torch.equal(call(), plain(x.clone()))
-            if stage < 3:  # as if it were pruned
+            if stage < 3:  # stands for pruning
                 for each in (block, plain):
                     each.get_submodule(STAGES[stage][0]).weight *= 0.5
-    # Twice before it is settled, and then the first batch shows what it does at its end.
+    # Two runs before it settles; then the first batch shows whether it ends with its linear.
     assert block.part.runs == 4 + again
 
 
 class Around(nn.Module):
-    """A block that does something with what a part gives, and has a linear after it."""
+    """A block that combines a part's output and a linear by ``how``."""
 
     def __init__(self, how):
         super().__init__()
@@ -153,33 +153,33 @@ def test_what_is_only_added_takes_the_place_of_what_was_read(way, shelf, tmp_pat
     torch.manual_seed(0)
     how, folds = WAYS[way]
     place = list if shelf == "list" else lambda: MmapStates(torch.device("cpu"), tmp_path)
-    forms = {}
-    for _ in range(2):  # as a block and its twin, of which the first one shows what both are
+    traits = {}
+    for _ in range(2):  # a block and its copy, which share the traits observed in the first
         block, hidden, given = Around(how).eval(), place(), torch.randn(3, 2, 5, 4)
         hidden.extend(given.clone())
-        memo = ActivationCache(block, STAGES, place, forms)
+        cache = ActivationCache(block, STAGES, place, traits)
 
-        def calls(block=block, hidden=hidden, memo=memo):
+        def calls(block=block, hidden=hidden, cache=cache):
             for number, x in enumerate(hidden):
-                yield memo.around(number, x, lambda x=x: block(x))
+                yield cache.around(number, x, lambda x=x: block(x))
 
-        if not forms["part"].adds:
-            memo.probe_residual_adds(given[0, :1], lambda x, block=block: lambda: block(x))
-        for memo.stage in range(2):
+        if not traits["part"].adds:
+            cache.probe_residual_adds(given[0, :1], lambda x, block=block: lambda: block(x))
+        for cache.stage in range(2):
             for call in calls():
                 call()
-        memo.stage, runs = 2, block.part.runs
-        memo.fold_into_hidden(hidden)
+        cache.stage, runs = 2, block.part.runs
+        cache.fold_into_hidden(hidden)
         found = [call() for call in calls()]
         assert all(map(torch.equal, found, map(block, given)))
         sums = [x + block.part(x.tanh()) for x in given]
         assert all(map(torch.equal, hidden, sums if folds else given))
-        # What it read last is enough.
+        # The reference runs alone are counted: the cached input of the last linear suffices.
         assert block.part.runs - runs == 2 * len(given)
 
 
 class Core(nn.Module):
-    """All of a block in one part."""
+    """A complete block in a single module."""
 
     def __init__(self):
         super().__init__()
@@ -195,20 +195,20 @@ def test_a_part_of_one_that_settles_later_is_not_folded():
     torch.manual_seed(0)
     block, hidden = nn.Sequential(Core()).eval(), [*torch.randn(3, 2, 5, 4)]
     expected = [block(x) for x in hidden]
-    memo = ActivationCache(block, [["0.part.first"], ["0.part.second"], ["0.last"]])
+    cache = ActivationCache(block, [["0.part.first"], ["0.part.second"], ["0.last"]])
 
     def calls():
         for number, x in enumerate(hidden):
-            yield memo.around(number, x, lambda x=x: block(x))
+            yield cache.around(number, x, lambda x=x: block(x))
 
-    memo.probe_residual_adds(hidden[0], lambda x: lambda: block(x))
-    for memo.stage in range(4):
-        memo.fold_into_hidden(hidden)
+    cache.probe_residual_adds(hidden[0], lambda x: lambda: block(x))
+    for cache.stage in range(4):
+        cache.fold_into_hidden(hidden)
         assert all(map(torch.equal, [call() for call in calls()], expected))
 
 
 def zeroed(model):
-    """Make attention of the first block give nothing."""
+    """Zero the attention output of the first block."""
     with torch.no_grad():
         model.get_parameter("model.layers.0.self_attn.o_proj.weight").zero_()
     return model
@@ -228,31 +228,31 @@ def test_attention_that_gives_nothing_tells_nothing_of_other_blocks(model_type, 
 
 def test_a_part_that_is_called_twice_is_run_again():
     block = Block(lambda x: x).eval()
-    memo = ActivationCache(block, STAGES)
-    memo.stage = 2
+    cache = ActivationCache(block, STAGES)
+    cache.stage = 2
     x = torch.randn(3, 5, 4)
     with torch.no_grad():
         expected = block.part(x), block.part(block.part(x))
         for _ in range(2):
-            first, second = memo.around(0, x, lambda: (block.part(x), block.part(block.part(x))))()
+            first, second = cache.around(0, x, lambda: (block.part(x), block.part(block.part(x))))()
             assert torch.equal(first, expected[0])
             assert torch.equal(second, expected[1])
 
 
 def test_an_error_leaves_nothing_behind():
     block = Block(lambda x: x).eval()
-    memo = ActivationCache(block, STAGES)
+    cache = ActivationCache(block, STAGES)
     x = torch.randn(3, 5, 4)
-    memo.stage = 2
+    cache.stage = 2
     with torch.no_grad():
-        memo.around(0, x, lambda: block(x))()
+        cache.around(0, x, lambda: block(x))()
 
         def fails():
             block(x)
             raise ZeroDivisionError
 
         with pytest.raises(ZeroDivisionError):
-            memo.around(0, x, fails)()
+            cache.around(0, x, fails)()
     assert "forward" not in vars(block.part)
     assert not any(module._forward_hooks for module in block.modules())
     assert not any(module._forward_pre_hooks for module in block.modules())

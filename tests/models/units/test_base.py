@@ -1,4 +1,4 @@
-"""Costs of units, counted from the shapes of parameters."""
+"""Parameter costs of units, counted from parameter shapes."""
 
 from prunekit.models.units.find import unit_groups
 from prunekit.models.units.heads_neurons import linear_groups
@@ -6,7 +6,10 @@ from tests.support.architectures import tiny
 
 
 def test_counts_the_parameters_of_a_unit_from_its_shapes():
-    """A head is 4·d·d_h and three biases, a gated neuron 3·d, a group 2·g·d·d_h + 2·d·d_h."""
+    """Closed-form counts of a head, a gated neuron and a group.
+
+    A head has 4·d·d_h and three biases, a gated neuron 3·d, a group 2·g·d·d_h + 2·d·d_h.
+    """
     assert linear_groups(tiny("bert"), "heads")[0].parameters_per_unit == 4 * 32 * 8 + 3 * 8
     assert linear_groups(tiny("bert"), "neurons")[0].parameters_per_unit == 2 * 32 + 1
     assert linear_groups(tiny("llama"), "neurons")[0].parameters_per_unit == 3 * 32
@@ -16,7 +19,7 @@ def test_counts_the_parameters_of_a_unit_from_its_shapes():
 
 
 def test_widths_are_multiples_if_the_units_are():
-    """Heads of 8 features in groups of two query heads; single neurons; each block is one."""
+    """Groups of two 8-feature query heads, single neurons, and whole blocks."""
     model = tiny("llama")
     assert linear_groups(model, "heads")[0].unit_multiple(32) == 4
     assert linear_groups(model, "neurons")[0].unit_multiple(32) == 32

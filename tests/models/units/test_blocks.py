@@ -1,4 +1,4 @@
-"""Whole blocks: passed through by a gate, ranked by what they turn, taken out of the list."""
+"""Whole blocks: bypassed by gates, ranked, and removed from the model."""
 
 import pytest
 import torch
@@ -27,7 +27,10 @@ def deeper(model_type, **overrides):
 def test_without_its_first_block_a_model_answers_as_the_gated_one_and_opens_as_stock(
     model_type, tmp_path
 ):
-    """A block at 0 passes on what it reads; T5's position bias goes to the block that is first."""
+    """A gate at 0 bypasses its block, as removal does.
+
+    T5's position bias moves to the new first block.
+    """
     model = deeper(model_type)
     given = batch(model)
     dense = valid_logits(model, given)
@@ -48,7 +51,7 @@ def test_without_its_first_block_a_model_answers_as_the_gated_one_and_opens_as_s
 
 
 def test_what_a_closed_block_gives_is_what_it_reads():
-    """Truth: the model's own forward without the block in its list."""
+    """The reference is the model's own forward without the block."""
     model, other = deeper("llama"), deeper("llama")
     given = batch(model)
     prunekit.blocks(model).gates["model.layers"].keep[1] = False
@@ -60,7 +63,7 @@ def test_what_a_closed_block_gives_is_what_it_reads():
 
 
 def test_text_is_written_with_a_cache_by_fewer_blocks(tmp_path):
-    """Blocks keep their keys by their number, which has to be that of their new place."""
+    """Blocks index the KV cache by number; removal must update it."""
     for model_type in ("gemma3_text", "t5"):
         model = deeper(model_type)
         prompt = {"input_ids": batch(model)["input_ids"][1:]}

@@ -1,4 +1,4 @@
-"""Unit groups by kind: every kind has groups of its own kind, in run order."""
+"""Unit groups by kind: each has that kind, in execution order."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Where heads and neurons are: exactly the rows and columns that each family gives them."""
+"""Heads and neurons: their exact rows and columns in each model family."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def test_each_row_and_column_belongs_to_one_unit(model_type, kind):
 
 
 def test_queries_keys_and_values_of_gpt2_are_columns_of_its_inputs_first_matrix():
-    """Head h is columns h·d of the query third, of the key third and of the value third."""
+    """Head h starts at column h·d of each query, key, value third."""
     site = linear_groups(tiny("gpt2"), "heads")[0]
     query, key, value = site.writers
     assert isinstance(query.linear, Conv1D)
@@ -69,6 +69,6 @@ def test_a_unit_under_grouped_queries_is_a_key_head_with_its_query_heads():
 
 
 def test_refuses_a_family_that_does_not_say_where_its_heads_are():
-    """An unknown architecture is an error, never a model that is left as it was without a word."""
+    """An unknown architecture is an error, never a silently unchanged model."""
     with pytest.raises(CheckpointError, match="'bloom' keep their heads, so none can be removed"):
         linear_groups(tiny("bloom"), "heads")

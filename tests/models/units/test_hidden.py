@@ -1,4 +1,4 @@
-"""Coordinates of the residual stream: gated where it is read, taken out of every matrix."""
+"""Residual stream coordinates: gated at readers, removed from every matrix."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 import prunekit
 from prunekit.errors import ShapeError
 from tests.support.architectures import TINY
-from tests.support.units import valid_logits, batch, randomized_model
+from tests.support.units import batch, randomized_model, valid_logits
 
 CAN = ("gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "t5")
 TOKENS = torch.randint(3, 96, (3, 10), generator=torch.Generator().manual_seed(3))
@@ -22,7 +22,7 @@ def keep_some(gates, count=20):
 
 @pytest.mark.parametrize("model_type", CAN)
 def test_a_narrower_model_answers_as_the_gated_one_and_opens_as_stock(model_type, tmp_path):
-    """RMSNorms are rescaled, and what a family multiplies by the root of its width."""
+    """RMSNorms and factors of the square root of the width are rescaled."""
     model = randomized_model(model_type)
     given = batch(model)
     dense = valid_logits(model, given)
@@ -44,7 +44,7 @@ def test_a_narrower_model_answers_as_the_gated_one_and_opens_as_stock(model_type
 
 
 def test_a_closed_gate_is_zeros_in_whatever_writes_and_reads_the_coordinate():
-    """Truth: zeros in the matrices, the norms dividing by the whole width as before."""
+    """The reference has zeroed matrices and norms over the full width."""
     model, other = randomized_model("llama"), randomized_model("llama")
     given = batch(model)
     kept = keep_some(prunekit.hidden(model))
@@ -72,7 +72,7 @@ def test_a_norm_of_fewer_coordinates_is_that_of_all_with_zeros():
     gates.finalize()
     assert model.config.rms_norm_eps == other.variance_epsilon
     assert model.model.norm.variance_epsilon == other.variance_epsilon
-    # transformers squares in float32
+    # transformers computes the squares in float32
     torch.testing.assert_close(other(x[:, :20]), norm(x)[:, :20], rtol=1e-6, atol=1e-6)
 
 
@@ -128,7 +128,7 @@ def test_the_gradient_of_a_gate_is_that_of_finite_differences():
         moved[7] += sign * 1e-4
         with gate.holding(moved), torch.no_grad():
             ends.append(model(**given).logits.square().mean())
-    # transformers norms in float32
+    # transformers computes norms in float32
     torch.testing.assert_close(value.grad[7], (ends[0] - ends[1]) / 2e-4, rtol=1e-2, atol=1e-4)
 
 
@@ -139,7 +139,7 @@ def test_rankers_of_gates_rank_coordinates_too(ranker):
         prunekit.hidden(randomized_model("llama")).score(ranker, TOKENS, **settings).values()
     )
     assert len(scores) == 32
-    assert len(scores.unique()) > 20  # sums of places may be equal
+    assert len(scores.unique()) > 20  # sums of ranks may be tied
 
 
 @pytest.mark.parametrize("model_type", sorted(set(TINY) - {*CAN}))

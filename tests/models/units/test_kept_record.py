@@ -1,4 +1,4 @@
-"""The record of kept units in a config: merged, replaced, and dropped when empty."""
+"""The config's record of kept units: merging, replacement, deletion when empty."""
 
 from prunekit.checkpoint.compressed import KEPT_UNITS_KEY
 from prunekit.models.units.kept_record import read_record, set_config_entries, update_record

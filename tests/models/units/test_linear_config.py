@@ -1,4 +1,4 @@
-"""How a config states the heads and neurons of its blocks."""
+"""Config entries for the heads and neurons of blocks."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.support.architectures import tiny
 
 
 def test_the_sizes_of_an_attention_follow_from_its_key_heads():
-    """Two key heads with two query heads of 8 features each."""
+    """Two key heads, each with two query heads of 8 features."""
     group = linear_groups(tiny("llama"), "heads")[0]
     assert linear_config.head_counts(group, 1) == {"heads": 2, "groups": 1, "size": 8, "width": 16}
     entries = linear_config.config_entries(group, 1, "llama")
@@ -32,7 +32,7 @@ def test_different_numbers_have_no_common_count():
 
 
 def test_head_counts_are_set_in_a_config_of_the_attention_alone():
-    """Other attentions share the config object, so theirs must not change."""
+    """Other attention modules share the config; their counts must not change."""
     model = tiny("gpt2")
     first, second = linear_groups(model, "heads")
     linear_config.set_head_counts(first, first.declared, 3)

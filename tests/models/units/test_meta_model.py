@@ -1,4 +1,4 @@
-"""Stock models of a changed config: their shapes, without weights."""
+"""Stock models of a changed config: shapes without weights."""
 
 import pytest
 
@@ -19,6 +19,6 @@ def test_parameters_have_the_shapes_of_the_changed_config_and_no_storage():
 
 
 def test_a_config_that_transformers_refuses_is_named():
-    with pytest.raises(ShapeError, match="heads: transformers refuses a config with .*= 3"):
+    with pytest.raises(ShapeError, match=r"heads: transformers refuses a config with .*= 3"):
         meta_model(tiny("llama"), {"num_attention_heads": 3}, "heads")
     assert format_entries({"a": 1, "b": 2}) == "a = 1, b = 2"

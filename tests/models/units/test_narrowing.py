@@ -1,4 +1,4 @@
-"""Narrowed linears compute the kept rows, or the product with the kept columns."""
+"""Narrowed linears use only the kept rows or the kept columns."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Columns of a shared position bias follow the heads through several removals."""
+"""Columns of a shared position bias track heads over several removals."""
 
 import pytest
 import torch

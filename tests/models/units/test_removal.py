@@ -1,4 +1,4 @@
-"""Removal: smaller matrices, the answers of the gated model, and folders that open again."""
+"""Removal: smaller matrices, the gated model's output, and reloadable folders."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ CANNOT_SAY = ("bert", "distilbert", "gpt2", "gpt_neox", "opt", "roberta")
 STOCK_HEADS = sorted(set(TINY) - {*CANNOT_SAY})
 
 
-def gated_answers(model, kind, kept, given):
+def gated_logits(model, kind, kept, given):
     gates = [Gate(site) for site in linear_groups(model, kind)]
     for site, gate in zip(linear_groups(model, kind), gates, strict=True):
         gate.keep[:] = False
@@ -46,14 +46,14 @@ def assert_same(actual, expected):
 @pytest.mark.parametrize("uniform", [True, False], ids=["uniform", "unequal"])
 @pytest.mark.parametrize("model_type", sorted(TINY))
 def test_a_smaller_model_answers_as_the_gated_one(model_type, uniform):
-    """Rows, columns and biases of every family, the other way in GPT-2, and T5's position bias."""
+    """Covers each family's rows, columns and biases, GPT-2's Conv1D, T5's position bias."""
     model = randomized_model(model_type)
     skip_without_attention_interface(model)
     given = batch(model)
     dense = valid_logits(model, given)
     for kind in ("heads", "neurons"):
         kept = random_kept(model, kind, uniform=uniform)
-        expected = gated_answers(model, kind, kept, given)
+        expected = gated_logits(model, kind, kept, given)
         assert (expected - dense).abs().max() > 1e-2 * dense.abs().max()
         before = count_parameters(model)
         gone = sum(
@@ -67,7 +67,10 @@ def test_a_smaller_model_answers_as_the_gated_one(model_type, uniform):
 
 @pytest.mark.parametrize("model_type", sorted(TINY))
 def test_a_uniform_model_is_a_stock_one(model_type, tmp_path):
-    """Config rewritten; where a family's config cannot say fewer heads, neurons alone go."""
+    """The rewritten config describes a stock model.
+
+    For families whose config cannot express fewer heads, only neurons are removed.
+    """
     model = randomized_model(model_type)
     given = batch(model)
     for kind in ("heads", "neurons") if model_type in STOCK_HEADS else ("neurons",):
@@ -95,7 +98,7 @@ def test_a_folder_of_unequal_blocks_opens_again_and_writes_text(model_type, tmp_
         apply_removal(model, linear_groups(model, kind), kept, None)
     model.save_pretrained(tmp_path)
     opened = prunekit.load(tmp_path)
-    # As prunekit is imported here, transformers opens it too.
+    # With prunekit imported, transformers loads it too.
     for other in (opened, type(model).from_pretrained(tmp_path).eval()):
         assert torch.equal(valid_logits(other, given), valid_logits(model, given))
     prompt = {"input_ids": given["input_ids"][1:]}
@@ -104,7 +107,7 @@ def test_a_folder_of_unequal_blocks_opens_again_and_writes_text(model_type, tmp_
 
 
 def test_removing_in_two_steps_is_removing_at_once():
-    """Also of heads with a bias, whose columns are counted as the first block once had them."""
+    """Position bias columns keep the first block's original numbering."""
     once, twice = randomized_model("t5"), randomized_model("t5")
     skip_without_attention_interface(once)
     given = batch(once)

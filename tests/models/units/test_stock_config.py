@@ -35,7 +35,7 @@ def test_a_stock_config_is_refused_for_unequal_blocks_and_for_heads_that_differ_
 
 
 def test_a_stock_config_is_refused_where_transformers_itself_refuses_it():
-    """Llama wants a hidden size that the number of heads divides, though each has its own size."""
+    """Llama requires a hidden size divisible by the head count, despite ``head_dim``."""
     model = randomized_model("llama", num_key_value_heads=4)
     kept = {site.name: [0, 1, 2] for site in linear_groups(model, "heads")}
     with pytest.raises(ShapeError, match=r"num_attention_heads = 3.*not a multiple"):

@@ -1,4 +1,4 @@
-"""Heat maps of layers: arrangement, labels and scales."""
+"""Heat maps of layers: layout, labels and color scales."""
 
 import re
 
@@ -15,7 +15,7 @@ def layer(name, sparsity=0.5, error=0.1):
 
 
 def fills(svg):
-    """Colour by tooltip."""
+    """Return the fill color of each cell by tooltip."""
     return dict(re.findall(r"<title>([^<]*)</title><path[^>]*fill: (#\w+)", svg))
 
 

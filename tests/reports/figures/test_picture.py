@@ -1,4 +1,4 @@
-"""Figures with their data."""
+"""Figures with their data as downloadable files."""
 
 import csv
 import json

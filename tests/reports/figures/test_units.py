@@ -18,7 +18,7 @@ def layer(block, kept, **facts):
     }
 
 
-def tips(picture):
+def tooltips(picture):
     return re.findall("<title>([^<]*)", picture.svg)
 
 
@@ -26,7 +26,7 @@ def test_scores_are_drawn_as_fractions_of_lower_scores():
     (scores,) = units.maps([layer(0, [1]), layer(1, [0, 1])], {})
     assert scores.title == "Heads by score"
     assert "Framed: the 1 removed heads." in scores.caption
-    assert tips(scores) == [
+    assert tooltips(scores) == [
         "model.layers.0.self_attn, 0: score 0, removed",
         "model.layers.0.self_attn, 1: score 0.333, kept",
         "model.layers.1.self_attn, 0: score 0.667, kept",
@@ -37,7 +37,7 @@ def test_scores_are_drawn_as_fractions_of_lower_scores():
 
 def test_equal_scores_have_equal_fractions():
     (scores,) = units.maps([{**layer(0, [0]), "scores": [1.0, 1.0]}], {})
-    assert [tip.split("score ")[1] for tip in tips(scores)] == ["0, kept", "0, removed"]
+    assert [tip.split("score ")[1] for tip in tooltips(scores)] == ["0, kept", "0, removed"]
 
 
 def test_losses_and_entropies_are_drawn_where_they_were_measured():
@@ -51,9 +51,9 @@ def test_losses_and_entropies_are_drawn_where_they_were_measured():
 
 
 def test_heads_of_one_unit_share_its_outcome():
-    """Grouped-query attention: four heads in two units."""
+    """With grouped-query attention, four heads are two units."""
     layers = [layer(0, [1], entropy=[0.1, 0.2, 0.3, 0.4])]
-    outcomes = [tip.rpartition(" ")[2] for tip in tips(units.maps(layers, {})[1])]
+    outcomes = [tip.rpartition(" ")[2] for tip in tooltips(units.maps(layers, {})[1])]
     assert outcomes == ["removed", "removed", "kept", "kept"]
 
 
@@ -81,6 +81,6 @@ def test_the_training_curve_has_the_held_out_losses(recovery, text):
     ]
     summary = {"base": 2.0, "post": 4.0, "final": 3.0, "recovery": recovery, "history": history}
     picture = units.training(summary)
-    assert tips(picture) == ["step 0: 4.00", "step 2: 3.00"]
+    assert tooltips(picture) == ["step 0: 4.00", "step 2: 3.00"]
     assert text in picture.caption
     assert list(picture.rows) == history

@@ -1,4 +1,4 @@
-"""The printed plan of a sparsify run, and where it places hidden states."""
+"""The printed plan of a sparsify run, and its hidden-state placement."""
 
 from dataclasses import replace
 from io import StringIO

@@ -1,4 +1,4 @@
-"""Plans: what is decided before a weight is read, and what is refused."""
+"""Planning before any weight is read: decisions and error cases."""
 
 import json
 import shutil
@@ -173,7 +173,7 @@ def test_no_kept_weight_is_rounded_to_a_narrower_type(tmp_path, output, monkeypa
 
 
 def test_the_plan_counts_what_runs_in_another_type_than_blocks(tmp_path, output, monkeypatch):
-    """The head is asked for a loss in float32, and the dense model writes as it is stored."""
+    """The loss uses float32; the dense model generates in its stored dtype."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     own = {"data": "self"}
     plans = [
@@ -232,7 +232,7 @@ LLAMA_2_70B = {
 
 @pytest.fixture
 def outlined(tmp_path):
-    """A config for a model of which only config.json is here."""
+    """A run config for a model that has only a ``config.json``."""
     (tmp_path / "m").mkdir()
     (tmp_path / "m/config.json").write_text(json.dumps(LLAMA_2_70B))
     (tmp_path / "text.txt").write_text("some text")
@@ -260,7 +260,7 @@ def test_a_large_model_is_planned_for_other_machines_from_its_config_alone(outli
     assert alone.hidden == 128 * 2048 * 8192 * 2 == 8 * shared.hidden
     assert shared.block == alone.block
     assert shared.solve < alone.solve
-    # A block as read, as it will be written, and the next one in pinned memory.
+    # A block as read, the block as written, and the next block in pinned memory.
     assert shared.host == 3 * 855_654_400 * 2
     assert "8: samples and rows are shared" in shown(plans[8])
     with pytest.raises(CapacityError, match=r"needs about .* on cuda, .* are free"):

@@ -1,4 +1,4 @@
-"""Facts of the report of a sparsify run."""
+"""Contents of the report of a sparsify run."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A whole run on tiny models: its records, what it writes, and that it can be stopped anywhere."""
+"""Whole runs on tiny models: records, output, resuming after any stop."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from prunekit.checkpoint.output import JOURNAL
 from prunekit.checkpoint.reader import INDEX_FILE, open_checkpoint
 from prunekit.cli.main import main
 from prunekit.errors import ConfigError, NumericsError
-from prunekit.runs.sparsify import run, shards
+from prunekit.runs.sparsify import shards
 from prunekit.sparsify.block_pruner import BlockPruner
 from tests.support import checkpoints
 from tests.support.architectures import tiny
@@ -40,7 +40,7 @@ def llama(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_page(monkeypatch):
-    """Spare each run the drawing of its page, which tests of the report look at."""
+    """Skip drawing the HTML report, which other tests cover."""
     monkeypatch.setattr("prunekit.reports.report.render", lambda report: "")
 
 
@@ -61,7 +61,7 @@ def start(llama, folder, *, resume=False, overwrite=False, **sections):
     return prunekit.run(planned(llama, folder, **sections), resume=resume, overwrite=overwrite)
 
 
-# What a run yields and writes
+# Records and files of a run
 
 
 def test_records_come_in_the_order_of_the_contract(finished, llama):
@@ -452,7 +452,7 @@ def test_a_cpu_that_runs_blocks_in_another_type_does_not_resume(llama, tmp_path)
     folder = tmp_path / "out"
     list(prunekit.run(planned(llama, folder)))
     elsewhere = replace(planned(llama, folder), dtype=torch.bfloat16)
-    with pytest.raises(ConfigError, match="where blocks run in another type"):
+    with pytest.raises(ConfigError, match="with blocks in another data type"):
         list(prunekit.run(elsewhere, resume=True))
 
 

@@ -1,4 +1,4 @@
-"""The time of a plan: operations at a measured speed."""
+"""Time estimates of plans: operations divided by a measured speed."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Fixtures of tests of structured runs: a tiny model and a finished run."""
+"""Fixtures for structured runs: a tiny model and a finished run."""
 
 import pytest
 
@@ -15,6 +15,6 @@ def llama(tmp_path_factory):
 
 @pytest.fixture(scope="package")
 def shrunk(llama, tmp_path_factory):
-    """An uninterrupted run: its folder and its report. Tests do not change its files."""
+    """Folder and report of an uninterrupted run; treat its files as read-only."""
     folder = tmp_path_factory.mktemp("run") / "out"
     return folder, finished(llama, folder, BOTH)

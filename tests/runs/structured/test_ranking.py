@@ -16,7 +16,7 @@ from tests.support.structured import BOTH, finished, planned
 
 
 def test_the_report_holds_the_ranker_against_the_loss_without_each_unit(llama, tmp_path):
-    """Spearman's ρ of its scores to leave-one-out on the same text, and a map of both."""
+    """The report holds Spearman's ρ to leave-one-out, and a map of both."""
     prune = 'method = "magnitude"\npattern = "heads"\nsparsity = 0.25\ntruth = true'
     report = finished(llama, tmp_path / "out", prune)
     tokenizer = load_tokenizer(open_checkpoint(llama))
@@ -60,7 +60,10 @@ def test_steps_rank_what_is_left_anew_and_end_at_the_same_count(llama, tmp_path)
 
 @pytest.mark.parametrize("uniform", [False, True])
 def test_units_of_all_kinds_go_until_the_budget_is_met(tmp_path, uniform):
-    """Scored together and anew after each step, counted in the written file."""
+    """All kinds are rescored after each step.
+
+    Parameters are counted in the output file.
+    """
     folder = checkpoints.write(tmp_path / "model", num_hidden_layers=3, num_key_value_heads=4)
     prune = (
         'method = "gradient"\npattern = ["heads", "neurons", "hidden", "blocks"]\n'
@@ -93,7 +96,7 @@ def test_the_first_samples_have_at_most_so_many_tokens(tokens, samples):
 
 
 def test_heads_with_a_shared_position_bias_have_one_score():
-    """T5: each block counts alike, however large its scores are."""
+    """In T5 every block has equal weight, regardless of score scale."""
     model = tiny("t5")
     groups = prunekit.heads(model).linear_groups
     scores = {

@@ -1,4 +1,4 @@
-"""The report of a structured run: facts, page and views."""
+"""The report of a structured run: contents, HTML page and head views."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Structured runs from config to verified checkpoint, over kinds of units and families."""
+"""Structured runs from config to verified checkpoint, for all units and families."""
 
 import json
 import os
@@ -77,13 +77,13 @@ def test_the_weights_are_those_of_the_python_interface(llama, tmp_path):
 
 
 def test_a_refit_in_one_walk_is_that_of_a_run_a_layer(llama, tmp_path):
-    """Each linear is fitted to what it reads once all before it are without the units that go."""
+    """Each linear is refitted on inputs computed with earlier layers pruned."""
     report = finished(llama, tmp_path / "out", BOTH)
     tokenizer = load_tokenizer(open_checkpoint(llama))
     ids = calibration_tokens(tokenizer, [str(llama / "text.txt")], 8, 12, 0).ids
     model = prunekit.load(llama)
     both = {kind: getattr(prunekit, kind)(model) for kind in KINDS}
-    for layer in report["layers"]:  # in run order
+    for layer in report["layers"]:  # in execution order
         for name, gate in both[layer["kind"]].gates.items():
             if name == layer["name"]:
                 gate.keep[:] = False
@@ -121,7 +121,10 @@ def test_stored_types_stay_as_they_were(tmp_path):
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama", "t5"])
 def test_blocks_go_first_and_heads_of_those_that_are_left_after_them(tmp_path, model_type):
-    """Blocks are numbered anew in file and config; GPT-2's old masks go with their block."""
+    """Blocks are renumbered in file and config.
+
+    GPT-2's mask buffers are dropped with their block.
+    """
     overrides = {"t5": {"num_decoder_layers": 2}, "gpt2": {"n_layer": 3}}
     folder = checkpoints.write(
         tmp_path / "model", model_type, **overrides.get(model_type, {"num_hidden_layers": 3})
@@ -139,7 +142,7 @@ def test_blocks_go_first_and_heads_of_those_that_are_left_after_them(tmp_path, m
     gone = sum(layer["units"] - len(layer["kept"]) for layer in whole)
     assert report["sparsity"]["removed"]["blocks"][0] == gone == 1
     names = [layer["name"] for layer in report["layers"] if layer["kind"] == "heads"]
-    # Of T5, an encoder's block has one attention and a decoder's two.
+    # In T5, an encoder block has one attention module, a decoder block two.
     assert len(names) in {"t5": {4, 5}, "gpt2": {2}, "llama": {2}}[model_type]
     held = checkpoints.tensors(tmp_path / "out")
     assert (
@@ -228,7 +231,7 @@ model.save_pretrained(sys.argv[3])
 
 @pytest.mark.slow
 def test_transformers_opens_unequal_blocks_once_prunekit_is_imported(shrunk, tmp_path):
-    """In a fresh process: the same logits, text, and what it saves opens again."""
+    """A fresh process computes equal logits and text; its saved copy reloads."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
     arguments = [str(shrunk[0]), str(tmp_path / "answers.pt"), str(tmp_path / "again")]
     subprocess.run([sys.executable, "-c", FRESH, *arguments], check=True, env=environment)

@@ -1,4 +1,4 @@
-"""Fixtures of tests of sweeps: a tiny model, and runs without worker processes."""
+"""Fixtures for sweeps: a tiny model, and runs without worker processes."""
 
 from collections.abc import Iterator
 
@@ -16,9 +16,9 @@ def llama(tmp_path_factory):
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """Carry out runs in this process, as a worker takes seconds to import torch.
+    """Execute runs in this process, since workers take seconds to start.
 
-    The fixture lists the names of the functions that were called.
+    The fixture value lists the names of the called functions.
     """
     called = []
 

@@ -1,4 +1,4 @@
-"""Facts that a sweep measures of one model."""
+"""Values that a sweep measures for one model."""
 
 import pytest
 

@@ -12,7 +12,7 @@ from tests.support.sweeps import BASE, write_sweep
 
 
 def test_a_sweep_of_rankers_says_how_far_they_agree(llama, tmp_path, in_process):
-    """Spearman's ρ between the methods and to leave-one-out, as numbers and as a picture."""
+    """Spearman's ρ between methods and to leave-one-out, as numbers and figure."""
     sweep = 'tokens = 0\nmethod = ["magnitude", "leave-one-out", "random"]\nsparsity = [0.5]'
     text = BASE.replace('"neurons"', '"heads"')
     path = write_sweep(llama, tmp_path / "out", sweep, text=text)

@@ -16,8 +16,8 @@ def test_the_entropy_is_that_of_the_eager_probabilities():
     model.set_attn_implementation("eager")
     with torch.no_grad():
         maps = model(ids, output_attentions=True).attentions
-    for group, p in zip(groups, maps, strict=True):
-        p = p.double()
+    for group, probabilities in zip(groups, maps, strict=True):
+        p = probabilities.double()
         expected = -torch.special.xlogy(p, p).sum((0, 2, 3))
         torch.testing.assert_close(
             found[group.name].entropy.double().flatten(), expected, rtol=1e-4, atol=1e-5

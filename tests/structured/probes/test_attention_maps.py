@@ -1,4 +1,4 @@
-"""Heads seen one by one: the probabilities of eager attention, and what each adds to the stream."""
+"""Attention maps and output norms of single heads."""
 
 import pytest
 import torch
@@ -6,13 +6,13 @@ import torch
 from prunekit.models.orientation import weight_matrix
 from prunekit.models.units.heads_neurons import linear_groups
 from prunekit.reports.figures.heads import head_figures
-from prunekit.structured.probes.attention_maps import head_output_norms, attention_maps
-from tests.support.units import batch, skip_without_attention_interface, randomized_model
+from prunekit.structured.probes.attention_maps import attention_maps, head_output_norms
+from tests.support.units import batch, randomized_model, skip_without_attention_interface
 
 
 @pytest.mark.parametrize("model_type", ["gemma2", "gpt2", "llama", "t5"])
 def test_a_map_is_that_of_eager_attention(model_type):
-    """Attention maps: soft cap, sliding window, position bias and grouped queries included."""
+    """Covers soft caps, sliding windows, position bias and grouped queries."""
     model = randomized_model(model_type)
     skip_without_attention_interface(model)
     given = {name: part[1:] for name, part in batch(model).items()}
@@ -31,7 +31,7 @@ def test_a_map_is_that_of_eager_attention(model_type):
 
 
 def test_what_passes_a_gate_is_the_norm_of_what_its_head_adds():
-    """Gate activity: a head alone, its columns of the output matrix times what they read."""
+    """The norm of a head's output times its output-projection columns."""
     model = randomized_model("llama")
     site = linear_groups(model, "heads")[1]
     ids, seen = torch.arange(3, 12)[None], []
@@ -45,7 +45,7 @@ def test_what_passes_a_gate_is_the_norm_of_what_its_head_adds():
 
 
 def test_pictures_name_heads_tokens_and_layers_that_repeat_themselves():
-    """The interdependence of heads is drawn, those most alike first; all of it is data beside."""
+    """Head similarity is drawn, most similar layers first, with its data attached."""
     layer = "model.layers.1.self_attn"
     report = {
         "views": {

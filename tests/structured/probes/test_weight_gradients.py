@@ -1,4 +1,7 @@
-"""Weight gradients against one backward pass of the mean loss; frozen weights too."""
+"""Gradients of all weights against one backward pass of the mean loss.
+
+Frozen weights are included.
+"""
 
 import torch
 

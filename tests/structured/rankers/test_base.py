@@ -1,4 +1,4 @@
-"""Laws that hold for every ranker, and rankers given by name or instance."""
+"""Properties of every ranker, and rankers given by name or instance."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from tests.support.units import batch, randomized_model, skip_without_attention_
 
 @pytest.mark.parametrize("model_type", sorted(TINY))
 def test_every_ranker_gives_each_unit_of_each_layer_one_finite_score(model_type):
-    """One entry a (layer, head), also under grouped queries, in T5's two stacks and in encoders."""
+    """Also with grouped queries, in T5's two stacks and in encoders."""
     model = randomized_model(model_type)
     skip_without_attention_interface(model)
     given = [batch(model)]

@@ -20,7 +20,7 @@ def deeper(model_type, **overrides):
 
 
 def test_block_influence_is_one_minus_the_cosine_of_what_goes_in_and_out():
-    """Against the hidden states that transformers itself gives, padding left out."""
+    """The reference uses the hidden states of transformers, without padding."""
     model = deeper("llama")
     given = batch(model)
     with torch.no_grad():
@@ -28,7 +28,7 @@ def test_block_influence_is_one_minus_the_cosine_of_what_goes_in_and_out():
     valid = given["attention_mask"].bool()
     gates = prunekit.blocks(model)
     (scores,) = gates.score("block-influence", [given]).values()
-    for unit in (0, 1):  # the last state is that after the final norm
+    for unit in (0, 1):  # the last hidden state follows the final norm
         found = cosine_similarity(states[unit].double(), states[unit + 1].double(), dim=-1)
         torch.testing.assert_close(scores[unit], 1 - found[valid].mean())
     gates.gates["model.layers"].keep[1] = False

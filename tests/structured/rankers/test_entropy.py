@@ -1,4 +1,4 @@
-"""Attention entropy: uniform attention has the maximum."""
+"""Attention entropy: uniform attention has the maximum entropy."""
 
 import pytest
 import torch
@@ -21,5 +21,5 @@ def test_entropy_prunes_the_head_that_looks_everywhere_alike_first():
     assert scores["transformer.h.1.attn"][2] == pytest.approx(-1, abs=1e-6)
     assert gates.prune(scores, 0.125)[0][:2] == (1, 2)
     nats = flat(gates.score("entropy", TOKENS, normalised=False))
-    # ln 12 for the last row, less for those before it.
+    # ln 12 in the last row, less in earlier rows.
     assert (-nats).max() < torch.arange(1, 13).double().log().mean() + 1e-6

@@ -8,7 +8,7 @@ from tests.support.units import randomized_model
 
 
 def test_flap_is_the_variance_of_inputs_times_the_norm_of_their_weights():
-    """Over all batches at once; a layer's scores are then standardised."""
+    """The variance is over all batches; each layer's scores are then standardized."""
     model = randomized_model("llama")
     gates = prunekit.heads(model)
     site, seen = gates.linear_groups[0], []

@@ -8,7 +8,10 @@ from tests.support.units import batch, randomized_model
 
 
 def test_gradient_is_the_mean_of_each_samples_absolute_gradient_by_the_gate():
-    """|∂L/∂ξ| of each sample by itself, not of their sum; padding is not predicted."""
+    """The mean over samples of |∂L/∂ξ|, not the absolute mean gradient.
+
+    Padding tokens are not predicted.
+    """
     model = randomized_model("llama")
     gates = prunekit.heads(model)
     given = batch(model)

@@ -1,4 +1,7 @@
-"""LLM-Pruner: the sum of |W · ∂L/∂W| over a unit; see also the parameter gradient's test."""
+"""LLM-Pruner: the sum of |W · ∂L/∂W| over a unit.
+
+``test_parameter_gradient.py`` compares its scores to a backward pass.
+"""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Magnitude against norms of the weight slices."""
+"""Magnitude against the norms of weight slices."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from tests.support.units import randomized_model
 @pytest.mark.parametrize("model_type", ["bert", "gpt2", "gpt_neox", "llama", "phi3", "t5"])
 @pytest.mark.parametrize("kind", ["heads", "neurons"])
 def test_a_unit_that_was_made_tiny_has_the_lowest_magnitude(model_type, kind):
-    """Wrong slices of a fused or inputs-first matrix would spread the change over many units."""
+    """Wrong slices of fused or transposed matrices would change several units."""
     model = randomized_model(model_type)
     gates = getattr(prunekit, kind)(model)
     site = gates.linear_groups[1]
@@ -31,7 +31,7 @@ def test_a_unit_that_was_made_tiny_has_the_lowest_magnitude(model_type, kind):
 
 
 def test_magnitude_is_the_sum_of_the_norms_of_q_k_v_and_o():
-    """Of GPT-2: columns of c_attn's three thirds, rows of c_proj."""
+    """In GPT-2: columns of the three thirds of c_attn, rows of c_proj."""
     model = randomized_model("gpt2")
     attention = model.transformer.h[0].attn
     inner, outer = attention.c_attn.weight, attention.c_proj.weight

@@ -11,7 +11,7 @@ from tests.support.units import randomized_model
 
 @pytest.mark.parametrize("kind", ["heads", "neurons"])
 def test_block_obs_is_what_the_best_refit_without_the_unit_loses(kind):
-    """tr(W_P [(H⁻¹)_PP]⁻¹ W_Pᵀ) against least squares over what is left, in float64."""
+    """tr(W_P [(H⁻¹)_PP]⁻¹ W_Pᵀ) against float64 least squares over the kept inputs."""
     model = randomized_model("llama")
     gates = getattr(prunekit, kind)(model)
     site = gates.linear_groups[0]

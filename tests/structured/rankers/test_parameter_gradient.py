@@ -10,7 +10,10 @@ from tests.support.units import randomized_model
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama"])
 def test_parameter_gradients_and_llm_pruner_are_sums_over_the_weights_of_a_unit(model_type):
-    """Against a backward of the loss of all predictions, frozen weights included."""
+    """The reference is one backward pass over all predictions.
+
+    Frozen weights are included.
+    """
     model = randomized_model(model_type)
     gates = prunekit.neurons(model)
     site = gates.linear_groups[1]

@@ -1,4 +1,4 @@
-"""Random scores: determined by the seed."""
+"""Random scores, determined by the seed."""
 
 import torch
 

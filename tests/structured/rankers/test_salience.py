@@ -1,4 +1,4 @@
-"""Salience against its formula, from observed inputs and gradients."""
+"""Salience against its formula on observed inputs and gradients."""
 
 import torch
 
@@ -9,7 +9,10 @@ from tests.support.units import randomized_model
 
 
 def test_salience_is_the_product_of_two_sums_and_the_root_of_a_kurtosis():
-    """(Σ|h|)(Σ|g|) + √Kurt, not Σ|h g|; excess kurtosis of a neuron's weights, not below 0."""
+    """The score is (Σ|h|)(Σ|g|) + √Kurt, not Σ|h g|.
+
+    Kurt is the excess kurtosis of a neuron's weights, clamped at 0.
+    """
     model = randomized_model("llama")
     model.requires_grad_(requires_grad=False)
     gates = prunekit.neurons(model)

@@ -9,7 +9,10 @@ from tests.support.units import randomized_model
 
 
 def test_surgeon_weighs_what_a_refit_loses_by_the_gradients_of_the_loss():
-    """½ tr(G D H Dᵀ) of the change D of the weights that the best refit makes, in float64."""
+    """The score is ½ tr(G D H Dᵀ), in float64.
+
+    D is the weight change of the optimal refit.
+    """
     model = randomized_model("llama")
     gates = prunekit.heads(model)
     site = gates.linear_groups[1]

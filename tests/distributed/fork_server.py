@@ -1,7 +1,7 @@
-"""Forks ranks from a process that has imported everything and never computes.
+"""Fork ranks from a process that has imported everything and never computes.
 
-So a world of ranks is there in a tenth of a second. On its input each line asks for one; it answers
-with the process ids at once, and with the exit codes when all have ended.
+So a world of ranks starts in a tenth of a second. Each line of its standard input requests one; it
+writes the process ids at once, and the exit codes when all have ended.
 """
 
 import json
@@ -17,8 +17,8 @@ from socket import socket
 ROOT = Path(__file__).parents[2]
 
 
-class Nursery:
-    """The forking process, seen from a test."""
+class ForkServer:
+    """The forking process, as used by a test."""
 
     def __init__(self) -> None:
         path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
@@ -31,21 +31,21 @@ class Nursery:
         )
 
     def start(self, folder: Path, size: int, script: str, *arguments: object) -> "World":
-        """Start ``size`` ranks that run ``script``; what they say goes to files of ``folder``.
+        """Start ``size`` ranks that run ``script``, with output in ``folder``.
 
-        The script knows ``rank`` and ``arguments``; None as its ``code`` is 0.
+        The script's globals are ``rank``, ``arguments`` and ``code``, its exit code; None means 0.
         """
         folder.mkdir(parents=True, exist_ok=True)
         job = {"folder": str(folder), "size": size, "script": script}
-        return World(self, folder, self.ask(job | {"arguments": [*map(str, arguments)]}))
+        return World(self, folder, self.request(job | {"arguments": [*map(str, arguments)]}))
 
-    def ask(self, job: object) -> list[int]:
+    def request(self, job: object) -> list[int]:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
-        return self.hear()
+        return self.read()
 
-    def hear(self) -> list[int]:
+    def read(self) -> list[int]:
         assert self._process.stdout is not None
         return json.loads(self._process.stdout.readline())
 
@@ -55,10 +55,10 @@ class Nursery:
 
 
 class World:
-    """Ranks that run."""
+    """Ranks that are running."""
 
-    def __init__(self, nursery: Nursery, folder: Path, pids: list[int]) -> None:
-        self._nursery, self.folder, self.pids = nursery, folder, pids
+    def __init__(self, fork_server: ForkServer, folder: Path, pids: list[int]) -> None:
+        self._server, self.folder, self.pids = fork_server, folder, pids
         self.began = time.monotonic()
 
     def kill(self, rank: int, number: int) -> None:
@@ -66,17 +66,17 @@ class World:
             os.kill(self.pids[rank], number)
 
     def wait(self) -> list[int]:
-        """Return the exit code of each, negative for a signal."""
-        return self._nursery.hear()
+        """Return the exit code of each rank; negative for a signal."""
+        return self._server.read()
 
-    def said(self, rank: int) -> str:
-        """Return what a rank wrote to its standard error."""
+    def stderr(self, rank: int) -> str:
+        """Return the standard error of a rank."""
         return (self.folder / f"{rank}.err").read_text()
 
     def succeed(self) -> None:
         codes = self.wait()
-        said = [self.said(rank) for rank in range(len(codes))]
-        assert not any(codes), f"{codes}\n" + "\n".join(said)
+        errors = [self.stderr(rank) for rank in range(len(codes))]
+        assert not any(codes), f"{codes}\n" + "\n".join(errors)
 
 
 def serve() -> None:
@@ -95,11 +95,11 @@ def serve() -> None:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         pids = [_fork(rank, port, job) for rank in range(job["size"])]
-        _tell(pids)
-        _tell([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids])
+        _write(pids)
+        _write([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids])
 
 
-def _tell(numbers: list[int]) -> None:
+def _write(numbers: list[int]) -> None:
     sys.stdout.write(json.dumps(numbers) + "\n")
     sys.stdout.flush()
 

@@ -1,0 +1,90 @@
+"""Pruning in memory: the same weights as a run, nothing else changed."""
+
+import pytest
+import torch
+
+import prunekit
+from prunekit.data.tokens import calibration_tokens
+from prunekit.errors import ConfigError, NumericsError
+from prunekit.models.sequential import pipeline
+from tests.support import checkpoints
+from tests.support.architectures import tiny
+from tests.support.blocks import HALF
+from tests.support.checkpoints import planned
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(3, 60, (6, 9), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    """Split samples into several batches, the last one smaller."""
+    monkeypatch.setitem(pipeline.BATCH_TOKENS, "cpu", 36)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "t5", "bert"])
+@pytest.mark.parametrize("propagation", ["block", "stage"])
+def test_a_model_in_memory_is_pruned_as_its_checkpoint_is(
+    tmp_path, model_type, propagation, monkeypatch
+):
+    monkeypatch.setattr("prunekit.reports.report.render", lambda report: "")
+    folder = checkpoints.write(tmp_path / "m", model_type)
+    prune = {"method": "sparsegpt", "pattern": "2:4", "propagation": propagation}
+    plan = planned(folder, tmp_path / "out", prune=prune)
+    *_, finish = prunekit.run(plan)
+    model = tiny(model_type)
+    sources = plan.config.calibration.data
+    tokens = calibration_tokens(checkpoints.tokenizer(), sources, 4, 12, 0)
+    entries = prunekit.prune(model, tokens.ids, **prune)
+    written = checkpoints.tensors(tmp_path / "out")
+    for layer, entry in zip(finish.values["layers"], entries, strict=True):
+        assert layer["relative_error"] == entry["relative_error"]
+        weight = model.get_parameter(f"{entry['name']}.weight")
+        assert torch.equal(weight, written[layer["tensor"]])
+
+
+@pytest.mark.parametrize("model_type", ["llama", "t5", "bert"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_model_in_memory_is_left_as_it_was_found(model_type, fails, ids):
+    model = tiny(model_type).train()
+    frozen = model.get_input_embeddings().eval()
+    configs = [module.config.to_dict() for module in model.modules() if hasattr(module, "config")]
+    modules, hooks = list(model.named_modules()), _hooks(model)
+    if fails:
+        with torch.no_grad():
+            model.get_input_embeddings().weight[ids[0, 0]] = torch.nan
+        with pytest.raises(NumericsError):
+            prunekit.prune(model, ids, pattern="2:4")
+    else:
+        prunekit.prune(model, ids, pattern="2:4")
+    assert {module for module in model.modules() if not module.training} == {frozen}
+    assert configs == [m.config.to_dict() for m in model.modules() if hasattr(m, "config")]
+    assert (list(model.named_modules()), _hooks(model)) == (modules, hooks)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not torch.is_inference_mode_enabled()
+    if not fails:
+        model(input_ids=ids, labels=ids).loss.backward()
+
+
+def _hooks(model):
+    return sum(len(module._forward_pre_hooks) for module in model.modules())
+
+
+def test_a_method_that_looks_at_weights_alone_needs_no_tokens(ids):
+    model = tiny("llama")
+    entries = prunekit.prune(model, method="magnitude", pattern="2:4")
+    assert {entry["sparsity"] for entry in entries} == {0.5}
+    assert {entry["relative_error"] for entry in entries} == {None}
+    with pytest.raises(ConfigError, match=r"^method wanda: needs calibration tokens"):
+        prunekit.prune(model, method="wanda", pattern="2:4")
+    with pytest.raises(ConfigError, match="needs calibration tokens"):
+        prunekit.prune(model, method="magnitude", allocation="owl", **HALF)
+
+
+def test_a_setting_that_cannot_be_meant_is_refused(ids):
+    with pytest.raises(ConfigError, match=r"sparsity.*fixes the sparsity"):
+        prunekit.prune(tiny("llama"), ids, pattern="2:4", sparsity=0.5)
+    with pytest.raises(ConfigError, match="damping"):
+        prunekit.prune(tiny("llama"), ids, method="wanda", pattern="2:4", damping=0.1)

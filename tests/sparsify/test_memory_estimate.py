@@ -1,0 +1,40 @@
+"""Estimated memory: storage of hidden states, peak of the main loop."""
+
+from dataclasses import replace
+
+import pytest
+
+from prunekit.sparsify.memory_estimate import Memory
+
+NEEDS = {"block": 10, "statistics": 5, "solve": 5, "results": 10, "activations": 1, "vocabulary": 1}
+
+
+@pytest.mark.parametrize(
+    ("apart", "asked", "device", "host", "where"),
+    [
+        (False, None, 1000, 1000, "device"),
+        (False, None, 100, 100, "disk"),  # of 130 in all
+        (True, None, 1000, 1000, "device"),
+        (True, None, 120, 1000, "host"),
+        (True, None, 120, 120, "disk"),
+        (True, "device", 1, 1, "device"),
+        (True, "disk", 1000, 1000, "disk"),
+        (False, "host", 1000, 1000, "device"),
+    ],
+)
+def test_hidden_states_are_as_near_as_there_is_room(apart, asked, device, host, where):
+    needs = Memory(**NEEDS, hidden=100, separate_host=apart, prefetched=10 * apart)
+    made = needs.placed(asked, device, host)
+    assert made.where == where
+    assert made.disk == 100 * (where == "disk")
+    assert needs.total - made.total == 100 * (where != "device")
+
+
+def test_the_device_holds_the_larger_of_the_loop_and_the_vocabulary():
+    device = Memory(**NEEDS, hidden=100, separate_host=True, prefetched=10)
+    assert device.total == 100 + 10 + 10 + max(5 + max(5, 1), 10)
+    large = replace(device, vocabulary=1000)
+    assert large.total == 100 + 1000
+    assert device.host == 2 * 10 + 10
+    alone = replace(device, separate_host=False, prefetched=0)
+    assert alone.total == alone.host == 100 + 10 + max(5 + max(5 + 10, 1), 10)
