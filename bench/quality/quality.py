@@ -32,7 +32,7 @@ from prunekit.data.tokens import calibration_tokens, evaluation_tokens
 from prunekit.errors import ConfigError, ShapeError
 from prunekit.evaluation.perplexity import negative_log_likelihood, perplexity_from_loss
 from prunekit.models.layout import stack_runners
-from prunekit.models.sequential.pipeline import split_batches, iterate_blocks
+from prunekit.models.sequential.pipeline import iterate_blocks, split_batches
 
 FOLDER = RESULTS / "quality"
 PATTERNS = {"50 %": 0.5, "60 %": 0.6, "70 %": 0.7, "80 %": 0.8, "2:4": "2:4", "4:8": "4:8"}

@@ -30,7 +30,7 @@ from prunekit.models.layout import is_causal_language_model, stack_runners
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.sequential.hidden_states import choose_offload, hidden_states_factory, scratch
 from prunekit.models.sequential.loaded_block import LoadedBlock
-from prunekit.models.sequential.pipeline import split_batches, iterate_blocks
+from prunekit.models.sequential.pipeline import iterate_blocks, split_batches
 from prunekit.models.sequential.weights import Weights, loaded_weights
 from prunekit.models.vocabulary import load_tokenizer, output_heads
 

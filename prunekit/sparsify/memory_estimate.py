@@ -33,8 +33,8 @@ class Memory:
 
     Attributes:
         block: Weights of the largest block, in the dtype in which it runs.
-        statistics: Statistics of the stages that are gathered at once.
-        solve: Working memory of the method while it prunes a stage.
+        statistics: Statistics of the stages that are gathered at once, at the peak.
+        solve: Working memory of the method while it prunes a stage, at the peak.
         results: The pruned block as it will be written, and pages mapped from files.
         hidden: Hidden states and cached outputs of modules, stored at ``where``.
         activations: Intermediate activations of one batch within a block.
@@ -139,18 +139,25 @@ def estimate_memory(
     cached_bytes = hidden * _cached_features(blocks, features) // features if by_stage else 0
     # The dense copy of a block is dropped before its last stage is pruned.
     dense_copy = max(sizes) * run * (by_stage and recipe.target == "dense" and not recovers)
+    statistics, solve = max(
+        (
+            (
+                _statistics([stage] if by_stage else block.stages, recipe),
+                _solve(stage, recipe, costs) - dense_copy * (stage is block.stages[-1]),
+            )
+            for block in blocks
+            for stage in block.stages
+        ),
+        key=sum,
+    )
     batch = min(costs.tokens, BATCH_TOKENS.get(costs.device.type, 2048))
     modules = vocabulary_modules(model, [runner.module for runner in stacks])
     vocabulary = max((cast("Tensor", each.weight).numel() for each in modules), default=0)
     return Memory(
         # Tuning holds float32 weights, gradients and two moments.
         block=max(sizes) * (streams * run + 16 * recovers),
-        statistics=max(_statistics(block, recipe) for block in blocks),
-        solve=max(
-            _solve(stage, recipe, costs) - dense_copy * (stage is block.stages[-1])
-            for block in blocks
-            for stage in block.stages
-        ),
+        statistics=statistics,
+        solve=solve,
         results=max(sizes) * stored,
         hidden=streams * (hidden + cached_bytes) if recipe.needs else 0,
         activations=4 * batch * width * run,
@@ -177,9 +184,8 @@ def _cached_features(blocks: Sequence[Block], features: int) -> int:
     return cached + features * (cached > features)  # another shape takes a slot of its own
 
 
-def _statistics(block: Block, recipe: Recipe) -> int:
-    stages = [_bytes(recipe.needs, stage[0].inputs) for stage in block.stages]
-    return max(stages, default=0) if recipe.propagation == "stage" else sum(stages)
+def _statistics(stages: Sequence[Sequence[Linear]], recipe: Recipe) -> int:
+    return sum(_bytes(recipe.needs, stage[0].inputs) for stage in stages)
 
 
 def _bytes(kinds: Sequence[type[Statistic]], inputs: int) -> int:

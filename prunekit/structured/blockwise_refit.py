@@ -20,7 +20,7 @@ from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.models.layout import stack_runners
 from prunekit.models.orientation import weight_matrix
 from prunekit.models.sequential.loaded_block import LoadedBlock
-from prunekit.models.sequential.pipeline import split_batches, iterate_blocks
+from prunekit.models.sequential.pipeline import iterate_blocks, split_batches
 from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.models.units.kinds import Compensation
 from prunekit.structured.refit import refit

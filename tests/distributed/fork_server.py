@@ -84,7 +84,7 @@ def serve() -> None:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401  both are lazy
 
     from prunekit.cli import main, progress  # noqa: F401
-    from prunekit.reports import report  # noqa: F401
+    from prunekit.reports import report
     from prunekit.runs.sparsify import planner, run  # noqa: F401
 
     torch.set_num_threads(1)

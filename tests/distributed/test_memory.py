@@ -84,6 +84,5 @@ def test_the_peak_of_a_run_is_the_plan_within_15_percent(fork_server, models, tm
     world = fork_server.start(tmp_path / "said", size, MEASURE, *files)
     world.succeed()
     measured, planned, filed = json.loads((world.folder / "0.out").read_text())
-    print(case, planned, measured, planned / measured)
     assert planned == pytest.approx(measured, rel=0.15)
     assert filed == (320 * 64 * NARROW["hidden_size"] if on_disk else 0)

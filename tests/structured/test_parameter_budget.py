@@ -43,10 +43,7 @@ def test_counts_what_is_left_of_the_model_to_the_last_parameter(model_type):
     said = ParameterCounter(found, whole).remaining(keep)
     for kind in KINDS:
         here = unit_groups(model, kind)
-        if kind in (
-            "heads",
-            "neurons",
-        ):  # remaining groups are renamed; ``keep`` has their old names
+        if kind in ("heads", "neurons"):  # renamed groups, while ``keep`` has their old names
             kept = {place.name: [*range(1, place.units)] for place in here}
             apply_removal(model, here, kept, None)
         else:

@@ -40,7 +40,7 @@ def test_does_not_run_where_nobody_reads_its_output(ids):
     model = tiny("llama")
     calls = [counted(layer) for layer in model.model.layers]
     embedded = len(list(loaded_blocks(model, ids, outputs_read="none"))[-1].hidden)
-    # Embedding runs the first block to record its call signature.
+    # Embedding also runs the first block, to record the structure of its output.
     assert [len(each) for each in calls] == [embedded, 0]
     list(loaded_blocks(model, ids, outputs_read="by-next-block"))
     assert [len(each) for each in calls] == [3 * embedded, 0]
