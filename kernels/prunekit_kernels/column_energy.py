@@ -1,7 +1,7 @@
 """Column energy: e[i] = Σₜ x[t, i]², Wanda's squared input norm.
 
 Source: Sun et al., A Simple and Effective Pruning Approach for LLMs, eq. 1, arXiv:2306.11695.
-Shapes: T tokens, I input features, S runs of tokens.
+Shapes: T tokens, I input features.
 """
 
 import torch

@@ -54,12 +54,12 @@ def run(
     gc.disable()
     from prunekit.cli import progress
     from prunekit.distributed.ranks import join
-    from prunekit.models import memory as allocator
+    from prunekit.models import memory
     from prunekit.runs import jobs
 
     gc.enable()
     gc.freeze()
-    allocator.keep_freed_memory()
+    memory.keep_freed_memory()
     plan = None
     try:
         with join(loaded.model.device) as ranks, _sigterm_event() as terminated:
@@ -136,7 +136,7 @@ def _parse_size(option: str, text: str | None) -> int | None:
     if text is None:
         return None
     if not (size := parse_bytes(text)):
-        raise ConfigError(f"{option} {text}: write a size such as 80GB.")
+        raise ConfigError(f"{option} {text}: write a number with a unit, such as 80GB.")
     return size
 
 

@@ -230,7 +230,9 @@ class Prune(Section):
     @classmethod
     def _check_recover(cls, recover: Recover | None, info: ValidationInfo) -> Recover | None:
         if recover and info.data.get("steps", 1) > 1:
-            raise ValueError(f'"{recover}" allows only 1 step: it follows the last pruning step.')
+            raise ValueError(
+                f'"{recover}" allows only 1 step: it runs once, when a block is pruned.'
+            )
         return recover
 
     @field_validator("recover_rank")

@@ -57,7 +57,7 @@ def describe(device: str, layers: Collection[str]) -> str:
         )
     choices = [choice for layer in sorted(layers) if (choice := look_up(device, layer))]
     if not choices:
-        return f"Nothing was measured on {device}: prunekit bench --model does."
+        return f"Nothing was measured on {device}: prunekit bench --model does, and says what pays."
     slow = sum(choice.max_faster_tokens == 0 for choice in choices)
     kernel_tokens = _span(choice.max_kernel_tokens for choice in choices)
     faster_tokens = _span(choice.max_faster_tokens for choice in choices)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 STAGES = 7
 """Distinct penalties, about three iterations each; more err alike and cost an inverse each."""
-STACKED = 4096
+MAX_STACKED_ROWS = 4096
 """Rows up to which the layers of a stage are solved as one, so that they share the inverses."""
 
 
@@ -104,7 +104,7 @@ class Admm(Method):
     @override
     def prune_together(self, layers: Sequence[Layer]) -> list[Pruned]:
         """Solve narrow layers stacked, so that they share the inverses."""
-        if sum(layer.outputs for layer in layers) > STACKED:
+        if sum(layer.outputs for layer in layers) > MAX_STACKED_ROWS:
             return [self._solve([layer])[0] for layer in layers]
         return self._solve(layers) if layers else []
 
@@ -114,7 +114,8 @@ class Admm(Method):
 
     @override
     def inverses(self, outputs: Sequence[int]) -> int:
-        return len(set(self._penalties())) * (len(outputs) if sum(outputs) > STACKED else 1)
+        stacked = sum(outputs) <= MAX_STACKED_ROWS
+        return len(set(self._penalties())) * (1 if stacked else len(outputs))
 
 
 def solve_admm(

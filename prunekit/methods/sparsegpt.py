@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from prunekit_kernels import Factor, NOfM
     from torch import Tensor
 
-STACKED = 4096
-"""Rows up to which the layers of a stage are swept as one; wider ones fill a device alone."""
+MAX_STACKED_ROWS = 4096
+"""Total rows up to which the layers of a stage are swept as one; more fill a device alone."""
 
 
 class SparseGPT(Method):
@@ -83,10 +83,9 @@ class SparseGPT(Method):
         M = obs_sweep(W, U, *_selection(layers, W, U, allowed, columns), allowed)
         W[:, dead] = unused.where(M[:, dead], 0)
         rows = [len(layer.weight) for layer in layers]
-        parts = (matrix[:, columns.inverse].split(rows) for matrix in (W, M))
-        return [
-            Pruned(weight, keep, {"damping": damping}) for weight, keep in zip(*parts, strict=True)
-        ]
+        W, M = W[:, columns.inverse], M[:, columns.inverse]
+        parts = zip(W.split(rows), M.split(rows), strict=True)
+        return [Pruned(weight, keep, {"damping": damping}) for weight, keep in parts]
 
     def _factor(self, layer: Layer, columns: Columns) -> tuple[Float[Tensor, "I I"], float]:
         """Return U and its damping, shared by layers and ranks."""
@@ -124,7 +123,7 @@ class SparseGPT(Method):
     @override
     def prune_together(self, layers: Sequence[Layer]) -> list[Pruned]:
         """Sweep narrow layers stacked, since each block of columns costs a launch."""
-        if sum(layer.outputs for layer in layers) > STACKED:
+        if sum(layer.outputs for layer in layers) > MAX_STACKED_ROWS:
             return [self._solve([layer])[0] for layer in layers]
         return self._solve(layers) if layers else []
 
@@ -163,10 +162,10 @@ def _selection(
     allowed: Bool[Tensor, "O I"] | None,
     columns: Columns,
 ) -> tuple[NOfM | Callable[[Tensor, int], Tensor] | Tensor, int | None]:
-    """Return how the sweep chooses M, and Bₛ.
+    """Return how the sweep selects M: (n:m, None), (a function, Bₛ) or (the whole mask, None).
 
-    That is n:m, or a function of the scores of Bₛ columns, or the mask of the whole matrix. Each
-    layer chooses among its own rows.
+    The function returns the mask of Bₛ columns from their scores. Each layer selects among its
+    own rows.
     """
     import torch
 

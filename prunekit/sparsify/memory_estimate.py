@@ -4,7 +4,7 @@ On a GPU the block, its statistics and the hidden states are on the device; main
 tensors read from files and results about to be written. On a CPU all of it is main memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -137,27 +137,14 @@ def estimate_memory(
     hidden = costs.tokens * features * run
     by_stage = recipe.propagation == "stage"
     cached_bytes = hidden * _cached_features(blocks, features) // features if by_stage else 0
-    # The dense copy of a block is dropped before its last stage is pruned.
-    dense_copy = max(sizes) * run * (by_stage and recipe.target == "dense" and not recovers)
-    statistics, solve = max(
-        (
-            (
-                _statistics([stage] if by_stage else block.stages, recipe),
-                _solve(stage, recipe, costs) - dense_copy * (stage is block.stages[-1]),
-            )
-            for block in blocks
-            for stage in block.stages
-        ),
-        key=sum,
-    )
     batch = min(costs.tokens, BATCH_TOKENS.get(costs.device.type, 2048))
     modules = vocabulary_modules(model, [runner.module for runner in stacks])
     vocabulary = max((cast("Tensor", each.weight).numel() for each in modules), default=0)
-    return Memory(
+    common = Memory(
         # Tuning holds float32 weights, gradients and two moments.
         block=max(sizes) * (streams * run + 16 * recovers),
-        statistics=statistics,
-        solve=solve,
+        statistics=0,
+        solve=0,
         results=max(sizes) * stored,
         hidden=streams * (hidden + cached_bytes) if recipe.needs else 0,
         activations=4 * batch * width * run,
@@ -168,6 +155,9 @@ def estimate_memory(
         permuted=2 * vocabulary * stored * (recipe.permute == "residual"),
         in_transit=(1 + streams) * (hidden + cached_bytes) * batch // costs.tokens,
     )
+    stages = _stage_bytes(blocks, recipe, costs, max(sizes) * run)
+    memories = (replace(common, statistics=held, solve=solve) for held, solve in stages)
+    return max(memories, key=lambda each: (each.total, each.statistics + each.solve))
 
 
 def _parameters(module: nn.Module) -> int:
@@ -182,6 +172,20 @@ def _cached_features(blocks: Sequence[Block], features: int) -> int:
     single = [stage[0].inputs for block in blocks for stage in block.stages if len(stage) == 1]
     cached = max([features, *(inputs for inputs in single if inputs <= MAX_INPUT_WIDTH * features)])
     return cached + features * (cached > features)  # another shape takes a slot of its own
+
+
+def _stage_bytes(
+    blocks: Sequence[Block], recipe: Recipe, costs: CostInputs, block_bytes: int
+) -> Iterator[tuple[int, int]]:
+    """Yield the bytes of statistics and of solving for each stage."""
+    by_stage = recipe.propagation == "stage"
+    # The dense copy of a block is dropped before its last stage is pruned.
+    dropped = by_stage and recipe.target == "dense" and recipe.recover != "block"
+    for block in blocks:
+        for stage in block.stages:
+            held = _statistics([stage] if by_stage else block.stages, recipe)
+            last = stage is block.stages[-1]
+            yield held, _solve(stage, recipe, costs) - block_bytes * (dropped and last)
 
 
 def _statistics(stages: Sequence[Sequence[Linear]], recipe: Recipe) -> int:

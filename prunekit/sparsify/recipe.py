@@ -125,7 +125,7 @@ class Recipe:
     @property
     def outputs_read(self) -> OutputsRead:
         """Blocks whose output is read while the model is pruned."""
-        return "by-next-block" if self.needs else "none"
+        return "by-next-block" if self.needs or self.runs_dense_model else "none"
 
     @property
     def blocks_independent(self) -> bool:

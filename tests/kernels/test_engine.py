@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from prunekit_kernels import _select
+from prunekit_kernels import _select, _select_keys
 from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("pydantic", reason="the engine needs pydantic, the kernels alone do not")
@@ -131,4 +131,4 @@ def test_their_projection_is_a_kernel_where_triton_runs(method, device, monkeypa
 
     monkeypatch.setattr(_select, "launch", counted)
     method.prune(with_gram("unstructured", device))
-    assert launched == 4 * [_select.DUAL]
+    assert launched == 4 * [_select_keys.DUAL]

@@ -4,7 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from prunekit.sparsify import memory_estimate
 from prunekit.sparsify.memory_estimate import Memory
+from tests.support import checkpoints
+from tests.support.checkpoints import planned
 
 NEEDS = {"block": 10, "statistics": 5, "solve": 5, "results": 10, "activations": 1, "vocabulary": 1}
 
@@ -38,3 +41,18 @@ def test_the_device_holds_the_larger_of_the_loop_and_the_vocabulary():
     assert device.host == 2 * 10 + 10
     alone = replace(device, separate_host=False, prefetched=0)
     assert alone.total == alone.host == 100 + 10 + max(5 + max(5 + 10, 1), 10)
+
+
+@pytest.mark.parametrize(
+    ("stages", "samples", "peak"),
+    [
+        ([(1 << 20, 9 << 20), (5 << 20, 1 << 20)], 4, 0),
+        # Activations take more than solving, so the stage with the larger statistics counts.
+        ([(1 << 10, 9 << 10), (5 << 10, 1 << 10)], 64, 1),
+    ],
+)
+def test_statistics_and_solving_are_of_one_stage(tmp_path, monkeypatch, stages, samples, peak):
+    monkeypatch.setattr(memory_estimate, "_stage_bytes", lambda *_: iter(stages))
+    folder = checkpoints.write(tmp_path / "model")
+    plan = planned(folder, tmp_path / "out", calibration={"samples": samples})
+    assert (plan.memory.statistics, plan.memory.solve) == stages[peak]

@@ -2,17 +2,19 @@
 
 A run of ``prunekit.runs.sparsify.run`` with ``prunekit.sparsify.block_pruner`` is, in real names::
 
-    hidden states of block 0 = embeddings of split_batches(tokens)
+    hidden states of block 0 = embeddings of split_batches(ids)
     for block in iterate_blocks(...):              # weights of one block; the next one prefetched
         block.fork_dense()                         # the dense model's copy, where it runs too
+        block.begin_stages(...)                    # outputs of finished modules will be cached
         for stage in gather_by_stage(block, ...):  # block.calls(): forward, sums over all ranks
             method.prune_together(linears)         # rows split over ranks; weights change in place
-            block.settle_stage()                   # modules that are done do not run again
+            block.settle_stage()                   # its modules are finished, and not run again
         shards.write_block(block, ...)             # atomic; a Record for every fact
         block.propagate()                          # forward with the pruned weights
                                                    # -> hidden states of the next block
 
-``iterate_blocks`` calls ``propagate`` itself when its caller asks for the next block.
+``gather_by_stage`` calls ``begin_stages`` and ``settle_stage`` itself, ``iterate_blocks`` calls
+``propagate`` when the next block is requested.
 
 Shapes: N samples, T tokens, B samples of a batch, D features.
 """
@@ -49,7 +51,7 @@ def split_batches(ids: Int[Tensor, "N T"], device: torch.device) -> list[Tensor]
     return [part.to(device) for part in ids.split(size)]
 
 
-def iterate_blocks(  # noqa: PLR0913  each is a word of its own
+def iterate_blocks(  # noqa: PLR0913  independent options
     model: PreTrainedModel,
     stacks: Sequence[StackRunner],
     weights: Weights | None,
@@ -75,7 +77,7 @@ def iterate_blocks(  # noqa: PLR0913  each is a word of its own
         outputs_read: Blocks whose output is read; the others do not propagate.
         new_hidden_states: Makes empty storage for the hidden states of a stack.
     """
-    following = _load_outside(model, stacks, weights)
+    following = _load_outside_blocks(model, stacks, weights)
     samples = _sample_numbers(ids, ranks)
     streams = [_Stream([{} for _ in ids]) for _ in range(1 + with_dense)]
     for runner in stacks:
@@ -128,7 +130,7 @@ class _Stream:
     hidden: HiddenStates = field(default_factory=list)
 
 
-def _load_outside(
+def _load_outside_blocks(
     model: PreTrainedModel, stacks: Sequence[StackRunner], weights: Weights | None
 ) -> dict[nn.Module, nn.Module]:
     """Load all but blocks and vocabulary; return each block's successor."""

@@ -8,7 +8,9 @@ from transformers.pytorch_utils import Conv1D
 from prunekit.models.units.narrowing import narrow_linear, narrow_parameter
 
 
-@pytest.mark.parametrize("make", [lambda: nn.Linear(6, 5), lambda: Conv1D(5, 6)], ids=str)
+@pytest.mark.parametrize(
+    "make", [lambda: nn.Linear(6, 5), lambda: Conv1D(5, 6)], ids=["linear", "conv1d"]
+)
 def test_a_narrowed_linear_is_the_part_of_the_whole(make):
     linear, keep = make().double(), torch.tensor([0, 3, 4])
     nn.init.normal_(linear.bias)
