@@ -25,7 +25,7 @@ from typing_extensions import override
 
 from prunekit.distributed.ranks import Ranks
 from prunekit.errors import NumericsError
-from prunekit.methods.base import Method
+from prunekit.methods.base import MAX_STACKED_ROWS, Stacked
 from prunekit.methods.layer import Layer, Pruned
 from prunekit.methods.projection import Projection, row_counts
 from prunekit.methods.refine import effective_damping, refine
@@ -39,11 +39,9 @@ if TYPE_CHECKING:
 
 STAGES = 7
 """Distinct penalties, about three iterations each; more err alike and cost an inverse each."""
-MAX_STACKED_ROWS = 4096
-"""Rows up to which the layers of a stage are solved as one, so that they share the inverses."""
 
 
-class Admm(Method):
+class Admm(Stacked):
     """ADMM with a rising penalty, then conjugate gradients on its mask.
 
     The problem is that of ALPS (Meng et al., arXiv:2406.07831); the penalty rises geometrically.
@@ -71,6 +69,7 @@ class Admm(Method):
     refine_iterations: int = Field(default=6, ge=0)
     """Iterations of conjugate gradients at the end, a matrix product each."""
 
+    @override
     def _solve(self, layers: Sequence[Layer]) -> list[Pruned]:
         """Prune layers that share a Gram matrix, stacked one above the other."""
         penalties = self._penalties()
@@ -96,17 +95,6 @@ class Admm(Method):
             self.first_penalty * ratio ** (step * stages // self.iterations)
             for step in range(self.iterations)
         ]
-
-    @override
-    def prune(self, layer: Layer) -> Pruned:
-        return self.prune_together([layer])[0]
-
-    @override
-    def prune_together(self, layers: Sequence[Layer]) -> list[Pruned]:
-        """Solve narrow layers stacked, so that they share the inverses."""
-        if sum(layer.outputs for layer in layers) > MAX_STACKED_ROWS:
-            return [self._solve([layer])[0] for layer in layers]
-        return self._solve(layers) if layers else []
 
     @override
     def flops(self, outputs: int, inputs: int) -> int:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Propagation = Literal["block", "stage", "none"]
+MAX_STACKED_ROWS = 4096
+"""Total rows up to which the layers of a stage are solved as one: they then share the launches of
+SparseGPT's sweep and the inverses of ADMM. More rows fill a device alone."""
 
 
 class Method(BaseModel, ABC):
@@ -83,6 +86,25 @@ class Method(BaseModel, ABC):
     def prune_together(self, layers: Sequence[Layer]) -> list[Pruned]:
         """Prune layers that share statistics; the results are those of :meth:`prune`."""
         return [self.prune(layer) for layer in layers]
+
+
+class Stacked(Method):
+    """A method that prunes the layers of a stage as one matrix, where they are narrow."""
+
+    @abstractmethod
+    def _solve(self, layers: Sequence[Layer]) -> list[Pruned]:
+        """Prune layers that share statistics, stacked by outputs."""
+
+    @override
+    def prune(self, layer: Layer) -> Pruned:
+        return self.prune_together([layer])[0]
+
+    @override
+    def prune_together(self, layers: Sequence[Layer]) -> list[Pruned]:
+        """Prune narrow layers stacked, wide ones one after the other."""
+        if sum(layer.outputs for layer in layers) > MAX_STACKED_ROWS:
+            return [self._solve([layer])[0] for layer in layers]
+        return self._solve(layers) if layers else []
 
 
 class Scored(Method):

@@ -26,7 +26,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from prunekit.errors import NumericsError
-from prunekit.methods.base import Method, Propagation
+from prunekit.methods.base import Propagation, Stacked
 from prunekit.methods.layer import Layer, Pruned
 from prunekit.methods.shared_factors import precompute_factors, shared_factor
 from prunekit.patterns import Grouped, WeightScope
@@ -36,11 +36,8 @@ if TYPE_CHECKING:
     from prunekit_kernels import Factor, NOfM
     from torch import Tensor
 
-MAX_STACKED_ROWS = 4096
-"""Total rows up to which the layers of a stage are swept as one; more fill a device alone."""
 
-
-class SparseGPT(Method):
+class SparseGPT(Stacked):
     """Blocked optimal-brain-surgeon updates (Frantar & Alistarh, arXiv:2301.00774, Algorithm 1)."""
 
     name: ClassVar[str] = "sparsegpt"
@@ -62,6 +59,7 @@ class SparseGPT(Method):
     """Columns are swept in their own order, or those with the largest input energy first (n:m:
     whole groups), which takes one more Gram matrix; whether that errs less depends on the layer."""
 
+    @override
     def _solve(self, layers: Sequence[Layer]) -> list[Pruned]:
         """Run Algorithm 1 on stacked layers that share their inputs."""
         import torch
@@ -117,17 +115,6 @@ class SparseGPT(Method):
         return Columns(order, order.argsort())
 
     @override
-    def prune(self, layer: Layer) -> Pruned:
-        return self.prune_together([layer])[0]
-
-    @override
-    def prune_together(self, layers: Sequence[Layer]) -> list[Pruned]:
-        """Sweep narrow layers stacked, since each block of columns costs a launch."""
-        if sum(layer.outputs for layer in layers) > MAX_STACKED_ROWS:
-            return [self._solve([layer])[0] for layer in layers]
-        return self._solve(layers) if layers else []
-
-    @override
     def prepare(self, stages: Sequence[Sequence[Layer]]) -> None:
         """Compute this rank's factors before any of them is needed."""
         firsts = [layers[0] for layers in stages if layers]
@@ -162,10 +149,10 @@ def _selection(
     allowed: Bool[Tensor, "O I"] | None,
     columns: Columns,
 ) -> tuple[NOfM | Callable[[Tensor, int], Tensor] | Tensor, int | None]:
-    """Return how the sweep selects M: (n:m, None), (a function, Bₛ) or (the whole mask, None).
+    """Return how the sweep selects M, and Bₛ.
 
-    The function returns the mask of Bₛ columns from their scores. Each layer selects among its
-    own rows.
+    That is (n:m, None), (a function, Bₛ) or (the whole mask, None). The function returns the mask
+    of Bₛ columns from their scores. Each layer selects among its own rows.
     """
     import torch
 

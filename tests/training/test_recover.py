@@ -14,6 +14,7 @@ from prunekit.structured.batches import mean_loss
 from prunekit.training.lora import merge_adapters
 from prunekit.training.recover import learning_rate, recover, recovered_fraction, summarize
 from tests.support import checkpoints
+from tests.support.structured import write_config
 from tests.support.units import randomized_model
 
 TOKENS = torch.randint(3, 96, (12, 9), generator=torch.Generator().manual_seed(4))
@@ -111,28 +112,14 @@ def test_adapters_of_peft_are_trained_alone_and_merged():
     )
 
 
-BASE = """\
-[model]
-path = "{model}"
-device = "cpu"
-[calibration]
-data = "{model}/text.txt"
-samples = 8
-length = 12
-[prune]
-{prune}
-[output]
-path = "{output}"
-"""
 PRUNE = 'method = "magnitude"\npattern = "heads"\nsparsity = 0.5'
 TRAIN = "[train]\nsteps = 20\nrate = 1e-3\nevery = 10\nheld_out = 2\n"
 
 
 def written(tmp_path, train=TRAIN):
     model = checkpoints.write(tmp_path / "model")
-    path = tmp_path / "config.toml"
-    text = BASE.format(model=model, output=tmp_path / "out", prune=PRUNE)
-    path.write_text(text + train)
+    path = write_config(model, tmp_path / "out", PRUNE, evaluate=False)
+    path.write_text(path.read_text() + train)
     return path
 
 
