@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import triton
+from triton import compiler
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime import driver
@@ -24,6 +25,8 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+KEY_DIGITS = 16
+"""Digits that are kept of the hash by which Triton caches a kernel."""
 SHARED_LIMITS = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64}  # KiB per block
 
 
@@ -63,12 +66,26 @@ class _Driver(DriverBase):
         return lambda launch, **_: launch() or [1.0, 1.0, 1.0]
 
 
+@dataclass(frozen=True)
+class Known:
+    """Takes the place of a kernel that need not be compiled again."""
+
+    key: str
+
+
 @contextlib.contextmanager
-def compile_only(name, monkeypatch):
-    """Yield a list of the kernels launched within the context."""
+def compile_only(name, monkeypatch, known=frozenset()):
+    """Yield a list of the kernels launched within the context.
+
+    Args:
+        name: The target.
+        monkeypatch: Undoes the changes to Triton.
+        known: Cache keys of kernels that are not compiled: a ``Known`` takes their place.
+    """
     launched, run = [], JITFunction.run
 
     def compile_instead(self, *args, grid, warmup, **options):
+        self.device_caches.clear()  # may hold what takes the place of a kernel
         kernel = run(self, *args, grid=grid, warmup=True, **options)
         launched.append(kernel)
         return kernel
@@ -77,9 +94,34 @@ def compile_only(name, monkeypatch):
         patch.setattr(JITFunction, "run", compile_instead)
         patch.setattr(driver, "_active", None, raising=False)
         driver.set_active(_Driver(TARGETS[name]))
+        if known:
+            _skip_known(patch, known)
         if name.startswith("gfx"):
             patch.setattr(torch.version, "hip", "7.0")
         yield launched
+
+
+def _skip_known(patch, known):
+    """Make Triton return a ``Known`` where its cache key of a kernel is known."""
+    open_cache, compile_source = compiler.compiler.get_cache_manager, compiler.compile
+
+    def open_unless_known(key):
+        if key[:KEY_DIGITS] in known:
+            raise _IsKnownError(key[:KEY_DIGITS])
+        return open_cache(key)
+
+    def compile_unless_known(*args, **options):
+        try:
+            return compile_source(*args, **options)
+        except _IsKnownError as error:
+            return Known(str(error))
+
+    patch.setattr(compiler.compiler, "get_cache_manager", open_unless_known)
+    patch.setattr(compiler, "compile", compile_unless_known)
+
+
+class _IsKnownError(Exception):
+    """A kernel with this cache key need not be compiled."""
 
 
 def usage(kernel) -> Usage:

@@ -14,7 +14,7 @@ import pytest
 import torch
 import triton
 
-from tests.aot.compile_only import TARGETS, compile_only, usage
+from tests.aot.compile_only import KEY_DIGITS, TARGETS, compile_only, usage
 from tests.aot.launches import Launch, everywhere, launches
 
 FILE = Path(__file__).parents[2] / "bench" / "results" / "aot.json"
@@ -51,6 +51,7 @@ def _row(target: str, launch: Launch, kernel) -> dict:
         "op": launch.op,
         "what": launch.what,
         "kernel": kernel.metadata.name.lstrip("_"),
+        "key": kernel.hash[:KEY_DIGITS],
         "warps": kernel.metadata.num_warps,
         "registers": taken.registers,
         "spilled": taken.spilled,

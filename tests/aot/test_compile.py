@@ -17,27 +17,58 @@ pytestmark = [
 
 triton = pytest.importorskip("triton")
 
-from tests.aot.compile_only import SHARED_LIMITS, compile_only, usage  # noqa: E402
+from tests.aot.compile_only import SHARED_LIMITS, Known, compile_only, usage  # noqa: E402
 from tests.aot.launches import everywhere, launches  # noqa: E402
 from tests.aot.record import FILE, compiled, key  # noqa: E402
 
 RECORD = json.loads(FILE.read_text())
 STALE = "bench/results/aot.json is of other kernels: run python -m tests.aot.record [OP …]"
+SAMPLE = {launch.op: str(launch) for launch in reversed(launches())}
+"""One launch of each op, compiled for one target in any case, so that the record is tested."""
 
 
 @pytest.mark.parametrize(("target", "launch"), everywhere(), ids=str)
 def test_compiles_without_spills(target, launch, monkeypatch):
+    """Kernels whose key, Triton's hash of all that decides the code, is recorded are known."""
+    sampled = target == "sm_90" and SAMPLE[launch.op] == str(launch)
+    known = {row["key"] for row in RECORD["rows"] if same(row, target, launch) and not sampled}
+    with compile_only(target, monkeypatch, known) as launched:
+        launch.run()
+    check(target, launch, launched)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("target", "launch"), everywhere(), ids=str)
+def test_the_record_is_true(target, launch, monkeypatch):
     with compile_only(target, monkeypatch) as launched:
         launch.run()
+    check(target, launch, launched)
+
+
+def check(target, launch, launched):
     assert launched
     for kernel in launched:
-        taken = usage(kernel)
-        assert taken.spilled <= launch.most_spilled(target), kernel.metadata.name
-        assert taken.shared <= SHARED_LIMITS[target] * 1024, kernel.metadata.name
+        if not isinstance(kernel, Known):
+            taken = usage(kernel)
+            assert taken.spilled <= launch.most_spilled(target), kernel.metadata.name
+            assert taken.shared <= SHARED_LIMITS[target] * 1024, kernel.metadata.name
     # Another Triton comes with another assembler, which takes other registers for the same code.
     if RECORD["versions"]["triton"] == triton.__version__:
         recorded = [row for row in RECORD["rows"] if same(row, target, launch)]
-        assert compiled(target, launch, launched) == recorded, STALE
+        known = {row["key"]: row for row in recorded}
+        found = [
+            known[kernel.key]
+            if isinstance(kernel, Known)
+            else compiled(target, launch, [kernel])[0]
+            for kernel in launched
+        ]
+        assert without_keys(found) == without_keys(recorded), STALE
+
+
+def without_keys(rows):
+    """Return rows without their keys, which change with a comment; repeated rows count once."""
+    kept = ({name: value for name, value in row.items() if name != "key"} for row in rows)
+    return [json.loads(row) for row in dict.fromkeys(map(json.dumps, kept))]
 
 
 def test_the_record_is_of_these_kernels():
@@ -47,6 +78,7 @@ def test_the_record_is_of_these_kernels():
     for row in RECORD["rows"]:
         launch = allowed[f"{row['op']}: {row['what']}"]
         assert row["spilled"] <= launch.most_spilled(row["target"]), row
+        assert row["shared"] <= SHARED_LIMITS[row["target"]] * 1024, row
 
 
 def same(row, target, launch):
