@@ -62,6 +62,8 @@ def _runs(interpreter: Path) -> bool:
 
 def _pip(pip: list[str], requirements: list[str]) -> None:
     quiet = [] if sys.stdout.isatty() else ["-qq"]
-    command = [*pip, "install", *quiet, "--disable-pip-version-check", *requirements]
+    # Python compiles the modules that it imports; pip would compile all, which takes a minute.
+    options = [*quiet, "--no-compile", "--disable-pip-version-check"]
+    command = [*pip, "install", *options, *requirements]
     if subprocess.run(command, check=False).returncode:
         raise SetupError(f"pip could not install {requirements[-1]}; its own words are above")
