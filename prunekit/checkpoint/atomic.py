@@ -1,17 +1,37 @@
 """Atomic file writing: after a crash a file is complete or absent."""
 
+from __future__ import annotations
+
 import errno
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
 from prunekit.errors import CapacityError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NOT_OFFERED = frozenset(
+    {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.EBADF}
+)
+"""Errors of file systems that do not let a folder be flushed, or permissions be set."""
+FULL = {
+    errno.ENOSPC: "the disk is full, or has no room for more files",
+    errno.EDQUOT: "the quota of this user is used up",
+    errno.EFBIG: "files may not become that large (see ulimit -f)",
+}
+REMEDY = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "raise the limit",
+}
 
 
 def write_atomically(file: Path, content: bytes) -> None:
@@ -22,12 +42,15 @@ def write_atomically(file: Path, content: bytes) -> None:
 
 def write_shard(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors to a safetensors file atomically."""
+    from safetensors.torch import save_file
+
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with _replace_atomically(file) as temporary:
         temporary.touch()  # gets the permissions of the umask, which save_file ignores
         mode = temporary.stat().st_mode
         save_file(tensors, temporary, metadata={"format": "pt"})
-        temporary.chmod(mode)
+        with _where_offered():
+            temporary.chmod(mode)
 
 
 def file_sha256(file: Path) -> str:
@@ -36,38 +59,80 @@ def file_sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def temporary_file(file: Path) -> Path:
+    """Return the path of a file while it is being written."""
+    return file.with_name(f".{file.name}.tmp")
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush the names in a folder to disk, where the file system offers that."""
+    with _where_offered():
+        _fsync(folder)
+
+
+def missing_guarantees(folder: Path) -> list[str]:
+    """Return notes on what the file system of a folder does not offer."""
+    notes = []
+    try:
+        _fsync(folder)
+    except OSError as error:
+        notes.append(
+            f"{folder}: its file system cannot flush a folder ({error.strerror}); after a power "
+            "failure finished files may be missing, whose work --resume repeats."
+        )
+    return notes
+
+
 @contextmanager
 def _replace_atomically(file: Path) -> Iterator[Path]:
     """Provide a temporary path that replaces the file once flushed to disk."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        with report_full_disk(file.parent):
+    temporary = temporary_file(file)
+    with report_full_disk(file.parent):
+        try:
             yield temporary
             _fsync(temporary)
             temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _fsync(file.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+        flush_folder(file.parent)
 
 
 @contextmanager
 def report_full_disk(folder: Path) -> Iterator[None]:
-    """Turn full-disk errors into one that says how to continue.
+    """Turn the failure of a write into an error that says how to continue.
 
     Raises:
-        CapacityError: The disk or quota is full.
+        CapacityError: The file system refused a write, as if the disk or quota is full.
     """
     try:
         yield
     except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        # safetensors reports the system's error in its message only.
-        if not full and f"(os error {errno.ENOSPC})" not in str(error):
+        number = _error_number(error)
+        if number is None:
             raise
+        problem = FULL.get(number, f"cannot be written to: {os.strerror(number)}")
         raise CapacityError(
-            f"{folder}: the disk is full. Finished work is kept: free some space, then run again "
-            "with --resume."
+            f"{folder}: {problem}. Finished work is kept: {REMEDY.get(number, 'mend that')}, then "
+            "run again with --resume."
         ) from error
+
+
+def _error_number(error: OSError | SafetensorError) -> int | None:
+    """Return the system's number of an error, which safetensors has in its message only."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
+
+
+@contextmanager
+def _where_offered() -> Iterator[None]:
+    """Ignore that a file system lacks an operation."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NOT_OFFERED:
+            raise
 
 
 def _fsync(path: Path) -> None:

@@ -4,44 +4,39 @@ Shards are written atomically. ``config.json`` and the index are written last, s
 opens as a model is complete.
 """
 
-import fcntl
 import json
-import os
-import shutil
-from collections.abc import Mapping
-from itertools import takewhile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from torch import Tensor
 
-from prunekit.checkpoint.atomic import file_sha256, report_full_disk, write_atomically, write_shard
+from prunekit.checkpoint import owned_files
+from prunekit.checkpoint.atomic import (
+    file_sha256,
+    missing_guarantees,
+    report_full_disk,
+    temporary_file,
+    write_atomically,
+    write_shard,
+)
+from prunekit.checkpoint.companions import companion_content, without_code
 from prunekit.checkpoint.compressed import DENSE_STORAGE, KEPT_UNITS_KEY, storage_config
 from prunekit.checkpoint.formats import Format, WeightLayout
 from prunekit.checkpoint.header import read_header
+from prunekit.checkpoint.journal import JOURNAL, START, Entries, Journal
+from prunekit.checkpoint.output_path import nearest_existing_folder
+from prunekit.checkpoint.owned_files import recorded_digests
 from prunekit.checkpoint.reader import INDEX_FILE, Checkpoint
 from prunekit.distributed.ranks import SINGLE, Ranks
-from prunekit.errors import CheckpointError, ConfigError
+from prunekit.errors import ConfigError
 
-JOURNAL = "journal.jsonl"
+CONFIG_FILE = "config.json"
 
 
-def nearest_existing_folder(path: Path, name: str = "output.path") -> Path:
-    """Return ``path``, or its nearest parent that exists.
-
-    Args:
-        path: Folder to be created.
-        name: Config key or option of the path, for the message.
-
-    Raises:
-        ConfigError: The path, or one of its parents, is a file.
-    """
-    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not nearest.is_dir():
-        raise ConfigError(
-            f"{name}: {nearest} is a file, so {path} cannot be a folder; name another."
-        )
-    return nearest
+def checkpoint_files(checkpoint: Checkpoint) -> list[str]:
+    """Return the names of the files that complete the shards of a pruned checkpoint."""
+    return [*checkpoint.companion_names, INDEX_FILE, CONFIG_FILE]
 
 
 class OutputFolder:
@@ -51,34 +46,44 @@ class OutputFolder:
         folder: The folder.
         shards: Number of weight files of the finished checkpoint.
         ranks: Ranks of the run; rank 0 writes, all know the journal.
-        journal: Journal entries so far, by kind and name.
+        journal: Journal entries so far, by kind and name. The ``files`` of an entry are the SHA-256
+            of files that were written before it, by their names relative to the folder.
+        notes: Notes for the user: files that were left, guarantees that the file system lacks.
+        weights_read: Returns an entry of the model's tensors that were read since the last call,
+            which is written before the next one; empty if there are none.
     """
 
     def __init__(self, folder: Path, shards: int, ranks: Ranks = SINGLE) -> None:
         self.folder = folder
         self.shards = shards
         self.ranks = ranks
-        self.journal: dict[tuple[str, str], dict[str, Any]] = {}
-        self._file: BinaryIO | None = None
+        self.journal: Entries = {}
+        self.notes: list[str] = []
+        self.weights_read: Callable[[], dict[str, Any]] = dict
+        self._journal = Journal(folder)
 
-    def begin(self, fingerprint: str, *, resume: bool, overwrite: bool) -> None:
+    def begin(
+        self, fingerprint: str, *, resume: bool, overwrite: bool, writes: Iterable[str] = ()
+    ) -> None:
         """Create or resume the folder and lock its journal.
 
         Args:
             fingerprint: Identifies config, model, text and version; a resumed run must have the
                 same.
             resume: Continue a run that was stopped.
-            overwrite: Replace the output of an earlier run.
+            overwrite: Replace the output of an earlier run; only files that it wrote are removed.
+            writes: Names of all files that the run writes, besides shards and journal.
 
         Raises:
-            ConfigError: The folder is in use, or its content belongs to another run.
+            ConfigError: The folder is in use, or its content belongs to another run or to the user.
+            CapacityError: The file system refuses to write.
         """
 
-        def begin() -> dict[tuple[str, str], dict[str, Any]]:
-            self._begin(fingerprint, resume=resume, overwrite=overwrite)
-            return self.journal
+        def begin() -> tuple[Entries, list[str]]:
+            self._begin(fingerprint, [*writes], resume=resume, overwrite=overwrite)
+            return self.journal, self.notes
 
-        self.journal = self.ranks.run_on_main(begin)
+        self.journal, self.notes = self.ranks.run_on_main(begin)
         seen = self.ranks.all_gather_object((self.folder / JOURNAL).is_file())
         if not all(seen):
             raise ConfigError(
@@ -86,75 +91,89 @@ class OutputFolder:
                 "writes. All machines of a run need a shared file system."
             )
 
-    def _begin(self, fingerprint: str, *, resume: bool, overwrite: bool) -> None:
-        has_run = _is_prunekit_journal(self.folder / JOURNAL)
-        if has_run:
-            self._open()
-        if resume and has_run:
+    def _begin(self, fingerprint: str, writes: list[str], *, resume: bool, overwrite: bool) -> None:
+        nearest_existing_folder(self.folder)
+        with report_full_disk(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self.notes = missing_guarantees(self.folder)
+        if self._journal.path.is_file():
+            self._journal.open()
+        self.journal = self._journal.entries
+        if resume and self.journal:
             self._resume(fingerprint)
-        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            self._clear(has_run, overwrite=overwrite)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not self.journal:
-            self.close()
-            self._open()
-            self.append_journal("start", "", {"fingerprint": fingerprint})
-
-    def _open(self) -> None:
-        """Open and lock the journal; the lock ends with the process."""
-        self._file = (self.folder / JOURNAL).open("ab")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self.close()
-            raise ConfigError(
-                f"output.path: another run is writing to {self.folder}. Wait until it has ended, "
-                "or choose another folder."
-            ) from error
+            return
+        writes += [self.shard_path(number).name for number in range(1, self.shards + 1)]
+        self._clear(writes, overwrite=overwrite)
+        self._journal.start({"fingerprint": fingerprint, "writes": writes})
+        self.journal = self._journal.entries
 
     def close(self) -> None:
         """Close the journal and release its lock."""
-        if self._file:
-            self._file.close()
-        self._file = None
+        self._journal.close()
+
+    def discard(self) -> None:
+        """Remove all that this run has written."""
+        owned_files.remove(self.folder, owned_files.owned_files(self.folder, self.journal))
+        self.discard_journal()
+
+    def discard_journal(self) -> None:
+        """Remove the journal, so that the folder is no longer that of a run."""
+        if self.journal:
+            self._journal.path.unlink(missing_ok=True)
 
     def _resume(self, fingerprint: str) -> None:
-        """Load the journal; discard an incomplete last line and corrupt shards."""
-        lines = (self.folder / JOURNAL).read_bytes().splitlines(keepends=True)
-        # A line truncated by a crash is dropped; its work is repeated.
-        complete = list(takewhile(_is_complete, lines))
-        for entry in map(json.loads, complete):
-            self.journal[entry["kind"], entry["name"]] = entry["values"]
-        if self.journal and self.journal["start", ""]["fingerprint"] != fingerprint:
+        """Discard an incomplete end of the journal, and entries whose files are not intact."""
+        if self.journal[START].get("fingerprint") != fingerprint:
             raise ConfigError(
                 f"{self.folder}: was begun with another config, model, calibration text or version "
                 "of prunekit, or with blocks in another data type, so --resume cannot continue it. "
                 "Run with --overwrite, or choose another output.path."
             )
-        assert self._file is not None
-        self._file.truncate(sum(map(len, complete)))
-        for temporary in self.folder.glob(".*.tmp"):
-            temporary.unlink()
-        for kind, name in list(self.journal):
-            file = {
-                "block": self.journal[kind, name].get("file"),
-                "rest": self.shard_path(1).name,
-            }.get(kind)
-            # The work of a corrupt or missing shard is repeated too.
-            if file and not _is_intact(self.folder / file, self.journal[kind, name].get("sha256")):
-                del self.journal[kind, name]
+        self._journal.truncate()
+        for name in self.journal[START].get("writes", ()):
+            temporary_file(self.folder / name).unlink(missing_ok=True)
+        # The work of an entry whose file is missing, cut or altered is repeated.
+        for key, values in [*self.journal.items()]:
+            if not all(self._is_intact(*file) for file in recorded_digests(values).items()):
+                del self.journal[key]
 
-    def _clear(self, has_run: bool, *, overwrite: bool) -> None:  # noqa: FBT001
-        """Delete the output of an earlier run, if ``--overwrite`` allows it."""
-        if not overwrite:
-            hint = "--resume continues it, --overwrite starts over" if has_run else "choose another"
-            raise ConfigError(f"output.path: {self.folder} is not empty; {hint}.")
-        if not has_run:
+    def _is_intact(self, name: str, sha256: str) -> bool:
+        try:
+            return file_sha256(self.folder / name) == sha256
+        except OSError:
+            return False
+
+    def _clear(self, writes: list[str], *, overwrite: bool) -> None:
+        """Remove the files of an earlier run, if ``--overwrite`` allows it.
+
+        The journal is replaced only later, so a removal that is cut off can be repeated.
+        """
+        owned = owned_files.owned_files(self.folder, self.journal)
+        foreign = owned_files.foreign_files(self.folder, owned)
+        if self.journal and not overwrite:
             raise ConfigError(
-                f"output.path: {self.folder} holds files that prunekit did not write (it has no "
-                f"{JOURNAL} of a run), so --overwrite does not delete them. Choose another folder."
+                f"output.path: {self.folder} is not empty; --resume continues it, --overwrite "
+                "starts over."
             )
-        shutil.rmtree(self.folder)
+        if foreign and not self.journal:
+            choice = (
+                f"holds files that prunekit did not write, such as {foreign[0]} (it has no "
+                f"{JOURNAL} of a run), so --overwrite does not delete them. Choose another folder"
+                if overwrite
+                else "is not empty; choose another"
+            )
+            raise ConfigError(f"output.path: {self.folder} {choice}.")
+        if name := owned_files.in_the_way(foreign, writes):
+            raise ConfigError(
+                f"output.path: {self.folder} holds {name}, which prunekit did not write, and which "
+                "would be taken for a part of the result. Move it, or choose another folder."
+            )
+        owned_files.remove(self.folder, owned)
+        if foreign:
+            shown = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
+            self.notes.append(
+                f"{self.folder}: --overwrite left what prunekit did not write: {shown}"
+            )
 
     def append_journal(self, kind: str, name: str, values: dict[str, Any]) -> None:
         """Append an entry to the journal and flush it to disk.
@@ -167,12 +186,17 @@ class OutputFolder:
         self.journal[kind, name] = values
         if not self.ranks.is_main:
             return
-        assert self._file is not None
-        with report_full_disk(self.folder):
-            line = json.dumps({"kind": kind, "name": name, "values": values})
-            self._file.write(line.encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        if weights := self.weights_read():
+            self._journal.append("inputs", str(len(self.journal)), weights)
+        self._journal.append(kind, name, values)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """SHA-256 of all files that the journal names, by their names."""
+        found: dict[str, str] = {}
+        for values in self.journal.values():
+            found |= recorded_digests(values)
+        return found
 
     def shard_path(self, number: int) -> Path:
         """Return the path of shard ``number`` of 1..shards."""
@@ -198,8 +222,9 @@ class OutputFolder:
             kind: Storage format of compressed weights.
             linears: Layouts of the compressed weights, by layer name.
         """
-        for path in checkpoint.companions:
-            write_atomically(self.folder / path.name, path.read_bytes())
+        for name, path in checkpoint.companion_names.items():
+            (self.folder / name).parent.mkdir(exist_ok=True)
+            write_atomically(self.folder / name, companion_content(path))
         weight_map, total = {}, 0
         for number in range(1, self.shards + 1):
             for name, entry in read_header(self.shard_path(number)).items():
@@ -207,7 +232,7 @@ class OutputFolder:
                 total += entry.nbytes
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         write_atomically(self.folder / INDEX_FILE, json.dumps(index, indent=2).encode() + b"\n")
-        config = checkpoint.config
+        config = without_code(checkpoint.config)
         if dtype:
             kept = {key: value for key, value in config.items() if key != "torch_dtype"}
             config = kept | {"dtype": dtype}
@@ -216,28 +241,4 @@ class OutputFolder:
         if kind and linears:
             config = config | {"quantization_config": storage_config(kind, linears)}
         content = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
-        write_atomically(self.folder / "config.json", content)
-
-
-def _is_prunekit_journal(journal: Path) -> bool:
-    """Return whether a journal, possibly truncated, was written by prunekit."""
-    start = b'{"kind": "start"'
-    if not journal.is_file():
-        return False
-    with journal.open("rb") as stream:
-        return start.startswith(stream.read(len(start)))
-
-
-def _is_complete(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return line.endswith(b"\n")
-
-
-def _is_intact(shard: Path, sha256: str | None) -> bool:
-    try:
-        return bool(read_header(shard)) and sha256 in {None, file_sha256(shard)}
-    except (CheckpointError, OSError):
-        return False
+        write_atomically(self.folder / CONFIG_FILE, content)

@@ -12,7 +12,9 @@ from prunekit.architectures.coverage import LINEAR_TYPES
 from prunekit.checkpoint.atomic import write_atomically
 from prunekit.checkpoint.compressed import CompressedWeight, compress_weight, layer_name
 from prunekit.checkpoint.formats import Format, WeightLayout, format_named
-from prunekit.checkpoint.output import OutputFolder, nearest_existing_folder
+from prunekit.checkpoint.journal import JOURNAL, START, read_journal
+from prunekit.checkpoint.output import OutputFolder, checkpoint_files
+from prunekit.checkpoint.output_path import check_apart, nearest_existing_folder
 from prunekit.checkpoint.reader import (
     Checkpoint,
     open_checkpoint,
@@ -20,7 +22,7 @@ from prunekit.checkpoint.reader import (
     read_entries,
     with_compressed,
 )
-from prunekit.errors import CheckpointError, ConfigError
+from prunekit.errors import CapacityError, CheckpointError, ConfigError
 from prunekit.models.empty_model import empty_model
 from prunekit.models.orientation import stored_transposed
 from prunekit.models.weight_names import stored_names
@@ -144,29 +146,42 @@ def _legacy_weights(folder: Path, kind: Format) -> dict[str, CompressedWeight]:
 
 def _convert(checkpoint: Checkpoint, target: Path, kind: Format) -> Conversion:
     existing = nearest_existing_folder(target, str(target))
-    if existing == target and any(target.iterdir()):
+    files = {entry.file for entry in checkpoint.file_entries.values()}
+    check_apart(target, [checkpoint.folder, *files], str(target))
+    job = f"convert {checkpoint.folder.absolute()} to {kind.name}"
+    cut_off = _was_cut_off(target, job)
+    if existing == target and any(target.iterdir()) and not cut_off:
         raise ConfigError(f"{target}: is not empty; choose another folder.")
     linears = _linears(checkpoint)
     groups = list(_groups(checkpoint))
-    target.mkdir(parents=True, exist_ok=True)
     output = OutputFolder(target, len(groups))
+    writes = [*checkpoint_files(checkpoint), reports.JSON, reports.HTML]
     try:
+        output.begin(job, resume=False, overwrite=cut_off, writes=writes)
         compressed, dense = _write(checkpoint, output, groups, linears, kind)
         _copy_report(checkpoint.folder, target)
         output.finish(checkpoint, None, kind, compressed)
+        output.discard_journal()
     except BaseException:
-        with suppress(OSError):
-            _remove(target, existing)
+        with suppress(OSError, CapacityError):
+            output.discard()
+            _remove_folders(target, existing)
         raise
+    finally:
+        output.close()
     before = sum(entry.nbytes for entry in checkpoint.file_entries.values())
     after = sum(entry.nbytes for entry in open_checkpoint(target).file_entries.values())
     return Conversion(target, compressed, dense, before, after)
 
 
-def _remove(target: Path, existing: Path) -> None:
-    """Remove all written files, and the folders that did not exist before."""
-    for file in target.iterdir():
-        file.unlink()
+def _was_cut_off(target: Path, job: str) -> bool:
+    """Return whether the folder holds the beginning of the same conversion."""
+    journal = target / JOURNAL
+    return journal.is_file() and read_journal(journal).get(START, {}).get("fingerprint") == job
+
+
+def _remove_folders(target: Path, existing: Path) -> None:
+    """Remove the folders that did not exist before."""
     for folder in [target, *target.absolute().parents]:
         if folder == existing:
             return

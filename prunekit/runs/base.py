@@ -1,18 +1,19 @@
 """Base class of runs: texts, evaluation, timing, fingerprint of the journal."""
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 
 from prunekit.checkpoint import adapter
-from prunekit.checkpoint.atomic import write_atomically
-from prunekit.checkpoint.output import OutputFolder
+from prunekit.checkpoint.atomic import file_sha256, write_atomically
+from prunekit.checkpoint.output import OutputFolder, checkpoint_files
 from prunekit.checkpoint.reader import open_checkpoint
+from prunekit.data import sources
 from prunekit.data.sources import title
 from prunekit.data.tokens import Tokens, calibration_tokens, evaluation_tokens
 from prunekit.distributed.ranks import SINGLE, Ranks
@@ -20,7 +21,9 @@ from prunekit.errors import ConfigError
 from prunekit.evaluation.generation import sample_text
 from prunekit.evaluation.perplexity import Evaluator
 from prunekit.models import memory
+from prunekit.reports import report as reports
 from prunekit.runs import facts
+from prunekit.runs.identity import WeightDigests, check_weights, fingerprint
 from prunekit.runs.plan_base import PlanBase
 from prunekit.runs.record import Record
 
@@ -33,17 +36,23 @@ class RunBase(Generic[P]):
     """A run, without the part that prunes the model.
 
     Attributes:
-        plan: The plan that is carried out.
+        plan: The plan that is carried out; its checkpoint digests what is read.
         output: The output folder, which gets ``shards`` weight files.
         ranks: Processes that share the run.
+        weights_read: Digests of the model's tensors that this process reads.
+        writes: Names of the files that the run writes, besides shards and journal.
         seconds: Time spent in each phase so far.
         began: Start of the run, by ``time.perf_counter``.
     """
 
     def __init__(self, plan: P, shards: int, ranks: Ranks = SINGLE) -> None:
-        self.plan: P = plan
+        self.weights_read = WeightDigests()
+        checkpoint = replace(plan.checkpoint, on_read=self.weights_read.record)
+        self.plan: P = replace(plan, checkpoint=checkpoint)
         self.ranks = ranks
         self.output = OutputFolder(Path(plan.config.output.path), shards, ranks)
+        self.output.weights_read = self.weights_read.take
+        self.writes = [*checkpoint_files(plan.checkpoint), *reports.FILES, OWN_TEXT]
         phases = ("calibrate", "prune", "evaluate", "write", "verify")
         self.seconds: dict[str, float] = dict.fromkeys(phases, 0.0)
         self.began = time.perf_counter()
@@ -68,7 +77,15 @@ class RunBase(Generic[P]):
             # down.
             tokens, evaluated = self.ranks.run_on_main(self._texts)
         memory.trim_heap()
-        self.output.begin(self._fingerprint(tokens), resume=resume, overwrite=overwrite)
+        self.output.begin(
+            fingerprint(self.plan, tokens, evaluated),
+            resume=resume,
+            overwrite=overwrite,
+            writes=self.writes,
+        )
+        self.ranks.run_on_main(
+            lambda: check_weights(self.plan.checkpoint, self.output.journal.values())
+        )
         if self.plan.config.calibration and self.plan.config.calibration.self_generated:
             with self._timed("calibrate"):
                 tokens = self.ranks.run_on_main(self._own_text)
@@ -80,10 +97,12 @@ class RunBase(Generic[P]):
         config, length = self.plan.config.calibration, self.plan.lengths[0]
         assert config is not None
         file = self.output.folder / OWN_TEXT
-        if not file.is_file():
+        if ("text", sources.SELF) not in self.output.journal:
             shape = config.samples, length
             ids = sample_text(self.plan.checkpoint, self.plan.device, shape, config.seed)
             write_atomically(file, json.dumps(ids.tolist()).encode())
+            digests = {OWN_TEXT: file_sha256(file)}
+            self.output.append_journal("text", sources.SELF, {"files": digests})
         return Tokens.of(
             torch.tensor(json.loads(file.read_bytes())),
             f"{config.samples} windows of {length} tokens that the dense model wrote, seed "
@@ -101,7 +120,12 @@ class RunBase(Generic[P]):
         if config is None or config.self_generated:
             return None
         tokens = calibration_tokens(
-            self.plan.tokenizer, config.data, config.samples, self.plan.lengths[0], config.seed
+            self.plan.tokenizer,
+            config.data,
+            config.samples,
+            self.plan.lengths[0],
+            config.seed,
+            limit=self.plan.token_limit,
         )
         if len(tokens.ids) < self.ranks.size:
             raise ConfigError(
@@ -116,27 +140,14 @@ class RunBase(Generic[P]):
             return {}
         return {
             source: evaluation_tokens(
-                self.plan.tokenizer, [source], self.plan.lengths[1], config.windows
+                self.plan.tokenizer,
+                [source],
+                self.plan.lengths[1],
+                config.windows,
+                limit=self.plan.token_limit,
             )
             for source in config.data
         }
-
-    def _fingerprint(self, tokens: Tokens | None) -> str:
-        """Return the SHA-256 of all that decides the bytes of the result."""
-        from prunekit._version import __version__
-
-        config = self.plan.config.dump()
-        config.pop("output")
-        config.get("calibration", {}).pop("hidden", None)  # changes no bit of the result
-        files = sorted({entry.file for entry in self.plan.checkpoint.entries.values()})
-        identity = {
-            "prunekit": __version__,
-            "config": config,
-            "calibration": tokens.digest if tokens else None,
-            "dtype": str(self.plan.dtype),  # depends on the CPU
-            "files": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
-        }
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def _evaluate(self, which: str, evaluated: Mapping[str, Tokens]) -> Iterator[Record]:
         """Measure perplexity ``"before"`` or ``"after"`` pruning, unless the journal has it."""
@@ -172,7 +183,8 @@ class RunBase(Generic[P]):
         done = self.output.journal
         evaluations = [values for (kind, _), values in done.items() if kind == "evaluation"]
         seconds = {**self.seconds, "total": self.elapsed}
-        return facts.report_frame(self.plan, tokens, evaluations, seconds) | {"proof": proof}
+        frame = facts.report_frame(self.plan, tokens, evaluations, seconds)
+        return frame | {"notes": [*self.output.notes, *frame["notes"]], "proof": proof}
 
 
 class _Timer:

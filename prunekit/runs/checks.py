@@ -3,17 +3,36 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunekit.checkpoint.output import nearest_existing_folder
+from prunekit.checkpoint.output_path import check_apart, nearest_existing_folder
+from prunekit.checkpoint.reader import Checkpoint
 from prunekit.config.run_config import Config, StructuredConfig
 from prunekit.errors import CapacityError, ConfigError
 from prunekit.evaluation.generation import SAMPLES_AT_ONCE
 from prunekit.formatting import size
 from prunekit.models.layout import is_causal_language_model
 from prunekit.models.sequential.block_runner import StackRunner
+from prunekit.models.vocabulary import load_tokenizer
+
+
+def text_tokenizer(
+    config: Config | StructuredConfig, checkpoint: Checkpoint | None
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a run; None, untyped, for one that reads no text.
+
+    Args:
+        config: The user's config.
+        checkpoint: The model; None for a plan that is only shown.
+
+    Raises:
+        ConfigError: The run reads text, and there is no tokenizer that can be loaded.
+    """
+    reads_text = config.calibration is not None or config.evaluate is not None
+    return load_tokenizer(checkpoint) if checkpoint and reads_text else cast("Any", None)
 
 
 def check_perplexity(
@@ -97,6 +116,25 @@ def cap_lengths(config: Config | StructuredConfig, limit: int) -> tuple[tuple[in
     ]
     calibration, evaluation = (min(length, limit) for length in requested.values())
     return (calibration, evaluation), notes
+
+
+def check_output_path(config: Config | StructuredConfig, checkpoint: Checkpoint) -> None:
+    """Refuse an output folder that cannot be, or that shares files with the input.
+
+    Args:
+        config: The user's config.
+        checkpoint: The model.
+
+    Raises:
+        ConfigError: The folder cannot be created, holds the model or a text, or is in the model.
+    """
+    output = Path(config.output.path)
+    nearest_existing_folder(output)
+    texts = [config.calibration, config.evaluate]
+    sources = [Path(source) for each in texts if each for source in each.data]
+    files = {entry.file for entry in checkpoint.file_entries.values()}
+    paths = [checkpoint.folder, *files, *checkpoint.companions]
+    check_apart(output, [*paths, *(path for path in sources if path.is_absolute())])
 
 
 def check_disk(path: str, needed: int) -> None:

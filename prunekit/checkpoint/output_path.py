@@ -1,0 +1,97 @@
+"""Checks of the folder that a command writes: that it can be made, and holds nothing that is read.
+
+Paths are compared by what they resolve to, device and inode, so links and mounts do not matter.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from prunekit.errors import ConfigError
+
+LONGEST_SUFFIX = "/.model-00000-of-00000.safetensors.tmp"
+"""What is appended to an output folder at most, but for a few files with longer names."""
+Identity = tuple[int, int]
+
+
+def nearest_existing_folder(path: Path, name: str = "output.path") -> Path:
+    """Return ``path``, or its nearest parent that exists.
+
+    Args:
+        path: Folder to be created.
+        name: Config key or option of the path, for the message.
+
+    Raises:
+        ConfigError: The path, or one of its parents, is a file or a link to nothing, or a name is
+            longer than the file system allows.
+    """
+    # Unlike the methods of Path, these functions do not raise on invalid names.
+    places = (path, *path.absolute().parents)
+    nearest = next(place for place in places if os.path.lexists(place))
+    if not os.path.isdir(nearest):  # noqa: PTH112
+        kind = "a link to nothing" if nearest.is_symlink() and not nearest.exists() else "a file"
+        raise ConfigError(
+            f"{name}: {nearest} is {kind}, so {path} cannot be a folder; name another."
+        )
+    if problem := _unusable_name(path, nearest):
+        raise ConfigError(f"{name}: {path}: {problem}.")
+    return nearest
+
+
+def check_apart(output: Path, inputs: Iterable[Path], name: str = "output.path") -> None:
+    """Refuse an output folder that holds what is read, or lies in a folder that is read.
+
+    Args:
+        output: Folder that is written; it need not exist.
+        inputs: Files and folders that are read.
+        name: Config key or option of the path, for the message.
+
+    Raises:
+        ConfigError: An input is in the output folder, or the output folder in an input.
+    """
+    above_output = _identities_above(output)
+    own = _identity(output)
+    for path in inputs:
+        if _identity(path) in above_output:
+            raise ConfigError(
+                f"{name}: {output} is {_same_or(output, path, 'in')} {path}, which is read. Name a "
+                "folder elsewhere."
+            )
+        if own and own in _identities_above(path):
+            raise ConfigError(
+                f"{name}: {output} holds {path}, which is read. Name a folder elsewhere."
+            )
+
+
+def _same_or(path: Path, other: Path, relation: str) -> str:
+    return "the same folder as" if _identity(path) == _identity(other) else relation
+
+
+def _identities_above(path: Path) -> set[Identity]:
+    """Return the identities of what a path resolves to and of all folders that hold that."""
+    real = Path(os.path.realpath(path))
+    return {found for place in (real, *real.parents) if (found := _identity(place))}
+
+
+def _identity(path: Path) -> Identity | None:
+    """Return device and inode of what a path resolves to; None if that does not exist."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _unusable_name(path: Path, nearest: Path) -> str | None:
+    """Return why no folder can be created at ``path``, by its name."""
+    if "\0" in str(path):
+        return "a path cannot hold a null character"
+    most = os.pathconf(nearest, "PC_NAME_MAX")
+    for part in path.absolute().parts:
+        if len(os.fsencode(part)) > most:
+            return f"a name in it has {len(os.fsencode(part))} bytes, more than {most}"
+    if len(os.fsencode(path.absolute())) + len(LONGEST_SUFFIX) > os.pathconf(
+        nearest, "PC_PATH_MAX"
+    ):
+        return "it is longer than the file system allows"
+    return None

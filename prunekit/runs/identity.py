@@ -1,0 +1,134 @@
+"""Identity of a job: what a resumed run must have in common with the one that was stopped.
+
+The config, texts, ``config.json`` and headers are compared before anything else. Weights are too
+large for that: each tensor is digested when it is first read, and the journal holds the digests
+before any result that depends on them.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunekit.checkpoint.atomic import file_sha256
+from prunekit.checkpoint.header import TensorEntry
+from prunekit.checkpoint.reader import Checkpoint
+from prunekit.data.tokens import Tokens
+from prunekit.errors import CheckpointError, ConfigError
+from prunekit.runs.plan_base import PlanBase
+
+CHUNK_BYTES = 1 << 22
+WEIGHTS = "weights"
+"""Key of journal entries that hold digests of tensors read so far, by name."""
+
+
+def fingerprint(plan: PlanBase, tokens: Tokens | None, evaluated: Mapping[str, Tokens]) -> str:
+    """Return the SHA-256 of all that decides the result, but the weights.
+
+    Args:
+        plan: The plan of the run.
+        tokens: Calibration tokens; None for a run without them.
+        evaluated: Evaluation tokens by source.
+    """
+    from prunekit._version import __version__
+
+    config = plan.config.dump()
+    config.pop("output")
+    config.get("calibration", {}).pop("hidden", None)  # changes no bit of the result
+    return digest(
+        {
+            "prunekit": __version__,
+            "config": config,
+            "calibration": tokens.digest if tokens else None,
+            "evaluation": {source: each.digest for source, each in evaluated.items()},
+            "dtype": str(plan.dtype),  # depends on the CPU
+            "model": model_identity(plan.checkpoint),
+        }
+    )
+
+
+def model_identity(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return config and layout of a checkpoint; its weights are not read."""
+    return {
+        "config": file_sha256(checkpoint.folder / "config.json"),
+        "tensors": {
+            name: [entry.file.name, str(entry.dtype), entry.shape, entry.start]
+            for name, entry in sorted(checkpoint.file_entries.items())
+        },
+    }
+
+
+def digest(identity: object) -> str:
+    """Return the SHA-256 of a value, by its JSON."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+class WeightDigests:
+    """Digests of the tensors that a run reads, each taken at the first time."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+        self._new: dict[str, str] = {}
+        self._lock = Lock()  # the next block is read in a thread of its own
+
+    def record(self, name: str, tensor: Tensor) -> None:
+        """Digest a tensor as stored, unless it was read before."""
+        with self._lock:
+            if name in self._seen:
+                return
+            self._seen.add(name)
+        content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+        found = hashlib.sha256(content.data).hexdigest()
+        with self._lock:
+            self._new[name] = found
+
+    def take(self) -> dict[str, dict[str, str]]:
+        """Return what a journal entry holds of the tensors read since the last call."""
+        with self._lock:
+            taken, self._new = self._new, {}
+        return {WEIGHTS: taken} if taken else {}
+
+
+def check_weights(checkpoint: Checkpoint, entries: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse to resume with other weights than the stopped run has read.
+
+    Args:
+        checkpoint: The dense checkpoint.
+        entries: Values of all journal entries.
+
+    Raises:
+        ConfigError: A tensor was changed since.
+    """
+    expected: dict[str, str] = {}
+    for values in entries:
+        expected |= values.get(WEIGHTS) or {}
+    for name, known in expected.items():
+        entry = checkpoint.file_entries[name]
+        if _span_sha256(entry) != known:
+            raise ConfigError(
+                f"{entry.file}: {name} was changed since the run began, so --resume cannot "
+                "continue it. Run with --overwrite, or choose another output.path."
+            )
+
+
+def text_files(sources: Iterable[str]) -> list[Path]:
+    """Return the files among the sources of a text."""
+    return [Path(source) for source in sources if Path(source).is_absolute()]
+
+
+def _span_sha256(entry: TensorEntry) -> str:
+    found, left = hashlib.sha256(), entry.nbytes
+    with entry.file.open("rb") as file:
+        file.seek(entry.start)
+        while left:
+            chunk = file.read(min(left, CHUNK_BYTES))
+            if not chunk:
+                raise CheckpointError(f"{entry.file}: is shorter than its header says.")
+            found.update(chunk)
+            left -= len(chunk)
+    return found.hexdigest()
