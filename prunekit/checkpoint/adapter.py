@@ -9,7 +9,7 @@ Shapes: O output features, I input features, R rank.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,12 @@ class Adapter:
     def product(self) -> Float[Tensor, "O I"]:
         """BA in float32."""
         return self.up.float() @ self.down.float()
+
+
+def file_names(blocks: Iterable[str]) -> list[str]:
+    """Return the names of the files of an adapter and, until it is whole, of its blocks."""
+    parts = [f"{block}.safetensors" for block in blocks]
+    return [f"{FOLDER}/{name}" for name in (*parts, FILE, CONFIG) if parts]
 
 
 def write_block(folder: Path, block: str, found: Mapping[str, Adapter]) -> None:

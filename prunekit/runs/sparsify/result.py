@@ -1,6 +1,7 @@
 """The report of a sparsify run: the content of ``report.json``."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from prunekit.checkpoint.output import OutputFolder
 from prunekit.inference import speed_table
 from prunekit.runs.facts import in_report_order
 from prunekit.runs.sparsify.plan import Plan
+
+WEIGHT_FILES = "*.safetensors"
 
 
 def report(
@@ -45,9 +48,9 @@ def report(
             "hidden_bytes": needs.hidden,
         },
         "files": {
-            values["file"]: values["sha256"]
-            for values in output.journal.values()
-            if "sha256" in values
+            name: digest
+            for name, digest in output.files.items()
+            if Path(name).match(WEIGHT_FILES) and "/" not in name
         },
     }
     return in_report_order({**frame, **own})
@@ -89,7 +92,7 @@ def storage_facts(
         unfit: Number of pruned linears that are stored dense, as the format does not fit them.
     """
     kind, before = plan.config.output.format, plan.checkpoint.entries.values()
-    files = output.folder.glob("*.safetensors")
+    files = output.folder.glob(WEIGHT_FILES)
     facts = {
         "format": kind,
         "bytes": sum(file.stat().st_size for file in files),

@@ -68,10 +68,12 @@ class SparsifyRun(RunBase[Plan]):
 
     def __init__(self, plan: Plan, stop: Callable[[], bool] = lambda: False) -> None:
         super().__init__(plan, len(plan.blocks) + 1, plan.ranks)
+        plan = self.plan
         self.stop = stop
         self.ranks.traffic.clear()
         self.weights = Weights(plan.model, plan.checkpoint, plan.dtype, plan.device)
         self.shards = ShardWriter(plan, self.weights, self.output)
+        self.writes += self.shards.adapter_files
         self.layers: list[LayerRecord] = []
 
     def records(self, *, resume: bool, overwrite: bool) -> Iterator[Record]:
@@ -259,7 +261,8 @@ class SparsifyRun(RunBase[Plan]):
         pruned = [*pruner.prune(loaded, self.plan.blocks[number], stages)]
         with self._timed("write"):
             values = self.shards.write_block(number, loaded, pruned, writes=True)
-        return values | {"seconds": time.perf_counter() - began, "orders": {}}
+        values |= {"seconds": time.perf_counter() - began, "orders": {}}
+        return values | self.weights_read.take()
 
     def _restored_records(self, number: int, values: dict[str, Any]) -> Iterator[Record]:
         """Yield the records of a block from its journal values."""

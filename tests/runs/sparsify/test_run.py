@@ -164,7 +164,7 @@ def test_nothing_is_pickled_and_every_shard_is_in_the_index(finished):
     sizes = sum(tensor.nbytes for tensor in checkpoints.tensors(folder).values())
     assert index["metadata"]["total_size"] == sizes
     kinds = {path.suffix for path in folder.iterdir()}
-    assert kinds == {".safetensors", ".json", ".jsonl", ".html", ".csv", ".txt"}
+    assert kinds == {".safetensors", ".json", ".jsonl", ".html", ".csv"}
 
 
 STOCK = {
@@ -314,11 +314,21 @@ def test_a_file_in_the_way_is_refused(llama, tmp_path):
     assert (tmp_path / "out").read_text() == "mine"
 
 
-def test_overwriting_leaves_nothing_of_the_run_before(finished, llama, tmp_path):
+def test_overwriting_removes_the_run_before_and_nothing_else(finished, llama, tmp_path):
     folder = shutil.copytree(finished[0], tmp_path / "out")
-    (folder / "left.over").touch()
-    list(start(llama, folder, overwrite=True))
-    assert not (folder / "left.over").exists()
+    (folder / "notes.md").write_text("mine")
+    (folder / "results").mkdir()
+    (folder / "results/table.csv").write_text("mine")
+    other = folder / "model-00001-of-00009.safetensors"
+    (folder / "report.json").write_text(json.dumps({"files": {other.name: "0", "../up": "0"}}))
+    other.touch()
+    (tmp_path / "up").touch()
+    records = list(start(llama, folder, overwrite=True))
+    assert not other.exists()
+    assert (tmp_path / "up").exists()
+    assert (folder / "notes.md").read_text() == (folder / "results/table.csv").read_text() == "mine"
+    note, *_ = records[-1].values["notes"]
+    assert note.endswith("--overwrite left what prunekit did not write: notes.md, results")
     same_bytes(folder, finished[0])
 
 
@@ -350,7 +360,7 @@ def test_a_disk_that_fails_midway_leaves_a_resumable_folder(finished, llama, tmp
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before it is noted", "after"])
-@pytest.mark.parametrize("moment", range(9))
+@pytest.mark.parametrize("moment", range(8))
 def test_a_run_stopped_at_any_entry_of_the_journal_ends_with_the_same_bytes(
     finished, llama, tmp_path, monkeypatch, moment, after
 ):
