@@ -4,9 +4,7 @@ Only safetensors is supported: headers can be read without weights, and no code 
 checkpoint is executed.
 """
 
-import json
-import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,14 +15,24 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from prunekit.checkpoint.companions import companion_notes, companions
 from prunekit.checkpoint.compressed import QUANT_METHOD, CompressedWeight, compressed_weights
-from prunekit.checkpoint.header import TensorEntry, read_header
-from prunekit.checkpoint.hub import COMPANION_SUFFIXES
-from prunekit.errors import CheckpointError
+from prunekit.checkpoint.header import FLOAT_DTYPES, TensorEntry, read_header
+from prunekit.checkpoint.weight_files import (
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    WEIGHTS_KEY,
+    read_json,
+    weight_files,
+)
+from prunekit.errors import CheckpointError, NumericsError
+
+__all__ = [
+    "INDEX_FILE", "WEIGHTS_FILE", "Checkpoint", "open_checkpoint", "read_config", "read_entries",
+    "with_compressed",
+]  # fmt: skip
 
 CHUNK_BYTES = 1 << 20
-INDEX_FILE = "model.safetensors.index.json"
-WEIGHTS_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,7 @@ class Checkpoint:
         compressed: Compressed weights, by name of the dense weight.
         permuted_axes: Axis along which a tensor is permuted when read, by name.
         permutation: The permutation of these axes.
+        on_read: Called with name and value, as stored, of each tensor that is read.
     """
 
     folder: Path
@@ -50,6 +59,7 @@ class Checkpoint:
     compressed: dict[str, CompressedWeight] = field(default_factory=dict)
     permuted_axes: dict[str, int] = field(default_factory=dict)
     permutation: list[int] = field(default_factory=list)
+    on_read: Callable[[str, Tensor], None] | None = None
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Return dense tensors on the CPU, by name.
@@ -57,7 +67,7 @@ class Checkpoint:
         They are memory-mapped, except compressed ones, which are expanded, and permuted ones.
 
         Raises:
-            CheckpointError: A compressed weight is corrupt.
+            CheckpointError: A compressed weight is corrupt, or a data type is not one of torch.
         """
         names = list(names)
         tensors = self._map([name for name in names if name not in self.compressed])
@@ -88,22 +98,37 @@ class Checkpoint:
                         file.seek(offset)
                         file.readinto(chunk)
 
+    def check_finite(self, name: str, tensor: Tensor) -> None:
+        """Refuse a weight that holds NaN or inf.
+
+        Args:
+            name: Name of the tensor.
+            tensor: Its values, on any device.
+
+        Raises:
+            NumericsError: It holds NaN or inf.
+        """
+        if tensor.dtype not in FLOAT_DTYPES or not tensor.numel():
+            return
+        # An extreme is NaN or inf if any value is; to look at each takes over ten times as long.
+        low, high = tensor.aminmax()
+        if (low * 0 + high * 0) == 0:
+            return
+        count = int((~tensor.isfinite()).sum())
+        raise NumericsError(
+            f"{self.entries[name].file}: {name}: {count} of its {tensor.numel()} values are NaN or "
+            "inf. The checkpoint is broken; download or save it again."
+        )
+
     def _expand(self, name: str) -> Tensor:
         stored = self.compressed[name]
-        mapped = self._map(stored.parts.values())
-        parts = {part: mapped[tensor] for part, tensor in stored.parts.items()}
-        shape = (stored.layout.outputs, stored.layout.inputs)
-        if problem := stored.format.find_corruption(parts, shape):
-            raise CheckpointError(
-                f"{self.file_entries[stored.parts['weight']].file}: {name}: {problem}. It is "
-                "corrupt, or another program wrote it."
-            )
-        weight = stored.format.expand(parts, stored.layout.inputs)
-        return weight.T.contiguous() if stored.layout.transposed else weight
+        file = self.file_entries[stored.parts["weight"]].file
+        return stored.expand(f"{file}: {name}", self._map(stored.parts.values()))
 
     def _map(self, names: Iterable[str]) -> dict[str, Tensor]:
         by_file: dict[Path, list[str]] = {}
         for name in names:
+            self._check_readable(name)
             by_file.setdefault(self.file_entries[name].file, []).append(name)
         tensors = {}
         for file, file_names in by_file.items():
@@ -111,6 +136,8 @@ class Checkpoint:
                 with safe_open(file, framework="pt") as opened:
                     for name in file_names:
                         tensors[name] = opened.get_tensor(name)
+                        if self.on_read:
+                            self.on_read(name, tensors[name])
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(
                     f"{file}: cannot be read any more ({error}). It was intact when the run began; "
@@ -118,15 +145,38 @@ class Checkpoint:
                 ) from error
         return tensors
 
+    def _check_readable(self, name: str) -> None:
+        entry = self.file_entries[name]
+        if entry.unreadable:
+            raise CheckpointError(
+                f"{entry.file}: {name}: has the data type {entry.unreadable}, which torch "
+                f"{torch.__version__} does not have, so it cannot be read."
+            )
+
     @cached_property
     def companions(self) -> list[Path]:
-        """Small files beside the weights that a copy of the checkpoint needs."""
-        return sorted(
-            path
-            for path in self.folder.iterdir()
-            if path.suffix in COMPANION_SUFFIXES
-            and path.name not in {INDEX_FILE, "config.json", "report.json"}
-        )
+        """Small files beside the weights that a copy of the checkpoint needs.
+
+        Raises:
+            CheckpointError: One of them cannot be read.
+        """
+        return companions(self.folder)
+
+    @property
+    def companion_names(self) -> dict[str, Path]:
+        """The companions by their names relative to the folder."""
+        return {path.relative_to(self.folder).as_posix(): path for path in self.companions}
+
+    def check_copyable(self) -> list[str]:
+        """Check that every tensor and companion can be read; return notes about other files.
+
+        Raises:
+            CheckpointError: A companion or the data type of a tensor cannot be read.
+        """
+        for name in self.file_entries:
+            self._check_readable(name)
+        files = {entry.file for entry in self.file_entries.values()}
+        return [*companion_notes(self.folder, files.union(self.companions))]
 
     @cached_property
     def nbytes(self) -> int:
@@ -149,7 +199,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     for key, way_out in _REFUSED_CONFIGS.items():
         if config.get(key):
             raise CheckpointError(f"{folder / 'config.json'}: has {key!r}. {way_out}")
-    entries = read_entries(folder)
+    entries = read_entries(folder, config)
+    # The key says how these weights are stored, and nothing about a copy of them.
+    config = {key: value for key, value in config.items() if key != WEIGHTS_KEY}
     return Checkpoint(folder, config, entries, entries)
 
 
@@ -159,24 +211,28 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is missing or not a JSON object.
     """
-    return _read_json(folder / "config.json", "a Hugging Face checkpoint has one")
+    return read_json(folder / "config.json", "a Hugging Face checkpoint has one")
 
 
-def read_entries(folder: Path) -> dict[str, TensorEntry]:
+def read_entries(folder: Path, config: Mapping[str, Any] | None = None) -> dict[str, TensorEntry]:
     """Return the tensors of a folder as stored in its files.
+
+    Like transformers, it reads all tensors of the files that an index lists; of tensors with the
+    same name, the one in the last file counts.
+
+    Args:
+        folder: Folder of the checkpoint.
+        config: Content of its ``config.json``, which may name the weight files.
 
     Raises:
         CheckpointError: A file is missing, corrupt, or of an unsupported kind.
     """
     entries: dict[str, TensorEntry] = {}
-    for file, names in _weight_files(folder).items():
+    for file, names in weight_files(folder, config or {}).items():
         header = read_header(file)
-        missing = names - header.keys() if names else set()
-        if missing:
-            raise CheckpointError(
-                f"{file}: lacks {sorted(missing)[0]}, which {INDEX_FILE} places there."
-            )
-        entries |= {name: header[name] for name in names or header}
+        if missing := names - header.keys():
+            raise CheckpointError(f"{file}: lacks {min(missing)}, which the index places there.")
+        entries |= header
     return entries
 
 
@@ -193,18 +249,18 @@ def with_compressed(
     Raises:
         CheckpointError: A part of a compressed weight is missing.
     """
-    files = read_entries(folder)
+    files = read_entries(folder, config)
     entries = dict(files)
     for name, weight in packed.items():
-        if missing := sorted(set(weight.parts.values()) - files.keys()):
-            raise CheckpointError(f"{folder}: lacks {missing[0]}, a part of {name}.")
+        weight.check_entries(folder, name, files)
         for part in (*weight.parts.values(), *weight.metadata):
             entries.pop(part)
         first, shape = files[weight.parts["weight"]], weight.layout.shape
         size = shape[0] * shape[1] * first.dtype.itemsize
         entries[name] = TensorEntry(first.file, first.dtype, shape, size)
     entries = dict(sorted(entries.items()))
-    config = {key: value for key, value in config.items() if key != "quantization_config"}
+    storage = {"quantization_config", WEIGHTS_KEY}
+    config = {key: value for key, value in config.items() if key not in storage}
     return Checkpoint(folder, config, entries, files, packed)
 
 
@@ -214,50 +270,3 @@ _REFUSED_CONFIGS = {
     "sparsity_config": "Compressed sparse weights cannot be pruned; start from the dense ones, "
     "or make them dense: prunekit migrate.",
 }
-
-
-def _weight_files(folder: Path) -> dict[Path, set[str]]:
-    """Return the weight files with their tensors; an empty set means all."""
-    if (folder / INDEX_FILE).is_file() and (shards := _shards(folder)):
-        return shards
-    if (folder / WEIGHTS_FILE).is_file():
-        return {folder / WEIGHTS_FILE: set()}
-    pickles = [path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth"}]
-    if pickles:
-        raise CheckpointError(
-            f"{folder}: holds {pickles[0]}, a pickle, which can run code when opened. Convert it "
-            "once, if you trust it: AutoModel….from_pretrained(…).save_pretrained(…)."
-        )
-    raise CheckpointError(f"{folder}: holds neither {WEIGHTS_FILE} nor {INDEX_FILE}.")
-
-
-def _shards(folder: Path) -> dict[Path, set[str]]:
-    """Return the files that the index lists, with the tensors of each."""
-    index = _read_json(folder / INDEX_FILE, "it is the index of the shards")
-    weight_map = index.get("weight_map", {})
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{folder / INDEX_FILE}: its weight_map is not a table of tensors.")
-    files: dict[Path, set[str]] = {}
-    for name, shard in weight_map.items():
-        file = folder / str(shard)
-        if file.name != shard:
-            raise CheckpointError(
-                f"{folder / INDEX_FILE}: weight_map places {name} at {shard!r}, outside the folder."
-            )
-        # Unlike the method of Path, this does not raise on invalid file names.
-        if not os.path.isfile(file):  # noqa: PTH113
-            raise CheckpointError(f"{file}: is missing, but {INDEX_FILE} lists it.")
-        files.setdefault(file, set()).add(name)
-    return files
-
-
-def _read_json(file: Path, why: str) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file}: is missing; {why}.") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: is not JSON ({error}).") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: is not a JSON object.")
-    return content

@@ -2,13 +2,13 @@
 
 entry                                documents
 ``a.txt``                            the file, split at lines ``<|endoftext|>`` if there are any
-``a.jsonl``, ``a.jsonl.gz``          one per row: key ``text``, or ``messages`` (chat template)
-``a.parquet``                        one per row: column ``text``, or ``messages`` (chat template)
+``a.jsonl``, ``a.jsonl.gz``          one per row: key ``text``, or ``messages`` and ``tools``
+``a.parquet``                        one per row: columns as these keys
 ``pydoc:train``, ``pydoc:test``      one: the language reference that ships with Python
 ``hub:NAME[/CONFIG]:SPLIT[:COLUMN]`` one per row: COLUMN, or as above; NAME is ``owner/name``
 
 A ``.txt`` without separator lines is used unchanged; otherwise newlines around each document are
-stripped. Blank documents are dropped.
+stripped. Blank documents are dropped. ``messages`` are made text by the model's chat template.
 """
 
 import gzip
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunekit.data.chat import ChatTemplate
 from prunekit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ SELF = "self"
 SEPARATOR = "<|endoftext|>"
 ENDINGS = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 PYDOC = ("pydoc:train", "pydoc:test")
+SCRIPT_HINT = (
+    "Code that comes with a data set is never run: name one that is stored as files, or save its "
+    "rows as .jsonl or .parquet"
+)
 HUB = re.compile(
     r"hub:(?P<name>[^/:]+(/[^/:]+)?)(/(?P<config>[^/:]+))?"
     r":(?P<split>[^:\[]+(\[[^\]]*\])?)(:(?P<column>.+))?"
@@ -64,11 +69,14 @@ def documents(source: str, tokenizer: Tokenizer) -> list[Document]:
     """Read the documents of one source; ``messages`` use the tokenizer's chat template.
 
     Raises:
-        ConfigError: The source is invalid, has no text, or is not in its format.
+        ConfigError: The source is invalid, cannot be read, has no text, or is not in its format.
     """
     if problem := _source_problem(source):
         raise ConfigError(problem)
-    texts = [document for document in _documents(source, tokenizer) if document.text.strip()]
+    try:
+        texts = [document for document in _documents(source, tokenizer) if document.text.strip()]
+    except OSError as error:
+        raise ConfigError(f"{source}: cannot be read: {error.strerror or error}") from error
     if not texts:
         raise ConfigError(f"{source}: contains no text")
     return texts
@@ -123,7 +131,8 @@ def _documents(source: str, tokenizer: Tokenizer) -> Iterable[Document]:
         rows = _parquet_rows(source)
     else:
         rows = _json_rows(source)
-    return (_document(row, where, tokenizer) for where, row in rows)
+    template = ChatTemplate(tokenizer)
+    return (_document(row, where, template) for where, row in rows)
 
 
 def _pydoc(source: str) -> str:
@@ -166,10 +175,10 @@ def _json_rows(source: str) -> Iterator[tuple[str, Any]]:
                 where = f"{source}:{number}"
                 if line.strip():
                     yield where, json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{where}: not JSON: {error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{source}: not UTF-8: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: not JSON: {error}") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ConfigError(f"{source}: not a complete gzip file: {error}") from error
 
@@ -185,9 +194,13 @@ def _parquet_rows(source: str) -> Iterator[tuple[str, Any]]:
             if not columns:
                 found = ", ".join(present)
                 raise ConfigError(f'{source}: no column "text" or "messages"; there are: {found}')
+            if columns == ["messages"] and "tools" in present:
+                columns.append("tools")
             batches = file.iter_batches(columns=columns)
             rows = (row for batch in batches for row in batch.to_pylist())
             yield from ((f"{source}: row {number}", row) for number, row in enumerate(rows, 1))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{source}: not UTF-8: {error}") from error
     except pyarrow.ArrowException as error:
         raise ConfigError(f"{source}: not a Parquet file: {error}") from error
 
@@ -199,40 +212,39 @@ def _hub_rows(source: str) -> Iterator[tuple[str, Any]]:
     assert parts is not None, "checked by _source_problem"
     try:
         rows = datasets.load_dataset(parts["name"], parts["config"], split=parts["split"])
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{source}: {error}") from error
+    except Exception as error:  # RuntimeError for a script, and errors of many libraries
+        hint = f". {SCRIPT_HINT}" if "script" in str(error).lower() else ""
+        raise ConfigError(f"{source}: cannot be loaded: {error}{hint}") from error
     column = parts["column"]
     if column and column not in rows.column_names:
         found = ", ".join(rows.column_names)
         raise ConfigError(f'{source}: no column "{column}"; there are: {found}')
-    for number, row in enumerate(rows, 1):
-        yield f"{source}: row {number}", {"text": row[column]} if column else row
+    try:
+        for number, row in enumerate(rows, 1):
+            yield f"{source}: row {number}", {"text": row[column]} if column else row
+    except ConfigError:
+        raise
+    except Exception as error:  # rows are decoded here
+        raise ConfigError(f"{source}: its rows cannot be read: {error}") from error
 
 
-def _document(row: Any, where: str, tokenizer: Tokenizer) -> Document:  # noqa: ANN401  as parsed
+def _document(row: Any, where: str, template: ChatTemplate) -> Document:  # noqa: ANN401  as parsed
     if not isinstance(row, dict) or ("text" not in row and "messages" not in row):
         raise ConfigError(f'{where}: a row needs the key "text" or "messages"')
     if "text" not in row:
-        return Document(_conversation(row["messages"], where, tokenizer), templated=True)
+        return Document(_valid(template.text(row, where), where), templated=True)
     if not isinstance(row["text"], str):
         raise ConfigError(f'{where}: "text" must be a string, got {type(row["text"]).__name__}')
-    return Document(row["text"])
+    return Document(_valid(row["text"], where))
 
 
-def _conversation(messages: Any, where: str, tokenizer: Tokenizer) -> str:  # noqa: ANN401  as parsed
-    from jinja2 import TemplateError
-
-    valid = isinstance(messages, list) and all(
-        isinstance(message, dict) and {"role", "content"} <= message.keys() for message in messages
-    )
-    if not (valid and messages):
-        raise ConfigError(f'{where}: "messages" must be a list of {{"role": …, "content": …}}')
-    if not tokenizer.chat_template:
-        raise ConfigError(
-            f'{where}: "messages" needs a chat template, which this model\'s tokenizer lacks; '
-            'give rows with "text"'
-        )
+def _valid(text: str, where: str) -> str:
+    """Refuse half a surrogate pair, which JSON can hold and no tokenizer takes."""
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False))
-    except (TemplateError, TypeError) as error:
-        raise ConfigError(f"{where}: the chat template rejects this row: {error}") from error
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{where}: character {error.start} is {text[error.start]!a}, half of a surrogate "
+            "pair, which is no character. Write the text as UTF-8"
+        ) from error
+    return text

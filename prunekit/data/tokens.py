@@ -51,7 +51,13 @@ class Tokens:
 
 
 def calibration_tokens(
-    tokenizer: Tokenizer, sources: Sequence[str], samples: int, length: int, seed: int
+    tokenizer: Tokenizer,
+    sources: Sequence[str],
+    samples: int,
+    length: int,
+    seed: int,
+    *,
+    limit: int | None = None,
 ) -> Tokens:
     """Sample windows at random positions, without overlap if the text suffices.
 
@@ -64,15 +70,16 @@ def calibration_tokens(
         samples: Number of windows.
         length: Tokens per window.
         seed: Seed of the sampling.
+        limit: Number of token ids that the model knows; None: they are not checked.
 
     Raises:
-        ConfigError: A source cannot be read or yields no tokens.
+        ConfigError: A source cannot be read, or yields no tokens or one that the model lacks.
     """
     generator = torch.Generator().manual_seed(seed)
     texts = _documents(tokenizer, sources)
     characters = max(MIN_CHARACTERS, 16 * samples * length)
     chosen = _sample_passages(texts, characters, generator)
-    stream = _encode(tokenizer, chosen, sources)
+    stream = _encode(tokenizer, chosen, sources, limit)
     total = len(stream.ids)
     length = min(length, total)
     starts = _window_starts(total, samples, length, generator)
@@ -90,7 +97,12 @@ def calibration_tokens(
 
 
 def evaluation_tokens(
-    tokenizer: Tokenizer, sources: Sequence[str], length: int, windows: int | None = None
+    tokenizer: Tokenizer,
+    sources: Sequence[str],
+    length: int,
+    windows: int | None = None,
+    *,
+    limit: int | None = None,
 ) -> Tokens:
     """Split the text into consecutive windows.
 
@@ -102,12 +114,13 @@ def evaluation_tokens(
         sources: Entries of ``data``, see :mod:`prunekit.data.sources`.
         length: Tokens per window.
         windows: Number of windows from the start; None: all.
+        limit: Number of token ids that the model knows; None: they are not checked.
 
     Raises:
-        ConfigError: A source cannot be read or yields no tokens.
+        ConfigError: A source cannot be read, or yields no tokens or one that the model lacks.
     """
     texts = _documents(tokenizer, sources)
-    stream = _encode(tokenizer, texts, sources)
+    stream = _encode(tokenizer, texts, sources, limit)
     requested, length = length, min(length, len(stream.ids))
     full, rest = divmod(len(stream.ids), length)
     kept = min(full, windows or full)
@@ -132,7 +145,9 @@ def _documents(tokenizer: Tokenizer, sources: Sequence[str]) -> list[Document]:
     return [document for source in sources for document in documents(source, tokenizer)]
 
 
-def _encode(tokenizer: Tokenizer, texts: list[Document], sources: Sequence[str]) -> _TokenStream:
+def _encode(
+    tokenizer: Tokenizer, texts: list[Document], sources: Sequence[str], limit: int | None
+) -> _TokenStream:
     """Tokenize documents and concatenate them, each with special tokens in front."""
     encoded: list[list[int]] = []
     for templated, run in groupby(texts, lambda document: document.templated):
@@ -151,8 +166,15 @@ def _encode(tokenizer: Tokenizer, texts: list[Document], sources: Sequence[str])
     encoded = [ids if ids[0] in special else separator + ids for ids in encoded]
     firsts = {ids[0] for ids in encoded}
     front = tokenizer.decode(list(firsts)) if len(firsts) == 1 and firsts <= special else "nothing"
+    ids = torch.tensor(list(chain.from_iterable(encoded)))
+    if limit is not None and (largest := int(ids.max())) >= limit:
+        raise ConfigError(
+            f"{', '.join(sources)}: the tokenizer makes {tokenizer.decode([largest])!r} token "
+            f"{largest}, but the model has {limit}, 0 to {limit - 1}. Take it out of the text, or "
+            "give the model as many embeddings as its tokenizer has tokens."
+        )
     return _TokenStream(
-        torch.tensor(list(chain.from_iterable(encoded))),
+        ids,
         f"1 document, tokenised whole, {front} in front"
         if len(encoded) == 1
         else f"{len(encoded)} documents, each tokenised whole, {front} in front of each, joined",

@@ -1,0 +1,140 @@
+"""Files beside config and weights that belong to a checkpoint, and those that do not.
+
+Companions are copied into the output: tokenizer, processors, generation settings, chat templates,
+licences. Everything else stays behind, among it what would be wrong beside pruned weights:
+adapters, indices, weights in other formats, training states, and code, which is never run.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from prunekit.checkpoint.weight_files import is_file
+from prunekit.errors import CheckpointError
+
+NAMES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "bpe.codes", "dict.txt",
+    "emoji.json", "byte_maps.json", "normalizer.json", "entity_vocab.json",
+    "word_pronunciation.json", "word_shape.json", "prophetnet.tokenizer", "sentencepiece.bpe.model",
+    "sentencepiece.model", "spiece.model", "spm.model", "spm_char.model", "source.spm",
+    "target.spm", "target_vocab.json", "vocab-src.json", "vocab-tgt.json", "tiktoken.model",
+    "tekken.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "video_preprocessor_config.json", "audio_tokenizer_config.json", "chat_template.json",
+    "chat_template.jinja",
+)  # fmt: skip
+"""Files that the tokenizers, processors and models of transformers read."""
+TEMPLATES = "additional_chat_templates"
+"""Folder of further chat templates."""
+VERSIONED = ("tokenizer.*.json", "tokenizer.model.*", "*.tiktoken")
+"""Patterns of tokenizer files with a version or a model in their name."""
+LICENCES = (
+    "*license*", "*licence*", "copying*", "copyright*", "notice*", "*use_policy*", "*use-policy*",
+    "terms*",
+)  # fmt: skip
+"""Patterns of files whose text a copy of the weights has to carry, in lower case."""
+WRITTEN = {"config.json", "journal.jsonl", "calibration.json"} | {
+    f"report.{kind}" for kind in ("json", "html", "csv")
+}
+"""Files that a run writes itself."""
+CODE_KEY = "auto_map"
+"""Key of JSON files for classes whose code comes with the checkpoint."""
+ADAPTER = "adapter_config.json"
+NAMED = 6
+"""Number of files that a note names."""
+
+
+def companions(folder: Path) -> list[Path]:
+    """Return the files to copy, sorted.
+
+    Raises:
+        CheckpointError: One of them is a folder, a link to nothing, or cannot be read.
+    """
+    found = [path for path in folder.iterdir() if _is_companion(path)]
+    templates = folder / TEMPLATES
+    found += templates.glob("*.jinja") if templates.is_dir() else []
+    for path in found:
+        _check_readable(path)
+    return sorted(found)
+
+
+def companion_content(path: Path) -> bytes:
+    """Return the content of a companion, without references to code that is not copied."""
+    content = path.read_bytes()
+    if path.suffix != ".json" or CODE_KEY.encode() not in content:
+        return content
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError):
+        return content
+    if not isinstance(values, dict) or not _names_own_code(values.get(CODE_KEY)):
+        return content
+    return json.dumps(without_code(values), indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def without_code(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a JSON file but for the one that names code."""
+    return {key: value for key, value in values.items() if key != CODE_KEY}
+
+
+def companion_notes(folder: Path, copied: set[Path]) -> Iterator[str]:
+    """Yield notes about the files that stay behind.
+
+    Args:
+        folder: Folder of the checkpoint.
+        copied: Its companions and weight files.
+    """
+    left = sorted(
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in folder.iterdir()
+        if path not in copied
+        and path.name not in WRITTEN
+        and path.name != TEMPLATES
+        and not path.name.startswith((".", "__pycache__"))
+    )
+    if left:
+        more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
+        yield f"Not copied, as no part of a pruned checkpoint: {', '.join(left[:NAMED])}{more}."
+    if ADAPTER in left:
+        yield (
+            f"{ADAPTER}: the folder also holds a LoRA adapter, which transformers adds where peft "
+            "is installed. The weights are pruned without it; merge it first if it is to count."
+        )
+    if any(name.endswith(".py") for name in left):
+        yield (
+            f"Code that comes with a checkpoint is never run nor copied, and {CODE_KEY}, which "
+            "names it, is left out."
+        )
+
+
+def _is_companion(path: Path) -> bool:
+    if path.name in NAMES:
+        return True
+    patterns = (*VERSIONED, *LICENCES)
+    return not path.is_dir() and any(fnmatchcase(path.name.lower(), each) for each in patterns)
+
+
+def _check_readable(path: Path) -> None:
+    # A named pipe would be waited for.
+    reason = "" if is_file(path) else "it is no file, or a link to nothing"
+    if not reason:
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            reason = str(error.strerror)
+    if reason:
+        raise CheckpointError(
+            f"{path}: cannot be read ({reason}), but the output needs a copy of it. Restore or "
+            "remove it."
+        )
+
+
+def _names_own_code(references: Any) -> bool:  # noqa: ANN401  as parsed
+    """Return whether an ``auto_map`` names files of this folder, not of another repository."""
+    classes = references.values() if isinstance(references, dict) else [references]
+    flat = [
+        name for each in classes for name in (each if isinstance(each, list | tuple) else [each])
+    ]
+    return any(isinstance(name, str) and "--" not in name for name in flat)
