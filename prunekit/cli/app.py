@@ -8,9 +8,11 @@ from cyclopts import App, Parameter
 
 from prunekit._version import __version__
 from prunekit.errors import ConfigError
+from prunekit.formatting import printable
 
-EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
-"""Exit codes: any other failure; bad input (nothing was written); Ctrl-C; SIGTERM."""
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_TERMINATED = 1, 2, 143
+"""Exit codes: any other failure; bad input (nothing was written); SIGTERM. Other signals: 128 more
+than their number."""
 
 app = App(
     name="prunekit",
@@ -45,16 +47,14 @@ def check_at_least(least: int, option: str, number: int | None) -> None:
 
 def print_table(renderable: object) -> None:
     """Print a rich renderable to standard output."""
-    from rich.console import Console
+    from prunekit.cli.console import console
 
-    # A pipe or file has no width of its own; 160 columns keep names from being cut.
-    width = None if sys.stdout.isatty() else 160
-    Console(highlight=False, width=width).print(renderable)
+    console().print(renderable)
 
 
 def print_line(text: str) -> None:
     """Print plain text and a newline to standard output."""
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{printable(text)}\n")
 
 
 def report_error(code: int, message: object) -> int:
@@ -63,6 +63,6 @@ def report_error(code: int, message: object) -> int:
     Returns:
         The exit code ``code``.
     """
-    rank = os.environ.get("RANK", "0")
-    sys.stderr.write(f"{message}\n" if rank == "0" else f"Rank {rank}: {message}\n")
+    rank, text = os.environ.get("RANK", "0"), printable(str(message))
+    sys.stderr.write(f"{text}\n" if rank == "0" else f"Rank {rank}: {text}\n")
     return code

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from cyclopts import CycloptsError
 
 from prunekit.cli import commands, run  # noqa: F401  registers the commands
-from prunekit.cli.app import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, app, report_error
+from prunekit.cli.app import EXIT_BAD_INPUT, EXIT_FAILED, app, report_error
+from prunekit.cli.signals import StopSignals
 from prunekit.errors import CapacityError, CheckpointError, ConfigError, PrunekitError, ShapeError
 
 
@@ -17,8 +18,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: Command-line arguments; those of the process if None.
     """
+    signals = StopSignals()
     try:
-        return app(arguments) or 0
+        with signals:
+            return app(arguments) or 0
     except CycloptsError as error:
         return report_error(EXIT_BAD_INPUT, f"{error}\nFor help: prunekit --help")
     except (ConfigError, CheckpointError, ShapeError, CapacityError) as error:
@@ -26,4 +29,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PrunekitError as error:
         return report_error(EXIT_FAILED, error)
     except KeyboardInterrupt:
-        return report_error(EXIT_INTERRUPTED, "Stopped.")
+        return report_error(signals.exit_code, "Stopped.")

@@ -2,23 +2,22 @@
 
 import gc
 import shlex
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from threading import Event, current_thread, main_thread
+from typing import TYPE_CHECKING
 
 from prunekit.cli.app import (
     EXIT_FAILED,
-    EXIT_INTERRUPTED,
     EXIT_TERMINATED,
     Overrides,
     Switch,
     app,
     check_at_least,
+    print_line,
     print_table,
     report_error,
 )
+from prunekit.cli.signals import StopSignals
 from prunekit.errors import (
     CapacityError,
     CheckpointError,
@@ -26,6 +25,9 @@ from prunekit.errors import (
     ShapeError,
     StoppedError,
 )
+
+if TYPE_CHECKING:
+    from prunekit.config.run_config import Config, StructuredConfig, SweepConfig
 
 
 @app.command
@@ -47,24 +49,23 @@ def run(
         overrides: KEY=VALUE overrides the config, e.g. prune.sparsity=0.6; may be repeated.
         quiet: Show no progress.
     """
-    from prunekit.config.load import load_config
-
-    loaded = load_config(config, overrides)
+    loaded = _load(config, overrides)
     # Garbage collection would take a fifth of the time of these imports and find nothing.
     gc.disable()
     from prunekit.cli import progress
-    from prunekit.distributed.ranks import join
+    from prunekit.distributed.join import join
     from prunekit.models import memory
     from prunekit.runs import jobs
 
     gc.enable()
     gc.freeze()
     memory.keep_freed_memory()
-    plan = None
+    plan, signals = None, StopSignals()
     try:
-        with join(loaded.model.device) as ranks, _sigterm_event() as terminated:
+        with signals, join(loaded.model.device) as ranks:
             plan = jobs.plan(loaded, ranks)
-            records = jobs.run(plan, resume=resume, overwrite=overwrite, stop=terminated.is_set)
+            signals.patient = True
+            records = jobs.run(plan, resume=resume, overwrite=overwrite, stop=signals.requested)
             progress.display(records, quiet=quiet or not ranks.is_main)
     except (CheckpointError, ShapeError, CapacityError) as error:
         if plan is None:
@@ -72,23 +73,11 @@ def run(
         # The plan accepted the input, so this failure is not an input error.
         return report_error(EXIT_FAILED, error)
     except (KeyboardInterrupt, StoppedError) as error:
-        code = EXIT_TERMINATED if isinstance(error, StoppedError) else EXIT_INTERRUPTED
+        # Where only another rank got a signal, all stop.
+        here = signals.requested() or isinstance(error, KeyboardInterrupt)
+        code = signals.exit_code if here else EXIT_TERMINATED
         return report_error(code, _resume_hint(Path(loaded.output.path), config, overrides))
     return 0
-
-
-@contextmanager
-def _sigterm_event() -> Iterator[Event]:
-    """Provide an event that SIGTERM sets; schedulers send it before killing."""
-    terminated = Event()
-    if current_thread() is not main_thread():
-        yield terminated  # signal handlers can only be set in the main thread
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: terminated.set())
-    try:
-        yield terminated
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @app.command
@@ -112,9 +101,7 @@ def plan(
         host_memory: Main memory per process there, such as 200GB; unlimited if left out.
         overrides: KEY=VALUE overrides the config, e.g. prune.sparsity=0.6; may be repeated.
     """
-    from prunekit.config.load import load_config
-
-    loaded = load_config(config, overrides)
+    loaded = _load(config, overrides)
     on_device = _parse_size("--device-memory", device_memory)
     on_host = _parse_size("--host-memory", host_memory)
     if on_host and not on_device:
@@ -127,7 +114,17 @@ def plan(
     made = jobs.plan(loaded, ranks, preflight)
     print_table(made.describe())
     if estimate := jobs.estimate(made):
-        print_table(f"time: {estimate}")
+        print_line(f"time: {estimate}")
+
+
+def _load(config: Path, overrides: Sequence[str]) -> "Config | StructuredConfig | SweepConfig":
+    """Load a config that is not in the output folder that it names."""
+    from prunekit.checkpoint.output_path import check_apart
+    from prunekit.config.load import load_config
+
+    loaded = load_config(config, overrides)
+    check_apart(Path(loaded.output.path), [config])
+    return loaded
 
 
 def _parse_size(option: str, text: str | None) -> int | None:

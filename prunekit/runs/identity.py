@@ -68,6 +68,11 @@ def digest(identity: object) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
+def file_digests(files: Iterable[Path]) -> dict[str, str]:
+    """Return the SHA-256 of the content of files, by their paths."""
+    return {str(file): file_sha256(file) for file in sorted(files)}
+
+
 class WeightDigests:
     """Digests of the tensors that a run reads, each taken at the first time."""
 
@@ -114,11 +119,6 @@ def check_weights(checkpoint: Checkpoint, entries: Iterable[Mapping[str, Any]]) 
                 f"{entry.file}: {name} was changed since the run began, so --resume cannot "
                 "continue it. Run with --overwrite, or choose another output.path."
             )
-
-
-def text_files(sources: Iterable[str]) -> list[Path]:
-    """Return the files among the sources of a text."""
-    return [Path(source) for source in sources if Path(source).is_absolute()]
 
 
 def _span_sha256(entry: TensorEntry) -> str:

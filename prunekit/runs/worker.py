@@ -5,9 +5,12 @@ else, so it starts at once.
 """
 
 import multiprocessing
+import os
+import signal
 import traceback
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
+from threading import Thread
 from typing import Any
 
 from prunekit.errors import PrunekitError
@@ -19,7 +22,8 @@ PRELOADED = ["prunekit.runs.jobs", "prunekit.runs.sweep.measure"]
 def run_in_subprocess(function: Callable[..., Iterator[Any]], *arguments: object) -> Iterator[Any]:
     """Yield the items of ``function(*arguments)``, which runs in a worker process.
 
-    The function, its arguments and its items are pickled. Closing this generator ends the worker.
+    The function, its arguments and its items are pickled. Closing this generator ends the worker,
+    and so does the end of this process, so that it does not hold a folder that is to be resumed.
 
     Raises:
         PrunekitError: The function raised it, or the worker was killed.
@@ -55,6 +59,10 @@ def run_in_subprocess(function: Callable[..., Iterator[Any]], *arguments: object
 def _serve(
     sender: Connection, function: Callable[..., Iterator[Any]], arguments: tuple[object, ...]
 ) -> None:
+    # A signal to all processes of a terminal is for the parent, which ends this one.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
     try:
         for value in function(*arguments):
             sender.send(("value", value))
@@ -63,3 +71,11 @@ def _serve(
         sender.send(("refused", error))
     except Exception:
         sender.send(("failed", traceback.format_exc()))
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the parent, then end this process."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)

@@ -74,7 +74,7 @@ def test_a_run_stopped_before_it_wrote_says_so(config, run, capsys):
 
 
 def test_plan_prints_the_plan(config, replace, capsys):
-    made = SimpleNamespace(describe=lambda: "[bold]a plan")
+    made = SimpleNamespace(describe=lambda: "a plan [/b]")
 
     def plan(config, ranks, preflight):
         assert (ranks.size, preflight) == (8, (80 * 10**9, 10**12))
@@ -84,7 +84,7 @@ def test_plan_prints_the_plan(config, replace, capsys):
     replace({"runs.jobs": jobs})
     memory = ["--device-memory", "80GB", "--host-memory", "1TB"]
     assert main(["plan", config, "--world-size", "8", *memory]) == 0
-    assert capsys.readouterr().out == "a plan\ntime: a day\n"
+    assert capsys.readouterr().out == "a plan [/b]\ntime: a day\n"
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,19 @@ Finished runs are found in the journal, so a sweep that was stopped, or whose ta
 resumes with the missing runs.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from prunekit.checkpoint.journal import JOURNAL, read_journal
 from prunekit.checkpoint.output import OutputFolder
+from prunekit.checkpoint.owned_files import RUN, owned_files
 from prunekit.config.run_config import Config, StructuredConfig
 from prunekit.errors import PrunekitError
 from prunekit.reports import report as reports
+from prunekit.runs.identity import digest, file_digests, model_identity
 from prunekit.runs.record import Record, stoppable
 from prunekit.runs.sweep.measure import measure
 from prunekit.runs.sweep.plan import SweepPlan
@@ -46,7 +50,7 @@ def run(
     """
     output = OutputFolder(plan.folder, shards=0)
     try:
-        output.begin("sweep", resume=resume, overwrite=overwrite)
+        output.begin(job_identity(plan), resume=resume, overwrite=overwrite, writes=reports.FILES)
         yield from stoppable(_records(plan, run_one, output, resume=resume), stop)
     finally:
         output.close()
@@ -64,6 +68,8 @@ def _records(
     for number, (name, one) in enumerate(plan.runs.items(), 1):
         config = one.config.model_copy(update={"evaluate": None})
         if not _is_measured(plan, output, name):
+            # Noted before the folder is made, so that --overwrite removes it with the rest.
+            output.append_journal(RUN, name, {"folder": f"runs/{name}"})
             yield Record("phase", f"{name} ({number} of {len(plan.runs)})", {"steps": 1})
             try:
                 for record in run_in_subprocess(run_one, config, resume):
@@ -74,12 +80,38 @@ def _records(
         facts = yield from _measured(plan, output, name, config.output.path, one.config)
         runs.append(run_entry(plan, name, facts, dense))
         if not plan.config.sweep.keep:
-            for file in Path(config.output.path).glob("*.safetensors*"):
-                file.unlink()
+            remove_weights(Path(config.output.path))
     seconds = {"total": time.perf_counter() - began}
     report = sweep_report(plan, dense, runs) | {"seconds": seconds}
     reports.write(report, plan.folder)
     yield Record("finish", str(plan.folder), report)
+
+
+def job_identity(plan: SweepPlan) -> str:
+    """Return the SHA-256 of what all runs of a sweep read: the model with its weights, the texts.
+
+    Settings are left out, as those of each run are compared by :func:`_fingerprint`.
+    """
+    from prunekit._version import __version__
+
+    checkpoint, config = plan.first.checkpoint, plan.first.config
+    weights = {entry.file for entry in checkpoint.file_entries.values()}
+    texts = [each.data for each in (config.calibration, config.evaluate) if each]
+    return digest(
+        {
+            "prunekit": __version__,
+            "model": model_identity(checkpoint),
+            "files": file_digests([*weights, *checkpoint.companions]),
+            "texts": [file_digests(filter(os.path.isabs, map(Path, data))) for data in texts],
+        }
+    )
+
+
+def remove_weights(folder: Path) -> None:
+    """Remove the weight files of a run that has been measured; its report stays."""
+    for file in owned_files(folder, read_journal(folder / JOURNAL)):
+        if ".safetensors" in file.name:
+            file.unlink()
 
 
 def _measured(

@@ -1,0 +1,60 @@
+"""Signals that ask a command to stop: Ctrl-C, that of schedulers, and the end of a terminal."""
+
+import os
+import signal
+from contextlib import suppress
+from threading import current_thread, main_thread
+from types import FrameType, TracebackType
+from typing import Self
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PATIENT = b"Stopping after the current block or step; the same signal again stops at once.\n"
+
+
+class StopSignals:
+    """Context in which the three signals are handled alike.
+
+    A signal raises KeyboardInterrupt, so that a command can clean up. While ``patient``, the first
+    of each kind only makes ``requested`` True.
+
+    Attributes:
+        patient: The command asks ``requested`` again and again.
+        received: Numbers of the signals so far.
+    """
+
+    def __init__(self) -> None:
+        self.patient = False
+        self.received: list[int] = []
+        self._before: dict[int, object] = {}
+
+    def requested(self) -> bool:
+        """Return whether a signal has come."""
+        return bool(self.received)
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of a process that a signal ended: of the first, or of Ctrl-C."""
+        return 128 + (self.received or [signal.SIGINT])[0]
+
+    def __enter__(self) -> Self:
+        if current_thread() is main_thread():  # handlers can be set nowhere else
+            for number in SIGNALS:
+                # One that is ignored, as nohup does, stays so.
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)  # pyright: ignore
+        self._before = {}
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        again = number in self.received
+        self.received.append(number)
+        if again or not self.patient:
+            raise KeyboardInterrupt
+        with suppress(OSError):  # a stream may be in the middle of a write
+            os.write(2, PATIENT)
