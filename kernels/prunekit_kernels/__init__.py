@@ -28,7 +28,7 @@ from prunekit_kernels.salience import merge, new_state, salience
 from prunekit_kernels.score_and_mask import score_and_mask
 from prunekit_kernels.selection import choose
 from prunekit_kernels.selection_sharded import PeerRows, choose_spread
-from prunekit_kernels.sparse24 import Sparse24, compress24, expand24
+from prunekit_kernels.sparse24 import Sparse24, compress24, count_broken24, expand24
 from prunekit_kernels.sparse24_matmul import sparse24_matmul
 from prunekit_kernels.sparse24_mma import sparse24_mma
 
@@ -55,6 +55,7 @@ __all__ = [
     "common_share",
     "compress24",
     "compress_bitmask",
+    "count_broken24",
     "cross_gram",
     "damped_inverse",
     "expand24",

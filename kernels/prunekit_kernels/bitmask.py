@@ -98,7 +98,8 @@ def _launch(values: Tensor, keep: Tensor, row_offsets: Tensor, out: Tensor) -> N
     outputs, inputs = out.shape
     with torch.cuda.device_of(values):
         _kernel[(triton.cdiv(outputs, 4),)](
-            values, keep, row_offsets, out, outputs, inputs, *keep.stride(), *out.stride(),
+            values, keep, row_offsets, out, len(values), outputs, inputs,
+            *keep.stride(), *out.stride(),
             TILE_O=4, TILE_B=TILE_B, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
 
@@ -112,14 +113,22 @@ def ones(bits):
 
 
 @triton.jit
+def load_offsets(offsets_ptr, o, O, K):  # noqa: E741
+    """Load the index of the first kept weight of rows ``o``, limited to 0..K."""
+    offset = tl.load(offsets_ptr + o, o < O, other=0)
+    return tl.minimum(tl.maximum(offset, 0), K)
+
+
+@triton.jit
 def load_bitmask(
-    values_ptr, keep_ptr, offset, o, O, start, I, stride_keep_o, stride_keep_b,  # noqa: E741
+    values_ptr, keep_ptr, offset, K, o, O, start, I, stride_keep_o, stride_keep_b,  # noqa: E741
     TILE_O: tl.constexpr, TILE_B: tl.constexpr,
 ):  # fmt: skip
     """Load columns ``8 * start`` and on of rows ``o``.
 
-    ``offset`` [TILE_O] is the index of the first kept weight of these columns in each row. Returns
-    the weights [TILE_O, 8 * TILE_B] and the offsets of the next columns.
+    ``offset`` [TILE_O], at least 0, is the index of the first kept weight of these columns in each
+    row. Nothing is read beyond the K values, whatever bits and offsets say: such weights are 0.
+    Returns the weights [TILE_O, 8 * TILE_B] and the offsets of the next columns.
     """
     byte = start + tl.arange(0, TILE_B)
     ptrs = keep_ptr + o[:, None] * stride_keep_o + byte[None, :].to(tl.int64) * stride_keep_b
@@ -129,23 +138,25 @@ def load_bitmask(
     before = tl.cumsum(counts, 1) - counts  # kept in earlier bytes
     bit = tl.arange(0, 8)[None, None, :]
     within = ones(bits[:, :, None] & ((1 << bit) - 1))  # kept in earlier bits
-    index = offset[:, None, None] + (before[:, :, None] + within).to(tl.int64)
-    keep = ((bits[:, :, None] >> bit) & 1) != 0
+    place = before[:, :, None] + within
+    left = tl.minimum(K - offset, 8 * TILE_B).to(tl.int32)  # 32 bits: compared for each weight
+    keep = (((bits[:, :, None] >> bit) & 1) != 0) & (place < left[:, None, None])
+    index = offset[:, None, None] + place.to(tl.int64)
     weight = tl.load(values_ptr + index, keep, other=0.0)  # [TILE_O, TILE_B, 8]
     return tl.reshape(weight, (TILE_O, 8 * TILE_B)), offset + tl.sum(counts, 1).to(tl.int64)
 
 
 @triton.jit
 def _kernel(
-    values_ptr, keep_ptr, offsets_ptr, out_ptr, O, I,  # noqa: E741
+    values_ptr, keep_ptr, offsets_ptr, out_ptr, K, O, I,  # noqa: E741
     stride_keep_o, stride_keep_b, stride_out_o, stride_out_i,
     TILE_O: tl.constexpr, TILE_B: tl.constexpr,
 ):  # fmt: skip
     o = tl.program_id(0).to(tl.int64) * TILE_O + tl.arange(0, TILE_O)
-    offset = tl.load(offsets_ptr + o, o < O, other=0)
+    offset = load_offsets(offsets_ptr, o, O, K)
     for start in tl.range(0, (I + 7) // 8, TILE_B):  # pyright: ignore
         weight, offset = load_bitmask(
-            values_ptr, keep_ptr, offset, o, O, start, I,
+            values_ptr, keep_ptr, offset, K, o, O, start, I,
             stride_keep_o, stride_keep_b, TILE_O, TILE_B,
         )  # fmt: skip
         i = 8 * start + tl.arange(0, 8 * TILE_B)

@@ -19,6 +19,7 @@ from prunekit_kernels.bitmask import (
     check_bitmask,
     expand_bitmask_reference,
     load_bitmask,
+    load_offsets,
 )
 from prunekit_kernels.sparse24_matmul import CHUNK, check_inputs
 
@@ -89,8 +90,8 @@ def _in_chunks(x: Tensor, values: Tensor, keep: Tensor, row_offsets: Tensor) -> 
         return x @ expand_bitmask_reference(values, keep, x.shape[1]).T
     out = x.new_empty(len(x), len(keep))
     for start in range(0, len(keep), rows):
-        part = slice(start, start + rows)
-        weight = expand_bitmask_reference(values[row_offsets[start] :], keep[part], x.shape[1])
+        part, first = slice(start, start + rows), int(row_offsets[start].clamp(0, len(values)))
+        weight = expand_bitmask_reference(values[first:], keep[part], x.shape[1])
         out[:, part] = x @ weight.T
     return out
 
@@ -104,7 +105,7 @@ def _launch(x: Tensor, compressed: Bitmask, out: Tensor) -> Tensor:
     tile_b = TILE_B if single else FEW_B[x.itemsize]
     with torch.cuda.device_of(x):
         kernel[(triton.cdiv(len(keep), tile),)](
-            x, values, keep, row_offsets, out, tokens, len(keep), inputs,
+            x, values, keep, row_offsets, out, len(values), tokens, len(keep), inputs,
             *x.stride(), *keep.stride(), *out.stride(),
             TILE_O=tile, TILE_B=tile_b, **extra, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
@@ -113,16 +114,16 @@ def _launch(x: Tensor, compressed: Bitmask, out: Tensor) -> Tensor:
 
 @triton.jit
 def _one_kernel(
-    x_ptr, values_ptr, keep_ptr, offsets_ptr, out_ptr, T, O, I,  # noqa: ARG001, E741
+    x_ptr, values_ptr, keep_ptr, offsets_ptr, out_ptr, K, T, O, I,  # noqa: ARG001, E741
     stride_x_t, stride_x_i, stride_keep_o, stride_keep_b, stride_out_t, stride_out_o,  # noqa: ARG001
     TILE_O: tl.constexpr, TILE_B: tl.constexpr,
 ):  # fmt: skip
     o = tl.program_id(0).to(tl.int64) * TILE_O + tl.arange(0, TILE_O)
-    offset = tl.load(offsets_ptr + o, o < O, other=0)
+    offset = load_offsets(offsets_ptr, o, O, K)
     total = tl.zeros((TILE_O, 8 * TILE_B), tl.float32)
     for start in tl.range(0, (I + 7) // 8, TILE_B):  # pyright: ignore
         weight, offset = load_bitmask(
-            values_ptr, keep_ptr, offset, o, O, start, I,
+            values_ptr, keep_ptr, offset, K, o, O, start, I,
             stride_keep_o, stride_keep_b, TILE_O, TILE_B,
         )  # fmt: skip
         i = 8 * start + tl.arange(0, 8 * TILE_B)
@@ -134,17 +135,17 @@ def _one_kernel(
 
 @triton.jit
 def _few_kernel(
-    x_ptr, values_ptr, keep_ptr, offsets_ptr, out_ptr, T, O, I,  # noqa: E741
+    x_ptr, values_ptr, keep_ptr, offsets_ptr, out_ptr, K, T, O, I,  # noqa: E741
     stride_x_t, stride_x_i, stride_keep_o, stride_keep_b, stride_out_t, stride_out_o,
     TILE_O: tl.constexpr, TILE_B: tl.constexpr, TILE_T: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     o = tl.program_id(0).to(tl.int64) * TILE_O + tl.arange(0, TILE_O)
     t = tl.arange(0, TILE_T)
-    offset = tl.load(offsets_ptr + o, o < O, other=0)
+    offset = load_offsets(offsets_ptr, o, O, K)
     total = tl.zeros((TILE_O, TILE_T), tl.float32)
     for start in tl.range(0, (I + 7) // 8, TILE_B):  # pyright: ignore
         weight, offset = load_bitmask(
-            values_ptr, keep_ptr, offset, o, O, start, I,
+            values_ptr, keep_ptr, offset, K, o, O, start, I,
             stride_keep_o, stride_keep_b, TILE_O, TILE_B,
         )  # fmt: skip
         i = 8 * start + tl.arange(0, 8 * TILE_B)

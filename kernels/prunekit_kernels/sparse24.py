@@ -82,6 +82,21 @@ def check24(values: Tensor, keep: Tensor) -> None:
         raise ValueError(f"values are on {values.device}, keep bits on {keep.device}")
 
 
+def count_broken24(keep: UInt8[Tensor, "O B"], inputs: int) -> int:
+    """Return the number of groups of four without exactly two kept.
+
+    Args:
+        keep: Packed bits, on any device.
+        inputs: Columns I, a multiple of 4; bits beyond them are ignored.
+    """
+    whole, half = keep[:, : inputs // 8], keep[:, inputs // 8 :]
+    found = torch.bincount(whole.flatten(), minlength=256)
+    # A last half byte is completed by a group with two kept.
+    found += torch.bincount((half & 0x0F | 0x30).flatten(), minlength=256)
+    broken = [sum(nibble.bit_count() != 2 for nibble in divmod(byte, 16)) for byte in range(256)]
+    return int((found * torch.tensor(broken, device=keep.device)).sum())
+
+
 def expand24_reference(values: Tensor, keep: Tensor) -> Tensor:
     """Return the dense matrix in plain PyTorch."""
     mask = unpack(keep, 2 * values.shape[1])

@@ -11,6 +11,8 @@ from prunekit.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from prunekit.checkpoint.header import TensorEntry
+
 
 @dataclass(frozen=True)
 class CompressedWeight:
@@ -28,6 +30,38 @@ class CompressedWeight:
     parts: dict[str, str]
     metadata: tuple[str, ...] = ()
 
+    def check_entries(self, where: object, name: str, files: "Mapping[str, TensorEntry]") -> None:
+        """Check by the headers of files that they hold all parts, in their types and shapes.
+
+        Args:
+            where: Folder, for messages.
+            name: Name of the weight.
+            files: Tensors as stored in the files.
+
+        Raises:
+            CheckpointError: A part is missing or has another type or shape.
+        """
+        if missing := sorted(set(self.parts.values()) - files.keys()):
+            raise CheckpointError(f"{where}: lacks {missing[0]}, a part of {name}.")
+        entries = {part: files[stored] for part, stored in self.parts.items()}
+        if problem := self.format.find_mismatch(entries, self.layout):
+            raise _corrupt(f"{entries['weight'].file}: {name}", problem)
+
+    def expand(self, where: str, tensors: Parts) -> "Tensor":
+        """Return the weight as the model has it, after checking its parts.
+
+        Args:
+            where: File and name of the weight, for messages.
+            tensors: Stored tensors by name.
+
+        Raises:
+            CheckpointError: Parts are missing or corrupt.
+        """
+        parts = {part: tensors[name] for part, name in self.parts.items() if name in tensors}
+        check_parts(self.format, where, parts, self.layout)
+        weight = self.format.expand(parts, self.layout.inputs)
+        return weight.T.contiguous() if self.layout.transposed else weight
+
 
 def compressed_weights(folder: Path, storage: dict[str, Any]) -> dict[str, CompressedWeight]:
     """Return the compressed weights that a ``quantization_config`` lists, by name.
@@ -37,26 +71,19 @@ def compressed_weights(folder: Path, storage: dict[str, Any]) -> dict[str, Compr
     """
     try:
         kind = format_named(storage["format"])
-        layouts = {name: _parse_layout(entry) for name, entry in storage["linears"].items()}
-    except (KeyError, TypeError, AttributeError, ConfigError) as error:
+        layouts = {name: WeightLayout.load(entry) for name, entry in storage["linears"].items()}
+    except (KeyError, TypeError, AttributeError, ConfigError, CheckpointError) as error:
         raise CheckpointError(
             f"{folder / 'config.json'}: its quantization_config is not one that this version of "
             f"prunekit writes ({error})."
         ) from error
     return {
-        f"{name}.weight": CompressedWeight(
-            kind, layout, {part: f"{name}.{part}" for part in kind.parts}
-        )
-        for name, layout in layouts.items()
+        f"{name}.weight": _weight_of_layer(kind, name, layout) for name, layout in layouts.items()
     }
 
 
-def _parse_layout(entry: list[Any]) -> WeightLayout:
-    layout = WeightLayout(*entry)
-    sizes = (layout.outputs, layout.inputs, layout.value_count)
-    if any(type(size) is not int or size < 0 for size in sizes):
-        raise TypeError(f"{entry}: sizes must be integers of at least 0")
-    return layout
+def _weight_of_layer(kind: Format, layer: str, layout: WeightLayout) -> CompressedWeight:
+    return CompressedWeight(kind, layout, {part: f"{layer}.{part}" for part in kind.parts})
 
 
 def compress_weight(
@@ -90,12 +117,35 @@ def expand_weight(kind: Format, name: str, tensors: Parts, layout: WeightLayout 
         name: Name of the weight.
         tensors: Stored tensors by name.
         layout: Layout of the weight; None: it was stored dense.
+
+    Raises:
+        CheckpointError: Parts are missing or corrupt.
     """
-    if layout is None:
-        return tensors[name]
-    parts = {part: tensors[f"{layer_name(name)}.{part}"] for part in kind.parts}
-    weight = kind.expand(parts, layout.inputs)
-    return weight.T.contiguous() if layout.transposed else weight
+    if layout:
+        return _weight_of_layer(kind, layer_name(name), layout).expand(name, tensors)
+    if name not in tensors:
+        raise _corrupt(name, "it is missing")
+    return tensors[name]
+
+
+def check_parts(kind: Format, where: str, parts: Parts, layout: WeightLayout) -> None:
+    """Check the stored parts of a weight; see :meth:`Format.find_corruption`.
+
+    Args:
+        kind: Storage format.
+        where: File and name of the weight, for messages.
+        parts: Stored tensors by the names of the format.
+        layout: Layout of the weight.
+
+    Raises:
+        CheckpointError: Parts are missing or corrupt.
+    """
+    if problem := kind.find_corruption(parts, layout):
+        raise _corrupt(where, problem)
+
+
+def _corrupt(where: str, problem: str) -> CheckpointError:
+    return CheckpointError(f"{where}: {problem}. It is corrupt, or another program wrote it.")
 
 
 def layer_name(weight: str) -> str:

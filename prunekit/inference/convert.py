@@ -1,5 +1,6 @@
 """Convert checkpoints between formats, shard by shard, without running the model."""
 
+import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 from safetensors import safe_open
 
 from prunekit.architectures.coverage import LINEAR_TYPES
-from prunekit.checkpoint.atomic import write_atomically
+from prunekit.checkpoint.atomic import file_sha256, write_atomically
 from prunekit.checkpoint.compressed import CompressedWeight, compress_weight, layer_name
 from prunekit.checkpoint.formats import Format, WeightLayout, format_named
 from prunekit.checkpoint.journal import JOURNAL, START, read_journal
@@ -159,7 +160,7 @@ def _convert(checkpoint: Checkpoint, target: Path, kind: Format) -> Conversion:
     try:
         output.begin(job, resume=False, overwrite=cut_off, writes=writes)
         compressed, dense = _write(checkpoint, output, groups, linears, kind)
-        _copy_report(checkpoint.folder, target)
+        _copy_report(checkpoint.folder, output)
         output.finish(checkpoint, None, kind, compressed)
         output.discard_journal()
     except BaseException:
@@ -222,11 +223,28 @@ def _write(
     return compressed, dense
 
 
-def _copy_report(source: Path, target: Path) -> None:
-    """Copy the report of the pruning run, which verification needs."""
+def _copy_report(source: Path, output: OutputFolder) -> None:
+    """Copy the report of the pruning run, with the digests of the files that now hold it."""
+    shards = [output.shard_path(number) for number in range(1, output.shards + 1)]
+    digests = {shard.name: file_sha256(shard) for shard in shards}
     for name in (reports.JSON, reports.HTML):
-        if (source / name).is_file():
-            write_atomically(target / name, (source / name).read_bytes())
+        if not (source / name).is_file():
+            continue
+        content = (source / name).read_bytes()
+        if name == reports.JSON:
+            content = _with_digests(content, digests)
+        write_atomically(output.folder / name, content)
+
+
+def _with_digests(content: bytes, digests: dict[str, str]) -> bytes:
+    """Return ``report.json`` with other digests; unchanged if it is damaged."""
+    try:
+        report = json.loads(content)
+    except (ValueError, RecursionError):
+        return content
+    if not isinstance(report, dict):
+        return content
+    return json.dumps(report | {"files": digests}, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 def _linears(checkpoint: Checkpoint) -> dict[str, bool]:

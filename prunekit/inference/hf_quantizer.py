@@ -7,7 +7,8 @@ quantizers at module level; the kernels are imported when a model needs them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,12 +16,15 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 from typing_extensions import override
 
-from prunekit.checkpoint.compressed import QUANT_METHOD
-from prunekit.checkpoint.formats import WeightLayout, format_named
+from prunekit.checkpoint.compressed import QUANT_METHOD, compressed_weights, layer_name
+from prunekit.checkpoint.formats import WeightLayout
 from prunekit.errors import CheckpointError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from prunekit.checkpoint.reader import Checkpoint
+    from prunekit.inference.sparse_linear import SparseLinear
 
 
 class SparseConfig(QuantizationConfigMixin):
@@ -28,46 +32,50 @@ class SparseConfig(QuantizationConfigMixin):
 
     def __init__(
         self,
-        format: str,  # noqa: A002  its name in config.json
-        linears: dict[str, list[Any]],
+        format: str | None = None,  # noqa: A002  its name in config.json
+        linears: dict[str, list[Any]] | None = None,
         quant_method: str = QUANT_METHOD,
+        **_: object,
     ) -> None:
         self.quant_method = quant_method  # pyright: ignore
         self.format, self.linears = format, linears
 
 
 class SparseQuantizer(HfQuantizer):
-    """Replace dense linears by sparse layers before weights are loaded."""
+    """Replace dense linears by sparse layers, and check the tensors that fill them."""
 
     quantization_config: SparseConfig
 
     @override
-    def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **_: Any
+    ) -> None:
         from prunekit.inference.sparse_linear import SparseLinear
         from prunekit.models.units.removal import restore
 
         restore(model)
-        kind = format_named(self.quantization_config.format)
+        self._checkpoint = checkpoint = self._open(model, checkpoint_files or [])
         replaced = 0
         for name, module in list(model.named_modules()):
-            stored = self._layout(model, name)
-            if stored is None:
+            if not (stored := self._stored_name(model, name)):
                 continue
-            _check(name, module, stored)
+            weight = checkpoint.compressed[stored]
+            _check_layer(name, module, weight.layout)
+            if checkpoint_files:
+                _check_files(checkpoint, stored, module)
             with torch.device("meta"):
                 sparse = SparseLinear(
-                    kind,
-                    stored,
+                    weight.format,
+                    weight.layout,
                     bias=module.bias is not None,
                     dtype=module.weight.dtype,  # pyright: ignore
                 )
             model.set_submodule(name, sparse.train(module.training))
             replaced += 1
-        count = len(self.quantization_config.linears)
-        if count and not replaced:
+        if checkpoint.compressed and not replaced:
             raise CheckpointError(
-                f"config.json: none of the {count} layers that it lists as compressed is in "
-                f"{type(model).__name__}. The config belongs to another model."
+                f"config.json: none of the {len(checkpoint.compressed)} layers that it lists as "
+                f"compressed is in {type(model).__name__}. The config belongs to another model."
             )
 
     @override
@@ -78,26 +86,46 @@ class SparseQuantizer(HfQuantizer):
 
         for name, module in model.named_modules():
             if isinstance(module, SparseLinear):
-                stored = cast("WeightLayout", self._layout(model, name))
-                expected = module.kind.empty(stored, torch.float32)
-                for part, tensor in module.parts.items():
-                    if tensor.shape != expected[part].shape:
-                        raise CheckpointError(
-                            f"{name}.{part} has shape {list(tensor.shape)}, but config.json "
-                            f"implies {list(expected[part].shape)}. The files do not belong "
-                            "together."
-                        )
+                self._check_loaded(model, name, module)
                 module.arrange()
 
-    def _layout(self, model: PreTrainedModel, name: str) -> WeightLayout | None:
-        """Return the compressed layout of a module, or None.
+    def _check_loaded(self, model: PreTrainedModel, name: str, layer: SparseLinear) -> None:
+        """Check the tensors of a layer, wherever they were loaded from."""
+        checkpoint = self._checkpoint
+        layer.check(f"{checkpoint.folder}: {name}", layer.parts)
+        stored = self._stored_name(model, name)
+        if checkpoint.file_entries and stored:
+            # Offloaded parts will be loaded from the files by accelerate.
+            if any(part.is_meta for part in layer.parts.values()):
+                checkpoint.read([stored])
+            return
+        # A given state dict was not seen; transformers marks the tensors that it was loaded into.
+        for tensor, value in layer.state_dict(keep_vars=True).items():
+            if not getattr(value, "_is_hf_initialized", False):
+                raise CheckpointError(f"{name}: the state dict lacks its {tensor}.")
+
+    def _open(self, model: PreTrainedModel, files: list[str]) -> Checkpoint:
+        """Read the headers of the files that transformers is about to load."""
+        from prunekit.checkpoint.header import read_header
+        from prunekit.checkpoint.reader import Checkpoint
+
+        folder = Path(files[0]).parent if files else Path(model.name_or_path)
+        packed = compressed_weights(folder, vars(self.quantization_config))
+        entries = {}
+        for file in files if packed else ():
+            entries |= read_header(Path(file))
+        return Checkpoint(folder, {}, {}, entries, packed)
+
+    def _stored_name(self, model: PreTrainedModel, name: str) -> str | None:
+        """Return the stored name of a module's weight if it is compressed, or None.
 
         Names may differ by the base model prefix: a checkpoint can be saved with a head and loaded
         without it, or the other way round.
         """
-        linears, prefix = self.quantization_config.linears, f"{model.base_model_prefix}."
+        prefix = f"{model.base_model_prefix}."
         names = (name, prefix + name, name.removeprefix(prefix))
-        return next((WeightLayout(*linears[known]) for known in names if known in linears), None)
+        known = (f"{each}.weight" for each in names)
+        return next((each for each in known if each in self._checkpoint.compressed), None)
 
     @override
     def is_serializable(self, *_: Any, **__: Any) -> bool:  # pyright: ignore  annotated as None
@@ -131,7 +159,15 @@ class SparseQuantizer(HfQuantizer):
         return model
 
 
-def _check(name: str, module: nn.Module, stored: WeightLayout) -> None:
+def _check_files(checkpoint: Checkpoint, name: str, module: nn.Module) -> None:
+    """Check by their headers that files hold all tensors of a layer; none is initialized."""
+    checkpoint.compressed[name].check_entries(checkpoint.folder, name, checkpoint.file_entries)
+    bias = f"{layer_name(name)}.bias"
+    if module.bias is not None and bias not in checkpoint.file_entries:
+        raise CheckpointError(f"{checkpoint.folder}: lacks {bias}, which belongs to {name}.")
+
+
+def _check_layer(name: str, module: nn.Module, stored: WeightLayout) -> None:
     """Check that config.json and the model agree, before weights are loaded."""
     from prunekit.architectures.coverage import LINEAR_TYPES
     from prunekit.models.orientation import stored_transposed

@@ -14,7 +14,9 @@ from prunekit.checkpoint.hub import checkpoint_folder
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.errors import ConfigError
 from prunekit.inference.sparse_linear import SparseLinear
+from prunekit.models import stock
 from prunekit.models.devices import compute_dtype, stored_dtype, synchronized_seconds
+from prunekit.models.hf_config import call_transformers, config_and_class
 
 RUNS = 3
 STEPS_TO_CAPTURE = 3  # warm-up calls before capture, in which libraries initialize
@@ -51,12 +53,16 @@ def compare_models(path: str, device: torch.device, prompt: int, new: int) -> li
         ConfigError: It is not a causal language model, or none of its layers is sparse.
     """
     checkpoint = open_checkpoint(checkpoint_folder(path))
-    name = (checkpoint.config.get("architectures") or [""])[0]
+    _, kind = config_and_class(checkpoint)
+    name = kind.__name__ if kind else "the base model"
     if not name.endswith(("ForCausalLM", "LMHeadModel")):
-        raise ConfigError(f"{path}: {name or 'the base model'} does not generate text.")
+        raise ConfigError(f"{path}: {name} does not generate text.")
     dtype = compute_dtype(stored_dtype(checkpoint), device)
-    transformers.utils.logging.disable_progress_bar()
-    model = getattr(transformers, name).from_pretrained(checkpoint.folder, dtype=dtype).to(device)
+    model = call_transformers(
+        checkpoint,
+        "cannot open the model",
+        lambda: stock.open_model(checkpoint.folder, dtype=dtype).to(device),  # pyright: ignore
+    )
     if any(isinstance(module, SparseLinear) for module in model.modules()):
         model = model.dequantize(dtype)
     model = model.eval()

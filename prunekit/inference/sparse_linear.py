@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from typing_extensions import override
 
-from prunekit.checkpoint.compressed import compress_weight
-from prunekit.checkpoint.formats import Format, WeightLayout, format_named
+from prunekit.checkpoint.compressed import check_parts, compress_weight
+from prunekit.checkpoint.formats import Format, Parts, WeightLayout, format_named
 from prunekit.inference import speed_table
 
 
@@ -29,6 +29,7 @@ class SparseLinear(nn.Module):
 
     Attributes:
         kind: The format.
+        layout: Shape and number of stored values.
         inputs: Input features.
         outputs: Output features.
         fragments: Whether the parts are in fragment order.
@@ -41,7 +42,8 @@ class SparseLinear(nn.Module):
     ) -> None:
         super().__init__()
         dtype = dtype or torch.get_default_dtype()
-        self.kind, self.inputs, self.outputs = kind, stored.inputs, stored.outputs
+        self.kind, self.layout = kind, stored
+        self.inputs, self.outputs = stored.inputs, stored.outputs
         for name, part in kind.empty(stored, dtype).items():
             self.register_buffer(name, part)
         self.bias = nn.Parameter(torch.empty(stored.outputs, dtype=dtype)) if bias else None
@@ -169,11 +171,26 @@ class SparseLinear(nn.Module):
         for name, part in zip(self.kind.parts, self._rows(), strict=True):
             destination[prefix + name] = part
 
+    def check(self, name: str, parts: Parts) -> None:
+        """Check parts before they become this layer's weight.
+
+        Raises:
+            CheckpointError: A part is missing or corrupt; the message names the layer.
+        """
+        check_parts(self.kind, name or type(self).__name__, parts, self.layout)
+
     @override
-    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **options: Any
+    ) -> None:
+        parts = {name: state_dict.get(prefix + name) for name in self.kind.parts}
+        given = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+        # Without any part the weight stays as it is; PyTorch refuses that unless told otherwise.
+        if given:
+            self.check(prefix.removesuffix("."), given)
         self._put(self._rows())
         self.fragments = False
-        super()._load_from_state_dict(*arguments, **options)
+        super()._load_from_state_dict(state_dict, prefix, *arguments, **options)
         self.arrange()
 
     @override

@@ -134,8 +134,11 @@ def test_a_run_that_was_stopped_goes_on(written, tmp_path):
 
 
 def test_a_compressed_model_can_be_pruned_again(written, tmp_path):
-    prune = {"method": "magnitude", "pattern": "1:4"}
-    list(prunekit.run(planned(written / "2:4", tmp_path / "out", prune=prune)))
+    sections = {
+        "calibration": {"data": str(written / "m" / "text.txt")},
+        "prune": {"method": "magnitude", "pattern": "1:4"},
+    }
+    list(prunekit.run(planned(written / "2:4", tmp_path / "out", **sections)))
     assert "quantization_config" not in json.loads((tmp_path / "out/config.json").read_text())
 
 

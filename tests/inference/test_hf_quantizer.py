@@ -1,14 +1,21 @@
 """Compressed checkpoints loaded and saved by transformers."""
 
+import shutil
+
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaForCausalLM
 
+import prunekit
+from prunekit.checkpoint.reader import INDEX_FILE
 from prunekit.errors import CheckpointError
 from prunekit.inference.convert import convert
 from prunekit.inference.sparse_linear import SparseLinear
 from tests.support import checkpoints
+from tests.support.checkpoints import planned
 from tests.support.closeness import assert_close
+from tests.support.corruptions import CASES, CORRUPTIONS, Corruption, spoiled
 from tests.support.fresh_process import run_script
 
 KINDS = ["2:4", "bitmask"]
@@ -87,3 +94,110 @@ def test_without_prunekit_transformers_refuses(sparse_folders, kind):
     assert "Unknown quantization type, got prunekit" in done.stderr
     assert "size mismatch" in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("RuntimeError")
+
+
+@pytest.fixture(scope="module")
+def ragged(tmp_path_factory):
+    """A model whose down_proj has a bias and a last byte with pad bits, in each format."""
+    folder = tmp_path_factory.mktemp("ragged")
+    checkpoints.write(
+        folder / "m", dtype=torch.bfloat16, intermediate_size=36, mlp_bias=True, num_hidden_layers=1
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prunekit.reports.report.render", lambda report: "")
+        list(prunekit.run(planned(folder / "m", folder / "dense")))
+    for kind in KINDS:
+        convert(folder / "dense", folder / kind, kind)
+    return folder
+
+
+LAYER = "model.layers.0.mlp.down_proj"
+
+
+@pytest.fixture
+def corrupt(ragged, tmp_path):
+    """A function that writes a folder with one corruption."""
+
+    def write(kind, corruption):
+        folder = tmp_path / "out"
+        shutil.copytree(ragged / kind, folder)
+        (folder / INDEX_FILE).unlink(missing_ok=True)
+        (file,) = folder.glob("*.safetensors")
+        held = spoiled(load_file(file), corruption, f"{LAYER}.")
+        file.unlink()
+        checkpoints.save(folder, held)
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize(("kind", "corruption"), CASES, ids=str)
+def test_corrupt_layers_are_refused_by_name(corrupt, kind, corruption):
+    folder = corrupt(kind, corruption)
+    for options in ({}, {"ignore_mismatched_sizes": True}, {"dtype": torch.float32}):
+        with pytest.raises(CheckpointError, match=f"{LAYER}.*({corruption.message})"):
+            AutoModelForCausalLM.from_pretrained(folder, **options)
+    with pytest.raises(CheckpointError, match=f"{LAYER}.*({corruption.message})"):
+        prunekit.load(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_missing_bias_is_not_initialized(corrupt, kind):
+    folder = corrupt(kind, Corruption("", "bias", None, ""))
+    with pytest.raises(CheckpointError, match=f"lacks {LAYER}.bias"):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("part", ["weight", "keep", "bias"])
+def test_parts_missing_in_a_given_state_dict_are_not_initialized(ragged, part):
+    config = AutoConfig.from_pretrained(ragged / "2:4")
+    given = AutoModelForCausalLM.from_pretrained(ragged / "2:4").state_dict()
+    options = {"config": config, "dtype": torch.bfloat16}
+    loaded = LlamaForCausalLM.from_pretrained(None, **options, state_dict=dict(given))
+    assert torch.equal(loaded.state_dict()[f"{LAYER}.keep"], given[f"{LAYER}.keep"])
+    del given[f"{LAYER}.{part}"]
+    with pytest.raises(CheckpointError, match=f"{LAYER}: "):
+        LlamaForCausalLM.from_pretrained(None, **options, state_dict=given)
+
+
+@pytest.mark.parametrize("corruption", [*CORRUPTIONS["bitmask"]][-3:], ids=str)
+def test_layers_that_are_offloaded_are_checked(ragged, corrupt, corruption, tmp_path):
+    places = dict.fromkeys(["model.embed_tokens", "model.norm", "lm_head"], "cpu")
+    options = {
+        "device_map": places | {"model.rotary_emb": "cpu", "model.layers": "disk"},
+        "offload_folder": tmp_path / "offloaded",
+        "offload_buffers": True,
+    }
+    model = AutoModelForCausalLM.from_pretrained(ragged / "bitmask", **options)
+    assert model.get_submodule(LAYER).parts["keep"].is_meta
+    whole = AutoModelForCausalLM.from_pretrained(ragged / "bitmask")
+    assert torch.equal(logits(model), logits(whole))
+    with pytest.raises(CheckpointError, match=f"{LAYER}.*({corruption.message})"):
+        AutoModelForCausalLM.from_pretrained(corrupt("bitmask", corruption), **options)
+
+
+ENTRIES = {
+    "no entries": {},
+    "no format": {"linears": {}},
+    "no linears": {"format": "2:4"},
+    "a list": {"format": "2:4", "linears": [1]},
+    "unknown format": {"format": "4:2", "linears": {}},
+    "format of another type": {"format": ["2:4"], "linears": {}},
+    "huge": {"format": "2:4", "linears": {LAYER: [2**62, 2**62, 2**63]}},
+    "huge count": {"format": "bitmask", "linears": {LAYER: [32, 36, 2**50]}},
+    "negative": {"format": "2:4", "linears": {LAYER: [-32, -36, 576]}},
+    "text": {"format": "2:4", "linears": {LAYER: "[32, 36, 576]"}},
+    "fewer values": {"format": "2:4", "linears": {LAYER: [32, 36, 575]}},
+    "other format": {"format": "bitmask", "linears": {LAYER: [32, 36, 576]}},
+    "transposed": {"format": "2:4", "linears": {LAYER: [36, 32, 576, True]}},
+    "transposed by a word": {"format": "2:4", "linears": {LAYER: [32, 36, 576, "no"]}},
+}
+
+
+@pytest.mark.parametrize("said", ENTRIES.values(), ids=ENTRIES)
+def test_invalid_entries_of_the_config_are_refused(ragged, tmp_path, said):
+    folder = shutil.copytree(ragged / "2:4", tmp_path / "out")
+    checkpoints.configure(folder, quantization_config={"quant_method": "prunekit"} | said)
+    for read in (AutoModelForCausalLM.from_pretrained, prunekit.load):
+        with pytest.raises(CheckpointError, match=rf"quantization_config|{LAYER}"):
+            read(folder)

@@ -8,9 +8,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from reprlib import repr as shortened
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from jaxtyping import Float
+
+from prunekit.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
@@ -19,9 +22,24 @@ if TYPE_CHECKING:
 Parts = Mapping[str, "Tensor"]
 """Stored tensors of a weight, by the last part of their names: ``weight``, ``keep``, …"""
 
-
 QUANT_METHOD = "prunekit"
 """``quant_method`` in ``config.json`` of checkpoints that transformers opens by prunekit only."""
+MAX_WEIGHTS = 2**56
+"""Most weights of a layout: the sizes of all its parts in bytes fit 63 bits."""
+
+
+class Sized(Protocol):
+    """A tensor, or its entry in the header of a file."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the elements."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes along the dimensions."""
+        ...
 
 
 class Format(ABC):
@@ -57,26 +75,61 @@ class Format(ABC):
             inputs: Number of columns I.
         """
 
-    @abstractmethod
-    def find_corruption(self, parts: Parts, shape: tuple[int, int]) -> str | None:
-        """Return why stored parts are invalid for a shape, or None.
+    def find_corruption(self, parts: Parts, layout: WeightLayout) -> str | None:
+        """Return why stored parts are not a weight of a layout, or None.
+
+        Parts without a finding expand to the weight that was compressed, if no value or bit was
+        changed for another valid one: values in another order, or bits moved within a row so that
+        all counts stay, cannot be told from another weight.
 
         Args:
-            parts: Stored tensors.
-            shape: Shape (O, I) of the weight.
+            parts: Stored tensors; on the meta device only their dtypes and shapes are checked.
+            layout: Layout of the weight.
         """
+        if problem := self.find_mismatch(parts, layout):
+            return problem
+        if any(part.is_meta for part in parts.values()):
+            return None
+        return self.find_contradiction(parts, layout)
 
-    def wrong_dtype(self, parts: Parts) -> str | None:
-        """Return which part has another dtype than in :meth:`empty`, or None."""
+    def find_mismatch(self, parts: Mapping[str, Sized], layout: WeightLayout) -> str | None:
+        """Return which part is missing or has another dtype or shape, or None.
+
+        Reads no values, so that headers can be checked before anything is allocated.
+
+        Args:
+            parts: Stored tensors or their headers.
+            layout: Layout of the weight.
+        """
         import torch
 
-        values = parts["weight"].dtype
-        if not values.is_floating_point:
-            return f"values have type {values}"
+        from prunekit.checkpoint.header import FLOAT_DTYPES
+
+        if missing := [part for part in self.parts if part not in parts]:
+            return f"its part {missing[0]} is missing"
+        dtype = parts["weight"].dtype
+        if dtype not in FLOAT_DTYPES:
+            return f"values have type {dtype}"
         with torch.device("meta"):
-            expected = self.empty(WeightLayout(1, 1, 1), values)
-        wrong = [name for name, part in parts.items() if part.dtype != expected[name].dtype]
-        return f"{wrong[0]} has type {parts[wrong[0]].dtype}" if wrong else None
+            expected = self.empty(layout, dtype)
+        for name, part in expected.items():
+            if parts[name].dtype != part.dtype:
+                return f"{name} has type {parts[name].dtype} instead of {part.dtype}"
+            if tuple(parts[name].shape) != part.shape:
+                found, size = list(parts[name].shape), list(layout.shape)
+                return f"{name} has shape {found}; a weight of {size} needs {list(part.shape)}"
+        if (values := expected["weight"].numel()) != layout.value_count:
+            return f"there are {values} values instead of {layout.value_count}"
+        return None
+
+    @abstractmethod
+    def find_contradiction(self, parts: Parts, layout: WeightLayout) -> str | None:
+        """Return how values, bits and offsets contradict each other, or None.
+
+        Args:
+            parts: Stored tensors with the dtypes and shapes of :meth:`empty`.
+            layout: Layout of the weight.
+        """
 
     @abstractmethod
     def empty(self, layout: WeightLayout, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -118,5 +171,25 @@ class WeightLayout:
         return (self.inputs, self.outputs) if self.transposed else (self.outputs, self.inputs)
 
     def dump(self) -> list[Any]:
-        """Return the list for ``config.json``; ``WeightLayout(*list)`` restores it."""
+        """Return the list for ``config.json``, which :meth:`load` reads."""
         return [self.outputs, self.inputs, self.value_count, *([True] if self.transposed else [])]
+
+    @classmethod
+    def load(cls, entry: object) -> WeightLayout:
+        """Return the layout that :meth:`dump` listed.
+
+        Raises:
+            CheckpointError: It is no such list, or no weight can have this layout.
+        """
+        sizes, flags = (entry[:3], entry[3:]) if isinstance(entry, list) else ([], [])
+        if (
+            [type(size) for size in sizes] != [int] * 3
+            or [type(flag) for flag in flags] not in ([], [bool])
+            or not 0 <= min(sizes) <= max(sizes) <= MAX_WEIGHTS
+            or not sizes[2] <= sizes[0] * sizes[1] <= MAX_WEIGHTS
+        ):
+            raise CheckpointError(
+                f"{shortened(entry)} is not the layout of a compressed weight: "
+                "[outputs, inputs, stored values]"
+            )
+        return cls(*sizes, *flags)

@@ -45,20 +45,18 @@ class BitmaskFormat(Format):
         return expand_bitmask(Bitmask(*(parts[part] for part in self.parts)), inputs)
 
     @override
-    def find_corruption(self, parts: Parts, shape: tuple[int, int]) -> str | None:
-        from prunekit_kernels import unpack
+    def find_contradiction(self, parts: Parts, layout: WeightLayout) -> str | None:
+        from prunekit_kernels import popcount
 
-        outputs, inputs = shape
-        values, keep, offsets = (parts[part] for part in self.parts)
-        if mistyped := self.wrong_dtype(parts):
-            return mistyped
-        if keep.shape != (outputs, -(-inputs // 8)) or offsets.shape != (outputs,):
-            return f"keep bits have shape {list(keep.shape)}, row offsets {list(offsets.shape)}"
-        counts = unpack(keep, inputs).sum(1)
-        if values.shape != (int(counts.sum()),):
-            return f"there are {list(values.shape)} values for {int(counts.sum())} keep bits"
-        if not offsets.equal(counts.cumsum(0) - counts):
+        _, keep, offsets = (parts[part] for part in self.parts)
+        if (pad := layout.inputs % 8) and (keep[:, -1] >> pad).any():
+            return f"bits are set beyond its {layout.inputs} columns"
+        counts = popcount(keep)
+        ends = counts.cumsum(0)
+        if not offsets.equal(ends - counts):
             return "the row offsets do not match its keep bits"
+        if (kept := int(ends[-1]) if len(ends) else 0) != layout.value_count:
+            return f"there are {layout.value_count} values for {kept} keep bits"
         return None
 
     @override

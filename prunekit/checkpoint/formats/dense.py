@@ -32,9 +32,8 @@ class Dense(Format):
         return parts["weight"]
 
     @override
-    def find_corruption(self, parts: Parts, shape: tuple[int, int]) -> str | None:
-        found = tuple(parts["weight"].shape)
-        return None if found == shape else f"has shape {list(found)} instead of {list(shape)}"
+    def find_contradiction(self, parts: Parts, layout: WeightLayout) -> None:
+        return None
 
     @override
     def empty(self, layout: WeightLayout, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -46,18 +46,15 @@ class TwoFour(Format):
         return expand24(parts["weight"], parts["keep"])
 
     @override
-    def find_corruption(self, parts: Parts, shape: tuple[int, int]) -> str | None:
-        from prunekit_kernels import unpack
+    def find_contradiction(self, parts: Parts, layout: WeightLayout) -> str | None:
+        from prunekit_kernels import count_broken24
 
-        outputs, inputs = shape
-        if inputs % 4 or parts["weight"].shape != (outputs, inputs // 2):
-            return f"values have shape {list(parts['weight'].shape)}, which is not that of 2:4"
-        if mistyped := self.wrong_dtype(parts):
-            return mistyped
-        if parts["keep"].shape != (outputs, -(-inputs // 8)):
-            return f"keep bits have shape {list(parts['keep'].shape)}"
-        groups = unpack(parts["keep"], inputs).unflatten(1, (-1, 4)).sum(2)
-        if broken := int((groups != 2).sum()):
+        if layout.inputs % 4:
+            return f"{layout.inputs} columns are no groups of four"
+        keep = parts["keep"]
+        if layout.inputs % 8 and (keep[:, -1] >> 4).any():
+            return f"bits are set beyond its {layout.inputs} columns"
+        if broken := count_broken24(keep, layout.inputs):
             return f"{broken} groups of four do not have two keep bits"
         return None
 

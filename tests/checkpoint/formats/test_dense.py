@@ -2,7 +2,7 @@
 
 import torch
 
-from prunekit.checkpoint.formats import format_named
+from prunekit.checkpoint.formats import WeightLayout, format_named
 
 
 def test_the_weight_is_stored_unchanged():
@@ -14,6 +14,6 @@ def test_the_weight_is_stored_unchanged():
 
 def test_a_wrong_shape_is_corrupt():
     parts = {"weight": torch.zeros(3, 5)}
-    assert format_named("dense").find_corruption(parts, (3, 5)) is None
-    problem = format_named("dense").find_corruption(parts, (5, 3))
-    assert problem == "has shape [3, 5] instead of [5, 3]"
+    assert format_named("dense").find_corruption(parts, WeightLayout(3, 5, 15)) is None
+    problem = format_named("dense").find_corruption(parts, WeightLayout(5, 3, 15))
+    assert problem == "weight has shape [3, 5]; a weight of [5, 3] needs [5, 3]"
