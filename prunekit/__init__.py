@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prunekit.architectures import Architecture
     from prunekit.config.load import load_config
     from prunekit.config.run_config import Config
-    from prunekit.distributed.ranks import join
+    from prunekit.distributed.join import join
     from prunekit.errors import PrunekitError
     from prunekit.inference.sparse_linear import SparseLinear
     from prunekit.methods import Method
@@ -71,7 +71,7 @@ _HOMES = {
     "blocks": "structured.unit_gates",
     "heads": "structured.unit_gates",
     "hidden": "structured.unit_gates",
-    "join": "distributed.ranks",
+    "join": "distributed.join",
     "load": "models.load",
     "load_config": "config.load",
     "neurons": "structured.unit_gates",

@@ -48,7 +48,7 @@ def evaluate(
     check_at_least(0, "--generate", generate)
     if problems := sources.check_sources(data):
         raise ConfigError("\n".join(f"--data {problem}." for problem in problems))
-    from prunekit.distributed.ranks import join
+    from prunekit.distributed.join import join
     from prunekit.evaluation import perplexity
     from prunekit.formatting import number
 

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from jaxtyping import Shaped
 
-from prunekit.distributed.heartbeat import RESUME_HINT, Heartbeat
+from prunekit.distributed.agreement import find_differences, flatten
+from prunekit.distributed.heartbeat import Heartbeat
 from prunekit.errors import ConfigError, RankError, StoppedError
 
 if TYPE_CHECKING:
@@ -29,11 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-COLLECTIVE_TIMEOUT = timedelta(days=30)
-"""Timeout of collectives: practically none, as one rank may write or evaluate for long; failures
-are detected by :mod:`prunekit.distributed.heartbeat`."""
-RENDEZVOUS_TIMEOUT = timedelta(seconds=60)
-"""Time within which all ranks must have joined."""
 
 
 class Ranks:
@@ -88,7 +83,7 @@ class Ranks:
                 f'model.device: "{device}" is one GPU, but {self.size} processes share the run. '
                 'Write "cuda" or "auto": each process then uses its own.'
             )
-        local, count = _local_rank(self.rank), torch.cuda.device_count()
+        local, count = local_rank(self.rank), torch.cuda.device_count()
         if local >= count:
             raise ConfigError(
                 f"model.device: this machine has {count} GPUs; start at most as many processes."
@@ -101,7 +96,8 @@ class Ranks:
             return
         from torch import distributed
 
-        with self._collective():
+        name = f"sum of {purpose}, {_describe(tensor, tensor.shape)}"
+        with self.collective(name, 2 * tensor.nbytes):
             distributed.all_reduce(tensor)
         self.traffic[purpose] += 2 * tensor.nbytes * (self.size - 1) // self.size
 
@@ -120,7 +116,8 @@ class Ranks:
         # As bytes, because some backends do not support every dtype.
         sent = padded.view(torch.uint8)
         received = [torch.empty_like(sent) for _ in rows]
-        with self._collective():
+        name = f"gather of rows, {_describe(own, (sum(rows), *own.shape[1:]))}"
+        with self.collective(name, self.size * sent.nbytes):
             distributed.all_gather(received, sent)
         self.traffic["rows"] += (self.size - 1) * sent.nbytes
         pieces = (part.view(own.dtype)[:count] for part, count in zip(received, rows, strict=True))
@@ -169,7 +166,8 @@ class Ranks:
 
         for panel in panels:
             whole = panel.contiguous()
-            with self._collective():
+            name = f"broadcast of {purpose} from rank {owner}, {_describe(whole, whole.shape)}"
+            with self.collective(name, whole.nbytes):
                 distributed.broadcast(whole, src=owner)
             if whole is not panel:
                 panel.copy_(whole)
@@ -185,9 +183,25 @@ class Ranks:
         from torch import distributed
 
         values: list[Any] = [None] * self.size
-        with self._collective():
+        with self.collective("gather of one value from each rank"):
             distributed.all_gather_object(values, value)
         return values
+
+    def require_same(self, facts: Mapping[str, Any]) -> None:
+        """Compare facts over the ranks: tables of values, nested as they like.
+
+        Raises:
+            ConfigError: A fact differs; the message says which, its values, and on which ranks.
+        """
+        if self.heartbeat is None:
+            return
+        every = self.all_gather_object(dict(flatten(facts)))
+        names = [self.heartbeat.names([rank]) for rank in range(self.size)]
+        if differences := find_differences(every, names):
+            raise ConfigError(
+                "\n  ".join(["The ranks of this run differ.", *differences])
+                + "\nStart all of them with the same command, config, inputs and versions."
+            )
 
     def run_on_main(self, work: Callable[[], T], leader: int = 0) -> T:
         """Call a function on one rank; all return or raise its outcome.
@@ -205,7 +219,7 @@ class Ranks:
             except Exception as raised:
                 error = raised
         outcome: list[Any] = [(value, error)]
-        with self._collective():
+        with self.collective(f"result of rank {leader}"):
             distributed.broadcast_object_list(outcome, src=leader)
         value, received_error = outcome[0]
         if error or received_error:
@@ -213,12 +227,21 @@ class Ranks:
         return value
 
     @contextmanager
-    def _collective(self) -> Iterator[None]:
-        """Turn a network error into one that names the failed rank."""
+    def collective(self, name: str, nbytes: int = 0) -> Iterator[None]:
+        """Let the other ranks know of a collective; turn its errors into one that says who failed.
+
+        Args:
+            name: Kind, purpose, shape and dtype; equal on all ranks.
+            nbytes: Bytes to be transferred.
+
+        Raises:
+            RankError: The network failed, or another rank.
+        """
+        assert self.heartbeat is not None
         try:
-            yield
+            with self.heartbeat.call(name, nbytes):
+                yield
         except RuntimeError as error:
-            assert self.heartbeat is not None
             raise RankError(self.heartbeat.failed_rank()) from error
 
     def __enter__(self) -> Self:
@@ -233,7 +256,7 @@ class Ranks:
             return
         from torch import distributed
 
-        with self._collective():
+        with self.collective("end of the run"):
             distributed.barrier()
         self.heartbeat.stop()
         distributed.destroy_process_group()
@@ -243,46 +266,10 @@ SINGLE = Ranks()
 """A world of one rank."""
 
 
-def join(device: str = "auto") -> Ranks:
-    """Join the ranks that torchrun or accelerate started; return this process's view.
-
-    Args:
-        device: Device on which blocks will run, as in a config.
-
-    Raises:
-        RankError: Not all ranks joined in time, or one failed while connecting.
-    """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        return SINGLE
-    import torch
-    from torch import distributed
-
-    cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    try:
-        store, rank, size = next(distributed.rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT))  # pyright: ignore
-    except RuntimeError as error:
-        raise RankError(
-            f"not all of the {size} ranks joined within {RENDEZVOUS_TIMEOUT.seconds} s; one may "
-            f"have died at startup ({str(error).splitlines()[0]}). {RESUME_HINT}"
-        ) from error
-    store.set_timeout(COLLECTIVE_TIMEOUT)
-    # Detects failures from here on, including those while the ranks connect to each other.
-    heartbeat = Heartbeat(store, rank, size)
-    heartbeat.start()
-    ranks = Ranks(rank, size, heartbeat)
-    if cuda:
-        torch.cuda.set_device(_local_rank(rank) % max(torch.cuda.device_count(), 1))
-    with ranks._collective():
-        distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            store=distributed.PrefixStore("prunekit", store),  # pyright: ignore
-            rank=rank,
-            world_size=size,
-            timeout=COLLECTIVE_TIMEOUT,
-        )
-    return ranks
-
-
-def _local_rank(rank: int) -> int:
+def local_rank(rank: int) -> int:
+    """Return the number of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", rank))
+
+
+def _describe(tensor: Shaped[Tensor, ...], shape: Iterable[int]) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {[*shape]}"

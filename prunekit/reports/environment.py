@@ -16,16 +16,21 @@ PACKAGES = ("torch", "transformers", "triton", "safetensors", "accelerate")
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Return versions, device, platform, threads and time of a run."""
-    installed = {package: _version(package) for package in PACKAGES}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "python": platform.python_version(),
-        **{package: version for package, version in installed.items() if version},
+        **installed(),
         "device": f"{device.type}: {name}",
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def installed() -> dict[str, str]:
+    """Return the versions of the installed packages among ``PACKAGES``."""
+    found = {package: _version(package) for package in PACKAGES}
+    return {package: version for package, version in found.items() if version}
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:

@@ -16,6 +16,7 @@ from prunekit.config.run_config import Config, StructuredConfig, SweepConfig
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError
 from prunekit.models.devices import resolve_device
+from prunekit.runs.rank_facts import config_facts, plan_facts
 from prunekit.runs.record import Record
 from prunekit.runs.sparsify.plan import Plan, Preflight
 from prunekit.runs.sparsify.planner import plan as plan_sparsify
@@ -46,8 +47,18 @@ def plan(
         preflight: Memory of another machine; this one is then not checked.
 
     Raises:
-        PrunekitError: The job cannot work; nothing was written.
+        PrunekitError: The job cannot work, or ranks differ; nothing was written.
     """
+    ranks.require_same(config_facts(config))
+    made = _plan(config, ranks, preflight)
+    if not isinstance(made, SweepPlan):
+        ranks.require_same(plan_facts(made))
+    return made
+
+
+def _plan(
+    config: Config | StructuredConfig | SweepConfig, ranks: Ranks, preflight: Preflight | None
+) -> JobPlan:
     if isinstance(config, Config):
         return plan_sparsify(config, ranks, preflight)
     if isinstance(config, SweepConfig):

@@ -8,7 +8,7 @@ RUN = """
 from prunekit.runs import jobs
 from prunekit.models.sequential import pipeline
 from prunekit.config.load import load_config
-from prunekit.distributed.ranks import join
+from prunekit.distributed.join import join
 
 # One rank and two then have the same batches and sum in the same order: ADMM may choose another
 # mask after a small difference, and salience weighs a token by those of its batch.

@@ -22,7 +22,7 @@ from pathlib import Path
 from prunekit.runs.sparsify import planner as planning
 from prunekit.runs.sparsify import run as running
 from prunekit.config.load import load_config
-from prunekit.distributed.ranks import join
+from prunekit.distributed.join import join
 
 library = ctypes.CDLL(None)
 for option, value in ((-3, 65536), (-1, 65536), (-8, 1)):  # of mmap, of trimming, of arenas

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunekit.distributed.ranks import SINGLE, Ranks, join
+from prunekit.distributed.join import join
+from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError
 
 
@@ -55,6 +56,7 @@ def test_a_world_of_one_returns_its_inputs(monkeypatch):
     assert ranks.all_gather_object("a") == ["a"]
     assert ranks.run_on_main(lambda: 3) == 3
     assert ranks.local_device(torch.device("cpu")) == torch.device("cpu")
+    ranks.require_same({"a": 1})
     assert not ranks.traffic
 
 

@@ -1,0 +1,165 @@
+"""Ranks that do not do the same work: all say so and end, and nothing is written."""
+
+import socket
+import time
+
+import pytest
+
+from tests.distributed import configs
+from tests.support import checkpoints
+from tests.support.fault_table import record
+
+QUICK = """
+from prunekit.distributed import calls, heartbeat, join as joining
+joining.JOIN_SECONDS = 10.0
+calls.STALL_SECONDS, heartbeat.GRACE_SECONDS, heartbeat.BEAT_SECONDS = 2.0, 0.4, 0.1
+"""
+RUN = """
+from prunekit.cli import main as cli
+code = cli.main(["run", arguments[rank], "--quiet"])
+"""
+SPARSEGPT = {"method": "sparsegpt", "pattern": "2:4"}
+HEADS = {"method": "obs", "pattern": "heads", "sparsity": 0.5}
+SETTINGS = {
+    "prune.damping": ({"prune": SPARSEGPT}, {"prune": SPARSEGPT | {"damping": 0.1}}),
+    "prune.skip": ({"prune": SPARSEGPT}, {"prune": SPARSEGPT | {"skip": ["*.0.self_attn.*"]}}),
+    "prune.propagation": (
+        {"prune": SPARSEGPT | {"propagation": "stage"}},
+        {"prune": SPARSEGPT | {"propagation": "block"}},
+    ),
+    "calibration.seed": ({}, {"calibration": {"seed": 1}}),
+    "job": ({}, {"prune": HEADS}),
+}
+
+REFUSED = "both refuse, exit code 2, and say the difference; nothing is written"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return checkpoints.write(tmp_path_factory.mktemp("model"), num_hidden_layers=2)
+
+
+@pytest.fixture
+def start(fork_server, model, tmp_path):
+    """Start two ranks, each with sections of its own."""
+
+    def begin(sections=({}, {}), script=""):
+        files = [
+            configs.write(tmp_path / f"{rank}.toml", model, tmp_path / "out", **own)
+            for rank, own in enumerate(sections)
+        ]
+        return fork_server.start(tmp_path / "said", 2, QUICK + (script or RUN), *files)
+
+    return begin
+
+
+def refused(world, *said):
+    """Assert that both ranks refuse with the same words."""
+    assert world.wait() == [2, 2]
+    for rank in range(2):
+        assert "The ranks of this run differ." in world.stderr(rank)
+        assert "Traceback" not in world.stderr(rank)
+        for text in said:
+            assert text in world.stderr(rank)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_another_setting_on_one_rank(start, tmp_path, name):
+    world = start(SETTINGS[name])
+    refused(world, f"\n  {name}: ", " on rank 0 on ", " on rank 1 on ")
+    assert not (tmp_path / "out").exists()
+    record("ranks", f"another {name} on rank 1 of 2", REFUSED)
+
+
+SOFTWARE = """
+import prunekit
+from prunekit.runs import jobs
+if rank:
+    {patch}
+"""
+
+
+@pytest.mark.parametrize(
+    ("patch", "said"),
+    [
+        ("prunekit._version.__version__ = '9'", "versions.prunekit: "),
+        ("prunekit.reports.environment._version = lambda _: '9'", "versions.torch: "),
+        ("jobs.plan_facts = lambda plan: {'device': 'cuda'}", "device: "),
+    ],
+)
+def test_other_software_or_hardware_on_one_rank(start, tmp_path, patch, said):
+    refused(start(script=SOFTWARE.format(patch=patch) + RUN), said)
+    assert not (tmp_path / "out").exists()
+    record("ranks", f"another {said.removesuffix(': ')} on rank 1 of 2", REFUSED)
+
+
+@pytest.mark.parametrize(("key", "value"), [("rms_norm_eps", 1e-3), ("intermediate_size", 32)])
+def test_another_model_on_one_rank(start, model, tmp_path, key, value):
+    """It has the same path, as on machines that have each a copy."""
+    checkpoints.write(tmp_path / "other", num_hidden_layers=2, **{key: value})
+    script = f"""
+from pathlib import Path
+from prunekit.runs.sparsify import planner
+real = planner.open_checkpoint
+if rank:
+    planner.open_checkpoint = lambda _: real(Path({str(tmp_path / "other")!r}))
+"""
+    refused(start(script=script + RUN), f"config.json.{key}: ")
+    assert not (tmp_path / "out").exists()
+    record("ranks", f"another {key} in the model of rank 1 of 2", REFUSED)
+
+
+def test_run_on_one_rank_and_evaluate_on_another(start, model, tmp_path):
+    script = f"""
+from prunekit.cli import main as cli
+model = {str(model)!r}
+evaluate = ["evaluate", model, "--data", model + "/text.txt", "--length", "12"]
+code = cli.main(evaluate if rank else ["run", arguments[0], "--quiet"])
+"""
+    refused(start(script=script), 'job: "Config" on rank 0', '"evaluate" on rank 1')
+
+
+def test_evaluate_with_other_text_on_one_rank(start, model):
+    script = f"""
+from prunekit.cli import main as cli
+from prunekit.evaluation import perplexity
+real = perplexity.evaluation_tokens
+def tokens(tokenizer, data, length, windows):
+    return real(tokenizer, data, length, windows - 1 if rank else windows)
+perplexity.evaluation_tokens = tokens
+model = {str(model)!r}
+data = ["--data", model + "/text.txt", "--length", "12", "--windows", "4"]
+code = cli.main(["evaluate", model, *data])
+"""
+    refused(start(script=script), "tokens.")
+
+
+WAITING = """
+import torch
+from prunekit.distributed.join import join
+with join("cpu") as ranks:
+    {work}
+"""
+ELSEWHERE = {
+    "in another collective": (
+        "ranks.all_reduce_sum(torch.ones(3), 'scores') if rank else ranks.all_gather_object(1)",
+        "rank 0 on {host} waits in collective 2 (gather of one value from each rank) while rank 1 "
+        "on {host} waits in collective 2 (sum of scores, float32 [3])",
+    ),
+    "at its end": (
+        "rank or ranks.all_gather_object(1)",
+        "(gather of one value from each rank) while rank 1 on {host} waits in collective 2 (end of",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ELSEWHERE)
+def test_ranks_that_wait_for_each_other_are_named_with_their_places(start, case):
+    work, said = ELSEWHERE[case]
+    began = time.monotonic()
+    world = start(script=WAITING.format(work=work))
+    assert all(world.wait())
+    assert time.monotonic() - began < 15
+    for rank in range(2):
+        assert said.format(host=socket.gethostname()) in world.stderr(rank)
+    record("ranks", f"rank 1 of 2 is {case}", "both stop and name both ranks and their places")
