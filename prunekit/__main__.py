@@ -3,7 +3,10 @@
 import os
 import sys
 
+from prunekit.cli.app import EXIT_FAILED, report_error
 from prunekit.cli.main import main as run
+from prunekit.cli.streams import guard_streams
+from prunekit.errors import PrunekitError
 
 
 def main() -> None:
@@ -12,8 +15,12 @@ def main() -> None:
     Skips the interpreter's shutdown, which takes more than a second once torch is loaded. All
     output files are flushed to disk before this point.
     """
+    guard_streams()
     code = run()
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except PrunekitError as error:
+        code = report_error(EXIT_FAILED, error)
     sys.stderr.flush()
     os._exit(code)
 

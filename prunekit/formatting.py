@@ -1,4 +1,4 @@
-"""Format numbers for people; ``None`` becomes "—", infinity "∞".
+"""Format numbers and foreign text for people; ``None`` becomes "—", infinity "∞".
 
 Numbers may be strings: JSON has no infinity, so ``report.json`` writes "inf" and "nan".
 """
@@ -8,7 +8,15 @@ import re
 
 MISSING = "—"
 
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Characters that command a terminal or reorder a line; not newline and tab."""
+
 Number = float | str | None
+
+
+def printable(text: str) -> str:
+    """Return a text with its control characters escaped, as in Python."""
+    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def number(value: Number) -> str:

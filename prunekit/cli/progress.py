@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prunekit import formatting
+from prunekit.cli.console import console as default_console
 
 if TYPE_CHECKING:
     from prunekit.runs.record import Record
@@ -39,7 +40,7 @@ def display(
     Raises:
         ValueError: The records ended without a "finish" record.
     """
-    console = console or Console(stderr=True)
+    console = console or default_console(stderr=True)
     state = RunState(start=time.monotonic())
     live = console.is_terminal and not quiet
     screen = Live(LiveDisplay(state), console=console, transient=True) if live else nullcontext()

@@ -1,6 +1,8 @@
 """Load and validate a config file, reporting all errors with their lines."""
 
-from collections.abc import Iterable, Mapping
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from pydantic import (
@@ -16,10 +18,13 @@ from prunekit.config.run_config import Config, StructuredConfig, SweepConfig
 from prunekit.config.structured_table import StructuredPrune, Train, prunes_units
 from prunekit.config.sweep_table import Sweep, variants
 from prunekit.config.tables import Calibration, Evaluate, Model, Output, Section
-from prunekit.config.toml_source import Key, TomlSource
+from prunekit.config.toml_source import Key, TomlSource, quoted
 from prunekit.errors import ConfigError
 from prunekit.methods import methods
 from prunekit.structured.rankers import rankers
+
+MISTAKES_SHOWN = 100
+"""Mistakes in one message; a file of another kind may have thousands."""
 
 
 def load_config(
@@ -33,11 +38,13 @@ def load_config(
             file.
 
     Raises:
-        ConfigError: The config is invalid; one line per error, with its place.
+        ConfigError: The config is invalid; one line per error, with its place, up to a hundred.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"config: {quoted(path)} is not a path of a TOML file.")
     source = TomlSource.read(Path(path))
     config, errors = None, []
-    for assignment in overrides:
+    for assignment in _assignments(overrides):
         try:
             source.override(assignment)
         except ConfigError as error:
@@ -48,8 +55,15 @@ def load_config(
     except ConfigError as error:
         errors.append(str(error))
     if config is None or errors:
-        raise ConfigError("\n".join(errors))
+        raise ConfigError("\n".join(_first(errors)))
     return config
+
+
+def _assignments(overrides: Iterable[str]) -> list[str]:
+    given = [overrides] if isinstance(overrides, str) else overrides
+    if not isinstance(given, Iterable) or not all(isinstance(each, str) for each in given):
+        raise ConfigError(f"overrides: {quoted(given)} are not texts KEY=VALUE.")
+    return [*given]
 
 
 def _load_run(source: TomlSource, folder: Path) -> "Config | StructuredConfig":
@@ -58,7 +72,7 @@ def _load_run(source: TomlSource, folder: Path) -> "Config | StructuredConfig":
     try:
         config = kind.model_validate(source.values, strict=True, context={"folder": folder})
     except ValidationError as error:
-        raise ConfigError("\n".join(_error_lines(error, source, kind))) from None
+        raise ConfigError("\n".join(_first(_error_lines(error, source, kind)))) from None
     config._text = source.text
     return config
 
@@ -84,12 +98,14 @@ def _load_sweep(source: TomlSource, folder: Path) -> "SweepConfig":
         prune_keys = {}
         errors.append(source.locate(("sweep",), str(error)))
     for name, keys in prune_keys.items():
+        if len(errors) > MISTAKES_SHOWN:
+            break
         try:
             runs[name] = _load_run(source.with_values("prune", keys, "sweep"), folder)
         except ConfigError as error:
             errors += str(error).splitlines()
     if errors:
-        raise ConfigError("\n".join(dict.fromkeys(errors)))
+        raise ConfigError("\n".join(_first(dict.fromkeys(errors))))
     return SweepConfig(sweep, runs, {name: prune_keys[name] for name in runs}, source.text)
 
 
@@ -104,11 +120,21 @@ TABLES: dict[str, type[Section]] = {
 
 def _error_lines(
     error: ValidationError, source: TomlSource, kind: type[Config] | type[StructuredConfig]
-) -> list[str]:
-    """Return one message per error, in the order of the file."""
-    errors = [(_config_key(details["loc"]), details) for details in error.errors()]
+) -> Iterator[str]:
+    """Yield one message per error, in the order of the file."""
+    found = error.errors(include_url=False)
+    errors = [(_config_key(details["loc"]), details) for details in found]
     errors.sort(key=lambda entry: source.sort_key(entry[0]))
-    return [source.locate(key, _message(key, details, kind)) for key, details in errors]
+    for key, details in errors:
+        yield source.locate(key, _message(key, details, kind))
+
+
+def _first(lines: Iterable[str]) -> list[str]:
+    """Return the lines, or as many as people read and a last one that says so."""
+    shown = [*itertools.islice(lines, MISTAKES_SHOWN + 1)]
+    if len(shown) <= MISTAKES_SHOWN:
+        return shown
+    return [*shown[:MISTAKES_SHOWN], f"These are the first {MISTAKES_SHOWN} mistakes of more."]
 
 
 def _config_key(loc: tuple[int | str, ...]) -> Key:

@@ -1,6 +1,7 @@
 """``[sweep]``: runs over all combinations of values of keys of ``[prune]``."""
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,12 +10,16 @@ from pydantic import ConfigDict, Field
 
 from prunekit.config.prune_table import Prune
 from prunekit.config.structured_table import StructuredPrune
-from prunekit.config.tables import Section
+from prunekit.config.tables import NAME_BYTES, Section
 from prunekit.config.toml_source import quoted
 from prunekit.errors import ConfigError
 
 AXIS_KEYS = frozenset({"sparsity", "parameters"})
 """Keys whose values are the x axis of every figure."""
+
+
+MOST_RUNS = 1000
+"""Runs of one sweep; each is planned before the first begins."""
 
 
 class Sweep(Section):
@@ -58,11 +63,18 @@ def variants(swept: Mapping[str, object]) -> Iterator[tuple[str, dict[str, Any]]
     ]
     if not lists and not mistakes:
         mistakes.append('sweep: names no key of [prune], such as method = ["obs", "random"].')
+    if (count := math.prod(map(len, lists.values()))) > MOST_RUNS:
+        mistakes.append(f"these lists make {count:,} runs; a sweep has at most {MOST_RUNS:,}.")
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     seen: set[str] = set()
     for values in itertools.product(*lists.values()):
         name = "-".join(map(_folder_word, values))
+        if name.strip(".") == "" or len(name.encode()) > NAME_BYTES:
+            raise ConfigError(
+                f"{quoted(name)} would be the folder of a run; it is named by its values, and a "
+                f"name has 1 to {NAME_BYTES} bytes and more than dots."
+            )
         if name in seen:
             raise ConfigError(f"{name} is listed twice.")
         seen.add(name)

@@ -18,16 +18,33 @@ from pydantic import (
     field_validator,
 )
 
+from prunekit.config.toml_source import quoted
 from prunekit.data import sources
 from prunekit.models.devices import DEVICE_PATTERN
 
+NAME_BYTES = 255
+"""Longest name of a file or folder on usual file systems."""
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def _absolute_path(path: str, info: ValidationInfo) -> str:
-    """Return the absolute path; relative paths start at the config file's folder."""
+    """Return the absolute path; relative paths start at the config file's folder.
+
+    Raises:
+        ValueError: No file can have this name.
+    """
     folder = (info.context or {}).get("folder", Path())
-    return os.path.normpath(folder.absolute() / Path(path).expanduser())
+    try:
+        absolute = os.path.normpath(folder.absolute() / Path(path).expanduser())
+    except RuntimeError:
+        raise ValueError(f"{quoted(path)}: there is no such user.") from None
+    if not path:
+        raise ValueError('"" is not a path.')
+    if "\0" in path or any(len(os.fsencode(name)) > NAME_BYTES for name in Path(absolute).parts):
+        raise ValueError(
+            f"{quoted(path)}: no file has such a name; names have up to {NAME_BYTES} bytes."
+        )
+    return absolute
 
 
 def _parse_source(source: str, info: ValidationInfo) -> str:

@@ -2,16 +2,20 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from rich.table import Table
+from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunekit.checkpoint.reader import Checkpoint
 from prunekit.config.run_config import Config, StructuredConfig
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.models.sequential.block_runner import StackRunner
+from prunekit.models.vocabulary import token_limit
 from prunekit.models.weight_names import stored_names
 
 
@@ -23,7 +27,7 @@ class PlanBase(ABC):
         config: The user's config.
         checkpoint: The files of the model.
         model: The model on the meta device, without weights.
-        tokenizer: The tokenizer from the checkpoint folder.
+        tokenizer: The tokenizer from the checkpoint folder; None for a run that reads no text.
         stacks: Runners of the model's block stacks.
         device: Device on which the model runs.
         dtype: Dtype in which the model runs.
@@ -50,6 +54,11 @@ class PlanBase(ABC):
         return sum(math.prod(self.checkpoint.entries[name].shape) for name in stored)
 
     @property
+    def token_limit(self) -> int:
+        """Number of token ids that the model knows."""
+        return token_limit(self.model, [runner.module for runner in self.stacks])
+
+    @property
     def block_count(self) -> int:
         """Number of blocks in all stacks."""
         return sum(len(runner.blocks) for runner in self.stacks)
@@ -58,3 +67,17 @@ class PlanBase(ABC):
     @abstractmethod
     def prunable(self) -> int:
         """Number of parameters that the run can prune."""
+
+
+# A str is markup to rich, so that a path with "[/b]" would raise; a Text is shown as it is.
+def fact_table(facts: Mapping[str, str]) -> Table:
+    """Return a table without borders of the main facts of a plan."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        table.add_row(Text(name, "bold"), Text(value))
+    return table
+
+
+def note_lines(notes: Iterable[str]) -> list[Text]:
+    """Return the notes of a plan as lines to print."""
+    return [Text.assemble(("note", "yellow"), f" {note}") for note in notes]

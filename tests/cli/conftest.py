@@ -7,6 +7,8 @@ from types import ModuleType
 
 import pytest
 
+from tests.support.configs import load  # noqa: F401
+
 CONFIG = """\
 [model]
 path = "a/b"

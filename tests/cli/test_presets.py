@@ -2,26 +2,13 @@
 
 import re
 from importlib.resources import files
-from pathlib import Path
 
 import pytest
 
-from prunekit.config.load import TABLES, load_config
+from prunekit.config.load import TABLES
 from prunekit.methods.admm import Admm
 
 STARTER = files("prunekit.cli").joinpath("presets", "starter.toml").read_text("utf-8")
-
-
-@pytest.fixture
-def load(tmp_path, monkeypatch):
-    """Load a config from its text, as a file ``config.toml`` in the current folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def load(text, *overrides):
-        Path("config.toml").write_text(text, encoding="utf-8")
-        return load_config("config.toml", overrides)
-
-    return load
 
 
 def test_the_starter_is_right_as_it_stands(load):

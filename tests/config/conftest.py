@@ -1,32 +1,3 @@
-"""Fixtures that load a config from its text."""
+"""Fixtures of configs."""
 
-from pathlib import Path
-
-import pytest
-
-from prunekit.config.load import load_config
-from prunekit.errors import ConfigError
-
-
-@pytest.fixture
-def load(tmp_path, monkeypatch):
-    """Load a config from its text, as a file ``config.toml`` in the current folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def load(text, *overrides):
-        Path("config.toml").write_text(text, encoding="utf-8")
-        return load_config("config.toml", overrides)
-
-    return load
-
-
-@pytest.fixture
-def mistakes(load):
-    """Return the lines of the error of a config, its folder as ``FOLDER``."""
-
-    def mistakes(text, *overrides):
-        with pytest.raises(ConfigError) as caught:
-            load(text, *overrides)
-        return str(caught.value).replace(str(Path.cwd()), "FOLDER").splitlines()
-
-    return mistakes
+from tests.support.configs import load, mistakes  # noqa: F401

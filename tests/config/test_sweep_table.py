@@ -68,6 +68,11 @@ def test_all_mistakes_are_said_at_once_and_once(llama, tmp_path):
         ("", "names no key of [prune]"),
         ("method = []", "method: [] is not a list of values"),
         ('method = ["obs", "obs"]', "obs is listed twice"),
+        ("a = [1, 2, 3]\nb = [" + "1, " * 400 + "]", "make 1,200 runs"),
+        ("".join(f"k{key} = [1, 2, 3]\n" for key in range(60)), "a sweep has at most 1,000"),
+        ('method = [".."]', '".." would be the folder of a run'),
+        ("a = [[], 1]", '"" would be the folder of a run'),
+        (f'method = ["{"x" * 256}"]', "a name has 1 to 255 bytes"),
     ],
 )
 def test_a_table_that_makes_no_runs_is_refused(llama, tmp_path, sweep, message):

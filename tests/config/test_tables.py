@@ -21,6 +21,21 @@ def test_paths_are_seen_from_the_folder_of_the_config(tmp_path, monkeypatch):
     assert config.output.path == str(tmp_path / "out")
 
 
+@pytest.mark.parametrize("key", ["output.path", "model.path", "calibration.data"])
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("~nosuchuser/x.txt", '"~nosuchuser/x.txt": there is no such user.'),
+        ("a/\\u0000/x.txt", "names have up to 255 bytes."),
+        ("é" * 128 + "/x.txt", "names have up to 255 bytes."),
+        ("", '"" is not a path.'),
+    ],
+)
+def test_a_path_that_no_file_can_have_is_refused(mistakes, key, path, message):
+    (said,) = mistakes(GOOD, f'{key}="{path}"')
+    assert said.endswith(message)
+
+
 def test_hub_ids_are_left_alone(load):
     assert load(GOOD, "model.revision=main").model.path == "Qwen/Qwen3-0.6B"
 

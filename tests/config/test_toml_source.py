@@ -1,8 +1,11 @@
 """Lines of keys, overrides, and files that cannot be read."""
 
+import os
+
 import pytest
 
 from prunekit.config.load import load_config
+from prunekit.config.toml_source import SIZE_LIMIT
 from prunekit.errors import ConfigError
 from prunekit.methods.sparsegpt import SparseGPT
 from tests.support.configs import GOOD, prune
@@ -26,10 +29,83 @@ def test_says_that_there_is_no_file(tmp_path):
         load_config(tmp_path)
 
 
-def test_says_that_a_file_is_not_text(tmp_path):
-    (tmp_path / "config.toml").write_bytes(b"\xff\xff")
-    with pytest.raises(ConfigError, match="is not text in UTF-8"):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xff", "is not text in UTF-8"),
+        (GOOD.encode("utf-16"), "is not text in UTF-8"),
+        (bytes(range(128)) * 9, "config.toml:1: .* "),
+        (b"#" * SIZE_LIMIT + b"\n", "is larger than a config may be, 1 MiB"),
+        (b"", "model: missing"),
+    ],
+)
+def test_says_that_a_file_is_no_config(tmp_path, content, message):
+    (tmp_path / "config.toml").write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
         load_config(tmp_path / "config.toml")
+
+
+def test_a_pipe_or_device_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero", "/dev/null"):
+        with pytest.raises(ConfigError, match="is not a file but a folder, pipe or device"):
+            load_config(path)
+
+
+def test_what_is_no_path_is_refused():
+    for path in (3, None, b"config.toml"):
+        with pytest.raises(ConfigError, match="is not a path of a TOML file"):
+            load_config(path)
+    with pytest.raises(ConfigError, match="is no name of a file"):
+        load_config("\0")
+    with pytest.raises(ConfigError, match="cannot be read: File name too long"):
+        load_config("x" * 300)
+
+
+@pytest.mark.parametrize("number", ["9" * 30, "-" + "9" * 5000, "0x" + "f" * 6000])
+def test_integers_beyond_64_bits_are_refused_with_their_line(mistakes, number):
+    message = "an integer is outside the range of TOML, 64 bits with sign."
+    assert mistakes(f"a = 1\nb = [\n1, {{ c = {number} }}]\n") == [f"config.toml:2: {message}"]
+    (said,) = mistakes(GOOD, f"calibration.seed={number}")
+    assert said.startswith("--set calibration.seed=")
+    assert said.endswith(message)
+    assert len(said) < 250
+
+
+def test_a_deeply_nested_text_is_refused_with_its_line(mistakes):
+    message = "tables, arrays and dotted keys nest more than 16 deep."
+    for deep in ("a" + ".a" * 20_000 + " = 1", "a = " + "[" * 20_000, "[" + "a." * 20_000 + "a]"):
+        assert mistakes(f"x = 1\n{deep}\n") == [f"config.toml:2: {message}"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("prune." + "a." * 3000 + "a=1", "a key has at most 16 parts."),
+        ("prune.sparsity=" + "[" * 9000, "tables, arrays and dotted keys nest more than 16 deep."),
+        ("a" * 9000 + "=1", "no such key. Choose: model, calibration, prune, evaluate, output."),
+        ("prune.sparsity=1\n[x]", r'"1\n[x]" is not a number.'),
+        ("a\nb=1", r"a\nb: no such key. Choose: model, calibration, prune, evaluate, output."),
+        (".=1", "write KEY=VALUE, e.g. prune.sparsity=0.6."),
+        ("=1", "write KEY=VALUE, e.g. prune.sparsity=0.6."),
+        ('prune."sparsity"=1', 'no such key. Did you mean "sparsity"?'),
+        ("output.path=", '"" is not a path.'),
+    ],
+    ids=lambda each: each[:20],
+)
+def test_odd_overrides_are_one_short_line(mistakes, override, message):
+    (said,) = mistakes(GOOD, override)
+    assert said.startswith("--set ")
+    assert said.endswith(message)
+    assert len(said) < 330
+
+
+def test_overrides_may_be_one_text_and_are_texts(tmp_path):
+    (tmp_path / "config.toml").write_text(GOOD)
+    assert load_config(tmp_path / "config.toml", "prune.sparsity=0.7").prune.sparsity == 0.7
+    for overrides in (3, None, [3], [b"a=1"]):
+        with pytest.raises(ConfigError, match="are not texts KEY=VALUE"):
+            load_config(tmp_path / "config.toml", overrides)
 
 
 def test_finds_lines_behind_strings_and_arrays_that_look_like_tables(mistakes):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from prunekit.architectures import Architecture
 from prunekit.config.run_config import Config
@@ -15,7 +16,7 @@ from prunekit.formatting import count, size
 from prunekit.models.layout import Block, Linear
 from prunekit.models.memory import free_bytes, free_host_bytes
 from prunekit.models.sequential.hidden_states import Where
-from prunekit.runs.plan_base import PlanBase
+from prunekit.runs.plan_base import PlanBase, fact_table, note_lines
 from prunekit.sparsify.memory_estimate import Memory
 from prunekit.sparsify.permute_residual import Axes
 from prunekit.sparsify.recipe import Recipe
@@ -102,16 +103,13 @@ def available_memory(device: torch.device, preflight: Preflight | None) -> tuple
 
 
 def _describe(plan: Plan) -> RenderableType:
-    facts = Table.grid(padding=(0, 2))
-    for key, value in _facts(plan).items():
-        facts.add_row(f"[bold]{key}", value)
     table = Table(title=f"{len(plan.sizes)} of {len(plan.linears)} linears are pruned")
     for header in ("layer", "outputs × inputs", "stored as"):
         table.add_column(header)
     for (path, shape, dtype, skipped), linears in _group_alike(plan).items():
         name = f"{path}  ×{len(linears)}" + ("  (dense)" if skipped else "")
-        table.add_row(name, shape, str(dtype).removeprefix("torch."))
-    return Group(facts, "", table, *[f"[yellow]note[/] {note}" for note in plan.notes[:20]])
+        table.add_row(Text(name), shape, str(dtype).removeprefix("torch."))
+    return Group(fact_table(_facts(plan)), "", table, *note_lines(plan.notes[:20]))
 
 
 def _facts(plan: Plan) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Plan of a run that removes whole units: heads, neurons, coordinates, blocks."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from rich.console import Group, RenderableType
@@ -14,7 +14,7 @@ from prunekit.models.sequential.pipeline import BATCH_TOKENS
 from prunekit.models.units.base import UnitGroup
 from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.models.units.kinds import Kind
-from prunekit.runs.plan_base import PlanBase
+from prunekit.runs.plan_base import PlanBase, fact_table, note_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +25,13 @@ class StructuredPlan(PlanBase):
         config: The user's config.
         places: Groups of units of each kind that is removed.
         stored: Name of each parameter → its name in the checkpoint.
+        fixed: Blocks that cannot be removed, by name of their list.
     """
 
     config: StructuredConfig
     groups: dict[Kind, Sequence[UnitGroup]]
     stored: dict[str, str]
+    fixed: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def prunable(self) -> int:
@@ -78,9 +80,6 @@ def owned_parameters(groups: Iterable[UnitGroup]) -> int:
 
 
 def _describe(plan: StructuredPlan) -> RenderableType:
-    facts = Table.grid(padding=(0, 2))
-    for key, value in _facts(plan).items():
-        facts.add_row(f"[bold]{key}", value)
     table = Table("units", "layers", "in a layer", "parameters of one", "of the model")
     for kind, groups in plan.groups.items():
         table.add_row(
@@ -90,7 +89,7 @@ def _describe(plan: StructuredPlan) -> RenderableType:
             ", ".join(map(count, sorted({group.parameters_per_unit for group in groups}))),
             percent(owned_parameters(groups) / plan.parameters),
         )
-    return Group(facts, "", table, *[f"[yellow]note[/] {note}" for note in plan.notes])
+    return Group(fact_table(_facts(plan)), "", table, *note_lines(plan.notes))
 
 
 def _facts(plan: StructuredPlan) -> dict[str, str]:

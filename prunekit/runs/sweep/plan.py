@@ -6,12 +6,14 @@ from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from prunekit.config.run_config import Config, StructuredConfig, SweepConfig
 from prunekit.config.sweep_table import removed_fraction, series_label
 from prunekit.errors import ConfigError, PrunekitError
 from prunekit.formatting import percent, size
-from prunekit.runs.checks import check_disk
+from prunekit.runs.checks import check_disk, check_output_path
+from prunekit.runs.plan_base import fact_table, note_lines
 from prunekit.runs.sparsify.plan import Plan
 from prunekit.runs.structured.plan import StructuredPlan
 
@@ -50,18 +52,17 @@ class SweepPlan:
         for header in ("folder", "what", "goes"):
             table.add_column(header)
         for name, run in self.runs.items():
-            table.add_row(
-                f"runs/{name}", self.series(name), percent(removed_fraction(run.config.prune))
-            )
+            removed = percent(removed_fraction(run.config.prune))
+            table.add_row(Text(f"runs/{name}"), Text(self.series(name)), removed)
         notes = dict.fromkeys(note for run in self.runs.values() for note in run.notes)
         kept = "kept" if self.config.sweep.keep else "removed once they are measured"
-        lines = [
-            f"[bold]model[/]   {self.first.config.model.path}",
-            f"[bold]output[/]  {self.folder}  (models are {kept}, "
+        facts = {
+            "model": self.first.config.model.path,
+            "output": f"{self.folder}  (models are {kept}, "
             f"{size(self.first.checkpoint.nbytes)} each at most)",
-            f"[bold]writes[/]  {self.config.sweep.tokens} tokens to each prompt",
-        ]
-        return Group(*lines, "", table, *[f"[yellow]note[/] {note}" for note in notes])
+            "writes": f"{self.config.sweep.tokens} tokens to each prompt",
+        }
+        return Group(fact_table(facts), "", table, *note_lines(notes))
 
 
 def plan(config: SweepConfig, plan_one: PlanOne) -> SweepPlan:
@@ -87,6 +88,7 @@ def plan(config: SweepConfig, plan_one: PlanOne) -> SweepPlan:
             "\n".join(f"{_abbreviated(names)}: {message}" for message, names in mistakes.items())
         )
     made = SweepPlan(config, runs)
+    check_output_path(config.first, made.first.checkpoint)
     copies = len(runs) if config.sweep.keep else 1
     check_disk(config.output.path, copies * made.first.checkpoint.nbytes)
     return made
