@@ -48,7 +48,10 @@ def _tests(op: str) -> str:
 
 def _red(op: str) -> bool:
     command = [sys.executable, "-m", "pytest", "-q", "-x", _tests(op)]
-    return subprocess.run(command, cwd=HERE.parent, check=False).returncode != 0
+    return (
+        subprocess.run(command, stdin=subprocess.DEVNULL, cwd=HERE.parent, check=False).returncode
+        != 0
+    )
 
 
 if __name__ == "__main__":

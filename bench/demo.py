@@ -25,7 +25,9 @@ def main(arguments: list[str]) -> int:
         return 1
     path = os.pathsep.join([str(environment.ROOT), str(environment.ROOT / "kernels")])
     command = [str(interpreter), "-m", "prunekit", "demo", *rest]
-    return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=False).returncode
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": path}, check=False
+    ).returncode
 
 
 if __name__ == "__main__":

@@ -55,7 +55,9 @@ def _create(interpreter: Path) -> None:
 def _runs(interpreter: Path) -> bool:
     try:
         command = [str(interpreter), "-c", "import pip"]
-        return not subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode
+        return not subprocess.run(
+            command, check=False, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ).returncode
     except OSError:
         return False
 
@@ -65,5 +67,5 @@ def _pip(pip: list[str], requirements: list[str]) -> None:
     # Python compiles the modules that it imports; pip would compile all, which takes a minute.
     options = [*quiet, "--no-compile", "--disable-pip-version-check"]
     command = [*pip, "install", *options, *requirements]
-    if subprocess.run(command, check=False).returncode:
+    if subprocess.run(command, check=False, stdin=subprocess.DEVNULL).returncode:
         raise SetupError(f"pip could not install {requirements[-1]}; its own words are above")

@@ -204,5 +204,7 @@ def _output(*command: str) -> str | None:
     if shutil.which(command[0]) is None:
         return None
     here = Path(__file__).parent
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=here)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, cwd=here
+    )
     return done.stdout.strip() or None

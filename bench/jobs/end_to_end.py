@@ -99,7 +99,9 @@ path = "{out}"
 LAUNCHER = """
 import json, os, subprocess, sys, time
 began = time.perf_counter()
-process = subprocess.Popen(sys.argv[2:], stdout=open(sys.argv[1], "wb"), stderr=subprocess.STDOUT)
+process = subprocess.Popen(
+    sys.argv[2:], stdin=subprocess.DEVNULL, stdout=open(sys.argv[1], "wb"), stderr=subprocess.STDOUT
+)
 _, status, usage = os.wait4(process.pid, 0)
 seconds = time.perf_counter() - began
 print(json.dumps([status, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024]))
@@ -112,7 +114,9 @@ def timed(command: list[str], log: Path) -> dict[str, float]:
     A small launcher starts it, since a process inherits the peak resident memory of its parent.
     """
     launcher = [sys.executable, "-S", "-c", LAUNCHER, str(log), *command]
-    finished = subprocess.run(launcher, capture_output=True, text=True, check=True)
+    finished = subprocess.run(
+        launcher, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
+    )
     status, seconds, cpu_seconds, peak = json.loads(finished.stdout)
     if status:
         raise RuntimeError(f"{' '.join(command)} failed:\n{log.read_text()[-2000:]}")

@@ -43,7 +43,9 @@ import json, sys
 {first}
 import torch, transformers
 from safetensors.torch import save_file
-model = transformers.AutoModelForCausalLM.from_pretrained({folder!r}, dtype=torch.{dtype})
+model = transformers.AutoModelForCausalLM.from_pretrained(
+    {folder!r}, dtype=torch.{dtype}, trust_remote_code=False
+)
 tensors = [*model.parameters(), *model.buffers()]
 held = {{t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}}
 with torch.no_grad():
@@ -64,6 +66,7 @@ def opened(folder: Path, dtype: str, *, knows: bool) -> dict[str, Any]:
         script = OPEN.format(first=first, folder=str(folder), dtype=dtype, out=out)
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", script],
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=False,

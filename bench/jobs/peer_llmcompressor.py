@@ -18,8 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model_path, ids_path, method, pattern, out, dtype = sys.argv[1:]
 ids = load_file(ids_path)["ids"]
-model = AutoModelForCausalLM.from_pretrained(model_path, dtype=getattr(torch, dtype))
-tokenizer = AutoTokenizer.from_pretrained(model_path)
+model = AutoModelForCausalLM.from_pretrained(
+    model_path, dtype=getattr(torch, dtype), trust_remote_code=False
+)
+tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=False)
 data = Dataset.from_dict(
     {"input_ids": ids.tolist(), "attention_mask": torch.ones_like(ids).tolist()}
 )

@@ -245,7 +245,9 @@ def _write_models(folder: Path) -> None:
     for name, given in MODELS.items():
         config = transformers.AutoConfig.for_model(**(ids | given))
         torch.manual_seed(0)
-        model = getattr(transformers, HEADS.get(name, "AutoModelForCausalLM")).from_config(config)
+        model = getattr(transformers, HEADS.get(name, "AutoModelForCausalLM")).from_config(
+            config, trust_remote_code=False
+        )
         model.to(getattr(torch, given.get("dtype", "float32"))).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
         (folder / name / "text.txt").write_text(TEXT)

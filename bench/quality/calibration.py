@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prunekit
 from bench.jobs.end_to_end import SHARED, Job
@@ -21,6 +20,7 @@ from bench.quality.quality import FOLDER, all_jobs, perplexity
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.data.tokens import calibration_tokens, evaluation_tokens
 from prunekit.evaluation.generation import sample_text
+from prunekit.models import stock
 
 OTHER = SHARED / "data/wikitext2/valid.tokens.txt"
 TEXTS = ("own domain", "other text", "self", "self and other")
@@ -38,7 +38,7 @@ def tokens(job: Job, text: str, seed: int) -> Tensor:
         text: One of ``TEXTS``.
         seed: Seed of the samples.
     """
-    tokenizer = AutoTokenizer.from_pretrained(job.model)
+    tokenizer = stock.read_tokenizer(job.model)
     if text == "self":
         shape = job.samples, job.length
         return sample_text(open_checkpoint(job.model), torch.device("cpu"), shape, seed)
@@ -51,9 +51,9 @@ def tokens(job: Job, text: str, seed: int) -> Tensor:
 
 def measure(job: Job, task: str, text: str, seed: int) -> float:
     """Return the perplexity of one pruned model."""
-    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32).eval()
+    model = stock.open_model(job.model, dtype=torch.float32)
     prunekit.prune(model, tokens(job, text, seed), measure_error=False, **TASKS[task])
-    tokenizer = AutoTokenizer.from_pretrained(job.model)
+    tokenizer = stock.read_tokenizer(job.model)
     judged = evaluation_tokens(tokenizer, [str(job.evaluation)], job.length, job.windows)
     return perplexity(model, judged.ids)
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 import prunekit
 from bench.harness.measure import RESULTS, describe
@@ -31,6 +31,7 @@ from prunekit.config.prune_table import Prune
 from prunekit.data.tokens import calibration_tokens, evaluation_tokens
 from prunekit.errors import ConfigError, ShapeError
 from prunekit.evaluation.perplexity import negative_log_likelihood, perplexity_from_loss
+from prunekit.models import stock
 from prunekit.models.layout import stack_runners
 from prunekit.models.sequential.pipeline import iterate_blocks, split_batches
 
@@ -79,7 +80,7 @@ def settings_of(method: str, pattern: str) -> dict[str, Any]:
 
 @cache
 def _texts(job: Job, seed: int) -> tuple[Tensor, Tensor]:
-    tokenizer = AutoTokenizer.from_pretrained(job.model)
+    tokenizer = stock.read_tokenizer(job.model)
     read = calibration_tokens(tokenizer, [str(job.calibration)], job.samples, job.length, seed)
     return read.ids, evaluation_tokens(
         tokenizer, [str(job.evaluation)], job.length, job.windows
@@ -87,7 +88,7 @@ def _texts(job: Job, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _model(job: Job) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32).eval()
+    return stock.open_model(job.model, dtype=torch.float32)
 
 
 @torch.inference_mode()

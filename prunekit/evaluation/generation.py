@@ -3,12 +3,9 @@
 Speed is measured with the weights as stored: zeros in dense weights do not make it faster.
 """
 
-import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from tempfile import TemporaryDirectory
 from typing import cast
 
 import torch
@@ -28,7 +25,8 @@ from prunekit.models.devices import (
     synchronized_seconds,
 )
 from prunekit.models.empty_model import max_tokens
-from prunekit.models.memory import device_map_options
+from prunekit.models.hf_config import config_and_class
+from prunekit.models.load import open_whole
 from prunekit.models.vocabulary import load_tokenizer
 
 PROMPTS = (
@@ -91,9 +89,10 @@ def sample_text(
             'its own calibration text. Name a text instead of "self".'
         )
     samples, length = shape
+    dtype = compute_dtype(stored_dtype(checkpoint), device)
     begin = torch.full((samples, 1), cast("int", first), device=device)
     with (
-        open_model(checkpoint, device) as model,
+        open_whole(checkpoint, dtype, device) as model,
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
     ):
         model.generation_config = transformers.GenerationConfig(
@@ -105,20 +104,6 @@ def sample_text(
             for part in begin.split(SAMPLES_AT_ONCE)
         ]
     return torch.cat(parts).cpu()
-
-
-@contextmanager
-def open_model(checkpoint: Checkpoint, device: torch.device) -> Iterator[PreTrainedModel]:
-    """Load a whole model with transformers, offloaded where necessary."""
-    name = checkpoint.config["architectures"][0]
-    dtype = compute_dtype(stored_dtype(checkpoint), device)
-    transformers.utils.logging.disable_progress_bar()
-    model_class = getattr(transformers, name)
-    count = sum(math.prod(entry.shape) for entry in checkpoint.entries.values())
-    with TemporaryDirectory(prefix="prunekit-") as offload:
-        device_map = device_map_options(count * dtype.itemsize, device, offload)
-        model = model_class.from_pretrained(checkpoint.folder, dtype=dtype, **device_map)
-        yield (model if device_map else model.to(device)).eval()
 
 
 def generate(
@@ -137,12 +122,14 @@ def generate(
             sequence length.
     """
     checkpoint = open_checkpoint(checkpoint_folder(path))
+    _, kind = config_and_class(checkpoint)
+    if kind is None or not kind.can_generate():
+        raise ConfigError(
+            f"{path}: {kind.__name__ if kind else 'the base model'} does not generate text."
+        )
     tokenizer, target = load_tokenizer(checkpoint), resolve_device(device)
-    name = (checkpoint.config.get("architectures") or [""])[0]
-    model_class = getattr(transformers, name, None)
-    if model_class is None or not getattr(model_class, "can_generate", lambda: False)():
-        raise ConfigError(f"{path}: {name or 'the base model'} does not generate text.")
-    with open_model(checkpoint, target) as model:
+    dtype = compute_dtype(stored_dtype(checkpoint), target)
+    with open_whole(checkpoint, dtype, target) as model:
         most = max_tokens(model) - max(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
         if new_tokens > most:
             raise ConfigError(

@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from prunekit.checkpoint.header import TensorEntry
 from prunekit.checkpoint.reader import WEIGHTS_FILE, Checkpoint, read_config
 from prunekit.errors import CheckpointError
+from prunekit.models import stock
 from prunekit.models.experts import unfuse
 from prunekit.models.hf_config import call_transformers, config_and_class
 from prunekit.models.units.removal import restore
@@ -30,10 +31,9 @@ def empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
 
     def build() -> PreTrainedModel:
         with init_empty_weights(include_buffers=False):
-            if model_class is None:
-                return AutoModel.from_config(config, dtype=torch.float32).eval()
-            model = model_class._from_config(config, dtype=torch.float32).eval()
-            restore(model)
+            model = stock.build_model(config, torch.float32).eval()
+            if model_class:
+                restore(model)
             return model
 
     model = call_transformers(checkpoint, "cannot build the model from it", build)

@@ -4,14 +4,15 @@ The file may be wrong or malicious: sizes are compared with the weight files bef
 size is allocated, and code that ships with a checkpoint is never run.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 import transformers
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from prunekit.checkpoint.reader import Checkpoint
 from prunekit.errors import CheckpointError, PrunekitError
+from prunekit.models import stock
 
 T = TypeVar("T")
 SIZE_KEYS = (
@@ -28,42 +29,54 @@ UNCHECKED_SIZE, UNCHECKED_COUNT = 1_000_000, 1000
 """Sizes (and label counts) and counts that are cheap enough to accept without such a check."""
 
 
-def config_and_class(
-    checkpoint: Checkpoint,
-) -> tuple[PretrainedConfig, type[PreTrainedModel] | None]:
-    """Return the config and the model class.
-
-    The class is None if the config names no architecture: only the base model is known then.
+def read_hf_config(checkpoint: Checkpoint) -> PretrainedConfig:
+    """Return the config that transformers reads, without the storage format of the weights.
 
     Raises:
         CheckpointError: transformers does not support the model without custom code, or sizes in
             the config contradict the weight files.
     """
-    where = checkpoint.folder / "config.json"
     labels = checkpoint.config.get("num_labels")
     if isinstance(labels, int) and labels > UNCHECKED_SIZE:
+        where = checkpoint.folder / "config.json"
         raise CheckpointError(f"{where}: num_labels is {labels}, more than any model has.")
-    kind = checkpoint.config.get("model_type")
     failed = "cannot read it"
     if "auto_map" in checkpoint.config:
+        kind = checkpoint.config.get("model_type")
         failed = f"has no model type {kind!r}. Code that comes with a checkpoint is never run"
-    config = call_transformers(
-        checkpoint,
-        failed,
-        lambda: AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False),
-    )
+    config = call_transformers(checkpoint, failed, lambda: stock.read_config(checkpoint.folder))
     _check_sizes(config, checkpoint)
-    config.use_cache = False
-    # Checkpoint.read decompresses weights, so the model is built dense.
+    # Checkpoint.read decompresses weights, so models are built dense.
     vars(config).pop("quantization_config", None)
-    names = config.architectures or []
-    if not names:
-        return config, None
-    name = names[0] if isinstance(names, list) else names
-    model_class = getattr(transformers, name, None) if isinstance(name, str) else None
-    if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
-        raise CheckpointError(f"{where}: transformers {transformers.__version__} has no {name!r}.")
-    return config, model_class
+    return config
+
+
+def config_and_class(
+    checkpoint: Checkpoint,
+) -> tuple[PretrainedConfig, type[PreTrainedModel] | None]:
+    """Return the config, without a cache, and the model class.
+
+    The class is None if the config names no architecture: only the base model is known then.
+
+    Raises:
+        CheckpointError: The config cannot be used (see :func:`read_hf_config`), or transformers has
+            no such class.
+    """
+    config = read_hf_config(checkpoint)
+    config.use_cache = False
+    return config, model_class(checkpoint, config)
+
+
+def model_class(checkpoint: Checkpoint, config: PretrainedConfig) -> type[PreTrainedModel] | None:
+    """Return the model class that a config names; None if it names none.
+
+    Raises:
+        CheckpointError: transformers has no such class.
+    """
+    try:
+        return stock.named_class(config)
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.folder / 'config.json'}: {error}.") from error
 
 
 def call_transformers(checkpoint: Checkpoint, failed: str, work: Callable[[], T]) -> T:
@@ -83,32 +96,25 @@ def call_transformers(checkpoint: Checkpoint, failed: str, work: Callable[[], T]
         raise
     except Exception as error:
         where = checkpoint.folder / "config.json"
-        reason = f"{type(error).__name__}: {error}".rstrip(": ")
         raise CheckpointError(
-            f"{where}: transformers {transformers.__version__} {failed}: {reason}"
+            f"{where}: transformers {transformers.__version__} {failed}: {stock.describe(error)}"
         ) from error
 
 
 def _check_sizes(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
     shapes = [entry.shape for entry in checkpoint.entries.values()]
     longest = max((side for shape in shapes for side in shape), default=0)
-    for part in _parts(config):
+    for part in stock.config_parts(config):
         for names, most in (
             (SIZE_KEYS, max(longest, UNCHECKED_SIZE)),
             (COUNT_KEYS, max(len(shapes), UNCHECKED_COUNT)),
         ):
             for name in names:
                 value = getattr(part, name, None)
-                if isinstance(value, int) and value > most:
+                # Doge's configs name experts, by default, also where the model has none.
+                usual = value == getattr(type(part), name, None)
+                if isinstance(value, int) and value > most and not usual:
                     raise CheckpointError(
                         f"{checkpoint.folder / 'config.json'}: {name} is {value}, more than the "
                         "files can have. It belongs to another model."
                     )
-
-
-def _parts(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
-    """Yield a config and all configs nested in it."""
-    yield config
-    for value in vars(config).values():
-        if isinstance(value, PretrainedConfig):
-            yield from _parts(value)

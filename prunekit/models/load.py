@@ -1,16 +1,21 @@
-"""Load models whose blocks differ in size, which stock transformers cannot."""
+"""Load whole models: with transformers, or with blocks that differ in size."""
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from prunekit.checkpoint.hub import checkpoint_folder
-from prunekit.checkpoint.reader import open_checkpoint
-from prunekit.errors import CheckpointError
+from prunekit.checkpoint.reader import Checkpoint, open_checkpoint
+from prunekit.models import stock
+from prunekit.models.hf_config import call_transformers, model_class, read_hf_config
+from prunekit.models.memory import device_map_options
 from prunekit.models.units.removal import restore
 from prunekit.models.weight_names import stored_names
 
@@ -27,24 +32,50 @@ def load(path: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
 
     Raises:
         CheckpointError: The folder is not a valid checkpoint, or its config names no known class.
+        NumericsError: A weight holds NaN or inf.
     """
     checkpoint = open_checkpoint(checkpoint_folder(str(path)))
-    config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
-    name = (config.architectures or [""])[0]
-    model_class = getattr(transformers, name, None)
-    if model_class is None:
-        raise CheckpointError(
-            f"{checkpoint.folder / 'config.json'}: architectures names {name!r}, which "
-            f"transformers {transformers.__version__} does not have."
-        )
-    # Checkpoint.read decompresses weights, so the model is built dense.
-    vars(config).pop("quantization_config", None)
-    with no_init_weights():
-        model: PreTrainedModel = model_class._from_config(config, dtype=dtype or config.dtype)
-    restore(model)
+    config = read_hf_config(checkpoint)
+    model_class(checkpoint, config)
+
+    def build() -> PreTrainedModel:
+        with no_init_weights():
+            model = stock.build_model(config, dtype)
+        restore(model)
+        return model
+
+    model = call_transformers(checkpoint, "cannot build the model from it", build)
     stored = stored_names(model, checkpoint)
-    _fill(model, stored, checkpoint.read(set(stored.values())))
+    tensors = checkpoint.read(set(stored.values()))
+    for name in dict(model.named_parameters()).keys() & stored.keys():
+        checkpoint.check_finite(stored[name], tensors[stored[name]])
+    _fill(model, stored, tensors)
     return model.eval()
+
+
+@contextmanager
+def open_whole(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
+) -> Iterator[PreTrainedModel]:
+    """Load a whole model with transformers, offloaded where necessary.
+
+    Args:
+        checkpoint: The model; compressed weights stay compressed.
+        dtype: Dtype of its weights in memory.
+        device: Device to run on.
+
+    Raises:
+        CheckpointError: transformers cannot open it.
+    """
+    count = sum(math.prod(entry.shape) for entry in checkpoint.entries.values())
+    with TemporaryDirectory(prefix="prunekit-") as offload:
+        device_map = device_map_options(count * dtype.itemsize, device, offload)
+        model = call_transformers(
+            checkpoint,
+            "cannot open the model",
+            lambda: stock.open_model(checkpoint.folder, dtype=dtype, **device_map),
+        )
+        yield model if device_map else model.to(device)  # pyright: ignore
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Free host and device memory (cgroup-aware), and accelerate device maps."""
 
 import ctypes
+import math
 import os
 import platform
 from collections.abc import Iterator
@@ -72,7 +73,9 @@ def free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_bytes()
 
 
-def device_map_options(nbytes: int, device: torch.device, offload: str) -> dict[str, Any]:
+def device_map_options(
+    nbytes: int, device: torch.device, offload: str, limit: float = math.inf
+) -> dict[str, Any]:
     """Return ``from_pretrained`` options that fit a whole model into memory.
 
     The result is empty if the model fits on the device. Otherwise accelerate infers a device map
@@ -83,15 +86,18 @@ def device_map_options(nbytes: int, device: torch.device, offload: str) -> dict[
         nbytes: Bytes of the model's weights in memory.
         device: Device to run on.
         offload: Folder for weights that are offloaded to files.
+        limit: Bytes of each memory that are used at most, even if more are free.
     """
-    if nbytes * ESTIMATE_MARGIN <= free_bytes(device):
+    if nbytes * ESTIMATE_MARGIN <= min(free_bytes(device), limit):
         return {}
-    budgets: dict[int | str, int] = {"cpu": int(free_host_bytes() / ESTIMATE_MARGIN)}
+
+    def budget(free: int) -> int:
+        return int(min(free, limit) / ESTIMATE_MARGIN)
+
+    budgets: dict[int | str, int] = {"cpu": budget(free_host_bytes())}
     if device.type == "cuda":
         gpus = range(torch.cuda.device_count()) if device.index is None else [device.index]
-        budgets |= {
-            gpu: int(free_bytes(torch.device("cuda", gpu)) / ESTIMATE_MARGIN) for gpu in gpus
-        }
+        budgets |= {gpu: budget(free_bytes(torch.device("cuda", gpu))) for gpu in gpus}
     return {"device_map": "auto", "max_memory": budgets, "offload_folder": offload}
 
 

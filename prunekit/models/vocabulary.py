@@ -2,25 +2,44 @@
 
 from collections.abc import Sequence
 
+import tokenizers
+import transformers
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunekit.checkpoint.reader import Checkpoint
 from prunekit.errors import ConfigError
+from prunekit.models import stock
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     """Load the tokenizer in the folder of a checkpoint.
 
     Raises:
-        ConfigError: There is no tokenizer, or it needs custom code.
+        ConfigError: There is no tokenizer, it needs custom code, or its files are damaged or of a
+            newer version.
     """
     try:
-        return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
-    except (ValueError, OSError, TypeError, AttributeError) as error:
+        return stock.read_tokenizer(checkpoint.folder)
+    except Exception as error:  # tokenizers raises Exception itself for files it cannot parse
         raise ConfigError(
-            f"{checkpoint.folder}: has no tokenizer that can be loaded ({error})."
+            f"{checkpoint.folder}: has no tokenizer that can be loaded ({stock.describe(error)}). "
+            "Code of its own is never run; its files may need newer versions than transformers "
+            f"{transformers.__version__} and tokenizers {tokenizers.__version__}."
         ) from error
+
+
+def token_limit(model: PreTrainedModel, stacks: Sequence[nn.Module]) -> int:
+    """Return the number of token ids that the embeddings and the output head know.
+
+    ``stacks``: as for :func:`vocabulary_modules`.
+    """
+    rows = [
+        module.weight.shape[0]
+        for module in vocabulary_modules(model, stacks)
+        if isinstance(module, nn.Embedding | nn.Linear)
+    ]
+    return min(rows, default=model.config.get_text_config().vocab_size)
 
 
 def vocabulary_modules(model: PreTrainedModel, stacks: Sequence[nn.Module]) -> list[nn.Module]:

@@ -20,12 +20,10 @@ from prunekit.reports.figures import heads, sweep, units
 from prunekit.reports.figures import layers as layer_maps
 from prunekit.reports.figures.picture import Picture, as_csv
 
-JSON, CSV, HTML = "report.json", "report.csv", "report.html"
+FILES = JSON, CSV, HTML = "report.json", "report.csv", "report.html"
 Show = Callable[[Any], str]
 UNITS, SWEEP = "units", "sweep"
 """``kind`` of the report of a structured run, and of a sweep."""
-NEEDED = ("prunekit", "model", "sparsity", "layers")
-NEEDED_OF_SWEEP = ("prunekit", "model", "dense", "runs")
 LAYERS_SHOWN = 2000  # a mixture of experts has tens of thousands
 PARTS = {
     "peak_rss_bytes": "peak, main memory",
@@ -48,12 +46,14 @@ def write(report: dict[str, Any], folder: Path) -> None:
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """Read ``report.json`` of an output folder.
+    """Read ``report.json`` of an output folder and check its structure.
 
     Raises:
         ConfigError: The folder or its ``report.json`` does not exist.
-        CheckpointError: The file is not JSON, or not a report of prunekit.
+        CheckpointError: The file cannot be read, or is not a report of prunekit.
     """
+    from prunekit.reports.schema.check import find_problem
+
     path = folder / JSON
     if not path.is_file():
         problem = f"no {JSON} here" if folder.is_dir() else "no such folder"
@@ -62,14 +62,15 @@ def load(folder: Path) -> dict[str, Any]:
         )
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not JSON ({error}). Run `prunekit run` again.") from error
-    loaded = report if isinstance(report, dict) else {}
-    needed = NEEDED_OF_SWEEP if loaded.get("kind") == SWEEP else NEEDED
-    missing = [key for key in needed if key not in loaded]
-    if missing:
-        raise CheckpointError(f"{path}: not a report of prunekit, it lacks {', '.join(missing)}.")
-    return loaded
+    if problem := find_problem(report):
+        raise CheckpointError(
+            f"{path}: {problem}. It is damaged or of another version: run `prunekit run` again."
+        )
+    return report
 
 
 def render(report: dict[str, Any]) -> str:
@@ -176,7 +177,7 @@ def _layer_figures(report: dict[str, Any]) -> list[Picture]:
     columns = ("name", "sparsity", "relative_error")
     rows = [{key: layer.get(key) for key in columns} for layer in layers]
     error = "Relative squared error of the output"
-    if "sampled_gram" in (report.get("calibration") or {}).get("gathers", ()):
+    if "sampled_gram" in ((report.get("calibration") or {}).get("gathers") or ()):
         error += ", estimated from one sample in four"
     return [
         Picture("Sparsity", layer_maps.sparsity_map(layers), _sparsity_caption(layers), rows),

@@ -143,7 +143,7 @@ def runs(monkeypatch):
     """Stands in for ``prunekit run``; holds what was run and what it shall answer."""
     seen = {"commands": [], "exit": 0}
 
-    def run(command, check):
+    def run(command, **_):
         seen["commands"].append(command[3:])
         config = Path(command[4])
         if not seen["exit"]:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 
 import pytest
 import torch
@@ -12,7 +11,8 @@ import prunekit
 from prunekit.checkpoint.reader import INDEX_FILE, open_checkpoint
 from prunekit.cli.main import main
 from prunekit.errors import CheckpointError, ConfigError
-from prunekit.evaluation.verify import make_proof, recount_zeros, sample_outputs, verify
+from prunekit.evaluation import proof
+from prunekit.evaluation.verify import recount_zeros, verify
 from prunekit.patterns import parse
 from tests.support import checkpoints
 from tests.support.checkpoints import planned
@@ -41,27 +41,10 @@ def copy(written, tmp_path):
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """Run the verification script in this process instead of a subprocess."""
-
-    start = subprocess.run
-
-    def run_here(command, **settings):
-        if "-c" not in command:  # a call by the platform module to query the processor
-            return start(command, **settings)
-        script, *given = command[command.index("-c") + 1 :]
-        script = script.replace("import json, sys,", "import json,")
-        said = []
-        names = {
-            "sys": type("sys", (), {"argv": ["", *given], "modules": {}}),
-            "print": said.append,
-        }
-        try:
-            exec(script, names)
-        except Exception as error:
-            return type("Done", (), {"returncode": 1, "stderr": f"{type(error)}: {error}"})
-        return type("Done", (), {"returncode": 0, "stdout": said[0]})
-
-    monkeypatch.setattr("prunekit.evaluation.verify.subprocess.run", run_here)
+    """Open checkpoints in this process instead of a fresh one."""
+    monkeypatch.setattr(
+        proof, "_in_fresh_process", lambda checkpoint: proof._here(checkpoint.folder)
+    )
 
 
 def failed_checks(folder):
@@ -165,31 +148,6 @@ def test_a_config_that_stock_transformers_cannot_open_fails(copy, in_process):
 def test_a_folder_without_a_report_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"no report\.json here"):
         verify(tmp_path)
-
-
-def test_a_proof_made_on_a_device_that_is_not_here_is_not_taken_for_one(copy, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    report = json.loads((copy / "report.json").read_text())
-    report["proof"]["device"] = "cuda"
-    (copy / "report.json").write_text(json.dumps(report))
-    (check,) = [check for check in verify(copy) if not check.passed]
-    assert check.detail == "recorded on cuda, which is not available; nothing was compared"
-
-
-def test_a_proof_is_the_same_each_time_and_differs_between_models(written, tmp_path):
-    opened, cpu = open_checkpoint(written), torch.device("cpu")
-    assert make_proof(opened, cpu) == make_proof(opened, cpu)
-    other = open_checkpoint(checkpoints.write(tmp_path))
-    assert make_proof(opened, cpu)["answers"] != make_proof(other, cpu)["answers"]
-
-
-def test_a_sample_is_spread_over_all_answers():
-    answers = torch.arange(2 * 3 * 100.0).view(2, 3, 100)
-    found = sample_outputs(answers)
-    assert len(found) == 6 * 32
-    assert found[0] == 0
-    assert found[-1] == 599
-    assert torch.equal(sample_outputs(answers[:, :, :5]), answers[:, :, :5].flatten())
 
 
 def test_zeros_are_recounted_from_the_files(written):

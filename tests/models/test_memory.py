@@ -1,17 +1,14 @@
 """Free memory under control groups, and device maps of large models."""
 
-import json
-import sys
-
 import pytest
 import torch
 from torch.testing import assert_close
 
 from prunekit.checkpoint.reader import open_checkpoint
-from prunekit.evaluation import verify
-from prunekit.evaluation.generation import generate, open_model
-from prunekit.evaluation.verify import make_proof, sample_outputs
-from prunekit.models import memory
+from prunekit.evaluation.generation import generate
+from prunekit.evaluation.proof import make_proof
+from prunekit.models import memory, stock
+from prunekit.models.load import open_whole
 from tests.support import checkpoints
 
 CPU = torch.device("cpu")
@@ -65,17 +62,14 @@ def test_device_maps_are_only_used_for_models_larger_than_memory(monkeypatch):
     }
 
 
-def test_a_model_larger_than_memory_generates_and_answers_from_files(llama, monkeypatch, capsys):
+def test_a_model_larger_than_memory_generates_and_answers_from_files(llama, monkeypatch):
     checkpoint, prompt = open_checkpoint(llama), ["Once"]
     expected = generate(str(llama), 2, prompt)
     proof = make_proof(checkpoint, CPU)
     monkeypatch.setattr(memory, "free_host_bytes", lambda: checkpoint.nbytes // 2)
-    with open_model(checkpoint, CPU) as model:
+    with open_whole(checkpoint, torch.float32, CPU) as model:
         assert {"cpu", "disk"} == {*model.hf_device_map.values()}
     assert generate(str(llama), 2, prompt)[0].text == expected[0].text
-    # The script that `prunekit verify` runs in a subprocess.
     places = memory.device_map_options(checkpoint.nbytes, CPU, str(llama / "offload"))
-    monkeypatch.setattr(sys, "argv", ["-c", str(llama), json.dumps(proof), json.dumps(places)])
-    exec(verify._LOAD_SCRIPT + verify._ANSWER_SCRIPT, {})
-    answers = sample_outputs(torch.tensor(json.loads(capsys.readouterr().out.splitlines()[-1])))
+    answers = stock.answers(llama, {key: proof[key] for key in ("ids", "dtype", "device")}, places)
     assert_close(answers, torch.tensor(proof["answers"]))

@@ -232,8 +232,8 @@ def test_a_folder_without_a_report_is_the_users_mistake(tmp_path):
     ("text", "message"),
     [
         ("{", "not JSON"),
-        ("[]", "lacks prunekit, model"),
-        ('{"prunekit": "0.1.0", "model": {}, "sparsity": {}}', "lacks layers"),
+        ("[]", "it is not a table"),
+        ('{"prunekit": "0.1.0", "model": {}, "sparsity": {}}', "sparsity.achieved: Field required"),
     ],
 )
 def test_a_foreign_report_is_refused(tmp_path, text, message):

@@ -20,6 +20,8 @@ from tests.support.architectures import tiny
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", *string.ascii_letters, *string.digits, *" .,\n"]
 TEXT = "the quick brown fox jumps over the lazy dog. pack my box with five dozen jugs.\n" * 20
+NOT_COPIED = "Not copied, as no part of a pruned checkpoint: text.txt."
+"""Note of each plan for a checkpoint that :func:`write` has written."""
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -136,3 +138,33 @@ def same_bytes(mine: Path, theirs: Path) -> None:
     assert found.keys() == expected.keys()
     assert [name for name, content in found.items() if content != expected[name]] == []
     assert not list(mine.glob(".*"))
+
+
+WITNESS = "witness"
+"""File that the code of a hostile checkpoint would create."""
+
+
+def hostile(folder: Path, model_type: str = "llama", **overrides: Any) -> Path:
+    """Write a checkpoint with code for its config, model, tokenizer and generation.
+
+    The code writes a witness into the folder if it ever runs.
+    """
+    write(folder, model_type, **overrides)
+    code = (
+        f"open({str(folder / WITNESS)!r}, 'w').close()\n"
+        "class C:\n    from_pretrained = from_config = _from_config = classmethod(print)\n"
+        "def generate(*arguments, **options): ...\n"
+    )
+    places = ("configuration_x", "modeling_x", "tokenization_x", "custom_generate/generate")
+    for place in places:
+        file = folder / f"{place}.py"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(code)
+    models = ("AutoModel", "AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSeq2SeqLM")
+    code_of = {"AutoConfig": "configuration_x.C", **dict.fromkeys(models, "modeling_x.C")}
+    configure(folder, auto_map=code_of, trust_remote_code=True)
+    file = folder / "tokenizer_config.json"
+    tokenizer_code = {"AutoTokenizer": ["tokenization_x.C", "tokenization_x.C"]}
+    told = json.loads(file.read_text()) | {"auto_map": tokenizer_code, "trust_remote_code": True}
+    file.write_text(json.dumps(told))
+    return folder

@@ -137,8 +137,9 @@ def _unit_rows(
     ]
 
 
-def _rank_fractions(values: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+def _rank_fractions(values: Mapping[str, Sequence[float | str]]) -> dict[str, list[float]]:
     """Replace each value by the fraction of all others that are lower."""
+    values = {name: [float(value) for value in of_layer] for name, of_layer in values.items()}
     every = sorted(value for of_layer in values.values() for value in of_layer)
     places = {value: place for place, value in reversed([*enumerate(every)])}
     most = max(len(every) - 1, 1)

@@ -42,10 +42,11 @@ def test_verify_finds_what_was_changed(shrunk, tmp_path, monkeypatch, what):
         checkpoints.change(folder, "model.layers.1.mlp.up_proj.weight", lambda w: w.add_(1))
     else:
         report = json.loads((folder / "report.json").read_text())
-        report["layers"][0]["kept"].append(99)
+        report["layers"][0]["kept"].pop()
         (folder / "report.json").write_text(json.dumps(report))
     found = {check.name: check.passed for check in verify.verify(folder)}
-    assert found == {"units": what == "weight", "answers": what == "count"}
+    untouched = what == "count"
+    assert found == {"files": untouched, "units": not untouched, "answers": untouched}
 
 
 def test_a_uniform_folder_is_a_stock_one(llama, tmp_path, capsys):

@@ -1,0 +1,1 @@
+"""The structure of ``report.json``, checked once where a report is read."""
