@@ -144,7 +144,7 @@ def _message(message: Any, where: str) -> Message:  # noqa: ANN401  as parsed
 
 def _tools(tools: Any, where: str) -> list[Any] | None:  # noqa: ANN401  as parsed
     """Return the tools of a row; tables often hold them as JSON."""
-    if isinstance(tools, str) and tools.strip():
+    if isinstance(tools, str) and tools:
         try:
             tools = json.loads(tools)
         except (ValueError, RecursionError) as error:

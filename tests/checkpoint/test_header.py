@@ -4,9 +4,12 @@ import json
 import struct
 
 import pytest
+import torch
 
-from prunekit.checkpoint.reader import WEIGHTS_FILE, open_checkpoint
+from prunekit.checkpoint.header import read_header
+from prunekit.checkpoint.reader import WEIGHTS_FILE, Checkpoint, open_checkpoint
 from prunekit.errors import CheckpointError
+from tests.support import readers
 
 
 def rewrite_header(file, edit):
@@ -47,6 +50,38 @@ BAD_OFFSETS = {
     "negative shape": ("(bytes|header)", lambda a, b: a.update(shape=[-32])),
     "shape of text": ("header", lambda a, b: a.update(shape=["32"])),
 }
+
+
+LAYOUTS = {
+    "F8_E4M3": (8, torch.float8_e4m3fn), "F8_E5M2": (8, torch.float8_e5m2),
+    "F8_E8M0": (8, torch.float8_e8m0fnu), "C64": (64, torch.complex64), "U16": (16, torch.uint16),
+    "U32": (32, torch.uint32), "U64": (64, torch.uint64), "F6_E2M3": (6, None),
+    "F6_E3M2": (6, None), "BF16": (16, torch.bfloat16), "BOOL": (8, torch.bool),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_tensors_of_every_data_type_of_the_format_are_listed(tmp_path, name):
+    bits, dtype = LAYOUTS[name]
+    table = {"x": {"dtype": name, "shape": [2, 4], "data_offsets": [0, bits]}}
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(readers.framed(json.dumps(table).encode(), data=bytes(bits)))
+    entry = read_header(file)["x"]
+    assert (entry.shape, entry.nbytes) == ((2, 4), bits)
+    assert entry.unreadable == ("" if dtype else name)
+    opened = Checkpoint(tmp_path, {}, {"x": entry}, {"x": entry})
+    if dtype:
+        assert opened.check_copyable() == []
+        assert opened.read(["x"])["x"].dtype == entry.dtype == dtype
+        return
+    for use in (lambda: opened.read(["x"]), opened.check_copyable):
+        with pytest.raises(CheckpointError, match=rf"x: has the data type {name}, which torch"):
+            use()
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: cannot be read \(No such file"):
+        read_header(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize(("message", "edit"), BAD_OFFSETS.values(), ids=BAD_OFFSETS)

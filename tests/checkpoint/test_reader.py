@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prunekit.checkpoint.reader import INDEX_FILE, WEIGHTS_FILE, open_checkpoint
-from prunekit.errors import CheckpointError
+from prunekit.errors import CheckpointError, NumericsError
 from tests.support import checkpoints
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -114,6 +114,24 @@ def test_compressed_weights_are_refused(single, key):
     checkpoints.configure(single, **{key: {"format": "x"}})
     with pytest.raises(CheckpointError, match=rf"{single / 'config.json'}: has '{key}'"):
         open_checkpoint(single)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_weight_of_nan_or_inf_is_named(single, dtype, value):
+    opened = open_checkpoint(single)
+    weight = torch.full((4, 3), torch.finfo(dtype).max, dtype=dtype)
+    weight[0] = torch.finfo(dtype).min
+    opened.check_finite("lm_head.weight", weight)
+    weight[2, 1] = float(value)
+    with pytest.raises(NumericsError, match=rf"{WEIGHTS_FILE}: lm_head.weight: 1 of its 12 values"):
+        opened.check_finite("lm_head.weight", weight)
+
+
+def test_what_holds_no_weights_may_be_anything(single):
+    opened = open_checkpoint(single)
+    for value in (torch.zeros(0), torch.arange(3), torch.tensor([True]), torch.zeros(2).cfloat()):
+        opened.check_finite("lm_head.weight", value)
 
 
 def test_a_missing_or_broken_config_is_named(single):

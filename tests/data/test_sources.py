@@ -11,14 +11,10 @@ import pytest
 
 from prunekit.data.sources import Document, check_sources, documents, title
 from prunekit.errors import ConfigError
+from tests.support.checkpoints import templated
 
 WITHOUT_TEMPLATE = SimpleNamespace(chat_template=None)
-WITH_TEMPLATE = SimpleNamespace(
-    chat_template="a template",
-    apply_chat_template=lambda messages, tokenize: "".join(
-        f"<{message['role']}>{message['content']}" for message in messages
-    ),
-)
+WITH_TEMPLATE = templated("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
 
 
@@ -94,15 +90,31 @@ def test_bad_row_is_refused_with_its_line(tmp_path, row, message):
     refuse(path, f"{path}:3: {message}")
 
 
-def test_conversation_that_the_template_refuses_is_named(tmp_path):
-    from jinja2 import TemplateError
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"text": "a \\ud83d b"}', "character 2 is '\\ud83d', half of a surrogate pair"),
+        ("[" * 100_000, "not JSON"),
+        ('{"text": ' + "9" * 5000 + "}", "not JSON"),
+    ],
+)
+def test_a_row_that_no_tokenizer_takes_is_refused_with_its_line(tmp_path, row, message):
+    path = write(tmp_path / "a.jsonl", {"text": "good"}, row)
+    refuse(path, f"{path}:2: {message}")
 
-    def roles_must_alternate(messages, tokenize):
-        raise TemplateError("roles must alternate")
 
-    tokenizer = SimpleNamespace(chat_template="x", apply_chat_template=roles_must_alternate)
-    path = write(tmp_path / "a.jsonl", {"messages": CHAT})
-    refuse(path, f"{path}:1: the chat template rejects this row: roles must alternate", tokenizer)
+def test_a_conversation_with_half_a_surrogate_is_refused(tmp_path):
+    path = write(tmp_path / "a.jsonl", {"messages": [{"role": "user", "content": "\udc00"}]})
+    refuse(path, f"{path}:1: character 6 is '\\udc00', half of a surrogate", WITH_TEMPLATE)
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    path = write(tmp_path / "a.txt", "x")
+    monkeypatch.setattr("pathlib.Path.read_text", denied)
+    refuse(path, f"{path}: cannot be read: Permission denied")
 
 
 @pytest.mark.parametrize(
@@ -124,6 +136,27 @@ def test_parquet_rows_are_documents(tmp_path, column):
     expected = {"text": ["a", "b"], "messages": ["<user>hi<assistant>yes"] * 2}[column]
     found = documents(str(tmp_path / "a.parquet"), WITH_TEMPLATE)
     assert [document.text for document in found] == expected
+
+
+def test_parquet_tools_are_handed_on(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    tools = [json.dumps([{"type": "function", "function": {"name": "f"}}]), None]
+    table = pyarrow.table({"messages": [CHAT, CHAT], "tools": tools, "other": [1, 2]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    template = "{% if tools %}{{ tools[0].function.name }}|{% endif %}{{ messages[0].content }}"
+    found = documents(str(tmp_path / "a.parquet"), templated(template))
+    assert [document.text for document in found] == ["f|hi", "hi"]
+
+
+def test_parquet_text_that_is_not_utf8_is_refused(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    raw = pyarrow.array([b"caf\xe9"]).cast(pyarrow.string(), safe=False)
+    parquet.write_table(pyarrow.table({"text": raw}), tmp_path / "a.parquet")
+    refuse(tmp_path / "a.parquet", "a.parquet: not UTF-8")
 
 
 def test_parquet_without_text_names_its_columns(tmp_path):
@@ -183,6 +216,12 @@ class Rows(list):
     column_names = ("text", "body")
 
 
+class Broken(Rows):
+    def __iter__(self):
+        yield {"text": "a"}
+        raise ImportError("To support decoding images, please install Pillow")
+
+
 @pytest.fixture
 def hub(monkeypatch):
     """A fake ``datasets`` package that records the arguments of each call."""
@@ -192,6 +231,10 @@ def hub(monkeypatch):
         asked.append((name, config, split))
         if split == "none":
             raise ValueError("Unknown split")
+        if split == "script":
+            raise RuntimeError("Dataset scripts are no longer supported, but found c4.py")
+        if split == "broken":
+            return Broken()
         return Rows([{"text": "a", "body": "A"}, {"text": "", "body": "B"}])
 
     module = ModuleType("datasets")
@@ -213,7 +256,10 @@ def test_hub_entries_say_name_config_split_and_column(hub):
 
 
 def test_hub_mistakes_are_told(hub):
-    refuse("hub:imdb:none", "hub:imdb:none: Unknown split")
+    refuse("hub:imdb:none", "hub:imdb:none: cannot be loaded: Unknown split")
+    script = "hub:acme/c4/en:script: cannot be loaded: Dataset scripts are no longer supported, "
+    refuse("hub:acme/c4/en:script", f"{script}but found c4.py. Code that comes with a data set is")
+    refuse("hub:imdb:broken", "hub:imdb:broken: its rows cannot be read: To support decoding")
     refuse("hub:imdb:test:title", 'hub:imdb:test:title: no column "title"; there are: text, body')
 
 

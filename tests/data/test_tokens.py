@@ -146,6 +146,18 @@ def test_text_of_which_no_tokens_are_made_is_refused(tmp_path, plain):
         evaluation_tokens(tokenizer, source, 4)
 
 
+def test_a_token_that_the_model_lacks_is_named(tmp_path, plain):
+    source = write(tmp_path / "a.txt", "w0 w7 w3")
+    message = r"a\.txt: the tokenizer makes 'w7' token 8, but the model has 8, 0 to 7\. Take it out"
+    for tokens in (
+        lambda limit: evaluation_tokens(plain, source, 4, limit=limit),
+        lambda limit: calibration_tokens(plain, source, 1, 4, 0, limit=limit),
+    ):
+        assert tokens(9).ids.max() == 8
+        with pytest.raises(ConfigError, match=message):
+            tokens(8)
+
+
 @pytest.mark.parametrize("text", ["", "\n \n"])
 def test_empty_text_is_refused_by_name(tmp_path, plain, text):
     source = write(tmp_path / "a.txt", text)
