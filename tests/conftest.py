@@ -46,3 +46,13 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("../shared is absent")
     return folder
+
+
+@pytest.fixture
+def proof_in_process(monkeypatch):
+    """Let ``verify`` open checkpoints in this process: a fresh one imports for seconds."""
+    from prunekit.evaluation import proof
+
+    monkeypatch.setattr(
+        proof, "_in_fresh_process", lambda checkpoint: proof._here(checkpoint.folder)
+    )

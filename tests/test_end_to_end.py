@@ -54,7 +54,7 @@ def half(method):
     return f'method = "{method}"\npattern = "unstructured"\nsparsity = 0.5'
 
 
-def test_at_half_the_weights_sparsegpt_beats_wanda_and_wanda_magnitude(run):
+def test_at_half_the_weights_sparsegpt_beats_wanda_and_wanda_magnitude(run, proof_in_process):
     after = {}
     for method in ("sparsegpt", "wanda", "magnitude", "random"):
         report, output = run("stories260K", half(method))
@@ -77,7 +77,7 @@ def test_a_gpt2_keeps_speaking_at_2_of_4(run, capsys):
     assert main(["inspect", str(output)]) == 0
 
 
-def test_a_t5_keeps_sorting_at_40_percent(run, tmp_path):
+def test_a_t5_keeps_sorting_at_40_percent(run, tmp_path, proof_in_process):
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     generator = torch.Generator().manual_seed(0)
@@ -101,7 +101,7 @@ def test_a_t5_keeps_sorting_at_40_percent(run, tmp_path):
     assert right > 50
 
 
-def test_a_classifier_keeps_judging_at_2_of_4(run, shared, tmp_path):
+def test_a_classifier_keeps_judging_at_2_of_4(run, shared, tmp_path, proof_in_process):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     rows = (shared / "data" / "sst2" / "train_12k.tsv").read_text().splitlines()[1:600]

@@ -11,7 +11,6 @@ import prunekit
 from prunekit.checkpoint.reader import INDEX_FILE, open_checkpoint
 from prunekit.cli.main import main
 from prunekit.errors import CheckpointError, ConfigError
-from prunekit.evaluation import proof
 from prunekit.evaluation.verify import recount_zeros, verify
 from prunekit.patterns import parse
 from tests.support import checkpoints
@@ -39,14 +38,6 @@ def copy(written, tmp_path):
     return shutil.copytree(written, tmp_path / "out")
 
 
-@pytest.fixture
-def in_process(monkeypatch):
-    """Open checkpoints in this process instead of a fresh one."""
-    monkeypatch.setattr(
-        proof, "_in_fresh_process", lambda checkpoint: proof._here(checkpoint.folder)
-    )
-
-
 def failed_checks(folder):
     return [check.name for check in verify(folder) if not check.passed]
 
@@ -66,13 +57,13 @@ TYPES = ["gemma3_text", "gpt2", "gpt_neox", "opt", "bert", "distilbert", "robert
 
 
 @pytest.mark.parametrize("model_type", TYPES)
-def test_every_family_passes(tmp_path, model_type, in_process):
+def test_every_family_passes(tmp_path, model_type, proof_in_process):
     folder = checkpoints.write(tmp_path / "m", model_type)
     list(prunekit.run(planned(folder, tmp_path / "out")))
     assert failed_checks(tmp_path / "out") == []
 
 
-def test_a_zero_that_is_none_any_more_is_counted(copy, in_process):
+def test_a_zero_that_is_none_any_more_is_counted(copy, proof_in_process):
     def edit(weight):
         row, column = (weight == 0).nonzero()[0].tolist()
         weight[row, column] = 1e-4
@@ -81,7 +72,7 @@ def test_a_zero_that_is_none_any_more_is_counted(copy, in_process):
     assert failed_checks(copy)[:3] == ["files", "zeros", "pattern"]
 
 
-def test_a_broken_group_is_counted_though_the_zeros_are_as_many(copy, in_process):
+def test_a_broken_group_is_counted_though_the_zeros_are_as_many(copy, proof_in_process):
     def edit(weight):
         weight[0] = weight[0].roll(1)
         weight[0, :4] = torch.tensor([1, 1, 1, 0.0])
@@ -98,12 +89,12 @@ def test_a_broken_group_is_counted_though_the_zeros_are_as_many(copy, in_process
 
 
 @pytest.mark.parametrize("name", [LINEAR, "model.norm.weight", "model.embed_tokens.weight"])
-def test_a_weight_that_was_changed_gives_other_answers(copy, in_process, name):
+def test_a_weight_that_was_changed_gives_other_answers(copy, proof_in_process, name):
     checkpoints.change(copy, name, lambda weight: weight.mul_(1.25))
     assert failed_checks(copy) == ["files", "answers"]
 
 
-def test_another_zero_is_noticed_though_it_changes_no_answer(copy, in_process):
+def test_another_zero_is_noticed_though_it_changes_no_answer(copy, proof_in_process):
     """A negative zero differs from zero in one bit."""
 
     def edit(weight):
@@ -116,7 +107,7 @@ def test_another_zero_is_noticed_though_it_changes_no_answer(copy, in_process):
     assert check.detail.endswith("differs from the file of the run")
 
 
-def test_a_tensor_that_is_gone_is_named(copy, in_process):
+def test_a_tensor_that_is_gone_is_named(copy, proof_in_process):
     def remove_tensor(name):
         for file in copy.glob("*.safetensors"):
             held = load_file(file)
@@ -140,7 +131,7 @@ def test_a_file_that_is_cut_off_is_refused(copy):
         verify(copy)
 
 
-def test_a_config_that_stock_transformers_cannot_open_fails(copy, in_process):
+def test_a_config_that_stock_transformers_cannot_open_fails(copy, proof_in_process):
     checkpoints.configure(copy, architectures=["LlamaForNothing"])
     assert failed_checks(copy) == ["answers"]
 

@@ -14,9 +14,11 @@ from prunekit.cli.main import main
 from prunekit.errors import CheckpointError, ConfigError
 from prunekit.evaluation.inspect import inspect
 from prunekit.evaluation.verify import verify
-from prunekit.inference.convert import convert, migrate
+from prunekit.inference.convert import LEGACY_PARTS, convert, migrate, open_legacy
 from tests.support import checkpoints
 from tests.support.checkpoints import planned
+from tests.support.corruptions import CASES, spoiled
+from tests.support.formats import weight_for
 
 FORMATS = ["dense", "2:4", "bitmask"]
 
@@ -65,9 +67,8 @@ def test_the_report_is_that_of_the_dense_run(written, kind):
     assert "neither space nor time" in dense["storage"]["speed"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", FORMATS[1:])
-def test_verify_and_inspect_count_in_the_compressed_files(written, kind):
+def test_verify_and_inspect_count_in_the_compressed_files(written, kind, proof_in_process):
     checks = verify(written / kind)
     assert [check.name for check in checks if not check.passed] == []
     assert "transformers with prunekit answers within" in checks[-1].detail
@@ -106,7 +107,11 @@ def test_any_format_converts_to_any(written, source, target, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_was_converted_can_be_proved(written, tmp_path):
+def test_compressed_weights_are_verified_in_a_process_of_its_own(written):
+    assert "transformers with prunekit answers within" in verify(written / "2:4")[-1].detail
+
+
+def test_what_was_converted_can_be_proved(written, tmp_path, proof_in_process):
     convert(written / "2:4", tmp_path / "out", "dense")
     checks = verify(tmp_path / "out")
     assert [check.name for check in checks if not check.passed] == []
@@ -258,3 +263,45 @@ def test_what_compressed_tensors_quantized_besides_is_refused(llama, tmp_path):
 def test_other_checkpoints_are_not_migrated(llama, tmp_path):
     with pytest.raises(CheckpointError, match=r"names no sparse format .*found None"):
         migrate(llama / "dense", tmp_path / "out", "dense")
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A function that writes a layer of compressed-tensors, without its model."""
+
+    def write(kind, edit):
+        parts = format_named(kind).compress(weight_for(kind, 6, 20, torch.bfloat16))
+        tensors = {f"a.{LEGACY_PARTS[part]}": tensor for part, tensor in parts.items()}
+        checkpoints.save(tmp_path, edit(tensors | {"a.shape": torch.tensor([6, 20])}))
+        said = {"sparsity_config": {"format": LEGACY[kind]}}
+        (tmp_path / "config.json").write_text(json.dumps(said))
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.parametrize(("kind", "corruption"), CASES, ids=str)
+def test_corrupt_layers_are_not_migrated(old, kind, corruption):
+    named = corruption._replace(part=LEGACY_PARTS[corruption.part])
+    folder = old(kind, lambda tensors: spoiled(tensors, named, "a."))
+    words = rf"a\.{named.part}|a\.weight.*({corruption.message})|no weight is compressed"
+    with pytest.raises(CheckpointError, match=words):
+        open_legacy(folder).read(["a.weight"])
+
+
+@pytest.mark.parametrize("kind", LEGACY)
+@pytest.mark.parametrize(
+    "shape",
+    [[6], [6, 20, 1], [-6, -20], [6, 28], [2**62, 2**62], [6.0, 20.0], [True, True], [0, 0]],
+    ids=str,
+)
+def test_a_shape_that_is_none_of_the_layer_is_refused(old, kind, shape):
+    folder = old(kind, lambda tensors: tensors | {"a.shape": torch.tensor(shape)})
+    with pytest.raises(CheckpointError, match=r"a\.(shape|compressed|weight)"):
+        open_legacy(folder).read(["a.weight"])
+
+
+def test_a_layer_that_is_also_dense_is_refused(old):
+    folder = old("2:4", lambda tensors: tensors | {"a.weight": torch.ones(6, 20)})
+    with pytest.raises(CheckpointError, match=r"holds a\.weight both dense and compressed"):
+        open_legacy(folder)
