@@ -106,7 +106,8 @@ class Stack:
         attentions: Locations of the heads of a block.
         feed_forwards: Locations of the neurons of a block.
         depth: Entry of ``config.json`` for the number of blocks.
-        per_block: Entries of ``config.json`` with one value per block, where present.
+        per_block: Entries of ``config.json`` with one value, or letter, per block, where present.
+        block_numbers: Entries of ``config.json`` that list numbers of blocks, where present.
     """
 
     blocks: str
@@ -117,7 +118,21 @@ class Stack:
     attentions: tuple[Attention, ...] = ()
     feed_forwards: tuple[FeedForward, ...] = ()
     depth: str = "num_hidden_layers"
-    per_block: tuple[str, ...] = ("layer_types", "mlp_layer_types", "no_rope_layers")
+    per_block: tuple[str, ...] = (
+        "layer_types",
+        "layers_block_type",
+        "hybrid_override_pattern",
+        "mlp_layer_types",
+        "no_rope_layers",
+        "attn_type_list",
+    )
+    block_numbers: tuple[str, ...] = (
+        "attn_layer_indices",
+        "full_attn_idxs",
+        "hybrid_layer_ids",
+        "mlp_only_layers",
+        "moe_layers",
+    )
 
     @property
     def experts(self) -> list[str]:

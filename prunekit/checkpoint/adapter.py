@@ -50,8 +50,8 @@ def file_names(blocks: Iterable[str]) -> list[str]:
     return [f"{FOLDER}/{name}" for name in (*parts, FILE, CONFIG) if parts]
 
 
-def write_block(folder: Path, block: str, found: Mapping[str, Adapter]) -> None:
-    """Write the adapters of a block atomically.
+def write_block(folder: Path, block: str, found: Mapping[str, Adapter]) -> Path:
+    """Write the adapters of a block atomically and return their file.
 
     Args:
         folder: Folder of the checkpoint.
@@ -59,13 +59,14 @@ def write_block(folder: Path, block: str, found: Mapping[str, Adapter]) -> None:
         found: Adapters by name of the linear.
     """
     (folder / FOLDER).mkdir(exist_ok=True)
-    write_shard(folder / FOLDER / f"{block}.safetensors", _named(found))
+    file = folder / FOLDER / f"{block}.safetensors"
+    write_shard(file, _named(found))
+    return file
 
 
-def read_block(folder: Path, block: str) -> dict[str, Adapter]:
-    """Return the adapters of a block by name of the linear."""
-    whole, part = folder / FOLDER / FILE, folder / FOLDER / f"{block}.safetensors"
-    adapters = _adapters(load_file(part if part.is_file() else whole))
+def read_block(file: Path, block: str) -> dict[str, Adapter]:
+    """Return the adapters of a block, by name of the linear, from its file or the whole one."""
+    adapters = _adapters(load_file(file))
     return {name: adapter for name, adapter in adapters.items() if name.startswith(f"{block}.")}
 
 
@@ -75,20 +76,28 @@ def read(folder: Path) -> dict[str, Adapter]:
     return _adapters(load_file(file)) if file.is_file() else {}
 
 
-def finish(folder: Path, blocks: list[str], *, transposed: bool) -> None:
-    """Merge the adapters of all blocks into one that peft can open.
+def merge(folder: Path, blocks: Mapping[str, Path]) -> Path:
+    """Merge the adapters of all blocks into the one that peft opens; return its file.
 
     Args:
         folder: Folder of the checkpoint.
-        blocks: Names of all blocks.
+        blocks: File that holds the adapters of each block, by name of the block.
+    """
+    found: dict[str, Adapter] = {}
+    for block, file in blocks.items():
+        found |= read_block(file, block)
+    whole = folder / FOLDER / FILE
+    write_shard(whole, _named(found))
+    return whole
+
+
+def write_config(folder: Path, *, transposed: bool) -> None:
+    """Write the config of the merged adapter, unless it is empty.
+
+    Args:
+        folder: Folder of the checkpoint.
         transposed: The model stores weights inputs first (Conv1D).
     """
-    whole = folder / FOLDER / FILE
-    if not whole.is_file():
-        found = {}
-        for block in blocks:
-            found |= read_block(folder, block)
-        write_shard(whole, _named(found))
     ranks = {name: len(adapter.down) for name, adapter in read(folder).items()}
     if not ranks:
         return
@@ -108,8 +117,6 @@ def finish(folder: Path, blocks: list[str], *, transposed: bool) -> None:
         "inference_mode": True,
     }
     write_atomically(folder / FOLDER / CONFIG, json.dumps(config, indent=2).encode() + b"\n")
-    for block in blocks:
-        (folder / FOLDER / f"{block}.safetensors").unlink(missing_ok=True)
 
 
 def _named(found: Mapping[str, Adapter]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ opens as a model is complete.
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from prunekit.checkpoint.header import read_header
 from prunekit.checkpoint.journal import JOURNAL, START, Entries, Journal
 from prunekit.checkpoint.output_path import nearest_existing_folder
 from prunekit.checkpoint.owned_files import recorded_digests
-from prunekit.checkpoint.reader import INDEX_FILE, Checkpoint
+from prunekit.checkpoint.reader import INDEX_FILE, Checkpoint, open_weights
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError
 
@@ -133,8 +134,9 @@ class OutputFolder:
         for name in self.journal[START].get("writes", ()):
             temporary_file(self.folder / name).unlink(missing_ok=True)
         # The work of an entry whose file is missing, cut or altered is repeated.
+        is_intact = cache(self._is_intact)  # several entries may name a file
         for key, values in [*self.journal.items()]:
-            if not all(self._is_intact(*file) for file in recorded_digests(values).items()):
+            if not all(is_intact(*file) for file in recorded_digests(values).items()):
                 del self.journal[key]
 
     def _is_intact(self, name: str, sha256: str) -> bool:
@@ -213,6 +215,7 @@ class OutputFolder:
         dtype: str | None,
         kind: Format | None = None,
         linears: Mapping[str, WeightLayout] | None = None,
+        check: Callable[[Checkpoint], object] = lambda _: None,
     ) -> None:
         """Complete the checkpoint: companion files, the index, and last ``config.json``.
 
@@ -221,6 +224,8 @@ class OutputFolder:
             dtype: Data type for the config; None keeps that of ``checkpoint``.
             kind: Storage format of compressed weights.
             linears: Layouts of the compressed weights, by layer name.
+            check: Called with the written checkpoint before it gets its ``config.json``; raises if
+                anything is missing.
         """
         for name, path in checkpoint.companion_names.items():
             (self.folder / name).parent.mkdir(exist_ok=True)
@@ -240,5 +245,7 @@ class OutputFolder:
             config = config | {"quantization_config": DENSE_STORAGE}
         if kind and linears:
             config = config | {"quantization_config": storage_config(kind, linears)}
+        # Some engines take any folder for a model that has a config.
+        check(open_weights(self.folder, config))
         content = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
         write_atomically(self.folder / CONFIG_FILE, content)

@@ -192,7 +192,15 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: A file is missing, corrupt, or of an unsupported kind.
     """
-    config = read_config(folder)
+    return open_weights(folder, read_config(folder))
+
+
+def open_weights(folder: Path, config: dict[str, Any]) -> Checkpoint:
+    """Read the headers of a checkpoint whose ``config.json`` is given, but no weights.
+
+    Raises:
+        CheckpointError: A file is missing, corrupt, or of an unsupported kind.
+    """
     storage = config.get("quantization_config")
     if isinstance(storage, dict) and storage.get("quant_method") == QUANT_METHOD:
         return with_compressed(folder, config, compressed_weights(folder, storage))

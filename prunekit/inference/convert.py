@@ -4,10 +4,9 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
-
-from safetensors import safe_open
 
 from prunekit.architectures.coverage import LINEAR_TYPES
 from prunekit.checkpoint.atomic import file_sha256, write_atomically
@@ -130,16 +129,15 @@ def _legacy_weights(folder: Path, kind: Format) -> dict[str, CompressedWeight]:
         layer = name.removesuffix(".compressed")
         if layer == name:
             continue
+        if f"{layer}.weight" in files:
+            raise CheckpointError(f"{folder}: holds {layer}.weight both dense and compressed.")
         shape = f"{layer}.shape"
-        if shape not in files:
-            raise CheckpointError(f"{folder}: {shape}, a part of {name}, is missing.")
-        with safe_open(files[shape].file, framework="pt") as opened:
-            outputs, inputs = opened.get_tensor(shape).flatten().tolist()
+        if shape not in files or prod(files[shape].shape) != 2:
+            raise CheckpointError(f"{folder}: {shape}, a part of {name}, is missing or no shape.")
+        sizes = Checkpoint(folder, {}, files, files).read([shape])[shape].flatten().tolist()
+        layout = WeightLayout.load([*sizes, prod(entry.shape)], f"{folder}: {name}")
         parts = {part: f"{layer}.{LEGACY_PARTS[part]}" for part in kind.parts}
-        kept = entry.nbytes // entry.dtype.itemsize
-        packed[f"{layer}.weight"] = CompressedWeight(
-            kind, WeightLayout(outputs, inputs, kept), parts, (shape,)
-        )
+        packed[f"{layer}.weight"] = CompressedWeight(kind, layout, parts, (shape,))
     if not packed:
         raise CheckpointError(f"{folder}: config.json says sparse, but no weight is compressed.")
     return packed

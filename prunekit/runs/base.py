@@ -184,7 +184,10 @@ class RunBase(Generic[P]):
         evaluations = [values for (kind, _), values in done.items() if kind == "evaluation"]
         seconds = {**self.seconds, "total": self.elapsed}
         frame = facts.report_frame(self.plan, tokens, evaluations, seconds)
-        return frame | {"notes": [*self.output.notes, *frame["notes"]], "proof": proof}
+        digests = self.output.files.items()
+        weights = {name: digest for name, digest in digests if name.endswith(".safetensors")}
+        notes = [*self.output.notes, *frame["notes"]]
+        return frame | {"notes": notes, "files": weights, "proof": proof}
 
 
 class _Timer:

@@ -6,7 +6,7 @@ Shapes: U blocks, B samples, T tokens, D features of the hidden states.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from jaxtyping import Float
@@ -16,10 +16,11 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from prunekit.architectures import Stack, find_architecture
-from prunekit.architectures.coverage import base_model_prefix
+from prunekit.architectures.coverage import base_model_prefix, refuse_fused_experts
 from prunekit.checkpoint.compressed import KEPT_UNITS_KEY
-from prunekit.errors import ShapeError
 from prunekit.models.units.base import Factor, Kept, ParameterAxis, UnitGroup
+from prunekit.models.units.block_entries import entries_of_kept
+from prunekit.models.units.block_kinds import adopt_numbers, check_same_blocks, check_same_rest
 from prunekit.models.units.meta_model import meta_model
 
 BlockOutput = Tensor | tuple[Any, ...]
@@ -50,7 +51,7 @@ class BlockGroup(UnitGroup):
     @override
     def parameter_axes(self) -> tuple[ParameterAxis, ...]:
         # A shared position bias belongs to no block: it moves on when the first one is removed.
-        shared = {id(bias.weight) for bias in _shared_biases(self).values()}
+        shared = {id(bias.weight) for bias in shared_biases(self).values()}
         return tuple(
             ParameterAxis(parameter, 0, torch.full((len(parameter),), unit))
             for unit, block in enumerate(self.blocks)
@@ -79,22 +80,18 @@ class BlockGroup(UnitGroup):
         given: Mapping[str, Any],
     ) -> dict[str, Any]:
         entries: dict[str, Any] = {}
+        own = model.config.to_dict()
         for group in groups:
-            entries[_config_key(model, group.stack.depth)] = len(kept[group.name])
-            for name in group.stack.per_block:
-                values = getattr(model.config, name, None)
-                if isinstance(values, list):
-                    entries[name] = [values[unit] for unit in kept[group.name]]
-        stock = block_groups(meta_model(model, entries, "blocks"))
-        for group, other in zip(groups, stock, strict=True):
-            if other.units != len(kept[group.name]):
-                raise ShapeError(
-                    f"{group.name}: a config of type {model.config.model_type!r} makes "
-                    f"{other.units} blocks of it, not {len(kept[group.name])}."
-                )
-            shared = {f"{path}.{name}.weight" for path, name in _shared_biases(group)}
-            for unit, block in zip(kept[group.name], other.blocks, strict=True):
-                _check_same_kind(f"{group.name}.{unit}", group.blocks[unit], block, shared)
+            keep = kept[group.name]
+            entries[_config_key(model, group.stack.depth)] = len(keep)
+            entries |= entries_of_kept(own, group.stack, keep, group.units)
+        whole, fewer = (meta_model(model, each, "blocks") for each in ({}, entries))
+        for group in groups:
+            refuse_fused_experts(fewer, group.stack.blocks)
+            shared = {(path, f"{name}.weight") for path, name in shared_biases(group)}
+            lists = (_block_list(each, group.stack) for each in (whole, fewer))
+            check_same_blocks(group.name, *lists, kept[group.name], shared)
+        check_same_rest(whole, fewer, [group.name for group in groups])
         return entries
 
     @classmethod
@@ -106,16 +103,16 @@ class BlockGroup(UnitGroup):
         kept: Kept,
         entries: Mapping[str, Any] | None,
     ) -> None:
+        whole, fewer = (meta_model(model, each, "blocks") for each in ({}, entries or {}))
         for group in groups:
             keep = kept[group.name]
+            before, after = (_block_list(each, group.stack) for each in (whole, fewer))
             _move_shared_biases(group, group.blocks[keep[0]])
             _renumber_record(model, group.name, keep)
             for unit in sorted(set(range(group.units)) - {*keep}, reverse=True):
                 del group.blocks[unit]
             for index, block in enumerate(group.blocks):
-                for module in block.modules():
-                    if hasattr(module, "layer_idx"):
-                        module.layer_idx = index  # pyright: ignore
+                adopt_numbers(block, before[keep[index]], after[index])
             # A decoder with cross-attention has its own config object with the same keys.
             own = model.base_model.get_submodule(group.stack.module).config
             setattr(own, _config_key(model, "num_hidden_layers"), len(keep))
@@ -150,6 +147,10 @@ def block_input_output(
     return x, output if isinstance(output, Tensor) else output[0]
 
 
+def _block_list(model: PreTrainedModel, stack: Stack) -> nn.ModuleList:
+    return cast("nn.ModuleList", model.base_model.get_submodule(stack.blocks))
+
+
 def _config_key(model: PreTrainedModel, name: str) -> str:
     """Return the name that this family uses for a common config entry."""
     return model.config.attribute_map.get(name, name)
@@ -169,31 +170,7 @@ def _interpolate(unit: int, factor: Factor) -> Callable[..., Any]:
     return hook
 
 
-def _check_same_kind(name: str, block: nn.Module, stock: nn.Module, shared: set[str]) -> None:
-    """Refuse a stock block that differs at the new position.
-
-    ``shared`` names the parameters that only the first block has, on behalf of all.
-    """
-    names = (dict(each.named_parameters()).keys() - shared for each in (block, stock))
-    if differ := set.symmetric_difference(*map(set, names)):
-        raise ShapeError(
-            f"{name}.{min(differ)}: not every block has it, and in its new place a stock model "
-            "wants the other kind. Blocks of this model cannot be taken out."
-        )
-    modules = dict(stock.named_modules())
-    for path, module in block.named_modules():
-        attributes = vars(modules[path]) if path in modules else {}
-        for key, value in vars(module).items():
-            expected = attributes.get(key, value)
-            if isinstance(value, float | str) and value != expected:
-                raise ShapeError(
-                    f"{name}.{path}: {key} is {value}, and a stock model with fewer blocks gives "
-                    f"the block {expected} in its new place. Blocks of this model cannot be taken "
-                    "out."
-                )
-
-
-def _shared_biases(group: BlockGroup) -> dict[tuple[str, str], nn.Embedding]:
+def shared_biases(group: BlockGroup) -> dict[tuple[str, str], nn.Embedding]:
     """Return the position biases that the first block computes for all blocks.
 
     Keys are the path of the attention and the name of the embedding in it.
@@ -209,7 +186,7 @@ def _shared_biases(group: BlockGroup) -> dict[tuple[str, str], nn.Embedding]:
 
 def _move_shared_biases(group: BlockGroup, first: nn.Module) -> None:
     """Make ``first`` compute the shared position biases."""
-    for (path, name), bias in _shared_biases(group).items():
+    for (path, name), bias in shared_biases(group).items():
         module: Any = first.get_submodule(path)
         setattr(module, name, bias)
         module.has_relative_attention_bias = True

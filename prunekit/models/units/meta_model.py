@@ -10,6 +10,19 @@ from transformers import PreTrainedModel
 from prunekit.checkpoint.compressed import KEPT_UNITS_KEY
 from prunekit.errors import ShapeError
 
+FAILURES = (
+    StrictDataclassError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""Raised by the code of a family for a config that it cannot have."""
+
 
 def meta_model(model: PreTrainedModel, entries: Mapping[str, Any], kind: str) -> PreTrainedModel:
     """Build the stock model of a config with changed entries.
@@ -31,8 +44,8 @@ def meta_model(model: PreTrainedModel, entries: Mapping[str, Any], kind: str) ->
         config = type(model.config).from_dict(changed)
         with init_empty_weights(include_buffers=False):
             return type(model)._from_config(config).eval()
-    except (StrictDataclassError, ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
+    except FAILURES as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise ShapeError(
             f"{kind}: transformers refuses a config with {format_entries(entries)}: {reason}"
         ) from error

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from transformers import PreTrainedModel
 
 from prunekit.models.units.base import Kept, UnitGroup
@@ -48,6 +49,19 @@ def restore(model: PreTrainedModel) -> None:
                 units = record.get(group.name, group.units)
                 group.narrow(range(units) if isinstance(units, int) else units)
             select_position_biases(model, groups)
+
+
+def described_model(model: PreTrainedModel, config: Mapping[str, Any]) -> PreTrainedModel:
+    """Build the model that a ``config.json`` describes, without weights.
+
+    Args:
+        model: A model of the same family; only its classes are used.
+        config: Content of the ``config.json``, with the record of kept units.
+    """
+    with init_empty_weights(include_buffers=False):
+        described = type(model)._from_config(type(model.config).from_dict({**config})).eval()
+        restore(described)
+    return described
 
 
 def count_parameters(model: PreTrainedModel) -> int:

@@ -53,6 +53,43 @@ def expressible_in_config(
     return expressible
 
 
+def fixed_blocks(model: PreTrainedModel, groups: Sequence[UnitGroup]) -> dict[str, list[int]]:
+    """Return the first or last blocks that no stock config can leave out, by name of their list.
+
+    Which blocks go is known only once they are ranked. A config that can leave out the first block,
+    or else the second, says of every place behind it that any kind of block may be there; the same
+    holds from the end.
+
+    Args:
+        model: The model as it is now, with or without weights.
+        groups: The lists of its blocks.
+
+    Raises:
+        ShapeError: A stock config ties the kind of a block to its place.
+    """
+    fixed: dict[str, list[int]] = {}
+    for group in groups:
+        last = group.units - 1
+        for end, next_one in ((0, 1), (last, last - 1)):
+            try:
+                _without_block(model, groups, group, end)
+            except ShapeError:
+                if group.units < 3:
+                    raise
+                _without_block(model, groups, group, next_one)
+                fixed.setdefault(group.name, []).append(end)
+    return fixed
+
+
+def _without_block(
+    model: PreTrainedModel, groups: Sequence[UnitGroup], group: UnitGroup, unit: int
+) -> None:
+    """Refuse a model without one block if no stock config describes it."""
+    kept = {each.name: [*range(each.units)] for each in groups}
+    kept[group.name].remove(unit)
+    stock_entries(model, groups, kept)
+
+
 def check_uniform_record(model: PreTrainedModel, kept: Kept) -> None:
     """Refuse a model with unequal groups from an earlier removal.
 

@@ -1,7 +1,6 @@
 """The report of a sparsify run: the content of ``report.json``."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +10,6 @@ from prunekit.checkpoint.output import OutputFolder
 from prunekit.inference import speed_table
 from prunekit.runs.facts import in_report_order
 from prunekit.runs.sparsify.plan import Plan
-
-WEIGHT_FILES = "*.safetensors"
 
 
 def report(
@@ -46,11 +43,6 @@ def report(
             "block_bytes": needs.block,
             "statistics_bytes": needs.statistics,
             "hidden_bytes": needs.hidden,
-        },
-        "files": {
-            name: digest
-            for name, digest in output.files.items()
-            if Path(name).match(WEIGHT_FILES) and "/" not in name
         },
     }
     return in_report_order({**frame, **own})
@@ -92,7 +84,7 @@ def storage_facts(
         unfit: Number of pruned linears that are stored dense, as the format does not fit them.
     """
     kind, before = plan.config.output.format, plan.checkpoint.entries.values()
-    files = output.folder.glob(WEIGHT_FILES)
+    files = output.folder.glob("*.safetensors")
     facts = {
         "format": kind,
         "bytes": sum(file.stat().st_size for file in files),

@@ -1,6 +1,7 @@
 """Shards of the pruned checkpoint: the rest first, then each block."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,11 +12,13 @@ from prunekit.checkpoint import adapter as adapters
 from prunekit.checkpoint.atomic import file_sha256
 from prunekit.checkpoint.compressed import compress_weight, expand_weight, layer_name
 from prunekit.checkpoint.formats import WeightLayout, format_named
+from prunekit.checkpoint.header import FLOAT_DTYPES
 from prunekit.checkpoint.output import OutputFolder
 from prunekit.models.layout import Block
 from prunekit.models.orientation import stored_transposed, weight_matrix
 from prunekit.models.sequential.loaded_block import LoadedBlock
 from prunekit.models.sequential.weights import Weights
+from prunekit.models.weight_names import stored_names
 from prunekit.runs.sparsify.plan import Plan
 from prunekit.sparsify.layer_result import LayerResult
 from prunekit.sparsify.permute_channels import Orders, permute_channels
@@ -37,6 +40,11 @@ class ShardWriter:
         self._plan, self._weights, self._output = plan, weights, output
         self._format = format_named(plan.config.output.format)
         self._low_rank = plan.recipe.recover == "lowrank"
+
+    @property
+    def adapter_files(self) -> list[str]:
+        """Names of the files of an adapter; none without one."""
+        return adapters.file_names(block.name for block in self._plan.blocks if self._low_rank)
 
     def record(self, result: LayerResult, number: int) -> LayerRecord:
         """Return the record of a linear before it is stored.
@@ -60,8 +68,7 @@ class ShardWriter:
         inside = {name for block in self._plan.blocks for name in self._names(block)}
         names = [name for name in self._plan.checkpoint.entries if name not in inside]
         shard = self._output.write_shard(1, self._read(names))
-        values = {"file": shard.name, "sha256": file_sha256(shard)}
-        self._output.append_journal("rest", "", values)
+        self._output.append_journal("rest", "", {"files": self._digests(shard)})
 
     def write_block(
         self,
@@ -83,7 +90,7 @@ class ShardWriter:
                 of it where they next wait for this rank.
 
         Returns:
-            Values for the journal: file, records of the layers and, if written, SHA-256.
+            Values for the journal: file, records of the layers and, if written, digests of files.
         """
         block, layers, packed = self._plan.blocks[number], [], {}
         for result in results:
@@ -97,12 +104,12 @@ class ShardWriter:
             layers.append(layer)
         values = {"file": self._output.shard_path(number + 2).name, "layers": layers}
         if writes:
-            self._write_adapters(block, results)
+            files = self._write_adapters(block, results)
             pruned = {layer["tensor"] for layer in layers}
             others = self._read([name for name in self._names(block) if name not in pruned])
             others |= self._permuted(loaded, block, orders or {}, others)
             shard = self._output.write_shard(number + 2, others | packed)
-            values["sha256"] = file_sha256(shard)
+            values["files"] = self._digests(shard, *files)
         return values
 
     @torch.no_grad()
@@ -122,11 +129,12 @@ class ShardWriter:
         records = {layer["name"]: layer for layer in layers}
         for linear in block.pruned:
             record = records[linear.name]
-            layout = WeightLayout(*record["stored"]) if "stored" in record else None
+            layout = WeightLayout.load(record["stored"], record["tensor"]) if "stored" in record else None
             weight = expand_weight(self._format, record["tensor"], written, layout)
             self._weights.assign(loaded.module.get_submodule(linear.path), "weight", weight)
         if self._low_rank:
-            for name, adapter in adapters.read_block(self._output.folder, block.name).items():
+            file = self._adapter_file(block)
+            for name, adapter in adapters.read_block(file, block.name).items():
                 weight = weight_matrix(self._plan.model.get_submodule(name))
                 weight.add_(adapter.product.to(weight.device))
 
@@ -139,11 +147,14 @@ class ShardWriter:
         """
         plan = self._plan
         if self._low_rank:
-            linears = [plan.model.get_submodule(linear.name) for linear in plan.linears]
-            names = [block.name for block in plan.blocks]
-            transposed = any(map(stored_transposed, linears))
-            adapters.finish(self._output.folder, names, transposed=transposed)
-        self._output.finish(plan.checkpoint, dtype, self._format, compressed_layouts(layers))
+            self._merge_adapters()
+        self._output.finish(
+            plan.checkpoint,
+            dtype,
+            self._format,
+            compressed_layouts(layers),
+            check=lambda written: stored_names(plan.model, written),
+        )
 
     def _names(self, block: Block) -> list[str]:
         """Return the names of a block's tensors in the checkpoint."""
@@ -151,13 +162,14 @@ class ShardWriter:
         return [stored for name, stored in self._weights.stored.items() if name.startswith(prefix)]
 
     def _read(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Read tensors of the checkpoint, in the output dtype."""
+        """Read tensors of the checkpoint, in the output dtype; refuse weights of NaN and inf."""
         tensors = self._weights.checkpoint.read(names)
+        self._weights.check_finite(tensors)
         if self._plan.config.model.dtype == "auto":
             return tensors
         dtype = getattr(torch, self._plan.config.model.dtype)
         return {
-            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            name: tensor.to(dtype) if tensor.dtype in FLOAT_DTYPES else tensor
             for name, tensor in tensors.items()
         }
 
@@ -173,16 +185,53 @@ class ShardWriter:
         copies = {path: others[name].clone() for path, name in names.items() if name in others}
         return {names[path]: copies[path] for path in permute_channels(loaded, orders, copies)}
 
-    def _write_adapters(self, block: Block, results: Sequence[LayerResult]) -> None:
-        if self._low_rank:
-            found = {each.linear.name: each.adapter for each in results if each.adapter}
-            adapters.write_block(self._output.folder, block.name, found)
+    def _digests(self, *files: Path) -> dict[str, str]:
+        """Return the SHA-256 of files, by their names relative to the output folder."""
+        return {
+            file.relative_to(self._output.folder).as_posix(): file_sha256(file) for file in files
+        }
+
+    def _write_adapters(self, block: Block, results: Sequence[LayerResult]) -> list[Path]:
+        """Write the adapters of a block, if there are to be any, and return their files."""
+        if not self._low_rank:
+            return []
+        found = {each.linear.name: each.adapter for each in results if each.adapter}
+        return [adapters.write_block(self._output.folder, block.name, found)]
+
+    def _adapter_file(self, block: Block) -> Path:
+        """Return the file that holds the adapters of a block, according to the journal."""
+        names = self._output.journal["block", block.name]["files"]
+        return next(
+            self._output.folder / name for name in names if name.startswith(adapters.FOLDER)
+        )
+
+    def _merge_adapters(self) -> None:
+        """Merge the adapters of all blocks, name the merged file in the journal, remove its parts.
+
+        A block whose adapters are lost is pruned again, so its entry names the file that has them.
+        """
+        folder, blocks = self._output.folder, self._plan.blocks
+        sources = {block.name: self._adapter_file(block) for block in blocks}
+        whole = folder / adapters.FOLDER / adapters.FILE
+        if set(sources.values()) != {whole}:
+            merged = self._digests(adapters.merge(folder, sources))
+            for name, file in sources.items():
+                values = self._output.journal["block", name]
+                part = file.relative_to(folder).as_posix()
+                kept = {key: digest for key, digest in values["files"].items() if key != part}
+                values = values | {"files": kept | merged}
+                self._output.append_journal("block", name, values)
+        linears = [self._plan.model.get_submodule(linear.name) for linear in self._plan.linears]
+        adapters.write_config(folder, transposed=any(map(stored_transposed, linears)))
+        for name in adapters.file_names(sources):
+            if Path(name).name not in {adapters.FILE, adapters.CONFIG}:
+                (folder / name).unlink(missing_ok=True)
 
 
 def compressed_layouts(layers: Sequence[LayerRecord]) -> dict[str, WeightLayout]:
     """Return layouts of linears stored compressed, by name in the files."""
     return {
-        layer_name(layer["tensor"]): WeightLayout(*layer["stored"])
+        layer_name(layer["tensor"]): WeightLayout.load(layer["stored"], layer["tensor"])
         for layer in layers
         if "stored" in layer
     }

@@ -23,10 +23,16 @@ from prunekit.models.units.base import UnitGroup
 from prunekit.models.units.find import unit_groups
 from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.models.units.kinds import WHOLE, Kind
-from prunekit.models.units.stock_config import expressible_in_config, stock_entries
-from prunekit.models.vocabulary import load_tokenizer
+from prunekit.models.units.stock_config import expressible_in_config, fixed_blocks, stock_entries
 from prunekit.models.weight_names import stored_names, unused_tensors
-from prunekit.runs.checks import cap_lengths, check_disk, check_generates_text, check_perplexity
+from prunekit.runs.checks import (
+    cap_lengths,
+    check_disk,
+    check_generates_text,
+    check_output_path,
+    check_perplexity,
+    text_tokenizer,
+)
 from prunekit.runs.structured.plan import StructuredPlan
 from prunekit.structured.parameter_budget import BudgetConstraints, select_within_budget
 from prunekit.structured.selection import select_units
@@ -43,6 +49,7 @@ def plan(config: StructuredConfig, ranks: Ranks = SINGLE) -> StructuredPlan:
         PrunekitError: The run cannot work; nothing was written and no weight read.
     """
     checkpoint = open_checkpoint(checkpoint_folder(config.model.path, config.model.revision))
+    check_output_path(config, checkpoint)
     model = empty_model(checkpoint)
     stacks = stack_runners(model, find_architecture(model))
     check_perplexity(config, model, stacks)
@@ -55,7 +62,7 @@ def plan(config: StructuredConfig, ranks: Ranks = SINGLE) -> StructuredPlan:
         config=config,
         checkpoint=checkpoint,
         model=model,
-        tokenizer=load_tokenizer(checkpoint),
+        tokenizer=text_tokenizer(config, checkpoint),
         stacks=stacks,
         groups={kind: unit_groups(model, kind) for kind in config.prune.pattern},
         device=device,
@@ -65,7 +72,8 @@ def plan(config: StructuredConfig, ranks: Ranks = SINGLE) -> StructuredPlan:
         notes=tuple(notes),
         ranks=ranks,
     )
-    made = replace(made, notes=(*notes, *_remarks(made)))
+    made = replace(made, fixed=fixed_blocks(model, made.groups.get("blocks", ())))
+    made = replace(made, notes=(*notes, *_remarks(made), *checkpoint.check_copyable()))
     for groups in made.groups.values():
         _check_counts(made, groups)
     _check_bias(made)
@@ -137,6 +145,12 @@ def _check_counts(made: StructuredPlan, groups: Sequence[UnitGroup]) -> None:
         least=prune.least,
         multiples=multiples,
     )
+    fixed = sum(len(made.fixed.get(group.name, ())) for group in groups)
+    if kind == "blocks" and len(removed) > sum(group.units for group in groups) - fixed:
+        raise ShapeError(
+            f"prune.sparsity: of the blocks, {fixed} cannot go, as no stock config can leave them "
+            f"out, and {len(removed)} are asked for. Ask for fewer."
+        )
     if prune.scope == "layer" or len(groups) == 1:
         check_some_removed(prune, kind, sum(group.units for group in groups), len(removed))
     if not prune.uniform and kind not in WHOLE:
@@ -223,10 +237,23 @@ def _check_budget(made: StructuredPlan) -> None:
 
 
 def _check_unused(made: StructuredPlan) -> None:
-    """Refuse tensors that no module uses and that would keep removed coordinates."""
+    """Refuse tensors that no module uses, of a size that the smaller model no longer has.
+
+    Blocks for multi-token prediction are such tensors: the config gives them the sizes of all other
+    blocks. Where only whole blocks go, they keep their sizes and follow the blocks that stay.
+    """
     widths = {group.units for group in made.groups.get("hidden", ())}
-    for name, entry in unused_tensors(made.checkpoint, made.stored, widths):
-        if entry.dtype.is_floating_point:
+    shapes = {
+        tuple(axis.parameter.shape)
+        for groups in made.groups.values()
+        for group in groups
+        if isinstance(group, LinearUnitGroup)
+        for axis in group.parameter_axes
+    }
+    sizes = widths.union(*shapes)
+    for name, entry in unused_tensors(made.checkpoint, made.stored, sizes):
+        is_narrowed = entry.shape in shapes or widths & {*entry.shape}
+        if entry.dtype.is_floating_point and is_narrowed:
             raise ShapeError(
                 f"{entry.file}: {type(made.model).__name__} does not read {name}, which has shape "
                 f"{list(entry.shape)} and would stay that wide. Remove it from the checkpoint "
@@ -254,6 +281,11 @@ def _remarks(made: StructuredPlan) -> list[str]:
         "rounded up: transformers wants a number that the heads divide."
         for group in made.groups.get("hidden", ())
         if group.unit_multiple(1) > 1
+    ]
+    remarks += [
+        f"{name}.{unit} stays whatever its score: no stock config can leave it out."
+        for name, units in made.fixed.items()
+        for unit in units
     ]
     if not prune.uniform and not WHOLE.issuperset(prune.pattern):
         remarks.append(

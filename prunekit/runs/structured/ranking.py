@@ -180,6 +180,7 @@ class UnitRanking:
     def _score(self, gates: Gates) -> Scores:
         prune = self.plan.config.prune
         scores = gates.score(prune.method, self.data.own or None, ranks=self.plan.ranks)
+        scores = raise_scores(scores, self.plan.fixed)
         return share_scores(gates.linear_groups, scores) if prune.uniform else scores
 
     def _steps(self, gates: Gates) -> tuple[int, Schedule]:
@@ -214,6 +215,20 @@ def first_tokens(batches: Sequence[Batch], tokens: int) -> list[Batch]:
             few.append({name: part[:left] for name, part in batch.items()})
             left -= len(batch["input_ids"])
     return few
+
+
+def raise_scores(scores: Scores, fixed: Mapping[str, Sequence[int]]) -> Scores:
+    """Score units that have to stay above all others of their kind.
+
+    Args:
+        scores: Score of each unit, by name of its group.
+        fixed: Units that have to stay, by name of their group.
+    """
+    raised = dict(scores)
+    for name in scores.keys() & fixed.keys():
+        highest = max(float(score.max()) for score in scores.values())
+        raised[name] = scores[name].index_fill(0, torch.tensor(fixed[name]), highest + 1)
+    return raised
 
 
 def share_scores(sites: Sequence[LinearUnitGroup], scores: Scores) -> Scores:

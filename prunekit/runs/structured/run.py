@@ -4,30 +4,30 @@ The whole model is in memory, since units of all layers are compared. The checkp
 one shard: a run that was stopped before starts again, except for its evaluations.
 """
 
-import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunekit.checkpoint.reader import open_checkpoint
+from prunekit.checkpoint.atomic import file_sha256
+from prunekit.checkpoint.reader import Checkpoint, open_checkpoint
 from prunekit.data.tokens import Tokens
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError
 from prunekit.evaluation.verify import make_proof
 from prunekit.models.load import load
 from prunekit.models.sequential.pipeline import BATCH_TOKENS
-from prunekit.models.units.blocks import block_groups
+from prunekit.models.units.removal import described_model
+from prunekit.models.weight_names import stored_names
 from prunekit.reports import report as reports
 from prunekit.runs.base import RunBase
 from prunekit.runs.record import Record, stoppable
 from prunekit.runs.structured import result
 from prunekit.runs.structured.plan import StructuredPlan
 from prunekit.runs.structured.ranking import CalibrationBatches, UnitRanking
+from prunekit.runs.structured.written import config_changes, written_tensors
 from prunekit.structured.batches import Batch, mean_loss
 from prunekit.structured.blockwise_refit import compensate
 from prunekit.structured.finalize import Finalized
@@ -88,11 +88,17 @@ class StructuredRun(RunBase[StructuredPlan]):
             config = plan.checkpoint.config | removal["config"]
             config = {key: value for key, value in config.items() if key not in removal["dropped"]}
             smaller = replace(plan.checkpoint, config=config)
-            self.ranks.run_on_main(lambda: self.output.finish(smaller, self.dtype))
+            self.ranks.run_on_main(
+                lambda: self.output.finish(smaller, self.dtype, check=self._check_complete)
+            )
         yield from self._evaluate("after", evaluated)
         yield Record("phase", "verify", {"steps": 1})
         report = self.ranks.run_on_main(lambda: self._verify(tokens, removal))
         yield Record("finish", str(self.output.folder), report)
+
+    def _check_complete(self, written: Checkpoint) -> None:
+        """Refuse a checkpoint without all tensors of the model that its config describes."""
+        stored_names(described_model(self.plan.model, written.config), written)
 
     def _verify(self, tokens: Tokens | None, removal: dict[str, Any]) -> dict[str, Any]:
         """Verify the written checkpoint; write and return the report."""
@@ -124,9 +130,12 @@ class StructuredRun(RunBase[StructuredPlan]):
         if texts:
             training = summarize(base, (yield from self._train(model, *texts)))
         with self._timed("write"):
-            if self.ranks.is_main:
-                self.output.write_shard(1, self._tensors(model))
-            after = model.config.to_dict()
+            kept = {
+                name: entry["kept"]
+                for name, entry in ranking.entries.items()
+                if entry["kind"] == "blocks"
+            }
+            changed, dropped = config_changes(plan, before, model.config.to_dict(), kept)
             facts = {
                 "layers": [ranking.entries[name] for name in _run_order(model, ranking.entries)],
                 "parameters": [plan.parameters, done[-1].parameters[1]],
@@ -135,13 +144,12 @@ class StructuredRun(RunBase[StructuredPlan]):
                 "views": ranking.views,
                 "training": training,
                 "agreement": ranking.agreement,
-                "config": {
-                    key: value
-                    for key, value in after.items()
-                    if key != "quantization_config" and before.get(key) != value
-                },
-                "dropped": sorted(before.keys() - after.keys()),
+                "config": changed,
+                "dropped": dropped,
             }
+            if self.ranks.is_main:
+                shard = self.output.write_shard(1, written_tensors(plan, model, kept))
+                facts["files"] = {shard.name: file_sha256(shard)}
             self.output.append_journal("shrunk", "", facts)
 
     def _refit(
@@ -200,19 +208,6 @@ class StructuredRun(RunBase[StructuredPlan]):
         model.to(self.plan.dtype)  # pyright: ignore
         return history
 
-    def _tensors(self, model: PreTrainedModel) -> dict[str, Tensor]:
-        """Return the tensors of the output checkpoint, by their stored names."""
-        checkpoint, config = self.plan.checkpoint, self.plan.config
-        dtype = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
-        values, stored = model.state_dict(), self.plan.stored
-        rest = checkpoint.entries.keys() - set(stored.values())
-        tensors = checkpoint.read(name for name in rest if not _in_removed_block(model, name))
-        tensors |= {stored[name]: values[name] for name in stored if name in values}
-        return {
-            name: _as_stored(value, dtype or checkpoint.entries[name].dtype)
-            for name, value in tensors.items()
-        }
-
 
 def _batches(tokens: Tokens | None, model: PreTrainedModel, ranks: Ranks = SINGLE) -> list[Batch]:
     """Return the calibration batches of one rank; ``SINGLE`` has all."""
@@ -229,24 +224,6 @@ def _batches(tokens: Tokens | None, model: PreTrainedModel, ranks: Ranks = SINGL
 def _run_order(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
     order = {name: place for place, (name, _) in enumerate(model.named_modules())}
     return sorted(names, key=lambda name: order[name])
-
-
-def _as_stored(value: Tensor, dtype: torch.dtype) -> Tensor:
-    value = value.detach().cpu()
-    return value.to(dtype).contiguous() if value.is_floating_point() else value.contiguous()
-
-
-def _in_removed_block(model: PreTrainedModel, name: str) -> bool:
-    """Return whether an unused tensor belonged to a removed block.
-
-    GPT-2's stored masks are such tensors. Kept blocks are renumbered, so the names that are left
-    over are those of the last blocks.
-    """
-    for place in block_groups(model):
-        match = re.search(rf"(?:^|\.){re.escape(place.stack.blocks)}\.(\d+)\.", name)
-        if match and int(match[1]) >= place.units:
-            return True
-    return False
 
 
 def _note(done: list[Finalized]) -> str:

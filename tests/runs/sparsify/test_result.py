@@ -44,12 +44,8 @@ def test_achieved_sparsity_is_counted_over_pruned_and_over_all_weights(folder, t
 
 def test_the_report_joins_frame_and_facts_in_the_order_of_the_format(folder, output):
     plan = planned(folder, output.folder)
-    output.append_journal(
-        "block", "one", {"files": {"shard.safetensors": "digest", "text.json": "other"}}
-    )
     counted = {"zeros": 0, "violations": 0}
     made = result.report(plan, FRAME, output, [{"name": "a"}], {}, counted)
-    assert made["files"] == {"shard.safetensors": "digest"}
     assert made["calibration"]["gathers"] == ["column_energy", "sampled_gram"]
     assert made["memory"].keys() == {
         "peak_rss_bytes", "block_bytes", "statistics_bytes", "hidden_bytes",

@@ -1,0 +1,96 @@
+"""Tensors and config of the checkpoint that a structured run writes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prunekit.checkpoint.header import FLOAT_DTYPES
+from prunekit.models.units.base import Kept
+from prunekit.models.units.block_entries import entries_of_kept
+from prunekit.models.units.block_names import tensor_sources
+from prunekit.models.units.blocks import BlockGroup
+from prunekit.runs.structured.plan import StructuredPlan
+
+
+def written_tensors(plan: StructuredPlan, model: PreTrainedModel, kept: Kept) -> dict[str, Tensor]:
+    """Return the tensors of the output checkpoint, by their names in its files.
+
+    Args:
+        plan: The plan of the run.
+        model: The model without the removed units.
+        kept: Kept blocks of each list; empty if no block is removed.
+    """
+    asked = plan.config.model.dtype
+    dtype = None if asked == "auto" else getattr(torch, asked)
+    values, entries = model.state_dict(), plan.checkpoint.entries
+    sources = tensor_sources(block_lists(plan), kept, plan.stored, entries)
+    # Of weights that were computed with in a narrower type, those that did not change are copied.
+    copied = {
+        source.stored
+        for source in sources.values()
+        if source.name is None or _loses(entries[source.stored].dtype, values[source.name].dtype)
+    }
+    dense, tensors, storages = plan.checkpoint.read(copied), {}, set()
+    for name, source in sources.items():
+        value = dense.get(source.stored)
+        if source.name is not None:
+            value = _unchanged(value, values[source.name].detach().cpu())
+        assert value is not None
+        tensors[name] = _as_stored(value, dtype or entries[source.stored].dtype)
+        if tensors[name].data_ptr() in storages:
+            tensors[name] = tensors[name].clone()  # a file holds tied weights one by one
+        storages.add(tensors[name].data_ptr())
+    return tensors
+
+
+def config_changes(
+    plan: StructuredPlan, before: Mapping[str, Any], after: Mapping[str, Any], kept: Kept
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the entries of ``config.json`` that change, and those that are left out.
+
+    Args:
+        plan: The plan of the run.
+        before: Entries of the whole model's config, as transformers reads them.
+        after: Entries of the smaller model's config.
+        kept: Kept blocks of each list; empty if no block is removed.
+    """
+    stored, config = plan.checkpoint.config, plan.model.config
+    changed = {
+        key: value
+        for key, value in after.items()
+        if key != "quantization_config" and before.get(key) != value
+    }
+    aliases = {alias for alias, name in config.attribute_map.items() if name in changed}
+    aliases -= changed.keys()
+    # Keys of other versions of transformers, and keys that it ignores, list blocks too.
+    for group in block_lists(plan):
+        keep = kept[group.name]
+        listed = entries_of_kept(stored, group.stack, keep, group.units)
+        if group.stack.depth in stored:
+            listed[group.stack.depth] = len(keep)
+        changed = {key: value for key, value in listed.items() if key not in aliases} | changed
+    return changed, sorted(before.keys() - after.keys() | aliases & stored.keys())
+
+
+def block_lists(plan: StructuredPlan) -> list[BlockGroup]:
+    """Return the lists of blocks of the whole model; empty if the run removes none."""
+    return [group for group in plan.groups.get("blocks", ()) if isinstance(group, BlockGroup)]
+
+
+def _loses(stored: torch.dtype, computed: torch.dtype) -> bool:
+    """Return whether values are rounded when they are computed with."""
+    return stored in FLOAT_DTYPES and stored != computed and computed.itemsize <= stored.itemsize
+
+
+def _unchanged(dense: Tensor | None, value: Tensor) -> Tensor:
+    """Return the weight of the files, if it is given and the run did not change it."""
+    if dense is None or dense.shape != value.shape or not torch.equal(dense.to(value), value):
+        return value
+    return dense
+
+
+def _as_stored(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype).contiguous() if value.dtype in FLOAT_DTYPES else value.contiguous()
