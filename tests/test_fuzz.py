@@ -17,13 +17,15 @@ from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.errors import CheckpointError
 from prunekit.models.empty_model import empty_model
 from tests.conftest import ROOT
-from tests.support import readers
+from tests.support import mutations, payloads, readers
 
 QUICK = settings(
     max_examples=40,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+RUNS = 300
+"""Changed files for each reader; the soak tier has 100 000."""
 DEEP = "[" * 100_000
 NUMBERS = st.integers() | st.floats() | st.sampled_from([-1, 2**31, 2**63, 2**64, 2**200])
 NAMES = """
@@ -56,21 +58,26 @@ def places(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def fuzzed(places):
-    """Guided fuzzing's log per reader, after 3000 inputs with a fixed seed."""
-    return guided(places, *readers.QUICK, "-runs=3000", "-seed=1")
+@pytest.mark.parametrize("name", [name for name in readers.READERS if name != "model"])
+def test_changed_files(places, name):
+    chance = mutations.Chance(name)
+    pool = [file.read_bytes() for file in sorted((places / name / "seeds").iterdir())]
+    for _ in range(RUNS):
+        content = mutations.CHANGES[name](chance.choice(pool), chance)
+        read(places, name, content)
+        if chance.random() < 0.1:
+            pool.append(content)
 
 
-def guided(places, *arguments):
+def guided(places, names, *options):
+    """Return guided fuzzing's log per reader."""
     if importlib.util.find_spec("atheris") is None:
         pytest.skip("atheris is absent: it has wheels for Linux on x86-64 alone")
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    command = [sys.executable, str(ROOT / "tests/support/guided.py"), str(places), *arguments]
+    command = [sys.executable, str(ROOT / "tests/support/guided.py"), str(places), *names, *options]
     fixed = {"PYTHONPATH": path, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
     subprocess.run(command, env=os.environ | fixed, check=False, capture_output=True)
-    logs = {name: places / name / "log" for name in readers.READERS}
-    return {name: log.read_text() for name, log in logs.items() if log.is_file()}
+    return {name: (places / name / "log").read_text() for name in names}
 
 
 def assert_no_failure(said):
@@ -78,17 +85,16 @@ def assert_no_failure(said):
     assert said.rstrip().endswith("second(s)"), said
 
 
-@pytest.mark.parametrize("name", readers.QUICK)
-def test_what_coverage_leads_to(fuzzed, name):
-    assert_no_failure(fuzzed[name])
+@pytest.mark.soak
+def test_what_coverage_leads_to_in_some_minutes(places):
+    for said in guided(places, [*readers.READERS], "-max_total_time=60").values():
+        assert_no_failure(said)
 
 
 @pytest.mark.soak
-def test_what_coverage_leads_to_in_some_minutes(places):
-    said = guided(places, "-max_total_time=60")
-    assert said.keys() == readers.READERS.keys()
-    for each in said.values():
-        assert_no_failure(each)
+def test_coverage_leads_to_no_payload_that_opens_to_another_weight(places):
+    for said in guided(places, [*payloads.READERS], "-runs=100000", "-seed=1").values():
+        assert_no_failure(said)
 
 
 def read(places, name, content):

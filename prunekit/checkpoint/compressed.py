@@ -71,7 +71,8 @@ def compressed_weights(folder: Path, storage: dict[str, Any]) -> dict[str, Compr
     """
     try:
         kind = format_named(storage["format"])
-        layouts = {name: WeightLayout.load(entry) for name, entry in storage["linears"].items()}
+        entries = storage["linears"].items()
+        layouts = {name: WeightLayout.load(entry, name) for name, entry in entries}
     except (KeyError, TypeError, AttributeError, ConfigError, CheckpointError) as error:
         raise CheckpointError(
             f"{folder / 'config.json'}: its quantization_config is not one that this version of "

@@ -109,7 +109,7 @@ class SparseQuantizer(HfQuantizer):
         from prunekit.checkpoint.header import read_header
         from prunekit.checkpoint.reader import Checkpoint
 
-        folder = Path(files[0]).parent if files else Path(model.name_or_path)
+        folder = Path(files[0]).parent if files else Path(model.name_or_path or "")
         packed = compressed_weights(folder, vars(self.quantization_config))
         entries = {}
         for file in files if packed else ():

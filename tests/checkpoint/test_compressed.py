@@ -15,6 +15,7 @@ from prunekit.checkpoint.compressed import (
 )
 from prunekit.checkpoint.formats import WeightLayout, format_named
 from prunekit.errors import CheckpointError
+from tests.support.corruptions import CASES, spoiled
 from tests.support.formats import DTYPES, weight_for
 
 
@@ -66,3 +67,17 @@ def test_the_config_lists_the_layouts_that_it_was_made_of():
 def test_an_invalid_entry_is_refused(storage):
     with pytest.raises(CheckpointError, match=r"m/config\.json: its quantization_config is not"):
         compressed_weights(Path("m"), storage)
+
+
+@pytest.mark.parametrize(("kind", "corruption"), CASES, ids=str)
+def test_corrupt_parts_are_not_expanded(kind, corruption):
+    torch.manual_seed(0)
+    weight = weight_for(kind, 6, 20, torch.float32)
+    tensors, layout = compress_weight(format_named(kind), "a.weight", weight, transposed=False)
+    with pytest.raises(CheckpointError, match=rf"^a\.weight: .*({corruption.message})"):
+        expand_weight(format_named(kind), "a.weight", spoiled(tensors, corruption, "a."), layout)
+
+
+def test_a_dense_weight_that_is_missing_is_named():
+    with pytest.raises(CheckpointError, match=r"^a\.weight: it is missing"):
+        expand_weight(format_named("2:4"), "a.weight", {}, None)

@@ -284,7 +284,8 @@ def old(tmp_path):
 def test_corrupt_layers_are_not_migrated(old, kind, corruption):
     named = corruption._replace(part=LEGACY_PARTS[corruption.part])
     folder = old(kind, lambda tensors: spoiled(tensors, named, "a."))
-    words = rf"a\.{named.part}|a\.weight.*({corruption.message})|no weight is compressed"
+    # The number of values, which config.json has for our formats, is that of the file.
+    words = f"{corruption.message}|there are .* values for|no weight is compressed|a.{named.part}"
     with pytest.raises(CheckpointError, match=words):
         open_legacy(folder).read(["a.weight"])
 

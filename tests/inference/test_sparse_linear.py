@@ -11,11 +11,13 @@ from transformers import AutoModelForCausalLM
 import prunekit
 from prunekit.checkpoint.formats import format_named
 from prunekit.checkpoint.reader import open_checkpoint
+from prunekit.errors import CheckpointError
 from prunekit.inference.convert import convert
 from prunekit.inference.sparse_linear import SparseLinear
 from tests.kernels.sparse import two_of_four
 from tests.support.checkpoints import planned
 from tests.support.closeness import assert_close
+from tests.support.corruptions import CASES, spoiled
 from tests.support.fresh_process import run_script
 
 KINDS = ["2:4", "bitmask"]
@@ -69,6 +71,28 @@ def test_state_dict_goes_round(kind, tmp_path):
     assert torch.equal(other(x), sparse(x))
     save_model(sparse, str(tmp_path / "a.safetensors"))
     assert sorted(load_file(tmp_path / "a.safetensors")) == sorted(sparse.state_dict())
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize(("kind", "corruption"), CASES, ids=str)
+def test_corrupt_parts_are_not_loaded(kind, corruption, assign):
+    _, sparse = linear(kind, inputs=36)
+    model = nn.Sequential(nn.Identity(), sparse)
+    given = model.state_dict()
+    before = sparse.dense().clone()
+    with pytest.raises(CheckpointError, match=f"^1: .*({corruption.message})"):
+        model.load_state_dict(spoiled(given, corruption, "1."), strict=False, assign=assign)
+    assert torch.equal(sparse.dense(), before)
+
+
+def test_without_parts_a_state_dict_is_refused_unless_told_otherwise():
+    _, sparse = linear("2:4")
+    bias = {"bias": torch.zeros_like(sparse.bias)}
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "weight", "keep"'):
+        sparse.load_state_dict(bias)
+    assert sparse.load_state_dict(bias, strict=False).missing_keys == ["weight", "keep"]
+    with pytest.raises(CheckpointError, match=r"^SparseLinear: its part keep is missing"):
+        sparse.load_state_dict({"weight": sparse.parts["weight"], "keep": None})
 
 
 @pytest.mark.parametrize("kind", KINDS)

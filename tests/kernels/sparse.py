@@ -17,3 +17,21 @@ def unstructured(outputs, inputs, dtype=torch.float32, device="cpu", sparsity=0.
     keep = torch.rand(outputs, inputs, device=device) >= sparsity
     keep[:1], keep[1:2] = False, True
     return ((torch.randn(outputs, inputs, device=device).abs() + 0.1) * keep).to(dtype)
+
+
+def surrounded(values):
+    """Return values within a larger buffer of NaN, which shows reads outside."""
+    canvas = values.new_full((len(values) + 512,), torch.nan)
+    canvas[256:-256] = values
+    return canvas[256:-256]
+
+
+HOSTILE = {
+    "negative": lambda offsets: offsets - 7,
+    "beyond": lambda offsets: offsets + 7,
+    "far below": lambda offsets: torch.full_like(offsets, -(2**63)),
+    "far beyond": lambda offsets: torch.full_like(offsets, 2**63 - 1),
+    "reversed": lambda offsets: offsets.flip(0),
+    "at the end": lambda offsets: torch.full_like(offsets, int(offsets[-1])),
+}
+"""Row offsets that no loaded layer has, but a kernel may be given."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prunekit_kernels._triton import runs_triton
 from prunekit_kernels.bitmask import (
     TILE_B,
     Bitmask,
@@ -14,7 +15,7 @@ from prunekit_kernels.bitmask import (
 )
 from safetensors.torch import load_file
 
-from tests.kernels.sparse import unstructured
+from tests.kernels.sparse import HOSTILE, surrounded, unstructured
 
 PUBLISHED = Path(__file__).parents[1] / "published" / "compressed_tensors.safetensors"
 SHAPES = [(1, 1), (3, 7), (4, 8 * TILE_B), (5, 8 * TILE_B + 1), (0, 8), (3, 0)]
@@ -59,6 +60,23 @@ def test_refuses_parts_of_two_matrices():
         expand_bitmask(compressed, 32)
     with pytest.raises(ValueError, match="are on cpu, cpu, meta"):
         expand_bitmask(Bitmask(*compressed[:2], compressed.row_offsets.to("meta")), 16)
+
+
+@pytest.mark.parametrize("spoil", HOSTILE.values(), ids=HOSTILE)
+def test_nothing_is_read_outside_the_values(spoil, device):
+    values, keep, offsets = compress_bitmask(unstructured(5, 8 * TILE_B + 9, device=device))
+    parts = Bitmask(surrounded(values), keep, spoil(offsets))
+    assert expand_bitmask(parts, 8 * TILE_B + 9).isfinite().all()
+
+
+def test_bits_without_values_are_zero_or_refused(device):
+    values, keep, offsets = compress_bitmask(unstructured(5, 300, device=device))
+    parts = Bitmask(surrounded(values), torch.full_like(keep, 255), offsets)
+    if runs_triton(values):
+        assert expand_bitmask(parts, 300).isfinite().all()
+    else:
+        with pytest.raises(RuntimeError, match="elements of source < number of ones"):
+            expand_bitmask(parts, 300)
 
 
 def test_is_a_proper_op(device):

@@ -1,6 +1,8 @@
+from contextlib import suppress
+
 import pytest
 import torch
-from prunekit_kernels.bitmask import compress_bitmask
+from prunekit_kernels.bitmask import Bitmask, compress_bitmask
 from prunekit_kernels.bitmask_matvec import (
     MOST,
     TILE_B,
@@ -9,7 +11,7 @@ from prunekit_kernels.bitmask_matvec import (
     bitmask_matvec_reference,
 )
 
-from tests.kernels.sparse import unstructured
+from tests.kernels.sparse import HOSTILE, surrounded, unstructured
 from tests.support.closeness import assert_close
 
 SHAPES = [
@@ -51,6 +53,19 @@ def test_chunks_add_up(monkeypatch):
     x, weight = torch.randn(3, 23), unstructured(7, 23)
     exact, plain = x.double() @ weight.double().T, x @ weight.T
     assert_close(bitmask_matvec(x, compress_bitmask(weight)), exact, plain)
+
+
+@pytest.mark.parametrize("spoil", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_nothing_is_read_outside_the_values(tokens, spoil, device, monkeypatch):
+    values, keep, offsets = compress_bitmask(unstructured(5, 8 * TILE_B + 9, device=device))
+    parts = Bitmask(surrounded(values), keep, spoil(offsets))
+    x = torch.randn(tokens, 8 * TILE_B + 9, device=device)
+    assert bitmask_matvec(x, parts).isfinite().all()
+    monkeypatch.setitem(bitmask_matvec.__globals__, "CHUNK", 300)
+    # A CPU, which expands in chunks, starts at the offsets and refuses values that are too few.
+    with suppress(RuntimeError):
+        assert bitmask_matvec(x, parts).isfinite().all()
 
 
 def test_refuses_another_type():

@@ -28,6 +28,13 @@ def test_packs_bit_by_bit_and_back(shape, device):
     assert torch.equal(popcount(bits), keep.sum(1))
 
 
+@pytest.mark.parametrize("width", [1, 7, 8, 9, 64])
+def test_counts_bits_of_rows_that_start_anywhere(width, device):
+    bits = torch.randint(0, 256, (5, 3 * width + 3), dtype=torch.uint8, device=device)
+    for part in (bits[:, 3:], bits[1:, :width], bits[:, 1 : 2 * width : 2]):
+        assert torch.equal(popcount(part), unpack(part, 8 * part.shape[1]).sum(1))
+
+
 def test_packs_masks_of_any_strides(device):
     keep = mask((24, 40), device)
     assert torch.equal(pack(keep.T), pack_reference(keep.T))

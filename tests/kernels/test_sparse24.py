@@ -4,17 +4,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prunekit_kernels._triton import runs_triton
+from prunekit_kernels.packed_mask import unpack
 from prunekit_kernels.sparse24 import (
     TILE_I,
     TILE_O,
     _expand24,
     compress24,
+    count_broken24,
     expand24,
     expand24_reference,
 )
 from safetensors.torch import load_file
 
-from tests.kernels.sparse import two_of_four
+from tests.kernels.sparse import surrounded, two_of_four
 
 PUBLISHED = Path(__file__).parents[1] / "published" / "compressed_tensors.safetensors"
 SHAPES = [(1, 4), (3, 12), (TILE_O, TILE_I), (TILE_O + 1, TILE_I + 4), (5, 8), (0, 8), (3, 0)]
@@ -51,6 +54,23 @@ def test_same_bytes_as_compressed_tensors(dtype):
     values, keep = compress24(weight)
     assert torch.equal(values, frozen[f"{dtype}.two_four.compressed"])
     assert torch.equal(keep, frozen[f"{dtype}.two_four.bitmask"])
+
+
+@pytest.mark.parametrize("inputs", [4, 8, 12, 300])
+def test_counts_groups_without_two_kept(inputs, device):
+    keep = torch.randint(0, 256, (7, -(-inputs // 8)), dtype=torch.uint8, device=device)
+    groups = unpack(keep, inputs).unflatten(1, (-1, 4)).sum(2)
+    assert count_broken24(keep, inputs) == int((groups != 2).sum())
+    assert count_broken24(compress24(two_of_four(7, inputs, device=device)).keep, inputs) == 0
+
+
+def test_nothing_is_read_outside_the_values(device):
+    values = surrounded(torch.ones(9 * 130, device=device)).view(9, 130)
+    keep = torch.randint(0, 256, (9, 33), dtype=torch.uint8, device=device)
+    if runs_triton(values):
+        assert expand24(values, keep).isfinite().all()
+    keep = keep & 0x11
+    assert expand24(values, keep).isfinite().all()
 
 
 def test_bytes_are_nine_sixteenths_of_dense():

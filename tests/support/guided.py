@@ -5,15 +5,9 @@ such as -max_total_time=600. FOLDER holds the corpus and is created if it does n
 that fails a reader is saved there as crash-…, and the failure is in the reader's log.
 """
 
-import json
 import os
-import random
-import string
 import sys
-from collections.abc import Callable, Iterator
-from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import atheris
 
@@ -21,23 +15,7 @@ sys.path[:0] = [str(Path(__file__).parents[2] / part) for part in (".", "kernels
 
 WATCHED = ["prunekit", "tomllib"]
 with atheris.instrument_imports(include=WATCHED):
-    from prunekit.checkpoint.header import DTYPES
-    from tests.support import readers
-
-Chance = random.Random
-NAMES = """
-    dtype shape data_offsets __metadata__ weight_map metadata weight norm.weight 2:4 bitmask dense
-    quantization_config sparsity_config quant_method prunekit format linears
-    ../x.safetensors /etc/passwd model.safetensors .
-"""
-WORDS = (*NAMES.split(), *DTYPES, "", "\0", "x" * 5000)
-NUMBERS = (-1, 0, 1, 2, 3, 4, 8, 64, 2**31, 2**62, 2**63, 2**64, 2**200, 0.5, 1e308, float("nan"))
-ODD: tuple[Any, ...] = (None, True, False, [], {}, [[]], *NUMBERS, *WORDS)
-TOKENS = """
-    [prune] [[model]] [a.b] [ ]] = " ''' { } # é \\u nan -inf 1e999 2020-01-01 true -1 0.5 "x" []
-    "2:4" ["heads"] {a=1} a.b.c=1
-"""
-PIECES = (*TOKENS.split(), '""' + '"', "\0", "\r", "9" * 5000, "[" * 2000)
+    from tests.support import mutations, readers
 
 
 def main(arguments: list[str]) -> int:
@@ -71,10 +49,10 @@ def _fuzz(name: str, folder: Path, options: list[str]) -> None:
     found = folder / "found"
     found.mkdir(exist_ok=True)
     limits = ["-max_len=20000", "-timeout=60", "-rss_limit_mb=4096", f"-artifact_prefix={folder}/"]
-    read, change = readers.READERS[name], CHANGES[name]
+    read, change = readers.READERS[name], mutations.CHANGES[name]
 
     def mutate(content: bytes, most: int, seed: int) -> bytes:
-        chance = Chance(seed)
+        chance = mutations.Chance(seed)
         if chance.random() < 0.3:
             return atheris.Mutate(content, most)
         return change(content, chance)[:most]
@@ -87,90 +65,6 @@ def _fuzz(name: str, folder: Path, options: list[str]) -> None:
     atheris.Fuzz()
     os._exit(0)
 
-
-def table_changed(content: bytes, chance: Chance) -> bytes:
-    """Mutate some values of a JSON text, or of ``{}`` if invalid."""
-    try:
-        tree = [json.loads(content)]
-        return _changed(tree, chance)
-    except (ValueError, RecursionError):
-        return _changed([{}], chance)
-
-
-def _changed(tree: list, chance: Chance) -> bytes:
-    for _ in range(chance.choice((1, 1, 2, 4))):
-        owner, key = chance.choice([*_places(tree)])
-        if chance.random() < 0.2 and isinstance(owner, dict):
-            owner[chance.choice(WORDS)] = owner.pop(key)
-        elif chance.random() < 0.2:
-            del owner[key]
-            tree = tree or [{}]
-        elif chance.random() < 0.3:
-            other, place = chance.choice([*_places(tree)])
-            owner[key] = deepcopy(other[place])
-        elif isinstance(inner := owner[key], dict | list) and chance.random() < 0.5:
-            _add(inner, chance)
-        else:
-            owner[key] = deepcopy(chance.choice(ODD))
-    return json.dumps(tree[0]).encode()
-
-
-def _add(inner: dict | list, chance: Chance) -> None:
-    odd = deepcopy(chance.choice(ODD))
-    if isinstance(inner, dict):
-        inner[chance.choice(WORDS)] = odd
-    else:
-        inner.insert(chance.randint(0, len(inner)), odd)
-
-
-def _places(tree: dict | list) -> Iterator[tuple[Any, Any]]:
-    """Yield each pair of container and key within a tree."""
-    waiting = [tree]
-    while waiting:
-        owner = waiting.pop()
-        for key, value in owner.items() if isinstance(owner, dict) else enumerate(owner):
-            yield owner, key
-            if isinstance(value, dict | list):
-                waiting.append(value)
-
-
-def framed_changed(content: bytes, chance: Chance) -> bytes:
-    """Mutate a safetensors header; its length field is mostly kept correct."""
-    length = int.from_bytes(content[:8], "little")
-    table, data = content[8 : 8 + length], content[8 + length :]
-    table = table_changed(table, chance)
-    claimed = chance.choice(NUMBERS) if chance.random() < 0.1 else len(table)
-    return readers.framed(table, int(claimed) % 2**64 if claimed == claimed else 0, data)  # noqa: PLR0124
-
-
-def lines_changed(content: bytes, chance: Chance) -> bytes:
-    """Mutate some lines of a TOML text."""
-    lines = content.decode(errors="replace").splitlines() or [""]
-    for _ in range(chance.choice((1, 1, 2, 4))):
-        at = chance.randrange(len(lines))
-        name, equals, _ = lines[at].partition("=")
-        match chance.randrange(5):
-            case 0:
-                lines[at] = f"{name}= {chance.choice(PIECES)}"
-            case 1:
-                lines[at] = f"{chance.choice(string.ascii_letters)}{equals or '='}{lines[at]}"
-            case 2:
-                lines.insert(at, chance.choice((*lines, *PIECES)))
-            case 3:
-                lines[at] = lines[at].removeprefix("# ")
-            case _:
-                lines[at : at + 1] = []
-                lines = lines or [""]
-    return "\n".join(lines).encode()
-
-
-CHANGES: dict[str, Callable[[bytes, Chance], bytes]] = {
-    "header": framed_changed,
-    "index": table_changed,
-    "model_config": table_changed,
-    "model": table_changed,
-    "config": lines_changed,
-}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -6,9 +6,8 @@ hypothesis and with atheris share these checks.
 """
 
 import json
-import sys
+import random
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -24,30 +23,19 @@ from prunekit.checkpoint.reader import (
     with_compressed,
 )
 from prunekit.config.load import load_config
-from prunekit.errors import CheckpointError, ConfigError
 from tests.conftest import ROOT
+from tests.support import payloads
+from tests.support.watched import replace_file, result, unwatched
 
 COMPRESSED = ("2:4", "bitmask")
 STORED = WeightLayout(outputs=8, inputs=16, value_count=64)
-ROOM = 1 << 28
-"""Bytes that a reader may allocate for a file of some kilobytes."""
-OURS = tuple({str(Path(place).resolve()) for place in (sys.prefix, sys.base_prefix)}) + tuple(
-    str(ROOT / package) for package in ("prunekit", "kernels")
-)
-"""Locations of modules that may be imported lazily."""
-RUNS_OR_CHANGES = (
-    "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.remove", "os.rename", "os.mkdir",
-    "os.symlink", "os.link", "os.truncate", "subprocess.", "shutil.", "pickle.", "socket.",
-)  # fmt: skip
-_watched = True
-_inside: list[Path] = []
 
 
 def header(folder: Path, content: bytes) -> None:
     """Read a safetensors file, its tensors, and them as compressed weights."""
     file = folder / WEIGHTS_FILE
-    _replace_file(file, content)
-    entries = _result(folder, read_header, file) or {}
+    replace_file(file, content)
+    entries = result(folder, read_header, file) or {}
     for entry in entries.values():
         assert 8 <= entry.start <= entry.start + entry.nbytes <= len(content)
         assert all(type(size) is int and size >= 0 for size in entry.shape)
@@ -56,14 +44,14 @@ def header(folder: Path, content: bytes) -> None:
     for kind in COMPRESSED if entries else ():
         storage = storage_config(format_named(kind), {kind: STORED})
         packed = compressed_weights(folder, storage)
-        if found := _result(folder, with_compressed, folder, {}, packed):
+        if found := result(folder, with_compressed, folder, {}, packed):
             _read_all(folder, found)
 
 
 def index(folder: Path, content: bytes) -> None:
     """Read the index of the shards in ``folder``."""
-    _replace_file(folder / INDEX_FILE, content)
-    found = _result(folder, open_checkpoint, folder)
+    replace_file(folder / INDEX_FILE, content)
+    found = result(folder, open_checkpoint, folder)
     (folder / INDEX_FILE).unlink()
     for entry in found.entries.values() if found else ():
         assert entry.file.parent == folder
@@ -71,8 +59,8 @@ def index(folder: Path, content: bytes) -> None:
 
 def model_config(folder: Path, content: bytes) -> None:
     """Read ``config.json`` and the weights in ``folder``."""
-    _replace_file(folder / "config.json", content)
-    if found := _result(folder, open_checkpoint, folder):
+    replace_file(folder / "config.json", content)
+    if found := result(folder, open_checkpoint, folder):
         _read_all(folder, found)
 
 
@@ -81,35 +69,27 @@ def model(folder: Path, content: bytes) -> None:
     from prunekit.models.empty_model import empty_model
     from prunekit.models.weight_names import stored_names
 
-    _replace_file(folder / "config.json", content)
-    if found := _result(folder, open_checkpoint, folder):
-        built = _result(folder, empty_model, found)
+    replace_file(folder / "config.json", content)
+    if found := result(folder, open_checkpoint, folder):
+        built = result(folder, empty_model, found)
         if built is not None:
-            _result(folder, stored_names, built, found)
+            result(folder, stored_names, built, found)
 
 
 def config(folder: Path, content: bytes) -> None:
     """Read a run config."""
     file = folder / "config.toml"
-    _replace_file(file, content)
-    _result(folder, load_config, file)
-
-
-def _replace_file(file: Path, content: bytes) -> None:
-    # Some file systems flush an overwritten file to disk at once, but not a new file.
-    file.unlink(missing_ok=True)
-    file.write_bytes(content)
+    replace_file(file, content)
+    result(folder, load_config, file)
 
 
 READERS: dict[str, Callable[[Path, bytes], None]] = {
     reader.__name__: reader for reader in (header, index, model_config, config, model)
-}
-QUICK = tuple(name for name in READERS if name != "model")
-"""Readers that process some thousand files per second."""
+} | payloads.READERS
 
 
 def _read_all(folder: Path, checkpoint: Checkpoint) -> None:
-    tensors = _result(folder, checkpoint.read, list(checkpoint.entries)) or {}
+    tensors = result(folder, checkpoint.read, list(checkpoint.entries)) or {}
     for name, tensor in tensors.items():
         entry = checkpoint.entries[name]
         assert (tensor.shape, tensor.dtype) == (entry.shape, entry.dtype), name
@@ -117,83 +97,10 @@ def _read_all(folder: Path, checkpoint: Checkpoint) -> None:
 
 def warm(folder: Path, names: Iterable[str] = tuple(READERS)) -> None:
     """Read all seeds unwatched, so that later no library import is observed."""
-    global _watched  # noqa: PLW0603
-    _watched = False
-    for name in names:
-        for seed in sorted((folder / name / "seeds").iterdir()):
-            READERS[name](folder / name / "files", seed.read_bytes())
-    _watched = True
-
-
-def _result(folder: Path, read: Callable[..., Any], *arguments: object) -> Any:
-    """Return a reader's result, or None if it refuses the file."""
-    with _watch(folder) if _watched else nullcontext():
-        try:
-            return read(*arguments)
-        except (CheckpointError, ConfigError):
-            return None
-
-
-@contextmanager
-def _watch(folder: Path) -> Iterator[None]:
-    with _limited_memory(), _restricted_to(folder):
-        yield
-
-
-@contextmanager
-def _restricted_to(folder: Path) -> Iterator[None]:
-    """Forbid opening files outside ``folder``, changing files, and running its code."""
-    _inside.append(folder.resolve())
-    try:
-        yield
-    finally:
-        _inside.pop()
-
-
-@contextmanager
-def _limited_memory() -> Iterator[None]:
-    """Limit this process to ``ROOM`` more bytes of address space.
-
-    Exceeding the limit raises an out-of-memory error.
-    """
-    if sys.platform != "linux":
-        yield
-        return
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-def _importing() -> bool:
-    """Return whether a module is being imported, which may execute generated code."""
-    frame = sys._getframe()
-    while frame := frame.f_back:
-        if frame.f_code.co_name == "_find_and_load":
-            return True
-    return False
-
-
-def _audit(event: str, arguments: tuple) -> None:
-    if not _inside:
-        return
-    assert not event.startswith(RUNS_OR_CHANGES), f"{event} {arguments}"
-    if event == "open" and isinstance(arguments[0], str | bytes):
-        name, mode = str(Path(str(arguments[0])).absolute()), arguments[1] or "r"
-        within = name.startswith(f"{_inside[-1]}/")
-        assert within or name.startswith(OURS), f"opens {name}"
-        assert mode in {"r", "rb"}, f"opens {name} as {mode}"
-    if event == "exec":
-        name = getattr(arguments[0], "co_filename", "")
-        assert name.startswith(("<frozen", *OURS)) or _importing(), f"runs {name}"
-
-
-sys.addaudithook(_audit)
+    with unwatched():
+        for name in names:
+            for seed in sorted((folder / name / "seeds").iterdir()):
+                READERS[name](folder / name / "files", seed.read_bytes())
 
 
 def framed(table: bytes, length: int | None = None, data: bytes = b"\0" * 64) -> bytes:
@@ -225,6 +132,8 @@ def lay_out(folder: Path) -> None:
         "config": [*_configs(folder / "config.toml")],
         "model": [said, *models],
     }
+    for name in payloads.READERS:
+        seeds[name] = [payloads.random_file(name, random.Random(seed)) for seed in range(8)]
     for name, contents in seeds.items():
         (folder / name / "seeds").mkdir()
         for number, content in enumerate(contents):

@@ -175,8 +175,12 @@ class WeightLayout:
         return [self.outputs, self.inputs, self.value_count, *([True] if self.transposed else [])]
 
     @classmethod
-    def load(cls, entry: object) -> WeightLayout:
+    def load(cls, entry: object, where: str) -> WeightLayout:
         """Return the layout that :meth:`dump` listed.
+
+        Args:
+            entry: The list.
+            where: Name of the weight or layer, for messages.
 
         Raises:
             CheckpointError: It is no such list, or no weight can have this layout.
@@ -189,7 +193,7 @@ class WeightLayout:
             or not sizes[2] <= sizes[0] * sizes[1] <= MAX_WEIGHTS
         ):
             raise CheckpointError(
-                f"{shortened(entry)} is not the layout of a compressed weight: "
+                f"{where}: {shortened(entry)} is not the layout of a compressed weight: "
                 "[outputs, inputs, stored values]"
             )
         return cls(*sizes, *flags)

@@ -21,7 +21,7 @@ def test_names():
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_layout_is_restored_from_its_dump(transposed):
     layout = WeightLayout(4, 8, 16, transposed=transposed)
-    assert WeightLayout.load(json.loads(json.dumps(layout.dump()))) == layout
+    assert WeightLayout.load(json.loads(json.dumps(layout.dump())), "a") == layout
     assert layout.shape == ((8, 4) if transposed else (4, 8))
 
 
@@ -72,8 +72,8 @@ def test_a_product_is_that_of_the_expanded_weight(kind):
     ids=str,
 )
 def test_a_list_that_is_no_layout_is_refused(entry):
-    with pytest.raises(CheckpointError, match="is not the layout of a compressed weight: "):
-        WeightLayout.load(entry)
+    with pytest.raises(CheckpointError, match=r"a: .* is not the layout of a compressed weight: "):
+        WeightLayout.load(entry, "a")
 
 
 @pytest.mark.parametrize(("kind", "corruption"), CASES, ids=str)
