@@ -58,8 +58,8 @@ class Status(NamedTuple):
     @classmethod
     def parse(cls, content: bytes) -> Status:
         """Return the status from the content of its key."""
-        *values, call = json.loads(content)
-        return cls(*values, call and Call(*call))
+        beat, host, process, size, call = json.loads(content)
+        return cls(beat, host, process, size, Call(*call) if call else None)
 
 
 class Heartbeat:

@@ -1,11 +1,17 @@
 """Join the processes that torchrun, accelerate or a scheduler started to one run."""
 
+from __future__ import annotations
+
 import os
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from prunekit.distributed.heartbeat import RESUME_HINT, Heartbeat
 from prunekit.distributed.ranks import SINGLE, Ranks, local_rank
 from prunekit.errors import ConfigError, RankError
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 COLLECTIVE_TIMEOUT = timedelta(days=30)
 """Timeout of collectives: practically none, as one rank may write or evaluate for long; failures
@@ -28,9 +34,6 @@ def join(device: str = "auto") -> Ranks:
     rank, size = _rank_and_size()
     if size == 1:
         return SINGLE
-    import torch
-    from torch import distributed
-
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
         store = _connect(rank)
@@ -43,20 +46,32 @@ def join(device: str = "auto") -> Ranks:
     # Detects failures from here on, including those while the ranks connect to each other.
     heartbeat = Heartbeat(store, rank, size, address)
     heartbeat.start()
-    heartbeat.wait_for_all(JOIN_SECONDS)
     ranks = Ranks(rank, size, heartbeat)
+    try:
+        heartbeat.wait_for_all(JOIN_SECONDS)
+        _connect_all(ranks, store, device)
+    except RankError as error:
+        heartbeat.report_failure(str(error))
+        raise
+    return ranks
+
+
+def _connect_all(ranks: Ranks, store: Store, device: str) -> None:
+    """Connect the ranks to each other, so that they can exchange tensors."""
+    import torch
+    from torch import distributed
+
     cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if cuda:
-        torch.cuda.set_device(local_rank(rank) % max(torch.cuda.device_count(), 1))
+        torch.cuda.set_device(local_rank(ranks.rank) % max(torch.cuda.device_count(), 1))
     with ranks.collective("connection of the ranks to each other"):
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
             store=distributed.PrefixStore("prunekit", store),  # pyright: ignore
-            rank=rank,
-            world_size=size,
+            rank=ranks.rank,
+            world_size=ranks.size,
             timeout=COLLECTIVE_TIMEOUT,
         )
-    return ranks
 
 
 def _rank_and_size() -> tuple[int, int]:
@@ -77,7 +92,7 @@ def _rank_and_size() -> tuple[int, int]:
     return rank, size
 
 
-def _connect(rank: int):  # noqa: ANN202  torch's stores have no public type
+def _connect(rank: int) -> Store:
     """Return the store where ranks meet; torchrun provides it, else rank 0 does."""
     from torch import distributed
 

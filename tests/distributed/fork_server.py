@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from socket import socket
 
+from tests.distributed.hosts import INTERFACE, Hosts, enter
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -30,14 +32,32 @@ class ForkServer:
             env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         )
 
-    def start(self, folder: Path, size: int, script: str, *arguments: object) -> "World":
+    def start(
+        self,
+        folder: Path,
+        size: int,
+        script: str,
+        *arguments: object,
+        hosts: Hosts | None = None,
+    ) -> "World":
         """Start ``size`` ranks that run ``script``, with output in ``folder``.
 
         The script's globals are ``rank``, ``arguments`` and ``code``, its exit code; None means 0.
+
+        Args:
+            folder: Gets standard output and error of each rank.
+            size: Number of ranks.
+            script: Source code.
+            arguments: Become strings.
+            hosts: Where the ranks are, in turn; all on this machine if left out.
         """
         folder.mkdir(parents=True, exist_ok=True)
         job = {"folder": str(folder), "size": size, "script": script}
-        return World(self, folder, self.request(job | {"arguments": [*map(str, arguments)]}))
+        job["arguments"] = [*map(str, arguments)]
+        if hosts:
+            job["hosts"] = [*zip(hosts.namespaces, hosts.names, strict=True)]
+            job["address"] = hosts.addresses[0]
+        return World(self, folder, self.request(job))
 
     def request(self, job: object) -> list[int]:
         assert self._process.stdin is not None
@@ -112,9 +132,12 @@ def _fork(rank: int, port: int, job: dict) -> int:
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(job["size"]),
-            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_ADDR": job.get("address", "127.0.0.1"),
             "MASTER_PORT": str(port),
         }
+    if hosts := job.get("hosts"):
+        enter(*hosts[rank % len(hosts)])
+        os.environ["GLOO_SOCKET_IFNAME"] = INTERFACE
     for number, ending in ((1, "out"), (2, "err")):
         name = f"{job['folder']}/{rank}.{ending}"
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
