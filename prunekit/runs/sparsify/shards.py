@@ -129,8 +129,9 @@ class ShardWriter:
         records = {layer["name"]: layer for layer in layers}
         for linear in block.pruned:
             record = records[linear.name]
-            layout = WeightLayout.load(record["stored"], record["tensor"]) if "stored" in record else None
-            weight = expand_weight(self._format, record["tensor"], written, layout)
+            stored, name = record.get("stored"), record["tensor"]
+            layout = None if stored is None else WeightLayout.load(stored, name)
+            weight = expand_weight(self._format, name, written, layout)
             self._weights.assign(loaded.module.get_submodule(linear.path), "weight", weight)
         if self._low_rank:
             file = self._adapter_file(block)
