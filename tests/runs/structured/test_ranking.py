@@ -59,7 +59,7 @@ def test_steps_rank_what_is_left_anew_and_end_at_the_same_count(llama, tmp_path)
 
 
 @pytest.mark.parametrize("uniform", [False, True])
-def test_units_of_all_kinds_go_until_the_budget_is_met(tmp_path, uniform):
+def test_units_of_all_kinds_go_until_the_budget_is_met(tmp_path, uniform, proof_in_process):
     """All kinds are rescored after each step.
 
     Parameters are counted in the output file.
