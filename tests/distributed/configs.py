@@ -11,7 +11,7 @@ from prunekit.config.load import load_config
 from prunekit.distributed.join import join
 
 # One rank and two then have the same batches and sum in the same order: ADMM may choose another
-# mask after a small difference, and salience weighs a token by those of its batch.
+# mask after a small difference.
 pipeline.BATCH_TOKENS["cpu"] = 4 * 24
 with join("cpu") as ranks:
     for path in arguments:

@@ -16,7 +16,8 @@ CASES = {
     "leave-one-out": {"method": "leave-one-out", **HEADS},
     "surgeon, both": {"method": "surgeon", "pattern": ["heads", "neurons"], "sparsity": 0.5},
     "obs, judged": {"method": "obs", **HEADS, "truth": True},
-    "salience": {"method": "salience", **NEURONS},
+    # Windows of two samples and a half: some are of one rank, some of two.
+    "salience": {"method": "salience", "window": 60, **NEURONS},
     "flap": {"method": "flap", **NEURONS},
     "output-norm": {"method": "output-norm", **NEURONS},
     "llm-pruner": {"method": "llm-pruner", **NEURONS},

@@ -63,8 +63,8 @@ def _observing(
 
 def inputs_and_gradients(
     gated: GatedModel, batch: Batch, *, outputs: bool
-) -> tuple[list[Float[Tensor, "B T I"]], list[Float[Tensor, "B T I"]], float]:
-    """Return readers' inputs, their gradients, and the number of predictions.
+) -> tuple[list[Float[Tensor, "B T I"]], list[Float[Tensor, "B T I"]], Float[Tensor, " B"]]:
+    """Return readers' inputs, their gradients, and each sample's number of predictions.
 
     The loss is summed over the predictions.
 
@@ -90,4 +90,4 @@ def inputs_and_gradients(
         loss, predictions = losses(gated.model, batch)
         observed = [tensors[group.name] for group in gated.groups]
         gradients = torch.autograd.grad(loss.sum(), observed)
-    return [each.detach() for each in observed], [*gradients], float(predictions.sum())
+    return [each.detach() for each in observed], [*gradients], predictions

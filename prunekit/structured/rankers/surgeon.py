@@ -67,7 +67,7 @@ class Surgeon(Ranker):
         predictions = 0.0
         for batch in gated.batches:
             _, gradients, count = inputs_and_gradients(gated, batch, outputs=True)
-            predictions += count
+            predictions += float(count.sum())
             for group, gradient in zip(gated.groups, gradients, strict=True):
                 rows = gradient.flatten(0, -2).double()
                 part = rows.T @ rows if self.full else rows.square().sum() / rows.shape[1]
