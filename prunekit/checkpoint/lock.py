@@ -97,4 +97,10 @@ def _has_ended(owner: dict[str, Any]) -> bool:
     process = owner.get("process")
     if not isinstance(process, int) or owner.get("host") != socket.gethostname():
         return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass
     return owner != _owner(process)

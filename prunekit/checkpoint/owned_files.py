@@ -39,7 +39,8 @@ def owned_files(folder: Path, entries: Entries) -> list[Path]:
         names += recorded_digests(values)
     names += _report_files(folder)
     files = [folder / name for name in dict.fromkeys(names) if _is_inside(name)]
-    files.sort(key=lambda file: file.name not in OPENED_FIRST)
+    order = {name: number for number, name in enumerate(OPENED_FIRST)}
+    files.sort(key=lambda file: order.get(file.name, len(order)))
     candidates = [each for file in files for each in (file, temporary_file(file))]
     for (kind, _), values in entries.items():
         if kind == RUN and _is_inside(values.get("folder")):

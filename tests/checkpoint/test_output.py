@@ -10,6 +10,7 @@ from prunekit.checkpoint.journal import JOURNAL
 from prunekit.checkpoint.output import OutputFolder
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.errors import ConfigError
+from tests.support import checkpoints
 
 
 def begun(folder, fingerprint="f", *, resume=False, overwrite=False):
@@ -97,5 +98,34 @@ def test_a_finished_folder_is_a_checkpoint(single, tmp_path):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"
     read = found.read(found.entries)
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
-    names = {path.name for path in found.companions}
-    assert names == {path.name for path in checkpoint.companions}
+    assert found.companion_names.keys() == checkpoint.companion_names.keys()
+
+
+def test_a_finished_folder_names_no_code_and_no_weights_of_the_input(single, tmp_path):
+    (single / "model.safetensors").rename(single / "x.safetensors")
+    checkpoints.configure(
+        single, auto_map={"AutoModel": "x.X"}, transformers_weights="x.safetensors"
+    )
+    for name in ("adapter_config.json", "old.index.json", "x.py", "additional_chat_templates/a.py"):
+        (single / name).parent.mkdir(exist_ok=True)
+        (single / name).write_text("{}")
+    (single / "additional_chat_templates/rag.jinja").write_text("x")
+    (single / "LICENSE").write_text("x")
+    settings = single / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"auto_map": ["x.X", None]}))
+    checkpoint = open_checkpoint(single)
+    output = begun(tmp_path / "out")
+    output.write_shard(1, checkpoint.read(checkpoint.entries))
+    output.finish(checkpoint, None)
+    output.close()
+    for name in ("config.json", "tokenizer_config.json"):
+        assert (
+            not {"auto_map", "transformers_weights"}
+            & json.loads((tmp_path / "out" / name).read_text()).keys()
+        )
+    written = {
+        path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*")
+    }
+    assert {"LICENSE", "additional_chat_templates/rag.jinja"} <= written
+    assert not {"adapter_config.json", "old.index.json", "x.py", "text.txt"} & written
+    assert "additional_chat_templates/a.py" not in written

@@ -1,0 +1,394 @@
+"""Faults injected into runs of one process: nothing is lost, and one clear error says so."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from prunekit.checkpoint import output
+from prunekit.checkpoint.journal import JOURNAL
+from prunekit.errors import CapacityError, ConfigError
+from prunekit.runs.sparsify.run import run
+from tests.distributed import configs
+from tests.distributed.fork_server import ForkServer
+from tests.support import checkpoints
+from tests.support.checkpoints import planned, same_bytes
+from tests.support.fault_table import record
+
+BLOCKS = 3
+CLI = """
+from prunekit.cli import main as cli
+code = cli.main(arguments)
+"""
+SLOW = """
+import time
+from prunekit.runs.sparsify import shards
+real = shards.ShardWriter.write_block
+def slow(self, *arguments, **options):
+    time.sleep(0.3)
+    return real(self, *arguments, **options)
+shards.ShardWriter.write_block = slow
+"""
+
+
+@pytest.fixture(scope="module")
+def fork_server():
+    made = ForkServer()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return checkpoints.write(tmp_path_factory.mktemp("model"), num_hidden_layers=BLOCKS)
+
+
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory):
+    """The output of a run without a fault."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    list(run(planned(model, folder)))
+    return folder
+
+
+@pytest.fixture
+def start(fork_server, tmp_path):
+    """Start a command in a process of its own."""
+    count = iter(range(100))
+
+    def begin(*arguments, script=""):
+        return fork_server.start(tmp_path / f"said-{next(count)}", 1, script + CLI, *arguments)
+
+    return begin
+
+
+@pytest.fixture
+def config(model, tmp_path):
+    """Return a function that writes a config with an output of that name."""
+
+    def write(name, **sections):
+        given = {"evaluate": None} | sections
+        return configs.write(tmp_path / f"{name}.toml", model, tmp_path / name, **given)
+
+    return write
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Return a function that mounts a small file system in memory."""
+    mounted = []
+
+    def mount(options):
+        folder = tmp_path / f"disk-{len(mounted)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if not shutil.which("mount") or subprocess.run(command, check=False).returncode:
+            pytest.skip("mount is not permitted here: a full disk is NOT tested")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came to that"
+        time.sleep(0.02)
+
+
+def blocks_done(folder):
+    journal = folder / JOURNAL
+    return journal.read_text().count('"kind": "block"') if journal.is_file() else 0
+
+
+# Disks and limits
+
+
+def fill(folder):
+    """Fill a file system to the last byte; return the file."""
+    file = folder / "ballast"
+    with file.open("wb", buffering=0) as stream:
+        try:
+            while stream.write(bytes(4096)) == 4096:
+                pass
+        except OSError:
+            pass
+    return file
+
+
+def test_a_full_disk_is_said_and_the_run_is_taken_up(model, whole, small_disk):
+    disk = small_disk("size=2m")
+    plan = planned(model, disk / "out")
+    ballast = []
+
+    def records():
+        for each in run(plan):
+            if each.kind == "block" and not ballast:
+                ballast.append(fill(disk))
+            yield each
+
+    with pytest.raises(CapacityError, match=r"the disk is full.*free some space, then run again"):
+        list(records())
+    assert not (disk / "out/config.json").exists()
+    ballast[0].unlink()
+    list(run(plan, resume=True))
+    same_bytes(disk / "out", whole)
+    record("disk", "no byte left after a block", "one error, exit 1; --resume: same bytes")
+
+
+def test_a_disk_without_room_for_more_files_is_said(model, whole, small_disk):
+    disk = small_disk("size=20m,nr_inodes=6")
+    plan = planned(model, disk / "out")
+    with pytest.raises(CapacityError, match="has no room for more files"):
+        list(run(plan))
+    subprocess.run(["mount", "-o", "remount,nr_inodes=100", str(disk)], check=True)
+    list(run(plan, resume=True))
+    same_bytes(disk / "out", whole)
+    record("disk", "no inode left after some files", "one error, exit 1; --resume: same bytes")
+
+
+def test_an_output_that_is_a_mount_is_overwritten(model, whole, small_disk):
+    disk = small_disk("size=20m")
+    list(run(planned(model, disk, prune={"pattern": "1:4"})))
+    list(run(planned(model, disk), overwrite=True))
+    same_bytes(disk, whole)
+    record("disk", "output is a mount, --overwrite", "same bytes; the mount stays")
+
+
+def test_an_output_that_is_a_link_is_overwritten(model, whole, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    list(run(planned(model, tmp_path / "link", prune={"pattern": "1:4"})))
+    list(run(planned(model, tmp_path / "link"), overwrite=True))
+    assert (tmp_path / "link").is_symlink()
+    same_bytes(tmp_path / "real", whole)
+    record("disk", "output is a link, --overwrite", "same bytes; the link stays")
+
+
+def test_a_limit_of_the_size_of_files_is_said(model, whole, tmp_path):
+    plan, before = planned(model, tmp_path / "out"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(CapacityError, match="files may not become that large"):
+            list(run(plan))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "out").glob(".*"))
+    list(run(plan, resume=True))
+    same_bytes(tmp_path / "out", whole)
+    record("limit", "size of files (RLIMIT_FSIZE)", "one error, exit 1; --resume: same bytes")
+
+
+# Signals and streams
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_after_the_block(start, config, tmp_path, number):
+    file = config("out")
+    world = start("run", file, "--quiet", script=SLOW)
+    until(lambda: blocks_done(tmp_path / "out") >= 1)
+    world.kill(0, number)
+    assert world.wait() == [128 + number]
+    assert "Stopping after the current block" in world.stderr(0)
+    assert f"To resume: prunekit run {file} --resume" in world.stderr(0)
+    assert 1 <= blocks_done(tmp_path / "out") < BLOCKS
+    start("run", file, "--quiet", "--resume").succeed()
+    start("run", config("other"), "--quiet").succeed()
+    same_bytes(tmp_path / "out", tmp_path / "other")
+    record("signal", f"{number.name} in a block", f"exit {128 + number}; --resume: same bytes")
+
+
+def test_a_second_signal_stops_at_once(start, config, tmp_path):
+    world = start("run", config("out"), "--quiet", script=SLOW.replace("0.3", "30"))
+    until((tmp_path / "out" / JOURNAL).is_file)
+    time.sleep(0.3)
+    world.kill(0, signal.SIGINT)
+    until(lambda: "same signal again" in world.stderr(0))
+    world.kill(0, signal.SIGINT)
+    assert world.wait() == [130]
+    assert time.monotonic() - world.began < 20
+    record("signal", "SIGINT twice", "exit 130 at once")
+
+
+def test_a_process_without_any_stream_writes_the_same(start, config, whole, tmp_path):
+    file = config("out", calibration={"samples": 4, "length": 12}, prune=WANDA)
+    script = """
+import os
+from prunekit.cli import streams
+for number in range(3):
+    os.close(number)
+streams.guard_streams()
+"""
+    start("run", file, script=script).succeed()
+    same_bytes(tmp_path / "out", whole)
+    record("streams", "stdin, stdout and stderr closed", "exit 0; same bytes")
+
+
+WANDA = {"method": "wanda", "pattern": "2:4"}
+
+
+def test_the_end_of_the_reader_of_its_output_does_not_end_a_run(start, config, whole, tmp_path):
+    """``prunekit run c.toml 2>&1 | head -1``: writing fails from then on."""
+    script = """
+import os
+from prunekit.cli import streams
+streams.guard_streams()
+read, write = os.pipe()
+os.dup2(write, 1), os.dup2(write, 2)
+os.close(read), os.close(write)
+"""
+    file = config("out", calibration={"samples": 4, "length": 12}, prune=WANDA)
+    start("run", file, script=script).succeed()
+    same_bytes(tmp_path / "out", whole)
+    record("streams", "SIGPIPE: the reader of stderr has ended", "exit 0; same bytes")
+
+
+def test_clocks_that_are_set_change_nothing(model, whole, tmp_path, monkeypatch):
+    now, ahead = time.time, [0]
+
+    def jump():
+        ahead[0] = 86400 - ahead[0]
+        return now() + ahead[0]
+
+    monkeypatch.setattr(time, "time", jump)
+    list(run(planned(model, tmp_path / "out")))
+    same_bytes(tmp_path / "out", whole)
+    record("clock", "set by a day, forth and back, at each look", "same bytes")
+
+
+# Kills of single steps
+
+
+@pytest.mark.parametrize("again", ["resume", "overwrite"])
+@pytest.mark.parametrize("moment", [0, 1, 2, 5, 9])
+def test_a_removal_that_is_cut_off_is_taken_up(model, whole, tmp_path, monkeypatch, moment, again):
+    folder = shutil.copytree(whole, tmp_path / "out")
+    (folder / "notes.md").write_text("mine")
+    unlink, count = Path.unlink, []
+
+    def cut_off(path, missing_ok=False):  # noqa: FBT002
+        count.append(path)
+        if len(count) > moment:
+            raise KeyboardInterrupt
+        unlink(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            list(run(planned(model, folder), overwrite=True))
+    assert not (folder / "config.json").exists() or moment == 0
+    list(run(planned(model, folder), **{again: True}))
+    same_bytes(folder, whole)
+    assert (folder / "notes.md").read_text() == "mine"
+    record("kill", "in the removal by --overwrite", "--resume and --overwrite: same bytes")
+
+
+@pytest.mark.parametrize("moment", range(4))
+def test_a_finish_that_is_cut_off_is_taken_up(model, whole, tmp_path, monkeypatch, moment):
+    write, count = output.write_atomically, []
+
+    def cut_off(file, content):
+        count.append(file)
+        if len(count) > moment:
+            raise KeyboardInterrupt
+        write(file, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "write_atomically", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            list(run(planned(model, tmp_path / "out")))
+    assert not (tmp_path / "out/config.json").exists()
+    list(run(planned(model, tmp_path / "out"), resume=True))
+    same_bytes(tmp_path / "out", whole)
+    record("kill", "while config, index and companions are written", "--resume: same bytes")
+
+
+DIES = """
+import os, signal
+from prunekit.checkpoint import output
+real, count = output.{name}, []
+def die(*arguments):
+    count.append(1)
+    if len(count) == {moment}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments)
+output.{name} = die
+"""
+
+
+@pytest.mark.parametrize(("name", "moment"), [("write_shard", 2), ("write_atomically", 2)])
+def test_a_conversion_that_was_killed_is_repeated(
+    start, whole, tmp_path, monkeypatch, name, moment
+):
+    arguments = "convert", str(whole), str(tmp_path / "out"), "--format", "2:4"
+    small = "from prunekit.inference import convert\nconvert.SHARD_BYTES = 5000\n"
+    assert start(*arguments, script=small + DIES.format(name=name, moment=moment)).wait() == [-9]
+    assert not (tmp_path / "out/config.json").exists()
+    other = start("convert", str(whole), str(tmp_path / "out"), "--format", "bitmask")
+    assert other.wait() == [2]
+    start(*arguments, script=small).succeed()
+    start("convert", str(whole), str(tmp_path / "new"), "--format", "2:4", script=small).succeed()
+    same_bytes(tmp_path / "out", tmp_path / "new")
+    assert not (tmp_path / "out" / JOURNAL).exists()
+    record("kill", "in a conversion", "the same command again: same bytes; another is refused")
+
+
+# Inputs that change
+
+
+@pytest.fixture
+def stopped(model, tmp_path):
+    """A copy of the model, and a run of it that stopped after a block."""
+    copy = shutil.copytree(model, tmp_path / "model")
+    evaluate = {"data": str(copy / "text.txt"), "length": 12, "windows": 2}
+    sections = {"evaluate": evaluate}
+    records = run(planned(copy, tmp_path / "out", **sections))
+    for each in records:
+        if each.kind == "block":
+            records.close()
+    return copy, sections
+
+
+def change(file, offset):
+    """Change a byte of a file, but neither its size nor its time."""
+    times = file.stat()
+    content = bytearray(file.read_bytes())
+    content[offset] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    ("name", "offset", "said"),
+    [
+        ("model.safetensors", -9, "was changed since the run began"),
+        ("text.txt", 5, "was begun with another config"),
+        ("config.json", -2, "was begun with another config"),
+    ],
+)
+def test_a_run_is_not_taken_up_with_another_input(stopped, tmp_path, name, offset, said):
+    copy, sections = stopped
+    if name == "config.json":
+        (copy / name).write_text((copy / name).read_text() + "\n")
+    else:
+        change(copy / name, offset)
+    with pytest.raises(ConfigError, match=said):
+        list(run(planned(copy, tmp_path / "out", **sections), resume=True))
+    record("input", f"{name} changed, same size and time", "--resume is refused, exit 2")
+
+
+def test_a_model_that_was_only_touched_is_taken_up(stopped, model, tmp_path):
+    copy, sections = stopped
+    os.utime(copy / "model.safetensors", (1, 1))
+    list(run(planned(copy, tmp_path / "out", **sections), resume=True))
+    list(run(planned(copy, tmp_path / "new", **sections)))
+    same_bytes(tmp_path / "out", tmp_path / "new")
+    record("input", "model.safetensors with another time only", "--resume: same bytes")
