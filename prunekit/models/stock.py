@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,8 @@ def main(request: str) -> None:
     """
     given = json.loads(request)
     if given["prunekit"]:
-        import prunekit  # noqa: F401  it registers its formats in transformers
+        # By name, since this file stands below it: it registers its formats in transformers.
+        import_module("prunekit")
     device_map = given["device_map"]
     if device_map:  # JSON made the GPU numbers strings
         budgets = device_map["max_memory"].items()
