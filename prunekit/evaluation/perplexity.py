@@ -23,7 +23,7 @@ from prunekit.checkpoint.reader import Checkpoint, open_checkpoint
 from prunekit.data.sources import title
 from prunekit.data.tokens import Tokens, evaluation_tokens
 from prunekit.distributed.ranks import SINGLE, Ranks
-from prunekit.errors import ConfigError
+from prunekit.errors import ConfigError, NumericsError
 from prunekit.models.devices import loss_dtype, resolve_device, stored_dtype
 from prunekit.models.empty_model import empty_model, max_tokens
 from prunekit.models.layout import is_causal_language_model, stack_runners
@@ -32,7 +32,7 @@ from prunekit.models.sequential.hidden_states import choose_offload, hidden_stat
 from prunekit.models.sequential.loaded_block import LoadedBlock
 from prunekit.models.sequential.pipeline import iterate_blocks, split_batches
 from prunekit.models.sequential.weights import Weights, loaded_weights
-from prunekit.models.vocabulary import load_tokenizer, output_heads
+from prunekit.models.vocabulary import load_tokenizer, output_heads, token_limit
 
 HEAD_TOKENS = 256
 """Positions whose logits are computed at once; the float32 logits of a whole window can be larger
@@ -63,6 +63,7 @@ class Evaluator:
 
         Raises:
             ConfigError: The model is not a causal language model, or windows have one token.
+            NumericsError: The loss is NaN or inf.
         """
         if not is_causal_language_model(self.model, self.stacks):
             raise ConfigError(
@@ -76,6 +77,11 @@ class Evaluator:
         own = tokens.ids[ranks.shard(len(tokens.ids))]
         loss = sum(ranks.all_gather_object(self._loss(own) if len(own) else 0.0))
         count = tokens.ids[:, 1:].numel()
+        if not math.isfinite(loss):
+            raise NumericsError(
+                f"{self.folder}: the loss of {type(self.model).__name__} is {loss}. Its weights "
+                f"are finite, so its hidden states overflow in {self.weights.dtype}."
+            )
         return {
             "metric": "perplexity",
             "value": perplexity_from_loss(loss, count),
@@ -165,12 +171,17 @@ def evaluate(
         device: Device as in a config.
         ranks: Ranks over which the windows are sharded.
     """
+    asked = {"model": path, "data": [*sources], "length": length, "windows": windows}
+    ranks.require_same({"job": "evaluate", **asked})
     checkpoint = open_checkpoint(checkpoint_folder(path))
+    ranks.require_same({"config.json": checkpoint.config})
     evaluator = Evaluator(checkpoint, ranks.local_device(resolve_device(device)))
     length = min(length, max_tokens(evaluator.model))
     tokenizer = load_tokenizer(checkpoint)
+    limit = token_limit(evaluator.model, [runner.module for runner in evaluator.stacks])
     results = []
     for source in sources:
-        tokens = evaluation_tokens(tokenizer, [source], length, windows)
+        tokens = evaluation_tokens(tokenizer, [source], length, windows, limit=limit)
+        ranks.require_same({"tokens": {source: tokens.digest}})
         results.append({"data": title(source), **evaluator.perplexity(tokens, ranks)})
     return results

@@ -9,7 +9,7 @@ import re
 import time
 from typing import TYPE_CHECKING
 
-from prunekit.errors import ConfigError
+from prunekit.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -84,9 +84,19 @@ def _multiplies_bfloat16() -> bool:
 
 
 def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """Return the floating-point dtype of most bytes in a checkpoint."""
+    """Return the floating-point dtype of most bytes in a checkpoint.
+
+    Raises:
+        CheckpointError: No tensor has a dtype that can be computed with.
+    """
+    from prunekit.checkpoint.header import FLOAT_DTYPES
+
     sizes: dict[torch.dtype, int] = {}
     for entry in checkpoint.entries.values():
-        if entry.dtype.is_floating_point:
+        if entry.dtype in FLOAT_DTYPES:
             sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.nbytes
+    if not sizes:
+        raise CheckpointError(
+            f"{checkpoint.folder}: holds no weight in float64, float32, float16 or bfloat16."
+        )
     return max(sizes, key=lambda dtype: sizes[dtype])

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from prunekit.checkpoint.header import TensorEntry
+from prunekit.checkpoint.header import FLOAT_DTYPES, TensorEntry
 from prunekit.checkpoint.reader import Checkpoint
 from prunekit.errors import CheckpointError
 from prunekit.models.experts import FUSED_PARTS, Expert
@@ -20,7 +20,8 @@ def stored_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, st
     not have, may omit tied weights, and may use names that transformers has since changed.
 
     Raises:
-        CheckpointError: A parameter is missing from the files or has another shape there.
+        CheckpointError: A parameter is missing from the files, or has another shape or a data
+            type there that cannot be computed with.
     """
     values = model.state_dict(keep_vars=True)
     found = {name: stored for stored, name in _renamed(model, checkpoint) if name in values}
@@ -40,7 +41,7 @@ def stored_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, st
             + f" that {type(model).__name__} needs. It is incomplete or of another architecture."
         )
     for name, stored in found.items():
-        _check_shape(name, values[name], stored, checkpoint)
+        _check_layout(name, values[name], stored, checkpoint)
     return found
 
 
@@ -97,8 +98,14 @@ def _renamed(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterator[tuple[s
         yield stored, name
 
 
-def _check_shape(name: str, value: Tensor, stored: str, checkpoint: Checkpoint) -> None:
+def _check_layout(name: str, value: Tensor, stored: str, checkpoint: Checkpoint) -> None:
     entry = checkpoint.entries[stored]
+    if isinstance(value, nn.Parameter) and entry.dtype not in FLOAT_DTYPES:
+        dtype = entry.unreadable or str(entry.dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"{entry.file}: {stored} is stored as {dtype}. A model can be run and pruned in "
+            "float64, float32, float16 and bfloat16; start from a checkpoint in one of these."
+        )
     if entry.shape != tuple(value.shape):
         raise CheckpointError(
             f"{entry.file}: {stored} has shape {list(entry.shape)}, but config.json makes "

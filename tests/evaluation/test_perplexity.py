@@ -8,7 +8,7 @@ from transformers import AutoModel
 
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.data.tokens import Tokens
-from prunekit.errors import CheckpointError, ConfigError
+from prunekit.errors import CheckpointError, ConfigError, NumericsError
 from prunekit.evaluation import perplexity
 from prunekit.evaluation.perplexity import Evaluator, evaluate, perplexity_from_loss
 from prunekit.models.layout import is_causal_language_model
@@ -44,6 +44,23 @@ def test_perplexity_is_that_of_the_whole_model(tmp_path, model_type, tokens):
     assert found["metric"] == "perplexity"
     assert found["tokens"] == 5 * 22
     assert found["value"] == pytest.approx(exact(tiny(model_type), tokens.ids), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_is_an_error(tmp_path, tokens, monkeypatch, loss):
+    found = evaluator(checkpoints.write(tmp_path))
+    monkeypatch.setattr(found, "_loss", lambda ids: loss)
+    with pytest.raises(NumericsError, match=r"the loss of LlamaForCausalLM is (nan|inf)\."):
+        found.perplexity(tokens)
+
+
+def test_a_token_that_the_model_lacks_is_named(tmp_path):
+    folder = checkpoints.write(tmp_path, vocab_size=20)
+    text = str(folder / "text.txt")
+    with pytest.raises(
+        ConfigError, match=r"text\.txt: the tokenizer makes '.+' token \d+, but the m"
+    ):
+        evaluate(str(folder), [text], 8, None, "cpu")
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 50, 4096])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prunekit.checkpoint.reader import open_checkpoint
-from prunekit.errors import ConfigError
+from prunekit.errors import CheckpointError, ConfigError
 from prunekit.models.devices import (
     compute_dtype,
     loss_dtype,
@@ -33,6 +33,16 @@ def test_blocks_run_in_the_stored_dtype_where_it_is_native(tmp_path, monkeypatch
     assert compute_dtype(stored, torch.device("cuda")) == torch.bfloat16
     assert loss_dtype(stored, CPU) == torch.float32
     assert loss_dtype(stored, torch.device("cuda")) == torch.bfloat16
+
+
+def test_what_cannot_be_computed_with_does_not_count(tmp_path):
+    folder = checkpoints.write(tmp_path, dtype=torch.float16)
+    held = checkpoints.tensors(folder)
+    checkpoints.save(folder, held | {"scales": torch.zeros(10**6).to(torch.float8_e5m2)})
+    assert stored_dtype(open_checkpoint(folder)) == torch.float16
+    checkpoints.save(folder, {"only": torch.arange(3)})
+    with pytest.raises(CheckpointError, match="holds no weight in float64, float32, float16 or"):
+        stored_dtype(open_checkpoint(folder))
 
 
 def test_a_device_that_is_not_available_is_refused(monkeypatch):

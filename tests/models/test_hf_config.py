@@ -1,12 +1,18 @@
 """Reading ``config.json``: no code of the model runs, impossible sizes are refused."""
 
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.errors import CheckpointError
 from prunekit.models.empty_model import empty_model
 from prunekit.models.hf_config import call_transformers, config_and_class
 from tests.support import checkpoints
+
+SMALL = {
+    "vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "num_key_value_heads": 1,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -31,6 +37,16 @@ def test_a_known_model_type_is_built_from_stock_code_even_beside_other_code(sing
     (single / "modeling_x.py").write_text("raise SystemExit\n")
     checkpoints.configure(single, auto_map={"AutoModelForCausalLM": "modeling_x.C"})
     assert type(empty_model(open_checkpoint(single))).__module__.startswith("transformers.")
+
+
+def test_a_count_that_its_class_has_by_default_is_no_claim(single):
+    config = AutoConfig.for_model("doge", **SMALL)
+    assert (config.num_experts, config.is_moe) == (16384, False)
+    AutoModelForCausalLM.from_config(config).save_pretrained(single / "doge")
+    assert empty_model(open_checkpoint(single / "doge")).config.num_experts == 16384
+    checkpoints.configure(single / "doge", num_experts=16385)
+    with pytest.raises(CheckpointError, match="num_experts is 16385, more than the files can"):
+        empty_model(open_checkpoint(single / "doge"))
 
 
 def test_an_unknown_class_is_named(single):
@@ -70,3 +86,32 @@ def test_any_exception_of_transformers_becomes_one_error_that_names_the_file(sin
         CheckpointError, match=r"config.json: transformers .* failed: KeyError: 'ro"
     ):
         call_transformers(open_checkpoint(single), "failed", fail)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_hidden_layers": 0},
+        {"num_hidden_layers": -1},
+        {"hidden_size": -1},
+        {"vocab_size": 2.5},
+        {"max_position_embeddings": -1},
+        {"sliding_window": "x"},
+        {"dtype": "int8"},
+        {"dtype": 3},
+        {"prunekit_kept": []},
+        {"rope_parameters": 3},
+        {"hidden_act": []},
+    ],
+    ids=str,
+)
+def test_values_that_no_model_has_are_refused_by_their_name(single, changes):
+    checkpoints.configure(single, **changes)
+    with pytest.raises(CheckpointError, match=rf"config.json: .*{[*changes][0]}|config.json: tran"):
+        empty_model(open_checkpoint(single))
+
+
+def test_a_config_that_asks_for_tuples_gives_outputs_by_name(single):
+    checkpoints.configure(single, return_dict=False)
+    config, _ = config_and_class(open_checkpoint(single))
+    assert config.return_dict

@@ -1,6 +1,9 @@
 """Token embeddings, output heads and tokenizers of tiny models."""
 
+import json
+
 import pytest
+import torch
 
 from prunekit.architectures import find_architecture
 from prunekit.checkpoint.reader import open_checkpoint
@@ -10,6 +13,7 @@ from prunekit.models.vocabulary import (
     input_embeddings,
     load_tokenizer,
     output_heads,
+    token_limit,
     vocabulary_modules,
 )
 from tests.support import checkpoints
@@ -48,3 +52,24 @@ def test_the_tokenizer_in_the_folder_is_loaded_or_its_absence_is_named(tmp_path)
         file.unlink()
     with pytest.raises(ConfigError, match="has no tokenizer that can be loaded"):
         load_tokenizer(checkpoint)
+
+
+@pytest.mark.parametrize("change", ['{"model": {"type": "New"}}', "{", "[]", ""])
+def test_a_tokenizer_that_is_damaged_or_newer_is_refused_with_the_versions(tmp_path, change):
+    folder = checkpoints.write(tmp_path)
+    said = json.loads((folder / "tokenizer.json").read_text())
+    change = json.dumps(said | json.loads(change)) if change.startswith('{"') else change
+    (folder / "tokenizer.json").write_text(change)
+    with pytest.raises(
+        ConfigError, match=r"can be loaded .* versions than transformers 5.* and tok"
+    ):
+        load_tokenizer(open_checkpoint(folder))
+
+
+def test_the_token_limit_is_that_of_the_smaller_matrix():
+    model = tiny("llama")
+    stacks = [runner.module for runner in stack_runners(model, find_architecture(model))]
+    assert token_limit(model, stacks) == 96
+    model.lm_head = torch.nn.Linear(32, 90)
+    assert token_limit(model, stacks) == 90
+    assert token_limit(model.base_model, stacks) == 96

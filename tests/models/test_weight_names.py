@@ -1,6 +1,7 @@
 """Names of parameters in a model and in its checkpoint."""
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
@@ -31,6 +32,16 @@ def test_a_config_of_another_size_is_refused(single):
     with pytest.raises(
         CheckpointError, match=rf"{WEIGHTS_FILE}: .* has shape .* belongs to another"
     ):
+        stored_names(empty_model(opened), opened)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.complex64])
+def test_a_weight_of_a_type_that_nothing_computes_with_is_refused(single, dtype):
+    name = "model.layers.1.mlp.up_proj.weight"
+    checkpoints.change(single, name, lambda weight: weight.to(dtype))
+    opened = open_checkpoint(single)
+    stored = str(dtype).removeprefix("torch.")
+    with pytest.raises(CheckpointError, match=rf"{WEIGHTS_FILE}: {name} is stored as {stored}\."):
         stored_names(empty_model(opened), opened)
 
 

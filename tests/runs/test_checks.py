@@ -10,7 +10,7 @@ import torch
 from prunekit.errors import CapacityError, ConfigError
 from prunekit.runs.checks import generation_memory
 from tests.support import checkpoints
-from tests.support.checkpoints import planned
+from tests.support.checkpoints import NOT_COPIED, planned
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,19 @@ def test_lengths_are_capped_at_what_the_model_takes_and_that_is_said(llama, outp
     assert plan.notes == (
         "calibration.length shortened from 4096 to 64 tokens, the most this model takes.",
         "evaluate.length shortened from 65 to 64 tokens, the most this model takes.",
+        NOT_COPIED,
     )
-    assert planned(llama, output, calibration={"length": 64}).notes == ()
+    assert planned(llama, output, calibration={"length": 64}).notes == (NOT_COPIED,)
+
+
+def test_a_run_that_reads_no_text_needs_no_tokenizer(tmp_path, output):
+    folder = checkpoints.write(tmp_path / "m")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    by_weight = {"method": "magnitude", "pattern": "2:4"}
+    assert planned(folder, output, calibration=None, prune=by_weight).tokenizer is None
+    with pytest.raises(ConfigError, match="has no tokenizer that can be loaded"):
+        planned(folder, output, prune=by_weight)
 
 
 def test_a_model_that_generates_no_text_cannot_calibrate_itself(tmp_path, output):

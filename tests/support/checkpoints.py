@@ -33,6 +33,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=made, **special)
 
 
+def templated(template: str | dict[str, str]) -> PreTrainedTokenizerFast:
+    """Return the tokenizer with a chat template."""
+    made = tokenizer()
+    made.chat_template = template
+    return made
+
+
 def write(
     folder: Path,
     model_type: str = "llama",

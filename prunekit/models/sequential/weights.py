@@ -33,6 +33,8 @@ class Weights:
         self.adapters: Mapping[str, Adapter] = {}
         self._fetch: Fetch | None = None
         self.stored = stored_names(model, checkpoint)
+        parameters = dict(model.named_parameters(remove_duplicate=False)).keys()
+        self._parameters = {self.stored[name] for name in parameters & self.stored.keys()}
         self._prefixes = {module: name for name, module in model.named_modules()}
         for module in model.modules():
             if _is_lookup(module):
@@ -43,18 +45,31 @@ class Weights:
         """Load a module's parameters and persistent buffers.
 
         ``without``: submodules that are left empty.
+
+        Raises:
+            NumericsError: A parameter holds NaN or inf.
         """
         excluded_modules = {child for excluded in without for child in excluded.modules()}
         stored_of = self._stored_names(module, excluded_modules)
         names = set(stored_of.values())
         tensors = self._take_fetched(names)
         tensors |= self.checkpoint.read(names - tensors.keys())
+        self.check_finite(tensors)
         for child, name, buffer in _buffers(module, excluded_modules):
             child._buffers[name] = buffer.to(self.device)
         for (child, name), stored in stored_of.items():
             self.assign(child, name, tensors[stored])
             if name == "weight" and (adapter := self.adapters.get(self._prefixes[child])):
                 weight_matrix(child).add_(adapter.product.to(self.device))
+
+    def check_finite(self, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse parameters that hold NaN or inf; buffers may, and tensors that are not used.
+
+        Raises:
+            NumericsError: A parameter holds NaN or inf.
+        """
+        for name in tensors.keys() & self._parameters:
+            self.checkpoint.check_finite(name, tensors[name])
 
     def fetch(self, module: nn.Module) -> None:
         """Prefetch the module that :meth:`load` will load next, in the background."""

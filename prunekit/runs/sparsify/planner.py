@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from fnmatch import fnmatch
 from functools import reduce
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -26,15 +26,16 @@ from prunekit.models.empty_model import checkpoint_from_config, empty_model, has
 from prunekit.models.layout import Block, Linear, LinearSelection, list_blocks, stack_runners
 from prunekit.models.memory import local_processes
 from prunekit.models.sequential.block_runner import StackRunner
-from prunekit.models.vocabulary import load_tokenizer
 from prunekit.models.weight_names import stored_names
 from prunekit.patterns.base import Grouped
 from prunekit.runs.checks import (
     cap_lengths,
     check_disk,
     check_generates_text,
+    check_output_path,
     check_perplexity,
     generation_memory,
+    text_tokenizer,
 )
 from prunekit.runs.sparsify.plan import Plan, Preflight, available_memory, requested_placement
 from prunekit.sparsify.memory_estimate import Memory, estimate_memory
@@ -85,7 +86,7 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
         model=source.model,
         architecture=source.architecture,
         # Nothing is tokenized for a plan that is only shown.
-        tokenizer=cast("Any", None) if source.config_only else load_tokenizer(source.checkpoint),
+        tokenizer=text_tokenizer(config, None if source.config_only else source.checkpoint),
         stacks=source.stacks,
         blocks=blocks,
         recipe=recipe,
@@ -97,7 +98,12 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
         memory=_memory(config, source, recipe, inputs, preflight),
         work=estimate_work(blocks, recipe, inputs),
         traffic=estimate_traffic(blocks, recipe, inputs),
-        notes=(*notes, *_order_notes(recipe), *_layer_notes(source)),
+        notes=(
+            *notes,
+            *_order_notes(recipe),
+            *_layer_notes(source),
+            *source.checkpoint.check_copyable(),
+        ),
         ranks=ranks,
         preflight=preflight,
     )
@@ -111,6 +117,8 @@ def _open(config: Config, preflight: Preflight | None) -> _Source:
     folder = checkpoint_folder(config.model.path, config.model.revision)
     config_only = preflight is not None and not has_weights(folder)
     checkpoint = checkpoint_from_config(folder) if config_only else open_checkpoint(folder)
+    if not config_only:
+        check_output_path(config, checkpoint)
     model = empty_model(checkpoint)
     architecture = find_architecture(model)
     stacks = stack_runners(model, architecture)

@@ -6,6 +6,7 @@ from transformers import AutoModel
 
 from prunekit.checkpoint.adapter import Adapter
 from prunekit.checkpoint.reader import open_checkpoint
+from prunekit.errors import NumericsError
 from prunekit.models.empty_model import empty_model
 from prunekit.models.orientation import weight_matrix
 from prunekit.models.sequential.weights import Weights, loaded_weights
@@ -36,6 +37,29 @@ def test_what_was_fetched_to_the_device_is_what_is_loaded(llama, monkeypatch):
     assert torch.equal(block.mlp.up_proj.weight, stored + 1)
     weights.load(block)  # the second load has no prefetched tensors
     assert torch.equal(block.mlp.up_proj.weight, stored)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]
+)
+def test_nan_outside_of_the_blocks_is_named_when_it_is_loaded(tmp_path, name):
+    folder = checkpoints.write(tmp_path)
+
+    def spoil(weight):
+        weight.flatten()[-1] = torch.nan
+
+    checkpoints.change(folder, name, spoil)
+    checkpoint = open_checkpoint(folder)
+    model = empty_model(checkpoint)
+    weights = Weights(model, checkpoint, torch.float32, CPU)
+    with pytest.raises(NumericsError, match=rf"model\.safetensors: {name}: 1 of its "):
+        weights.load(model.get_submodule(name.removesuffix(".weight")))
+
+
+def test_buffers_and_unused_tensors_may_hold_inf(llama):
+    checkpoint = open_checkpoint(llama)
+    weights = Weights(empty_model(checkpoint), checkpoint, torch.float32, CPU)
+    weights.check_finite({"unused": torch.full((2,), torch.inf)})
 
 
 def test_names_of_bare_prefixed_tied_and_old_checkpoints_are_found(tmp_path, ids):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from prunekit.errors import NumericsError
 from prunekit.models.sequential.pipeline import load_blocks
 from prunekit.runs.sparsify.run import SparsifyRun, run
 from prunekit.runs.sparsify.shards import compressed_layouts
@@ -40,6 +41,38 @@ def test_layouts_are_of_the_layers_that_are_compressed(finished):
     compressed = plan.config.output.format != "dense"
     assert len(layouts) == compressed * len(report["layers"])
     assert all(f"{name}.weight" in plan.checkpoint.entries for name in layouts)
+
+
+FOREIGN = {
+    "a.scale": torch.arange(4).to(torch.float8_e4m3fn),
+    "b.freqs": torch.tensor([1 + 2j, 3j]),
+    "c.codes": torch.tensor([2**31, 7], dtype=torch.uint32),
+    "d.half": torch.tensor([0.5, torch.inf]).half(),
+}
+BY_WEIGHT = {"method": "magnitude", "pattern": "2:4"}
+
+
+def test_tensors_that_nothing_uses_are_the_same_bytes_whatever_their_type(tmp_path):
+    folder = checkpoints.write(tmp_path / "m", dtype=torch.bfloat16)
+    checkpoints.save(folder, tensors(folder) | FOREIGN)
+    list(run(planned(folder, tmp_path / "out", calibration=None, prune=BY_WEIGHT)))
+    written = tensors(tmp_path / "out")
+    for name, value in FOREIGN.items():
+        assert written[name].dtype == value.dtype, name
+        assert torch.equal(written[name].view(torch.uint8), value.view(torch.uint8)), name
+
+
+def test_nan_outside_of_the_blocks_ends_a_run_that_needs_no_text(tmp_path):
+    folder = checkpoints.write(tmp_path / "m")
+    checkpoints.change(
+        folder,
+        "model.embed_tokens.weight",
+        lambda rows: rows.index_fill_(0, torch.tensor([95]), torch.nan),
+    )
+    records = run(planned(folder, tmp_path / "out", calibration=None, prune=BY_WEIGHT))
+    with pytest.raises(NumericsError, match=r"model\.embed_tokens\.weight: 32 of its 3072 values"):
+        list(records)
+    assert not list((tmp_path / "out").glob("*.safetensors"))
 
 
 def test_the_first_shard_holds_what_is_outside_blocks(finished):
