@@ -113,7 +113,7 @@ def draw_plot(results: SpeedResults) -> str:
     axes.set(ylabel="speed, dense = 1", title=f"{results.device}, {results.dtype}")
     axes.legend(fontsize="small")
     stream = io.StringIO()
-    figure.savefig(stream, format="svg")
+    figure.savefig(stream, format="svg", metadata={"Date": None})
     return stream.getvalue()
 
 
