@@ -3,15 +3,18 @@
 The hosts are network namespaces of this machine, so the tests need its administrator.
 """
 
+import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from typing import NamedTuple
 
 import pytest
 
 from tests.distributed import configs
-from tests.distributed.hosts import Hosts
+from tests.distributed.hosts import INTERFACE, Hosts
 from tests.distributed.phases import CLI, PATIENCE, PHASES, stop_in
 from tests.distributed.test_faults import IN_TIME, same_bytes, until
 from tests.support import checkpoints
@@ -80,10 +83,10 @@ def is_named(world, codes, case):
         assert "Traceback" not in said
         if rank % case.count != case.lost:
             assert code == 1, said
-            assert f"rank {case.lost} on host{case.lost}" in said
+            assert f" on host{case.lost}" in said
         elif code != -signal.SIGKILL:
             assert code == 1, said
-            assert re.search(rf"rank \d on host[^{case.lost}]", said)
+            assert re.search(rf" on host[^{case.lost}]", said)
 
 
 class Case(NamedTuple):
@@ -186,3 +189,50 @@ def test_a_host_that_never_joins_is_named(start, hosts, tmp_path):
     assert "rank 2 of 3 did not reach rank 0 at 10.77.0.1:" in world.stderr(2)
     assert not (tmp_path / "out").exists()
     record("hosts", "host 2 of 3 does not join", "all end and name it; nothing is written")
+
+
+TORCHRUN = """
+import os, sys
+rank, arguments = int(os.environ["RANK"]), sys.argv[1:]
+{stop}{cli}
+sys.exit(code)
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("lost", [None, 0, 1])
+def test_torchrun_over_two_hosts(start, hosts, whole, tmp_path, lost):
+    """With processes of their own, which also have to get through the end of the interpreter."""
+    script, config = tmp_path / "ranks.py", tmp_path / "c.toml"
+    stop = "" if lost is None else stop_in("prune", tmp_path)
+    script.write_text(TORCHRUN.format(stop=stop, cli=CLI))
+    address = ("--master-addr", hosts[2].addresses[0], "--master-port", "29500")
+    options = ("--nnodes", "2", "--nproc-per-node", "1", *address)
+    launchers = []
+    for number in range(2):
+        torchrun = (sys.executable, "-m", "torch.distributed.run", *options)
+        given = (*torchrun, "--node-rank", str(number), str(script), str(config))
+        launchers.append(
+            subprocess.Popen(
+                hosts[2].command(number, *given),
+                env=os.environ | {"GLOO_SOCKET_IFNAME": INTERFACE, "OMP_NUM_THREADS": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    if lost is None:
+        assert [(each.communicate()[1], each.returncode)[1] for each in launchers] == [0, 0]
+    else:
+        until(lambda: any(path.name.startswith("reached") for path in tmp_path.iterdir()), 120)
+        began = time.monotonic()
+        with hosts[2].cut_off(lost):
+            (tmp_path / "go").touch()
+            said = [each.communicate()[1] for each in launchers]
+        assert time.monotonic() - began < IN_TIME
+        assert all(each.returncode for each in launchers)
+        assert f"rank {lost} on host{lost}" in said[1 - lost]
+        start(0, 1, "--resume").succeed()
+        record("hosts", f"host {lost} of 2 under torchrun is cut off", "all end within a minute")
+    same_bytes(tmp_path / "out", whole)
