@@ -127,8 +127,9 @@ def load_bitmask(
     """Load columns ``8 * start`` and on of rows ``o``.
 
     ``offset`` [TILE_O], at least 0, is the index of the first kept weight of these columns in each
-    row. Nothing is read beyond the K values, whatever bits and offsets say: such weights are 0.
-    Returns the weights [TILE_O, 8 * TILE_B] and the offsets of the next columns.
+    row. Nothing is read beyond the K values, whatever bits and offsets say: columns of a row whose
+    weights would end there are 0. Returns the weights [TILE_O, 8 * TILE_B] and the offsets of the
+    next columns.
     """
     byte = start + tl.arange(0, TILE_B)
     ptrs = keep_ptr + o[:, None] * stride_keep_o + byte[None, :].to(tl.int64) * stride_keep_b
@@ -138,12 +139,13 @@ def load_bitmask(
     before = tl.cumsum(counts, 1) - counts  # kept in earlier bytes
     bit = tl.arange(0, 8)[None, None, :]
     within = ones(bits[:, :, None] & ((1 << bit) - 1))  # kept in earlier bits
-    place = before[:, :, None] + within
-    left = tl.minimum(K - offset, 8 * TILE_B).to(tl.int32)  # 32 bits: compared for each weight
-    keep = (((bits[:, :, None] >> bit) & 1) != 0) & (place < left[:, None, None])
-    index = offset[:, None, None] + place.to(tl.int64)
+    total = tl.sum(counts, 1).to(tl.int64)
+    # Checked by row, not by weight: that costs no register and no instruction per weight.
+    held = (offset + total <= K)[:, None, None]
+    keep = (((bits[:, :, None] >> bit) & 1) != 0) & held
+    index = offset[:, None, None] + (before[:, :, None] + within).to(tl.int64)
     weight = tl.load(values_ptr + index, keep, other=0.0)  # [TILE_O, TILE_B, 8]
-    return tl.reshape(weight, (TILE_O, 8 * TILE_B)), offset + tl.sum(counts, 1).to(tl.int64)
+    return tl.reshape(weight, (TILE_O, 8 * TILE_B)), offset + total
 
 
 @triton.jit
