@@ -114,7 +114,7 @@ def verify(model: Path, /) -> int:
 
 @app.command
 def convert(source: Path, target: Path, /, *, format: str) -> None:  # noqa: A002  the option's name
-    """Convert a checkpoint to another storage format; the weights stay the same.
+    """Convert a checkpoint to another storage format without changing any weight.
 
     Args:
         source: A checkpoint folder.
@@ -248,3 +248,5 @@ def _print_conversion(result: "Conversion") -> None:
         for name, reason in [*result.dense.items()][:3]:
             print_line(f"  dense: {name}: {reason}")
         print_line("  To load it in Python: import prunekit, then transformers as ever.")
+    for note in result.notes:
+        print_line(f"  {note}")

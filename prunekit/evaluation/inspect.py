@@ -1,10 +1,12 @@
 """Sparsity, pattern and format of the matrices in a checkpoint."""
 
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from prunekit.checkpoint.header import FLOAT_DTYPES, TensorEntry
 from prunekit.checkpoint.hub import checkpoint_folder
 from prunekit.checkpoint.reader import open_checkpoint
 
@@ -22,8 +24,10 @@ def inspect(path: str | Path) -> list[dict[str, Any]]:
     checkpoint = open_checkpoint(checkpoint_folder(str(path)))
     matrices = []
     for name, entry in checkpoint.entries.items():
-        if entry.dtype.is_floating_point and len(entry.shape) >= 2:
+        if _is_matrix(entry):
             tensor, packed = checkpoint.read([name])[name], checkpoint.compressed.get(name)
+            if entry.dtype not in FLOAT_DTYPES:
+                tensor = tensor.float()  # torch counts no zeros in types of eight bits
             zeros = tensor.numel() - int(tensor.count_nonzero())
             matrices.append(
                 {
@@ -36,6 +40,12 @@ def inspect(path: str | Path) -> list[dict[str, Any]]:
                 }
             )
     return matrices
+
+
+def _is_matrix(entry: TensorEntry) -> bool:
+    """Return whether a tensor is a matrix of floating-point numbers of at least a byte each."""
+    whole = entry.nbytes == prod(entry.shape) * entry.dtype.itemsize
+    return entry.dtype.is_floating_point and len(entry.shape) >= 2 and whole
 
 
 def _n_of_m(tensor: Tensor) -> str | None:

@@ -45,6 +45,7 @@ class Conversion:
         dense: Reason for each linear that is stored dense.
         before: Bytes of all tensors in the source.
         after: Bytes of all tensors in the output.
+        notes: Notes about files that were not copied.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class Conversion:
     dense: dict[str, str]
     before: int
     after: int
+    notes: tuple[str, ...] = ()
 
 
 def convert(source: Path, target: Path, name: str) -> Conversion:
@@ -96,8 +98,8 @@ def open_legacy(folder: Path) -> Checkpoint:
     config = read_config(folder)
     where, storage = folder / "config.json", _legacy_storage(config)
     sparsity = storage.get("sparsity_config") or storage
-    layout = sparsity.get("format")
-    if layout not in LEGACY:
+    layout = sparsity.get("format") if isinstance(sparsity, dict) else sparsity
+    if not isinstance(layout, str) or layout not in LEGACY:
         raise CheckpointError(
             f"{where}: names no sparse format of compressed-tensors (found {layout!r}; "
             f"known: {', '.join(LEGACY)}). For other checkpoints use prunekit convert."
@@ -112,34 +114,37 @@ def open_legacy(folder: Path) -> Checkpoint:
         for key, value in config.items()
         if key not in {"sparsity_config", "compression_config", "quantization_config"}
     }
-    return with_compressed(folder, config, _legacy_weights(folder, format_named(LEGACY[layout])))
+    packed = _legacy_weights(folder, config, format_named(LEGACY[layout]))
+    return with_compressed(folder, config, packed)
 
 
 def _legacy_storage(config: dict[str, Any]) -> dict[str, Any]:
     """Return the compressed-tensors config, whose key depends on the release."""
     for key in ("quantization_config", "compression_config"):
         if storage := config.get(key):
-            return storage
+            return storage if isinstance(storage, dict) else {"sparsity_config": storage}
     return {"sparsity_config": config.get("sparsity_config") or {}}
 
 
-def _legacy_weights(folder: Path, kind: Format) -> dict[str, CompressedWeight]:
-    files, packed = read_entries(folder), {}
-    for name, entry in files.items():
-        layer = name.removesuffix(".compressed")
-        if layer == name:
-            continue
+def _legacy_weights(
+    folder: Path, config: dict[str, Any], kind: Format
+) -> dict[str, CompressedWeight]:
+    files = read_entries(folder, config)
+    layers = [name.removesuffix(".compressed") for name in files if name.endswith(".compressed")]
+    if not layers:
+        raise CheckpointError(f"{folder}: config.json says sparse, but no weight is compressed.")
+    for layer in layers:
         if f"{layer}.weight" in files:
             raise CheckpointError(f"{folder}: holds {layer}.weight both dense and compressed.")
-        shape = f"{layer}.shape"
-        if shape not in files or prod(files[shape].shape) != 2:
-            raise CheckpointError(f"{folder}: {shape}, a part of {name}, is missing or no shape.")
-        sizes = Checkpoint(folder, {}, files, files).read([shape])[shape].flatten().tolist()
-        layout = WeightLayout.load([*sizes, prod(entry.shape)], f"{folder}: {name}")
+        if f"{layer}.shape" not in files or prod(files[f"{layer}.shape"].shape) != 2:
+            raise CheckpointError(f"{folder}: {layer}.shape is missing, or is not two numbers.")
+    shapes = Checkpoint(folder, {}, files, files).read([f"{layer}.shape" for layer in layers])
+    packed = {}
+    for layer in layers:
+        sizes, kept = shapes[f"{layer}.shape"].flatten(), prod(files[f"{layer}.compressed"].shape)
+        layout = WeightLayout.load([*sizes.tolist(), kept], f"{folder}: {layer}")
         parts = {part: f"{layer}.{LEGACY_PARTS[part]}" for part in kind.parts}
-        packed[f"{layer}.weight"] = CompressedWeight(kind, layout, parts, (shape,))
-    if not packed:
-        raise CheckpointError(f"{folder}: config.json says sparse, but no weight is compressed.")
+        packed[f"{layer}.weight"] = CompressedWeight(kind, layout, parts, (f"{layer}.shape",))
     return packed
 
 
@@ -151,6 +156,7 @@ def _convert(checkpoint: Checkpoint, target: Path, kind: Format) -> Conversion:
     cut_off = _was_cut_off(target, job)
     if existing == target and any(target.iterdir()) and not cut_off:
         raise ConfigError(f"{target}: is not empty; choose another folder.")
+    notes = tuple(checkpoint.check_copyable())
     linears = _linears(checkpoint)
     groups = list(_groups(checkpoint))
     output = OutputFolder(target, len(groups))
@@ -170,7 +176,7 @@ def _convert(checkpoint: Checkpoint, target: Path, kind: Format) -> Conversion:
         output.close()
     before = sum(entry.nbytes for entry in checkpoint.file_entries.values())
     after = sum(entry.nbytes for entry in open_checkpoint(target).file_entries.values())
-    return Conversion(target, compressed, dense, before, after)
+    return Conversion(target, compressed, dense, before, after, notes)
 
 
 def _was_cut_off(target: Path, job: str) -> bool:

@@ -39,3 +39,12 @@ def test_the_sparsest_pattern_that_holds_is_named(tmp_path):
         "none": None,
         "odd": None,
     }
+
+
+def test_types_of_eight_bits_are_counted_and_smaller_ones_left_out(tmp_path):
+    folder = checkpoints.write(tmp_path)
+    eight = torch.tensor([[0, 1.0, 0, 2]]).to(torch.float8_e4m3fn)
+    four = torch.zeros(2, 2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    checkpoints.save(folder, {"eight": eight, "four": four, "complex": torch.zeros(2, 2).cfloat()})
+    (found,) = inspect(folder)
+    assert (found["name"], found["dtype"], found["sparsity"]) == ("eight", "float8_e4m3fn", 0.5)

@@ -154,6 +154,18 @@ def test_nothing_fits(written, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_not_copied_is_said_and_what_cannot_be_is_refused_first(tmp_path, capsys):
+    folder, out = checkpoints.write(tmp_path / "m"), tmp_path / "out"
+    (folder / "LICENSE").write_text("x")
+    assert main(["convert", str(folder), str(out), "--format", "dense"]) == 0
+    assert checkpoints.NOT_COPIED in capsys.readouterr().out
+    assert (out / "LICENSE").is_file()
+    (folder / "chat_template.jinja").symlink_to("gone")
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: cannot be read"):
+        convert(folder, tmp_path / "other", "dense")
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_folder_in_use_is_left_alone(written, tmp_path):
     with pytest.raises(ConfigError, match="is not empty; choose another folder"):
         convert(written / "2:4", written / "dense", "dense")
@@ -265,6 +277,15 @@ def test_other_checkpoints_are_not_migrated(llama, tmp_path):
         migrate(llama / "dense", tmp_path / "out", "dense")
 
 
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config", "sparsity_config"])
+@pytest.mark.parametrize("value", ["x", 3, [1], {"format": ["x"]}, {"sparsity_config": 3}], ids=str)
+def test_a_storage_config_of_any_kind_is_one_error(llama, tmp_path, key, value):
+    source = shutil.copytree(llama / "dense", tmp_path / "m")
+    checkpoints.configure(source, **{key: value})
+    with pytest.raises(CheckpointError, match="names no sparse format"):
+        migrate(source, tmp_path / "out", "dense")
+
+
 @pytest.fixture
 def old(tmp_path):
     """A function that writes a layer of compressed-tensors, without its model."""
@@ -298,7 +319,7 @@ def test_corrupt_layers_are_not_migrated(old, kind, corruption):
 )
 def test_a_shape_that_is_none_of_the_layer_is_refused(old, kind, shape):
     folder = old(kind, lambda tensors: tensors | {"a.shape": torch.tensor(shape)})
-    with pytest.raises(CheckpointError, match=r"a\.(shape|compressed|weight)"):
+    with pytest.raises(CheckpointError, match=r"a\.(shape|weight)|: a: .* is not the layout"):
         open_legacy(folder).read(["a.weight"])
 
 
