@@ -45,7 +45,10 @@ class Adapter:
 
 
 def file_names(blocks: Iterable[str]) -> list[str]:
-    """Return the names of the files of an adapter and, until it is whole, of its blocks."""
+    """Return the names of all files that hold an adapter.
+
+    Until the adapters of all blocks are merged, each block has a file of its own.
+    """
     parts = [f"{block}.safetensors" for block in blocks]
     return [f"{FOLDER}/{name}" for name in (*parts, FILE, CONFIG) if parts]
 
@@ -65,7 +68,10 @@ def write_block(folder: Path, block: str, found: Mapping[str, Adapter]) -> Path:
 
 
 def read_block(file: Path, block: str) -> dict[str, Adapter]:
-    """Return the adapters of a block, by name of the linear, from its file or the whole one."""
+    """Return the adapters of a block, by name of the linear.
+
+    ``file`` is that of the block or the merged one.
+    """
     adapters = _adapters(load_file(file))
     return {name: adapter for name, adapter in adapters.items() if name.startswith(f"{block}.")}
 
@@ -77,7 +83,7 @@ def read(folder: Path) -> dict[str, Adapter]:
 
 
 def merge(folder: Path, blocks: Mapping[str, Path]) -> Path:
-    """Merge the adapters of all blocks into the one that peft opens; return its file.
+    """Merge the adapters of all blocks; return the file that peft opens.
 
     Args:
         folder: Folder of the checkpoint.

@@ -65,13 +65,13 @@ def temporary_file(file: Path) -> Path:
 
 
 def flush_folder(folder: Path) -> None:
-    """Flush the names in a folder to disk, where the file system offers that."""
+    """Flush the names in a folder to disk, where possible."""
     with _where_offered():
         _fsync(folder)
 
 
 def missing_guarantees(folder: Path) -> list[str]:
-    """Return notes on what the file system of a folder does not offer."""
+    """Return notes on guarantees that a folder's file system lacks."""
     notes = []
     try:
         _fsync(folder)
@@ -99,7 +99,7 @@ def _replace_atomically(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def report_full_disk(folder: Path) -> Iterator[None]:
-    """Turn the failure of a write into an error that says how to continue.
+    """Turn a failed write into an error that says how to continue.
 
     Raises:
         CapacityError: The file system refused a write, as if the disk or quota is full.
@@ -118,7 +118,10 @@ def report_full_disk(folder: Path) -> Iterator[None]:
 
 
 def _error_number(error: OSError | SafetensorError) -> int | None:
-    """Return the system's number of an error, which safetensors has in its message only."""
+    """Return the system's number of an error.
+
+    safetensors has it in its message only.
+    """
     if isinstance(error, OSError):
         return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error))

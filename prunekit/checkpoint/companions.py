@@ -1,7 +1,7 @@
-"""Files beside config and weights that belong to a checkpoint, and those that do not.
+"""Companions: files besides config and weights that a checkpoint needs.
 
-Companions are copied into the output: tokenizer, processors, generation settings, chat templates,
-licences. Everything else stays behind, among it what would be wrong beside pruned weights:
+They are copied into the output: tokenizer, processors, generation settings, chat templates,
+licences. All other files are not, among them those that would be wrong with pruned weights:
 adapters, indices, weights in other formats, training states, and code, which is never run.
 """
 
@@ -61,7 +61,10 @@ def companions(folder: Path) -> list[Path]:
 
 
 def companion_content(path: Path) -> bytes:
-    """Return the content of a companion, without references to code that is not copied."""
+    """Return the content of a companion, without references to own code.
+
+    The code in a checkpoint is not copied.
+    """
     content = path.read_bytes()
     if path.suffix != ".json" or CODE_KEY.encode() not in content:
         return content
@@ -75,12 +78,12 @@ def companion_content(path: Path) -> bytes:
 
 
 def without_code(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of a JSON file but for the one that names code."""
+    """Return the entries of a JSON file, except references to code."""
     return {key: value for key, value in values.items() if key != CODE_KEY}
 
 
 def companion_notes(folder: Path, copied: set[Path]) -> Iterator[str]:
-    """Yield notes about the files that stay behind.
+    """Yield notes about the files that are not copied.
 
     Args:
         folder: Folder of the checkpoint.
@@ -117,7 +120,7 @@ def _is_companion(path: Path) -> bool:
 
 
 def _check_readable(path: Path) -> None:
-    # A named pipe would be waited for.
+    # Opening a named pipe would block.
     reason = "" if is_file(path) else "it is no file, or a link to nothing"
     if not reason:
         try:
@@ -132,7 +135,10 @@ def _check_readable(path: Path) -> None:
 
 
 def _names_own_code(references: Any) -> bool:  # noqa: ANN401  as parsed
-    """Return whether an ``auto_map`` names files of this folder, not of another repository."""
+    """Return whether an ``auto_map`` names code in the checkpoint itself.
+
+    Names of code in another repository hold "--".
+    """
     classes = references.values() if isinstance(references, dict) else [references]
     flat = [
         name for each in classes for name in (each if isinstance(each, list | tuple) else [each])

@@ -31,7 +31,7 @@ class CompressedWeight:
     metadata: tuple[str, ...] = ()
 
     def check_entries(self, where: object, name: str, files: "Mapping[str, TensorEntry]") -> None:
-        """Check by the headers of files that they hold all parts, in their types and shapes.
+        """Check existence, types and shapes of the parts by file headers.
 
         Args:
             where: Folder, for messages.
@@ -92,7 +92,7 @@ def compress_weight(
 ) -> tuple[dict[str, "Tensor"], WeightLayout | None]:
     """Return the tensors to store for a weight, and its layout.
 
-    A weight that the format cannot store, or not smaller, stays dense; its layout is None.
+    A weight that the format cannot store, or not smaller, is stored dense; its layout is None.
 
     Args:
         kind: Storage format.

@@ -1,7 +1,8 @@
-"""Journal of a run: one JSON line an entry, appended once the work that it names is on disk.
+"""Journal of a run: one JSON line per entry.
 
-A line carries its own checksum, so that one that is cut, altered or of another program is told from
-an entry; it is dropped with all that follow, and their work is repeated.
+An entry is appended once the work that it names is on disk. Each line carries its own checksum. The
+first line that is cut off, altered or written by another program is dropped with all that follow,
+and their work is repeated.
 """
 
 import json
@@ -104,7 +105,7 @@ class Journal:
         with report_full_disk(self.folder):
             file = path.open("ab")
         try:
-            # Both names of the file have one owner, so that it stays when the file is renamed.
+            # One owner holds the lock under both names of the file, also after it is renamed.
             lock = self._lock if self._lock and self._lock.owner_file else FileLock(file, self.path)
         except LockedError as error:
             file.close()
@@ -117,12 +118,18 @@ class Journal:
 
 
 def read_journal(path: Path) -> Entries:
-    """Return the entries of a journal; none if its first line is no start entry."""
+    """Return the entries of a journal.
+
+    There are none if its first line is no start entry.
+    """
     return _entries(_valid_lines(path.read_bytes()))
 
 
 def is_journal(path: Path) -> bool:
-    """Return whether a file is the journal of a run, or the beginning of its first line."""
+    """Return whether a file is the journal of a run.
+
+    The beginning of a first line counts, as a killed run may leave it.
+    """
     if not path.is_file():
         return False
     content, start = path.read_bytes(), b'{"kind": "start", '

@@ -1,4 +1,4 @@
-"""Exclusive locks on files, also where the file system knows none."""
+"""Exclusive locks on files, also where the file system has none."""
 
 import errno
 import fcntl
@@ -14,14 +14,15 @@ NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL
 
 
 class LockedError(Exception):
-    """Another process holds the lock; the message names it, if it is known."""
+    """Another process holds the lock; the message names it, if known."""
 
 
 class FileLock:
-    """An exclusive lock on an open file; it ends with the process that holds it.
+    """An exclusive lock on an open file.
 
-    Where the file system has no locks, a file beside it names the process that holds the lock. A
-    process of this machine that has died holds none; of another machine nobody can tell.
+    It ends with the process that holds it. Where the file system has no locks, a file next to it
+    names that process. If a process of this machine has died, its lock is free; of a process on
+    another machine this is not known.
 
     Args:
         file: The file, open.
@@ -43,14 +44,17 @@ class FileLock:
             self._write_owner(owner_file(path))
 
     def release(self) -> None:
-        """Remove the file that names the owner; the lock itself ends with the open file."""
+        """Remove the file that names the owner.
+
+        The lock itself ends when the open file is closed.
+        """
         if self.owner_file:
             self.owner_file.unlink(missing_ok=True)
             self.owner_file = None
 
     def _write_owner(self, path: Path) -> None:
         content, other = json.dumps(_owner(os.getpid())).encode(), {}
-        for _ in range(3):  # one that died is removed, and another process may be faster
+        for _ in range(3):  # an owner that died is removed; another process may be faster
             with suppress(FileExistsError):
                 opened = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
                 with os.fdopen(opened, "wb") as file:
@@ -68,12 +72,12 @@ class FileLock:
 
 
 def owner_file(path: Path) -> Path:
-    """Return the file that names the owner of a lock, where there are no locks."""
+    """Return the path of the file that names the owner of a lock."""
     return path.with_name(f".{path.name}.lock")
 
 
 def _owner(process: int) -> dict[str, Any]:
-    """Return a process of this machine, and since when it runs."""
+    """Return a process of this machine and its start time."""
     boot = started = ""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -36,7 +36,7 @@ CONFIG_FILE = "config.json"
 
 
 def checkpoint_files(checkpoint: Checkpoint) -> list[str]:
-    """Return the names of the files that complete the shards of a pruned checkpoint."""
+    """Return the names of a pruned checkpoint's files besides its shards."""
     return [*checkpoint.companion_names, INDEX_FILE, CONFIG_FILE]
 
 
@@ -118,12 +118,12 @@ class OutputFolder:
         self.discard_journal()
 
     def discard_journal(self) -> None:
-        """Remove the journal, so that the folder is no longer that of a run."""
+        """Remove the journal; the folder then belongs to no run."""
         if self.journal:
             self._journal.path.unlink(missing_ok=True)
 
     def _resume(self, fingerprint: str) -> None:
-        """Discard an incomplete end of the journal, and entries whose files are not intact."""
+        """Discard invalid journal lines, and entries whose files are not intact."""
         if self.journal[START].get("fingerprint") != fingerprint:
             raise ConfigError(
                 f"{self.folder}: was begun with another config, model, calibration text or version "
@@ -133,7 +133,7 @@ class OutputFolder:
         self._journal.truncate()
         for name in self.journal[START].get("writes", ()):
             temporary_file(self.folder / name).unlink(missing_ok=True)
-        # The work of an entry whose file is missing, cut or altered is repeated.
+        # If a file of an entry is missing, truncated or altered, its work is repeated.
         is_intact = cache(self._is_intact)  # several entries may name a file
         for key, values in [*self.journal.items()]:
             if not all(is_intact(*file) for file in recorded_digests(values).items()):

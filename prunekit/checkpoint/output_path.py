@@ -1,6 +1,6 @@
-"""Checks of the folder that a command writes: that it can be made, and holds nothing that is read.
+"""Checks of an output folder: it can be created and holds no input.
 
-Paths are compared by what they resolve to, device and inode, so links and mounts do not matter.
+Paths are compared by device and inode, after links are resolved, so links and mounts do not matter.
 """
 
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from prunekit.errors import ConfigError
 
 LONGEST_SUFFIX = "/.model-00000-of-00000.safetensors.tmp"
-"""What is appended to an output folder at most, but for a few files with longer names."""
+"""The longest path of a usual file, relative to an output folder."""
 Identity = tuple[int, int]
 
 
@@ -39,7 +39,7 @@ def nearest_existing_folder(path: Path, name: str = "output.path") -> Path:
 
 
 def check_apart(output: Path, inputs: Iterable[Path], name: str = "output.path") -> None:
-    """Refuse an output folder that holds what is read, or lies in a folder that is read.
+    """Refuse an output folder that holds an input or is inside one.
 
     Args:
         output: Folder that is written; it need not exist.
@@ -68,13 +68,13 @@ def _same_or(path: Path, other: Path, relation: str) -> str:
 
 
 def _identities_above(path: Path) -> set[Identity]:
-    """Return the identities of what a path resolves to and of all folders that hold that."""
+    """Return the identities of a resolved path and all its parents."""
     real = Path(os.path.realpath(path))
     return {found for place in (real, *real.parents) if (found := _identity(place))}
 
 
 def _identity(path: Path) -> Identity | None:
-    """Return device and inode of what a path resolves to; None if that does not exist."""
+    """Return device and inode of a resolved path; None if absent."""
     try:
         found = path.stat()
     except (OSError, ValueError):

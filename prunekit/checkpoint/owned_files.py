@@ -1,7 +1,7 @@
 """Files of an output folder that prunekit wrote, and their removal.
 
-Ours are only files that the journal or the report names. Names come from files that anyone may have
-made, so one that leads out of the folder, or through a link, is never ours.
+Only files that the journal or the report names count as written by prunekit. Anyone may have made
+these two, so a name that leads out of the folder, or through a link, does not count.
 """
 
 import json
@@ -23,12 +23,12 @@ MISLEADING = ("*.safetensors", "*.index.json", "*.bin", "adapter_config.json")
 
 
 def recorded_digests(entry: dict[str, Any]) -> dict[str, str]:
-    """Return the SHA-256 of the files that a journal entry names, by their names."""
+    """Return the SHA-256 of each file that a journal entry names."""
     return entry.get("files") or {}
 
 
 def owned_files(folder: Path, entries: Entries) -> list[Path]:
-    """Return the files in a folder that a run wrote, in the order of their removal.
+    """Return the files of a run in the order of their removal.
 
     Args:
         folder: The output folder.
@@ -57,9 +57,9 @@ def _files_of_run(folder: Path) -> list[Path]:
 
 
 def foreign_files(folder: Path, owned: Iterable[Path]) -> list[str]:
-    """Return the names of all other files in a folder, except those of the journal.
+    """Return the names of the files in a folder that are not owned.
 
-    A journal that is none, but not empty either, counts as one.
+    Files of the journal are left out, but not a file with its name that is no journal.
     """
     journal = folder / JOURNAL
     known = {*owned, temporary_file(journal), owner_file(journal)}
@@ -81,7 +81,9 @@ def _foreign(top: Path, folder: Path, known: set[Path], shared: set[Path]) -> It
 
 
 def in_the_way(foreign: Iterable[str], writes: Iterable[str]) -> str | None:
-    """Return a foreign file that a run would overwrite, or that would be opened with its result.
+    """Return a foreign file that conflicts with a run, or None.
+
+    The run would overwrite it, or transformers would open it with the result.
 
     Args:
         foreign: Names of files that prunekit did not write.
@@ -120,7 +122,7 @@ def _report_files(folder: Path) -> list[str]:
 
 
 def _is_inside(name: object) -> bool:
-    """Return whether a name stays inside of the folder to which it is relative."""
+    """Return whether a relative name leads to a place inside its folder."""
     if not isinstance(name, str) or not name or "\0" in name:
         return False
     path = PurePosixPath(name)
@@ -128,7 +130,10 @@ def _is_inside(name: object) -> bool:
 
 
 def _is_own(folder: Path, file: Path) -> bool:
-    """Return whether a file exists, is no folder, and is reached without a link."""
+    """Return whether a file or link exists, below no folder that is a link.
+
+    ``folder`` itself may be one.
+    """
     between = [parent for parent in file.parents if parent != folder]
     between = between[: len(file.relative_to(folder).parts) - 1]
     if any(parent.is_symlink() for parent in between):

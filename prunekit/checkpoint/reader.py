@@ -110,7 +110,7 @@ class Checkpoint:
         """
         if tensor.dtype not in FLOAT_DTYPES or not tensor.numel():
             return
-        # An extreme is NaN or inf if any value is; to look at each takes over ten times as long.
+        # An extreme is NaN or inf if any value is; checking each takes over ten times as long.
         low, high = tensor.aminmax()
         if (low * 0 + high * 0) == 0:
             return
@@ -168,7 +168,9 @@ class Checkpoint:
         return {path.relative_to(self.folder).as_posix(): path for path in self.companions}
 
     def check_copyable(self) -> list[str]:
-        """Check that every tensor and companion can be read; return notes about other files.
+        """Check that all tensors and companions can be read.
+
+        Returns notes about the other files.
 
         Raises:
             CheckpointError: A companion or the data type of a tensor cannot be read.
@@ -196,7 +198,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def open_weights(folder: Path, config: dict[str, Any]) -> Checkpoint:
-    """Read the headers of a checkpoint whose ``config.json`` is given, but no weights.
+    """Read the headers of a checkpoint with a given ``config.json``.
+
+    No weights are read.
 
     Raises:
         CheckpointError: A file is missing, corrupt, or of an unsupported kind.

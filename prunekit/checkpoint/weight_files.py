@@ -1,8 +1,8 @@
 """The weight files of a checkpoint folder, chosen as transformers chooses them.
 
-The first of these is read, whatever else the folder holds: the file that the key
-``transformers_weights`` of ``config.json`` names, ``model.safetensors``, and the shards that
-``model.safetensors.index.json`` lists.
+The first of these is read, and no other file: the one that the key ``transformers_weights`` of
+``config.json`` names, ``model.safetensors``, and the shards that ``model.safetensors.index.json``
+lists.
 """
 
 import json
@@ -23,7 +23,9 @@ PICKLES = {".bin", ".pt", ".pth"}
 
 
 def weight_files(folder: Path, config: Mapping[str, Any]) -> dict[Path, set[str]]:
-    """Return the weight files in order, with the tensors that an index places in each.
+    """Return the weight files in order, with the tensors of each.
+
+    The tensors are those that an index lists; none without an index.
 
     Args:
         folder: Folder of the checkpoint.
@@ -87,7 +89,7 @@ def read_json(file: Path, why: str) -> dict[str, Any]:
     """
     if not os.path.lexists(file):
         raise CheckpointError(f"{file}: is missing; {why}.")
-    # A named pipe would be waited for.
+    # Opening a named pipe would block.
     if not is_file(file):
         raise CheckpointError(f"{file}: is not a file, or a link to nothing; {why}.")
     try:
@@ -104,7 +106,7 @@ def read_json(file: Path, why: str) -> dict[str, Any]:
 
 
 def is_file(path: Path) -> bool:
-    """Return whether a path is a file; False for names that no file can have."""
+    """Return whether a path is a file; False for invalid names."""
     # Unlike the method of Path, this does not raise on invalid file names.
     return os.path.isfile(path)  # noqa: PTH113
 

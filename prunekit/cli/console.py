@@ -1,4 +1,4 @@
-"""The rich console of the command line, which shows names and paths as they are."""
+"""The rich console of the command line, without markup."""
 
 import sys
 from collections.abc import Iterable
@@ -12,9 +12,9 @@ from prunekit.formatting import printable
 
 
 class Console(rich.Console):
-    """Console without markup: "[/b]" and ":x:" in a path are no commands.
+    """Console without markup: "[/b]" and ":x:" in a path are plain text.
 
-    Control characters of a name, which would command the terminal, are shown escaped.
+    Control characters in a name, which could change the terminal's state, are shown escaped.
     """
 
     def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401

@@ -1,4 +1,7 @@
-"""Signals that ask a command to stop: Ctrl-C, that of schedulers, and the end of a terminal."""
+"""Signals that ask a command to stop.
+
+They come from Ctrl-C, from schedulers, and when a terminal is closed.
+"""
 
 import os
 import signal
@@ -18,7 +21,7 @@ class StopSignals:
     of each kind only makes ``requested`` True.
 
     Attributes:
-        patient: The command asks ``requested`` again and again.
+        patient: The command calls ``requested`` regularly.
         received: Numbers of the signals so far.
     """
 
@@ -28,18 +31,21 @@ class StopSignals:
         self._before: dict[int, object] = {}
 
     def requested(self) -> bool:
-        """Return whether a signal has come."""
+        """Return whether a signal was received."""
         return bool(self.received)
 
     @property
     def exit_code(self) -> int:
-        """The exit code of a process that a signal ended: of the first, or of Ctrl-C."""
+        """Exit code of a process that the first received signal ended.
+
+        Without a received signal it is that of Ctrl-C.
+        """
         return 128 + (self.received or [signal.SIGINT])[0]
 
     def __enter__(self) -> Self:
         if current_thread() is main_thread():  # handlers can be set nowhere else
             for number in SIGNALS:
-                # One that is ignored, as nohup does, stays so.
+                # An ignored signal, as under nohup, remains ignored.
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._handle)
         return self

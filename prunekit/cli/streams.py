@@ -32,7 +32,10 @@ def _guarded(stream: TextIO | None, number: int, *, fatal: bool) -> TextIO:
 
 
 class GuardedStream:
-    """A text stream whose failures end the process with one error, or nothing at all."""
+    """A text stream that fails once: later output is discarded.
+
+    The first failure to write raises an error if it is ``fatal``, and is ignored otherwise.
+    """
 
     def __init__(self, stream: TextIO, number: int, *, fatal: bool) -> None:
         self._stream, self._number, self._fatal = stream, number, fatal
@@ -59,7 +62,7 @@ class GuardedStream:
         return getattr(self._stream, name)
 
     def _discard(self, error: OSError) -> int:
-        """Send this stream to the null device, so that no later write fails again."""
+        """Redirect this stream to the null device, so that later writes succeed."""
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self._number)
         os.close(null)

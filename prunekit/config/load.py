@@ -24,7 +24,7 @@ from prunekit.methods import methods
 from prunekit.structured.rankers import rankers
 
 MISTAKES_SHOWN = 100
-"""Mistakes in one message; a file of another kind may have thousands."""
+"""Mistakes in one message; a file that is no config may have thousands."""
 
 
 def load_config(
@@ -130,7 +130,7 @@ def _error_lines(
 
 
 def _first(lines: Iterable[str]) -> list[str]:
-    """Return the lines, or as many as people read and a last one that says so."""
+    """Return the first lines, and one that says that there are more."""
     shown = [*itertools.islice(lines, MISTAKES_SHOWN + 1)]
     if len(shown) <= MISTAKES_SHOWN:
         return shown

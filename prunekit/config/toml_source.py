@@ -164,7 +164,10 @@ def _nested_keys(values: object) -> Iterator[Key]:
 
 
 def _read_file(path: Path) -> bytes:
-    """Return the content of a file; a pipe, which might never end, is refused."""
+    """Return the content of a regular file.
+
+    A pipe is refused, as it might never end.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:  # noqa: PTH123  a descriptor is no path
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -1,7 +1,7 @@
-"""The statements of a TOML text with their lines, found in one pass without parsing values.
+"""The statements of a TOML text with their lines.
 
-tomllib recurses for each bracket and takes time quadratic in the parts of a dotted key. So both are
-limited here, before it reads a text.
+They are found in one pass, without parsing values. tomllib recurses for each bracket and takes time
+quadratic in the parts of a dotted key, so both are limited here before it reads a text.
 """
 
 import re
@@ -37,9 +37,10 @@ _TOKEN = re.compile(
 
 
 def statements(text: str) -> Iterator[tuple[int, str]]:
-    """Yield each statement, a header or a key with its value, and its first line.
+    """Yield the first line and the text of each statement.
 
-    Of a text that is not TOML only the nesting is right.
+    A statement is a header, or a key with its value. If the text is not TOML, the statements may be
+    wrong, but the check of the nesting is not.
 
     Raises:
         NestingError: A statement is nested too deeply.
@@ -61,12 +62,15 @@ def statements(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _depth_after(token: str, depth: int, opened: list[int]) -> int:
-    """Return the depth behind a token; ``opened`` has the depth inside of each open bracket."""
+    """Return the nesting depth after a token.
+
+    ``opened`` holds the depth inside each open bracket.
+    """
     if token == ".":
         return depth + 1
     if token in {"[", "{"}:
         opened.append(depth + 1)
     elif token in {"]", "}"} and len(opened) > 1:
         return opened.pop() - 1
-    # Behind a bracket or a comma the parts of a key before it no longer count.
+    # After a bracket or a comma the parts of a key before it no longer count.
     return opened[-1] if token in {"[", "{", ","} else depth

@@ -1,10 +1,10 @@
-"""Conversations made text by the chat template of a tokenizer.
+"""Convert conversations to text by the chat template of a tokenizer.
 
 A row has ``messages`` and may have ``tools``. The content of a message is a text, or a list of
 parts ``{"type": "text", "text": …}``. Templates differ: some write a text only, and would write a
 list as Python prints it; some write parts only, and would write nothing of a text; some write both.
-A template is tried once with a marked message, and each conversation is handed to it in the form
-that it writes.
+A template is tried once with a marked message, and each conversation is passed to it in a form that
+it writes.
 """
 
 import json
@@ -26,7 +26,7 @@ SHAPE = '"messages" must be a list of {"role": …, "content": …}'
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer, and the forms of content that it writes."""
+    """The chat template of a tokenizer, with the content forms it writes."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -66,7 +66,7 @@ class ChatTemplate:
         return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **options))
 
     def _adapted(self, message: Message, where: str) -> Message:
-        """Return a message with its content in a form that the template writes."""
+        """Return a message with content in a form the template writes."""
         content = message.get("content")
         if self._writes_parts:
             if self._writes_text or not isinstance(content, str):
@@ -107,7 +107,7 @@ class ChatTemplate:
 
 
 def _try(render: Callable[..., str], *arguments: object) -> str:
-    """Return what a template writes; nothing if it rejects it."""
+    """Return the text that a template writes; empty if it raises."""
     try:
         return render(*arguments)
     except Exception:  # a template can raise anything
@@ -115,7 +115,10 @@ def _try(render: Callable[..., str], *arguments: object) -> str:
 
 
 def _messages(messages: Any, where: str) -> list[Message]:  # noqa: ANN401  as parsed
-    """Return the messages without empty entries, which tables have where other rows have some."""
+    """Return the messages of a row without empty entries.
+
+    A table has an empty entry where only other rows have a value.
+    """
     if not (isinstance(messages, list) and messages):
         raise ConfigError(f"{where}: {SHAPE}")
     return [_message(message, where) for message in messages]

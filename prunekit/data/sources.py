@@ -8,7 +8,7 @@ entry                                documents
 ``hub:NAME[/CONFIG]:SPLIT[:COLUMN]`` one per row: COLUMN, or as above; NAME is ``owner/name``
 
 A ``.txt`` without separator lines is used unchanged; otherwise newlines around each document are
-stripped. Blank documents are dropped. ``messages`` are made text by the model's chat template.
+stripped. Blank documents are dropped. ``messages`` are written as text by the chat template.
 """
 
 import gzip
@@ -239,7 +239,10 @@ def _document(row: Any, where: str, template: ChatTemplate) -> Document:  # noqa
 
 
 def _valid(text: str, where: str) -> str:
-    """Refuse half a surrogate pair, which JSON can hold and no tokenizer takes."""
+    """Refuse half a surrogate pair, which no tokenizer accepts.
+
+    JSON can hold one.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -21,7 +21,9 @@ def flatten(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 
 
 def find_differences(every: Sequence[Mapping[str, str]], names: Sequence[str]) -> list[str]:
-    """Return a line for each fact that differs between ranks: its values, and who has them.
+    """Return a line for each fact that differs between ranks.
+
+    The line has its values and the ranks that have them.
 
     Args:
         every: The facts of each rank, by dotted name.

@@ -1,7 +1,7 @@
-"""Collectives that ranks are in, compared: ranks that wait for each other in vain.
+"""Detect deadlocks of ranks by comparing the collectives that they are in.
 
-A rank that is in a collective waits for all others. While one of them computes or writes, that is
-in order, for however long; it is not if two are in different collectives, or if all are in one.
+A rank in a collective waits for all others. That is normal for any time while one of them computes
+or writes. It is a deadlock if two are in different collectives, or if all are in one for too long.
 """
 
 from __future__ import annotations
@@ -31,7 +31,13 @@ class Call(NamedTuple):
 
     @classmethod
     def of(cls, number: int, name: str, nbytes: int) -> Call:
-        """Return the call of a collective that transfers ``nbytes``."""
+        """Return the call of a collective that transfers ``nbytes``.
+
+        Args:
+            number: How many collectives the rank has entered.
+            name: Kind, purpose, shape and dtype.
+            nbytes: Bytes to be transferred.
+        """
         return cls(number, name, STALL_SECONDS + nbytes / SLOWEST_BYTES_PER_SECOND)
 
     def __str__(self) -> str:

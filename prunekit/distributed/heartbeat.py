@@ -1,4 +1,4 @@
-"""Failure detection: when one rank dies, hangs or does something else, all exit.
+"""Failure detection: when a rank dies, hangs or diverges, all exit.
 
 Each rank publishes its status in the rendezvous store twice a second and reads those of the others,
 so a failure is detected even while all wait in a collective. One thread talks to the store, which
@@ -138,7 +138,7 @@ class Heartbeat:
         self._finished.set()
         self._message = self._message or f"{self.names([self.rank])} failed: {message}"
         self._wake.set()
-        # Bounded, because the store may be what fails.
+        # Bounded, because the store itself may fail.
         if self._published.wait(SUSPECT_SECONDS) and self.rank == 0 and not self._lost:
             # The store ends with this process: give the others time to read the message.
             time.sleep(4 * BEAT_SECONDS)
@@ -164,7 +164,7 @@ class Heartbeat:
             thread.join(SUSPECT_SECONDS)
 
     def names(self, ranks: list[int]) -> str:
-        """Return the names of ranks: each with its host, where it is known."""
+        """Return the names of ranks, with their hosts where known."""
         hosts = {rank: status.host for rank, status in self._statuses.items()}
         hosts[self.rank] = self.host
         return ", ".join(
@@ -191,7 +191,7 @@ class Heartbeat:
         return self._failure_of_peers(limit)
 
     def _failure_of_peers(self, limit: float) -> str:
-        # Silence up to the last answer of the store: what came later is not known.
+        # Counted up to the last answer of the store: later statuses are not known.
         silent = [r for r in self._statuses if self._answered - self._changed[r] > limit]
         if silent:
             return f"{self.names(silent)} has sent no sign for {limit:.0f} s."
@@ -212,7 +212,7 @@ class Heartbeat:
         return find_conflict(calls, waited, [self.names([rank]) for rank in everyone]) or ""
 
     def _publish(self) -> None:
-        """Exchange statuses until the run has ended or the store is gone."""
+        """Exchange statuses until the run has ended or the store fails."""
         while not self._lost:
             closed = self._closed.is_set()
             try:
@@ -227,7 +227,7 @@ class Heartbeat:
             self._wake.clear()
 
     def _exchange(self) -> None:
-        """Read the statuses of all ranks, publish that of this one, read the first failure."""
+        """Exchange statuses with all ranks, and read the first failure."""
         if self._message:
             self._store.compare_set(FAILURE_KEY, "", self._message)
         ranks = [
@@ -252,7 +252,7 @@ class Heartbeat:
         self._answered = time.monotonic()
 
     def _watch(self) -> None:
-        """End this process if the run has failed and it does not end by itself."""
+        """End this process if it does not end after a failure."""
         while not self._finished.wait(BEAT_SECONDS):
             if failure := self.failure():
                 self._message = self._message or failure

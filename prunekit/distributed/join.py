@@ -1,4 +1,7 @@
-"""Join the processes that torchrun, accelerate or a scheduler started to one run."""
+"""Join the processes of a launcher into one run.
+
+Launchers are torchrun, accelerate and schedulers.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +78,7 @@ def _connect_all(ranks: Ranks, store: Store, device: str) -> None:
 
 
 def _rank_and_size() -> tuple[int, int]:
-    """Return the rank of this process and the number of ranks, from the environment."""
+    """Return rank and number of ranks from the environment."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return 0, 1
     if missing := [name for name in VARIABLES if name not in os.environ]:
@@ -93,7 +96,7 @@ def _rank_and_size() -> tuple[int, int]:
 
 
 def _connect(rank: int) -> Store:
-    """Return the store where ranks meet; torchrun provides it, else rank 0 does."""
+    """Return the rendezvous store, of torchrun or else of rank 0."""
     from torch import distributed
 
     provided = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

@@ -188,7 +188,7 @@ class Ranks:
         return values
 
     def require_same(self, facts: Mapping[str, Any]) -> None:
-        """Compare facts over the ranks: tables of values, nested as they like.
+        """Compare facts over the ranks: tables of values, which may be nested.
 
         Raises:
             ConfigError: A fact differs; the message says which, its values, and on which ranks.
@@ -228,7 +228,9 @@ class Ranks:
 
     @contextmanager
     def collective(self, name: str, nbytes: int = 0) -> Iterator[None]:
-        """Let the other ranks know of a collective; turn its errors into one that says who failed.
+        """Announce a collective to the other ranks while it runs.
+
+        Its errors become one that says which rank failed.
 
         Args:
             name: Kind, purpose, shape and dtype; equal on all ranks.
@@ -250,7 +252,7 @@ class Ranks:
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if self.heartbeat is None:
             return
-        # All ranks raise a StoppedError together, so it is not a failure of this one.
+        # All ranks raise a StoppedError together: it is no failure of this one.
         if error is not None and not isinstance(error, StoppedError):
             self.heartbeat.report_failure(str(error) or type(error).__name__)
             return

@@ -76,11 +76,10 @@ class Format(ABC):
         """
 
     def find_corruption(self, parts: Parts, layout: WeightLayout) -> str | None:
-        """Return why stored parts are not a weight of a layout, or None.
+        """Return why stored parts are no weight of a layout, or None.
 
-        Parts without a finding expand to the weight that was compressed, if no value or bit was
-        changed for another valid one: values in another order, or bits moved within a row so that
-        all counts stay, cannot be told from another weight.
+        Parts without a finding can be expanded. Changes that make another valid weight are not
+        found: other values, values in another order, or bits moved within a row.
 
         Args:
             parts: Stored tensors; on the meta device only their dtypes and shapes are checked.
@@ -93,9 +92,10 @@ class Format(ABC):
         return self.find_contradiction(parts, layout)
 
     def find_mismatch(self, parts: Mapping[str, Sized], layout: WeightLayout) -> str | None:
-        """Return which part is missing or has another dtype or shape, or None.
+        """Return which part is missing or has another dtype or shape.
 
-        Reads no values, so that headers can be checked before anything is allocated.
+        None if all parts fit. No values are read, so headers can be checked before anything is
+        allocated.
 
         Args:
             parts: Stored tensors or their headers.

@@ -58,7 +58,10 @@ class UnitGroup(ABC):
 
     @abstractmethod
     def hook(self, factor: Factor) -> list[RemovableHandle]:
-        """Multiply the output of each unit by its factor."""
+        """Multiply the output of each unit by its factor.
+
+        The hooks are no closures, so that a model with gates can be copied and pickled.
+        """
 
     @classmethod
     @abstractmethod
