@@ -9,7 +9,7 @@ import re
 MISSING = "—"
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""Characters that command a terminal or reorder a line; not newline and tab."""
+"""Characters that control a terminal or reorder a line; not newline and tab."""
 
 Number = float | str | None
 
@@ -43,7 +43,10 @@ def parse_bytes(text: str) -> int:
 
 
 def percent(fraction: Number) -> str:
-    """Format a fraction as a percentage: 50.0 %, exact ones 0 %, 100 %."""
+    """Format a fraction as a percentage: 50.0 %, or 0 % exactly.
+
+    Exactly 0 and 1 have no decimal.
+    """
     if fraction is None:
         return MISSING
     x = float(fraction)

@@ -72,7 +72,7 @@ class FileLock:
 
 
 def owner_file(path: Path) -> Path:
-    """Return the path of the file that names the owner of a lock."""
+    """Return the path of the file that names a lock's owner."""
     return path.with_name(f".{path.name}.lock")
 
 

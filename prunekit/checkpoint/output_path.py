@@ -1,4 +1,4 @@
-"""Checks of an output folder: it can be created and holds no input.
+"""Checks that an output folder can be created and holds no input.
 
 Paths are compared by device and inode, after links are resolved, so links and mounts do not matter.
 """

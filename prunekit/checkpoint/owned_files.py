@@ -57,7 +57,7 @@ def _files_of_run(folder: Path) -> list[Path]:
 
 
 def foreign_files(folder: Path, owned: Iterable[Path]) -> list[str]:
-    """Return the names of the files in a folder that are not owned.
+    """Return the names of files in a folder that are not owned.
 
     Files of the journal are left out, but not a file with its name that is no journal.
     """
@@ -130,9 +130,9 @@ def _is_inside(name: object) -> bool:
 
 
 def _is_own(folder: Path, file: Path) -> bool:
-    """Return whether a file or link exists, below no folder that is a link.
+    """Return whether a file or link exists below no linked folder.
 
-    ``folder`` itself may be one.
+    ``folder`` itself may be a link.
     """
     between = [parent for parent in file.parents if parent != folder]
     between = between[: len(file.relative_to(folder).parts) - 1]

@@ -175,7 +175,7 @@ class Heartbeat:
         """Return the failure that is known so far, or an empty string.
 
         Args:
-            dead_after: Silence after which a rank or the store is dead; by default that of a run.
+            dead_after: Silence after which a rank or the store is dead; None: that of a run.
         """
         limit = DEAD_SECONDS if dead_after is None else dead_after
         if self._reported:

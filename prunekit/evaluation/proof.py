@@ -1,4 +1,4 @@
-"""The proof of a run: outputs of the written model, which transformers has to reproduce.
+"""Proof of a run: outputs that transformers has to reproduce.
 
 A run records outputs that its own block-by-block evaluation computes, and compares them with those
 of transformers in the same process; ``prunekit verify`` does so in a fresh process.
@@ -32,7 +32,7 @@ from prunekit.models.memory import device_map_options
 
 PROOF_TOKENS = 16
 PROOF_KEYS = ("ids", "dtype", "device")
-"""Entries of a proof that say what is computed."""
+"""Entries of a proof that define the computation."""
 LARGEST_IN_MEMORY = 1 << 30
 """Bytes of a model that a run, which holds one block at a time, loads whole for its proof."""
 Answer = Callable[[dict[str, Any], dict[str, Any]], Float[Tensor, " N"]]
@@ -130,7 +130,7 @@ def proof_ids(config: Any) -> Int[Tensor, "1 T"]:  # noqa: ANN401
 
 
 class ChildError(Exception):
-    """The fresh process could not open the model; the message is its error."""
+    """The error of a fresh process that could not open the model."""
 
 
 def _needs_prunekit(checkpoint: Checkpoint) -> bool:
@@ -144,7 +144,7 @@ def _here(folder: Path) -> Answer:
 
 
 def _in_fresh_process(checkpoint: Checkpoint) -> Answer:
-    """Return a function that opens the model in a process of its own."""
+    """Return a function that opens the model in a fresh process."""
 
     def answer(asked: dict[str, Any], device_map: dict[str, Any]) -> Tensor:
         needed = _needs_prunekit(checkpoint)

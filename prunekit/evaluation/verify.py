@@ -63,7 +63,7 @@ def verify(path: str | Path) -> list[Check]:
 
 
 def _check_answers(checkpoint: Checkpoint, report: dict[str, Any]) -> Check:
-    """Compare outputs from a fresh process with the proof, made for the same tokens."""
+    """Compare the outputs of a fresh process with the proof."""
     proof = report.get("proof")
     if proof is None:
         return Check("answers", passed=False, detail="the report has no proof to compare with")
@@ -130,7 +130,7 @@ def _check_layer(checkpoint: Checkpoint, layer: dict[str, Any], pattern: Pattern
 
 
 def _check_files(checkpoint: Checkpoint, digests: dict[str, str]) -> Check:
-    """Compare the digests of the weight files, and of adapters, with the report."""
+    """Compare the digests of weight files and adapters with the report."""
     folder, sound = checkpoint.folder, f"{len(checkpoint.entries)} tensors, headers are sound"
     if not digests:
         return Check("files", passed=True, detail=f"{sound}; the report has no digests")

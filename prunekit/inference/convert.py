@@ -228,7 +228,7 @@ def _write(
 
 
 def _copy_report(source: Path, output: OutputFolder) -> None:
-    """Copy the report of the pruning run, with the digests of the files that now hold it."""
+    """Copy the report of the pruning run, with new file digests."""
     shards = [output.shard_path(number) for number in range(1, output.shards + 1)]
     digests = {shard.name: file_sha256(shard) for shard in shards}
     for name in (reports.JSON, reports.HTML):

@@ -42,7 +42,7 @@ class SparseConfig(QuantizationConfigMixin):
 
 
 class SparseQuantizer(HfQuantizer):
-    """Replace dense linears by sparse layers, and check the tensors that fill them."""
+    """Replace dense linears by sparse layers, and check their tensors."""
 
     quantization_config: SparseConfig
 
@@ -117,7 +117,7 @@ class SparseQuantizer(HfQuantizer):
         return Checkpoint(folder, {}, {}, entries, packed)
 
     def _stored_name(self, model: PreTrainedModel, name: str) -> str | None:
-        """Return the stored name of a module's weight if it is compressed, or None.
+        """Return the stored name of a module's compressed weight, or None.
 
         Names may differ by the base model prefix: a checkpoint can be saved with a head and loaded
         without it, or the other way round.
@@ -160,7 +160,10 @@ class SparseQuantizer(HfQuantizer):
 
 
 def _check_files(checkpoint: Checkpoint, name: str, module: nn.Module) -> None:
-    """Check by their headers that files hold all tensors of a layer; none is initialized."""
+    """Check by headers that files hold all tensors of a layer.
+
+    transformers would initialize a missing one instead.
+    """
     checkpoint.compressed[name].check_entries(checkpoint.folder, name, checkpoint.file_entries)
     bias = f"{layer_name(name)}.bias"
     if module.bias is not None and bias not in checkpoint.file_entries:

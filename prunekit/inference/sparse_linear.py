@@ -108,7 +108,7 @@ class SparseLinear(nn.Module):
         """Update the kept weights from a dense weight, ignoring its other values."""
         parts = dict(zip(self.kind.parts, self._rows(), strict=True))
         mask = unpack(parts["keep"], self.inputs)
-        # A stored zero only pads a group of 2:4 and stays zero.
+        # A stored zero only pads a group of 2:4 and remains zero.
         kept = torch.where(
             parts["weight"].flatten() != 0, weight[mask].to(parts["weight"].dtype), 0
         )
@@ -185,7 +185,7 @@ class SparseLinear(nn.Module):
     ) -> None:
         parts = {name: state_dict.get(prefix + name) for name in self.kind.parts}
         given = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
-        # Without any part the weight stays as it is; PyTorch refuses that unless told otherwise.
+        # Without any part the weight is unchanged; PyTorch refuses that unless told otherwise.
         if given:
             self.check(prefix.removesuffix("."), given)
         self._put(self._rows())

@@ -89,7 +89,7 @@ class Method(BaseModel, ABC):
 
 
 class Stacked(Method):
-    """A method that prunes the layers of a stage as one matrix, where they are narrow."""
+    """A method that prunes narrow layers of a stage as one matrix."""
 
     @abstractmethod
     def _solve(self, layers: Sequence[Layer]) -> list[Pruned]:

@@ -27,7 +27,7 @@ class Linear:
         path: Name relative to the block.
         outputs: Output features.
         inputs: Input features.
-        skipped: Reason why it stays dense, or None if it is pruned.
+        skipped: Reason why it is left dense, or None if it is pruned.
         expert: Name of the expert it belongs to, relative to the block, or None.
     """
 
@@ -74,8 +74,8 @@ class LinearSelection:
 
     Attributes:
         pattern: Pattern whose group sizes have to divide the linear's shape.
-        skip: Name patterns (fnmatch), full or relative to the block, of linears that stay dense.
-        on_indivisible: Whether a linear that the pattern does not fit is an error or stays dense.
+        skip: Name patterns (fnmatch), full or relative to the block, of linears to leave dense.
+        on_indivisible: Whether a linear that the pattern does not fit is an error or is left dense.
     """
 
     pattern: Pattern

@@ -60,7 +60,7 @@ def open_whole(
     """Load a whole model with transformers, offloaded where necessary.
 
     Args:
-        checkpoint: The model; compressed weights stay compressed.
+        checkpoint: The model; compressed weights remain compressed.
         dtype: Dtype of its weights in memory.
         device: Device to run on.
 

@@ -1,4 +1,6 @@
-"""Open configs, tokenizers and models with transformers; code in a checkpoint never runs.
+"""Open configs, tokenizers and models with transformers.
+
+Code in a checkpoint never runs.
 
 No other file calls ``from_pretrained``. ``prunekit verify`` runs this one as a script in a fresh
 process, which imports prunekit only if the checkpoint needs it; a run calls the same functions in
@@ -57,7 +59,7 @@ def config_parts(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
 
 
 def named_class(config: PretrainedConfig) -> type[PreTrainedModel] | None:
-    """Return the model class that a config names; None if it names none.
+    """Return the model class that a config names, or None.
 
     Raises:
         ValueError: transformers has no such model.
@@ -184,7 +186,7 @@ def _only_stock_code() -> Iterator[None]:
 
 
 def main(request: str) -> None:
-    """Answer as a JSON request asks, and write the answers or the error to a file.
+    """Carry out a JSON request; write outputs or error to a file.
 
     Args:
         request: ``folder``, ``asked``, ``device_map``, ``prunekit`` (whether to import it) and

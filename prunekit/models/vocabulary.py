@@ -30,7 +30,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
 
 def token_limit(model: PreTrainedModel, stacks: Sequence[nn.Module]) -> int:
-    """Return the number of token ids that the embeddings and the output head know.
+    """Return the number of token ids that the model knows.
+
+    Both the embeddings and the output head have a row for each.
 
     ``stacks``: as for :func:`vocabulary_modules`.
     """

@@ -22,7 +22,9 @@ from prunekit.models.vocabulary import load_tokenizer
 def text_tokenizer(
     config: Config | StructuredConfig, checkpoint: Checkpoint | None
 ) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a run; None, untyped, for one that reads no text.
+    """Return the tokenizer of a run.
+
+    It is None, against its type, for a run that reads no text.
 
     Args:
         config: The user's config.
@@ -119,7 +121,7 @@ def cap_lengths(config: Config | StructuredConfig, limit: int) -> tuple[tuple[in
 
 
 def check_output_path(config: Config | StructuredConfig, checkpoint: Checkpoint) -> None:
-    """Refuse an output folder that cannot be, or that shares files with the input.
+    """Refuse an output folder that is invalid or overlaps the input.
 
     Args:
         config: The user's config.

@@ -1,4 +1,7 @@
-"""What ranks must have in common: compared before a plan is made, and before it is carried out."""
+"""Facts that must be the same on all ranks.
+
+They are compared before a plan is made, and before it is carried out.
+"""
 
 import hashlib
 import json
@@ -11,7 +14,7 @@ from prunekit.runs.plan_base import PlanBase
 
 
 def config_facts(config: Config | StructuredConfig | SweepConfig) -> dict[str, Any]:
-    """Return kind and config of a job, and versions of the software, by name."""
+    """Return kind and config of a job, and software versions."""
     job = {"job": type(config).__name__, "versions": versions()}
     return job if isinstance(config, SweepConfig) else job | config.dump()
 
@@ -25,7 +28,10 @@ def versions() -> dict[str, str]:
 
 
 def plan_facts(plan: PlanBase) -> dict[str, Any]:
-    """Return what each rank has read itself: the model without its weights, and its device."""
+    """Return the facts that each rank has determined by itself.
+
+    They describe its device and the model without its weights.
+    """
     files: dict[str, list[Any]] = {}
     for name, entry in sorted(plan.checkpoint.file_entries.items()):
         tensor = [name, str(entry.dtype), entry.shape, entry.start]

@@ -63,7 +63,9 @@ class Weights:
                 weight_matrix(child).add_(adapter.product.to(self.device))
 
     def check_finite(self, tensors: Mapping[str, Tensor]) -> None:
-        """Refuse parameters that hold NaN or inf; buffers may, and tensors that are not used.
+        """Refuse parameters that hold NaN or inf.
+
+        Buffers and unused tensors may hold them.
 
         Raises:
             NumericsError: A parameter holds NaN or inf.

@@ -1,4 +1,4 @@
-"""Entries of a config that list the blocks of a stack, for some of its blocks."""
+"""Config entries that list the blocks of a stack, after a removal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from prunekit.architectures import Stack
 def entries_of_kept(
     config: Mapping[str, Any], stack: Stack, keep: Sequence[int], units: int
 ) -> dict[str, Any]:
-    """Return the entries of a config that list blocks, for the kept ones.
+    """Return the config entries that list blocks, for the kept ones.
 
     Only entries that the config has are returned, so that both the keys of a ``config.json`` and
     those that transformers derives from them can be given.
@@ -36,7 +36,7 @@ def entries_of_kept(
 
 
 def new_number(unit: int, keep: Sequence[int], units: int) -> int | None:
-    """Return the number of a block after a removal; None if it is removed.
+    """Return the new number of a block, or None if removed.
 
     Blocks beyond the last one of the stack, which a model for multi-token prediction has in its
     files, follow the kept ones.

@@ -1,4 +1,4 @@
-"""Checks that a config with fewer blocks gives each block the kind that it has.
+"""Checks that a config with fewer blocks preserves the kinds of blocks.
 
 Both models are stock ones, built from the config with all blocks and from the one with the kept
 blocks, so that they differ in nothing but the numbers of their blocks.
@@ -74,7 +74,9 @@ def check_same_rest(whole: PreTrainedModel, fewer: PreTrainedModel, lists: Seque
 
 
 def adopt_numbers(block: nn.Module, whole: nn.Module, fewer: nn.Module) -> None:
-    """Set the numbers in a block that follow from its new place, such as ``layer_idx``.
+    """Set the numbers of a block that depend on its place.
+
+    An example is ``layer_idx``.
 
     Args:
         block: The block that has moved.

@@ -1,8 +1,9 @@
-"""Names of the tensors of a model without some of its blocks, in the model and in its files.
+"""Names of the tensors of a model with fewer blocks.
 
-Blocks that stay are renumbered. A name in the files need not be the one in the model, and may hold
-more numbers than that of the block, such as those of experts: the number of the block is the first
-one that agrees with the block of every tensor whose name begins alike.
+The kept blocks are renumbered, in the model and in its files. A name in the files can differ from
+the one in the model, and may hold more numbers than that of the block, such as those of experts:
+the number of the block is the first one that agrees with the block of every tensor whose name
+begins alike.
 """
 
 import re
@@ -33,9 +34,10 @@ class Source(NamedTuple):
 def tensor_sources(
     groups: Sequence[BlockGroup], kept: Kept, stored: Mapping[str, str], names: Iterable[str]
 ) -> dict[str, Source]:
-    """Return the source of each tensor of the smaller checkpoint, by its name in the files.
+    """Return the source of each tensor of the smaller checkpoint.
 
-    Tensors that no module has are kept, except those of removed blocks.
+    Keys are the names in its files. Tensors that no module has are kept, except those of removed
+    blocks.
 
     Args:
         groups: The lists of blocks of the whole model; none if no block is removed.
@@ -78,11 +80,17 @@ class _Renumbering:
         self._prefixes = self._find_prefixes({name: stored[name] for name in self.inside})
 
     def in_model(self, name: str) -> str | None:
-        """Return the new name of a tensor of the model; None in a removed block."""
+        """Return the new name of a tensor in the model.
+
+        None if its block is removed.
+        """
         return self._renumber(name, f"{self._group.name}.")
 
     def in_files(self, name: str) -> str | None:
-        """Return the new name of a tensor in the files; None in a removed block."""
+        """Return the new name of a tensor in the files.
+
+        None if its block is removed.
+        """
         prefix = next((part for part, _ in _numbers(name) if part in self._prefixes), None)
         return name if prefix is None else self._renumber(name, prefix)
 

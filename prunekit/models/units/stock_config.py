@@ -54,11 +54,11 @@ def expressible_in_config(
 
 
 def fixed_blocks(model: PreTrainedModel, groups: Sequence[UnitGroup]) -> dict[str, list[int]]:
-    """Return the first or last blocks that no stock config can leave out, by name of their list.
+    """Return the first or last blocks that no stock config can omit.
 
-    Which blocks go is known only once they are ranked. A config that can leave out the first block,
-    or else the second, says of every place behind it that any kind of block may be there; the same
-    holds from the end.
+    Keys are names of the lists. The blocks to remove are known only once all are ranked. If a
+    config can omit the first block, or else the second, any kind of block may be at every later
+    place; the same holds from the end.
 
     Args:
         model: The model as it is now, with or without weights.

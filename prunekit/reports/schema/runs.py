@@ -76,7 +76,7 @@ class Config(Part):
 
 
 class Report(Part):
-    """What reports of all kinds share."""
+    """The entries that reports of all kinds have."""
 
     prunekit: Text
     model: Model
@@ -85,7 +85,7 @@ class Report(Part):
 
 
 class Run(Report):
-    """What reports of single runs share."""
+    """The entries that all reports of single runs have."""
 
     calibration: Calibration | None = None
     evaluation: list[Evaluation] | None = None

@@ -33,7 +33,10 @@ class Measured(Part):
 
     @property
     def shape(self) -> tuple[int, bool, int]:
-        """Counts of texts, and whether speed was measured: alike in all models of a sweep."""
+        """Counts of texts, and whether speed was measured.
+
+        They are equal for all models of a sweep.
+        """
         return len(self.evaluation), self.decode is not None, len(self.texts or ())
 
     @model_validator(mode="after")

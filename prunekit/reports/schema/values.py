@@ -31,7 +31,10 @@ Pair = Annotated[list[Count], Field(min_length=2, max_length=2)]
 
 
 class Part(BaseModel):
-    """A table of a report; numbers are not read from strings, nor counts from booleans."""
+    """A table of a report, with strict types.
+
+    Numbers are not read from strings, nor counts from booleans.
+    """
 
     model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
 

@@ -163,7 +163,7 @@ class ShardWriter:
         return [stored for name, stored in self._weights.stored.items() if name.startswith(prefix)]
 
     def _read(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Read tensors of the checkpoint, in the output dtype; refuse weights of NaN and inf."""
+        """Read tensors in the output dtype; refuse NaN and inf."""
         tensors = self._weights.checkpoint.read(names)
         self._weights.check_finite(tensors)
         if self._plan.config.model.dtype == "auto":
@@ -187,29 +187,30 @@ class ShardWriter:
         return {names[path]: copies[path] for path in permute_channels(loaded, orders, copies)}
 
     def _digests(self, *files: Path) -> dict[str, str]:
-        """Return the SHA-256 of files, by their names relative to the output folder."""
+        """Return the SHA-256 of files, by name in the output folder."""
         return {
             file.relative_to(self._output.folder).as_posix(): file_sha256(file) for file in files
         }
 
     def _write_adapters(self, block: Block, results: Sequence[LayerResult]) -> list[Path]:
-        """Write the adapters of a block, if there are to be any, and return their files."""
+        """Write the adapters of a block, if any; return their files."""
         if not self._low_rank:
             return []
         found = {each.linear.name: each.adapter for each in results if each.adapter}
         return [adapters.write_block(self._output.folder, block.name, found)]
 
     def _adapter_file(self, block: Block) -> Path:
-        """Return the file that holds the adapters of a block, according to the journal."""
+        """Return the file of a block's adapters that the journal names."""
         names = self._output.journal["block", block.name]["files"]
         return next(
             self._output.folder / name for name in names if name.startswith(adapters.FOLDER)
         )
 
     def _merge_adapters(self) -> None:
-        """Merge the adapters of all blocks, name the merged file in the journal, remove its parts.
+        """Merge the adapters of all blocks into one file.
 
-        A block whose adapters are lost is pruned again, so its entry names the file that has them.
+        The journal then names it, and the files of the blocks are removed. A block whose adapters
+        are lost is pruned again, so its entry names the file that holds them.
         """
         folder, blocks = self._output.folder, self._plan.blocks
         sources = {block.name: self._adapter_file(block) for block in blocks}

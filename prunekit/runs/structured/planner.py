@@ -237,10 +237,10 @@ def _check_budget(made: StructuredPlan) -> None:
 
 
 def _check_unused(made: StructuredPlan) -> None:
-    """Refuse tensors that no module uses, of a size that the smaller model no longer has.
+    """Refuse unused tensors with a size that the smaller model lacks.
 
     Blocks for multi-token prediction are such tensors: the config gives them the sizes of all other
-    blocks. Where only whole blocks go, they keep their sizes and follow the blocks that stay.
+    blocks. Where only whole blocks are removed, they keep their sizes and follow the kept blocks.
     """
     widths = {group.units for group in made.groups.get("hidden", ())}
     shapes = {

@@ -218,11 +218,11 @@ def first_tokens(batches: Sequence[Batch], tokens: int) -> list[Batch]:
 
 
 def raise_scores(scores: Scores, fixed: Mapping[str, Sequence[int]]) -> Scores:
-    """Score units that have to stay above all others of their kind.
+    """Score units that must be kept above all others of their kind.
 
     Args:
         scores: Score of each unit, by name of its group.
-        fixed: Units that have to stay, by name of their group.
+        fixed: Units that must be kept, by name of their group.
     """
     raised = dict(scores)
     for name in scores.keys() & fixed.keys():

@@ -16,7 +16,7 @@ from prunekit.runs.structured.plan import StructuredPlan
 
 
 def written_tensors(plan: StructuredPlan, model: PreTrainedModel, kept: Kept) -> dict[str, Tensor]:
-    """Return the tensors of the output checkpoint, by their names in its files.
+    """Return the tensors of the output checkpoint, by stored name.
 
     Args:
         plan: The plan of the run.
@@ -49,7 +49,7 @@ def written_tensors(plan: StructuredPlan, model: PreTrainedModel, kept: Kept) ->
 def config_changes(
     plan: StructuredPlan, before: Mapping[str, Any], after: Mapping[str, Any], kept: Kept
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the entries of ``config.json`` that change, and those that are left out.
+    """Return the changed and the removed entries of ``config.json``.
 
     Args:
         plan: The plan of the run.
@@ -76,7 +76,7 @@ def config_changes(
 
 
 def block_lists(plan: StructuredPlan) -> list[BlockGroup]:
-    """Return the lists of blocks of the whole model; empty if the run removes none."""
+    """Return the lists of blocks, or none if no block is removed."""
     return [group for group in plan.groups.get("blocks", ()) if isinstance(group, BlockGroup)]
 
 
@@ -86,7 +86,10 @@ def _loses(stored: torch.dtype, computed: torch.dtype) -> bool:
 
 
 def _unchanged(dense: Tensor | None, value: Tensor) -> Tensor:
-    """Return the weight of the files, if it is given and the run did not change it."""
+    """Return the stored weight if the run did not change it.
+
+    Otherwise, or if there is none, return ``value``.
+    """
     if dense is None or dense.shape != value.shape or not torch.equal(dense.to(value), value):
         return value
     return dense

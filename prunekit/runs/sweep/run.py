@@ -88,9 +88,10 @@ def _records(
 
 
 def job_identity(plan: SweepPlan) -> str:
-    """Return the SHA-256 of what all runs of a sweep read: the model with its weights, the texts.
+    """Return the SHA-256 of the input of all runs of a sweep.
 
-    Settings are left out, as those of each run are compared by :func:`_fingerprint`.
+    It is that of the model, with its weights, and of the texts. Settings are left out, as those of
+    each run are compared by :func:`_fingerprint`.
     """
     from prunekit._version import __version__
 
@@ -108,7 +109,7 @@ def job_identity(plan: SweepPlan) -> str:
 
 
 def remove_weights(folder: Path) -> None:
-    """Remove the weight files of a run that has been measured; its report stays."""
+    """Remove the weight files of a measured run, but not its report."""
     for file in owned_files(folder, read_journal(folder / JOURNAL)):
         if ".safetensors" in file.name:
             file.unlink()

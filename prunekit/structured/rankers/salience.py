@@ -122,7 +122,10 @@ class _Window:
 
 
 class _Windows:
-    """Windows over the samples of all ranks, of which this rank adds its own."""
+    """Windows over the samples of all ranks.
+
+    Each rank adds its own samples.
+    """
 
     def __init__(self, ranker: Salience, gated: GatedModel) -> None:
         self._ranker, self._gated = ranker, gated
@@ -143,7 +146,7 @@ class _Windows:
         self._totals = {group.name: _zeros(group.units) for group in gated.groups}
 
     def add(self, batch: Batch) -> None:
-        """Run the next batch forward and backward, and add its samples to their windows."""
+        """Run the next batch and add its samples to their windows."""
         from prunekit_kernels import new_state, salience
 
         from prunekit.structured.batches import valid_tokens
@@ -174,7 +177,7 @@ class _Windows:
         return self._totals
 
     def _parts(self, count: int) -> Iterator[tuple[int, slice]]:
-        """Yield the windows of the next samples, and which samples are in each."""
+        """Yield the windows of the next samples, with their samples."""
         start = 0
         numbers = [next(self._order) for _ in range(count)]
         for number, samples in groupby(numbers):
@@ -183,12 +186,12 @@ class _Windows:
             start = stop
 
     def _finish(self, number: int) -> None:
-        """Score the windows before a number, unless other ranks have samples of them."""
+        """Score windows before a number, unless other ranks share them."""
         for done in [each for each in self._open if each < number and each not in self._shared]:
             self._score(done, self._open.pop(done))
 
     def _merge_shared(self) -> None:
-        """Merge the windows of several ranks, in rank order; rank 0 scores them."""
+        """Merge shared windows in rank order; rank 0 scores them."""
         from prunekit_kernels import merge
 
         if not self._shared:
@@ -215,7 +218,10 @@ class _Windows:
             self._totals[group.name] += self._weights[number] * found
 
     def _moments_of(self, group: LinearUnitGroup) -> Tensor:
-        """Return the moments of the weights that read a group; of none without outliers."""
+        """Return the moments of the weights that read a group.
+
+        Without ``outliers`` they are those of no weight.
+        """
         from prunekit_kernels import new_state, weight_moments
 
         from prunekit.models.orientation import weight_matrix
@@ -240,7 +246,10 @@ def _tokens(batch: Batch) -> list[int]:
 
 
 def _rows(values: Tensor, samples: slice, count: int) -> Tensor:
-    """Return the rows of some of ``count`` samples; some models flatten samples and tokens."""
+    """Return the rows of some of ``count`` samples.
+
+    Some models flatten samples and tokens into one axis.
+    """
     rows = values.flatten(0, -2)
     each = len(rows) // count
     return rows[samples.start * each : samples.stop * each]
