@@ -97,6 +97,34 @@ FUSED: dict[str, dict[str, Any]] = {
 }
 """Config sizes of declared model types whose experts transformers fuses."""
 
+_HYBRID = {**_DECODER, "num_hidden_layers": 4}
+_MAMBA = {"mamba_n_heads": 4, "mamba_d_state": 8, "mamba_n_groups": 1}
+_DELTA = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8, "head_dim": 8,
+}  # fmt: skip
+_TWO_KINDS = ["linear_attention", "full_attention"] * 2
+
+HYBRID: dict[str, dict[str, Any]] = {
+    "bamba": {**_HYBRID, **_MAMBA, "mamba_d_head": 16, "attn_layer_indices": [1, 3]},
+    "falcon_h1": {**_HYBRID, **_MAMBA, "mamba_d_head": 8, "mamba_d_ssm": 32},
+    "granitemoehybrid": {
+        **_HYBRID, **_MAMBA, "mamba_d_head": 16, "layer_types": ["mamba", "attention"] * 2,
+        "num_local_experts": 0, "shared_intermediate_size": 64,
+    },
+    "lfm2": {**_HYBRID, "layer_types": ["conv", "full_attention"] * 2},
+    "nemotron_h": {
+        **_HYBRID, "head_dim": 8, "mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 1,
+        "ssm_state_size": 8, "layers_block_type": ["mamba", "attention", "mamba", "mlp"],
+    },
+    "qwen3_5_text": {**_HYBRID, **_DELTA, "layer_types": _TWO_KINDS},
+    "qwen3_next": {
+        **_HYBRID, **_DELTA, "layer_types": _TWO_KINDS, "num_experts": 0,
+        "mlp_only_layers": [0, 1, 2, 3],
+    },
+}  # fmt: skip
+"""Sizes of model types with four blocks of several kinds."""
+
 REFUSED: dict[str, dict[str, Any]] = {
     "albert": {**_ENCODER, "embedding_size": 16},
     "bart": {
@@ -114,11 +142,11 @@ def tiny(model_type: str, head: Any = None, **overrides: Any) -> PreTrainedModel
     """Return a seeded random model in eval mode and float32.
 
     Args:
-        model_type: Any key of ``TINY``, ``FUSED``, ``UNDECLARED`` or ``REFUSED``.
+        model_type: Any key of ``TINY``, ``FUSED``, ``UNDECLARED``, ``HYBRID`` or ``REFUSED``.
         head: Auto class to build with; by default the language model class of the config.
         overrides: Config entries that replace the tiny defaults.
     """
-    sizes = {**TINY, **FUSED, **UNDECLARED, **REFUSED}[model_type]
+    sizes = {**HYBRID, **TINY, **FUSED, **UNDECLARED, **REFUSED}[model_type]
     tokens = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = AutoConfig.for_model(model_type, **{**tokens, **sizes, **overrides})
     with torch.random.fork_rng(devices=[]):

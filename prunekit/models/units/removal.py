@@ -5,13 +5,17 @@ one. Otherwise the config records the kept units, and transformers needs pruneki
 folder; see :mod:`prunekit.models.units.kept_record`.
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from transformers import PreTrainedModel
 
+from prunekit.models import stock
 from prunekit.models.units.base import Kept, UnitGroup
 from prunekit.models.units.heads_neurons import declared_linear_groups
 from prunekit.models.units.kept_record import read_record, require_prunekit
@@ -55,11 +59,15 @@ def described_model(model: PreTrainedModel, config: Mapping[str, Any]) -> PreTra
     """Build the model that a ``config.json`` describes, without weights.
 
     Args:
-        model: A model of the same family; only its classes are used.
+        model: A model of the same family; only its class is used.
         config: Content of the ``config.json``, with the record of kept units.
     """
+    # transformers reads more from a file than from its content, such as infinite numbers.
+    with TemporaryDirectory(prefix="prunekit-") as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        read = stock.read_config(Path(folder))
     with init_empty_weights(include_buffers=False):
-        described = type(model)._from_config(type(model.config).from_dict({**config})).eval()
+        described = type(model)._from_config(read).eval()
         restore(described)
     return described
 

@@ -3,12 +3,15 @@
 import pytest
 import torch
 
-from prunekit.errors import NumericsError
+from prunekit.checkpoint import adapter
+from prunekit.errors import CheckpointError, NumericsError
 from prunekit.models.sequential.pipeline import load_blocks
 from prunekit.runs.sparsify.run import SparsifyRun, run
-from prunekit.runs.sparsify.shards import compressed_layouts
+from prunekit.runs.sparsify.shards import ShardWriter, compressed_layouts
 from tests.support import checkpoints
-from tests.support.checkpoints import planned, tensors
+from tests.support.checkpoints import planned, same_bytes, tensors
+
+pytestmark = pytest.mark.usefixtures("proof_in_process")
 
 
 @pytest.fixture(scope="module", params=["dense", "2:4"])
@@ -84,3 +87,67 @@ def test_the_first_shard_holds_what_is_outside_blocks(finished):
     written, source = load_file(first), plan.checkpoint.read(outside)
     assert written.keys() == outside
     assert all(torch.equal(value, source[name]) for name, value in written.items())
+
+
+LOW_RANK = {"method": "wanda", "pattern": "2:4", "recover": "lowrank", "recover_rank": 2}
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    """Return the model, output folder and report of a finished run with an adapter."""
+    folder = tmp_path_factory.mktemp("adapted")
+    model = checkpoints.write(folder / "m")
+    report = [*run(planned(model, folder / "out", prune=LOW_RANK))][-1].values
+    return model, folder / "out", report
+
+
+def test_an_adapter_is_one_of_the_files_of_a_run(adapted):
+    _, folder, report = adapted
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")}
+    assert report["files"].keys() == found
+    assert f"{adapter.FOLDER}/{adapter.FILE}" in found
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "delete"])
+@pytest.mark.parametrize("whole", [True, False], ids=["merged", "of a block"])
+def test_a_damaged_adapter_is_made_again(adapted, tmp_path, whole, how):
+    """Each weight that an adapter makes up for is pruned again with it."""
+    model, expected, _ = adapted
+    records = run(planned(model, tmp_path / "out", prune=LOW_RANK))
+    if whole:
+        assert [*records][-1].kind == "finish"
+        damaged = tmp_path / "out" / adapter.FOLDER / adapter.FILE
+    else:
+        next(record for record in records if record.kind == "block")
+        records.close()
+        (damaged,) = (tmp_path / "out" / adapter.FOLDER).glob("*.safetensors")
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content[: -5 if how == "cut" else None])
+    if how == "delete":
+        damaged.unlink()
+    [*run(planned(model, tmp_path / "out", prune=LOW_RANK), resume=True)]
+    same_bytes(tmp_path / "out", expected)
+    same_bytes(tmp_path / "out" / adapter.FOLDER, expected / adapter.FOLDER)
+
+
+def test_a_block_pruned_again_after_the_merge_is_merged_again(adapted, tmp_path):
+    model, expected, _ = adapted
+    [*run(planned(model, tmp_path / "out", prune=LOW_RANK))]
+    (tmp_path / "out/model-00003-of-00003.safetensors").unlink()
+    [*run(planned(model, tmp_path / "out", prune=LOW_RANK), resume=True)]
+    same_bytes(tmp_path / "out", expected)
+    same_bytes(tmp_path / "out" / adapter.FOLDER, expected / adapter.FOLDER)
+
+
+def test_a_checkpoint_without_a_tensor_gets_no_config(adapted, tmp_path, monkeypatch):
+    read = ShardWriter._read
+    lacking = "model.layers.1.input_layernorm.weight"
+    monkeypatch.setattr(
+        ShardWriter,
+        "_read",
+        lambda self, names: read(self, [name for name in names if name != lacking]),
+    )
+    with pytest.raises(CheckpointError, match=f"has no {lacking}"):
+        [*run(planned(adapted[0], tmp_path / "out"))]
+    assert not (tmp_path / "out/config.json").exists()

@@ -106,3 +106,33 @@ def test_a_tensor_that_nobody_reads_is_not_left_as_wide_as_it_was(llama, tmp_pat
     checkpoints.save(folder, held | {"score.weight": torch.zeros(2, 32)})
     with pytest.raises(ShapeError, match=r"LlamaForCausalLM does not read score.weight"):
         planned(folder, tmp_path / "out", 'method = "random"\npattern = "hidden"\nsparsity = 0.5')
+
+
+@pytest.mark.parametrize("pattern", ["neurons", "heads"])
+def test_blocks_for_multi_token_prediction_do_not_keep_sizes_that_the_config_no_longer_gives(
+    tmp_path, pattern
+):
+    folder = checkpoints.write(tmp_path / "model", num_key_value_heads=4)
+    held = checkpoints.tensors(folder)
+    mask = {"model.layers.0.self_attn.bias": torch.zeros(1, 1, 64, 64)}
+    prune = f'method = "random"\npattern = "{pattern}"\nsparsity = 0.5'
+    checkpoints.save(folder, held | mask)
+    planned(folder, tmp_path / "out", prune, evaluate=False)
+    last = {name: value for name, value in held.items() if ".layers.1." in name}
+    extra = {name.replace(".1.", ".2."): value.clone() for name, value in last.items()}
+    checkpoints.save(folder, held | mask | extra)
+    with pytest.raises(ShapeError, match=r"does not read model\.layers\.2\..*save it again"):
+        planned(folder, tmp_path / "out", prune, evaluate=False)
+
+
+def test_blocks_that_depend_on_their_place_are_refused_or_stay(tmp_path):
+    folder = checkpoints.write(
+        tmp_path / "model", "gpt2", n_layer=3, scale_attn_by_inverse_layer_idx=True
+    )
+    prune = 'method = "random"\npattern = "blocks"\nsparsity = {}'
+    with pytest.raises(ShapeError, match=r"scaling is .* Blocks of this model cannot be taken out"):
+        planned(folder, tmp_path / "out", prune.format(0.34), evaluate=False)
+    folder = checkpoints.write(tmp_path / "bert", "modernbert", num_hidden_layers=3)
+    made = planned(folder, tmp_path / "out", prune.format(0.34), evaluate=False)
+    assert made.fixed == {"model.layers": [0]}
+    assert "model.layers.0 stays whatever its score: no stock config" in " ".join(made.notes)

@@ -8,7 +8,7 @@ from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.cli.main import main
 from prunekit.data.tokens import calibration_tokens
 from prunekit.models.vocabulary import load_tokenizer
-from prunekit.runs.structured.ranking import first_tokens, share_scores
+from prunekit.runs.structured.ranking import first_tokens, raise_scores, share_scores
 from prunekit.structured.agreement import spearman
 from tests.support import checkpoints
 from tests.support.architectures import tiny
@@ -119,3 +119,11 @@ def test_scores_without_a_shared_bias_are_unchanged():
     groups = prunekit.heads(tiny("llama")).linear_groups
     scores = {group.name: torch.rand(group.units) for group in groups}
     assert share_scores(groups, scores) == scores
+
+
+def test_units_that_have_to_stay_are_above_all_others():
+    scores = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([5.0, -1.0])}
+    raised = raise_scores(scores, {"a": [0]})
+    assert raised["a"].tolist() == [6, 2]
+    assert raised["b"] is scores["b"]
+    assert scores["a"].tolist() == [1, 2]

@@ -15,6 +15,7 @@ from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.cli.main import main
 from prunekit.data.tokens import calibration_tokens
 from prunekit.errors import CheckpointError, ConfigError, ShapeError
+from prunekit.evaluation import verify
 from prunekit.models.units.kinds import KINDS
 from prunekit.models.vocabulary import load_tokenizer
 from tests.conftest import ROOT
@@ -218,6 +219,29 @@ def test_the_same_config_gives_the_same_bytes_and_resumes_after_any_record(
         [*prunekit.run(plan)]
     [*prunekit.run(plan, overwrite=True)]
     same_bytes(tmp_path / "out", shrunk[0])
+
+
+def damage(file, how):
+    """Flip a bit in the middle of a file, cut off its end, or delete it."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content[: len(content) // 2 if how == "cut" else None])
+    if how == "delete":
+        file.unlink()
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "delete"])
+def test_a_damaged_shard_is_found_and_written_again(shrunk, llama, tmp_path, how):
+    folder = tmp_path / "out"
+    shutil.copytree(shrunk[0], folder)
+    (shard,) = folder.glob("*.safetensors")
+    assert shrunk[1]["files"].keys() == {shard.name}
+    written = open_checkpoint(folder)
+    assert verify._check_files(written, shrunk[1]["files"]).passed
+    damage(shard, how)
+    assert not verify._check_files(written, shrunk[1]["files"]).passed
+    [*prunekit.run(planned(llama, folder, BOTH), resume=True)]
+    same_bytes(folder, shrunk[0])
 
 
 FRESH = """

@@ -1,0 +1,138 @@
+"""Tensors and config that a structured run writes, for models of all kinds of blocks."""
+
+import json
+
+import pytest
+import torch
+
+import prunekit
+from prunekit.errors import CheckpointError
+from prunekit.models.units.blocks import block_groups
+from prunekit.runs.structured import run
+from prunekit.runs.structured.written import config_changes
+from tests.support import checkpoints
+from tests.support.architectures import HYBRID, tiny
+from tests.support.structured import planned
+
+BLOCKS = 'method = "magnitude"\npattern = "blocks"\nsparsity = 0.25'
+NEURONS = 'method = "magnitude"\npattern = "neurons"\nsparsity = 0.25\nuniform = true'
+IDS = torch.arange(3, 12)[None]
+
+pytestmark = pytest.mark.usefixtures("proof_in_process")
+
+
+@torch.no_grad()
+def logits_without_first_block(model):
+    """Return the logits of a model whose first block passes its input through."""
+
+    def bypass(_, args, given, out):
+        x = args[0] if args else given["hidden_states"]
+        return (x, *out[1:]) if isinstance(out, tuple) else x
+
+    (group,) = block_groups(model)
+    group.blocks[0].register_forward_hook(bypass, with_kwargs=True)
+    return model(IDS, use_cache=False).logits
+
+
+def finished(folder, output, prune):
+    """Execute a plan and return the config of its output."""
+    assert [*prunekit.run(planned(folder, output, prune, evaluate=False))][-1].kind == "finish"
+    return json.loads((output / "config.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", sorted(HYBRID))
+def test_blocks_of_several_kinds_move_with_all_their_tensors(model_type, tmp_path):
+    """Without the first block every kind is in the place of another one."""
+    model = tiny(model_type)
+    (group,) = block_groups(model)
+    with torch.no_grad():
+        for unit, block in enumerate(group.blocks):
+            for parameter in block.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter)).mul_(1 if unit else 1e-3)
+    folder = checkpoints.write(tmp_path / "model")
+    model.save_pretrained(folder)
+    finished(folder, tmp_path / "out", BLOCKS)
+    opened, notes = type(model).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not notes["missing_keys"]
+    assert not notes["unexpected_keys"]
+    with torch.no_grad():
+        found = opened.eval()(IDS, use_cache=False).logits
+    assert torch.equal(found, logits_without_first_block(model))
+
+
+def test_keys_of_other_versions_and_aliases_do_not_contradict(tmp_path):
+    folder = checkpoints.write(tmp_path / "model", "nemotron_h")
+    checkpoints.configure(folder, hybrid_override_pattern="M*M-", num_hidden_layers=4)
+    plan = planned(folder, tmp_path / "out", BLOCKS, evaluate=False)
+    before = plan.model.config.to_dict()
+    kinds = before["layers_block_type"][1:]
+    kept = {plan.groups["blocks"][0].name: [1, 2, 3]}
+    changed, dropped = config_changes(plan, before, before | {"layers_block_type": kinds}, kept)
+    assert changed == {
+        "layers_block_type": kinds,
+        "hybrid_override_pattern": "*M-",
+        "num_hidden_layers": 3,
+    }
+    assert dropped == []
+    stale = plan.checkpoint.config
+    stale["layer_types"] = before["layers_block_type"]  # another name of the entry
+    assert config_changes(plan, before, before | {"layers_block_type": kinds}, kept)[1] == [
+        "layer_types"
+    ]
+
+
+def test_weights_that_do_not_change_keep_their_bytes_and_tied_ones_stay_two(tmp_path):
+    """A CPU computes in float32; rounding what is stored in float64 would be a loss."""
+    folder = checkpoints.write(tmp_path / "model", tie_word_embeddings=True)
+    held = checkpoints.tensors(folder)
+    held["model.norm.weight"] = torch.rand(32, dtype=torch.float64)
+    held["lm_head.weight"] = held["model.embed_tokens.weight"].clone()
+    checkpoints.save(folder, held)
+    finished(folder, tmp_path / "out", NEURONS)
+    found = checkpoints.tensors(tmp_path / "out")
+    assert found.keys() == held.keys()
+    assert torch.equal(found["model.norm.weight"], held["model.norm.weight"])
+    assert torch.equal(found["lm_head.weight"], held["lm_head.weight"])
+
+
+def test_blocks_for_multi_token_prediction_follow_the_kept_ones(tmp_path):
+    folder = checkpoints.write(tmp_path / "model", num_hidden_layers=4)
+    held = checkpoints.tensors(folder)
+    last = {name: value for name, value in held.items() if ".layers.3." in name}
+    extra = {name.replace(".3.", ".4."): value + 1 for name, value in last.items()}
+    extra["mtp.fc.weight"] = torch.rand(32, 64)
+    checkpoints.save(folder, held | extra)
+    config = finished(folder, tmp_path / "out", BLOCKS)
+    found = checkpoints.tensors(tmp_path / "out")
+    assert config["num_hidden_layers"] == 3
+    for name, value in extra.items():
+        assert torch.equal(found[name.replace(".4.", ".3.")], value)
+    assert len(found) == len(held) - len(last) + len(extra)
+
+
+def test_a_checkpoint_without_a_tensor_gets_no_config(llama, tmp_path, monkeypatch):
+    written = run.written_tensors
+
+    def lossy(*arguments):
+        tensors = written(*arguments)
+        del tensors["model.layers.1.mlp.up_proj.weight"]
+        return tensors
+
+    monkeypatch.setattr(run, "written_tensors", lossy)
+    plan = planned(llama, tmp_path / "out", NEURONS, evaluate=False)
+    with pytest.raises(CheckpointError, match=r"has no model\.layers\.1\.mlp\.up_proj\.weight"):
+        [*prunekit.run(plan)]
+    assert not (tmp_path / "out/config.json").exists()
+
+
+def test_a_model_in_shards_is_read_and_written_whole(llama, tmp_path):
+    folder = checkpoints.write(
+        tmp_path / "model", num_hidden_layers=3, num_key_value_heads=4, shard_size="40KB"
+    )
+    assert len([*folder.glob("*.safetensors")]) > 2
+    for source, name in ((folder, "shards"), (llama, "one")):
+        finished(source, tmp_path / name, BLOCKS.replace("0.25", "0.34"))
+    found, expected = (checkpoints.tensors(tmp_path / name) for name in ("shards", "one"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
