@@ -25,7 +25,7 @@ from prunekit.models.devices import (
     synchronized_seconds,
 )
 from prunekit.models.empty_model import max_tokens
-from prunekit.models.hf_config import config_and_class
+from prunekit.models.hf_config import call_transformers, config_and_class
 from prunekit.models.load import open_whole
 from prunekit.models.vocabulary import load_tokenizer
 
@@ -99,10 +99,14 @@ def sample_text(
             do_sample=True, top_k=0, max_new_tokens=length - 1, pad_token_id=first
         )
         torch.manual_seed(seed)
-        parts = [
-            model.generate(part, attention_mask=torch.ones_like(part))  # pyright: ignore
-            for part in begin.split(SAMPLES_AT_ONCE)
-        ]
+        parts = call_transformers(
+            checkpoint,
+            "cannot generate text with the model",
+            lambda: [
+                model.generate(part, attention_mask=torch.ones_like(part))  # pyright: ignore
+                for part in begin.split(SAMPLES_AT_ONCE)
+            ],
+        )
     return torch.cat(parts).cpu()
 
 
@@ -142,7 +146,11 @@ def generate(
             max_new_tokens=new_tokens,
             pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id or 0,
         )
-        return [_generate(model, tokenizer, prompt, target) for prompt in prompts]
+        return call_transformers(
+            checkpoint,
+            "cannot generate text with the model",
+            lambda: [_generate(model, tokenizer, prompt, target) for prompt in prompts],
+        )
 
 
 @torch.inference_mode()

@@ -7,9 +7,11 @@ size is allocated, and code that ships with a checkpoint is never run.
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
+from prunekit.checkpoint.compressed import KEPT_UNITS_KEY
 from prunekit.checkpoint.reader import Checkpoint
 from prunekit.errors import CheckpointError, PrunekitError
 from prunekit.models import stock
@@ -25,12 +27,15 @@ COUNT_KEYS = (
     "num_experts", "num_local_experts", "n_routed_experts",
 )  # fmt: skip
 """Config attributes that cannot exceed the number of tensors."""
+LEAST = dict.fromkeys((*SIZE_KEYS, *COUNT_KEYS), 0)
+LEAST |= {"num_hidden_layers": 1, "max_position_embeddings": 1, "sliding_window": 0}
+"""Smallest integer that a config attribute can have."""
 UNCHECKED_SIZE, UNCHECKED_COUNT = 1_000_000, 1000
 """Sizes (and label counts) and counts that are cheap enough to accept without such a check."""
 
 
 def read_hf_config(checkpoint: Checkpoint) -> PretrainedConfig:
-    """Return the config that transformers reads, without the storage format of the weights.
+    """Return the config as transformers reads it, without the storage format.
 
     Raises:
         CheckpointError: transformers does not support the model without custom code, or sizes in
@@ -45,7 +50,9 @@ def read_hf_config(checkpoint: Checkpoint) -> PretrainedConfig:
         kind = checkpoint.config.get("model_type")
         failed = f"has no model type {kind!r}. Code that comes with a checkpoint is never run"
     config = call_transformers(checkpoint, failed, lambda: stock.read_config(checkpoint.folder))
+    _check_values(config, checkpoint)
     _check_sizes(config, checkpoint)
+    config.return_dict = True
     # Checkpoint.read decompresses weights, so models are built dense.
     vars(config).pop("quantization_config", None)
     return config
@@ -68,7 +75,7 @@ def config_and_class(
 
 
 def model_class(checkpoint: Checkpoint, config: PretrainedConfig) -> type[PreTrainedModel] | None:
-    """Return the model class that a config names; None if it names none.
+    """Return the model class that a config names, or None.
 
     Raises:
         CheckpointError: transformers has no such class.
@@ -99,6 +106,24 @@ def call_transformers(checkpoint: Checkpoint, failed: str, work: Callable[[], T]
         raise CheckpointError(
             f"{where}: transformers {transformers.__version__} {failed}: {stock.describe(error)}"
         ) from error
+
+
+def _check_values(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
+    """Refuse values that transformers takes and that fail late."""
+    where = checkpoint.folder / "config.json"
+    kept = checkpoint.config.get(KEPT_UNITS_KEY)
+    if not (kept is None or isinstance(kept, dict)):
+        raise CheckpointError(f"{where}: {KEPT_UNITS_KEY} is not a table of numbers of units.")
+    dtype = config.dtype
+    if not (dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)):
+        raise CheckpointError(f"{where}: dtype is {dtype!r}, which is no floating-point type.")
+    for part in stock.config_parts(config):
+        for name, least in LEAST.items():
+            value = getattr(part, name, None)
+            if isinstance(value, str | float) or (isinstance(value, int) and value < least):
+                raise CheckpointError(
+                    f"{where}: {name} is {value!r}; it is a number from {least} on."
+                )
 
 
 def _check_sizes(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
