@@ -20,11 +20,12 @@ from prunekit.models.units.removal import restore
 from prunekit.models.weight_names import stored_names
 
 
-def load(path: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def load(path: str | Path | Checkpoint, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """Load a model, with or without removed units, for inference.
 
     Args:
-        path: A folder written by ``save_pretrained``, with or without removed units.
+        path: A folder written by ``save_pretrained``, with or without removed units; or the same,
+            opened.
         dtype: Dtype of the weights; None for the dtype in the config.
 
     Returns:
@@ -34,7 +35,8 @@ def load(path: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
         CheckpointError: The folder is not a valid checkpoint, or its config names no known class.
         NumericsError: A weight holds NaN or inf.
     """
-    checkpoint = open_checkpoint(checkpoint_folder(str(path)))
+    opened = isinstance(path, Checkpoint)
+    checkpoint = path if opened else open_checkpoint(checkpoint_folder(str(path)))
     config = read_hf_config(checkpoint)
     model_class(checkpoint, config)
 

@@ -6,13 +6,13 @@ time, without the run, the model or torch.
 
 import json
 import math
-import os
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from prunekit import formatting
+from prunekit.checkpoint.atomic import write_atomically
 from prunekit.errors import CheckpointError, ConfigError
 from prunekit.models.units.kinds import WHOLE
 from prunekit.reports import citation
@@ -40,9 +40,8 @@ def write(report: dict[str, Any], folder: Path) -> None:
     JSON has neither infinity nor NaN: they are written as the strings "inf", "-inf" and "nan".
     """
     text = json.dumps(_json_value(report), indent=2, ensure_ascii=False, allow_nan=False)
-    _write_atomically(folder / JSON, text + "\n")
-    _write_atomically(folder / CSV, _table(report))
-    _write_atomically(folder / HTML, render(report))
+    for name, content in ((JSON, text + "\n"), (CSV, _table(report)), (HTML, render(report))):
+        write_atomically(folder / name, content.encode())
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -122,15 +121,6 @@ def _table(report: dict[str, Any]) -> str:
         return as_csv(units.rows(report["layers"]))
     columns = ("name", "sparsity", "relative_error", "seconds")
     return as_csv([{key: layer.get(key) for key in columns} for layer in report["layers"]])
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.tmp")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
 
 
 def _json_value(value: object) -> object:
