@@ -60,6 +60,7 @@ def run(
     gc.enable()
     gc.freeze()
     memory.keep_freed_memory()
+    memory.limit_threads()
     plan, signals = None, StopSignals()
     try:
         with signals, join(loaded.model.device) as ranks:
@@ -118,7 +119,7 @@ def plan(
 
 
 def _load(config: Path, overrides: Sequence[str]) -> "Config | StructuredConfig | SweepConfig":
-    """Load a config that is not in the output folder that it names."""
+    """Load a config; refuse one inside its own output folder."""
     from prunekit.checkpoint.output_path import check_apart
     from prunekit.config.load import load_config
 

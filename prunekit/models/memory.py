@@ -1,25 +1,20 @@
-"""Free host and device memory (cgroup-aware), and accelerate device maps."""
+"""Free memory, usable processors, and device maps of accelerate."""
 
 import ctypes
 import math
 import os
 import platform
-from collections.abc import Iterator
+import sys
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
+from prunekit.models import cgroups
+
 ESTIMATE_MARGIN = 1.15
 """Safety factor on memory estimates, which are accurate to 15 %."""
-FILE_SYSTEM_ROOT = Path("/")
-_CGROUP_FILES = {
-    True: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-    False: ("memory.max", "memory.current"),
-}
-"""Files with limit and usage of a control group, by whether it is of cgroup version 1."""
 
 
 def local_processes() -> int:
@@ -32,40 +27,8 @@ def free_host_bytes() -> int:
 
     The control group of a container or a scheduler's job may have less than the machine.
     """
-    return min([psutil.virtual_memory().available, *_cgroup_free_bytes()]) // local_processes()
-
-
-def _cgroup_free_bytes() -> Iterator[int]:
-    """Yield the free bytes of each control group of this process.
-
-    Versions 1 and 2 of control groups are supported. The file cache of a group counts as free, as
-    in psutil's number for the machine.
-    """
-    membership = FILE_SYSTEM_ROOT / "proc/self/cgroup"
-    for line in membership.read_text().splitlines() if membership.is_file() else ():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        root = FILE_SYSTEM_ROOT / "sys/fs/cgroup" / ("memory" if controllers else "")
-        limit, usage = _CGROUP_FILES[bool(controllers)]
-        group = root / path.lstrip("/")
-        for folder in (group, *group.parents):
-            # In a container the path may be that of the host; only its root is visible here.
-            if not folder.is_relative_to(root) or not (folder / limit).is_file():
-                continue
-            if (allowed := (folder / limit).read_text().strip()) != "max":
-                yield int(allowed) - int((folder / usage).read_text()) + _file_cache_bytes(folder)
-
-
-def _file_cache_bytes(group: Path) -> int:
-    """Return the file cache in bytes of a control group, descendants included."""
-    lines = (line.split() for line in (group / "memory.stat").read_text().splitlines())
-    statistics = {name: int(number) for name, number in lines}
-    # Version 1 reports the totals including descendants separately.
-    return sum(
-        statistics.get(f"total_{name}", statistics.get(name, 0))
-        for name in ("active_file", "inactive_file")
-    )
+    free = min(psutil.virtual_memory().available, *cgroups.free_memory(), sys.maxsize)
+    return free // local_processes()
 
 
 def free_bytes(device: torch.device) -> int:
@@ -99,6 +62,18 @@ def device_map_options(
         gpus = range(torch.cuda.device_count()) if device.index is None else [device.index]
         budgets |= {gpu: budget(free_bytes(torch.device("cuda", gpu))) for gpu in gpus}
     return {"device_map": "auto", "max_memory": budgets, "offload_folder": offload}
+
+
+def limit_threads() -> None:
+    """Use no more threads than processors.
+
+    PyTorch does not see the processor quota of a control group.
+
+    A number of threads that the user set remains. Only for processes that prunekit itself started.
+    """
+    threads = max(1, cgroups.usable_cpus() // local_processes())
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > threads:
+        torch.set_num_threads(threads)
 
 
 # From malloc.h.

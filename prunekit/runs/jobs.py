@@ -49,6 +49,10 @@ def plan(
     Raises:
         PrunekitError: The job cannot work, or ranks differ; nothing was written.
     """
+    if not isinstance(config, Config | StructuredConfig | SweepConfig):
+        raise ConfigError(
+            f"plan: a {type(config).__name__} is no config; prunekit.load_config returns one."
+        )
     ranks.require_same(config_facts(config))
     made = _plan(config, ranks, preflight)
     if not isinstance(made, SweepPlan):
@@ -113,6 +117,8 @@ def run(
         yield from run_sweep(plan, _run_one, resume=resume, overwrite=overwrite, stop=stop)
     elif isinstance(plan, StructuredPlan):
         yield from run_structured(plan, resume=resume, overwrite=overwrite, stop=stop)
+    elif not isinstance(plan, Plan):
+        raise ConfigError(f"run: a {type(plan).__name__} is no plan; prunekit.plan makes one.")
     else:
         yield from run_sparsify(plan, resume=resume, overwrite=overwrite, stop=stop)
 

@@ -5,6 +5,7 @@ Shapes: N samples, B samples of a batch, T tokens.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,9 +16,7 @@ from transformers import PreTrainedModel
 
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError
-
-IGNORED = -100
-"""Label of positions that are not predicted."""
+from prunekit.structured.token_ids import IGNORED, to_batch, token_ids
 
 Batch = dict[str, Tensor]
 """Keyword arguments of a model call: ``input_ids``, ``attention_mask``, ``labels`` …"""
@@ -33,14 +32,12 @@ def to_batches(data: Data | None, model: PreTrainedModel) -> list[Batch]:
     """Return data as batches on the device of the model.
 
     Raises:
-        ConfigError: There is no data, or a batch lacks an input that the model needs.
+        ConfigError: There is no data, it does not fit the model, or a batch lacks an input that the
+            model needs.
     """
-    if isinstance(data, Tensor):
-        found = [{"input_ids": part} for part in data.split(BATCH_SAMPLES)]
-    else:
-        found = [dict(batch) for batch in data or ()]
-    if not found:
+    if data is None:
         raise ConfigError("data: there is none; pass tokens [N, T] or a list of batches.")
+    found = [to_batch(batch, model) for batch in split_batches(data, model, BATCH_SAMPLES)]
     required = [{"input_ids"}]
     if model.config.is_encoder_decoder:
         required.append({"labels", "decoder_input_ids"})
@@ -51,7 +48,25 @@ def to_batches(data: Data | None, model: PreTrainedModel) -> list[Batch]:
                     f"data: {type(model).__name__} reads {' or '.join(sorted(names))}, and a batch "
                     f"has only {', '.join(sorted(batch))}."
                 )
-    return [{name: part.to(model.device) for name, part in batch.items()} for batch in found]
+    return found
+
+
+def split_batches(data: object, model: PreTrainedModel, size: int) -> Sequence[Mapping[str, Any]]:
+    """Return data as batches; ready batches are not changed.
+
+    Args:
+        data: Token ids, or ready batches.
+        model: The model that reads them.
+        size: Samples of a batch of token ids.
+
+    Raises:
+        ConfigError: There are no token ids and no batches.
+    """
+    if isinstance(data, Iterable) and not isinstance(data, Tensor | Mapping | str):
+        data = [*data] if isinstance(data, Sequence | Iterator) else data
+        if isinstance(data, list) and data and isinstance(data[0], Mapping):
+            return data
+    return [{"input_ids": part} for part in token_ids(data, model, "data").split(size)]
 
 
 def valid_tokens(batch: Batch, *, decodes: bool) -> Bool[Tensor, "B T"] | None:
@@ -85,7 +100,14 @@ def losses(model: PreTrainedModel, batch: Batch) -> tuple[Float[Tensor, " B"], F
             labels = labels.masked_fill(batch["attention_mask"] == 0, IGNORED)
     if labels is None:
         raise ConfigError(f"data: the loss of {type(model).__name__} needs labels in each batch.")
+    if causal and labels.shape != batch["input_ids"].shape:
+        raise ConfigError(
+            f"data: labels of shape {[*labels.shape]} do not fit input_ids of shape "
+            f"{[*batch['input_ids'].shape]}."
+        )
     logits = model(**batch).logits
+    if causal and logits.shape[1] == 1:
+        raise ConfigError("data: a sample of one token has none to predict; pass two or more.")
     if causal:
         logits, labels = logits[:, :-1], labels[:, 1:]
     if logits.shape[:-1] != labels.shape:

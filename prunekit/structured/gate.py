@@ -30,12 +30,15 @@ class Gate:
         units, device = group.units, group.device
         self.value: Float[Tensor, "*B U"] = torch.ones(units, device=device)
         self.keep: Bool[Tensor, " U"] = torch.ones(units, dtype=torch.bool, device=device)
-        self._handles = group.hook(lambda: self.factor)
+        self._handles = group.hook(self._current)
 
     @property
     def factor(self) -> Float[Tensor, "*B U"]:
         """The current factor of each unit."""
         return self.value * self.keep
+
+    def _current(self) -> Tensor:
+        return self.factor
 
     def detach(self) -> None:
         """Remove the gate from the model."""

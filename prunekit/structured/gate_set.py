@@ -3,7 +3,9 @@
 Shapes: U units of a group.
 """
 
+import math
 from collections.abc import Iterable, Mapping
+from operator import index
 from typing import Self
 
 import torch
@@ -13,15 +15,27 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from prunekit.errors import ConfigError
+from prunekit.models.in_memory import check_in_memory
 from prunekit.models.units.find import unit_groups
 from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.models.units.kinds import Kind
 from prunekit.structured.finalize import kept_units, linear_groups_of
 from prunekit.structured.frozen_units import FrozenUnits
 from prunekit.structured.gate import Gate
+from prunekit.structured.selection import check_covers
 
 ACTIVE = 0.01
 """A unit with a factor above this counts as active."""
+ATTACHED = "_prunekit_gates"
+"""Attribute of a model with the gates on it, by kind."""
+
+
+def attached_gates(model: PreTrainedModel, kind: Kind) -> "GateSet | None":
+    """Return the gates attached to a model's units of one kind.
+
+    None if there are none.
+    """
+    return getattr(model, ATTACHED, {}).get(kind)
 
 
 class GateSet:
@@ -35,6 +49,11 @@ class GateSet:
     """
 
     def __init__(self, model: PreTrainedModel, kind: Kind) -> None:
+        check_in_memory(model)
+        if attached_gates(model, kind):
+            raise ConfigError(
+                f"{kind}: the model has gates on them already; prunekit.{kind}(model) returns them."
+            )
         self.model = model
         self.kind: Kind = kind
         self._attach()
@@ -67,22 +86,41 @@ class GateSet:
             value: The factor.
 
         Raises:
-            ConfigError: There is no such unit.
+            ConfigError: There is no such unit, or the value is not a finite number.
         """
         gate = self._gate(layer, unit)
+        try:
+            factor = float(value)
+        except (TypeError, ValueError, RuntimeError):
+            factor = math.nan
+        if not math.isfinite(factor):
+            raise ConfigError(f"gate: {value!r} is not a finite number.")
         self._remember()
         with torch.no_grad():
-            gate.value[unit] = value
+            gate.value[unit] = factor
 
     def close(self, keep: Mapping[str, Bool[Tensor, " U"]]) -> None:
-        """Close the gates of all units that are not kept."""
+        """Close the gates of all units that are not kept.
+
+        Raises:
+            ConfigError: A group has no mask of its units.
+        """
+        check_covers("keep", keep, self.gates, torch.bool)
         self._remember()
         for name, gate in self.gates.items():
             gate.keep &= keep[name].to(gate.keep.device)
 
     def reactivate(self, units: Iterable[tuple[int, int]]) -> None:
-        """Open pruned units (layer, unit) again, with the factor that they had."""
-        found = [(self._gate(layer, unit), unit) for layer, unit in units]
+        """Open pruned units (layer, unit) again, with the factor that they had.
+
+        Raises:
+            ConfigError: There is no such unit.
+        """
+        try:
+            pairs = [(layer, unit) for layer, unit in units]
+        except (TypeError, ValueError):
+            raise ConfigError(f"reactivate: {units!r} are not pairs (layer, unit).") from None
+        found = [(self._gate(layer, unit), unit) for layer, unit in pairs]
         self._remember()
         for gate, unit in found:
             gate.keep[unit] = True
@@ -137,13 +175,20 @@ class GateSet:
         """Remove all gates; the weights alone then determine the output."""
         for gate in self.gates.values():
             gate.detach()
+        vars(self.model).get(ATTACHED, {}).pop(self.kind, None)
 
     def _attach(self) -> None:
         self.groups = unit_groups(self.model, self.kind)
         self.gates = {group.name: Gate(group) for group in self.groups}
         self._history: list[list[tuple[Tensor, Tensor]]] = []
+        # In the model itself, so that a copy of it has gates of its own and knows them.
+        vars(self.model).setdefault(ATTACHED, {})[self.kind] = self
 
     def _gate(self, layer: int, unit: int) -> Gate:
+        try:
+            layer, unit = index(layer), index(unit)
+        except TypeError:
+            raise ConfigError(f"({layer!r}, {unit!r}): layer and unit are whole numbers.") from None
         if not 0 <= layer < len(self.groups) or not 0 <= unit < self.groups[layer].units:
             raise ConfigError(
                 f"({layer}, {unit}): there is no such unit; layers go to {len(self.groups) - 1}, "

@@ -5,8 +5,10 @@ Counts are exact, and no layer is left without units.
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from numbers import Integral, Real
+from typing import Any, Literal, NamedTuple, get_args
 
+import torch
 from torch import Tensor
 
 from prunekit.errors import ConfigError
@@ -46,10 +48,12 @@ def select_units(
     Raises:
         ConfigError: The count is impossible, or a score is not a number.
     """
-    if not 0 <= sparsity < 1:
-        raise ConfigError(f"sparsity: {sparsity} is not from 0 up to, but without, 1.")
-    if least < 1:
-        raise ConfigError(f"least: {least} would leave layers without any; it is at least 1.")
+    if not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
+        raise ConfigError(f"sparsity: {sparsity!r} is not from 0 up to, but without, 1.")
+    if scope not in get_args(UnitScope):
+        raise ConfigError(f"scope: {scope!r} is none. Choose: {', '.join(get_args(UnitScope))}.")
+    check_whole("least", least)
+    check_covers("scores", scores, keep)
     refuse_nan_scores(scores)
     compared = [[name] for name in keep] if scope == "layer" else [[*keep]]
     layers = {name: layer for layer, name in enumerate(keep)}
@@ -69,6 +73,61 @@ def select_units(
     left = {layers[name]: int(units.sum()) for name, units in keep.items()}
     by_layer = {layers[name]: each for name, each in (multiples or {}).items()}
     return _round_up_kept(removed, left, by_layer)
+
+
+def check_whole(name: str, number: object) -> None:
+    """Refuse an argument that is no whole number of at least 1.
+
+    Raises:
+        ConfigError: Names the argument.
+    """
+    if not isinstance(number, Integral) or isinstance(number, bool) or number < 1:
+        raise ConfigError(f"{name}: {number!r} is not a whole number of at least 1.")
+
+
+def check_covers(
+    argument: str,
+    found: object,
+    groups: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Refuse an argument without one value for each unit.
+
+    Args:
+        argument: Its name, for the message.
+        found: Its value: a mapping of group names to tensors.
+        groups: Masks of the units, or gates with such a mask, by group name.
+        dtype: Required type of the tensors; None for any.
+
+    Raises:
+        ConfigError: Names the first group without a fitting tensor.
+    """
+    for name, group in groups.items():
+        units = len(group if isinstance(group, Tensor) else group.keep)
+        each = found.get(name) if isinstance(found, Mapping) else None
+        fits = (
+            isinstance(each, Tensor)
+            and each.shape == (units,)
+            and each.dtype == (dtype or each.dtype)
+        )
+        if not fits:
+            kind = (
+                "a tensor" if dtype is None else f"a tensor of {str(dtype).removeprefix('torch.')}"
+            )
+            raise ConfigError(
+                f"{argument}: {name} needs {kind} with {units} values, one for each unit."
+            )
+
+
+def check_finite(name: str, values: Tensor) -> None:
+    """Refuse values that are NaN or infinite.
+
+    Raises:
+        ConfigError: Names the first such unit.
+    """
+    if not (finite := values.isfinite()).all():
+        unit = int((~finite).nonzero()[0, -1])
+        raise ConfigError(f"{name} of unit {unit} is not a finite number.")
 
 
 def refuse_nan_scores(scores: Mapping[str, Tensor]) -> None:

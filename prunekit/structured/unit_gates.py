@@ -22,13 +22,20 @@ from prunekit.allocations.schedules import linear as linear_schedule
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError, PrunekitError
 from prunekit.models.units.heads_neurons import LinearUnitGroup
+from prunekit.models.units.kinds import Kind
 from prunekit.structured.agreement import redundancy
 from prunekit.structured.batches import Batch, Data, eval_mode, to_batches
 from prunekit.structured.finalize import Finalized, finalize
-from prunekit.structured.gate_set import GateSet
+from prunekit.structured.gate_set import GateSet, attached_gates
 from prunekit.structured.rankers import GatedModel, Ranker, Scores, rankers
 from prunekit.structured.refit import reader_grams
-from prunekit.structured.selection import RemovedUnit, UnitScope, select_units
+from prunekit.structured.selection import (
+    RemovedUnit,
+    UnitScope,
+    check_finite,
+    check_whole,
+    select_units,
+)
 
 
 class Gates(GateSet):
@@ -85,6 +92,7 @@ class Gates(GateSet):
         Raises:
             ConfigError: The count is impossible, or a score is not a number.
         """
+        check_whole("round_to", round_to)
         multiples = {group.name: group.unit_multiple(round_to) for group in self.groups}
         chosen = select_units(
             scores, self.keep, sparsity, scope=scope, least=least, multiples=multiples
@@ -119,8 +127,7 @@ class Gates(GateSet):
         Raises:
             ConfigError: ``steps`` is below 1, or as in :meth:`score` and :meth:`prune`.
         """
-        if steps < 1:
-            raise ConfigError(f"steps: {steps} is not at least 1.")
+        check_whole("steps", steps)
         units = sum(group.units for group in self.groups)
         start = sum(int((~keep).sum()) for keep in self.keep.values()) / units
         parts = [linear_schedule(step, steps, sparsity, start) for step in range(1, steps + 1)]
@@ -153,13 +160,15 @@ class Gates(GateSet):
             stock: Refuse, before any change, if a stock config cannot describe the new shapes.
 
         Raises:
-            ConfigError: There is data but no linear to refit, or a gate is neither open nor closed
-                and no weight can absorb its factor.
+            ConfigError: There is data but no linear to refit, or a gate is not finite, or neither
+                open nor closed where no weight can absorb its factor.
             ShapeError: ``stock``, or the kind, needs a config that describes the new shapes, and
                 there is none; the message names the constraint.
             CheckpointError: Blocks keep different heads, share a position bias, and this
                 transformers computes their attention by itself.
         """
+        for name, gate in self.gates.items():
+            check_finite(f"{name}: gate", gate.factor)
         done = finalize(self.model, self.groups, self.gates, data, stock=stock)
         self._attach()
         return done
@@ -170,43 +179,53 @@ class Gates(GateSet):
         return GatedModel(self.model, groups, self.gates, found)
 
 
+def _gates(model: PreTrainedModel, kind: Kind) -> Gates:
+    """Return the gates on one kind of units, attached or new."""
+    attached = attached_gates(model, kind)
+    return attached if isinstance(attached, Gates) else Gates(model, kind)
+
+
 def heads(model: PreTrainedModel) -> Gates:
     """Return gates on the attention heads of a model.
 
     Under grouped queries a unit is a key head with all query heads that share it.
 
     Raises:
+        ConfigError: It is no transformers model with its weights in memory.
         CheckpointError: The family is not declared.
     """
-    return Gates(model, "heads")
+    return _gates(model, "heads")
 
 
 def neurons(model: PreTrainedModel) -> Gates:
     """Return gates on the neurons of a model's feed-forwards.
 
     Raises:
+        ConfigError: It is no transformers model with its weights in memory.
         CheckpointError: The family is not declared.
     """
-    return Gates(model, "neurons")
+    return _gates(model, "neurons")
 
 
 def blocks(model: PreTrainedModel) -> Gates:
     """Return gates on whole blocks; a closed one passes its input through.
 
     Raises:
+        ConfigError: It is no transformers model with its weights in memory.
         CheckpointError: The family is not declared and cannot be probed.
     """
-    return Gates(model, "blocks")
+    return _gates(model, "blocks")
 
 
 def hidden(model: PreTrainedModel) -> Gates:
     """Return gates on the coordinates of a model's residual stream.
 
     Raises:
+        ConfigError: It is no transformers model with its weights in memory.
         CheckpointError: The family is not declared and cannot be probed.
         ShapeError: Coordinates cannot be removed; the message names the constraint.
     """
-    return Gates(model, "hidden")
+    return _gates(model, "hidden")
 
 
 def _ranker(ranker: str | Ranker, settings: dict[str, Any]) -> Ranker:
@@ -214,7 +233,7 @@ def _ranker(ranker: str | Ranker, settings: dict[str, Any]) -> Ranker:
     if isinstance(ranker, Ranker):
         return ranker
     known = rankers()
-    if ranker not in known:
+    if not isinstance(ranker, str) or ranker not in known:
         raise ConfigError(f"ranker: {ranker!r} is none. Choose: {', '.join(known)}.")
     try:
         return known[ranker](**settings)

@@ -19,7 +19,15 @@ from transformers import PreTrainedModel
 
 from prunekit.config.structured_table import Train
 from prunekit.errors import NumericsError
-from prunekit.structured.batches import Batch, Data, eval_mode, losses, mean_loss, to_batches
+from prunekit.structured.batches import (
+    Batch,
+    Data,
+    eval_mode,
+    losses,
+    mean_loss,
+    split_batches,
+    to_batches,
+)
 from prunekit.structured.unit_gates import Gates
 
 RECORD_INTERVAL = 10
@@ -189,9 +197,7 @@ def summarize(base: float, steps: Sequence[TrainingStep]) -> dict[str, Any]:
 
 
 def _in_batches(data: Data, model: PreTrainedModel, size: int) -> list[Batch]:
-    if isinstance(data, Tensor):
-        return to_batches([{"input_ids": part} for part in data.split(size)], model)
-    return to_batches(data, model)
+    return to_batches(split_batches(data, model, size), model)
 
 
 def _step(model: PreTrainedModel, batch: Batch, optimizer: torch.optim.Optimizer) -> float:

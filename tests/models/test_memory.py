@@ -1,4 +1,4 @@
-"""Free memory under control groups, and device maps of large models."""
+"""Free memory, threads, and device maps of large models."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.evaluation.generation import generate
 from prunekit.evaluation.proof import make_proof
-from prunekit.models import memory, stock
+from prunekit.models import cgroups, memory, stock
 from prunekit.models.load import open_whole
 from tests.support import checkpoints
 
@@ -19,37 +19,27 @@ def llama(tmp_path):
     return checkpoints.write(tmp_path, num_hidden_layers=3)
 
 
-ONE = {"memory.limit_in_bytes": "1000", "memory.usage_in_bytes": "300"}
-TWO = {"memory.max": "1000", "memory.current": "300"}
-GROUPS = {
-    "version 1": (
-        "4:cpu,memory:/job",
-        "memory/job",
-        ONE,
-        "inactive_file 1\ntotal_inactive_file 50",
-    ),
-    "version 2": ("0::/job", "job", TWO, "active_file 20\ninactive_file 30\nanon 7"),
-    "of the job a step is of": ("0::/job/step", "job", TWO, "active_file 50"),
-    "of a container": ("0::/named/outside", "", TWO, "active_file 50"),
-    "none": ("0::/job", "job", TWO | {"memory.max": "max"}, "active_file 50"),
-    "not of memory": ("3:cpu:/job", "cpu/job", TWO, "active_file 50"),
-}
-
-
-@pytest.mark.parametrize("name", GROUPS)
-def test_a_control_group_limits_the_free_memory(name, tmp_path, monkeypatch):
-    line, path, files, stat = GROUPS[name]
-    for place, content in {
-        "proc/self/cgroup": f"9:name=systemd:/\n{line}\n",
-        **{f"sys/fs/cgroup/{path}/{file}": content for file, content in files.items()},
-        f"sys/fs/cgroup/{path}/memory.stat": f"{stat}\n",
-    }.items():
-        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / place).write_text(content)
-    monkeypatch.setattr(memory, "FILE_SYSTEM_ROOT", tmp_path)
+def test_ranks_on_one_machine_share_its_memory(monkeypatch):
+    monkeypatch.setattr(cgroups, "free_memory", lambda: iter([1000, 750]))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    limited = memory.free_host_bytes() == (1000 - 300 + 50) // 2
-    assert limited == (name not in ("none", "not of memory"))
+    assert memory.free_host_bytes() == 375
+
+
+@pytest.mark.parametrize(
+    ("usable", "ranks", "variable", "threads"),
+    [(3, 1, None, 3), (3, 2, None, 1), (1, 4, None, 1), (99, 1, None, 8), (3, 1, "8", 8)],
+)
+def test_threads_are_at_most_the_processors(monkeypatch, usable, ranks, variable, threads):
+    used = [8]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: used[-1])
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    monkeypatch.setattr(cgroups, "usable_cpus", lambda: usable)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    memory.limit_threads()
+    assert used[-1] == threads
 
 
 def test_device_maps_are_only_used_for_models_larger_than_memory(monkeypatch):

@@ -56,3 +56,11 @@ def test_units_are_not_planned_for_another_device(folder, tmp_path):
     config = load_config(write_config(folder, tmp_path / "out", BOTH))
     with pytest.raises(ConfigError, match="Leave --device-memory out"):
         jobs.plan(config, preflight=jobs.Preflight(80 * 10**9))
+
+
+def test_other_objects_than_configs_and_plans_are_refused():
+    for other in ("config.toml", None, {}):
+        with pytest.raises(ConfigError, match="is no config"):
+            jobs.plan(other)
+        with pytest.raises(ConfigError, match="is no plan"):
+            next(jobs.run(other))

@@ -1,10 +1,15 @@
 """Gate sets: setting, closing, reactivating, undoing and relocating gates."""
 
+import copy
+import io
+import math
+
 import pytest
 import torch
 
 import prunekit
 from prunekit.errors import ConfigError
+from prunekit.structured.unit_gates import Gates
 from tests.support.units import batch, randomized_model, valid_logits
 
 TOKENS = torch.randint(3, 96, (12, 10), generator=torch.Generator().manual_seed(4))
@@ -85,3 +90,69 @@ def test_refuses_units_that_are_not_there():
         gates.gate(2, 0, 0.5)
     with pytest.raises(ConfigError, match=r"\(0, 4\).*units to 3"):
         gates.reactivate([(0, 4)])
+
+
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, -math.inf, "x", None, torch.ones(3)], ids=str
+)
+def test_a_factor_is_a_finite_number(value):
+    gates = prunekit.heads(randomized_model("llama"))
+    with pytest.raises(ConfigError, match="is not a finite number"):
+        gates.gate(0, 0, value)
+    next(iter(gates.gates.values())).value[1] = math.nan
+    with pytest.raises(ConfigError, match="gate of unit 1 is not a finite number"):
+        gates.finalize()
+
+
+def test_units_are_named_by_whole_numbers():
+    gates = prunekit.heads(randomized_model("llama"))
+    for unit in ((0.0, 0), ("a", 0), (0, None)):
+        with pytest.raises(ConfigError, match="layer and unit are whole numbers"):
+            gates.gate(*unit, 0.5)
+    for units in (3, [3], None):
+        with pytest.raises(ConfigError, match=r"are not pairs \(layer, unit\)"):
+            gates.reactivate(units)
+    name, gate = next(iter(gates.gates.items()))
+    for keep in (None, {}, gates.keep | {name: torch.ones(9) > 0}, gates.keep | {name: gate.value}):
+        with pytest.raises(ConfigError, match=f"keep: {name} needs a tensor of bool with"):
+            gates.close(keep)
+    with pytest.raises(ConfigError, match="nothing is left to take back"):
+        gates.undo()
+
+
+def saved_and_loaded(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("kind", ["heads", "neurons", "blocks", "hidden"])
+@pytest.mark.parametrize("other", [copy.deepcopy, saved_and_loaded])
+def test_a_copy_of_a_model_has_gates_of_its_own(kind, other):
+    model = randomized_model("llama")
+    given = batch(model)
+    gates = getattr(prunekit, kind)(model)
+    gates.gate(0, 1, 0.0)
+    gated = valid_logits(model, given)
+    twin = other(model)
+    of_twin = getattr(prunekit, kind)(twin)
+    assert of_twin is not gates
+    assert torch.equal(valid_logits(twin, given), gated)
+    gates.gate(0, 0, 0.5)
+    assert torch.equal(valid_logits(twin, given), gated)
+    of_twin.detach()
+    assert not torch.equal(valid_logits(twin, given), gated)
+    gates.undo()
+    assert torch.equal(valid_logits(model, given), gated)
+
+
+def test_a_model_has_one_set_of_gates_of_a_kind():
+    model = randomized_model("llama")
+    gates = prunekit.heads(model)
+    assert prunekit.heads(model) is gates
+    assert prunekit.neurons(model) is not gates
+    with pytest.raises(ConfigError, match="the model has gates on them already"):
+        Gates(model, "heads")
+    gates.detach()
+    assert prunekit.heads(model) is not gates

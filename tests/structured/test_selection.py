@@ -1,5 +1,7 @@
 """Selection of units to prune: exact counts, and no empty layer."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -77,3 +79,25 @@ def test_refuses_scores_that_are_no_number_and_layers_without_units():
         select_units(found, all_kept(found), 0.5)
     with pytest.raises(ConfigError, match="least: 0"):
         select_units(scores([1, 2]), all_kept(found), 0.5, least=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sparsity": "x"}, "sparsity: 'x' is not from 0"),
+        ({"sparsity": None}, "sparsity: None is not from 0"),
+        ({"sparsity": math.nan}, "sparsity: nan is not from 0"),
+        ({"scope": "x"}, "scope: 'x' is none. Choose: global, layer"),
+        ({"least": 1.5}, "least: 1.5 is not a whole number of at least 1"),
+        ({"least": True}, "least: True is not a whole number"),
+        ({"scores": None}, "scores: layer 0 needs a tensor with 3 values"),
+        ({"scores": {}}, "scores: layer 0 needs a tensor with 3 values"),
+        ({"scores": {"layer 0": [1, 2, 3]}}, "scores: layer 0 needs a tensor"),
+        ({"scores": scores([1, 2])}, "scores: layer 0 needs a tensor with 3 values"),
+    ],
+)
+def test_arguments_of_other_types_are_refused(options, message):
+    found = scores([1, 5, 2])
+    given = {"scores": found, "keep": all_kept(found), "sparsity": 0.5} | options
+    with pytest.raises(ConfigError, match=message):
+        select_units(**given)

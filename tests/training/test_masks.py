@@ -1,5 +1,8 @@
 """Masked training: pruned weights remain zero under any optimizer."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -81,3 +84,46 @@ def test_weights_changed_by_hand_are_masked_when_asked():
 def test_a_dense_model_is_refused():
     with pytest.raises(ConfigError, match=r"no linear layer of Linear has zeros\. Prune it first"):
         keep_masks(nn.Linear(4, 4))
+
+
+def replaced(model):
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def pickled(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+@pytest.mark.parametrize("other", [copy.deepcopy, replaced, pickled])
+def test_training_other_weights_than_the_masked_ones_is_refused(other):
+    model = pruned()
+    masks = keep_masks(model)
+    model = other(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+    with torch.no_grad():
+        model(torch.randn(5, 16))
+    with pytest.raises(ConfigError, match=r"0 is not the masked one: .* Call keep_masks again"):
+        step(model, optimizer)
+    zeros = [module.weight == 0 for module in model[:3:2]]
+    with keep_masks(model):
+        step(model, optimizer)
+    assert all(
+        (each.weight[gone] == 0).all() for each, gone in zip(model[:3:2], zeros, strict=True)
+    )
+    masks.remove()
+    step(model, optimizer)
+
+
+def test_a_copy_of_a_model_without_masks_is_free():
+    model = pruned()
+    masks = keep_masks(model)
+    other = copy.deepcopy(model)
+    masks.remove()
+    step(other, torch.optim.SGD(other.parameters(), lr=0.1))
+
+
+def test_only_a_model_has_masks():
+    with pytest.raises(ConfigError, match="a str is not a model"):
+        keep_masks("model")

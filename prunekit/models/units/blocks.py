@@ -4,8 +4,9 @@ Shapes: U blocks, B samples, T tokens, D features of the hidden states.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self, cast
 
 import torch
@@ -66,7 +67,9 @@ class BlockGroup(UnitGroup):
     @override
     def hook(self, factor: Factor) -> list[RemovableHandle]:
         return [
-            block.register_forward_hook(_interpolate(unit, factor), with_kwargs=True)
+            block.register_forward_hook(
+                partial(_interpolate, unit=unit, factor=factor), with_kwargs=True
+            )
             for unit, block in enumerate(self.blocks)
         ]
 
@@ -156,18 +159,20 @@ def _config_key(model: PreTrainedModel, name: str) -> str:
     return model.config.attribute_map.get(name, name)
 
 
-def _interpolate(unit: int, factor: Factor) -> Callable[..., Any]:
-    """Return a hook that interpolates between a block's input and its output."""
-
-    def hook(
-        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: BlockOutput
-    ) -> BlockOutput:
-        x, y = block_input_output(args, kwargs, output)
-        # Exact at both ends, unlike x + factor * (y - x).
-        mixed = torch.lerp(x, y, factor()[..., unit, None].to(y))
-        return mixed if isinstance(output, Tensor) else (mixed, *output[1:])
-
-    return hook
+def _interpolate(
+    _: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: BlockOutput,
+    *,
+    unit: int,
+    factor: Factor,
+) -> BlockOutput:
+    """Interpolate from a block's input (factor 0) to its output (1)."""
+    x, y = block_input_output(args, kwargs, output)
+    # Exact at both ends, unlike x + factor * (y - x).
+    mixed = torch.lerp(x, y, factor()[..., unit, None].to(y))
+    return mixed if isinstance(output, Tensor) else (mixed, *output[1:])
 
 
 def shared_biases(group: BlockGroup) -> dict[tuple[str, str], nn.Embedding]:

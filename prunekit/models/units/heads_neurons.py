@@ -9,6 +9,7 @@ inputs of the reader.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self, cast
 
 import torch
@@ -118,16 +119,7 @@ class LinearUnitGroup(UnitGroup):
 
     @override
     def hook(self, factor: Factor) -> list[RemovableHandle]:
-        owner = self.owner.to(self.device)
-
-        def scale(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-            (x,) = inputs
-            factors = factor()[..., owner].to(x.dtype)
-            if factors.ndim > x.ndim:  # one per sample, where batch and tokens are one axis
-                tokens = len(x) // len(factors)
-                factors = factors.flatten(0, 1).repeat_interleave(tokens, 0)
-            return (x * factors,)
-
+        scale = partial(_scale, factor=factor, owner=self.owner.to(self.device))
         return [self.reader.linear.register_forward_pre_hook(scale)]
 
     @override
@@ -296,3 +288,12 @@ def _projections(block: nn.Module, declared: Attention, shape: torch.Size) -> tu
 
 def _weight(linear: nn.Module) -> nn.Parameter:
     return cast("nn.Parameter", linear.weight)
+
+
+def _scale(_: nn.Module, inputs: tuple[Tensor], *, factor: Factor, owner: Tensor) -> tuple[Tensor]:
+    (x,) = inputs
+    factors = factor()[..., owner].to(x.dtype)
+    if factors.ndim > x.ndim:  # one per sample, where batch and tokens are one axis
+        tokens = len(x) // len(factors)
+        factors = factors.flatten(0, 1).repeat_interleave(tokens, 0)
+    return (x * factors,)

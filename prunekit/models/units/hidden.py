@@ -15,6 +15,7 @@ Shapes: U coordinates, B samples, T tokens.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import lcm, sqrt
 from typing import Any, NamedTuple, Self, cast
 
@@ -82,10 +83,7 @@ class HiddenGroup(UnitGroup):
 
     @override
     def hook(self, factor: Factor) -> list[RemovableHandle]:
-        def scale(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-            (x,) = inputs
-            return (x * factor().to(x.dtype),)
-
+        scale = partial(_scale, factor=factor)
         return [norm.register_forward_pre_hook(scale) for norm in self.norms]
 
     @classmethod
@@ -291,3 +289,8 @@ def _reason_not_removable(model: PreTrainedModel) -> str:
             "number of heads."
         )
     return f"{reason} Take out heads, neurons or blocks instead."
+
+
+def _scale(_: nn.Module, inputs: tuple[Tensor, ...], *, factor: Factor) -> tuple[Tensor]:
+    (x,) = inputs
+    return (x * factor().to(x.dtype),)

@@ -14,9 +14,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunekit.architectures import find_architecture
+from prunekit.config.messages import explain
 from prunekit.config.prune_table import Prune
 from prunekit.errors import ConfigError
+from prunekit.methods import Method, methods
 from prunekit.models.experts import unfused
+from prunekit.models.in_memory import check_in_memory
 from prunekit.models.layout import Block, LinearSelection, list_blocks, stack_runners
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.sequential.loaded_block import LoadedBlock
@@ -27,6 +30,7 @@ from prunekit.sparsify.permute_channels import channel_orders, check_permutable,
 from prunekit.sparsify.permute_residual import permute_residual, residual_axes, residual_order
 from prunekit.sparsify.recipe import Recipe
 from prunekit.structured.batches import eval_mode
+from prunekit.structured.token_ids import token_ids
 
 
 def prune(
@@ -53,7 +57,9 @@ def prune(
         ConfigError: A setting is invalid, or needs calibration tokens that were not passed.
         PrunekitError: The model cannot be pruned so; see each kind of error.
     """
+    check_in_memory(model)
     section = _section({"method": method, "pattern": pattern, **settings})
+    tokens = None if tokens is None else token_ids(tokens, model)
     recipe = Recipe.of(section, calibrated=tokens is not None)
     if tokens is None and (user := section.calibration_user):
         raise ConfigError(f"{user}: needs calibration tokens; pass tokens=[N, T].")
@@ -125,5 +131,10 @@ def _section(values: dict[str, Any]) -> Prune:
     try:
         return Prune.model_validate(values)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        chosen = methods().get(str(values["method"]), Method)
+        allowed = dict.fromkeys([*Prune.model_fields, *chosen.model_fields], "")
+        lines = []
+        for details in error.errors():
+            key = next(part for part in reversed(details["loc"]) if isinstance(part, str))
+            lines.append(f"{key}: {explain(details, key, allowed)}")
         raise ConfigError("\n".join(lines)) from error

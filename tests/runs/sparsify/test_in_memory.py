@@ -100,3 +100,33 @@ def test_a_setting_that_cannot_be_meant_is_refused(ids):
         prunekit.prune(tiny("llama"), ids, pattern="2:4", sparsity=0.5)
     with pytest.raises(ConfigError, match="damping"):
         prunekit.prune(tiny("llama"), ids, method="wanda", pattern="2:4", damping=0.1)
+
+
+def test_the_state_of_a_model_remains():
+    """Modes, gradients, strides and dtype are as before; shared weights are pruned once."""
+    model = tiny("llama").to(torch.bfloat16).train()
+    first, second = (layer.mlp for layer in model.model.layers)
+    second.up_proj.weight = first.up_proj.weight
+    first.down_proj.weight.requires_grad = False
+    first.gate_proj.weight = torch.nn.Parameter(first.gate_proj.weight.T.contiguous().T)
+    first.eval()
+    states = [(m, m.training) for m in model.modules()]
+    parameters = {name: (p, p.stride(), p.requires_grad) for name, p in model.named_parameters()}
+    prunekit.prune(model, method="magnitude", pattern="2:4")
+    assert all(module.training == training for module, training in states)
+    for name, parameter in model.named_parameters():
+        assert (parameter, parameter.stride(), parameter.requires_grad) == parameters[name]
+    for mlp in (first, second):
+        for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj):
+            assert (linear.weight == 0).double().mean() == 0.5
+
+
+def test_a_mistake_in_a_setting_is_named_as_in_a_config(ids):
+    for settings, message in (
+        ({"method": "x"}, 'method: "x" is not a method'),
+        ({"sparsity": "x"}, 'sparsity: "x" is not a number'),
+        ({"sparsity": 0.5, "dampin": 1}, 'dampin: no such key. Did you mean "damping"'),
+        ({"sparsity": 0.5, "skip": "x"}, 'skip: "x" is not a list'),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            prunekit.prune(tiny("llama"), ids, **settings)

@@ -1,0 +1,34 @@
+"""Requirements on a model that a caller passes in memory."""
+
+from torch import nn
+from transformers import PretrainedConfig
+
+from prunekit.errors import ConfigError
+
+
+def check_in_memory(model: object) -> None:
+    """Refuse an object that is no transformers model with all its weights.
+
+    Raises:
+        ConfigError: It is something else, or some weights are on the meta device, offloaded or
+            cannot be changed.
+    """
+    if not isinstance(model, nn.Module) or not isinstance(
+        getattr(model, "config", None), PretrainedConfig
+    ):
+        kind = model.__name__ if isinstance(model, type) else type(model).__name__
+        raise ConfigError(
+            f"model: {kind} is not a transformers model. Pass the object that from_pretrained or "
+            "prunekit.load returns."
+        )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise ConfigError(
+                f"model: {name} has no values in memory: the model is on the meta device, or "
+                "accelerate has offloaded a part. Load all of it, without a device_map."
+            )
+        if tensor.is_inference():
+            raise ConfigError(
+                f"model: {name} was made under torch.inference_mode and cannot be changed. Load "
+                "the model outside of it."
+            )
