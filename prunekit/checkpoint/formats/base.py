@@ -79,7 +79,7 @@ class Format(ABC):
         """Return why stored parts are no weight of a layout, or None.
 
         Parts without a finding can be expanded. Changes that make another valid weight are not
-        found: other values, values in another order, or bits moved within a row.
+        found: other values, or values or bits in another order with the same counts.
 
         Args:
             parts: Stored tensors; on the meta device only their dtypes and shapes are checked.
