@@ -127,7 +127,7 @@ def load_bitmask(
     """Load columns ``8 * start`` and on of rows ``o``.
 
     ``offset`` [TILE_O], at least 0, is the index of the first kept weight of these columns in each
-    row. Nothing is read beyond the K values, whatever bits and offsets say: columns of a row whose
+    row. Nothing is read beyond the K values, for any bits and offsets: columns of a row whose
     weights would end there are 0. Returns the weights [TILE_O, 8 * TILE_B] and the offsets of the
     next columns.
     """

@@ -43,7 +43,7 @@ def inspect(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _is_matrix(entry: TensorEntry) -> bool:
-    """Return whether a tensor is a matrix of floating-point numbers of at least a byte each."""
+    """Return whether a tensor is a matrix of unpacked floating-point numbers."""
     whole = entry.nbytes == prod(entry.shape) * entry.dtype.itemsize
     return entry.dtype.is_floating_point and len(entry.shape) >= 2 and whole
 

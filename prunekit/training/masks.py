@@ -106,7 +106,7 @@ class Masks(HookHandles):
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """Yield the linear layers, or others with such a weight; those that share it once."""
+    """Yield the layers with a linear weight, each weight once."""
     seen = set()
     for name, module in model.named_modules():
         if isinstance(module, LINEAR_TYPES) and module.weight not in seen:
