@@ -65,7 +65,7 @@ def _download(name: str, revision: str | None) -> Path:
 
     licences = map(_any_case, LICENCES)
     folder = fetch(["config.json", INDEX_FILE, *NAMES, *VERSIONED, *licences], revision)
-    commit = folder.name  # a branch may move on in between
+    commit = folder.name  # a branch may change in between
     config = read_json(folder / "config.json", "a Hugging Face checkpoint has one")
     named = named_weights(folder, config)
     fetch([escape(named or WEIGHTS_FILE)], commit)

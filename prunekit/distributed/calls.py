@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 STALL_SECONDS = 45.0
-"""Time after which a collective has failed that every rank is in, besides that for its bytes."""
+"""Time after which a collective of all ranks has failed, in addition to that for its bytes."""
 SLOWEST_BYTES_PER_SECOND = 10e6
 """Speed below which a network counts as broken."""
 

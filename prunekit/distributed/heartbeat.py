@@ -2,7 +2,7 @@
 
 Each rank publishes its status in the rendezvous store twice a second and reads those of the others,
 so a failure is detected even while all wait in a collective. One thread talks to the store, which
-may never answer; another only compares times of this process's monotonic clock, and ends it.
+may never answer; another only reads this process's monotonic clock, and ends the process.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ PROOF_TOKENS = 16
 PROOF_KEYS = ("ids", "dtype", "device")
 """Entries of a proof that define the computation."""
 LARGEST_IN_MEMORY = 1 << 30
-"""Bytes of a model that a run, which holds one block at a time, loads whole for its proof."""
+"""Bytes of the largest model that a run loads whole for its proof, not block by block."""
 Answer = Callable[[dict[str, Any], dict[str, Any]], Float[Tensor, " N"]]
 """Returns the outputs for the entries of a proof and options that place the model."""
 

@@ -51,7 +51,7 @@ class BlockGroup(UnitGroup):
     @property
     @override
     def parameter_axes(self) -> tuple[ParameterAxis, ...]:
-        # A shared position bias belongs to no block: it moves on when the first one is removed.
+        # A shared position bias belongs to no block: the first kept block computes it.
         shared = {id(bias.weight) for bias in shared_biases(self).values()}
         return tuple(
             ParameterAxis(parameter, 0, torch.full((len(parameter),), unit))

@@ -68,7 +68,7 @@ def _records(
     for number, (name, one) in enumerate(plan.runs.items(), 1):
         config = one.config.model_copy(update={"evaluate": None})
         if not _is_measured(plan, output, name):
-            # Noted before the folder is made, so that --overwrite removes it with the rest.
+            # Recorded before the folder is created, so that --overwrite removes it with the rest.
             output.append_journal(RUN, name, {"folder": f"runs/{name}"})
             yield Record("phase", f"{name} ({number} of {len(plan.runs)})", {"steps": 1})
             try:
