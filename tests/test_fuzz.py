@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from prunekit.checkpoint.formats import formats
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.errors import CheckpointError
 from prunekit.models.empty_model import empty_model
@@ -69,6 +70,13 @@ def test_changed_files(places, name):
             pool.append(content)
 
 
+@pytest.mark.parametrize(("name", "kind"), [("two_four", "2:4"), ("bitmask", "bitmask")])
+def test_changed_files_show_that_a_check_is_absent(places, name, kind, monkeypatch):
+    monkeypatch.setattr(formats()[kind], "find_contradiction", lambda *_: None)
+    with pytest.raises((AssertionError, RuntimeError)):
+        test_changed_files(places, name)
+
+
 def guided(places, names, *options):
     """Return guided fuzzing's log per reader."""
     if importlib.util.find_spec("atheris") is None:
@@ -92,6 +100,7 @@ def test_what_coverage_leads_to_in_some_minutes(places):
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 def test_coverage_leads_to_no_payload_that_opens_to_another_weight(places):
     for said in guided(places, [*payloads.READERS], "-runs=100000", "-seed=1").values():
         assert_no_failure(said)
