@@ -92,8 +92,8 @@ class BlockGroup(UnitGroup):
         for group in groups:
             refuse_fused_experts(fewer, group.stack.blocks)
             shared = {(path, f"{name}.weight") for path, name in shared_biases(group)}
-            lists = (_block_list(each, group.stack) for each in (whole, fewer))
-            check_same_blocks(group.name, *lists, kept[group.name], shared)
+            before, after = (_block_list(each, group.stack) for each in (whole, fewer))
+            check_same_blocks(group.name, before, after, kept[group.name], shared)
         check_same_rest(whole, fewer, [group.name for group in groups])
         return entries
 
