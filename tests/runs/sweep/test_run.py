@@ -2,8 +2,12 @@
 
 import csv
 import json
+import shutil
+
+import pytest
 
 from prunekit.cli.main import main
+from tests.support import checkpoints
 from tests.support.sweeps import write_sweep
 
 
@@ -33,3 +37,37 @@ def test_a_sweep_is_carried_out_taken_up_and_shown(llama, tmp_path, in_process):
     assert main(["run", str(more), "--quiet", "--resume"]) == 0
     assert in_process == ["_run_one", "measure"]
     assert main(["report", str(tmp_path / "out")]) == 0
+
+
+@pytest.fixture
+def begun(llama, tmp_path, in_process):
+    """A copy of the model, and a sweep of it that stopped after the dense model and a run."""
+    copy = shutil.copytree(llama, tmp_path / "model")
+    path = write_sweep(copy, tmp_path / "out", 'tokens = 0\nmethod = ["obs"]\nsparsity = [0.25]')
+    assert main(["run", str(path), "--quiet"]) == 0
+    return copy, path
+
+
+@pytest.mark.parametrize("changed", ["weights", "config.json", "text"])
+def test_a_sweep_is_not_taken_up_with_another_input(begun, capsys, changed):
+    copy, path = begun
+    if changed == "weights":
+        checkpoints.change(copy, "model.norm.weight", lambda weight: weight.mul_(2))
+    elif changed == "text":
+        (copy / "text.txt").write_text(checkpoints.TEXT.replace("o", "0"))
+    else:
+        checkpoints.configure(copy, rms_norm_eps=1e-3)
+    assert main(["run", str(path), "--quiet", "--resume"]) == 2
+    assert "was begun with another config, model" in capsys.readouterr().err
+
+
+def test_overwriting_a_sweep_leaves_what_is_not_its_own(begun, tmp_path):
+    _, path = begun
+    (tmp_path / "out/notes.md").write_text("mine")
+    (tmp_path / "out/other").mkdir()
+    (tmp_path / "out/other/report.json").write_text("mine")
+    path.write_text(path.read_text().replace("[0.25]", "[0.5]"))
+    assert main(["run", str(path), "--quiet", "--overwrite"]) == 0
+    assert [each.name for each in (tmp_path / "out/runs").iterdir()] == ["obs-0.5"]
+    assert (tmp_path / "out/notes.md").read_text() == "mine"
+    assert (tmp_path / "out/other/report.json").read_text() == "mine"
