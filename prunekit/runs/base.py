@@ -17,7 +17,7 @@ from prunekit.data import sources
 from prunekit.data.sources import title
 from prunekit.data.tokens import Tokens, calibration_tokens, evaluation_tokens
 from prunekit.distributed.ranks import SINGLE, Ranks
-from prunekit.errors import ConfigError
+from prunekit.errors import ConfigError, StoppedError
 from prunekit.evaluation.generation import sample_text
 from prunekit.evaluation.perplexity import Evaluator
 from prunekit.models import memory
@@ -28,7 +28,7 @@ from prunekit.runs.plan_base import PlanBase
 from prunekit.runs.record import Record
 
 OWN_TEXT = "calibration.json"
-"""File of the output folder with the tokens that the dense model wrote, one list a sample."""
+"""File of the output folder with the tokens that the dense model wrote, one list per sample."""
 P = TypeVar("P", bound=PlanBase)
 
 
@@ -36,7 +36,7 @@ class RunBase(Generic[P]):
     """A run, without the part that prunes the model.
 
     Attributes:
-        plan: The plan that is carried out; its checkpoint digests what is read.
+        plan: The plan that is carried out; its checkpoint digests the tensors that are read.
         output: The output folder, which gets ``shards`` weight files.
         ranks: Processes that share the run.
         weights_read: Digests of the model's tensors that this process reads.
@@ -108,6 +108,17 @@ class RunBase(Generic[P]):
             f"{config.samples} windows of {length} tokens that the dense model wrote, seed "
             f"{config.seed}",
         )
+
+    def _check_ranks(self, after: str, *, stop: bool) -> None:
+        """Compare weights that were read; stop if a rank is to stop.
+
+        Raises:
+            CheckpointError: Ranks have read different weights.
+            StoppedError: ``stop`` is True on a rank.
+        """
+        self.weights_read.require_same(self.ranks)
+        if any(self.ranks.all_gather_object(stop)):
+            raise StoppedError(f"Stopped as asked, after {after}.")
 
     def _timed(self, phase: str) -> "_Timer":
         return _Timer(self.seconds, phase)

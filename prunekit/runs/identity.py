@@ -1,4 +1,4 @@
-"""Identity of a job: what a resumed run must have in common with the one that was stopped.
+"""Identity of a job, which a resumed run must share.
 
 The config, texts, ``config.json`` and headers are compared before anything else. Weights are too
 large for that: each tensor is digested when it is first read, and the journal holds the digests
@@ -19,6 +19,7 @@ from prunekit.checkpoint.atomic import file_sha256
 from prunekit.checkpoint.header import TensorEntry
 from prunekit.checkpoint.reader import Checkpoint
 from prunekit.data.tokens import Tokens
+from prunekit.distributed.ranks import Ranks
 from prunekit.errors import CheckpointError, ConfigError
 from prunekit.runs.plan_base import PlanBase
 
@@ -74,11 +75,13 @@ def file_digests(files: Iterable[Path]) -> dict[str, str]:
 
 
 class WeightDigests:
-    """Digests of the tensors that a run reads, each taken at the first time."""
+    """Digests of the tensors of a run, taken when first read."""
 
     def __init__(self) -> None:
         self._seen: set[str] = set()
         self._new: dict[str, str] = {}
+        self._unshared: dict[str, str] = {}
+        self._of_ranks: dict[str, tuple[str, int]] = {}
         self._lock = Lock()  # the next block is read in a thread of its own
 
     def record(self, name: str, tensor: Tensor) -> None:
@@ -90,13 +93,32 @@ class WeightDigests:
         content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
         found = hashlib.sha256(content.data).hexdigest()
         with self._lock:
-            self._new[name] = found
+            self._new[name] = self._unshared[name] = found
 
     def take(self) -> dict[str, dict[str, str]]:
-        """Return what a journal entry holds of the tensors read since the last call."""
+        """Return a journal entry of the tensors read since the last call."""
         with self._lock:
             taken, self._new = self._new, {}
         return {WEIGHTS: taken} if taken else {}
+
+    def require_same(self, ranks: Ranks) -> None:
+        """Compare the tensors read since the last call over the ranks.
+
+        Raises:
+            CheckpointError: Two ranks have read different values.
+        """
+        with self._lock:
+            unshared, self._unshared = self._unshared, {}
+        if not ranks.is_distributed:
+            return
+        for rank, digests in enumerate(ranks.all_gather_object(unshared)):
+            for name, found in digests.items():
+                known, first = self._of_ranks.setdefault(name, (found, rank))
+                if known != found:
+                    raise CheckpointError(
+                        f"model.path: {name} has other values on rank {rank} than on rank {first}. "
+                        "All ranks need the same checkpoint; start again with --overwrite."
+                    )
 
 
 def check_weights(checkpoint: Checkpoint, entries: Iterable[Mapping[str, Any]]) -> None:

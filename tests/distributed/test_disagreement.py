@@ -1,10 +1,13 @@
 """Ranks that do not do the same work: all say so and end, and nothing is written."""
 
+import os
+import shutil
 import socket
 import time
 
 import pytest
 
+from prunekit.checkpoint.header import read_header
 from tests.distributed import configs
 from tests.support import checkpoints
 from tests.support.fault_table import record
@@ -93,20 +96,44 @@ def test_other_software_or_hardware_on_one_rank(start, tmp_path, patch, said):
     record("ranks", f"another {said.removesuffix(': ')} on rank 1 of 2", REFUSED)
 
 
+ELSEWHERE_STORED = """
+from pathlib import Path
+from prunekit.runs.sparsify import planner
+from prunekit.runs.structured import planner as other
+real = planner.open_checkpoint
+if rank:
+    planner.open_checkpoint = other.open_checkpoint = lambda _: real(Path({folder!r}))
+"""
+"""Rank 1 sees another folder at the path of the model."""
+
+
 @pytest.mark.parametrize(("key", "value"), [("rms_norm_eps", 1e-3), ("intermediate_size", 32)])
 def test_another_model_on_one_rank(start, model, tmp_path, key, value):
     """It has the same path, as on machines that have each a copy."""
     checkpoints.write(tmp_path / "other", num_hidden_layers=2, **{key: value})
-    script = f"""
-from pathlib import Path
-from prunekit.runs.sparsify import planner
-real = planner.open_checkpoint
-if rank:
-    planner.open_checkpoint = lambda _: real(Path({str(tmp_path / "other")!r}))
-"""
+    script = ELSEWHERE_STORED.format(folder=str(tmp_path / "other"))
     refused(start(script=script + RUN), f"config.json.{key}: ")
     assert not (tmp_path / "out").exists()
     record("ranks", f"another {key} in the model of rank 1 of 2", REFUSED)
+
+
+@pytest.mark.parametrize("case", ["stage", "none", "heads"])
+def test_other_weights_on_one_rank(start, model, tmp_path, case):
+    """One bit of one tensor differs, which only reading all of it shows."""
+    prune = HEADS if case == "heads" else SPARSEGPT | {"propagation": case}
+    name, other = "model.layers.1.mlp.down_proj.weight", shutil.copytree(model, tmp_path / "other")
+    with (other / "model.safetensors").open("r+b") as file:
+        file.seek(read_header(other / "model.safetensors")[name].start)
+        first = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([first ^ 1]))
+    script = ELSEWHERE_STORED.format(folder=str(other)) + RUN
+    world = start([{"prune": prune, "evaluate": None}] * 2, script=script)
+    assert world.wait() == [1, 1]
+    for rank in range(2):
+        assert f"{name} has other values on rank 1 than on rank 0" in world.stderr(rank)
+    assert not (tmp_path / "out/config.json").exists()
+    record("ranks", "one bit of a weight differs on rank 1 of 2", "both refuse and name the tensor")
 
 
 def test_run_on_one_rank_and_evaluate_on_another(start, model, tmp_path):
@@ -124,8 +151,8 @@ def test_evaluate_with_other_text_on_one_rank(start, model):
 from prunekit.cli import main as cli
 from prunekit.evaluation import perplexity
 real = perplexity.evaluation_tokens
-def tokens(tokenizer, data, length, windows):
-    return real(tokenizer, data, length, windows - 1 if rank else windows)
+def tokens(*given, **options):
+    return real(*given[:3], given[3] - 1 if rank else given[3], **options)
 perplexity.evaluation_tokens = tokens
 model = {str(model)!r}
 data = ["--data", model + "/text.txt", "--length", "12", "--windows", "4"]

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from prunekit.checkpoint.reader import INDEX_FILE
+from prunekit.checkpoint.weight_files import INDEX_FILE
 from tests.distributed import configs
 from tests.support import checkpoints
 from tests.support.fault_table import record

@@ -13,7 +13,6 @@ import torch
 
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.data.tokens import Tokens
-from prunekit.errors import StoppedError
 from prunekit.evaluation.verify import make_proof, recount_zeros
 from prunekit.models.layout import Block
 from prunekit.models.sequential.hidden_states import hidden_states_factory
@@ -163,7 +162,7 @@ class SparsifyRun(RunBase[Plan]):
                 for layer in values["layers"]:
                     yield Record("layer", layer["name"], layer)
             yield self._block_record(number, values)
-            self._stop_if_asked(block)
+            self._check_ranks(block.name, stop=self.stop())
             began = time.perf_counter()
 
     def _prune_block(
@@ -225,7 +224,7 @@ class SparsifyRun(RunBase[Plan]):
             for number, each in zip(turn, found, strict=True):
                 self.output.append_journal("block", blocks[number].name, each)
                 yield from self._restored_records(number, each)
-            self._stop_if_asked(blocks[turn[-1]])
+            self._check_ranks(blocks[turn[-1]].name, stop=self.stop())
         self.layers.sort(key=lambda layer: layer["block"])
 
     def _independent_blocks(
@@ -276,10 +275,6 @@ class SparsifyRun(RunBase[Plan]):
         self.seconds["prune"] += values["seconds"]
         facts = {"index": number, "seconds": values["seconds"], "file": values["file"]}
         return Record("block", self.plan.blocks[number].name, facts)
-
-    def _stop_if_asked(self, block: Block) -> None:
-        if any(self.ranks.all_gather_object(self.stop())):
-            raise StoppedError(f"Stopped as asked, after {block.name}.")
 
     def _verify(
         self, tokens: Tokens | None, peaks: list[dict[str, int]], sent: list[dict[str, int]]

@@ -97,7 +97,7 @@ class StructuredRun(RunBase[StructuredPlan]):
         yield Record("finish", str(self.output.folder), report)
 
     def _check_complete(self, written: Checkpoint) -> None:
-        """Refuse a checkpoint without all tensors of the model that its config describes."""
+        """Refuse a checkpoint that lacks tensors of the model it describes."""
         stored_names(described_model(self.plan.model, written.config), written)
 
     def _verify(self, tokens: Tokens | None, removal: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +113,8 @@ class StructuredRun(RunBase[StructuredPlan]):
         """Rank and remove units, refit, train and write the weights."""
         plan, prune = self.plan, self.plan.config.prune
         with self._timed("calibrate"):
-            model = load(plan.checkpoint.folder, plan.dtype)
+            model = load(plan.checkpoint, plan.dtype)
+            self.weights_read.require_same(self.ranks)
             model.to(plan.device)  # pyright: ignore
             before = model.config.to_dict()
             data = CalibrationBatches(_batches(tokens, model, self.ranks), _batches(tokens, model))
