@@ -76,7 +76,13 @@ def demo(folder: Path, patterns: Iterable[str] = ("50",)) -> Iterator[dict[str, 
         report = output / "report.json"
         if not report.is_file():
             _run(config, resume=output.exists())
-        yield json.loads(report.read_text(encoding="utf-8"))
+        try:
+            found = json.loads(report.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(
+                f"{report}: is damaged ({error}). Remove {output}, and start the demo again."
+            ) from error
+        yield found
 
 
 def write_configs(folder: Path, patterns: Iterable[str]) -> list[Path]:

@@ -157,6 +157,13 @@ def runs(monkeypatch):
     return seen
 
 
+def test_a_damaged_report_of_a_run_is_named(tmp_path, runs):
+    (tmp_path / "magnitude-50").mkdir()
+    (tmp_path / "magnitude-50/report.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"magnitude-50/report\.json: is damaged .* Remove "):
+        list(demo.demo(tmp_path))
+
+
 def test_demo_runs_each_method_and_resumes_what_was_broken(tmp_path, runs):
     (tmp_path / "wanda-50").mkdir()
     methods = [each["config"]["prune"]["method"] for each in demo.demo(tmp_path)]
