@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import prunekit
-from prunekit.checkpoint.reader import INDEX_FILE, open_checkpoint
+from prunekit.checkpoint.reader import open_checkpoint
+from prunekit.checkpoint.weight_files import INDEX_FILE
 from prunekit.cli.main import main
 from prunekit.errors import CheckpointError, ConfigError
 from prunekit.evaluation.verify import recount_zeros, verify
@@ -146,3 +147,70 @@ def test_zeros_are_recounted_from_the_files(written):
     found = recount_zeros(open_checkpoint(written), report["layers"], parse("2:4"))
     assert found == {"zeros": report["sparsity"]["zeros"], "violations": 0}
     assert recount_zeros(open_checkpoint(written), report["layers"], parse("1:4"))["violations"] > 0
+
+
+def change_report(folder, edit):
+    file = folder / "report.json"
+    report = json.loads(file.read_text())
+    edit(report)
+    file.write_text(json.dumps(report))
+
+
+PROOFS = {
+    "no answers": {"answers": []},
+    "few answers": {"answers": [0.0]},
+    "huge answers": {"answers": [3e38] * 512},
+    "tokens beyond the vocabulary": {"ids": [[10**9] * 16]},
+    "no tokens": {"ids": [[]]},
+    "other tokens": {"ids": [[1] * 16]},
+    "a coarser type": {"dtype": "float16"},
+}
+
+
+@pytest.mark.parametrize("changes", PROOFS.values(), ids=PROOFS)
+def test_a_proof_with_other_contents_does_not_pass(copy, proof_in_process, changes):
+    change_report(copy, lambda report: report["proof"].update(changes))
+    if changes == {"dtype": "float16"}:
+        checkpoints.change(copy, "model.norm.weight", lambda weight: weight.mul_(1.25))
+    assert "answers" in failed_checks(copy)
+
+
+@pytest.mark.parametrize("answer", [1e300, float("nan"), float("inf"), "inf", None])
+def test_answers_that_are_no_numbers_are_refused(copy, answer):
+    change_report(copy, lambda report: report["proof"]["answers"].insert(0, answer))
+    with pytest.raises(CheckpointError, match=r"report.json: proof\.answers\.0: "):
+        verify(copy)
+
+
+def test_a_report_without_a_proof_does_not_pass(copy):
+    change_report(copy, lambda report: report.pop("proof"))
+    assert failed_checks(copy) == ["answers"]
+
+
+LAYERS = {
+    "an unknown pattern": ({"pattern": "2:x"}, "is not a pattern"),
+    "a pattern that does not fit": ({"pattern": "block:7x7"}, "needs outputs and inputs that are"),
+    "a huge pattern": ({"pattern": "1:99999999"}, "with 0 < n < m"),
+    "a tensor that is a vector": ({"tensor": "model.norm.weight"}, "has shape"),
+    "a tensor of another shape": ({"tensor": "model.embed_tokens.weight"}, "has shape"),
+    "another orientation": ({"transposed": True, "shape": [1, 2]}, "has shape"),
+}
+
+
+@pytest.mark.parametrize(("changes", "said"), LAYERS.values(), ids=LAYERS)
+def test_a_layer_that_the_checkpoint_cannot_have_is_refused(copy, changes, said):
+    change_report(copy, lambda report: report["layers"][0].update(changes))
+    with pytest.raises(CheckpointError, match=said):
+        verify(copy)
+
+
+def test_an_unknown_pattern_of_the_run_is_refused(copy):
+    change_report(copy, lambda report: report["sparsity"].update(pattern="3:"))
+    with pytest.raises(CheckpointError, match=r'report.json: "3:" is not a pattern'):
+        verify(copy)
+
+
+def test_the_report_of_a_sweep_is_pointed_to_its_runs(copy, monkeypatch):
+    monkeypatch.setattr("prunekit.reports.report.load", lambda folder: {"kind": "sweep"})
+    with pytest.raises(ConfigError, match=r"holds a sweep\. Verify the folders"):
+        verify(copy)
