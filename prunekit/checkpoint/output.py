@@ -28,7 +28,8 @@ from prunekit.checkpoint.header import read_header
 from prunekit.checkpoint.journal import JOURNAL, START, Entries, Journal
 from prunekit.checkpoint.output_path import nearest_existing_folder
 from prunekit.checkpoint.owned_files import recorded_digests
-from prunekit.checkpoint.reader import INDEX_FILE, Checkpoint, open_weights
+from prunekit.checkpoint.reader import Checkpoint, open_weights
+from prunekit.checkpoint.weight_files import INDEX_FILE
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError
 

@@ -18,19 +18,8 @@ from torch import Tensor
 from prunekit.checkpoint.companions import companion_notes, companions
 from prunekit.checkpoint.compressed import QUANT_METHOD, CompressedWeight, compressed_weights
 from prunekit.checkpoint.header import FLOAT_DTYPES, TensorEntry, read_header
-from prunekit.checkpoint.weight_files import (
-    INDEX_FILE,
-    WEIGHTS_FILE,
-    WEIGHTS_KEY,
-    read_json,
-    weight_files,
-)
+from prunekit.checkpoint.weight_files import WEIGHTS_KEY, read_json, weight_files
 from prunekit.errors import CheckpointError, NumericsError
-
-__all__ = [
-    "INDEX_FILE", "WEIGHTS_FILE", "Checkpoint", "open_checkpoint", "read_config", "read_entries",
-    "with_compressed",
-]  # fmt: skip
 
 CHUNK_BYTES = 1 << 20
 

@@ -170,8 +170,8 @@ def _encode(
     if limit is not None and (largest := int(ids.max())) >= limit:
         raise ConfigError(
             f"{', '.join(sources)}: the tokenizer makes {tokenizer.decode([largest])!r} token "
-            f"{largest}, but the model has {limit}, 0 to {limit - 1}. Take it out of the text, or "
-            "give the model as many embeddings as its tokenizer has tokens."
+            f"{largest}, but the model has embeddings for {limit}, 0 to {limit - 1}. Take it out "
+            "of the text, or give the model as many embeddings as its tokenizer has tokens."
         )
     return _TokenStream(
         ids,

@@ -9,7 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunekit.checkpoint.header import TensorEntry
-from prunekit.checkpoint.reader import WEIGHTS_FILE, Checkpoint, read_config
+from prunekit.checkpoint.reader import Checkpoint, read_config
+from prunekit.checkpoint.weight_files import WEIGHTS_FILE
 from prunekit.errors import CheckpointError
 from prunekit.models import stock
 from prunekit.models.experts import unfuse

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from prunekit.checkpoint.header import read_header
-from prunekit.checkpoint.reader import WEIGHTS_FILE, Checkpoint, open_checkpoint
+from prunekit.checkpoint.reader import Checkpoint, open_checkpoint
+from prunekit.checkpoint.weight_files import WEIGHTS_FILE
 from prunekit.errors import CheckpointError
 from tests.support import readers
 

@@ -8,7 +8,8 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 
 from prunekit.checkpoint.hub import checkpoint_folder
-from prunekit.checkpoint.reader import INDEX_FILE, WEIGHTS_FILE, open_checkpoint
+from prunekit.checkpoint.reader import open_checkpoint
+from prunekit.checkpoint.weight_files import INDEX_FILE, WEIGHTS_FILE
 from prunekit.errors import CheckpointError
 
 

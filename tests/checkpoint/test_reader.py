@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from prunekit.checkpoint.reader import INDEX_FILE, WEIGHTS_FILE, open_checkpoint
+from prunekit.checkpoint.reader import open_checkpoint
+from prunekit.checkpoint.weight_files import INDEX_FILE, WEIGHTS_FILE
 from prunekit.errors import CheckpointError, NumericsError
 from tests.support import checkpoints
 

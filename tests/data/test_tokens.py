@@ -148,7 +148,7 @@ def test_text_of_which_no_tokens_are_made_is_refused(tmp_path, plain):
 
 def test_a_token_that_the_model_lacks_is_named(tmp_path, plain):
     source = write(tmp_path / "a.txt", "w0 w7 w3")
-    message = r"a\.txt: the tokenizer makes 'w7' token 8, but the model has 8, 0 to 7\. Take it out"
+    message = r"makes 'w7' token 8, but the model has embeddings for 8, 0 to 7\. Take it out"
     for tokens in (
         lambda limit: evaluation_tokens(plain, source, 4, limit=limit),
         lambda limit: calibration_tokens(plain, source, 1, 4, 0, limit=limit),

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaForCausalLM
 
 import prunekit
-from prunekit.checkpoint.reader import INDEX_FILE
+from prunekit.checkpoint.weight_files import INDEX_FILE
 from prunekit.errors import CheckpointError
 from prunekit.inference.convert import convert
 from prunekit.inference.sparse_linear import SparseLinear

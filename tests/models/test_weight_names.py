@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from prunekit.checkpoint.reader import WEIGHTS_FILE, open_checkpoint
+from prunekit.checkpoint.reader import open_checkpoint
+from prunekit.checkpoint.weight_files import WEIGHTS_FILE
 from prunekit.errors import CheckpointError
 from prunekit.models.empty_model import empty_model
 from prunekit.models.weight_names import stored_names, unused_tensors

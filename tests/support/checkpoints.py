@@ -11,7 +11,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from prunekit.checkpoint.reader import INDEX_FILE, WEIGHTS_FILE
+from prunekit.checkpoint.weight_files import INDEX_FILE, WEIGHTS_FILE
 from prunekit.config.run_config import Config
 from prunekit.runs.sparsify.plan import Plan
 from prunekit.runs.sparsify.planner import plan

@@ -20,7 +20,8 @@ from torch import Tensor
 from prunekit.checkpoint.compressed import compressed_weights
 from prunekit.checkpoint.formats import WeightLayout, format_named
 from prunekit.checkpoint.header import read_header
-from prunekit.checkpoint.reader import WEIGHTS_FILE, Checkpoint, with_compressed
+from prunekit.checkpoint.reader import Checkpoint, with_compressed
+from prunekit.checkpoint.weight_files import WEIGHTS_FILE
 from prunekit.errors import CheckpointError
 from prunekit.inference.convert import LEGACY, LEGACY_PARTS, open_legacy
 from prunekit.inference.sparse_linear import SparseLinear

@@ -17,13 +17,8 @@ import torch
 from prunekit.checkpoint.compressed import compressed_weights, storage_config
 from prunekit.checkpoint.formats import WeightLayout, format_named
 from prunekit.checkpoint.header import TensorEntry, read_header
-from prunekit.checkpoint.reader import (
-    INDEX_FILE,
-    WEIGHTS_FILE,
-    Checkpoint,
-    open_checkpoint,
-    with_compressed,
-)
+from prunekit.checkpoint.reader import Checkpoint, open_checkpoint, with_compressed
+from prunekit.checkpoint.weight_files import INDEX_FILE, WEIGHTS_FILE
 from prunekit.config.load import load_config
 from tests.conftest import ROOT
 from tests.support import payloads

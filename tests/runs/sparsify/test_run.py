@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 import prunekit
 from prunekit.checkpoint import output
 from prunekit.checkpoint.output import JOURNAL
-from prunekit.checkpoint.reader import INDEX_FILE, open_checkpoint
+from prunekit.checkpoint.reader import open_checkpoint
+from prunekit.checkpoint.weight_files import INDEX_FILE
 from prunekit.cli.main import main
 from prunekit.errors import ConfigError, NumericsError
 from prunekit.runs.sparsify import shards
