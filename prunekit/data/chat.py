@@ -62,7 +62,7 @@ class ChatTemplate:
             raise ConfigError(f"{where}: the chat template rejects this row: {error}") from error
 
     def _render(self, messages: list[Message], tools: list[Any] | None = None) -> str:
-        options = {"tools": tools} if tools else {}
+        options: dict[str, Any] = {"tools": tools} if tools else {}
         return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **options))
 
     def _adapted(self, message: Message, where: str) -> Message:
