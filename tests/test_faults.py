@@ -1,10 +1,12 @@
 """Faults injected into runs of one process: nothing is lost, and one clear error says so."""
 
 import os
+import random
 import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -222,6 +224,7 @@ def test_a_process_without_any_stream_writes_the_same(start, config, whole, tmp_
     file = config("out", calibration={"samples": 4, "length": 12}, prune=WANDA)
     script = """
 import os
+import random
 from prunekit.cli import streams
 for number in range(3):
     os.close(number)
@@ -239,6 +242,7 @@ def test_the_end_of_the_reader_of_its_output_does_not_end_a_run(start, config, w
     """``prunekit run c.toml 2>&1 | head -1``: writing fails from then on."""
     script = """
 import os
+import random
 from prunekit.cli import streams
 streams.guard_streams()
 read, write = os.pipe()
@@ -392,3 +396,76 @@ def test_a_model_that_was_only_touched_is_taken_up(stopped, model, tmp_path):
     list(run(planned(copy, tmp_path / "new", **sections)))
     same_bytes(tmp_path / "out", tmp_path / "new")
     record("input", "model.safetensors with another time only", "--resume: same bytes")
+
+
+# Runs of every kind, killed at random moments
+
+SWEEP = """
+[sweep]
+tokens = 0
+sparsity = [0.25, 0.5]
+"""
+KINDS = {
+    "by stage, with evaluation": {"evaluate": {"windows": 2}},
+    "independent blocks": {"prune": {"method": "magnitude", "pattern": "2:4"}},
+    "low-rank adapters": {"prune": {**WANDA, "recover": "lowrank"}},
+    "own text": {"calibration": {"data": "self", "samples": 2, "length": 12}},
+    "heads and neurons": {"prune": {"method": "obs", "pattern": "neurons", "sparsity": 0.5}},
+}
+SOAK = 150
+"""Kills, besides those of several ranks in ``tests/distributed/test_faults.py``."""
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3000)
+def test_runs_of_every_kind_are_taken_up_after_random_kills(start, config, tmp_path):
+    """Each kill is followed by --resume or, one time in four, by --overwrite."""
+    chance, kills, ended = random.Random(seed := random.randrange(2**32)), 0, 0
+    files, longest = {}, {}
+    for kind, sections in KINDS.items():
+        began = time.monotonic()
+        start("run", config(f"whole {kind}", **sections), "--quiet").succeed()
+        longest[kind] = time.monotonic() - began
+        files[kind] = config(f"out {kind}", **sections)
+    while kills < SOAK:
+        for kind, file in files.items():
+            folder = tmp_path / f"out {kind}"
+            for _ in range(2):
+                option = (
+                    "--resume" if chance.random() < 0.75 or not folder.exists() else "--overwrite"
+                )
+                world = start("run", file, option, "--quiet")
+                time.sleep(chance.uniform(0.05, longest[kind]))
+                world.kill(0, signal.SIGKILL)
+                (code,) = world.wait()
+                assert code in {0, -9}, f"seed {seed}: {kind}: {world.stderr(0)}"
+                kills += code == -9
+            start("run", file, "--resume", "--quiet").succeed()
+            same_bytes(folder, tmp_path / f"whole {kind}")
+            ended += 1
+            if chance.random() < 0.5:
+                shutil.rmtree(folder)
+    record(
+        "kill",
+        f"{kills} at random moments of {ended} runs of {len(KINDS)} kinds",
+        f"{kills} times taken up; all {ended} end with the same bytes",
+    )
+
+
+@pytest.mark.soak
+def test_a_sweep_that_was_killed_is_taken_up_at_once(config, tmp_path):
+    """Its worker, which writes the folder of a run, ends with it."""
+    prune = {"method": "magnitude", "pattern": "neurons"}
+    for name in ("out", "whole"):
+        file = config(name, prune=prune, evaluate={"windows": 2}, calibration=None)
+        file.write_text(file.read_text() + SWEEP)
+    command = sys.executable, "-m", "prunekit", "run"
+    first = subprocess.Popen([*command, str(tmp_path / "out.toml"), "--quiet"])
+    until(lambda: [*(tmp_path / "out/runs").glob(f"*/{JOURNAL}")] or first.poll() is not None, 120)
+    first.kill()
+    assert first.wait() == -9
+    subprocess.run([*command, str(tmp_path / "out.toml"), "--quiet", "--resume"], check=True)
+    subprocess.run([*command, str(file), "--quiet"], check=True)
+    for name in ("0.25", "0.5"):
+        same_bytes(tmp_path / "out/runs" / name, tmp_path / "whole/runs" / name)
+    record("kill", "in a run of a sweep", "--resume at once: same bytes of each run")
