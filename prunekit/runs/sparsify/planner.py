@@ -75,9 +75,7 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
     axes = _residual_axes(source, recipe)
     device = _device(config, ranks, preflight)
     stored, widest = _dtypes(config, source)
-    # CPUs of ranks may differ; all of them can run the wider dtype.
-    dtypes = ranks.all_gather_object(compute_dtype(widest, device))
-    dtype = reduce(torch.promote_types, dtypes)
+    dtype = _common_dtype(compute_dtype(widest, device), ranks)
     samples = _samples_per_rank(config, ranks), lengths[0]
     inputs = CostInputs(device, dtype, stored, samples, ranks)
     made = Plan(
@@ -98,12 +96,7 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
         memory=_memory(config, source, recipe, inputs, preflight),
         work=estimate_work(blocks, recipe, inputs),
         traffic=estimate_traffic(blocks, recipe, inputs),
-        notes=(
-            *notes,
-            *_order_notes(recipe),
-            *_layer_notes(source),
-            *source.checkpoint.check_copyable(),
-        ),
+        notes=(*notes, *_notes(source, recipe)),
         ranks=ranks,
         preflight=preflight,
     )
@@ -190,6 +183,11 @@ def _dtypes(config: Config, source: _Source) -> tuple[dict[str, torch.dtype], to
     return stored, reduce(torch.promote_types, pruned, dtype or stored_dtype(checkpoint))
 
 
+def _common_dtype(dtype: torch.dtype, ranks: Ranks) -> torch.dtype:
+    """Return the widest dtype of all ranks, whose CPUs may differ."""
+    return reduce(torch.promote_types, ranks.all_gather_object(dtype))
+
+
 def _samples_per_rank(config: Config, ranks: Ranks) -> int:
     """Return the number of calibration samples of the busiest rank."""
     samples = config.calibration.samples if config.calibration else 1
@@ -199,6 +197,13 @@ def _samples_per_rank(config: Config, ranks: Ranks) -> int:
             "fewer, or use more samples."
         )
     return -(-samples // ranks.size)
+
+
+def _notes(source: _Source, recipe: Recipe) -> Iterator[str]:
+    """Yield notes about permuted weights, adapters, linears and files."""
+    yield from _order_notes(recipe)
+    yield from _layer_notes(source)
+    yield from source.checkpoint.check_copyable()
 
 
 def _order_notes(recipe: Recipe) -> Iterator[str]:
