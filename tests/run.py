@@ -67,7 +67,7 @@ def dist() -> int:
 
 
 def soak() -> int:
-    """Fifty kills at random moments, and longer fuzzing; some minutes, not part of all."""
+    """200 kills, lost hosts, longer fuzzing, all kernels; under an hour, not part of all."""
     return _pytest("-m", "soak", "tests", workers=1)
 
 

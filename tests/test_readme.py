@@ -12,7 +12,7 @@ import torch
 import prunekit
 from prunekit.allocations import allocations
 from prunekit.architectures import Architecture, declared_model_types
-from prunekit.cli import app
+from prunekit.cli import app, main  # noqa: F401  registers the commands
 from prunekit.methods import Scored, methods
 from prunekit.structured.rankers import rankers
 from tests.conftest import ROOT
