@@ -14,7 +14,9 @@ import pytest
 
 from prunekit.checkpoint import output
 from prunekit.checkpoint.journal import JOURNAL
+from prunekit.config.load import load_config
 from prunekit.errors import CapacityError, ConfigError
+from prunekit.runs.sparsify import planner
 from prunekit.runs.sparsify.run import run
 from tests.distributed import configs
 from tests.distributed.fork_server import ForkServer
@@ -187,6 +189,42 @@ def test_a_limit_of_the_size_of_files_is_said(model, whole, tmp_path):
     list(run(plan, resume=True))
     same_bytes(tmp_path / "out", whole)
     record("limit", "size of files (RLIMIT_FSIZE)", "one error, exit 1; --resume: same bytes")
+
+
+MEMORY = """
+import resource
+from pathlib import Path
+from prunekit.config.load import load_config
+from prunekit.errors import CapacityError
+from prunekit.runs import jobs
+
+records = jobs.run(jobs.plan(load_config(Path(arguments[0]))))
+next(records)
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + (8 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+try:
+    list(records)
+except CapacityError as error:
+    assert "The memory is used up" in str(error), error
+    assert "--resume" in str(error), error
+else:
+    raise AssertionError("the run had memory enough")
+"""
+
+
+def test_a_limit_of_memory_is_said(fork_server, tmp_path):
+    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 2}
+    model = checkpoints.write(tmp_path / "m", **sizes)
+    file = configs.write(tmp_path / "c.toml", model, tmp_path / "out", evaluate=None)
+    fork_server.start(tmp_path / "said", 1, MEMORY, file).succeed()
+    other = configs.write(tmp_path / "whole.toml", model, tmp_path / "whole", evaluate=None)
+    list(run(planner.plan(load_config(other))))
+    list(run(planner.plan(load_config(file)), resume=True))
+    same_bytes(tmp_path / "out", tmp_path / "whole")
+    record(
+        "limit", "memory (RLIMIT_AS), while a block is pruned", "one error; --resume: same bytes"
+    )
 
 
 # Signals and streams

@@ -107,7 +107,7 @@ def report_full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        number = _error_number(error)
+        number = error_number(error)
         if number is None:
             raise
         problem = FULL.get(number, f"cannot be written to: {os.strerror(number)}")
@@ -117,7 +117,7 @@ def report_full_disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _error_number(error: OSError | SafetensorError) -> int | None:
+def error_number(error: OSError | SafetensorError) -> int | None:
     """Return the system's number of an error.
 
     safetensors has it in its message only.

@@ -4,6 +4,7 @@ Only safetensors is supported: headers can be read without weights, and no code 
 checkpoint is executed.
 """
 
+import errno
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from prunekit.checkpoint.atomic import error_number
 from prunekit.checkpoint.companions import companion_notes, companions
 from prunekit.checkpoint.compressed import QUANT_METHOD, CompressedWeight, compressed_weights
 from prunekit.checkpoint.header import FLOAT_DTYPES, TensorEntry, read_header
@@ -128,6 +130,8 @@ class Checkpoint:
                         if self.on_read:
                             self.on_read(name, tensors[name])
             except (SafetensorError, OSError) as error:
+                if error_number(error) == errno.ENOMEM:
+                    raise MemoryError(f"{file}: {error}") from error
                 raise CheckpointError(
                     f"{file}: cannot be read any more ({error}). It was intact when the run began; "
                     "do not change it during a run."

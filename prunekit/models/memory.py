@@ -5,16 +5,21 @@ import math
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import psutil
 import torch
 
+from prunekit.errors import CapacityError
 from prunekit.models import cgroups
 
 ESTIMATE_MARGIN = 1.15
 """Safety factor on memory estimates, which are accurate to 15 %."""
+OUT_OF_MEMORY = ("can't allocate memory", "can't start new thread")
+"""Texts of errors that have no class of their own: PyTorch's on a CPU, and Python's."""
 
 
 def local_processes() -> int:
@@ -62,6 +67,27 @@ def device_map_options(
         gpus = range(torch.cuda.device_count()) if device.index is None else [device.index]
         budgets |= {gpu: budget(free_bytes(torch.device("cuda", gpu))) for gpu in gpus}
     return {"device_map": "auto", "max_memory": budgets, "offload_folder": offload}
+
+
+@contextmanager
+def report_exhausted() -> Iterator[None]:
+    """Turn a failed allocation into an error that says how to continue.
+
+    Raises:
+        CapacityError: Main memory or that of a device is used up.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and not any(text in str(error) for text in OUT_OF_MEMORY):
+            raise
+        reason = (str(error).strip().splitlines() or ["Python could not allocate"])[0]
+        raise CapacityError(
+            f"The memory is used up ({reason}). Finished work is kept: free some memory or take a "
+            "machine with more, then run again with --resume. Fewer or shorter calibration samples "
+            "need less, but are another run."
+        ) from error
 
 
 def limit_threads() -> None:

@@ -16,6 +16,7 @@ from prunekit.config.run_config import Config, StructuredConfig, SweepConfig
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError
 from prunekit.models.devices import resolve_device
+from prunekit.models.memory import report_exhausted
 from prunekit.runs.rank_facts import config_facts, plan_facts
 from prunekit.runs.record import Record
 from prunekit.runs.sparsify.plan import Plan, Preflight
@@ -111,16 +112,18 @@ def run(
 
     Raises:
         StoppedError: ``stop()`` returned True.
+        CapacityError: Memory or disk is used up; the output folder can be resumed.
         PrunekitError: The run failed; the output folder can be resumed.
     """
-    if isinstance(plan, SweepPlan):
-        yield from run_sweep(plan, _run_one, resume=resume, overwrite=overwrite, stop=stop)
-    elif isinstance(plan, StructuredPlan):
-        yield from run_structured(plan, resume=resume, overwrite=overwrite, stop=stop)
-    elif not isinstance(plan, Plan):
-        raise ConfigError(f"run: a {type(plan).__name__} is no plan; prunekit.plan makes one.")
-    else:
-        yield from run_sparsify(plan, resume=resume, overwrite=overwrite, stop=stop)
+    with report_exhausted():
+        if isinstance(plan, SweepPlan):
+            yield from run_sweep(plan, _run_one, resume=resume, overwrite=overwrite, stop=stop)
+        elif isinstance(plan, StructuredPlan):
+            yield from run_structured(plan, resume=resume, overwrite=overwrite, stop=stop)
+        elif not isinstance(plan, Plan):
+            raise ConfigError(f"run: a {type(plan).__name__} is no plan; prunekit.plan makes one.")
+        else:
+            yield from run_sparsify(plan, resume=resume, overwrite=overwrite, stop=stop)
 
 
 def _plan_one(

@@ -34,6 +34,16 @@ SETTINGS = {
     "job": ({}, {"prune": HEADS}),
 }
 
+
+def first_of(cases, count=1):
+    """Return parameters of which all but the first are for the soak tier."""
+    return [
+        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=marks)
+        for number, case in enumerate(cases)
+        for marks in [pytest.mark.soak if number >= count else ()]
+    ]
+
+
 REFUSED = "both refuse, exit code 2, and say the difference; nothing is written"
 
 
@@ -66,7 +76,7 @@ def refused(world, *said):
             assert text in world.stderr(rank)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", first_of(SETTINGS, 2))
 def test_another_setting_on_one_rank(start, tmp_path, name):
     world = start(SETTINGS[name])
     refused(world, f"\n  {name}: ", " on rank 0 on ", " on rank 1 on ")
@@ -84,11 +94,13 @@ if rank:
 
 @pytest.mark.parametrize(
     ("patch", "said"),
-    [
-        ("prunekit._version.__version__ = '9'", "versions.prunekit: "),
-        ("prunekit.reports.environment._version = lambda _: '9'", "versions.torch: "),
-        ("jobs.plan_facts = lambda plan: {'device': 'cuda'}", "device: "),
-    ],
+    first_of(
+        [
+            ("prunekit._version.__version__ = '9'", "versions.prunekit: "),
+            ("prunekit.reports.environment._version = lambda _: '9'", "versions.torch: "),
+            ("jobs.plan_facts = lambda plan: {'device': 'cuda'}", "device: "),
+        ]
+    ),
 )
 def test_other_software_or_hardware_on_one_rank(start, tmp_path, patch, said):
     refused(start(script=SOFTWARE.format(patch=patch) + RUN), said)
@@ -107,7 +119,9 @@ if rank:
 """Rank 1 sees another folder at the path of the model."""
 
 
-@pytest.mark.parametrize(("key", "value"), [("rms_norm_eps", 1e-3), ("intermediate_size", 32)])
+@pytest.mark.parametrize(
+    ("key", "value"), first_of([("rms_norm_eps", 1e-3), ("intermediate_size", 32)])
+)
 def test_another_model_on_one_rank(start, model, tmp_path, key, value):
     """It has the same path, as on machines that have each a copy."""
     checkpoints.write(tmp_path / "other", num_hidden_layers=2, **{key: value})
@@ -117,7 +131,7 @@ def test_another_model_on_one_rank(start, model, tmp_path, key, value):
     record("ranks", f"another {key} in the model of rank 1 of 2", REFUSED)
 
 
-@pytest.mark.parametrize("case", ["stage", "none", "heads"])
+@pytest.mark.parametrize("case", first_of(["stage", "none", "heads"]))
 def test_other_weights_on_one_rank(start, model, tmp_path, case):
     """One bit of one tensor differs, which only reading all of it shows."""
     prune = HEADS if case == "heads" else SPARSEGPT | {"propagation": case}

@@ -80,9 +80,11 @@ GROUPS = {
 KINDS = ("apart", "ties", "all equal", "not numbers", "zeros of both signs")
 
 
-@pytest.mark.parametrize("rows", [[12], [6, 6], [2, 6, 4]])
+SPLITS = [("ties", [12]), ("ties", [6, 6]), *((kind, [2, 6, 4]) for kind in KINDS)]
+
+
 @pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "rows"), SPLITS, ids=str)
 def test_what_stays_is_what_stays_of_the_whole(kind, groups, rows):
     score = scores(kind)
     assert torch.equal(spread(score, groups, rows), choose(score, groups))
