@@ -75,8 +75,9 @@ def _options(options: Iterable[str]) -> str:
 
 
 def _parse_options(words: str) -> list[str]:
-    """Parse pydantic's list of options: ``'a', 'b' or 'c'``."""
-    return words.replace("'", "").replace(" or ", ", ").split(", ")
+    """Parse pydantic's list of options: ``'a', 'b' or 'c'``; TOML has false and true."""
+    options = words.replace("'", "").replace(" or ", ", ").split(", ")
+    return [each.lower() if each in {"False", "True"} else each for each in options]
 
 
 def _with_article(noun: str) -> str:

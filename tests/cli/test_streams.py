@@ -7,13 +7,13 @@ import pytest
 
 from tests.support.processes import python
 
-LIST = (sys.executable, "-m", "prunekit", "list")
+SCHEMA = (sys.executable, "-m", "prunekit", "schema")
 FULL = "standard output: cannot be written: No space left on device.\n"
 
 
 def shell(command):
-    """Run a shell command with "$@" as ``prunekit list``."""
-    return subprocess.run(["bash", "-c", command, "-", *LIST], capture_output=True, check=False)
+    """Run a shell command with "$@" as ``prunekit schema``, which prints signs beyond ASCII."""
+    return subprocess.run(["bash", "-c", command, "-", *SCHEMA], capture_output=True, check=False)
 
 
 @pytest.mark.parametrize(

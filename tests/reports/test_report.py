@@ -1,6 +1,7 @@
 """The report: measured values, in a self-contained HTML page."""
 
 import copy
+import errno
 import json
 import math
 import re
@@ -8,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from prunekit.errors import CheckpointError, ConfigError
+from prunekit.errors import CapacityError, CheckpointError, ConfigError
 from prunekit.reports import report
 from tests.conftest import ROOT
 
@@ -210,15 +211,15 @@ def test_what_was_written_loads_and_renders_the_same(tmp_path):
 
 def test_an_interrupted_write_leaves_the_old_report(example, tmp_path, monkeypatch):
     report.write(EXAMPLE, tmp_path)
-    monkeypatch.setattr(report.os, "fsync", _full_disk)
+    monkeypatch.setattr("prunekit.checkpoint.atomic.os.fsync", _full_disk)
     example["seed"] = 7
-    with pytest.raises(OSError, match="disk"):
+    with pytest.raises(CapacityError, match="the disk is full"):
         report.write(example, tmp_path)
     assert report.load(tmp_path)["seed"] == 0
 
 
 def _full_disk(_):
-    raise OSError("no space left on disk")
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_folder_without_a_report_is_the_users_mistake(tmp_path):

@@ -116,5 +116,5 @@ def test_a_tensor_that_the_model_does_not_read_is_not_left_in_the_old_order(tmp_
 def test_is_refused_where_it_means_nothing():
     with pytest.raises(ConfigError, match=r"type 'gpt2' have it.*permute = true reorders"):
         prunekit.prune(tiny("gpt2"), IDS, **SECTION)
-    with pytest.raises(ConfigError, match=r"permute: .*'residual'"):
+    with pytest.raises(ConfigError, match=r"permute: .* Choose: false, true, residual"):
         prunekit.prune(tiny("llama"), IDS, **SECTION | {"permute": "stream"})
