@@ -56,3 +56,13 @@ def proof_in_process(monkeypatch):
     monkeypatch.setattr(
         proof, "_in_fresh_process", lambda checkpoint: proof._here(checkpoint.folder)
     )
+
+
+@pytest.fixture(scope="session")
+def fork_server():
+    """A process from which worlds of ranks are forked."""
+    from tests.distributed.fork_server import ForkServer
+
+    made = ForkServer()
+    yield made
+    made.close()

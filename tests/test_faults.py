@@ -19,7 +19,7 @@ from prunekit.errors import CapacityError, ConfigError
 from prunekit.runs.sparsify import planner
 from prunekit.runs.sparsify.run import run
 from tests.distributed import configs
-from tests.distributed.fork_server import ForkServer
+from tests.distributed.phases import slow_blocks
 from tests.support import checkpoints
 from tests.support.checkpoints import planned, same_bytes
 from tests.support.fault_table import record
@@ -29,22 +29,7 @@ CLI = """
 from prunekit.cli import main as cli
 code = cli.main(arguments)
 """
-SLOW = """
-import time
-from prunekit.runs.sparsify import shards
-real = shards.ShardWriter.write_block
-def slow(self, *arguments, **options):
-    time.sleep(0.3)
-    return real(self, *arguments, **options)
-shards.ShardWriter.write_block = slow
-"""
-
-
-@pytest.fixture(scope="module")
-def fork_server():
-    made = ForkServer()
-    yield made
-    made.close()
+SLOW = slow_blocks(0.3)
 
 
 @pytest.fixture(scope="module")

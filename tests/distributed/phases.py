@@ -1,4 +1,4 @@
-"""Stop ranks in a phase of a run, until a fault has been injected."""
+"""Scripts that stop ranks in a phase of a run, or slow them down, for a fault to be injected."""
 
 PHASES = {
     "begin": ("prunekit.runs.base", "RunBase", "_texts", 1),
@@ -42,3 +42,16 @@ code = cli.main(["run", *arguments, "--quiet"])
 def stop_in(phase: str, folder: object) -> str:
     """Return a script in which ranks wait in a phase for the file ``go`` in a folder."""
     return HOOK.format(phase=PHASES[phase], folder=str(folder))
+
+
+def slow_blocks(seconds: float) -> str:
+    """Return a script after which each block takes longer to be written."""
+    return f"""
+import time
+from prunekit.runs.sparsify import shards
+real = shards.ShardWriter.write_block
+def slow(self, *arguments, **options):
+    time.sleep({seconds})
+    return real(self, *arguments, **options)
+shards.ShardWriter.write_block = slow
+"""

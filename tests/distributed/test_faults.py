@@ -11,6 +11,7 @@ import torch
 
 from prunekit.checkpoint.weight_files import INDEX_FILE
 from tests.distributed import configs
+from tests.distributed.phases import slow_blocks
 from tests.support import checkpoints
 from tests.support.fault_table import record
 
@@ -29,15 +30,7 @@ watch.GRACE_SECONDS, watch.DEAD_SECONDS = 0.4, 10.0
 from prunekit.distributed import join as joining
 joining.JOIN_SECONDS = 10.0
 """
-SLOW = """
-import time
-from prunekit.runs.sparsify import shards
-real = shards.ShardWriter.write_block
-def slow(self, *arguments, **options):
-    time.sleep(0.4)
-    return real(self, *arguments, **options)
-shards.ShardWriter.write_block = slow
-"""
+SLOW = slow_blocks(0.4)
 
 
 @pytest.fixture(scope="module")
