@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from prunekit.patterns import Pattern
     from prunekit.runs.jobs import plan, run
     from prunekit.runs.record import Record
-    from prunekit.runs.sparsify.in_memory import prune
+    from prunekit.sparsify.in_memory import prune
     from prunekit.runs.sparsify.plan import Plan
     from prunekit.statistics import Statistic
     from prunekit.structured.rankers import Ranker
     from prunekit.structured.unit_gates import blocks, heads, hidden, neurons
+    from prunekit.training.callback import PruneCallback
+    from prunekit.training.gradual import GradualPruner
 
 import_hook.install()
 
@@ -36,9 +38,11 @@ __all__ = [
     "Allocation",
     "Architecture",
     "Config",
+    "GradualPruner",
     "Method",
     "Pattern",
     "Plan",
+    "PruneCallback",
     "PrunekitError",
     "Ranker",
     "Record",
@@ -60,9 +64,11 @@ _HOMES = {
     "Allocation": "allocations",
     "Architecture": "architectures",
     "Config": "config.run_config",
+    "GradualPruner": "training.gradual",
     "Method": "methods",
     "Pattern": "patterns",
     "Plan": "runs.sparsify.plan",
+    "PruneCallback": "training.callback",
     "PrunekitError": "errors",
     "Ranker": "structured.rankers",
     "Record": "runs.record",
@@ -76,7 +82,7 @@ _HOMES = {
     "load_config": "config.load",
     "neurons": "structured.unit_gates",
     "plan": "runs.jobs",
-    "prune": "runs.sparsify.in_memory",
+    "prune": "sparsify.in_memory",
     "run": "runs.jobs",
 }
 

@@ -5,6 +5,10 @@ exactly ``initial`` at (or before) step 0, and exactly ``final`` at (or after) s
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import takewhile
+
+from prunekit.errors import ConfigError
 
 Schedule = Callable[[int, int, float, float], float]
 
@@ -41,6 +45,62 @@ def steps_due(start: int, end: int, frequency: int) -> list[int]:
     if frequency < 1 or end < start:
         raise ValueError(f"need frequency ≥ 1 and start ≤ end, got {frequency}, {start}, {end}")
     return sorted({*range(start, end, frequency), end})
+
+
+@dataclass(frozen=True)
+class PruneSchedule:
+    """The sparsity over the steps of an optimizer.
+
+    Attributes:
+        name: one-shot (at ``end``), linear or cubic.
+        final: Sparsity from step ``end`` on, a fraction.
+        end: Last step at which the sparsity changes.
+        start: First such step; 0 is before the first step of the optimizer.
+        every: Steps between two changes; ``end`` is due in any case.
+        initial: Sparsity at ``start``.
+
+    Raises:
+        ConfigError: A value is invalid, or the end comes before the start.
+    """
+
+    name: str
+    final: float
+    end: int
+    start: int = 0
+    every: int = 1
+    initial: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name not in SCHEDULES:
+            raise ConfigError(f"schedule: {self.name!r} is none of {', '.join(SCHEDULES)}.")
+        for key, least in {"start": 0, "end": self.start, "every": 1}.items():
+            value = getattr(self, key)
+            if type(value) is not int or value < least:
+                wanted = f"at least {'start = ' * (key == 'end')}{least}"
+                raise ConfigError(f"{key}: {value!r} is not a whole number of {wanted}.")
+        if not 0 <= self.final <= 1:
+            raise ConfigError(f"sparsity: {self.final!r} is not a fraction from 0 to 1.")
+        if not 0 <= self.initial <= self.final:
+            raise ConfigError(
+                f"initial: {self.initial!r} is not from 0 to the sparsity, {self.final:g}."
+            )
+
+    @property
+    def due(self) -> tuple[int, ...]:
+        """The steps at which the sparsity changes."""
+        if self.name == "one-shot":
+            first = (self.start,) if self.initial and self.start < self.end else ()
+            return (*first, self.end)
+        steps = steps_due(self.start, self.end, self.every)
+        return tuple(step for step in steps if step > self.start or self.initial or len(steps) == 1)
+
+    def sparsity(self, step: int) -> float:
+        """Return the sparsity that the last due step set; 0 before the first."""
+        last = [*takewhile(lambda due: due <= step, self.due)][-1:]
+        if not last:
+            return 0.0
+        schedule, length = SCHEDULES[self.name], self.end - self.start
+        return schedule(last[0] - self.start, length, self.final, self.initial)
 
 
 def _progress(step: int, steps: int) -> float:

@@ -4,11 +4,11 @@ Shapes: O output features, I input features.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from prunekit.checkpoint.adapter import Adapter
@@ -24,6 +24,7 @@ from prunekit.patterns import Pattern
 from prunekit.sparsify.block_tuning import tune_block
 from prunekit.sparsify.calibrate import Stage, gather_by_stage, gather_statistics
 from prunekit.sparsify.error import relative_error
+from prunekit.sparsify.kept_pattern import KeptPattern
 from prunekit.sparsify.layer_result import LayerResult
 from prunekit.sparsify.lowrank import low_rank_factors
 from prunekit.sparsify.recipe import Recipe
@@ -31,7 +32,6 @@ from prunekit.sparsify.row_sharding import ShardedLinear, row_shards
 from prunekit.statistics import CrossGram, Gram, StageStatistics
 
 CalibratedStages = list[Stage]
-"""All stages of a block with their statistics."""
 Shards = Mapping[Linear, ShardedLinear]
 """The rows of each linear that this rank prunes."""
 LinearWeights = dict[Linear, Float[Tensor, "O I"]]
@@ -47,11 +47,14 @@ class BlockPruner:
         sparsities: Full name of each linear → its sparsity.
         dtypes: Full name of each linear → dtype in which its weight will be stored. The block
             continues with the stored value, so the next one is calibrated on the file's content.
+        kept: Full name of each linear → mask of the weights that may be kept; updated to those that
+            are. None if all may be kept.
     """
 
     recipe: Recipe
     sparsities: Mapping[str, float]
     dtypes: Mapping[str, torch.dtype]
+    kept: MutableMapping[str, Bool[Tensor, "O I"]] | None = None
 
     def calibrate(self, loaded: LoadedBlock, block: Block) -> CalibratedStages:
         """Gather the statistics of a dense block, then propagate it.
@@ -144,13 +147,7 @@ class BlockPruner:
     ) -> Iterator[LayerResult]:
         """Prune the linears of a stage; yield results in the last step.
 
-        Args:
-            loaded: The block, changed in place.
-            stage: The linears and their statistics.
-            shards: The rows of each that this rank prunes.
-            original: In the last step, the weights before the first one if there are several;
-                None in the other steps.
-            step: Which of the recipe's steps this is.
+        ``original`` is None but in the last step, where it has the weights from before the first.
         """
         began, (linears, stats) = time.perf_counter(), stage
         dense = {linear: shards[linear].read(loaded.module) for linear in linears}
@@ -206,6 +203,8 @@ class BlockPruner:
         for linear, found in zip(layers, pruned, strict=True):
             weight = shards[linear].gather(found.weight.to(self.dtypes[linear.name]))
             weight_matrix(loaded.module.get_submodule(linear.path)).copy_(weight)
+            if self.kept is not None:
+                self.kept[linear.name] = found.keep
         facts = {
             layer.name: found.facts for layer, found in zip(layers.values(), pruned, strict=True)
         }
@@ -218,6 +217,8 @@ class BlockPruner:
         for linear in linears:
             if (sparsity := self.recipe.sparsity(step, self.sparsities[linear.name])) > 0:
                 pattern, rows = shards[linear].shard(self._pattern(linear))
+                if self.kept is not None:
+                    pattern = KeptPattern(pattern, self.kept[linear.name])
                 whole = torch.empty(linear.outputs, linear.inputs, device="meta")
                 weight = whole[shards[linear].rows]
                 layers[linear] = Layer(linear.name, weight, stats, pattern, sparsity, rows)

@@ -1,10 +1,15 @@
-"""Masks that keep pruned weights zero while a model is trained."""
+"""Masks that keep pruned weights zero while a model is trained.
+
+Shapes: R rows, C columns of a weight as stored; a weight of experts is a stack of matrices.
+"""
 
 import weakref
-from collections.abc import Callable, Iterator
-from typing import cast
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import NamedTuple, cast
 
 import torch
+from jaxtyping import Bool, Shaped, UInt8
 from prunekit_kernels import pack, unpack
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -37,7 +42,11 @@ def keep_masks(model: nn.Module, optimizer: Optimizer | None = None) -> "Masks":
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"keep_masks: a {type(model).__name__} is not a model.")
-    found = {name: module for name, module in _linears(model) if (module.weight == 0).any()}
+    found = {
+        f"{name}.weight": MaskedWeight(module, "weight")
+        for name, module in _linears(model)
+        if (module.weight == 0).any()
+    }
     if not found:
         raise ConfigError(
             f"keep_masks: no linear layer of {type(model).__name__} has zeros. Prune it first."
@@ -45,29 +54,44 @@ def keep_masks(model: nn.Module, optimizer: Optimizer | None = None) -> "Masks":
     return Masks(found, optimizer)
 
 
+class MaskedWeight(NamedTuple):
+    """A weight by its module, so that it is noticed if another one takes its place."""
+
+    module: nn.Module
+    attribute: str
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter that the module has now."""
+        return getattr(self.module, self.attribute)
+
+
 class Masks(HookHandles):
     """Masks in force; made by :func:`keep_masks`.
 
     Attributes:
         weights: The masked weights, by name.
+        dense_gradients: Whether gradients of pruned weights are let through.
     """
 
-    def __init__(self, linears: dict[str, nn.Linear], optimizer: Optimizer | None) -> None:
+    def __init__(self, places: Mapping[str, MaskedWeight], optimizer: Optimizer | None) -> None:
         self.weights: dict[str, nn.Parameter] = {
-            f"{name}.weight": cast("nn.Parameter", linear.weight)
-            for name, linear in linears.items()
+            name: place.parameter for name, place in places.items()
         }
-        self._bits = {weight: pack(weight.detach() != 0) for weight in self.weights.values()}
+        self.dense_gradients = False
+        self._bits = {
+            weight: pack(as_matrix(weight.detach() != 0)) for weight in self.weights.values()
+        }
         gradients = [
-            weight.register_hook(lambda grad, weight=weight: grad * self._keep(weight))
+            weight.register_hook(partial(self._mask_gradient, weight))
             for weight in self.weights.values()
             if weight.requires_grad
         ]
         after_step = register_optimizer_step_post_hook
         if optimizer is not None:
             after_step = optimizer.register_step_post_hook
-        self._guards = [WeightGuard(name, linear) for name, linear in linears.items()]
-        guards = map(_attach, self._guards, linears.values())
+        self._guards = [WeightGuard(name, place) for name, place in places.items()]
+        guards = [_attach(guard, places[guard.name]) for guard in self._guards]
         super().__init__([*gradients, *guards, after_step(lambda stepped, *_: self.apply(stepped))])
 
     def remove(self) -> None:
@@ -76,11 +100,64 @@ class Masks(HookHandles):
         for guard in self._guards:
             guard.active = False
 
-    def _keep(self, weight: nn.Parameter) -> Tensor:
+    def keep(self, weight: nn.Parameter) -> Bool[Tensor, "..."]:
+        """Return the mask of a weight, in its shape."""
+        return self.rows(weight, slice(None)).view(weight.shape)
+
+    def _of(self, weight: nn.Parameter) -> UInt8[Tensor, "R B"]:
+        """Return the packed mask on the device where the weight is now."""
         bits = self._bits[weight]
         if bits.device != weight.device:
             bits = self._bits[weight] = bits.to(weight.device)
-        return unpack(bits, weight.shape[1])
+        return bits
+
+    def rows(self, weight: nn.Parameter, rows: slice) -> Bool[Tensor, "R C"]:
+        """Return the mask of some rows of a weight as a matrix."""
+        return unpack(self._of(weight)[rows], weight.shape[-1])
+
+    def set_rows(self, weight: nn.Parameter, rows: slice, keep: Bool[Tensor, "R C"]) -> None:
+        """Set the mask of some rows; :meth:`apply` zeroes the weights."""
+        self._of(weight)[rows] = pack(keep)
+
+    def packed(self) -> dict[str, Tensor]:
+        """Return a copy of the masks on the CPU, packed, by name of the weight."""
+        return {name: self._bits[each].cpu().clone() for name, each in self.weights.items()}
+
+    def check_packed(self, packed: Mapping[str, Tensor]) -> None:
+        """Refuse masks that do not fit the weights.
+
+        Raises:
+            ConfigError: They are of other weights, or a pruned weight is not zero.
+        """
+        if differing := sorted(packed.keys() ^ self.weights.keys()):
+            raise ConfigError(f"masks: they are of another model; {differing[0]} is in one only.")
+        for name, weight in self.weights.items():
+            bits, mine = packed[name], self._bits[weight]
+            if bits.shape != mine.shape or bits.dtype != mine.dtype:
+                raise ConfigError(f"masks: those of {name} have another shape than the weight.")
+            keep = unpack(bits.to(weight.device), weight.shape[-1])
+            if wrong := int((as_matrix(weight.detach())[~keep] != 0).sum()):
+                raise ConfigError(
+                    f"masks: {wrong} weights of {name} are pruned in them and not zero here. Load "
+                    "the weights of the same step first."
+                )
+
+    def load_packed(self, packed: Mapping[str, Tensor]) -> None:
+        """Set all masks, as :meth:`packed` returned them."""
+        for name, weight in self.weights.items():
+            self._bits[weight] = packed[name].to(weight.device, copy=True)
+
+    def take_gradients(self) -> dict[nn.Parameter, Tensor]:
+        """Return a copy of the gradients, and mask those of the weights."""
+        taken = {}
+        for weight in self.weights.values():
+            if weight.grad is not None:
+                taken[weight] = weight.grad.detach().clone()
+                weight.grad.mul_(self.keep(weight))
+        return taken
+
+    def _mask_gradient(self, weight: nn.Parameter, gradient: Tensor) -> Tensor:
+        return gradient if self.dense_gradients else gradient * self.keep(weight)
 
     @torch.no_grad()
     def apply(self, optimizer: Optimizer | None = None) -> None:
@@ -98,11 +175,25 @@ class Masks(HookHandles):
             weights = [weight for group in groups for weight in group["params"]]
         for weight in weights:
             if weight in self._bits:
-                pruned = ~self._keep(weight)
+                pruned = ~self.keep(weight)
                 state = optimizer.state.get(weight, {}) if optimizer else {}
                 for value in [weight, *state.values()]:
                     if isinstance(value, Tensor) and value.shape == weight.shape:
                         value.masked_fill_(pruned, 0)
+
+
+def as_matrix(value: Shaped[Tensor, "..."]) -> Shaped[Tensor, "R C"]:
+    """Return a tensor stored like a weight, as rows of its last axis."""
+    return value.flatten(0, -2)
+
+
+def is_masked(place: MaskedWeight) -> bool:
+    """Return whether masks are in force on a weight."""
+    return any(
+        hook.active and hook.weight() is place.parameter
+        for hook in place.module._forward_pre_hooks.values()
+        if isinstance(hook, WeightGuard)
+    )
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
@@ -114,49 +205,51 @@ def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
             yield name, cast("nn.Linear", module)
 
 
-def _attach(guard: "WeightGuard", linear: nn.Module) -> RemovableHandle:
-    for number, hook in [*linear._forward_pre_hooks.items()]:
-        if isinstance(hook, WeightGuard) and hook.weight() is not linear.weight:
-            del linear._forward_pre_hooks[number]  # of the model that this one is a copy of
-    return linear.register_forward_pre_hook(guard)
+def _attach(guard: "WeightGuard", place: MaskedWeight) -> RemovableHandle:
+    module, attribute = place
+    for number, hook in [*module._forward_pre_hooks.items()]:
+        other = isinstance(hook, WeightGuard) and hook.attribute == attribute
+        if other and hook.weight() is not place.parameter:
+            del module._forward_pre_hooks[number]  # of the model that this one is a copy of
+    return module.register_forward_pre_hook(guard)
 
 
 class WeightGuard:
-    """Forward hook that checks that a layer has its masked weight.
+    """Forward hook that checks that a module has its masked weight.
 
     In a copy of the model the weight is another one, likewise after
     ``load_state_dict(assign=True)``; the optimizer does not know it either.
     """
 
-    def __init__(self, name: str, linear: nn.Module) -> None:
-        self.name, self.active = name, True
-        self.weight: Callable[[], Tensor | None] = weakref.ref(linear.weight)  # pyright: ignore
+    def __init__(self, name: str, place: MaskedWeight) -> None:
+        self.name, self.attribute, self.active = name, place.attribute, True
+        self.weight: Callable[[], Tensor | None] = weakref.ref(place.parameter)
 
-    def __call__(self, linear: nn.Module, _: object) -> None:
+    def __call__(self, module: nn.Module, _: object) -> None:
         """Compare the weight, before a forward of training.
 
         Raises:
             ConfigError: It is another one.
         """
-        weight = linear.weight
-        trains = torch.is_grad_enabled() and weight.requires_grad  # pyright: ignore
+        weight = getattr(module, self.attribute)
+        trains = torch.is_grad_enabled() and weight.requires_grad
         if self.active and trains and self.weight() is not weight:
             raise ConfigError(
-                f"keep_masks: the weight of {self.name} is not the masked one: the model is a "
-                "copy, or its weights were replaced. Call keep_masks again and make a new "
-                "optimizer; to train without masks, call remove()."
+                f"keep_masks: {self.name} is not the masked weight: the model is a copy, or its "
+                "weights were replaced. Call keep_masks (or make a GradualPruner) again, with a "
+                "new optimizer; to train without masks, call remove()."
             )
 
     def __deepcopy__(self, memo: dict[int, object]) -> "WeightGuard":
         return self
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _guard_of_no_weight, (self.name,)
+        return _guard_of_no_weight, (self.name, self.attribute)
 
 
-def _guard_of_no_weight(name: str) -> WeightGuard:
+def _guard_of_no_weight(name: str, attribute: str) -> WeightGuard:
     guard = WeightGuard.__new__(WeightGuard)
-    guard.name, guard.active, guard.weight = name, True, _no_weight
+    guard.name, guard.attribute, guard.active, guard.weight = name, attribute, True, _no_weight
     return guard
 
 

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunekit.allocations.schedules import SCHEDULES, cubic, linear, one_shot, steps_due
+from prunekit.allocations.schedules import (
+    SCHEDULES,
+    PruneSchedule,
+    cubic,
+    linear,
+    one_shot,
+    steps_due,
+)
+from prunekit.errors import ConfigError
 
 every = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 fractions = st.floats(0, 1)
@@ -87,3 +95,50 @@ def test_an_end_between_two_updates_is_due_too():
 def test_refuses_a_frequency_below_one_and_an_end_before_the_start(wrong):
     with pytest.raises(ValueError, match="frequency ≥ 1 and start ≤ end"):
         steps_due(*wrong)
+
+
+@every
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 50), st.sampled_from([0.0, 0.2]))
+def test_a_prune_schedule_ends_at_its_sparsity_and_never_falls(
+    schedule, start, length, frequency, initial
+):
+    name = next(name for name, each in SCHEDULES.items() if each is schedule)
+    planned = PruneSchedule(name, 0.7, start + length, start, frequency, initial)
+    values = [planned.sparsity(step) for step in range(start + length + 3)]
+    assert values[: planned.due[0]] == [0.0] * planned.due[0]
+    assert values[start + length :] == [0.7] * 3
+    assert all(later >= earlier for earlier, later in pairwise(values))
+    changes = [step for step, pair in enumerate(pairwise([0.0, *values])) if pair[0] != pair[1]]
+    assert set(changes) <= set(planned.due)
+
+
+def test_due_steps_of_a_cubic_schedule_to_70_percent():
+    planned = PruneSchedule("cubic", 0.7, 100, 0, 25)
+    assert planned.due == (25, 50, 75, 100)
+    found = [planned.sparsity(step) for step in planned.due]
+    assert found == pytest.approx([0.4047, 0.6125, 0.6891, 0.7], abs=5e-5)
+    assert planned.sparsity(49) == found[0]
+
+
+def test_one_shot_is_due_once():
+    assert PruneSchedule("one-shot", 0.5, 7, 2).due == (7,)
+    assert PruneSchedule("cubic", 0.5, 3, 3).due == (3,)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"name": "cosine"}, "schedule: 'cosine' is none of one-shot, linear, cubic"),
+        ({"every": 0}, "every: 0 is not a whole number of at least 1"),
+        ({"start": 20}, "end: 10 is not a whole number of at least start = 20"),
+        ({"start": -1}, "start: -1 is not a whole number of at least 0"),
+        ({"end": 1.5}, "end: 1.5 is not a whole number"),
+        ({"final": 1.2}, "sparsity: 1.2 is not a fraction"),
+        ({"final": float("nan")}, "sparsity: nan is not a fraction"),
+        ({"initial": 0.9}, "initial: 0.9 is not from 0 to the sparsity, 0.5"),
+    ],
+)
+def test_a_prune_schedule_refuses_impossible_values(wrong, message):
+    values = {"name": "cubic", "final": 0.5, "end": 10} | wrong
+    with pytest.raises(ConfigError, match=message):
+        PruneSchedule(**values)

@@ -104,7 +104,7 @@ def test_training_other_weights_than_the_masked_ones_is_refused(other):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
     with torch.no_grad():
         model(torch.randn(5, 16))
-    with pytest.raises(ConfigError, match=r"0 is not the masked one: .* Call keep_masks again"):
+    with pytest.raises(ConfigError, match=r"0.weight is not the masked weight: .* Call keep_masks"):
         step(model, optimizer)
     zeros = [module.weight == 0 for module in model[:3:2]]
     with keep_masks(model):

@@ -1,0 +1,213 @@
+"""Prune a model that is already in memory.
+
+Shapes: N samples, T tokens.
+"""
+
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from jaxtyping import Bool, Int
+from pydantic import ValidationError
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prunekit.architectures import find_architecture
+from prunekit.config.messages import explain
+from prunekit.config.prune_table import Prune
+from prunekit.errors import ConfigError
+from prunekit.methods import Method, methods
+from prunekit.models.experts import unfused
+from prunekit.models.in_memory import check_in_memory
+from prunekit.models.layout import (
+    Block,
+    Linear,
+    LinearSelection,
+    list_blocks,
+    stack_runners,
+)
+from prunekit.models.sequential.block_runner import StackRunner
+from prunekit.models.sequential.loaded_block import LoadedBlock
+from prunekit.models.sequential.pipeline import OutputsRead, iterate_blocks, split_batches
+from prunekit.sparsify.block_pruner import BlockPruner
+from prunekit.sparsify.calibrate import make_survey
+from prunekit.sparsify.layer_result import LayerResult
+from prunekit.sparsify.permute_channels import channel_orders, check_permutable, permute_channels
+from prunekit.sparsify.permute_residual import permute_residual, residual_axes, residual_order
+from prunekit.sparsify.recipe import Recipe
+from prunekit.structured.batches import eval_mode
+from prunekit.structured.token_ids import token_ids
+
+
+def prune(
+    model: PreTrainedModel,
+    tokens: Int[Tensor, "N T"] | None = None,
+    *,
+    method: str = "admm",
+    pattern: str = "unstructured",
+    **settings: Any,  # noqa: ANN401  the keys of [prune]
+) -> list[dict[str, Any]]:
+    """Prune a model in place, block by block; return measurements.
+
+    Args:
+        model: A transformers model on one device.
+        tokens: Calibration samples; None for a method that needs weights alone.
+        method: Its name; see ``prunekit list``.
+        pattern: "unstructured", "2:4", "block:16x16", "row", "column".
+        settings: Other keys of ``[prune]`` and of the method, such as ``sparsity=0.5``.
+
+    Returns:
+        A record of each linear: name, shape, sparsity, relative_error, seconds.
+
+    Raises:
+        ConfigError: A setting is invalid, or needs calibration tokens that were not passed.
+        PrunekitError: The model cannot be pruned so; see each kind of error.
+    """
+    check_in_memory(model)
+    section = prune_table({"method": method, "pattern": pattern, **settings})
+    tokens = None if tokens is None else token_ids(tokens, model)
+    recipe = Recipe.of(section, calibrated=tokens is not None)
+    if tokens is None and (user := section.calibration_user):
+        raise ConfigError(f"{user}: needs calibration tokens; pass tokens=[N, T].")
+    if section.recover == "lowrank":
+        raise ConfigError(
+            "recover lowrank: writes an adapter beside a checkpoint, so it needs a run: "
+            "prunekit.run(prunekit.plan(config))."
+        )
+    with unfused(model):
+        pruner = ModelPruner.of(model, tokens, section, recipe)
+        results = pruner.prune(pruner.allocate(section.sparsity))
+        return [result.as_record() for result in results]
+
+
+@dataclass(frozen=True)
+class ModelPruner:
+    """Prunes the blocks of a model in memory, whose experts are linears.
+
+    Attributes:
+        model: The model, changed in place.
+        tokens: Calibration samples; None for settings that need weights alone.
+        section: The table ``[prune]``.
+        recipe: The settings of the blocks.
+        stacks: The model's stacks.
+        blocks: Its blocks with their linears.
+    """
+
+    model: PreTrainedModel
+    tokens: Int[Tensor, "N T"] | None
+    section: Prune
+    recipe: Recipe
+    stacks: Sequence[StackRunner]
+    blocks: Sequence[Block]
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        tokens: Int[Tensor, "N T"] | None,
+        section: Prune,
+        recipe: Recipe,
+    ) -> Self:
+        """Find the blocks and check that they can be pruned so.
+
+        Args:
+            model: The model.
+            tokens: Calibration samples, if any.
+            section: The table ``[prune]``.
+            recipe: The settings of the blocks.
+
+        Raises:
+            PrunekitError: A setting does not fit the model.
+        """
+        stacks = stack_runners(model, find_architecture(model))
+        if recipe.permute:
+            check_permutable(model, stacks)
+        selection = LinearSelection(section.pattern, section.skip, section.on_indivisible)
+        blocks = list_blocks(stacks, selection)
+        recipe.check(blocks)
+        return cls(model, tokens, section, recipe, stacks, blocks)
+
+    @property
+    def linears(self) -> list[Linear]:
+        """The linears that are pruned."""
+        return [linear for block in self.blocks for linear in block.pruned]
+
+    def allocate(self, sparsity: float) -> dict[str, float]:
+        """Return the sparsity of each linear by name."""
+        allocation, pattern = self.section.allocation, self.section.pattern
+        outputs_read: OutputsRead = "all" if allocation.needs else "none"
+        with eval_mode(self.model), _uncached(self.model, self.stacks):
+            return allocation.allocate(
+                {linear.name: linear.size for linear in self.linears},
+                make_survey(lambda: self._iterate(outputs_read), allocation, pattern),
+                sparsity,
+            )
+
+    def prune(
+        self,
+        sparsities: Mapping[str, float],
+        kept: MutableMapping[str, Bool[Tensor, "O I"]] | None = None,
+    ) -> Iterator[LayerResult]:
+        """Prune the model, and yield the result of each linear.
+
+        Args:
+            sparsities: Sparsity of each linear by name.
+            kept: See :class:`prunekit.sparsify.block_pruner.BlockPruner`.
+        """
+        model, recipe = self.model, self.recipe
+        weights = {each.name: model.get_parameter(f"{each.name}.weight") for each in self.linears}
+        dtypes = {name: weight.dtype for name, weight in weights.items()}
+        axes = residual_axes(model) if recipe.permute == "residual" else {}
+        with eval_mode(model), _uncached(model, self.stacks):
+            if axes and (order := residual_order(self._iterate("all"), self.blocks, axes, recipe)):
+                permute_residual(model, axes, order)
+            pruner = BlockPruner(recipe, sparsities, dtypes, kept)
+            for loaded, block in self._iterate(
+                recipe.outputs_read, with_dense=recipe.runs_dense_model
+            ):
+                permute_channels(loaded, channel_orders(loaded, block, recipe))
+                yield from pruner.prune(loaded, block)
+
+    def _iterate(
+        self, outputs_read: OutputsRead, *, with_dense: bool = False
+    ) -> Iterator[tuple[LoadedBlock, Block]]:
+        ids = torch.zeros(1, 1, dtype=torch.int64) if self.tokens is None else self.tokens
+        parts = split_batches(ids, self.model.device)
+        loaded = iterate_blocks(
+            self.model, self.stacks, None, parts, with_dense=with_dense, outputs_read=outputs_read
+        )
+        return zip(loaded, self.blocks, strict=True)
+
+
+@contextmanager
+def _uncached(model: PreTrainedModel, stacks: Sequence[StackRunner]) -> Iterator[None]:
+    """Turn off key-value caches for the time of a ``with`` block."""
+    configs = [model.config, *(runner.module.config for runner in stacks)]
+    caching = [config for config in configs if getattr(config, "use_cache", False)]
+    for config in caching:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in caching:
+            config.use_cache = True
+
+
+def prune_table(values: dict[str, Any]) -> Prune:
+    """Return the table ``[prune]`` of keyword arguments.
+
+    Raises:
+        ConfigError: A key or a value is invalid; all are named.
+    """
+    try:
+        return Prune.model_validate(values)
+    except ValidationError as error:
+        chosen = methods().get(str(values["method"]), Method)
+        allowed = dict.fromkeys([*Prune.model_fields, *chosen.model_fields], "")
+        lines = []
+        for details in error.errors():
+            key = next(part for part in reversed(details["loc"]) if isinstance(part, str))
+            lines.append(f"{key}: {explain(details, key, allowed)}")
+        raise ConfigError("\n".join(lines)) from error

@@ -1,0 +1,258 @@
+"""Gradual pruning of single weights while a model is trained.
+
+    pruner = prunekit.GradualPruner(model, optimizer, sparsity=0.8, start=100, end=1000, every=100)
+    for batch in batches:
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+Shapes: N samples, T tokens, O output features, I input features.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from prunekit.allocations.uniform import Uniform
+from prunekit.errors import ConfigError
+from prunekit.models.experts import unfused
+from prunekit.sparsify.in_memory import ModelPruner
+from prunekit.sparsify.kept_pattern import KeptPattern
+from prunekit.sparsify.recipe import Recipe
+from prunekit.structured.scheduled import ScheduledPruner
+from prunekit.structured.token_ids import token_ids
+from prunekit.training.gradual_settings import (
+    gradual_schedule,
+    gradual_section,
+    unwrapped_model,
+    zeros_message,
+    zeros_of,
+)
+from prunekit.training.masks import Masks, is_masked
+from prunekit.training.regrowth import Regrowth, regrown
+from prunekit.training.weight_views import weight_places, weight_views
+
+
+class GradualPruner(ScheduledPruner):
+    """Prunes weights of a model while an optimizer trains it.
+
+    At each due step the method prunes the weights to the sparsity of the schedule, with statistics
+    gathered anew; in between, pruned weights remain zero: gradients, weights and the optimizer's
+    state are masked. No pruned weight returns, except by ``regrow``: then those with the largest
+    gradient (Evci et al., arXiv:1911.11134) return at zero, and as many with the smallest magnitude
+    are pruned. Weights that are zero before count as pruned.
+
+    Attributes:
+        masks: The masks in force.
+    """
+
+    def __init__(  # noqa: PLR0913  independent options
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        end: int,
+        method: str = "magnitude",
+        pattern: str = "unstructured",
+        sparsity: float | None = None,
+        schedule: str | None = None,
+        start: int = 0,
+        every: int = 1,
+        initial: float = 0.0,
+        tokens: Int[Tensor, "N T"] | None = None,
+        regrow: float = 0.0,
+        regrow_every: int | None = None,
+        **settings: Any,  # noqa: ANN401  the keys of [prune]
+    ) -> None:
+        """Mask the weights, and follow the optimizer; nothing is pruned yet.
+
+        Args:
+            model: A transformers model on one device, or a wrapper of DDP, Accelerate or compile.
+            optimizer: The optimizer whose steps count.
+            end: Last step at which the model is pruned; then it has the sparsity.
+            method: Name of the method; see ``prunekit list``.
+            pattern: Which weights may be zero, such as "unstructured" or "2:4".
+            sparsity: Fraction of zeros at the end; an n:m pattern fixes it.
+            schedule: one-shot, linear or cubic; by default cubic, of n:m one-shot.
+            start: First step at which the model is pruned; 0 is before the first forward.
+            every: Steps between two prunings.
+            initial: Sparsity at ``start``.
+            tokens: Calibration samples, for methods that need statistics.
+            regrow: Fraction of the pruned weights of each layer that returns at a regrowth.
+            regrow_every: Steps between two regrowths.
+            settings: Other keys of ``[prune]`` and of the method.
+
+        Raises:
+            ConfigError: A setting is invalid or needs tokens, more weights are zero than the
+                sparsity, the model is sharded, or its weights have masks already.
+        """
+        self.model = unwrapped_model(model)
+        self.section = gradual_section(method, pattern, sparsity, settings)
+        self.tokens = None if tokens is None else token_ids(tokens, self.model)
+        if self.tokens is None and (user := self.section.calibration_user):
+            raise ConfigError(f"{user}: needs calibration tokens; pass tokens=[N, T].")
+        planned = gradual_schedule(self.section, schedule, start=start, end=end)
+        planned = replace(planned, every=every, initial=initial)
+        self._shares: dict[str, float] = {}
+        self._last: dict[str, float] = {}
+        self._gradients: dict[nn.Parameter, Tensor] = {}
+        places = weight_places(self.model)
+        parameters = [place.parameter for place in places.values()]
+        with self._pruner() as pruner:
+            self._views = weight_views(self.model, parameters, pruner.linears)
+            self._check_zeros(pruner, planned.final)
+        used = {view.parameter for view in self._views.values()}
+        masked = {name: place for name, place in places.items() if place.parameter in used}
+        if taken := next((name for name in masked if is_masked(masked[name])), None):
+            raise ConfigError(
+                f"model: {taken} has masks already, of keep_masks or another GradualPruner. Call "
+                "remove() of these first."
+            )
+        super().__init__(self.model, optimizer, planned, regrow, regrow_every)
+        self.masks = Masks(masked, self.optimizer)
+        self.masks.dense_gradients = self._regrows_at(1)
+
+    @override
+    def remove(self) -> None:
+        super().remove()
+        self.masks.remove()
+
+    @property
+    @override
+    def achieved(self) -> float:
+        """Fraction of zeros in the weights that are pruned, counted."""
+        weights = self.masks.weights.values()
+        zeros = sum(int((weight.detach() == 0).sum()) for weight in weights)
+        return zeros / sum(weight.numel() for weight in weights)
+
+    @override
+    def _is_exact(self) -> bool:
+        with self._pruner() as pruner:
+            for linear in pruner.linears:
+                view, sparsity = self._views[linear.name], self._last.get(linear.name, 0.0)
+                zeros = view.matrix.detach()[~view.keep(self.masks)] == 0
+                wanted = zeros_of(self.section.pattern, linear, sparsity)
+                if len(zeros) != wanted or not bool(zeros.all()):
+                    return False
+        return True
+
+    def _check_zeros(self, pruner: ModelPruner, sparsity: float) -> None:
+        """Refuse a sparsity below that of the weights, since none returns.
+
+        Raises:
+            ConfigError: It is, in all layers together, or in one if all have the same sparsity.
+        """
+        pattern, total, most = self.section.pattern, 0, 0
+        for linear in pruner.linears:
+            nonzero = self._views[linear.name].matrix.detach() != 0
+            wanted = zeros_of(pattern, linear, sparsity)
+            zeros = linear.size - int(nonzero.sum())
+            if isinstance(self.section.allocation, Uniform):
+                keep = KeptPattern(pattern, nonzero).keep(nonzero.float(), sparsity)
+                if int((~keep).sum()) > wanted:
+                    raise ConfigError(zeros_message(linear.name, sparsity, zeros / linear.size))
+            total, most = total + zeros, most + wanted
+        if total > most:
+            size = sum(linear.size for linear in pruner.linears)
+            raise ConfigError(zeros_message("the model", sparsity, total / size))
+
+    @override
+    def _prune(self, sparsity: float) -> None:
+        with self._pruner() as pruner:
+            kept = {each.name: self._views[each.name].keep(self.masks) for each in pruner.linears}
+            self._last = self._sparsities(pruner, sparsity)
+            for _ in pruner.prune(self._last, kept):
+                pass
+            for name, keep in kept.items():
+                self._views[name].set_keep(self.masks, keep)
+        self.masks.apply()
+        self.masks.apply(self.optimizer)
+
+    def _sparsities(self, pruner: ModelPruner, sparsity: float) -> dict[str, float]:
+        """Return the sparsity of each linear at this step.
+
+        An allocation by weights alone divides the sparsity of each step anew. One by statistics
+        divides that of the last step, once; each linear then has a schedule of its own.
+        """
+        if not pruner.section.allocation.needs:
+            return pruner.allocate(sparsity)
+        self._shares = self._shares or pruner.allocate(self.schedule.final)
+        initial = self.schedule.initial
+        return {
+            name: replace(self.schedule, final=final, initial=min(initial, final)).sparsity(
+                self.step
+            )
+            for name, final in self._shares.items()
+        }
+
+    @override
+    def _before_step(self) -> None:
+        super()._before_step()
+        self._gradients = {}
+        if self.masks.dense_gradients:
+            self._gradients = self.masks.take_gradients()
+
+    @override
+    def _after_step(self) -> None:
+        super()._after_step()
+        self.masks.dense_gradients = self._regrows_at(self.step + 1)
+
+    @override
+    def _regrow(self) -> None:
+        with self._pruner() as pruner:
+            for linear in pruner.linears:
+                view, sparsity = self._views[linear.name], self._last.get(linear.name, 0.0)
+                gradient = self._gradients.get(view.parameter)
+                if gradient is None or not sparsity:
+                    continue
+                keep = regrown(
+                    self.section.pattern.at(sparsity),
+                    sparsity,
+                    Regrowth(view.matrix, view.of(gradient), view.keep(self.masks), self.regrow),
+                )
+                view.set_keep(self.masks, keep)
+        self.masks.apply()
+        self.masks.apply(self.optimizer)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state: numbers, and the packed masks by name of the weight."""
+        mine = {"shares": self._shares, "last": self._last, "bits": self.masks.packed()}
+        return super().state_dict() | mine
+
+    @override
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state; the weights have to be those of the same step.
+
+        Raises:
+            ConfigError: It is of other settings or another model, or a weight that is pruned in it
+                is not zero here. Nothing is changed then.
+        """
+        self.masks.check_packed(state["bits"])
+        super().load_state_dict(state)
+        self.masks.load_packed(state["bits"])
+        self._shares, self._last = dict(state["shares"]), dict(state["last"])
+        self.masks.dense_gradients = self._regrows_at(self.step + 1)
+
+    @override
+    def _settings(self) -> dict[str, Any]:
+        return super()._settings() | self.section.model_dump(mode="json")
+
+    @contextmanager
+    def _pruner(self) -> Iterator[ModelPruner]:
+        """Return the pruner of the model; within the context experts are linears."""
+        recipe = Recipe.of(self.section, calibrated=False)
+        with ExitStack() as stack:
+            stack.enter_context(unfused(self.model))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(torch.autocast(self.model.device.type, enabled=False))
+            if any(module._compiled_call_impl for module in self.model.modules()):
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            yield ModelPruner.of(self.model, self.tokens, self.section, recipe)

@@ -1,0 +1,84 @@
+"""The weights of linears as parts of parameters.
+
+The experts of a block may be one parameter; the weight of each of their linears is a view of it.
+
+Shapes: O output features, I input features; R rows, C columns of a parameter as stored.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Shaped
+from torch import Tensor, nn
+
+from prunekit.models.layout import Linear
+from prunekit.models.orientation import stored_transposed
+from prunekit.training.masks import MaskedWeight, Masks, as_matrix
+
+
+@dataclass(frozen=True)
+class WeightView:
+    """The part of a parameter that is the weight of one linear.
+
+    Attributes:
+        parameter: The parameter.
+        rows: Its rows, as a matrix.
+        transposed: Whether it is stored inputs first.
+    """
+
+    parameter: nn.Parameter
+    rows: slice
+    transposed: bool
+
+    @property
+    def matrix(self) -> Shaped[Tensor, "O I"]:
+        """The weight, outputs first."""
+        return self.of(self.parameter)
+
+    def of(self, stored: Shaped[Tensor, "..."]) -> Shaped[Tensor, "O I"]:
+        """Return the same part of a tensor stored like the parameter."""
+        return self._turned(as_matrix(stored)[self.rows])
+
+    def keep(self, masks: Masks) -> Bool[Tensor, "O I"]:
+        """Return the mask of the weight."""
+        return self._turned(masks.rows(self.parameter, self.rows))
+
+    def set_keep(self, masks: Masks, keep: Bool[Tensor, "O I"]) -> None:
+        """Set the mask of the weight."""
+        masks.set_rows(self.parameter, self.rows, self._turned(keep))
+
+    def _turned(self, value: Tensor) -> Tensor:
+        return value.T if self.transposed else value
+
+
+def weight_places(model: nn.Module) -> dict[str, MaskedWeight]:
+    """Return each matrix of a model by name; shared ones once."""
+    return {
+        name: MaskedWeight(model.get_submodule(path), attribute)
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 1
+        for path, _, attribute in [name.rpartition(".")]
+    }
+
+
+def weight_views(
+    model: nn.Module, parameters: Iterable[nn.Parameter], linears: Iterable[Linear]
+) -> dict[str, WeightView]:
+    """Return the weight of each linear as a part of a parameter.
+
+    Args:
+        model: The model, whose experts may be unfused now.
+        parameters: Its parameters, before they were unfused.
+        linears: The linears.
+    """
+    own = {*parameters}
+    by_storage = {each.untyped_storage().data_ptr(): each for each in own}
+    views = {}
+    for linear in linears:
+        weight = model.get_parameter(f"{linear.name}.weight")
+        owner = weight if weight in own else by_storage[weight.untyped_storage().data_ptr()]
+        first = (weight.storage_offset() - owner.storage_offset()) // owner.shape[-1]
+        rows = slice(first, first + len(weight))
+        transposed = stored_transposed(model.get_submodule(linear.name))
+        views[linear.name] = WeightView(owner, rows, transposed)
+    return views
