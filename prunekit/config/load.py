@@ -12,13 +12,14 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from prunekit.allocations import allocations
-from prunekit.config.messages import explain
+from prunekit.config.messages import MisplacedError, explain
 from prunekit.config.prune_table import Prune
 from prunekit.config.run_config import Config, StructuredConfig, SweepConfig
-from prunekit.config.structured_table import StructuredPrune, Train, prunes_units
+from prunekit.config.structured_table import StructuredPrune, prunes_units
 from prunekit.config.sweep_table import Sweep, variants
 from prunekit.config.tables import Calibration, Evaluate, Model, Output, Section
 from prunekit.config.toml_source import Key, TomlSource, quoted
+from prunekit.config.train_table import Adapter, Train
 from prunekit.errors import ConfigError
 from prunekit.methods import methods
 from prunekit.structured.rankers import rankers
@@ -113,6 +114,7 @@ TABLES: dict[str, type[Section]] = {
     "model": Model,
     "calibration": Calibration,
     "prune": Prune,
+    "train": Train,
     "evaluate": Evaluate,
     "output": Output,
 }
@@ -122,11 +124,17 @@ def _error_lines(
     error: ValidationError, source: TomlSource, kind: type[Config] | type[StructuredConfig]
 ) -> Iterator[str]:
     """Yield one message per error, in the order of the file."""
-    found = error.errors(include_url=False)
-    errors = [(_config_key(details["loc"]), details) for details in found]
+    errors: list[tuple[Key, str]] = []
+    for details in error.errors(include_url=False):
+        cause = details.get("ctx", {}).get("error")
+        if isinstance(cause, MisplacedError):
+            errors += cause.messages.items()
+        else:
+            key = _config_key(details["loc"])
+            errors.append((key, _message(key, details, kind)))
     errors.sort(key=lambda entry: source.sort_key(entry[0]))
-    for key, details in errors:
-        yield source.locate(key, _message(key, details, kind))
+    for key, message in errors:
+        yield source.locate(key, message)
 
 
 def _first(lines: Iterable[str]) -> list[str]:
@@ -167,12 +175,14 @@ def _allowed_keys(
     loc: tuple[int | str, ...], kind: type[Config] | type[StructuredConfig]
 ) -> dict[str, str]:
     """Return the keys of the table at an error location, with descriptions."""
-    sections = TABLES if kind is Config else {**TABLES, "prune": StructuredPrune, "train": Train}
+    sections = TABLES if kind is Config else {**TABLES, "prune": StructuredPrune}
     match loc:
         case ("prune", "method", str(name), *_):
             kinds = [sections["prune"], _plugin_classes(kind)[name]]
         case ("prune", "allocation", str(name), *_):
             kinds = [allocations()[name]]
+        case ("train", "adapter", _, *_):
+            kinds = [Adapter]
         case (str(section), _, *_):
             kinds = [sections[section]]
         case _:

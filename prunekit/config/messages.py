@@ -27,6 +27,18 @@ BOUNDS = {
 }
 
 
+class MisplacedError(ValueError):
+    """Mistakes in keys of other tables than the one that is validated.
+
+    Attributes:
+        messages: Message of each key.
+    """
+
+    def __init__(self, messages: Mapping[tuple[str, ...], str]) -> None:
+        super().__init__("\n".join(f"{'.'.join(key)}: {messages[key]}" for key in messages))
+        self.messages = messages
+
+
 def explain(error: ErrorDetails, key: str, allowed: Mapping[str, str]) -> str:
     """Return the message of one validation error.
 

@@ -17,10 +17,18 @@ from pydantic_core import CoreSchema
 from prunekit import patterns
 from prunekit.allocations import Allocation, allocations
 from prunekit.allocations.uniform import Uniform
+from prunekit.config.gradual_keys import (
+    End,
+    Every,
+    GradualKeys,
+    Regrow,
+    RegrowEvery,
+    ScheduleName,
+    Start,
+)
 from prunekit.config.messages import did_you_mean
 from prunekit.config.plugin_field import PluginField
 from prunekit.config.plugin_table import flattened_schema, nest_method_settings
-from prunekit.config.tables import Section
 from prunekit.config.toml_source import quoted
 from prunekit.errors import ConfigError
 from prunekit.methods import Method, Propagation, methods
@@ -58,7 +66,7 @@ def calibration_user(
     return next((user for user, needed in users.items() if needed), None)
 
 
-class Prune(Section):
+class Prune(GradualKeys):
     """Weights to prune, the method, and its settings as further keys."""
 
     method: Annotated[Method, METHODS]
@@ -84,10 +92,16 @@ class Prune(Section):
     way."""
     steps: int = Field(default=1, ge=1)
     """Number of steps in which the sparsity is reached; each gathers new statistics."""
-    schedule: Literal["one-shot", "linear", "cubic"] = "cubic"
-    """Sparsity over the steps; only with 2 steps or more."""
+    end: End = None
+    start: Start = None
+    every: Every = None
+    schedule: ScheduleName = "cubic"
+    """Sparsity over the steps: those of this table, or from start to end those of the optimizer.
+    Only with 2 steps or more, or with end; an n:m pattern has "one-shot"."""
     initial_sparsity: float = Field(default=0.0, ge=0, le=1)
-    """Sparsity at which the schedule starts; only with 2 steps or more."""
+    """Sparsity at which the schedule starts; only with 2 steps or more, or with end."""
+    regrow: Regrow = 0.0
+    regrow_every: RegrowEvery = None
     on_indivisible: Literal["error", "skip"] = "error"
     """Action for a layer whose shape is not divisible as the pattern needs: refuse the run, or
     leave the layer dense."""
@@ -250,15 +264,6 @@ class Prune(Section):
             raise ValueError(f'applies to n:m patterns only, not to "{pattern.name}".')
         return permute
 
-    @field_validator("schedule", "initial_sparsity")
-    @classmethod
-    def _check_schedule(cls, value: str | float, info: ValidationInfo) -> str | float:
-        if info.data.get("steps") == 1:
-            raise ValueError("applies only with 2 steps or more.")
-        if isinstance(value, float) and value > info.data.get("sparsity", 1):
-            raise ValueError(f"{value:g} is above the final sparsity.")
-        return value
-
     @model_serializer
     def _serialize(self) -> dict[str, Any]:
         settings = self.method.model_dump(mode="json")
@@ -271,8 +276,7 @@ class Prune(Section):
             values["allocation"] = {"name": self.allocation.name, **allocation}
         if self.pattern.sparsity is not None:
             values["sparsity"] = None
-        if self.steps == 1:
-            values["schedule"] = values["initial_sparsity"] = None
+        values |= self.without_effect()
         for key in ("starved", "starved_below"):  # most models have no experts
             if values[key] == Prune.model_fields[key].default:
                 values[key] = None

@@ -6,18 +6,23 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pydantic import (
+    Field,
     PrivateAttr,
     ValidationInfo,
     field_validator,
     model_validator,
 )
+from typing_extensions import override
 
 from prunekit.allocations import allocations
 from prunekit.checkpoint.formats import formats
+from prunekit.config.messages import MisplacedError
 from prunekit.config.prune_table import Prune, calibration_user
-from prunekit.config.structured_table import StructuredPrune, Train, prunes_units
+from prunekit.config.structured_table import StructuredPrune, prunes_units
 from prunekit.config.sweep_table import Sweep
 from prunekit.config.tables import Calibration, Evaluate, Model, Output, Section
+from prunekit.config.toml_source import Key
+from prunekit.config.train_table import Train
 from prunekit.methods import methods
 from prunekit.structured.rankers import rankers
 
@@ -33,6 +38,9 @@ class RunConfig(Section, Generic[P]):
     """The text from which statistics are gathered."""
     prune: P
     """Weights or units to prune, and the method."""
+    train: Train | None = Field(default=None, validate_default=True)
+    """Training of the pruned model, or of the model while it is pruned; without this table there is
+    none."""
     evaluate: Evaluate | None = None
     """The text on which perplexity is measured, before and after."""
     output: Output
@@ -63,6 +71,29 @@ class RunConfig(Section, Generic[P]):
         needed = "train" in values or needs_text(prune)
         return {**values, "calibration": {}} if needed else values
 
+    @field_validator("train")
+    @classmethod
+    def _check_train(cls, train: Train | None, info: ValidationInfo) -> Train | None:
+        if mistakes := cls._train_mistakes(train, info.data):
+            raise MisplacedError(mistakes)
+        return train
+
+    @classmethod
+    def _train_mistakes(cls, train: Train | None, data: dict[str, Any]) -> dict[Key, str]:
+        """Return what contradicts ``[train]``, or lacks it, by key."""
+        calibration, prune, mistakes = data.get("calibration"), data.get("prune"), {}
+        if train and calibration and train.held_out >= calibration.samples:
+            mistakes["train", "held_out"] = (
+                f"{train.held_out} of {calibration.samples} calibration samples leave none to "
+                "train on."
+            )
+        end = prune and prune.end
+        if end is not None and train is None:
+            mistakes["prune", "end"] = "counts the steps of [train], and there is no such table."
+        if end is not None and train and end > train.steps:
+            mistakes["prune", "end"] = f"{end} is beyond the training: train.steps = {train.steps}."
+        return mistakes
+
     @field_validator("output")
     @classmethod
     def _check_output_folder(cls, output: Output, info: ValidationInfo) -> Output:
@@ -74,6 +105,22 @@ class RunConfig(Section, Generic[P]):
 
 class Config(RunConfig[Prune]):
     """Config of a run that sets weights to zero, with all defaults."""
+
+    @override
+    @classmethod
+    def _train_mistakes(cls, train: Train | None, data: dict[str, Any]) -> dict[Key, str]:
+        mistakes = super()._train_mistakes(train, data)
+        calibration, prune = data.get("calibration"), data.get("prune")
+        if train and prune and prune.recover == "lowrank":
+            mistakes["prune", "recover"] = (
+                '"lowrank" writes an adapter for the weights before [train], not after. Remove it; '
+                "to train an adapter, set train.adapter."
+            )
+        if train and calibration and calibration.hidden != "auto":
+            mistakes["calibration", "hidden"] = (
+                "does not apply with [train], which holds the whole model in memory."
+            )
+        return mistakes
 
     @field_validator("output")
     @classmethod
@@ -99,20 +146,6 @@ class Config(RunConfig[Prune]):
 
 class StructuredConfig(RunConfig[StructuredPrune]):
     """Config of a run that removes whole units, with all defaults."""
-
-    train: Train | None = None
-    """Training of the smaller model; without this table there is none."""
-
-    @field_validator("train")
-    @classmethod
-    def _check_held_out(cls, train: Train | None, info: ValidationInfo) -> Train | None:
-        calibration = info.data.get("calibration")
-        if train and calibration and train.held_out >= calibration.samples:
-            raise ValueError(
-                f"held_out = {train.held_out} of {calibration.samples} calibration samples leave "
-                "none to train on."
-            )
-        return train
 
     @field_validator("calibration")
     @classmethod

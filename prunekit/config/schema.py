@@ -23,7 +23,6 @@ def schema() -> dict[str, Any]:
         "description": prune.pop("description"),
         "oneOf": [prune, {"$ref": "#/$defs/StructuredPrune"}],
     }
-    made["properties"]["train"] = units["properties"]["train"]
     made["properties"]["sweep"] = Sweep.model_json_schema(schema_generator=_TomlSchema)
     return made
 

@@ -1,4 +1,4 @@
-"""``[prune]`` and ``[train]`` of runs that remove whole units.
+"""``[prune]`` of runs that remove whole units.
 
 Units are blocks, hidden dimensions, heads and neurons.
 """
@@ -17,9 +17,18 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticKnownError
 
+from prunekit.config.gradual_keys import (
+    End,
+    Every,
+    GradualKeys,
+    Regrow,
+    RegrowEvery,
+    ScheduleName,
+    Start,
+)
 from prunekit.config.plugin_field import PluginField
 from prunekit.config.plugin_table import flattened_schema, nest_method_settings
-from prunekit.config.tables import Section, as_list
+from prunekit.config.tables import as_list
 from prunekit.config.toml_source import quoted
 from prunekit.models.units.kinds import KINDS, WHOLE, Compensation, Kind
 from prunekit.structured.rankers import Ranker, rankers
@@ -39,7 +48,7 @@ def _parse_steps(steps: object) -> object:
     raise ValueError(f'{quoted(steps)} is neither a whole number of at least 1 nor "each".')
 
 
-class StructuredPrune(Section):
+class StructuredPrune(GradualKeys):
     """Units to remove, the ranker, and its settings as further keys."""
 
     method: Annotated[Ranker, RANKERS]
@@ -79,8 +88,16 @@ class StructuredPrune(Section):
     ] = 1
     """Number of steps in which the sparsity is reached; the remaining units are ranked again for
     each. each: remove one unit per step, or one of every layer."""
-    schedule: Literal["one-shot", "linear", "cubic"] = "cubic"
-    """Sparsity over the steps; only with 2 steps or more."""
+    end: End = None
+    start: Start = None
+    every: Every = None
+    schedule: ScheduleName = "cubic"
+    """Sparsity over the steps: those of this table, or from start to end those of the optimizer.
+    Only with 2 steps or more, or with end."""
+    initial_sparsity: float = Field(default=0.0, ge=0, lt=1)
+    """Sparsity at which the schedule starts; only with 2 steps or more, or with end."""
+    regrow: Regrow = 0.0
+    regrow_every: RegrowEvery = None
     compensate: Compensation = Field(default=None, validate_default=True)  # pyright: ignore
     """Compensation for removed units. refit: refit the linear whose inputs the units are, block by
     block, to its output with all units on the calibration text. bias: add the average contribution
@@ -136,13 +153,6 @@ class StructuredPrune(Section):
             raise ValueError('"each" needs sparsity; with parameters, write a number.')
         return steps
 
-    @field_validator("schedule")
-    @classmethod
-    def _check_schedule(cls, schedule: str, info: ValidationInfo) -> str:
-        if info.data.get("steps") in {1, "each"}:
-            raise ValueError("applies only with 2 steps or more.")
-        return schedule
-
     @field_validator("compensate", mode="before")
     @classmethod
     def _default_compensate(cls, compensate: object, info: ValidationInfo) -> object:
@@ -152,7 +162,8 @@ class StructuredPrune(Section):
         if compensate in {"refit", "bias"} and whole:
             raise ValueError(f'"{compensate}" needs heads or neurons to be removed; none are.')
         if compensate is None:
-            return "none" if whole else kind.compensate
+            once = info.data.get("end") is None
+            return kind.compensate if once and not whole else "none"
         return compensate
 
     @model_validator(mode="after")
@@ -164,8 +175,7 @@ class StructuredPrune(Section):
     def _serialize(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in type(self).model_fields}
         values |= {"method": self.method.name, **self.method.model_dump(mode="json")}
-        if self.steps in {1, "each"}:
-            del values["schedule"]
+        values |= self.without_effect()
         return {name: value for name, value in values.items() if value is not None}
 
     @classmethod
@@ -173,23 +183,3 @@ class StructuredPrune(Section):
         cls, core: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         return flattened_schema(cls, RANKERS, handler.resolve_ref_schema(handler(core)), handler)
-
-
-class Train(Section):
-    """Training of the smaller model on the calibration text, before writing it."""
-
-    steps: int = Field(default=500, ge=1)
-    """Maximum number of steps."""
-    rate: float = Field(default=5e-5, gt=0)
-    """Peak learning rate of AdamW, after a warm-up and before a cosine decay."""
-    batch: int = Field(default=4, ge=1)
-    """Calibration samples per step."""
-    held_out: int = Field(default=16, ge=1)
-    """Number of calibration samples, from the end, to validate on instead of training on them; the
-    weights with the lowest validation loss are kept."""
-    every: int = Field(default=50, ge=1)
-    """Steps between two validations."""
-    patience: int = Field(default=5, ge=1)
-    """Validations without an improvement after which training stops."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of the order of batches."""

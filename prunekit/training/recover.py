@@ -1,39 +1,65 @@
-"""Recovery training of a pruned model, with early stopping.
+"""Recovery training of a pruned model, with early stopping, by one process or several.
 
 It trains a model with gated units, whose closed gates remain closed; a model without gates; or a
-model with adapters of peft, which are then the only weights trained.
+model with adapters of peft, which are then the only weights trained. Several processes each run
+their share of every batch.
 
 Shapes: N samples, T tokens.
 """
 
 import math
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from prunekit.config.structured_table import Train
-from prunekit.errors import NumericsError
+from prunekit.config.train_table import Train
+from prunekit.distributed.ranks import SINGLE, Ranks
+from prunekit.errors import ConfigError, NumericsError
 from prunekit.structured.batches import (
     Batch,
     Data,
     eval_mode,
-    losses,
     mean_loss,
     split_batches,
     to_batches,
 )
 from prunekit.structured.unit_gates import Gates
+from prunekit.training.data_parallel import check_equal, own_shares, training_step
 
 RECORD_INTERVAL = 10
 """Steps between two records of the training."""
 FINAL_RATE = 0.1
 """Learning rate of the last step, as a fraction of the highest."""
+
+
+class Pruning(Protocol):
+    """Pruning in force during training, such as a :class:`GradualPruner`."""
+
+    @property
+    def sparsity(self) -> float:
+        """The sparsity that is asked for now."""
+        ...
+
+    @property
+    def achieved(self) -> float:
+        """The sparsity counted in the tensors."""
+        ...
+
+    @property
+    def done(self) -> bool:
+        """Whether the schedule has ended, and its sparsity is the one counted."""
+        ...
+
+
+During = Callable[[Optimizer], AbstractContextManager[Pruning | None]]
+"""Returns a context for the training by an optimizer."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +71,20 @@ class TrainingStep:
         loss: Mean training loss per prediction of this step; None before the first.
         held_out: Mean held-out loss; None if it was not measured at this step.
         factors: Gate factor of each unit, by unit group; empty without gates.
+        rate: Learning rate of this step; None before the first.
+        sparsity: Sparsity that the pruning in force asks for; None without one.
+        achieved: Sparsity that was counted; None without pruning in force.
+        done: Whether no pruning is to come, so that these weights could be the best.
     """
 
     step: int
     loss: float | None
     held_out: float | None
     factors: dict[str, list[float]]
+    rate: float | None = None
+    sparsity: float | None = None
+    achieved: float | None = None
+    done: bool = True
 
 
 def recover(
@@ -59,12 +93,15 @@ def recover(
     held_out: Data,
     settings: Train | None = None,
     gates: Sequence[Gates] = (),
+    *,
+    ranks: Ranks = SINGLE,
+    during: During | None = None,
 ) -> Iterator[TrainingStep]:
     """Train a model with AdamW, then restore its best weights.
 
     Trained are all parameters that require a gradient. Dropout is off; the learning rate is that of
     :func:`learning_rate`. Yields a record every ten steps, and whenever the held-out loss is
-    measured.
+    measured. Weights from before the end of pruning in force are never the best.
 
     Args:
         model: The model, trained in place. It may have gates, or adapters of peft.
@@ -73,43 +110,49 @@ def recover(
         settings: Learning rate, steps and early stopping.
         gates: Gates of the model. Closed units are not updated; gate values that require a gradient
             are trained too.
+        ranks: Processes with the same model and data; each runs its share of every batch.
+        during: Called with the optimizer; the context that it returns is in force until the end.
 
     Raises:
-        NumericsError: The loss is not finite.
+        ConfigError: The steps ended before the pruning in force was done.
+        NumericsError: The loss is not finite, or ranks differ in weights or data.
     """
     settings = settings or Train()
     train = _in_batches(data, model, settings.batch)
     validation = _in_batches(held_out, model, settings.batch)
     weights = _trained(model, gates)
-    optimizer = torch.optim.AdamW(weights, settings.rate)
+    optimizer = torch.optim.AdamW([*weights.values()], settings.rate)
+    every = {**dict(model.named_parameters()), **weights}
+    check_equal(every, {"data": train, "held_out": validation}, ranks, 0)
     with ExitStack() as stack:
         stack.enter_context(eval_mode(model))
-        best = BestCheckpoint(weights, mean_loss(model, validation))
-        yield TrainingStep(0, None, best.loss, _factors(gates))
         for each in gates:
             stack.enter_context(each.hold(optimizer))
-        for step, loss in _steps(model, train, optimizer, settings):
-            measured = None
-            if step % settings.every == 0 or step == settings.steps:
-                measured = mean_loss(model, validation)
-                best.update(measured)
-            if measured is not None or step % RECORD_INTERVAL == 0:
-                yield TrainingStep(step, loss, measured, _factors(gates))
-            if best.stale == settings.patience:
+        pruning = stack.enter_context(during(optimizer)) if during else None
+        measure = _Measure(model, own_shares(validation, ranks), weights, gates, pruning, ranks)
+        yield measure.record(0, settings, is_measured=True)
+        for step, loss in _steps(model, train, optimizer, settings, ranks):
+            is_measured = step % settings.every == 0 or step == settings.steps
+            if is_measured or step % RECORD_INTERVAL == 0:
+                yield measure.record(step, settings, loss, is_measured=is_measured)
+            if measure.best.stale == settings.patience:
                 break
-    best.restore()
+        measure.restore_best(step)
 
 
-def _trained(model: PreTrainedModel, gates: Sequence[Gates]) -> list[Tensor]:
-    values = (gate.value for each in gates for gate in each.gates.values())
-    return [each for each in (*model.parameters(), *values) if each.requires_grad]
+def _trained(model: PreTrainedModel, gates: Sequence[Gates]) -> dict[str, Tensor]:
+    """Return the parameters and gate values that are trained, by name."""
+    values = ((f"gate {name}", gate.value) for each in gates for name, gate in each.gates.items())
+    named = (*model.named_parameters(), *values)
+    return {name: each for name, each in named if each.requires_grad}
 
 
 def _steps(
     model: PreTrainedModel,
     train: Sequence[Batch],
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     settings: Train,
+    ranks: Ranks,
 ) -> Iterator[tuple[int, float]]:
     """Run training steps, yielding the number and loss of each.
 
@@ -121,31 +164,101 @@ def _steps(
         queue = queue or order.sample(train, len(train))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, settings)
-        loss = _step(model, queue.pop(), optimizer)
+        loss = training_step(model, queue.pop(), optimizer, ranks)
         if not math.isfinite(loss):
             raise NumericsError(f"train: the loss is {loss} at step {step}. Lower train.rate.")
         yield step, loss
+
+
+@dataclass
+class _Measure:
+    """Measures a model in training, and stores the best weights.
+
+    Attributes:
+        model: The model.
+        validation: Held-out batches of this rank.
+        weights: The weights that are trained, by name.
+        gates: Gates whose factors are recorded.
+        pruning: The pruning in force.
+        ranks: Processes with the same weights.
+        best: The best weights so far.
+    """
+
+    model: PreTrainedModel
+    validation: Sequence[Batch]
+    weights: Mapping[str, Tensor]
+    gates: Sequence[Gates]
+    pruning: Pruning | None
+    ranks: Ranks
+
+    def __post_init__(self) -> None:
+        self.best = BestCheckpoint([*self.weights.values()])
+
+    def record(
+        self, step: int, settings: Train, loss: float | None = None, *, is_measured: bool
+    ) -> TrainingStep:
+        """Return the record of a step; with ``is_measured`` measure the held-out loss."""
+        pruning, held_out = self.pruning, None
+        done = pruning is None or pruning.done
+        if is_measured:
+            check_equal(self.weights, {}, self.ranks, step)
+            held_out = mean_loss(self.model, self.validation, self.ranks)
+            if done:
+                self.best.update(held_out)
+        return TrainingStep(
+            step,
+            loss,
+            held_out,
+            factors={
+                name: gate.factor.detach().tolist()
+                for each in self.gates
+                for name, gate in each.gates.items()
+            },
+            rate=learning_rate(step, settings) if step else None,
+            sparsity=pruning and pruning.sparsity,
+            achieved=pruning and pruning.achieved,
+            done=done,
+        )
+
+    def restore_best(self, step: int) -> None:
+        """Restore the best weights after the last step.
+
+        Raises:
+            ConfigError: Pruning was not done when a held-out loss was measured.
+        """
+        if self.pruning and not self.pruning.done:
+            raise ConfigError(
+                f"train.steps: after {step} steps {self.pruning.achieved:.6g} of the weights or "
+                f"units are pruned, and the schedule has not ended with {self.pruning.sparsity:.6g}"
+                ". Train for more steps, or end the schedule earlier."
+            )
+        self.best.restore()
 
 
 class BestCheckpoint:
     """The weights whose held-out loss was the lowest so far.
 
     Attributes:
-        loss: The lowest held-out loss.
+        loss: The lowest held-out loss; None before the first.
         stale: Measurements since then.
     """
 
-    def __init__(self, weights: Sequence[Tensor], loss: float) -> None:
-        self.loss, self.stale = loss, 0
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        self.loss: float | None = None
+        self.stale = 0
         self._weights = weights
-        self._copies = [each.detach().clone() for each in weights]
+        self._copies: list[Tensor] = []
 
     def update(self, loss: float) -> None:
         """Store the current weights if their loss is the lowest."""
         self.stale += 1
-        if loss < self.loss:
-            self.loss, self.stale = loss, 0
+        if self.loss is None:
+            self._copies = [each.detach().clone() for each in self._weights]
+        elif loss < self.loss:
             _copy(self._weights, self._copies)
+        else:
+            return
+        self.loss, self.stale = loss, 0
 
     def restore(self) -> None:
         """Copy the stored weights back."""
@@ -198,21 +311,6 @@ def summarize(base: float, steps: Sequence[TrainingStep]) -> dict[str, Any]:
 
 def _in_batches(data: Data, model: PreTrainedModel, size: int) -> list[Batch]:
     return to_batches(split_batches(data, model, size), model)
-
-
-def _step(model: PreTrainedModel, batch: Batch, optimizer: torch.optim.Optimizer) -> float:
-    loss, predictions = losses(model, batch)
-    mean = loss.sum() / predictions.sum().clamp_min(1)
-    optimizer.zero_grad()
-    mean.backward()
-    optimizer.step()
-    return float(mean.detach())
-
-
-def _factors(gates: Sequence[Gates]) -> dict[str, list[float]]:
-    return {
-        name: gate.factor.detach().tolist() for each in gates for name, gate in each.gates.items()
-    }
 
 
 @torch.no_grad()

@@ -25,11 +25,12 @@ def test_the_starter_names_every_key(key):
 
 
 # Lines of "# key = value" that follow each other, behind the line above them.
-COMMENTED = re.compile(r"(.*)\n((?:# \w+ = .+\n)+)")
+COMMENTED = re.compile(r"(.*)\n((?:# (?:\w+ = .+|\[\w+\])\n)+)")
 
 
 @pytest.mark.parametrize("found", [*COMMENTED.finditer(STARTER)], ids=lambda found: found[2])
 def test_what_the_starter_comments_out_is_the_default_or_an_example(load, found):
     written = re.sub("^# ", "", found[2], flags=re.MULTILINE)
-    dump = load(STARTER[: found.start(2)] + written + STARTER[found.end(2) :]).dump()
-    assert (dump == load(STARTER).dump()) != found[1].endswith("for example:")
+    needed = "[train]\nheld_out = 4\n" if "end = " in written else ""
+    dump = load(STARTER[: found.start(2)] + written + STARTER[found.end(2) :] + needed).dump()
+    assert (dump == load(STARTER).dump()) != found[1].lower().endswith("for example:")

@@ -54,9 +54,9 @@ CLASHES = [
         [
             "config.toml:5: prune.damping: a setting of admm, alps, sparsegpt, not of wanda.",
             "config.toml:6: prune.seed: no such key. Choose: method, pattern, scope, sparsity, "
-            "allocation, skip, propagation, steps, schedule, initial_sparsity, on_indivisible, "
-            "refine, target, starved, starved_below, recover, recover_rank, permute, "
-            "measure_error.",
+            "allocation, skip, propagation, steps, end, start, every, schedule, initial_sparsity, "
+            "regrow, regrow_every, on_indivisible, refine, target, starved, starved_below, "
+            "recover, recover_rank, permute, measure_error.",
             'config.toml:7: prune.allocation: "owls" is not an allocation. Did you mean "owl"? '
             "Choose: curves, global, owl, uniform.",
         ],
@@ -64,8 +64,8 @@ CLASHES = [
     (
         f'{ANY}schedule = "linear"\ninitial_sparsity = 0.1',
         [
-            "config.toml:5: prune.schedule: applies only with 2 steps or more.",
-            "config.toml:6: prune.initial_sparsity: applies only with 2 steps or more.",
+            "config.toml:5: prune.schedule: applies only with 2 steps or more, or with end.",
+            "config.toml:6: prune.initial_sparsity: applies only with 2 steps or more, or with end.",
         ],
     ),
     (

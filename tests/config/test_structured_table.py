@@ -79,7 +79,7 @@ def test_a_pattern_of_units_makes_another_kind_of_config(llama, tmp_path):
         ),
         (
             'method = "obs"\npattern = "heads"\nsparsity = 0.5\nschedule = "linear"',
-            "applies only with 2 steps or more.",
+            "applies only with 2 steps or more, or with end.",
         ),
         (
             'method = "obs"\npattern = "heads"\nsparsity = 0.5\nallocation = "owl"',

@@ -8,7 +8,7 @@ import torch
 import prunekit
 from prunekit.cli.main import main
 from prunekit.config.load import load_config
-from prunekit.config.structured_table import Train
+from prunekit.config.train_table import Train
 from prunekit.errors import ConfigError, NumericsError
 from prunekit.structured.batches import mean_loss
 from prunekit.training.lora import merge_adapters

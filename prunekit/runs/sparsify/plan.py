@@ -37,8 +37,8 @@ class Preflight:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan(PlanBase):
-    """Plan of a run that sets weights to zero; made by :func:`prunekit.plan`.
+class WeightsPlan(PlanBase):
+    """Decisions about a run that sets weights to zero.
 
     Attributes:
         config: The user's config.
@@ -46,10 +46,6 @@ class Plan(PlanBase):
         blocks: Blocks with their linears, in run order.
         recipe: How blocks are pruned.
         stored: Name of each linear → dtype in which its weight is written.
-        axes: Parameter axes of the residual stream, if its coordinates are permuted.
-        memory: Peak bytes of the busiest rank.
-        work: Operations of each rank.
-        traffic: Bytes that each rank sends, by purpose.
         preflight: Memory of another machine, for a plan that is only shown.
     """
 
@@ -58,10 +54,6 @@ class Plan(PlanBase):
     blocks: list[Block]
     recipe: Recipe
     stored: dict[str, torch.dtype]
-    axes: Axes
-    memory: Memory
-    work: Work
-    traffic: Mapping[str, int]
     preflight: Preflight | None = None
 
     @property
@@ -84,9 +76,26 @@ class Plan(PlanBase):
         """Number of weights of all linears that are pruned."""
         return sum(self.sizes.values())
 
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(WeightsPlan):
+    """Plan of a run that prunes block by block; made by :func:`prunekit.plan`.
+
+    Attributes:
+        axes: Parameter axes of the residual stream, if its coordinates are permuted.
+        memory: Peak bytes of the busiest rank.
+        work: Operations of each rank.
+        traffic: Bytes that each rank sends, by purpose.
+    """
+
+    axes: Axes
+    memory: Memory
+    work: Work
+    traffic: Mapping[str, int]
+
     def describe(self) -> RenderableType:
         """Return the plan as a table to print."""
-        return _describe(self)
+        return Group(fact_table(_facts(self)), *linear_table(self))
 
 
 def requested_placement(config: Config) -> Where | None:
@@ -102,14 +111,15 @@ def available_memory(device: torch.device, preflight: Preflight | None) -> tuple
     return free_bytes(device), free_host_bytes()
 
 
-def _describe(plan: Plan) -> RenderableType:
+def linear_table(plan: WeightsPlan) -> list[RenderableType]:
+    """Return the lower part of a printed plan: linears and notes."""
     table = Table(title=f"{len(plan.sizes)} of {len(plan.linears)} linears are pruned")
     for header in ("layer", "outputs × inputs", "stored as"):
         table.add_column(header)
     for (path, shape, dtype, skipped), linears in _group_alike(plan).items():
         name = f"{path}  ×{len(linears)}" + ("  (dense)" if skipped else "")
         table.add_row(Text(name), shape, str(dtype).removeprefix("torch."))
-    return Group(fact_table(_facts(plan)), "", table, *note_lines(plan.notes[:20]))
+    return ["", table, *note_lines(plan.notes[:20])]
 
 
 def _facts(plan: Plan) -> dict[str, str]:
@@ -188,7 +198,7 @@ def _operations_text(work: Work) -> str:
     return ", ".join(f"{name} {value / 1e12:.3g}" for name, value in parts.items()) + " TFLOP"
 
 
-def _group_alike(plan: Plan) -> dict[tuple, list[Linear]]:
+def _group_alike(plan: WeightsPlan) -> dict[tuple, list[Linear]]:
     """Group linears that differ only in their block number."""
     groups: dict[tuple, list[Linear]] = {}
     for linear in plan.linears:

@@ -5,55 +5,31 @@ Everything that can fail because of the config, the model or the machine fails h
 
 from collections.abc import Iterator
 from dataclasses import replace
-from fnmatch import fnmatch
 from functools import reduce
-from typing import NamedTuple
 
 import torch
-from transformers import PreTrainedModel
 
-from prunekit.allocations.uniform import Uniform
-from prunekit.architectures import Architecture, find_architecture
-from prunekit.checkpoint.hub import checkpoint_folder
-from prunekit.checkpoint.reader import Checkpoint, open_checkpoint
-from prunekit.config.prune_table import Prune
 from prunekit.config.run_config import Config
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import CapacityError, ConfigError
 from prunekit.formatting import size
 from prunekit.models.devices import compute_dtype, resolve_device, stored_dtype
-from prunekit.models.empty_model import checkpoint_from_config, empty_model, has_weights, max_tokens
-from prunekit.models.layout import Block, Linear, LinearSelection, list_blocks, stack_runners
+from prunekit.models.empty_model import max_tokens
 from prunekit.models.memory import local_processes
-from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.weight_names import stored_names
-from prunekit.patterns.base import Grouped
 from prunekit.runs.checks import (
     cap_lengths,
     check_disk,
-    check_generates_text,
-    check_output_path,
-    check_perplexity,
     generation_memory,
     text_tokenizer,
 )
 from prunekit.runs.sparsify.plan import Plan, Preflight, available_memory, requested_placement
+from prunekit.runs.sparsify.source import Source, layer_notes, open_source, written_dtypes
 from prunekit.sparsify.memory_estimate import Memory, estimate_memory
 from prunekit.sparsify.permute_channels import check_permutable
 from prunekit.sparsify.permute_residual import Axes, check_moves, residual_axes
 from prunekit.sparsify.recipe import Recipe
 from prunekit.sparsify.work_estimate import CostInputs, estimate_traffic, estimate_work
-
-
-class _Source(NamedTuple):
-    """The model to prune, from ``config.json`` and safetensors headers."""
-
-    checkpoint: Checkpoint
-    model: PreTrainedModel
-    architecture: Architecture
-    stacks: list[StackRunner]
-    blocks: list[Block]
-    config_only: bool
 
 
 def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = None) -> Plan:
@@ -67,14 +43,14 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
     Raises:
         PrunekitError: The run cannot work; nothing was written and no weight read.
     """
-    source = _open(config, preflight)
+    source = open_source(config, preflight)
     blocks = source.blocks
     lengths, notes = cap_lengths(config, max_tokens(source.model))
     recipe = Recipe.of(config.prune, calibrated=config.calibration is not None)
     recipe.check(blocks)
     axes = _residual_axes(source, recipe)
     device = _device(config, ranks, preflight)
-    stored, widest = _dtypes(config, source)
+    stored, widest = written_dtypes(config, source)
     dtype = _common_dtype(compute_dtype(widest, device), ranks)
     samples = _samples_per_rank(config, ranks), lengths[0]
     inputs = CostInputs(device, dtype, stored, samples, ranks)
@@ -100,32 +76,13 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
         ranks=ranks,
         preflight=preflight,
     )
-    _check_format(made)
     _check_capacity(made)
     return made
 
 
-def _open(config: Config, preflight: Preflight | None) -> _Source:
-    """Return the model on the meta device, checked against the config."""
-    folder = checkpoint_folder(config.model.path, config.model.revision)
-    config_only = preflight is not None and not has_weights(folder)
-    checkpoint = checkpoint_from_config(folder) if config_only else open_checkpoint(folder)
-    if not config_only:
-        check_output_path(config, checkpoint)
-    model = empty_model(checkpoint)
-    architecture = find_architecture(model)
-    stacks = stack_runners(model, architecture)
-    check_perplexity(config, model, stacks)
-    check_generates_text(config, model, stacks)
-    prune = config.prune
-    blocks = list_blocks(stacks, LinearSelection(prune.pattern, prune.skip, prune.on_indivisible))
-    _check_skips(config, model, blocks)
-    return _Source(checkpoint, model, architecture, stacks, blocks, config_only)
-
-
 def _memory(
     config: Config,
-    source: _Source,
+    source: Source,
     recipe: Recipe,
     inputs: CostInputs,
     preflight: Preflight | None,
@@ -141,15 +98,6 @@ def _memory(
     return needs.placed(requested_placement(config), *available)
 
 
-def _check_format(made: Plan) -> None:
-    """Refuse to store fused experts compressed, which transformers cannot open."""
-    expert = next((linear.name for linear in made.linears if linear.expert), None)
-    if expert and made.config.output.format != "dense":
-        raise ConfigError(
-            f'output.format: transformers cannot open {expert} and other experts unless "dense".'
-        )
-
-
 def _device(config: Config, ranks: Ranks, preflight: Preflight | None) -> torch.device:
     """Return the device for blocks, here or on the planned machine."""
     if preflight and preflight.device_memory is not None:
@@ -158,7 +106,7 @@ def _device(config: Config, ranks: Ranks, preflight: Preflight | None) -> torch.
     return device if preflight else ranks.local_device(device)
 
 
-def _residual_axes(source: _Source, recipe: Recipe) -> Axes:
+def _residual_axes(source: Source, recipe: Recipe) -> Axes:
     """Return the axes of a permuted residual stream; empty for another recipe."""
     if recipe.permute:
         check_permutable(source.model, source.stacks)
@@ -167,20 +115,6 @@ def _residual_axes(source: _Source, recipe: Recipe) -> Axes:
     axes = residual_axes(source.model)
     check_moves(source.model, source.checkpoint, stored_names(source.model, source.checkpoint))
     return axes
-
-
-def _dtypes(config: Config, source: _Source) -> tuple[dict[str, torch.dtype], torch.dtype]:
-    """Return each linear's stored dtype, and one that rounds no pruned weight."""
-    checkpoint, blocks = source.checkpoint, source.blocks
-    names = stored_names(source.model, checkpoint)
-    dtype = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
-    stored = {
-        linear.name: dtype or checkpoint.entries[names[f"{linear.name}.weight"]].dtype
-        for block in blocks
-        for linear in block.linears
-    }
-    pruned = (stored[linear.name] for block in blocks for linear in block.pruned)
-    return stored, reduce(torch.promote_types, pruned, dtype or stored_dtype(checkpoint))
 
 
 def _common_dtype(dtype: torch.dtype, ranks: Ranks) -> torch.dtype:
@@ -199,10 +133,10 @@ def _samples_per_rank(config: Config, ranks: Ranks) -> int:
     return -(-samples // ranks.size)
 
 
-def _notes(source: _Source, recipe: Recipe) -> Iterator[str]:
+def _notes(source: Source, recipe: Recipe) -> Iterator[str]:
     """Yield notes about permuted weights, adapters, linears and files."""
     yield from _order_notes(recipe)
-    yield from _layer_notes(source)
+    yield from layer_notes(source)
     yield from source.checkpoint.check_copyable()
 
 
@@ -218,52 +152,6 @@ def _order_notes(recipe: Recipe) -> Iterator[str]:
         yield (
             "The checkpoint is to be used with the LoRA adapter beside it, by peft: its blocks "
             "were pruned on what those before give with it. Perplexity after is measured with it."
-        )
-
-
-def _layer_notes(source: _Source) -> list[str]:
-    """Return notes about probing and about linears that are not pruned."""
-    notes = [
-        f"{linear.name} stays dense: {linear.skipped}."
-        for block in source.blocks
-        for linear in block.linears
-        if linear.skipped
-    ]
-    if source.architecture.probed:
-        notes.insert(
-            0,
-            f"Model type {source.model.config.model_type!r} is not declared; its blocks and stages "
-            "were found by probing: look at the list of layers.",
-        )
-    return notes
-
-
-def _check_skips(config: Config, model: PreTrainedModel, blocks: list[Block]) -> None:
-    """Refuse a ``skip`` without a match, and a run that prunes nothing."""
-    linears = [linear for block in blocks for linear in block.linears]
-    if all(linear.skipped for linear in linears):
-        raise ConfigError("prune: every linear of the model is skipped; nothing would be pruned.")
-    _check_prunes_some(config.prune, [linear for linear in linears if not linear.skipped])
-    names = [name for name, _ in model.named_modules()]
-    names += [linear.path for linear in linears]
-    for skip in config.prune.skip:
-        if not any(fnmatch(name, skip) for name in names):
-            raise ConfigError(
-                f'prune.skip: "{skip}" matches no module. Names look like {linears[0].name}; '
-                "* stands for any characters."
-            )
-
-
-def _check_prunes_some(prune: Prune, pruned: list[Linear]) -> None:
-    """Refuse a sparsity that rounds to zero pruned weights in every layer."""
-    pattern, sparsity = prune.pattern, prune.sparsity
-    if not (sparsity and isinstance(prune.allocation, Uniform) and isinstance(pattern, Grouped)):
-        return
-    if not any(any(pattern.groups(one.outputs, one.inputs, sparsity).pruned) for one in pruned):
-        raise ConfigError(
-            f'prune.sparsity: {sparsity:g} takes nothing of any layer by pattern "{pattern.name}", '
-            f"for one of {pruned[0].name}, {pruned[0].outputs} × {pruned[0].inputs}. Raise it, or "
-            "choose another pattern."
         )
 
 

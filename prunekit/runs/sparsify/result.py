@@ -9,7 +9,7 @@ from prunekit.checkpoint.formats import WeightLayout
 from prunekit.checkpoint.output import OutputFolder
 from prunekit.inference import speed_table
 from prunekit.runs.facts import in_report_order
-from prunekit.runs.sparsify.plan import Plan
+from prunekit.runs.sparsify.plan import Plan, WeightsPlan
 
 
 def report(
@@ -48,7 +48,7 @@ def report(
     return in_report_order({**frame, **own})
 
 
-def model_facts(plan: Plan, shared: Mapping[str, Any]) -> dict[str, Any]:
+def model_facts(plan: WeightsPlan, shared: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``shared`` facts of the model with its dtypes and ``probed``."""
     stored = sorted({str(dtype).removeprefix("torch.") for dtype in plan.stored.values()})
     return {
@@ -59,7 +59,7 @@ def model_facts(plan: Plan, shared: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def sparsity_facts(plan: Plan, counted: Mapping[str, int]) -> dict[str, Any]:
+def sparsity_facts(plan: WeightsPlan, counted: Mapping[str, int]) -> dict[str, Any]:
     """Return the requested sparsity and the one counted in the written files."""
     return {
         "target": plan.config.prune.sparsity,
@@ -73,7 +73,7 @@ def sparsity_facts(plan: Plan, counted: Mapping[str, int]) -> dict[str, Any]:
 
 
 def storage_facts(
-    plan: Plan, output: OutputFolder, compressed: Mapping[str, WeightLayout], *, unfit: int
+    plan: WeightsPlan, output: OutputFolder, compressed: Mapping[str, WeightLayout], *, unfit: int
 ) -> dict[str, Any]:
     """Return format and size of the written checkpoint, and its expected speed.
 

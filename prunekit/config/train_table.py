@@ -1,0 +1,42 @@
+"""``[train]``: training of the pruned model, or pruning while training."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from prunekit.config.tables import Listed, Section
+
+
+class Adapter(Section):
+    """LoRA adapter that is trained instead of the weights."""
+
+    rank: int = Field(default=8, ge=1)
+    """Rank of the two matrices of each adapted linear."""
+    targets: Annotated[list[str], Listed, Field(min_length=1)]
+    """Names of the linears to adapt, or the last parts of their names, such as "q_proj"."""
+
+
+class Train(Section):
+    """Training of the pruned model on the calibration text, before writing it.
+
+    Zeros remain zero. With the key end of [prune] the model is pruned during the training.
+    """
+
+    steps: int = Field(default=500, ge=1)
+    """Maximum number of steps."""
+    rate: float = Field(default=5e-5, gt=0)
+    """Peak learning rate of AdamW, after a warm-up and before a cosine decay."""
+    batch: int = Field(default=4, ge=1)
+    """Calibration samples per step."""
+    held_out: int = Field(default=16, ge=1)
+    """Number of calibration samples, from the end, to validate on instead of training on them; the
+    weights with the lowest validation loss are kept."""
+    every: int = Field(default=50, ge=1)
+    """Steps between two validations."""
+    patience: int = Field(default=5, ge=1)
+    """Validations without an improvement after which training stops."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the order of batches."""
+    adapter: Adapter | None = None
+    """Train LoRA adapters alone, and merge them into the weights before they are written: a table
+    of rank and targets. Needs peft. Default: all weights are trained."""

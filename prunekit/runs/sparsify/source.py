@@ -1,0 +1,132 @@
+"""The model of a run that prunes weights, opened without reading any."""
+
+from fnmatch import fnmatch
+from functools import reduce
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from prunekit.allocations.uniform import Uniform
+from prunekit.architectures import Architecture, find_architecture
+from prunekit.checkpoint.hub import checkpoint_folder
+from prunekit.checkpoint.reader import Checkpoint, open_checkpoint
+from prunekit.config.prune_table import Prune
+from prunekit.config.run_config import Config
+from prunekit.errors import ConfigError
+from prunekit.models.devices import stored_dtype
+from prunekit.models.empty_model import checkpoint_from_config, empty_model, has_weights
+from prunekit.models.layout import Block, Linear, LinearSelection, list_blocks, stack_runners
+from prunekit.models.sequential.block_runner import StackRunner
+from prunekit.models.weight_names import stored_names
+from prunekit.patterns.base import Grouped
+from prunekit.runs.checks import check_generates_text, check_output_path, check_perplexity
+from prunekit.runs.sparsify.plan import Preflight
+
+
+class Source(NamedTuple):
+    """The model to prune, from ``config.json`` and safetensors headers."""
+
+    checkpoint: Checkpoint
+    model: PreTrainedModel
+    architecture: Architecture
+    stacks: list[StackRunner]
+    blocks: list[Block]
+    config_only: bool
+
+
+def open_source(config: Config, preflight: Preflight | None) -> Source:
+    """Return the model on the meta device, checked against the config.
+
+    Args:
+        config: The user's config.
+        preflight: Memory of another machine; the weights may then be missing here.
+
+    Raises:
+        PrunekitError: The model cannot be pruned as the config says.
+    """
+    folder = checkpoint_folder(config.model.path, config.model.revision)
+    config_only = preflight is not None and not has_weights(folder)
+    checkpoint = checkpoint_from_config(folder) if config_only else open_checkpoint(folder)
+    if not config_only:
+        check_output_path(config, checkpoint)
+    model = empty_model(checkpoint)
+    architecture = find_architecture(model)
+    stacks = stack_runners(model, architecture)
+    check_perplexity(config, model, stacks)
+    check_generates_text(config, model, stacks)
+    prune = config.prune
+    blocks = list_blocks(stacks, LinearSelection(prune.pattern, prune.skip, prune.on_indivisible))
+    _check_skips(config, model, blocks)
+    _check_format(config, blocks)
+    return Source(checkpoint, model, architecture, stacks, blocks, config_only)
+
+
+def written_dtypes(config: Config, source: Source) -> tuple[dict[str, torch.dtype], torch.dtype]:
+    """Return each linear's stored dtype, and one that rounds no pruned weight."""
+    checkpoint, blocks = source.checkpoint, source.blocks
+    names = stored_names(source.model, checkpoint)
+    dtype = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
+    stored = {
+        linear.name: dtype or checkpoint.entries[names[f"{linear.name}.weight"]].dtype
+        for block in blocks
+        for linear in block.linears
+    }
+    pruned = (stored[linear.name] for block in blocks for linear in block.pruned)
+    return stored, reduce(torch.promote_types, pruned, dtype or stored_dtype(checkpoint))
+
+
+def layer_notes(source: Source) -> list[str]:
+    """Return notes about probing and about linears that are not pruned."""
+    notes = [
+        f"{linear.name} stays dense: {linear.skipped}."
+        for block in source.blocks
+        for linear in block.linears
+        if linear.skipped
+    ]
+    if source.architecture.probed:
+        notes.insert(
+            0,
+            f"Model type {source.model.config.model_type!r} is not declared; its blocks and stages "
+            "were found by probing: look at the list of layers.",
+        )
+    return notes
+
+
+def _check_format(config: Config, blocks: list[Block]) -> None:
+    """Refuse to store fused experts compressed, which transformers cannot open."""
+    linears = (linear for block in blocks for linear in block.linears)
+    expert = next((linear.name for linear in linears if linear.expert), None)
+    if expert and config.output.format != "dense":
+        raise ConfigError(
+            f'output.format: transformers cannot open {expert} and other experts unless "dense".'
+        )
+
+
+def _check_skips(config: Config, model: PreTrainedModel, blocks: list[Block]) -> None:
+    """Refuse a ``skip`` without a match, and a run that prunes nothing."""
+    linears = [linear for block in blocks for linear in block.linears]
+    if all(linear.skipped for linear in linears):
+        raise ConfigError("prune: every linear of the model is skipped; nothing would be pruned.")
+    _check_prunes_some(config.prune, [linear for linear in linears if not linear.skipped])
+    names = [name for name, _ in model.named_modules()]
+    names += [linear.path for linear in linears]
+    for skip in config.prune.skip:
+        if not any(fnmatch(name, skip) for name in names):
+            raise ConfigError(
+                f'prune.skip: "{skip}" matches no module. Names look like {linears[0].name}; '
+                "* stands for any characters."
+            )
+
+
+def _check_prunes_some(prune: Prune, pruned: list[Linear]) -> None:
+    """Refuse a sparsity that rounds to zero pruned weights in every layer."""
+    pattern, sparsity = prune.pattern, prune.sparsity
+    if not (sparsity and isinstance(prune.allocation, Uniform) and isinstance(pattern, Grouped)):
+        return
+    if not any(any(pattern.groups(one.outputs, one.inputs, sparsity).pruned) for one in pruned):
+        raise ConfigError(
+            f'prune.sparsity: {sparsity:g} takes nothing of any layer by pattern "{pattern.name}", '
+            f"for one of {pruned[0].name}, {pruned[0].outputs} × {pruned[0].inputs}. Raise it, or "
+            "choose another pattern."
+        )
