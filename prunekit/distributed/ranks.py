@@ -193,15 +193,19 @@ class Ranks:
         Raises:
             ConfigError: A fact differs; the message says which, its values, and on which ranks.
         """
-        if self.heartbeat is None:
-            return
-        every = self.all_gather_object(dict(flatten(facts)))
-        names = [self.heartbeat.names([rank]) for rank in range(self.size)]
-        if differences := find_differences(every, names):
+        if differences := self.differences(facts):
             raise ConfigError(
                 "\n  ".join(["The ranks of this run differ.", *differences])
                 + "\nStart all of them with the same command, config, inputs and versions."
             )
+
+    def differences(self, facts: Mapping[str, Any]) -> list[str]:
+        """Return a line for each fact that differs between ranks, with its values."""
+        if self.heartbeat is None:
+            return []
+        every = self.all_gather_object(dict(flatten(facts)))
+        names = [self.heartbeat.names([rank]) for rank in range(self.size)]
+        return find_differences(every, names)
 
     def run_on_main(self, work: Callable[[], T], leader: int = 0) -> T:
         """Call a function on one rank; all return or raise its outcome.

@@ -92,8 +92,34 @@ def losses(model: PreTrainedModel, batch: Batch) -> tuple[Float[Tensor, " B"], F
     Raises:
         ConfigError: Labels are missing, or do not fit the shape of the logits.
     """
-    causal = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
-    labels = batch.get("labels")
+    labels = predicted_labels(model, batch)
+    logits = model(**batch).logits
+    if is_causal(model):
+        logits = logits[:, :-1]
+    if logits.shape[:-1] != labels.shape:
+        raise ConfigError(
+            f"data: labels of shape {tuple(labels.shape)} do not fit logits of shape "
+            f"{tuple(logits.shape)} of {type(model).__name__}."
+        )
+    rows = len(labels)
+    each = cross_entropy(
+        logits.float().flatten(0, -2), labels.flatten(), reduction="none", ignore_index=IGNORED
+    )
+    return each.view(rows, -1).sum(1), (labels != IGNORED).view(rows, -1).sum(1).float()
+
+
+def is_causal(model: PreTrainedModel) -> bool:
+    """Return whether a model predicts each token from those before it."""
+    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+
+
+def predicted_labels(model: PreTrainedModel, batch: Batch) -> Int[Tensor, "B ..."]:
+    """Return the label of each prediction of :func:`losses`; IGNORED where there is none.
+
+    Raises:
+        ConfigError: Labels are missing, or do not fit the shape of the token ids.
+    """
+    causal, labels = is_causal(model), batch.get("labels")
     if labels is None and causal:
         labels = batch["input_ids"]
         if "attention_mask" in batch:
@@ -105,21 +131,9 @@ def losses(model: PreTrainedModel, batch: Batch) -> tuple[Float[Tensor, " B"], F
             f"data: labels of shape {[*labels.shape]} do not fit input_ids of shape "
             f"{[*batch['input_ids'].shape]}."
         )
-    logits = model(**batch).logits
-    if causal and logits.shape[1] == 1:
+    if causal and labels.shape[1] == 1:
         raise ConfigError("data: a sample of one token has none to predict; pass two or more.")
-    if causal:
-        logits, labels = logits[:, :-1], labels[:, 1:]
-    if logits.shape[:-1] != labels.shape:
-        raise ConfigError(
-            f"data: labels of shape {tuple(labels.shape)} do not fit logits of shape "
-            f"{tuple(logits.shape)} of {type(model).__name__}."
-        )
-    rows = len(labels)
-    each = cross_entropy(
-        logits.float().flatten(0, -2), labels.flatten(), reduction="none", ignore_index=IGNORED
-    )
-    return each.view(rows, -1).sum(1), (labels != IGNORED).view(rows, -1).sum(1).float()
+    return labels[:, 1:] if causal else labels
 
 
 @torch.inference_mode()

@@ -31,6 +31,7 @@ from prunekit.structured.batches import (
     to_batches,
 )
 from prunekit.structured.unit_gates import Gates
+from prunekit.training.best_checkpoint import BestCheckpoint
 from prunekit.training.data_parallel import check_equal, own_shares, training_step
 
 RECORD_INTERVAL = 10
@@ -87,7 +88,7 @@ class TrainingStep:
     done: bool = True
 
 
-def recover(
+def recover(  # noqa: PLR0913  independent options
     model: PreTrainedModel,
     data: Data,
     held_out: Data,
@@ -129,15 +130,16 @@ def recover(
         for each in gates:
             stack.enter_context(each.hold(optimizer))
         pruning = stack.enter_context(during(optimizer)) if during else None
-        measure = _Measure(model, own_shares(validation, ranks), weights, gates, pruning, ranks)
-        yield measure.record(0, settings, is_measured=True)
+        own = own_shares(validation, ranks)
+        measure = _Measure(model, own, settings, weights, gates, pruning, ranks)
+        yield measure.record(0, is_measured=True)
         for step, loss in _steps(model, train, optimizer, settings, ranks):
             is_measured = step % settings.every == 0 or step == settings.steps
             if is_measured or step % RECORD_INTERVAL == 0:
-                yield measure.record(step, settings, loss, is_measured=is_measured)
+                yield measure.record(step, loss, is_measured=is_measured)
             if measure.best.stale == settings.patience:
                 break
-        measure.restore_best(step)
+        measure.restore_best()
 
 
 def _trained(model: PreTrainedModel, gates: Sequence[Gates]) -> dict[str, Tensor]:
@@ -177,6 +179,7 @@ class _Measure:
     Attributes:
         model: The model.
         validation: Held-out batches of this rank.
+        settings: Settings of the training.
         weights: The weights that are trained, by name.
         gates: Gates whose factors are recorded.
         pruning: The pruning in force.
@@ -186,6 +189,7 @@ class _Measure:
 
     model: PreTrainedModel
     validation: Sequence[Batch]
+    settings: Train
     weights: Mapping[str, Tensor]
     gates: Sequence[Gates]
     pruning: Pruning | None
@@ -194,9 +198,7 @@ class _Measure:
     def __post_init__(self) -> None:
         self.best = BestCheckpoint([*self.weights.values()])
 
-    def record(
-        self, step: int, settings: Train, loss: float | None = None, *, is_measured: bool
-    ) -> TrainingStep:
+    def record(self, step: int, loss: float | None = None, *, is_measured: bool) -> TrainingStep:
         """Return the record of a step; with ``is_measured`` measure the held-out loss."""
         pruning, held_out = self.pruning, None
         done = pruning is None or pruning.done
@@ -214,13 +216,13 @@ class _Measure:
                 for each in self.gates
                 for name, gate in each.gates.items()
             },
-            rate=learning_rate(step, settings) if step else None,
+            rate=learning_rate(step, self.settings) if step else None,
             sparsity=pruning and pruning.sparsity,
             achieved=pruning and pruning.achieved,
             done=done,
         )
 
-    def restore_best(self, step: int) -> None:
+    def restore_best(self) -> None:
         """Restore the best weights after the last step.
 
         Raises:
@@ -228,41 +230,11 @@ class _Measure:
         """
         if self.pruning and not self.pruning.done:
             raise ConfigError(
-                f"train.steps: after {step} steps {self.pruning.achieved:.6g} of the weights or "
-                f"units are pruned, and the schedule has not ended with {self.pruning.sparsity:.6g}"
-                ". Train for more steps, or end the schedule earlier."
+                f"train.steps: after {self.settings.steps} steps the sparsity is "
+                f"{self.pruning.achieved:.6g}, {self.pruning.sparsity:.6g} is due by now, and the "
+                "schedule has not ended. Train for more steps, or end the schedule earlier."
             )
         self.best.restore()
-
-
-class BestCheckpoint:
-    """The weights whose held-out loss was the lowest so far.
-
-    Attributes:
-        loss: The lowest held-out loss; None before the first.
-        stale: Measurements since then.
-    """
-
-    def __init__(self, weights: Sequence[Tensor]) -> None:
-        self.loss: float | None = None
-        self.stale = 0
-        self._weights = weights
-        self._copies: list[Tensor] = []
-
-    def update(self, loss: float) -> None:
-        """Store the current weights if their loss is the lowest."""
-        self.stale += 1
-        if self.loss is None:
-            self._copies = [each.detach().clone() for each in self._weights]
-        elif loss < self.loss:
-            _copy(self._weights, self._copies)
-        else:
-            return
-        self.loss, self.stale = loss, 0
-
-    def restore(self) -> None:
-        """Copy the stored weights back."""
-        _copy(self._copies, self._weights)
 
 
 def learning_rate(step: int, settings: Train) -> float:
@@ -298,12 +270,13 @@ def summarize(base: float, steps: Sequence[TrainingStep]) -> dict[str, Any]:
         base: Held-out loss of the dense model.
         steps: The records that :func:`recover` yielded.
     """
-    held_out = [step.held_out for step in steps if step.held_out is not None]
+    measured = [step for step in steps if step.held_out is not None]
+    post, final = measured[0].held_out, min(step.held_out for step in measured if step.done)
     return {
         "base": base,
-        "post": held_out[0],
-        "final": min(held_out),
-        "recovery": recovered_fraction(base, held_out[0], min(held_out)),
+        "post": post,
+        "final": final,
+        "recovery": recovered_fraction(base, post, final),
         "steps": steps[-1].step,
         "history": [asdict(step) for step in steps],
     }
@@ -311,9 +284,3 @@ def summarize(base: float, steps: Sequence[TrainingStep]) -> dict[str, Any]:
 
 def _in_batches(data: Data, model: PreTrainedModel, size: int) -> list[Batch]:
     return to_batches(split_batches(data, model, size), model)
-
-
-@torch.no_grad()
-def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
-    for value, destination in zip(source, target, strict=True):
-        destination.copy_(value)

@@ -27,7 +27,12 @@ from prunekit.runs.record import Record, stoppable
 from prunekit.runs.structured import result
 from prunekit.runs.structured.plan import StructuredPlan
 from prunekit.runs.structured.ranking import CalibrationBatches, UnitRanking
-from prunekit.runs.structured.written import config_changes, written_tensors
+from prunekit.runs.structured.written import (
+    config_changes,
+    remember_stored,
+    restore_stored,
+    written_tensors,
+)
 from prunekit.structured.batches import Batch, mean_loss
 from prunekit.structured.blockwise_refit import compensate
 from prunekit.structured.finalize import Finalized
@@ -116,6 +121,7 @@ class StructuredRun(RunBase[StructuredPlan]):
             model = load(plan.checkpoint, plan.dtype)
             self.weights_read.require_same(self.ranks)
             model.to(plan.device)  # pyright: ignore
+            remember_stored(plan, model)
             before = model.config.to_dict()
             data = CalibrationBatches(_batches(tokens, model, self.ranks), _batches(tokens, model))
             texts = self._training_texts(tokens)
@@ -197,7 +203,8 @@ class StructuredRun(RunBase[StructuredPlan]):
         yield Record("phase", "train", {"steps": train.steps // RECORD_INTERVAL})
         history = []
         model.float()
-        steps = recover(model, trained, held_out, train)
+        restore_stored(model, self.plan.dtype)
+        steps = recover(model, trained, held_out, train, ranks=self.ranks)
         while True:
             with self._timed("train"):
                 latest = next(steps, None)
@@ -206,7 +213,6 @@ class StructuredRun(RunBase[StructuredPlan]):
             history.append(latest)
             if latest.step and latest.step % RECORD_INTERVAL == 0:
                 yield Record("step", f"{latest.step} steps")
-        model.to(self.plan.dtype)  # pyright: ignore
         return history
 
 

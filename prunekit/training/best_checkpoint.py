@@ -1,0 +1,42 @@
+"""The best weights of a training, by the held-out loss."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class BestCheckpoint:
+    """The weights whose held-out loss was the lowest so far.
+
+    Attributes:
+        loss: The lowest held-out loss; None before the first.
+        stale: Measurements since then.
+    """
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        self.loss: float | None = None
+        self.stale = 0
+        self._weights = weights
+        self._copies: list[Tensor] = []
+
+    def update(self, loss: float) -> None:
+        """Store the current weights if their loss is the lowest."""
+        self.stale += 1
+        if self.loss is None:
+            self._copies = [each.detach().clone() for each in self._weights]
+        elif loss < self.loss:
+            _copy(self._weights, self._copies)
+        else:
+            return
+        self.loss, self.stale = loss, 0
+
+    def restore(self) -> None:
+        """Copy the stored weights back."""
+        _copy(self._copies, self._weights)
+
+
+@torch.no_grad()
+def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
+    for value, destination in zip(source, target, strict=True):
+        destination.copy_(value)
