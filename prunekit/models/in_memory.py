@@ -1,8 +1,6 @@
 """Requirements on a model that a caller passes in memory."""
 
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig
 
 from prunekit.errors import ConfigError
@@ -36,16 +34,21 @@ def check_in_memory(model: object) -> None:
             )
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether each process has a part of the weights (FSDP, ZeRO-3)."""
+    return any(isinstance(module, FullyShardedDataParallel) for module in model.modules()) or any(
+        isinstance(parameter, DTensor) or hasattr(parameter, "ds_id")
+        for parameter in model.parameters()
+    )
+
+
 def check_unsharded(model: nn.Module) -> None:
     """Refuse a model of which each process has a part of the weights.
 
     Raises:
         ConfigError: It is sharded by FSDP or by DeepSpeed's ZeRO-3.
     """
-    sharded = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
-    for parameter in model.parameters():
-        sharded |= isinstance(parameter, DTensor) or hasattr(parameter, "ds_id")
-    if sharded:
+    if is_sharded(model):
         raise ConfigError(
             "model: its weights are sharded over processes (FSDP or ZeRO-3), and a part cannot be "
             "pruned by itself. Use DDP, or prune before the model is sharded or after it is saved."
