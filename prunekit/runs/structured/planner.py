@@ -34,6 +34,7 @@ from prunekit.runs.checks import (
     text_tokenizer,
 )
 from prunekit.runs.structured.plan import StructuredPlan
+from prunekit.runs.structured.written import rounding_notes
 from prunekit.structured.parameter_budget import BudgetConstraints, select_within_budget
 from prunekit.structured.selection import select_units
 
@@ -287,6 +288,7 @@ def _remarks(made: StructuredPlan) -> list[str]:
         for name, units in made.fixed.items()
         for unit in units
     ]
+    remarks += rounding_notes(made)
     if not prune.uniform and not WHOLE.issuperset(prune.pattern):
         remarks.append(
             "Layers may keep different numbers of units: the folder opens with prunekit.load, and "

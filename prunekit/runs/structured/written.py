@@ -12,7 +12,59 @@ from prunekit.models.units.base import Kept
 from prunekit.models.units.block_entries import entries_of_kept
 from prunekit.models.units.block_names import tensor_sources
 from prunekit.models.units.blocks import BlockGroup
+from prunekit.models.units.narrowing import STORED
 from prunekit.runs.structured.plan import StructuredPlan
+
+
+def rounded_names(plan: StructuredPlan) -> dict[str, str]:
+    """Return the stored name of each tensor that loses precision when it is loaded.
+
+    It is empty if the config asks for a data type, in which all weights are then written.
+    """
+    if plan.config.model.dtype != "auto":
+        return {}
+    entries = plan.checkpoint.entries
+    return {
+        name: stored
+        for name, stored in plan.stored.items()
+        if _loses(entries[stored].dtype, plan.dtype)
+    }
+
+
+def rounding_notes(plan: StructuredPlan) -> list[str]:
+    """Return a note about tensors that lose precision, if there are any."""
+    count = len({*rounded_names(plan).values()})
+    if not count:
+        return []
+    return [
+        f"{count} tensors would lose precision in {plan.dtype}, in which the run computes: they "
+        "and their parts are written as stored, unless they are refitted or rescaled."
+    ]
+
+
+def remember_stored(plan: StructuredPlan, model: PreTrainedModel) -> None:
+    """Attach the stored value to each parameter that rounds it.
+
+    It follows the removal of units, so that only weights that the run changes are written rounded.
+    """
+    rounded, values = rounded_names(plan), model.state_dict(keep_vars=True)
+    tensors = plan.checkpoint.read(set(rounded.values()))
+    for name, stored in rounded.items():
+        setattr(values[name], STORED, tensors[stored])
+
+
+@torch.no_grad()
+def restore_stored(model: PreTrainedModel, computed: torch.dtype) -> None:
+    """Set parameters to their stored values, where the run did not change them.
+
+    Args:
+        model: The model, in a type wider than before.
+        computed: Type in which it was loaded.
+    """
+    for parameter in model.parameters():
+        stored = getattr(parameter, STORED, None)
+        if stored is not None:
+            parameter.copy_(_unchanged(stored, parameter.detach().cpu(), computed))
 
 
 def written_tensors(plan: StructuredPlan, model: PreTrainedModel, kept: Kept) -> dict[str, Tensor]:
@@ -25,19 +77,21 @@ def written_tensors(plan: StructuredPlan, model: PreTrainedModel, kept: Kept) ->
     """
     asked = plan.config.model.dtype
     dtype = None if asked == "auto" else getattr(torch, asked)
-    values, entries = model.state_dict(), plan.checkpoint.entries
+    values, entries = model.state_dict(keep_vars=True), plan.checkpoint.entries
     sources = tensor_sources(block_lists(plan), kept, plan.stored, entries)
-    # Of weights that were computed with in a narrower type, those that did not change are copied.
+    # Of tensors that were computed with in a narrower type, those that did not change are copied.
     copied = {
         source.stored
         for source in sources.values()
-        if source.name is None or _loses(entries[source.stored].dtype, values[source.name].dtype)
+        if source.name is None or _loses(entries[source.stored].dtype, plan.dtype)
     }
     dense, tensors, storages = plan.checkpoint.read(copied), {}, set()
     for name, source in sources.items():
         value = dense.get(source.stored)
         if source.name is not None:
-            value = _unchanged(value, values[source.name].detach().cpu())
+            computed = values[source.name]
+            stored = getattr(computed, STORED, value)
+            value = _unchanged(stored, computed.detach().cpu(), plan.dtype)
         assert value is not None
         tensors[name] = _as_stored(value, dtype or entries[source.stored].dtype)
         if tensors[name].data_ptr() in storages:
@@ -85,14 +139,19 @@ def _loses(stored: torch.dtype, computed: torch.dtype) -> bool:
     return stored in FLOAT_DTYPES and stored != computed and computed.itemsize <= stored.itemsize
 
 
-def _unchanged(dense: Tensor | None, value: Tensor) -> Tensor:
-    """Return the stored weight if the run did not change it.
+def _unchanged(stored: Tensor | None, value: Tensor, computed: torch.dtype) -> Tensor:
+    """Return the stored tensor if the run did not change it.
 
     Otherwise, or if there is none, return ``value``.
+
+    Args:
+        stored: The tensor as stored, without the removed units.
+        value: The tensor as the run leaves it.
+        computed: Type to which it was rounded when the model was loaded.
     """
-    if dense is None or dense.shape != value.shape or not torch.equal(dense.to(value), value):
+    if stored is None or stored.shape != value.shape:
         return value
-    return dense
+    return stored if torch.equal(stored.to(computed).to(value.dtype), value) else value
 
 
 def _as_stored(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,6 +1,7 @@
 """Tensors and config that a structured run writes, for models of all kinds of blocks."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ import torch
 import prunekit
 from prunekit.errors import CheckpointError
 from prunekit.models.units.blocks import block_groups
+from prunekit.models.units.narrowing import STORED
 from prunekit.runs.structured import run
-from prunekit.runs.structured.written import config_changes
+from prunekit.runs.structured.written import config_changes, restore_stored
 from tests.support import checkpoints
 from tests.support.architectures import HYBRID, tiny
 from tests.support.structured import planned
@@ -22,16 +24,19 @@ pytestmark = pytest.mark.usefixtures("proof_in_process")
 
 
 @torch.no_grad()
-def logits_without_first_block(model):
-    """Return the logits of a model whose first block passes its input through."""
+def logits_without_first(model, count):
+    """Return the logits of a model whose first blocks pass their input through."""
 
     def bypass(_, args, given, out):
         x = args[0] if args else given["hidden_states"]
         return (x, *out[1:]) if isinstance(out, tuple) else x
 
     (group,) = block_groups(model)
-    group.blocks[0].register_forward_hook(bypass, with_kwargs=True)
-    return model(IDS, use_cache=False).logits
+    hooks = [b.register_forward_hook(bypass, with_kwargs=True) for b in group.blocks[:count]]
+    logits = model(IDS, use_cache=False).logits
+    for hook in hooks:
+        hook.remove()
+    return logits
 
 
 def finished(folder, output, prune):
@@ -43,22 +48,26 @@ def finished(folder, output, prune):
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", sorted(HYBRID))
 def test_blocks_of_several_kinds_move_with_all_their_tensors(model_type, tmp_path):
-    """Without the first block every kind is in the place of another one."""
+    """Without the first block every kind is in the place of another one; and once more."""
     model = tiny(model_type)
     (group,) = block_groups(model)
     with torch.no_grad():
         for unit, block in enumerate(group.blocks):
             for parameter in block.parameters():
-                parameter.add_(0.05 * torch.randn_like(parameter)).mul_(1 if unit else 1e-3)
+                parameter.add_(0.05 * torch.randn_like(parameter)).mul_([1e-3, 1e-2, 1, 1][unit])
     folder = checkpoints.write(tmp_path / "model")
     model.save_pretrained(folder)
-    finished(folder, tmp_path / "out", BLOCKS)
-    opened, notes = type(model).from_pretrained(tmp_path / "out", output_loading_info=True)
-    assert not notes["missing_keys"]
-    assert not notes["unexpected_keys"]
-    with torch.no_grad():
-        found = opened.eval()(IDS, use_cache=False).logits
-    assert torch.equal(found, logits_without_first_block(model))
+    for removed, sparsity in enumerate(("0.25", "0.34"), 1):
+        out = tmp_path / f"without-{removed}"
+        finished(folder, out, BLOCKS.replace("0.25", sparsity))
+        opened, notes = type(model).from_pretrained(out, output_loading_info=True)
+        assert not notes["missing_keys"]
+        assert not notes["unexpected_keys"]
+        with torch.no_grad():
+            found = opened.eval()(IDS, use_cache=False).logits
+        assert torch.equal(found, logits_without_first(model, removed))
+        shutil.copyfile(folder / "text.txt", out / "text.txt")
+        folder = out
 
 
 def test_keys_of_other_versions_and_aliases_do_not_contradict(tmp_path):
@@ -94,6 +103,37 @@ def test_weights_that_do_not_change_keep_their_bytes_and_tied_ones_stay_two(tmp_
     assert found.keys() == held.keys()
     assert torch.equal(found["model.norm.weight"], held["model.norm.weight"])
     assert torch.equal(found["lm_head.weight"], held["lm_head.weight"])
+
+
+@pytest.mark.parametrize("pattern", ["neurons", "hidden"])
+def test_parts_of_weights_that_are_stored_wider_are_not_rounded(tmp_path, pattern):
+    """A GPU computes in bfloat16 where most weights are, a CPU in float32."""
+    folder = checkpoints.write(tmp_path / "model", num_hidden_layers=2)
+    held = checkpoints.tensors(folder)
+    wide = [name for name in held if "mlp" in name]
+    held |= {name: torch.rand(held[name].shape, dtype=torch.float64) for name in wide}
+    checkpoints.save(folder, held)
+    prune = f'method = "magnitude"\npattern = "{pattern}"\nsparsity = 0.25\nuniform = true'
+    finished(folder, tmp_path / "out", prune)
+    found = checkpoints.tensors(tmp_path / "out")
+    for name in wide:
+        known = {*held[name].flatten().tolist()}
+        assert found[name].shape != held[name].shape
+        assert found[name].dtype == torch.float64
+        assert known.issuperset(found[name].flatten().tolist())
+
+
+def test_training_begins_with_the_stored_values(tmp_path):
+    model = tiny("llama").bfloat16()
+    weight = model.model.layers[0].mlp.up_proj.weight
+    wide = weight.detach().float() + 1e-6
+    setattr(weight, STORED, wide)
+    frozen = model.model.norm.weight
+    setattr(frozen, STORED, wide[0, :32] + 1)
+    model.float()
+    restore_stored(model, torch.bfloat16)
+    assert torch.equal(weight, wide)
+    assert torch.equal(frozen, torch.ones(32))  # another value than the stored one
 
 
 def test_blocks_for_multi_token_prediction_follow_the_kept_ones(tmp_path):
