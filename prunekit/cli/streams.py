@@ -10,16 +10,16 @@ from prunekit.errors import PrunekitError
 def guard_streams() -> None:
     """Make the standard streams of this process safe to write to.
 
-    A closed one is opened on the null device: the next opened file would take its number, and
-    output would end up in a checkpoint. Characters that the encoding lacks are shown escaped. A
-    failure to write to standard output is an error of ours; one to write to standard error ends the
-    display, not the run.
+    A closed one is opened on the null device, for reading only, so that it is still an error to
+    write to it: the next opened file would take its number, and output would end up in a
+    checkpoint. Characters that the encoding lacks are shown escaped. A failure to write to standard
+    output is an error of ours; one to write to standard error ends the display, not the run.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)
+            os.open(os.devnull, os.O_RDONLY)
     sys.stdout = _guarded(sys.stdout, 1, fatal=True)
     sys.stderr = _guarded(sys.stderr, 2, fatal=False)
 
