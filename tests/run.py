@@ -116,7 +116,10 @@ def _run(names: list[str]) -> int:
 
 def _pytest(*arguments: str, workers: int | None = None, **variables: str) -> int:
     """Run pytest and return 0, or 1; no test found is a failure (exit code 5)."""
-    workers = workers or min(os.cpu_count() or 1, MOST_WORKERS)
+    # Only here: the first process of a fresh machine may have an older Python.
+    from prunekit.models.cgroups import usable_cpus
+
+    workers = workers or min(usable_cpus(), MOST_WORKERS)
     # Neighbours share fixtures, so they start on one worker; who is idle takes over some.
     spread = ("-n", str(workers), "--dist", "worksteal") if workers > 1 else ()
     threads = {"OMP_NUM_THREADS": "1"} if workers > 1 else {}

@@ -27,6 +27,7 @@ import torch
 from bench.harness import table
 from bench.ops import roofline
 from prunekit.inference.layer_speed import copy_rate, product_rate
+from prunekit.models.cgroups import usable_cpus
 
 RESULTS = Path(__file__).parents[1] / "results"
 BUDGET_SECONDS = {"cpu": 2.0, "cuda": 0.3}  # per contestant, after one warm-up
@@ -121,7 +122,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         model = torch.cuda.get_device_name(device)
         driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     else:
-        model, driver = f"{_processor()} x{os.cpu_count()}", None
+        model, driver = f"{_processor()} x{usable_cpus()}", None
     return {
         "name": re.sub(r"[^A-Za-z0-9]+", "-", model).strip("-").lower(),
         "model": model,

@@ -1,7 +1,6 @@
 """Software, hardware and peak memory of the process, for reports."""
 
 import importlib.metadata
-import os
 import platform
 import resource
 import sys
@@ -9,6 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
+
+from prunekit.models.cgroups import usable_cpus
 
 PACKAGES = ("torch", "transformers", "triton", "safetensors", "accelerate")
 """Packages whose versions are reported, where they are installed."""
@@ -50,4 +51,4 @@ def _version(package: str) -> str | None:
 
 def _processor() -> str:
     name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
+    return f"{name}, {usable_cpus()} cores"

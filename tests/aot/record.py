@@ -5,7 +5,6 @@ written anew.
 """
 
 import json
-import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import torch
 import triton
 
+from prunekit.models.cgroups import usable_cpus
 from tests.aot.compile_only import KEY_DIGITS, TARGETS, compile_only, usage
 from tests.aot.launches import Launch, everywhere, launches
 
@@ -71,7 +71,7 @@ def main(chosen: list[str]) -> None:
     if old["versions"] != versions:
         sys.exit(f"the other rows are of {old['versions']}, these would be of {versions}: do all.")
     found = [row for row in old["rows"] if row["op"] not in anew and _key(row) in order]
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    with ProcessPoolExecutor(usable_cpus()) as pool:
         for part in pool.map(rows, TARGETS, [anew] * len(TARGETS)):
             found += part
     found.sort(key=lambda row: order[_key(row)])

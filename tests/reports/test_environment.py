@@ -5,6 +5,7 @@ import sys
 
 import torch
 
+from prunekit.models import cgroups
 from prunekit.reports import environment
 
 CPU = torch.device("cpu")
@@ -18,6 +19,10 @@ def test_versions_are_those_of_the_installed_packages():
     assert found["device"].endswith(" cores")
     assert found["threads"] == torch.get_num_threads()
     assert found["time"].endswith("+00:00")
+
+
+def test_processors_are_those_that_the_process_may_use():
+    assert environment.environment(CPU)["device"].endswith(f", {cgroups.usable_cpus()} cores")
 
 
 def test_a_package_that_is_not_installed_is_left_out(monkeypatch):
