@@ -10,6 +10,12 @@ PrunekitError
 └── StoppedError      the run stopped on request and can be resumed
 """
 
+import errno
+
+OUT_OF_MEMORY = ("can't allocate memory", "can't start new thread", "MemoryError")
+"""Texts of errors that have no class of their own: PyTorch's on a CPU, Python's, and those that
+another process describes."""
+
 
 class PrunekitError(Exception):
     """Base class; messages name place, problem, allowed values and remedy."""
@@ -41,3 +47,12 @@ class RankError(PrunekitError):
 
 class StoppedError(PrunekitError):
     """The run stopped on request and can be resumed."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of any library says that memory is used up."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)

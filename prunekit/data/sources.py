@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.data.chat import ChatTemplate
-from prunekit.errors import ConfigError
+from prunekit.errors import ConfigError, is_out_of_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -201,6 +201,8 @@ def _parquet_rows(source: str) -> Iterator[tuple[str, Any]]:
             yield from ((f"{source}: row {number}", row) for number, row in enumerate(rows, 1))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{source}: not UTF-8: {error}") from error
+    except MemoryError:  # that of pyarrow is an ArrowException too
+        raise
     except pyarrow.ArrowException as error:
         raise ConfigError(f"{source}: not a Parquet file: {error}") from error
 
@@ -213,6 +215,8 @@ def _hub_rows(source: str) -> Iterator[tuple[str, Any]]:
     try:
         rows = datasets.load_dataset(parts["name"], parts["config"], split=parts["split"])
     except Exception as error:  # RuntimeError for a script, and errors of many libraries
+        if is_out_of_memory(error):
+            raise
         hint = f". {SCRIPT_HINT}" if "script" in str(error).lower() else ""
         raise ConfigError(f"{source}: cannot be loaded: {error}{hint}") from error
     column = parts["column"]
@@ -225,6 +229,8 @@ def _hub_rows(source: str) -> Iterator[tuple[str, Any]]:
     except ConfigError:
         raise
     except Exception as error:  # rows are decoded here
+        if is_out_of_memory(error):
+            raise
         raise ConfigError(f"{source}: its rows cannot be read: {error}") from error
 
 

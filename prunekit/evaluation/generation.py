@@ -27,6 +27,7 @@ from prunekit.models.devices import (
 from prunekit.models.empty_model import max_tokens
 from prunekit.models.hf_config import call_transformers, config_and_class
 from prunekit.models.load import open_whole
+from prunekit.models.memory import report_exhausted
 from prunekit.models.vocabulary import load_tokenizer
 
 PROMPTS = (
@@ -110,6 +111,7 @@ def sample_text(
     return torch.cat(parts).cpu()
 
 
+@report_exhausted()
 def generate(
     path: str, new_tokens: int, prompts: Sequence[str] = PROMPTS, device: str = "auto"
 ) -> list[Generation]:

@@ -9,11 +9,13 @@ from torch import Tensor
 from prunekit.checkpoint.header import FLOAT_DTYPES, TensorEntry
 from prunekit.checkpoint.hub import checkpoint_folder
 from prunekit.checkpoint.reader import open_checkpoint
+from prunekit.models.memory import report_exhausted
 
 GROUPS = ((1, 8), (1, 4), (2, 8), (2, 4), (4, 8), (8, 16), (16, 32))
 """Patterns n:m to look for: sparsest first, then shortest groups first."""
 
 
+@report_exhausted()
 def inspect(path: str | Path) -> list[dict[str, Any]]:
     """Describe every floating-point matrix without running the model.
 

@@ -27,6 +27,7 @@ from prunekit.errors import ConfigError, NumericsError
 from prunekit.models.devices import loss_dtype, resolve_device, stored_dtype
 from prunekit.models.empty_model import empty_model, max_tokens
 from prunekit.models.layout import is_causal_language_model, stack_runners
+from prunekit.models.memory import report_exhausted
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.sequential.hidden_states import choose_offload, hidden_states_factory, scratch
 from prunekit.models.sequential.loaded_block import LoadedBlock
@@ -153,6 +154,7 @@ def perplexity_from_loss(loss: float, count: int) -> float:
         return math.inf
 
 
+@report_exhausted()
 def evaluate(
     path: str,
     sources: Sequence[str],

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from prunekit.checkpoint.compressed import KEPT_UNITS_KEY
 from prunekit.checkpoint.reader import Checkpoint
-from prunekit.errors import CheckpointError
+from prunekit.errors import CheckpointError, is_out_of_memory
 from prunekit.evaluation.perplexity import Evaluator
 from prunekit.models import stock
 from prunekit.models.experts import Expert
@@ -106,6 +106,8 @@ def check_answers(
         try:
             found = answer({key: proof[key] for key in PROOF_KEYS}, device_map)
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             reason = error if isinstance(error, ChildError) else stock.describe(error)
             return Check("answers", passed=False, detail=f"{who} cannot open it: {reason}")
     expected = torch.tensor(proof["answers"])
@@ -129,7 +131,7 @@ def proof_ids(config: Any) -> Int[Tensor, "1 T"]:  # noqa: ANN401
     return (torch.arange(1, length + 1) * 7919 % config.vocab_size)[None]
 
 
-class ChildError(Exception):
+class ChildError(RuntimeError):
     """The error of a fresh process that could not open the model."""
 
 

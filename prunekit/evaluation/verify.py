@@ -11,6 +11,7 @@ from prunekit.errors import CheckpointError, ConfigError, ShapeError
 from prunekit.evaluation.proof import Check, check_recorded_answers, make_proof, proof_ids
 from prunekit.models.empty_model import empty_model
 from prunekit.models.hf_config import read_hf_config
+from prunekit.models.memory import report_exhausted
 from prunekit.models.units.find import unit_groups
 from prunekit.models.weight_names import stored_names
 from prunekit.patterns import Pattern, parse
@@ -41,6 +42,7 @@ def recount_zeros(
     return {"zeros": zeros, "violations": broken}
 
 
+@report_exhausted()
 def verify(path: str | Path) -> list[Check]:
     """Verify a pruned folder: files, zeros or units, pattern and model outputs.
 

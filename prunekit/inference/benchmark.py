@@ -15,6 +15,7 @@ from prunekit.formatting import number, size
 from prunekit.inference.layer_speed import SpeedResults, SpeedRow, measure_layers
 from prunekit.inference.model_speed import compare_models, compressible_shapes
 from prunekit.models.devices import resolve_device
+from prunekit.models.memory import report_exhausted
 from prunekit.reports.environment import environment
 
 PROMPT_TOKENS, NEW_TOKENS = 512, 64
@@ -37,6 +38,13 @@ def run_benchmark(
     Raises:
         ConfigError: The dtype or a number of tokens is invalid, or the model is not sparse.
     """
+    with report_exhausted():
+        yield from _run(model, output, tokens, device, dtype)
+
+
+def _run(
+    model: str | None, output: Path, tokens: Sequence[int], device: str, dtype: str
+) -> Iterator[str]:
     target, compute_dtype, shapes = _parse_options(model, tokens, device, dtype)
     results: SpeedResults | None = None
     for row in measure_layers(target, compute_dtype, shapes, tokens or None):

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from prunekit.checkpoint.compressed import KEPT_UNITS_KEY
 from prunekit.checkpoint.reader import Checkpoint
-from prunekit.errors import CheckpointError, PrunekitError
+from prunekit.errors import CheckpointError, PrunekitError, is_out_of_memory
 from prunekit.models import stock
 
 T = TypeVar("T")
@@ -95,13 +95,16 @@ def call_transformers(checkpoint: Checkpoint, failed: str, work: Callable[[], T]
         work: The call.
 
     Raises:
-        CheckpointError: The call raised any exception other than a PrunekitError.
+        CheckpointError: The call raised any exception other than a PrunekitError or a lack of
+            memory.
     """
     try:
         return work()
     except PrunekitError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         where = checkpoint.folder / "config.json"
         raise CheckpointError(
             f"{where}: transformers {transformers.__version__} {failed}: {stock.describe(error)}"

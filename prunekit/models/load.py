@@ -15,11 +15,12 @@ from prunekit.checkpoint.hub import checkpoint_folder
 from prunekit.checkpoint.reader import Checkpoint, open_checkpoint
 from prunekit.models import stock
 from prunekit.models.hf_config import call_transformers, model_class, read_hf_config
-from prunekit.models.memory import device_map_options
+from prunekit.models.memory import device_map_options, report_exhausted
 from prunekit.models.units.removal import restore
 from prunekit.models.weight_names import stored_names
 
 
+@report_exhausted()
 def load(path: str | Path | Checkpoint, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """Load a model, with or without removed units, for inference.
 

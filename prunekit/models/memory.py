@@ -13,13 +13,12 @@ from typing import Any
 import psutil
 import torch
 
-from prunekit.errors import CapacityError
+from prunekit.errors import CapacityError, is_out_of_memory
 from prunekit.models import cgroups
 
 ESTIMATE_MARGIN = 1.15
 """Safety factor on memory estimates, which are accurate to 15 %."""
-OUT_OF_MEMORY = ("can't allocate memory", "can't start new thread")
-"""Texts of errors that have no class of their own: PyTorch's on a CPU, and Python's."""
+ADVICE = "Free some memory or take a machine with more, then try again."
 
 
 def local_processes() -> int:
@@ -70,24 +69,24 @@ def device_map_options(
 
 
 @contextmanager
-def report_exhausted() -> Iterator[None]:
+def report_exhausted(advice: str = ADVICE) -> Iterator[None]:
     """Turn a failed allocation into an error that says how to continue.
+
+    Also a decorator of functions, but not of generators.
+
+    Args:
+        advice: End of the message.
 
     Raises:
         CapacityError: Main memory or that of a device is used up.
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not known and not any(text in str(error) for text in OUT_OF_MEMORY):
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_out_of_memory(error):
             raise
         reason = (str(error).strip().splitlines() or ["Python could not allocate"])[0]
-        raise CapacityError(
-            f"The memory is used up ({reason}). Finished work is kept: free some memory or take a "
-            "machine with more, then run again with --resume. Fewer or shorter calibration samples "
-            "need less, but are another run."
-        ) from error
+        raise CapacityError(f"The memory is used up ({reason}). {advice}") from error
 
 
 def limit_threads() -> None:

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunekit.checkpoint.reader import Checkpoint
-from prunekit.errors import ConfigError
+from prunekit.errors import ConfigError, is_out_of_memory
 from prunekit.models import stock
 
 
@@ -22,6 +22,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     try:
         return stock.read_tokenizer(checkpoint.folder)
     except Exception as error:  # tokenizers raises Exception itself for files it cannot parse
+        if is_out_of_memory(error):
+            raise
         raise ConfigError(
             f"{checkpoint.folder}: has no tokenizer that can be loaded ({stock.describe(error)}). "
             "Code of its own is never run; its files may need newer versions than transformers "

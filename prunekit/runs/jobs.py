@@ -33,8 +33,13 @@ from prunekit.runs.sweep.run import run as run_sweep
 __all__ = ["JobPlan", "Preflight", "estimate", "plan", "run"]
 
 JobPlan = Plan | StructuredPlan | SweepPlan
+RESUME = (
+    "Finished work is kept: free some memory or take a machine with more, then run again with "
+    "--resume. Fewer or shorter calibration samples need less, but are another run."
+)
 
 
+@report_exhausted()
 def plan(
     config: Config | StructuredConfig | SweepConfig,
     ranks: Ranks = SINGLE,
@@ -115,7 +120,7 @@ def run(
         CapacityError: Memory or disk is used up; the output folder can be resumed.
         PrunekitError: The run failed; the output folder can be resumed.
     """
-    with report_exhausted():
+    with report_exhausted(RESUME):
         if isinstance(plan, SweepPlan):
             yield from run_sweep(plan, _run_one, resume=resume, overwrite=overwrite, stop=stop)
         elif isinstance(plan, StructuredPlan):

@@ -12,7 +12,7 @@ import torch
 import prunekit
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.cli.main import main
-from prunekit.errors import CheckpointError
+from prunekit.errors import CapacityError, CheckpointError
 from prunekit.evaluation import proof
 from prunekit.evaluation.proof import check_answers, make_proof
 from prunekit.models import memory, stock
@@ -122,19 +122,58 @@ def test_answers_pass_if_they_differ_by_rounding_alone(llama, found, recorded, s
     assert (said or "") in check.detail
 
 
+@pytest.fixture
+def user_site(tmp_path, monkeypatch):
+    """A process of a Python whose packages are all in the user site.
+
+    Returns:
+        Its module paths.
+    """
+    interpreter = sys._base_executable  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setenv("PYTHONUSERBASE", str(tmp_path / "user"))
+    for name in ("PYTHONPATH", "PYTHONNOUSERSITE"):
+        monkeypatch.delenv(name, raising=False)
+    show = "import json, site, sys; print(json.dumps([site.getusersitepackages(), sys.path]))"
+    command = [interpreter, "-P", "-c", show]
+    folder = Path(json.loads(subprocess.check_output(command))[0])
+    folder.mkdir(parents=True)
+    for package in Path(torch.__file__).parents[1].iterdir():
+        (folder / package.name).symlink_to(package)
+    paths = json.loads(subprocess.check_output(command))[1]
+    assert str(folder) in paths
+    monkeypatch.setattr(sys, "executable", interpreter)
+    return paths
+
+
 @pytest.mark.slow
-def test_a_fresh_process_imports_what_this_one_imports(llama, tmp_path, monkeypatch):
+def test_a_fresh_process_imports_what_this_one_imports(llama, tmp_path, monkeypatch, user_site):
     """From paths of this process alone, and nothing from where it was started."""
     monkeypatch.chdir(llama)
     (llama / "torch.py").write_text("raise SystemExit('code of the checkpoint')\n")
     extra, witness = tmp_path / "extra", tmp_path / "witness"
     extra.mkdir()
     (extra / "sitecustomize.py").write_text(f"open({str(witness)!r}, 'a').close()\n")
-    monkeypatch.syspath_prepend(str(extra))
-    recording = make_proof(open_checkpoint(llama), CPU)
-    check = proof.check_recorded_answers(open_checkpoint(llama), recording)
+    checkpoint = open_checkpoint(llama)
+    recording = make_proof(checkpoint, CPU)
+    monkeypatch.setattr(sys, "path", [str(extra), *user_site])
+    check = proof.check_recorded_answers(checkpoint, recording)
     assert check.passed, check.detail
     assert witness.exists()
+
+
+@pytest.mark.parametrize(
+    "error", ["OutOfMemoryError: CUDA out of memory.", "RuntimeError: can't allocate memory: 3 GB"]
+)
+def test_a_fresh_process_without_memory_is_no_failed_check(llama, monkeypatch, error):
+    def start(command, **_):
+        result = json.loads(command[-1])["result"]
+        Path(result).write_text(json.dumps({"error": error}))
+        return subprocess.CompletedProcess(command, 0, b"", b"")
+
+    recording = {"ids": [[1]], "dtype": "float32", "device": "cpu", "answers": [0.0]}
+    monkeypatch.setattr(subprocess, "run", start)
+    with pytest.raises(CapacityError, match="memory"), memory.report_exhausted():
+        proof.check_recorded_answers(open_checkpoint(llama), recording)
 
 
 def test_a_fresh_process_finds_no_modules_where_this_one_was_started(tmp_path, monkeypatch):

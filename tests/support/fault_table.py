@@ -17,7 +17,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "bench/results/faults.md"
 VARIABLE = "PRUNEKIT_FAULTS"
-TESTS = ("tests/test_faults.py", "tests/distributed")
+TESTS = (
+    "tests/test_faults.py",
+    "tests/test_exhausted.py",
+    "tests/test_file_systems.py",
+    "tests/distributed",
+)
 HEAD = ("| kind | fault | outcome |", "|---|---|---|")
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prunekit.checkpoint.reader import Checkpoint
-from prunekit.errors import CheckpointError
+from prunekit.errors import CheckpointError, is_out_of_memory
 
 
 class Fetch(Thread):
@@ -31,10 +31,11 @@ class Fetch(Thread):
     def run(self) -> None:
         """Fetch the tensors; those that fail are read when needed."""
         try:
-            with suppress(CheckpointError, OSError, torch.OutOfMemoryError):
+            with suppress(CheckpointError, OSError):
                 self._fetch()
         except Exception as error:
-            self._error = error
+            if not is_out_of_memory(error):
+                self._error = error
 
     def _fetch(self) -> None:
         if self._stream is None:

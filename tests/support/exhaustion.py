@@ -1,0 +1,49 @@
+"""Allocations that fail, as the libraries report it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+ERRORS: dict[str, Callable[[], Exception]] = {
+    "Python": MemoryError,
+    "CPU": lambda: RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: "
+        "you tried to allocate 4096 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+    "GPU": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+}
+"""What Python raises, and PyTorch on a CPU and on a GPU, by name."""
+
+
+class Memory(TorchDispatchMode):
+    """Memory that is used up at some operation of PyTorch in this thread.
+
+    Attributes:
+        left: Operations until then; None for memory that suffices.
+        failed: Whether an operation has failed.
+    """
+
+    def __init__(self, error: str) -> None:
+        super().__init__()
+        self.error, self.left, self.failed = ERRORS[error], None, False
+
+    def __torch_dispatch__(
+        self, operation: Any, _: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                self.failed = True
+                raise self.error()
+        return operation(*arguments, **(options or {}))
+
+
+@contextmanager
+def exhausted_after(operations: int, error: str) -> Iterator[Memory]:
+    """Let all operations of PyTorch fail after some of them."""
+    with Memory(error) as memory:
+        memory.left = operations
+        yield memory
