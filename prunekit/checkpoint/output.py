@@ -31,7 +31,7 @@ from prunekit.checkpoint.owned_files import recorded_digests
 from prunekit.checkpoint.reader import Checkpoint, open_weights
 from prunekit.checkpoint.weight_files import INDEX_FILE
 from prunekit.distributed.ranks import SINGLE, Ranks
-from prunekit.errors import ConfigError
+from prunekit.errors import CheckpointError, ConfigError
 
 CONFIG_FILE = "config.json"
 
@@ -39,6 +39,21 @@ CONFIG_FILE = "config.json"
 def checkpoint_files(checkpoint: Checkpoint) -> list[str]:
     """Return the names of a pruned checkpoint's files besides its shards."""
     return [*checkpoint.companion_names, INDEX_FILE, CONFIG_FILE]
+
+
+def check_same_tensors(source: Checkpoint, written: Checkpoint) -> None:
+    """Refuse a copy of a checkpoint that lacks a tensor or has another.
+
+    Raises:
+        CheckpointError: A tensor is missing, or has another shape or data type.
+    """
+    for name, entry in source.entries.items():
+        found = written.entries.get(name)
+        if not found or (found.shape, found.dtype) != (entry.shape, entry.dtype):
+            raise CheckpointError(
+                f"{written.folder}: lacks {name} as {source.folder} has it. Write it again; if "
+                "that does not help, the disk or the memory is faulty."
+            )
 
 
 class OutputFolder:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from prunekit.checkpoint.atomic import file_sha256, write_atomically
 from prunekit.checkpoint.compressed import CompressedWeight, compress_weight, layer_name
 from prunekit.checkpoint.formats import Format, WeightLayout, format_named
 from prunekit.checkpoint.journal import JOURNAL, START, read_journal
-from prunekit.checkpoint.output import OutputFolder, checkpoint_files
+from prunekit.checkpoint.output import OutputFolder, check_same_tensors, checkpoint_files
 from prunekit.checkpoint.output_path import check_apart, nearest_existing_folder
 from prunekit.checkpoint.reader import (
     Checkpoint,
@@ -24,6 +25,7 @@ from prunekit.checkpoint.reader import (
 )
 from prunekit.errors import CapacityError, CheckpointError, ConfigError
 from prunekit.models.empty_model import empty_model
+from prunekit.models.memory import report_exhausted
 from prunekit.models.orientation import stored_transposed
 from prunekit.models.weight_names import stored_names
 from prunekit.reports import report as reports
@@ -56,6 +58,7 @@ class Conversion:
     notes: tuple[str, ...] = ()
 
 
+@report_exhausted()
 def convert(source: Path, target: Path, name: str) -> Conversion:
     """Write a checkpoint in another format without changing any weight value.
 
@@ -71,6 +74,7 @@ def convert(source: Path, target: Path, name: str) -> Conversion:
     return _convert(open_checkpoint(source), target, format_named(name))
 
 
+@report_exhausted()
 def migrate(source: Path, target: Path, name: str) -> Conversion:
     """Convert a sparse checkpoint of compressed-tensors to another format.
 
@@ -165,7 +169,7 @@ def _convert(checkpoint: Checkpoint, target: Path, kind: Format) -> Conversion:
         output.begin(job, resume=False, overwrite=cut_off, writes=writes)
         compressed, dense = _write(checkpoint, output, groups, linears, kind)
         _copy_report(checkpoint.folder, output)
-        output.finish(checkpoint, None, kind, compressed)
+        output.finish(checkpoint, None, kind, compressed, partial(check_same_tensors, checkpoint))
         output.discard_journal()
     except BaseException:
         with suppress(OSError, CapacityError):

@@ -14,6 +14,7 @@ from prunekit.cli.main import main
 from prunekit.errors import CheckpointError, ConfigError
 from prunekit.evaluation.inspect import inspect
 from prunekit.evaluation.verify import verify
+from prunekit.inference import convert as convert_module
 from prunekit.inference.convert import LEGACY_PARTS, convert, migrate, open_legacy
 from tests.support import checkpoints
 from tests.support.checkpoints import planned
@@ -190,6 +191,32 @@ def test_a_spoiled_weight_is_named(written, tmp_path):
     checkpoints.change(tmp_path / "out", name.replace(".weight", ".keep"), lambda keep: keep | 1)
     with pytest.raises(CheckpointError, match=rf"{name}: \d+ groups of four do not have two"):
         open_checkpoint(tmp_path / "out").read([name])
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_conversion_that_lost_a_tensor_is_not_done(llama, tmp_path, monkeypatch, kind):
+    lost = "model.layers.1.mlp.up_proj.weight"
+    groups = convert_module._groups
+    monkeypatch.setattr(
+        convert_module,
+        "_groups",
+        lambda checkpoint: [
+            [each for each in names if each != lost] for names in groups(checkpoint)
+        ],
+    )
+    with pytest.raises(CheckpointError, match=rf"out: lacks {lost} as .*/dense has it"):
+        convert(llama / "dense", tmp_path / "out", kind)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_all_of_its_tensors_is_not_converted(tmp_path):
+    folder = checkpoints.write(tmp_path / "m")
+    held = checkpoints.tensors(folder)
+    del held["model.norm.weight"]
+    checkpoints.save(folder, held)
+    with pytest.raises(CheckpointError, match=r"has no model\.norm\.weight"):
+        convert(folder, tmp_path / "out", "dense")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_part_that_is_missing_is_named(written, tmp_path):
