@@ -149,8 +149,10 @@ def check_disk(path: str, needed: int) -> None:
     existing = nearest_existing_folder(Path(path))
     if not os.access(existing, os.W_OK):
         raise CapacityError(f"output.path: {existing} cannot be written to.")
-    free = shutil.disk_usage(existing).free
-    if needed > free:
+    usage = shutil.disk_usage(existing)
+    # Some file systems of object stores do not know their size, and report 0.
+    if usage.total and needed > usage.free:
         raise CapacityError(
-            f"output.path: {existing} has {size(free)} free, the checkpoint needs {size(needed)}."
+            f"output.path: {existing} has {size(usage.free)} free, the checkpoint needs "
+            f"{size(needed)}."
         )

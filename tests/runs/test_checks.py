@@ -32,7 +32,7 @@ def test_perplexity_of_what_is_no_causal_language_model_is_refused(tmp_path, out
 
 
 def test_too_little_disk_is_refused(llama, output, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=20_000, free=10_000))
     with pytest.raises(CapacityError, match=r"^output.path: .* has 10 kB free, the checkpoint"):
         planned(llama, output)
 
