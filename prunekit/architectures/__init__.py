@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 
 from transformers import PreTrainedModel
 
+from prunekit.architectures.adapters import without_adapters
 from prunekit.architectures.base import Architecture, Attention, FeedForward, Stack, Stage, Stream
 from prunekit.architectures.coverage import ADVICE, check_coverage, has_module
 from prunekit.architectures.probing import probe
@@ -33,15 +34,17 @@ def find_architecture(model: PreTrainedModel) -> Architecture:
     """Return the declared or probed architecture, restricted to stacks the model has.
 
     Args:
-        model: A transformers model, with or without a head; it may be on the meta device.
+        model: A transformers model, with or without a head; it may be on the meta device, or have
+            adapters of peft.
 
     Raises:
         CheckpointError: Its blocks contain a linear or fused weight that no stage covers, they lack
             a linear that a stage names, or its type is not declared and cannot be probed.
     """
-    architecture = declared_architecture(model) or probe(model)
-    for stack in architecture.stacks:
-        check_coverage(model, stack)
+    with without_adapters(model):
+        architecture = declared_architecture(model) or probe(model)
+        for stack in architecture.stacks:
+            check_coverage(model, stack)
     return architecture
 
 

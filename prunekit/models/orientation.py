@@ -1,6 +1,7 @@
 """Orientation of linear weights: GPT-2's ``Conv1D`` stores [inputs, outputs].
 
-Everything else in prunekit sees the weight of a linear as [outputs, inputs].
+Everything else in prunekit sees the weight of a linear as [outputs, inputs]. The weight of a linear
+with adapters of peft is that of the linear alone.
 
 Shapes: O output features, I input features.
 """
@@ -11,10 +12,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from prunekit.architectures.adapters import base_layer
+
 
 def stored_transposed(linear: nn.Module) -> bool:
     """Return whether the weight is stored inputs first."""
-    return isinstance(linear, Conv1D)
+    return isinstance(base_layer(linear), Conv1D)
 
 
 def outputs_first(linear: nn.Module, value: Tensor) -> Float[Tensor, "O I"]:
@@ -43,7 +46,7 @@ def stored_axis(linear: nn.Module, axis: int) -> int:
 
 def update_features(linear: Any) -> None:  # noqa: ANN401  attributes differ by class
     """Set the module's feature counts to the shape of its weight."""
-    if stored_transposed(linear):
+    if isinstance(linear, Conv1D):
         linear.nx, linear.nf = linear.weight.shape
     else:
-        linear.out_features, linear.in_features = linear.weight.shape
+        linear.out_features, linear.in_features = features(linear)

@@ -1,7 +1,8 @@
 """Attention heads and feed-forward neurons as units.
 
 Both are rows of the linears that write them and columns of the one linear that reads them. Under
-grouped queries a unit is a key head with the query heads that share it.
+grouped queries a unit is a key head with the query heads that share it. Low-rank adapters of these
+linears belong to the units likewise: rows of B where they are written, columns of A where read.
 
 Shapes: U units, P parts of a unit (the query heads of a group), R rows or columns of a part, I
 inputs of the reader.
@@ -13,15 +14,17 @@ from functools import partial
 from typing import Any, Self, cast
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from typing_extensions import override
 
 from prunekit.architectures import Attention, FeedForward, Stack, find_architecture
+from prunekit.architectures.adapters import base_layer
 from prunekit.architectures.coverage import ADVICE, base_model_prefix, has_module
 from prunekit.errors import CheckpointError, ShapeError
+from prunekit.models.adapters import check_low_rank, input_parts, output_parts
 from prunekit.models.attention_hook import check_observable
 from prunekit.models.orientation import stored_axis, weight_matrix
 from prunekit.models.units import linear_config
@@ -36,14 +39,7 @@ from prunekit.models.units.position_bias import (
     select_bias_columns,
     select_position_biases,
 )
-
-
-@dataclass(frozen=True)
-class UnitIndex:
-    """Outputs or inputs of a linear that belong to each unit."""
-
-    linear: nn.Module
-    index: Int[Tensor, "U P R"]
+from prunekit.models.units.unit_index import UnitIndex, output_owner, owner_of, projections
 
 
 @dataclass(frozen=True)
@@ -79,15 +75,17 @@ class LinearUnitGroup(UnitGroup):
     @property
     def owner(self) -> Int[Tensor, " I"]:
         """The unit that each input of the reader belongs to."""
-        owner = torch.empty(self.reader.index.numel(), dtype=torch.int64)
-        units = torch.arange(self.units).repeat_interleave(self.features_per_unit)
-        owner[self.reader.index.flatten()] = units
-        return owner
+        return owner_of([self.reader.index])
 
     @property
     @override
     def anchor(self) -> object:
-        return self.module
+        return base_layer(self.module)  # the same with and without adapters
+
+    @property
+    def linears(self) -> tuple[nn.Module, ...]:
+        """The linears that write and read the units, each once."""
+        return tuple(dict.fromkeys(part.linear for part in (*self.writers, self.reader)))
 
     @property
     def bias_attention(self) -> Attention | None:
@@ -103,18 +101,16 @@ class LinearUnitGroup(UnitGroup):
     @property
     @override
     def parameter_axes(self) -> tuple[ParameterAxis, ...]:
-        reader = self.reader.linear
-        axes = [ParameterAxis(_weight(reader), stored_axis(reader, 1), self.owner)]
+        axes = [
+            ParameterAxis(_weight(part), stored_axis(part, 1), self.owner)
+            for part in input_parts(self.reader.linear)
+        ]
         for linear in dict.fromkeys(part.linear for part in self.writers):
-            owner = torch.empty(len(weight_matrix(linear)), dtype=torch.int64)
-            for part in self.writers:
-                if part.linear is linear:
-                    rows = part.index[0].numel()
-                    units = torch.arange(self.units).repeat_interleave(rows)
-                    owner[part.index.flatten()] = units
-            axes.append(ParameterAxis(_weight(linear), stored_axis(linear, 0), owner))
-            if linear.bias is not None:
-                axes.append(ParameterAxis(cast("nn.Parameter", linear.bias), 0, owner))
+            owner = output_owner(linear, self.writers)
+            for part in output_parts(linear):
+                axes.append(ParameterAxis(_weight(part), stored_axis(part, 0), owner))
+                if part.bias is not None:
+                    axes.append(ParameterAxis(cast("nn.Parameter", part.bias), 0, owner))
         return tuple(axes)
 
     @override
@@ -176,6 +172,13 @@ class LinearUnitGroup(UnitGroup):
             set_config_entries(model, entries)
         update_record(model, [*kept], record)
 
+    @torch.no_grad()
+    def scale(self, factors: Float[Tensor, " U"]) -> None:
+        """Multiply the weights that read the units by their factors, in place."""
+        for part in input_parts(self.reader.linear):
+            weight = weight_matrix(part)
+            weight *= factors.to(weight)[self.owner.to(weight.device)]
+
     def narrow(self, keep: Sequence[int]) -> None:
         """Remove all other units from the weights, which invalidates the group."""
         removed = torch.ones(self.units, dtype=torch.bool)
@@ -199,6 +202,7 @@ def linear_groups(model: PreTrainedModel, kind: Kind) -> list[LinearUnitGroup]:
 
     Raises:
         CheckpointError: The family is not declared, or without its heads and neurons.
+        ConfigError: A linear has an adapter that is no product of two matrices.
     """
     groups = declared_linear_groups(model, kind)
     if not groups:
@@ -212,12 +216,16 @@ def linear_groups(model: PreTrainedModel, kind: Kind) -> list[LinearUnitGroup]:
 def declared_linear_groups(model: PreTrainedModel, kind: Kind) -> list[LinearUnitGroup]:
     """Return the declared groups of heads or neurons, if any."""
     of_block = head_groups if kind == "heads" else neuron_groups
-    return [
+    groups = [
         group
         for stack in find_architecture(model).stacks
         for name, block in model.base_model.get_submodule(stack.blocks).named_children()
         for group in of_block(f"{base_model_prefix(model)}{stack.blocks}.{name}.", block, stack)
     ]
+    for group in groups:
+        for linear in group.linears:
+            check_low_rank(linear, group.name, kind)
+    return groups
 
 
 def head_groups(name: str, block: nn.Module, stack: Stack) -> Iterator[LinearUnitGroup]:
@@ -233,7 +241,7 @@ def head_groups(name: str, block: nn.Module, stack: Stack) -> Iterator[LinearUni
         reader = block.get_submodule(declared.output)
         size = cast("int", getattr(module, declared.size))
         columns = torch.arange(weight_matrix(reader).shape[1]).view(-1, size)
-        query, key, value = _projections(block, declared, columns.shape)
+        query, key, value = projections(block, declared, columns.shape)
         units = len(key.index)
         yield LinearUnitGroup(
             f"{name}{declared.module}",
@@ -266,24 +274,6 @@ def neuron_groups(name: str, block: nn.Module, stack: Stack) -> Iterator[LinearU
         index = UnitIndex(reader, columns)
         full_name = f"{name}{declared.output}"
         yield LinearUnitGroup(full_name, "neurons", stack, reader, declared, writers, index)
-
-
-def _projections(block: nn.Module, declared: Attention, shape: torch.Size) -> tuple[UnitIndex, ...]:
-    """Return the outputs of query, key and value, each [heads, 1, size]."""
-    heads, size = shape
-    linears = [block.get_submodule(name) for name in (declared.query, declared.key, declared.value)]
-    rows = [torch.arange(len(weight_matrix(linear))) for linear in linears]
-    if declared.interleaved:
-        parts = [*rows[0].view(heads, 3, size).unbind(1)]
-    elif declared.query == declared.key:
-        key_width = (len(rows[0]) - heads * size) // 2
-        parts = rows[0].split([heads * size, key_width, key_width])
-    else:
-        parts = rows
-    return tuple(
-        UnitIndex(linear, part.view(-1, 1, size))
-        for linear, part in zip(linears, parts, strict=True)
-    )
 
 
 def _weight(linear: nn.Module) -> nn.Parameter:

@@ -1,0 +1,67 @@
+"""Which outputs or inputs of a linear belong to which unit.
+
+Shapes: U units, P parts of a unit (the query heads of a group), R rows or columns of a part, N
+outputs or inputs of a linear.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from prunekit.architectures import Attention
+from prunekit.models.orientation import weight_matrix
+
+
+@dataclass(frozen=True)
+class UnitIndex:
+    """Outputs or inputs of a linear that belong to each unit."""
+
+    linear: nn.Module
+    index: Int[Tensor, "U P R"]
+
+
+def owner_of(parts: Iterable[Int[Tensor, "U P R"]]) -> Int[Tensor, " N"]:
+    """Return the unit that each index belongs to; the parts have all indices."""
+    indices = [part.flatten(1) for part in parts]
+    units = torch.arange(len(indices[0]))
+    owner = torch.empty(sum(index.numel() for index in indices), dtype=torch.int64)
+    for index in indices:
+        owner[index.flatten()] = units.repeat_interleave(index.shape[1])
+    return owner
+
+
+def output_owner(linear: nn.Module, writers: Iterable[UnitIndex]) -> Int[Tensor, " N"]:
+    """Return the unit that each output of a linear belongs to.
+
+    Args:
+        linear: One of the linears that write the units.
+        writers: Outputs of all of them.
+    """
+    return owner_of(part.index for part in writers if part.linear is linear)
+
+
+def projections(block: nn.Module, declared: Attention, shape: torch.Size) -> tuple[UnitIndex, ...]:
+    """Return the outputs of query, key and value, each [heads, 1, size].
+
+    Args:
+        block: The block.
+        declared: Declaration of the attention.
+        shape: Number of query heads, and features of each.
+    """
+    heads, size = shape
+    linears = [block.get_submodule(name) for name in (declared.query, declared.key, declared.value)]
+    rows = [torch.arange(len(weight_matrix(linear))) for linear in linears]
+    if declared.interleaved:
+        parts = [*rows[0].view(heads, 3, size).unbind(1)]
+    elif declared.query == declared.key:
+        key_width = (len(rows[0]) - heads * size) // 2
+        parts = rows[0].split([heads * size, key_width, key_width])
+    else:
+        parts = rows
+    return tuple(
+        UnitIndex(linear, part.view(-1, 1, size))
+        for linear, part in zip(linears, parts, strict=True)
+    )
