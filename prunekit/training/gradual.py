@@ -51,6 +51,7 @@ class GradualPruner(ScheduledPruner):
 
     Attributes:
         masks: The masks in force.
+        sparsities: Sparsity of each linear at the last pruning, by name.
     """
 
     def __init__(  # noqa: PLR0913  independent options
@@ -101,7 +102,7 @@ class GradualPruner(ScheduledPruner):
         planned = gradual_schedule(self.section, schedule, start=start, end=end)
         planned = replace(planned, every=every, initial=initial)
         self._shares: dict[str, float] = {}
-        self._last: dict[str, float] = {}
+        self.sparsities: dict[str, float] = {}
         self._gradients: dict[nn.Parameter, Tensor] = {}
         places = weight_places(self.model)
         parameters = [place.parameter for place in places.values()]
@@ -136,7 +137,7 @@ class GradualPruner(ScheduledPruner):
     def _is_exact(self) -> bool:
         with self._pruner() as pruner:
             for linear in pruner.linears:
-                view, sparsity = self._views[linear.name], self._last.get(linear.name, 0.0)
+                view, sparsity = self._views[linear.name], self.sparsities.get(linear.name, 0.0)
                 zeros = view.matrix.detach()[~view.keep(self.masks)] == 0
                 wanted = zeros_of(self.section.pattern, linear, sparsity)
                 if len(zeros) != wanted or not bool(zeros.all()):
@@ -167,8 +168,8 @@ class GradualPruner(ScheduledPruner):
     def _prune(self, sparsity: float) -> None:
         with self._pruner() as pruner:
             kept = {each.name: self._views[each.name].keep(self.masks) for each in pruner.linears}
-            self._last = self._sparsities(pruner, sparsity)
-            for _ in pruner.prune(self._last, kept):
+            self.sparsities = self._sparsities(pruner, sparsity)
+            for _ in pruner.prune(self.sparsities, kept):
                 pass
             for name, keep in kept.items():
                 self._views[name].set_keep(self.masks, keep)
@@ -208,7 +209,7 @@ class GradualPruner(ScheduledPruner):
     def _regrow(self) -> None:
         with self._pruner() as pruner:
             for linear in pruner.linears:
-                view, sparsity = self._views[linear.name], self._last.get(linear.name, 0.0)
+                view, sparsity = self._views[linear.name], self.sparsities.get(linear.name, 0.0)
                 gradient = self._gradients.get(view.parameter)
                 if gradient is None or not sparsity:
                     continue
@@ -224,7 +225,7 @@ class GradualPruner(ScheduledPruner):
     @override
     def state_dict(self) -> dict[str, Any]:
         """Return the state: numbers, and the packed masks by name of the weight."""
-        mine = {"shares": self._shares, "last": self._last, "bits": self.masks.packed()}
+        mine = {"shares": self._shares, "last": self.sparsities, "bits": self.masks.packed()}
         return super().state_dict() | mine
 
     @override
@@ -238,7 +239,7 @@ class GradualPruner(ScheduledPruner):
         self.masks.check_packed(state["bits"])
         super().load_state_dict(state)
         self.masks.load_packed(state["bits"])
-        self._shares, self._last = dict(state["shares"]), dict(state["last"])
+        self._shares, self.sparsities = dict(state["shares"]), dict(state["last"])
         self.masks.dense_gradients = self._regrows_at(self.step + 1)
 
     @override
