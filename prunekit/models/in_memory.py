@@ -36,6 +36,9 @@ def check_in_memory(model: object) -> None:
 
 def is_sharded(model: nn.Module) -> bool:
     """Return whether each process has a part of the weights (FSDP, ZeRO-3)."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.tensor import DTensor
+
     return any(isinstance(module, FullyShardedDataParallel) for module in model.modules()) or any(
         isinstance(parameter, DTensor) or hasattr(parameter, "ds_id")
         for parameter in model.parameters()
