@@ -10,15 +10,19 @@ import torch
 
 from prunekit.errors import ConfigError, ShapeError
 from prunekit.models.orientation import weight_matrix
+from prunekit.models.units.find import check_current, unit_groups
 from prunekit.models.units.heads_neurons import LinearUnitGroup
-from prunekit.models.units.kinds import WHOLE
+from prunekit.models.units.kinds import WHOLE, Kind
+from prunekit.models.units.narrowing import narrow_linear, recorded_narrowings
 from prunekit.models.units.removal import apply_removal, count_parameters
 from prunekit.models.units.stock_config import check_uniform_record, stock_entries
 from prunekit.structured.batches import Data, eval_mode, to_batches
 from prunekit.structured.gated_model import GatedModel
+from prunekit.structured.optimizers import replace_parameters
 from prunekit.structured.refit import reader_grams, refit
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
     from transformers import PreTrainedModel
 
     from prunekit.models.units.base import UnitGroup
@@ -55,8 +59,11 @@ def finalize(
     data: Data | None = None,
     *,
     stock: bool = False,
+    optimizers: Sequence[Optimizer] = (),
 ) -> Finalized:
     """Remove pruned units and all gates from a model, in place.
+
+    Parameters are replaced, none is changed: the old ones are as they were.
 
     Args:
         model: The model with its gates.
@@ -64,12 +71,14 @@ def finalize(
         gates: The gate of each group, by group name.
         data: Refits the reading linears on these samples; see :meth:`Gates.finalize`.
         stock: Refuse, before any change, if a stock config cannot describe the new shapes.
+        optimizers: Those that train the model, and then the smaller one.
 
     Raises:
-        ConfigError: See :func:`check_foldable`.
+        ConfigError: See :func:`check_foldable` and :func:`check_current`.
         ShapeError: A config has to describe the new shapes and cannot.
         CheckpointError: See :meth:`prunekit.models.units.base.UnitGroup.check_unequal`.
     """
+    check_current(model, groups)
     kept = kept_units(gates)
     check_foldable(groups, gates, data)
     entries, note = None, STOCK
@@ -83,15 +92,22 @@ def finalize(
             for group in groups:
                 group.check_unequal()
         note = f"{error} {OWN}"
-    before = count_parameters(model)
-    if data is not None:
-        _refit_in_order(
-            GatedModel(model, linear_groups_of(groups), gates, to_batches(data, model)), kept
-        )
-    _fold(linear_groups_of(groups), gates)
-    for gate in gates.values():
-        gate.detach()
-    apply_removal(model, groups, kept, entries)
+    before, parameters = count_parameters(model), {*model.parameters()}
+    with recorded_narrowings() as narrowings:
+        if data is not None:
+            _refit_in_order(
+                GatedModel(model, linear_groups_of(groups), gates, to_batches(data, model)), kept
+            )
+        for gate in gates.values():
+            gate.detach()
+        apply_removal(model, groups, kept, entries)
+        _fold(model, groups[0].kind, gates)
+    after = {*model.parameters()}
+    assert after - parameters <= {step.after for step in narrowings}
+    removed = parameters - after - {step.before for step in narrowings}
+    removed |= {gate.value for gate in gates.values()}
+    for optimizer in optimizers:
+        replace_parameters(optimizer, narrowings, removed)
     return Finalized(kept, (before, count_parameters(model)), note == STOCK, note)
 
 
@@ -140,14 +156,17 @@ def _refit_in_order(gated: GatedModel, kept: Mapping[str, Sequence[int]]) -> Non
             if len(kept[group.name]) < group.units:
                 single = GatedModel(gated.model, [group], gated.gates, gated.batches)
                 total = reader_grams(single, after_gates=False)[group.name]
+                linear = group.reader.linear
+                everything = torch.arange(weight_matrix(linear).shape[1])
+                narrow_linear(linear, everything, outputs=False)  # the refit changes a copy
                 refit(group, total, kept[group.name])
 
 
 @torch.no_grad()
-def _fold(groups: Sequence[LinearUnitGroup], gates: Mapping[str, Gate]) -> None:
-    """Multiply the weights that read kept units by their factors."""
-    for group in groups:
-        gate = gates[group.name]
-        if bool((gate.value[gate.keep] != 1).any()):
-            weight = weight_matrix(group.reader.linear)
-            weight *= gate.value.to(weight)[group.owner.to(weight.device)]
+def _fold(model: PreTrainedModel, kind: Kind, gates: Mapping[str, Gate]) -> None:
+    """Multiply the weights that read the kept units, now alone, by their factors."""
+    factors = {name: gate.value.detach()[gate.keep] for name, gate in gates.items()}
+    if all(bool((factor == 1).all()) for factor in factors.values()):
+        return
+    for group in linear_groups_of(unit_groups(model, kind)):
+        group.scale(factors[group.name])

@@ -4,16 +4,18 @@ The gradient through a closed gate is zero, but momentum and weight decay would 
 weights of the unit, so that a reactivated unit would differ from the pruned one.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from prunekit.models.units.base import UnitGroup
-from prunekit.structured.gate import Gate
+if TYPE_CHECKING:
+    from prunekit.structured.gate_set import GateSet
 
 
 class HookHandles:
@@ -36,16 +38,14 @@ class HookHandles:
 
 
 class FrozenUnits(HookHandles):
-    """Restores the weights of closed units after each optimizer step; see ``Gates.hold``.
+    """Restores the weights of closed units after each optimizer step; see ``GateSet.hold``.
 
     The optimizer state of these weights is zeroed entry by entry. Costs a copy of the weights
     during a step.
     """
 
-    def __init__(
-        self, groups: Sequence[UnitGroup], gates: Mapping[str, Gate], optimizer: Optimizer
-    ) -> None:
-        self._groups, self._gates = groups, gates
+    def __init__(self, gates: GateSet, optimizer: Optimizer) -> None:
+        self._gates = gates
         self._saved: list[tuple[Tensor, int, Tensor, Tensor]] = []
         before = optimizer.register_step_pre_hook(lambda *_: self._save())
         after = optimizer.register_step_post_hook(lambda stepped, *_: self._restore(stepped))
@@ -53,10 +53,12 @@ class FrozenUnits(HookHandles):
 
     @torch.no_grad()
     def _save(self) -> None:
+        # The groups of now: a removal replaces them.
         self._saved = [
             (parameter, axis, rows, parameter.index_select(axis, rows))
-            for group in self._groups
-            for closed in [~self._gates[group.name].keep.cpu()]
+            for group in self._gates.groups
+            for closed in [~self._gates.gates[group.name].keep.cpu()]
+            if bool(closed.any())
             for parameter, axis, owner in group.parameter_axes
             for rows in [closed[owner].nonzero().flatten().to(parameter.device)]
             if len(rows)

@@ -3,10 +3,13 @@
 Shapes: U units of a group.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Mapping
 from operator import index
-from typing import Self
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from jaxtyping import Bool
@@ -14,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from prunekit.architectures.adapters import bare_model
 from prunekit.errors import ConfigError
 from prunekit.models.in_memory import check_in_memory
 from prunekit.models.units.find import unit_groups
@@ -22,31 +26,39 @@ from prunekit.models.units.kinds import Kind
 from prunekit.structured.finalize import kept_units, linear_groups_of
 from prunekit.structured.frozen_units import FrozenUnits
 from prunekit.structured.gate import Gate
+from prunekit.structured.gate_file import GateState, read_gates, write_gates
+from prunekit.structured.guarded_save import ATTACHED, GuardedSave
+from prunekit.structured.scheduled import torch_optimizer
 from prunekit.structured.selection import check_covers
+
+if TYPE_CHECKING:
+    from prunekit.structured.gradual_units import GradualUnits
 
 ACTIVE = 0.01
 """A unit with a factor above this counts as active."""
-ATTACHED = "_prunekit_gates"
-"""Attribute of a model with the gates on it, by kind."""
 
 
-def attached_gates(model: PreTrainedModel, kind: Kind) -> "GateSet | None":
+def attached_gates(model: PreTrainedModel, kind: Kind) -> GateSet | None:
     """Return the gates attached to a model's units of one kind.
 
     None if there are none.
     """
-    return getattr(model, ATTACHED, {}).get(kind)
+    return getattr(bare_model(model), ATTACHED, {}).get(kind)
 
 
 class GateSet:
     """Gates on all units of one kind of a model.
 
     Attributes:
-        model: The model.
+        model: The model of transformers, without wrappers of peft.
         kind: Kind of the units.
         groups: Their groups, in run order; a layer is an index into these.
         gates: The gate of each group, by group name.
+        dense_saves: Whether ``save_pretrained`` of the model writes the weights as they are, though
+            gates are not 1. The gates then have to be saved too.
     """
+
+    dense_saves = False
 
     def __init__(self, model: PreTrainedModel, kind: Kind) -> None:
         check_in_memory(model)
@@ -54,14 +66,25 @@ class GateSet:
             raise ConfigError(
                 f"{kind}: the model has gates on them already; prunekit.{kind}(model) returns them."
             )
-        self.model = model
+        self.model = bare_model(model)  # whose forward runs the adapters of peft too
         self.kind: Kind = kind
+        self._pruner: GradualUnits | None = None
         self._attach()
 
     @property
     def linear_groups(self) -> list[LinearUnitGroup]:
         """The groups of heads and neurons, which one linear reads."""
         return linear_groups_of(self.groups)
+
+    @property
+    def units(self) -> int:
+        """Number of units of all groups."""
+        return sum(group.units for group in self.groups)
+
+    @property
+    def closed(self) -> int:
+        """Number of pruned units."""
+        return sum(int((~gate.keep).sum()) for gate in self.gates.values())
 
     @property
     def keep(self) -> dict[str, Bool[Tensor, " U"]]:
@@ -126,17 +149,37 @@ class GateSet:
             gate.keep[unit] = True
 
     def undo(self) -> None:
-        """Revert the last ``prune``, ``close``, ``reactivate`` or ``gate``.
+        """Revert the last ``prune``, ``close``, ``reactivate``, ``gate`` or ``load``.
 
         Raises:
             ConfigError: There is no step to revert.
         """
         if not self._history:
             raise ConfigError("undo: nothing is left to take back.")
-        for gate, (value, keep) in zip(self.gates.values(), self._history.pop(), strict=True):
-            with torch.no_grad():
-                gate.value.copy_(value)
-            gate.keep.copy_(keep)
+        for gate, state in zip(self.gates.values(), self._history.pop(), strict=True):
+            state.restore(gate)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write masks and factors of all units to a safetensors file, atomically.
+
+        With the weights of the model it is all that is needed to continue, in another process too.
+
+        Raises:
+            ConfigError: There is no such folder, or the path is one.
+            CapacityError: The file system refused a write.
+        """
+        write_gates(path, self.kind, self.gates)
+
+    def load(self, path: str | PathLike[str]) -> None:
+        """Set masks and factors to those that :meth:`save` wrote; ``undo`` reverts it.
+
+        Raises:
+            CheckpointError: The file cannot be read, or is of other units. Nothing is changed.
+        """
+        states = read_gates(path, self.kind, self.gates)
+        self._remember()
+        for name, state in states.items():
+            state.restore(self.gates[name])
 
     def relocate(self) -> dict[str, str]:
         """Find the groups again after a removal of blocks.
@@ -161,8 +204,11 @@ class GateSet:
 
         Returns:
             A handle that ends this by ``remove()`` or at the end of a ``with`` block.
+
+        Raises:
+            ConfigError: It is no optimizer of torch.
         """
-        return FrozenUnits(self.groups, self.gates, optimizer)
+        return FrozenUnits(self, torch_optimizer(optimizer))
 
     def __enter__(self) -> Self:
         """Return itself; the gates are removed at the end."""
@@ -175,14 +221,22 @@ class GateSet:
         """Remove all gates; the weights alone then determine the output."""
         for gate in self.gates.values():
             gate.detach()
-        vars(self.model).get(ATTACHED, {}).pop(self.kind, None)
+        attached = vars(self.model).get(ATTACHED, {})
+        attached.pop(self.kind, None)
+        if not attached:
+            GuardedSave.remove(self.model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the attributes; no optimizer trains a copy."""
+        return {**vars(self), "_pruner": None}
 
     def _attach(self) -> None:
         self.groups = unit_groups(self.model, self.kind)
         self.gates = {group.name: Gate(group) for group in self.groups}
-        self._history: list[list[tuple[Tensor, Tensor]]] = []
+        self._history: list[list[GateState]] = []
         # In the model itself, so that a copy of it has gates of its own and knows them.
         vars(self.model).setdefault(ATTACHED, {})[self.kind] = self
+        GuardedSave.install(self.model)
 
     def _gate(self, layer: int, unit: int) -> Gate:
         try:
@@ -197,6 +251,4 @@ class GateSet:
         return self.gates[self.groups[layer].name]
 
     def _remember(self) -> None:
-        self._history.append(
-            [(gate.value.detach().clone(), gate.keep.clone()) for gate in self.gates.values()]
-        )
+        self._history.append([GateState.of(gate) for gate in self.gates.values()])

@@ -60,7 +60,7 @@ def select_units(
     removed: list[RemovedUnit] = []
     for names in compared:
         before = sum(int((~keep[name]).sum()) for name in names)
-        count = int(sparsity * sum(len(keep[name]) for name in names) + 0.5) - before
+        count = unit_count(sparsity, sum(len(keep[name]) for name in names)) - before
         removed += _lowest(
             [
                 RemovedUnit(layers[name], unit, float(scores[name][unit]))
@@ -73,6 +73,32 @@ def select_units(
     left = {layers[name]: int(units.sum()) for name, units in keep.items()}
     by_layer = {layers[name]: each for name, each in (multiples or {}).items()}
     return _round_up_kept(removed, left, by_layer)
+
+
+def unit_count(sparsity: float, units: int) -> int:
+    """Return how many of some units a sparsity prunes, half a unit rounded up."""
+    return int(sparsity * units + 0.5)
+
+
+def check_some_pruned(name: str, sparsity: float, units: int, kind: str, pruned: int) -> None:
+    """Refuse a sparsity above 0 by which no unit is pruned.
+
+    Args:
+        name: Name of the argument or key, for the message.
+        sparsity: Fraction of units that is asked for.
+        units: Number of units.
+        kind: Their kind.
+        pruned: Number of units that are pruned.
+
+    Raises:
+        ConfigError: There is none, as numbers of units are rounded.
+    """
+    if sparsity and not pruned:
+        raise ConfigError(
+            f"{name}: of {units} {kind} {sparsity:g} prunes none. Less than half a unit, of each "
+            "layer with that scope, is none, and the kept ones are rounded up to what round_to and "
+            "transformers ask for. Ask for more."
+        )
 
 
 def check_whole(name: str, number: object) -> None:

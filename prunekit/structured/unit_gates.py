@@ -6,177 +6,154 @@
 
 Until ``finalize`` the model's weights are unchanged, and ``undo`` reverts each step. Layers and
 units are counted from 0; a layer is an index into ``heads.groups``.
-
-Shapes: U units of a group.
 """
 
-from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
-from jaxtyping import Float
-from pydantic import ValidationError
 from torch import Tensor
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from prunekit.allocations.schedules import linear as linear_schedule
+from prunekit.allocations.schedules import PruneSchedule
 from prunekit.distributed.ranks import SINGLE, Ranks
-from prunekit.errors import ConfigError, PrunekitError
-from prunekit.models.units.heads_neurons import LinearUnitGroup
+from prunekit.errors import ConfigError
 from prunekit.models.units.kinds import Kind
-from prunekit.structured.agreement import redundancy
-from prunekit.structured.batches import Batch, Data, eval_mode, to_batches
+from prunekit.structured.batches import Data, predicted_labels, to_batches
 from prunekit.structured.finalize import Finalized, finalize
-from prunekit.structured.gate_set import GateSet, attached_gates
-from prunekit.structured.rankers import GatedModel, Ranker, Scores, rankers
-from prunekit.structured.refit import reader_grams
-from prunekit.structured.selection import (
-    RemovedUnit,
-    UnitScope,
-    check_finite,
-    check_whole,
-    select_units,
-)
+from prunekit.structured.gate_set import attached_gates
+from prunekit.structured.gradual_units import GradualUnits, UnitChoice
+from prunekit.structured.optimizers import Optimizers, check_replaceable, check_trains
+from prunekit.structured.rankers import Ranker
+from prunekit.structured.scored_gates import ScoredGates
+from prunekit.structured.selection import UnitScope, check_finite
+from prunekit.structured.snapshot import all_or_nothing, namespaces_of
 
 
-class Gates(GateSet):
-    """Gates on all units of one kind, with scoring and pruning."""
+class Gates(ScoredGates):
+    """Gates on all units of one kind: scored, pruned, trained with and removed."""
 
-    def score(
+    def during(  # noqa: PLR0913  independent options
         self,
+        optimizer: Optimizer,
         ranker: str | Ranker,
         data: Data | None = None,
         *,
-        ranks: Ranks = SINGLE,
-        **settings: Any,  # noqa: ANN401
-    ) -> Scores:
-        """Return the score of each unit with the current gates.
-
-        Args:
-            ranker: A ranker, or its name.
-            data: Token ids [N, T] or batches; None for a ranker of weights alone.
-            ranks: Processes with gates on the same model and other data.
-            settings: Settings of a ranker given by name.
-
-        Raises:
-            ConfigError: The ranker or a setting is unknown, the ranker does not rank this kind, or
-                the data lacks an input.
-        """
-        chosen = _ranker(ranker, settings)
-        for component in chosen.components:
-            if self.kind not in component.kinds:
-                ranked = " and ".join(sorted(component.kinds))
-                raise ConfigError(f"ranker {component.name}: it ranks {ranked}, not {self.kind}.")
-        found = to_batches(data, self.model) if chosen.needs_data else []
-        with eval_mode(self.model):
-            return chosen.score(replace(self._gated_model(found), ranks=ranks))
-
-    def prune(
-        self,
-        scores: Scores,
         sparsity: float,
-        *,
+        end: int,
+        schedule: str = "cubic",
+        start: int = 0,
+        every: int = 1,
+        initial: float = 0.0,
         scope: UnitScope = "global",
         least: int = 1,
         round_to: int = 1,
-    ) -> list[RemovedUnit]:
-        """Close the gates of the units with the lowest scores.
+        regrow: float = 0.0,
+        regrow_every: int | None = None,
+        ranks: Ranks = SINGLE,
+        **settings: Any,  # noqa: ANN401
+    ) -> GradualUnits:
+        """Close gates on a schedule while an optimizer trains the model.
+
+        At each due step the units are scored anew with the current gates, and the lowest are
+        closed, whose weights are then held as by :meth:`hold`. One ``undo`` reverts all steps.
 
         Args:
-            scores: Score of each unit, by group name.
-            sparsity: Fraction of all units that is pruned afterwards.
-            scope: "global" or "layer"; see :func:`prunekit.structured.selection.select_units`.
-            least: Units that every layer keeps.
-            round_to: Every width made up by the kept units is rounded up to a multiple of this,
-                and of the heads where transformers divides the hidden size among them.
+            optimizer: The optimizer whose steps count.
+            ranker: A ranker, or its name.
+            data: Token ids [N, T] or batches; None for a ranker of weights alone.
+            sparsity: Fraction of all units that is pruned at the end.
+            end: Last step at which units are pruned.
+            schedule: one-shot, linear or cubic.
+            start: First step at which units are pruned; 0 is before the first forward.
+            every: Steps between two prunings; ``end`` is one in any case.
+            initial: Sparsity at ``start``.
+            scope: As in :meth:`prune`.
+            least: As in :meth:`prune`.
+            round_to: As in :meth:`prune`.
+            regrow: Fraction of the pruned units that returns at a regrowth; as many are pruned.
+            regrow_every: Steps between two regrowths, which lie between start and end.
+            ranks: Processes that train the same model, with other data each.
+            settings: Settings of a ranker given by name.
+
+        Returns:
+            The pruner, in force until ``remove()`` or the end of a ``with`` block.
 
         Raises:
-            ConfigError: The count is impossible, or a score is not a number.
+            ConfigError: A value is invalid, the count is impossible or no unit would be pruned, or
+                more units are pruned already; the optimizer trains no parameter of the model, or
+                these gates are pruned during a training already.
         """
-        check_whole("round_to", round_to)
-        multiples = {group.name: group.unit_multiple(round_to) for group in self.groups}
-        chosen = select_units(
-            scores, self.keep, sparsity, scope=scope, least=least, multiples=multiples
+        self._check_no_pruner("during")
+        check_trains(optimizer, self.model, self._values)
+        chosen = self._ranker(ranker, settings)
+        batches = to_batches(data, self.model) if regrow or chosen.needs_data else []
+        if regrow or any(each.needs_loss for each in chosen.components):
+            for batch in batches:
+                predicted_labels(self.model, batch)
+        self._pruner = GradualUnits(
+            self,
+            optimizer,
+            PruneSchedule(schedule, sparsity, end, start, every, initial),
+            UnitChoice(chosen, batches, scope, least, round_to, ranks),
+            regrow=regrow,
+            regrow_every=regrow_every,
         )
         self._remember()
-        for layer, unit, _ in chosen:
-            self._gate(layer, unit).keep[unit] = False
-        return chosen
+        return self._pruner
 
-    def prune_in_steps(
+    def finalize(
         self,
-        ranker: Ranker,
-        data: Data | None,
-        sparsity: float,
+        data: Data | None = None,
         *,
-        steps: int,
-        scope: UnitScope = "global",
-    ) -> list[RemovedUnit]:
-        """Prune in several steps, with new scores in each.
-
-        Two units with the same function each look useless while the other one is open. With as
-        many steps as pruned units this is the greedy search. One ``undo`` reverts all steps; if one
-        step fails, none is done.
-
-        Args:
-            ranker: The ranker.
-            data: Token ids [N, T] or batches.
-            sparsity: Fraction of all units that is pruned afterwards.
-            steps: Number of steps; the sparsity rises linearly.
-            scope: "global" or "layer".
-
-        Raises:
-            ConfigError: ``steps`` is below 1, or as in :meth:`score` and :meth:`prune`.
-        """
-        check_whole("steps", steps)
-        units = sum(group.units for group in self.groups)
-        start = sum(int((~keep).sum()) for keep in self.keep.values()) / units
-        parts = [linear_schedule(step, steps, sparsity, start) for step in range(1, steps + 1)]
-        depth, removed = len(self._history), []
-        try:
-            for part in parts:
-                removed += self.prune(self.score(ranker, data), part, scope=scope)
-        except PrunekitError:
-            while len(self._history) > depth:
-                self.undo()
-            raise
-        del self._history[depth + 1 :]
-        return removed
-
-    def redundancy(self, data: Data) -> dict[str, Float[Tensor, "U U"]]:
-        """Return the similarity of each pair of units, by group."""
-        with eval_mode(self.model):
-            grams = reader_grams(self._gated_model(to_batches(data, self.model)))
-        return {group.name: redundancy(group, grams[group.name]) for group in self.linear_groups}
-
-    def finalize(self, data: Data | None = None, *, stock: bool = False) -> Finalized:
+        stock: bool = False,
+        optimizer: Optimizers = None,
+    ) -> Finalized:
         """Remove pruned units from the matrices.
 
         The output is that of the gated model. Factors of kept units are folded into the weights.
-        New gates, all at 1, are attached to the remaining units.
+        New gates, all at 1, are attached to the remaining units. If it fails, nothing is changed.
 
         Args:
             data: Samples on which the reading linears are refitted, in run order, to their output
                 with all units; the output is then closer to the dense model's.
             stock: Refuse, before any change, if a stock config cannot describe the new shapes.
+            optimizer: Each optimizer that trains the model. It goes on with the smaller parameters
+                in their groups; every tensor of its state is cut likewise, its steps are kept.
 
         Raises:
             ConfigError: There is data but no linear to refit, or a gate is not finite, or neither
-                open nor closed where no weight can absorb its factor.
+                open nor closed where no weight can absorb its factor; an optimizer in use was not
+                given or cannot follow; the model is sharded, or wrapped by DDP; ``during`` is in
+                force.
             ShapeError: ``stock``, or the kind, needs a config that describes the new shapes, and
                 there is none; the message names the constraint.
             CheckpointError: Blocks keep different heads, share a position bias, and this
                 transformers computes their attention by itself.
         """
+        self._check_no_pruner("finalize")
         for name, gate in self.gates.items():
             check_finite(f"{name}: gate", gate.factor)
-        done = finalize(self.model, self.groups, self.gates, data, stock=stock)
-        self._attach()
+        optimizers = check_replaceable(self.model, self._values, optimizer)
+        changed = [*namespaces_of(self.model), vars(self), *map(vars, self.gates.values())]
+        for each in optimizers:
+            changed += [vars(each), *each.param_groups]
+        with all_or_nothing(changed):
+            done = finalize(
+                self.model, self.groups, self.gates, data, stock=stock, optimizers=optimizers
+            )
+            self._attach()
         return done
 
-    def _gated_model(self, found: list[Batch]) -> GatedModel:
-        # A ranker states the kinds that it ranks and uses only members that all of these have.
-        groups = cast("list[LinearUnitGroup]", self.groups)
-        return GatedModel(self.model, groups, self.gates, found)
+    @property
+    def _values(self) -> list[Tensor]:
+        return [gate.value for gate in self.gates.values()]
+
+    def _check_no_pruner(self, doing: str) -> None:
+        if self._pruner is not None and self._pruner.in_force:
+            raise ConfigError(
+                f"{doing}: these gates are pruned during a training. Call remove() of what during "
+                "returned first, or leave its with block."
+            )
 
 
 def _gates(model: PreTrainedModel, kind: Kind) -> Gates:
@@ -226,17 +203,3 @@ def hidden(model: PreTrainedModel) -> Gates:
         ShapeError: Coordinates cannot be removed; the message names the constraint.
     """
     return _gates(model, "hidden")
-
-
-def _ranker(ranker: str | Ranker, settings: dict[str, Any]) -> Ranker:
-    """Return a ranker given by itself or by its name and settings."""
-    if isinstance(ranker, Ranker):
-        return ranker
-    known = rankers()
-    if not isinstance(ranker, str) or ranker not in known:
-        raise ConfigError(f"ranker: {ranker!r} is none. Choose: {', '.join(known)}.")
-    try:
-        return known[ranker](**settings)
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        raise ConfigError(f"ranker {ranker}: {'; '.join(lines)}") from error

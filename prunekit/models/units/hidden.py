@@ -31,6 +31,7 @@ from prunekit.errors import ShapeError
 from prunekit.models.units.base import Factor, Kept, ParameterAxis, UnitGroup
 from prunekit.models.units.kept_record import set_config_entries
 from prunekit.models.units.meta_model import meta_model
+from prunekit.models.units.narrowing import narrow_parameter
 
 
 class CoordinateAxis(NamedTuple):
@@ -117,8 +118,8 @@ class HiddenGroup(UnitGroup):
     ) -> None:
         (group,) = groups
         entries = entries or {}
-        _rescale(model, group, sqrt(group.size / len(kept[group.name])))
         _narrow(group, kept[group.name])
+        _rescale(model, group, sqrt(group.size / len(kept[group.name])))
         before, after = _head_sizes(model), entries
         _adopt_numbers(model, *(meta_model(model, each, "hidden") for each in (before, after)))
         set_config_entries(model, entries)
@@ -186,14 +187,13 @@ def _rescale(model: PreTrainedModel, group: HiddenGroup, root: float) -> None:
 
 def _narrow(group: HiddenGroup, keep: Sequence[int]) -> None:
     """Keep some coordinates of every parameter; ties are preserved."""
-    index, narrowed = torch.tensor([*keep]), {}
+    index = torch.tensor([*keep])
+    narrowed: dict[nn.Parameter, nn.Parameter] = {}
     for module, name, axis in group.axes:
         whole = cast("nn.Parameter", getattr(module, name))
-        if id(whole) not in narrowed:
-            part = whole.detach().index_select(axis, index.to(whole.device))
-            # Holding the old parameter keeps its id from being reused.
-            narrowed[id(whole)] = whole, nn.Parameter(part, requires_grad=whole.requires_grad)
-        setattr(module, name, narrowed[id(whole)][1])
+        if whole not in narrowed:
+            narrowed[whole] = narrow_parameter(whole, axis, index)
+        setattr(module, name, narrowed[whole])
 
 
 def _adopt_numbers(model: PreTrainedModel, usual: PreTrainedModel, stock: PreTrainedModel) -> None:

@@ -11,7 +11,6 @@ from prunekit.checkpoint.compressed import KEPT_UNITS_KEY
 from prunekit.checkpoint.hub import checkpoint_folder
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.config.run_config import StructuredConfig
-from prunekit.config.structured_table import StructuredPrune
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import CapacityError, ConfigError, ShapeError
 from prunekit.formatting import size
@@ -22,7 +21,7 @@ from prunekit.models.memory import free_bytes
 from prunekit.models.units.base import UnitGroup
 from prunekit.models.units.find import unit_groups
 from prunekit.models.units.heads_neurons import LinearUnitGroup
-from prunekit.models.units.kinds import WHOLE, Kind
+from prunekit.models.units.kinds import WHOLE
 from prunekit.models.units.stock_config import expressible_in_config, fixed_blocks, stock_entries
 from prunekit.models.weight_names import stored_names, unused_tensors
 from prunekit.runs.checks import (
@@ -36,7 +35,7 @@ from prunekit.runs.checks import (
 from prunekit.runs.structured.plan import StructuredPlan
 from prunekit.runs.structured.written import rounding_notes
 from prunekit.structured.parameter_budget import BudgetConstraints, select_within_budget
-from prunekit.structured.selection import select_units
+from prunekit.structured.selection import check_some_pruned, select_units, unit_count
 
 
 def plan(config: StructuredConfig, ranks: Ranks = SINGLE) -> StructuredPlan:
@@ -152,8 +151,9 @@ def _check_counts(made: StructuredPlan, groups: Sequence[UnitGroup]) -> None:
             f"prune.sparsity: of the blocks, {fixed} cannot go, as no stock config can leave them "
             f"out, and {len(removed)} are asked for. Ask for fewer."
         )
-    if prune.scope == "layer" or len(groups) == 1:
-        check_some_removed(prune, kind, sum(group.units for group in groups), len(removed))
+    units = sum(group.units for group in groups)
+    if prune.scope == "layer" or len(groups) == 1 or not unit_count(prune.sparsity, units):
+        check_some_pruned("prune.sparsity", prune.sparsity, units, kind, len(removed))
     if not prune.uniform and kind not in WHOLE:
         for group in groups:
             group.check_unequal()
@@ -164,27 +164,6 @@ def _check_counts(made: StructuredPlan, groups: Sequence[UnitGroup]) -> None:
     kept = {name: range(units) for name, units in left.items()}
     _check_recorded(made, kept)
     stock_entries(made.model, groups, kept)
-
-
-def check_some_removed(prune: StructuredPrune, kind: Kind, units: int, removed: int) -> None:
-    """Refuse a run that removes nothing because of rounding.
-
-    The number of kept units is rounded up.
-
-    Args:
-        prune: The [prune] table.
-        kind: Kind of units.
-        units: Units of that kind in the model.
-        removed: Units of that kind that the run removes.
-
-    Raises:
-        ConfigError: No unit is removed, though the requested sparsity is at least half a unit.
-    """
-    if not removed and prune.sparsity is not None and int(prune.sparsity * units + 0.5):
-        raise ConfigError(
-            f"prune.sparsity: of {units} {kind} none would go, as numbers that stay are rounded "
-            "up to what round_to and transformers ask for. Ask for more to go."
-        )
 
 
 def _check_recorded(made: StructuredPlan, kept: Container[str]) -> None:

@@ -13,7 +13,7 @@ from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.models.units.kinds import WHOLE, Kind
 from prunekit.runs.record import Record
 from prunekit.runs.structured.plan import StructuredPlan
-from prunekit.runs.structured.planner import budget_constraints, check_some_removed
+from prunekit.runs.structured.planner import budget_constraints
 from prunekit.runs.structured.result import layer_entries, mark_kept_heads, view_heads
 from prunekit.structured.agreement import spearman
 from prunekit.structured.batches import Batch
@@ -21,6 +21,7 @@ from prunekit.structured.finalize import Finalized
 from prunekit.structured.parameter_budget import select_within_budget
 from prunekit.structured.probes.attention_entropy import head_entropies
 from prunekit.structured.rankers import Scores
+from prunekit.structured.selection import check_some_pruned
 from prunekit.structured.unit_gates import Gates
 
 TRUTH_TOKENS = 512
@@ -97,13 +98,14 @@ class UnitRanking:
                         self._inspect(each, scores)
                     first = first or scores
                     part = schedule(step, steps, prune.sparsity or 0.0, 0.0)
-                    each.prune(
+                    each.close_lowest(
                         scores, part, scope=prune.scope, least=prune.least, round_to=prune.round_to
                     )
                 yield Record("step", f"{percent(part)} of {kind}")
             self._mark_kept_heads(each)
             units = sum(place.units for place in each.groups)
-            check_some_removed(prune, kind, units, units - sum(map(len, each.kept.values())))
+            pruned = units - sum(map(len, each.kept.values()))
+            check_some_pruned("prune.sparsity", prune.sparsity or 0.0, units, kind, pruned)
             self.entries |= layer_entries(each, first, entropies, self._truths.get(kind))
             self._collect(each, gates, done)
         return gates, done

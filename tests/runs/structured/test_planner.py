@@ -40,7 +40,7 @@ from tests.support.structured import BOTH, planned
             "llama",
             'method = "random"\npattern = "hidden"\nsparsity = 0.1\nround_to = 16',
             ConfigError,
-            "of 32 hidden none would go",
+            "of 32 hidden 0.1 prunes none",
         ),
         (
             "llama",

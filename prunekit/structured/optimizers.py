@@ -1,0 +1,200 @@
+"""Optimizers that go on training a model whose parameters are replaced.
+
+An optimizer knows parameters by identity: after a removal it would go on with the old ones, and the
+new ones would not be trained. So new ones take their places in its groups, with the same part of
+its state.
+"""
+
+import gc
+from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from prunekit.errors import ConfigError
+from prunekit.models.in_memory import is_sharded
+from prunekit.models.units.narrowing import Narrowing
+from prunekit.structured.scheduled import torch_optimizer
+
+Optimizers = Optimizer | Sequence[Optimizer] | None
+"""One or several optimizers of torch, also wrapped by Accelerate."""
+
+
+def check_trains(optimizer: object, model: nn.Module, others: Collection[Tensor] = ()) -> Optimizer:
+    """Return the optimizer of torch that trains a model, without Accelerate's wrapper.
+
+    Args:
+        optimizer: The optimizer.
+        model: The model.
+        others: Tensors beside its parameters that it may train.
+
+    Raises:
+        ConfigError: It is none of torch, or trains another model.
+    """
+    found = torch_optimizer(optimizer)
+    if not _trained(found) & {*model.parameters(), *others}:
+        raise ConfigError(
+            f"optimizer: the {type(found).__name__} trains no parameter of this model. Pass the "
+            "one that trains it."
+        )
+    return found
+
+
+def check_replaceable(
+    model: nn.Module, others: Collection[Tensor], given: Optimizers
+) -> list[Optimizer]:
+    """Return the optimizers that are given, if parameters can be replaced.
+
+    Args:
+        model: The model.
+        others: Tensors beside its parameters that optimizers may train.
+        given: All optimizers in use that train the model.
+
+    Raises:
+        ConfigError: An optimizer in use was not given, one that was trains no parameter of the
+            model or has state that cannot be narrowed, a parameter has hooks, or the model is
+            wrapped or sharded.
+    """
+    _check_unwrapped(model)
+    _check_no_hooks(model)
+    tensors = {*model.parameters(), *others}
+    several = given if isinstance(given, list | tuple) else [given]
+    optimizers = [check_trains(each, model, others) for each in several if each is not None]
+    for optimizer in optimizers:
+        for parameter in _trained(optimizer) & tensors:
+            _check_state(optimizer, parameter)
+    unseen = {
+        optimizer: None
+        for each in _alive(Optimizer, lambda each: not tensors.isdisjoint(_trained(each)))
+        for optimizer in [torch_optimizer(each)]
+        if optimizer not in optimizers
+    }
+    if unseen:
+        names = " and ".join(type(each).__name__ for each in unseen)
+        raise ConfigError(
+            f"optimizer: a {names} in use trains parameters of this model, which are replaced now: "
+            "it would go on with the old ones. Pass it as optimizer=…, so that it gets the new "
+            "ones and keeps the state of what is left, or delete it."
+        )
+    return optimizers
+
+
+def replace_parameters(
+    optimizer: Optimizer, narrowings: Sequence[Narrowing], removed: AbstractSet[Tensor]
+) -> None:
+    """Put narrowed parameters into an optimizer, with their part of its state.
+
+    Args:
+        optimizer: An optimizer of torch.
+        narrowings: The narrowings in their order.
+        removed: Tensors that it no longer trains.
+    """
+    steps: dict[Tensor, Narrowing] = {step.before: step for step in narrowings}
+
+    def latest(parameter: Tensor) -> Tensor:
+        while parameter in steps:
+            parameter = steps[parameter].after
+        return parameter
+
+    state: dict[Tensor, Any] = {}
+    for parameter, values in optimizer.state.items():
+        if parameter not in removed:
+            state[latest(parameter)] = _narrowed(parameter, values, steps)
+    optimizer.state.clear()
+    optimizer.state.update(state)
+    for group in optimizer.param_groups:
+        group["params"][:] = [latest(each) for each in group["params"] if each not in removed]
+
+
+def _narrowed(
+    parameter: Tensor, values: Mapping[str, Any], steps: Mapping[Tensor, Narrowing]
+) -> dict[str, Any]:
+    """Return the part of a parameter's state that belongs to the latest one."""
+    narrowed = dict(values)
+    while parameter in steps:
+        step = steps[parameter]
+        for name, value in narrowed.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                narrowed[name] = step.of(value)
+        parameter = step.after
+    return narrowed
+
+
+def _trained(optimizer: Optimizer) -> set[Tensor]:
+    return {parameter for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def _check_state(optimizer: Optimizer, parameter: Tensor) -> None:
+    """Refuse state that has neither the shape of the parameter nor one value."""
+    for name, value in optimizer.state.get(parameter, {}).items():
+        fits = isinstance(value, Tensor | int | float | str | None)
+        if isinstance(value, Tensor) and value.shape != parameter.shape:
+            fits = value.numel() == 1
+        if not fits:
+            found = f"shape {[*value.shape]}" if isinstance(value, Tensor) else type(value).__name__
+            raise ConfigError(
+                f"optimizer: {type(optimizer).__name__} has the state {name} ({found}) for a "
+                f"parameter of shape {[*parameter.shape]}, and which part of it belongs to the "
+                "kept units is not known. Delete the optimizer, finalize, and make a new one."
+            )
+
+
+def _check_unwrapped(model: nn.Module) -> None:
+    """Refuse wrappers that hold the parameters of a model, or parts of them."""
+    wrappers = _alive(
+        (DistributedDataParallel, FullyShardedDataParallel),
+        lambda each: any(module is model for module in each.modules()),
+    )
+    if is_sharded(model) or any(isinstance(each, FullyShardedDataParallel) for each in wrappers):
+        raise ConfigError(
+            "model: its weights are sharded over processes (FSDP or ZeRO-3), and parts cannot be "
+            "cut. Train on with the gates closed. At the end save the gates with save(file) and "
+            "the weights unsharded; load both in one process, and finalize there."
+        )
+    if wrappers:
+        raise ConfigError(
+            "model: it is wrapped in DistributedDataParallel, which holds the parameters that are "
+            "replaced now. Delete the wrapper, finalize, and wrap the model again; the optimizer, "
+            "passed as optimizer=…, is kept."
+        )
+    if any(hasattr(parameter, "_hp_mapping") for parameter in model.parameters()):
+        raise ConfigError(
+            "model: DeepSpeed's ZeRO holds flat copies of the parameters that are replaced now. "
+            "Train on with the gates closed, and finalize after training, without DeepSpeed."
+        )
+
+
+def _check_no_hooks(model: nn.Module) -> None:
+    """Refuse hooks on gradients, which new parameters would not have."""
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise ConfigError(
+                f"{name}: there are hooks on its gradient, such as those of keep_masks, and the "
+                "smaller parameter would have none. Remove them first, and add them again."
+            )
+
+
+def _alive(classes: type | tuple[type, ...], holds: Callable[[Any], bool]) -> list[Any]:
+    """Return the objects of some classes that hold parts of a model.
+
+    torch keeps no list of optimizers, and hooks on steps see only those that have made one; the
+    garbage collector knows all objects. Some may only be waiting for it.
+
+    Args:
+        classes: Classes of the objects.
+        holds: Returns whether an object is one of those.
+    """
+
+    def find() -> list[Any]:
+        # By type(), as isinstance would ask proxies and lazy modules for their __class__.
+        every = (each for each in gc.get_objects() if issubclass(type(each), classes))
+        return [each for each in every if holds(each)]
+
+    if find():
+        gc.collect()
+        return find()
+    return []

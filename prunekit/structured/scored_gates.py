@@ -1,0 +1,196 @@
+"""Gates with scoring and pruning: reversible, without a change of weights.
+
+Shapes: U units of a group.
+"""
+
+from dataclasses import replace
+from typing import Any, cast
+
+from jaxtyping import Float
+from pydantic import ValidationError
+from torch import Tensor
+
+from prunekit.allocations.schedules import linear as linear_schedule
+from prunekit.distributed.ranks import SINGLE, Ranks
+from prunekit.errors import ConfigError, PrunekitError
+from prunekit.models.units.heads_neurons import LinearUnitGroup
+from prunekit.structured.agreement import redundancy
+from prunekit.structured.batches import Batch, Data, eval_mode, to_batches
+from prunekit.structured.gate_set import GateSet
+from prunekit.structured.rankers import GatedModel, Ranker, Scores, rankers
+from prunekit.structured.refit import reader_grams
+from prunekit.structured.selection import (
+    RemovedUnit,
+    UnitScope,
+    check_some_pruned,
+    check_whole,
+    select_units,
+)
+
+
+class ScoredGates(GateSet):
+    """Gates on all units of one kind, with scoring and pruning."""
+
+    def score(
+        self,
+        ranker: str | Ranker,
+        data: Data | None = None,
+        *,
+        ranks: Ranks = SINGLE,
+        **settings: Any,  # noqa: ANN401
+    ) -> Scores:
+        """Return the score of each unit with the current gates.
+
+        Args:
+            ranker: A ranker, or its name.
+            data: Token ids [N, T] or batches; None for a ranker of weights alone.
+            ranks: Processes with gates on the same model and other data.
+            settings: Settings of a ranker given by name.
+
+        Raises:
+            ConfigError: The ranker or a setting is unknown, the ranker does not rank this kind, or
+                the data lacks an input.
+        """
+        chosen = self._ranker(ranker, settings)
+        found = to_batches(data, self.model) if chosen.needs_data else []
+        with eval_mode(self.model):
+            return chosen.score(replace(self._gated_model(found), ranks=ranks))
+
+    def prune(
+        self,
+        scores: Scores,
+        sparsity: float,
+        *,
+        scope: UnitScope = "global",
+        least: int = 1,
+        round_to: int = 1,
+    ) -> list[RemovedUnit]:
+        """Close the gates of the units with the lowest scores.
+
+        Args:
+            scores: Score of each unit, by group name.
+            sparsity: Fraction of all units that is pruned afterwards.
+            scope: "global" or "layer"; see :func:`prunekit.structured.selection.select_units`.
+            least: Units that every layer keeps.
+            round_to: Every width made up by the kept units is rounded up to a multiple of this,
+                and of the heads where transformers divides the hidden size among them.
+
+        Raises:
+            ConfigError: The count is impossible, a score is not a number, or no unit is pruned
+                though ``sparsity`` is above 0.
+        """
+        chosen = self.close_lowest(scores, sparsity, scope=scope, least=least, round_to=round_to)
+        try:
+            self._check_some_pruned(sparsity)
+        except ConfigError:
+            self.undo()
+            raise
+        return chosen
+
+    def close_lowest(
+        self,
+        scores: Scores,
+        sparsity: float,
+        *,
+        scope: UnitScope = "global",
+        least: int = 1,
+        round_to: int = 1,
+    ) -> list[RemovedUnit]:
+        """Do one of several steps of :meth:`prune`, which may prune no unit.
+
+        Args:
+            scores: As there.
+            sparsity: As there.
+            scope: As there.
+            least: As there.
+            round_to: As there.
+
+        Raises:
+            ConfigError: The count is impossible, or a score is not a number.
+        """
+        check_whole("round_to", round_to)
+        multiples = {group.name: group.unit_multiple(round_to) for group in self.groups}
+        chosen = select_units(
+            scores, self.keep, sparsity, scope=scope, least=least, multiples=multiples
+        )
+        self._remember()
+        for layer, unit, _ in chosen:
+            self._gate(layer, unit).keep[unit] = False
+        return chosen
+
+    def prune_in_steps(
+        self,
+        ranker: Ranker,
+        data: Data | None,
+        sparsity: float,
+        *,
+        steps: int,
+        scope: UnitScope = "global",
+    ) -> list[RemovedUnit]:
+        """Prune in several steps, with new scores in each.
+
+        Two units with the same function each look useless while the other one is open. With as
+        many steps as pruned units this is the greedy search. One ``undo`` reverts all steps; if one
+        step fails, none is done.
+
+        Args:
+            ranker: The ranker.
+            data: Token ids [N, T] or batches.
+            sparsity: Fraction of all units that is pruned afterwards.
+            steps: Number of steps; the sparsity rises linearly.
+            scope: "global" or "layer".
+
+        Raises:
+            ConfigError: ``steps`` is below 1, or as in :meth:`score` and :meth:`prune`.
+        """
+        check_whole("steps", steps)
+        start = self.closed / self.units
+        parts = [linear_schedule(step, steps, sparsity, start) for step in range(1, steps + 1)]
+        depth, removed = len(self._history), []
+        try:
+            for part in parts:
+                removed += self.close_lowest(self.score(ranker, data), part, scope=scope)
+            self._check_some_pruned(sparsity)
+        except PrunekitError:
+            while len(self._history) > depth:
+                self.undo()
+            raise
+        del self._history[depth + 1 :]
+        return removed
+
+    def redundancy(self, data: Data) -> dict[str, Float[Tensor, "U U"]]:
+        """Return the similarity of each pair of units, by group."""
+        with eval_mode(self.model):
+            grams = reader_grams(self._gated_model(to_batches(data, self.model)))
+        return {group.name: redundancy(group, grams[group.name]) for group in self.linear_groups}
+
+    def _ranker(self, ranker: str | Ranker, settings: dict[str, Any]) -> Ranker:
+        """Return a ranker that ranks units of this kind."""
+        chosen = _ranker(ranker, settings)
+        for component in chosen.components:
+            if self.kind not in component.kinds:
+                ranked = " and ".join(sorted(component.kinds))
+                raise ConfigError(f"ranker {component.name}: it ranks {ranked}, not {self.kind}.")
+        return chosen
+
+    def _check_some_pruned(self, sparsity: float) -> None:
+        check_some_pruned("sparsity", sparsity, self.units, self.kind, self.closed)
+
+    def _gated_model(self, found: list[Batch]) -> GatedModel:
+        # A ranker states the kinds that it ranks and uses only members that all of these have.
+        groups = cast("list[LinearUnitGroup]", self.groups)
+        return GatedModel(self.model, groups, self.gates, found)
+
+
+def _ranker(ranker: str | Ranker, settings: dict[str, Any]) -> Ranker:
+    """Return a ranker given by itself or by its name and settings."""
+    if isinstance(ranker, Ranker):
+        return ranker
+    known = rankers()
+    if not isinstance(ranker, str) or ranker not in known:
+        raise ConfigError(f"ranker: {ranker!r} is none. Choose: {', '.join(known)}.")
+    try:
+        return known[ranker](**settings)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        raise ConfigError(f"ranker {ranker}: {'; '.join(lines)}") from error
