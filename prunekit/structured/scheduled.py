@@ -160,7 +160,9 @@ class FirstForward:
         self._model: Callable[[], nn.Module | None] = weakref.ref(model)
 
     def __call__(self, model: nn.Module, _: object) -> None:
-        """Begin, if gradients are recorded."""
+        """Begin, if gradients are recorded; a compiled forward leaves it to the first step."""
+        if torch.compiler.is_compiling():
+            return
         pruner = self._pruner()
         if pruner and self._model() is model and torch.is_grad_enabled():
             pruner.begin()

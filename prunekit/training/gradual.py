@@ -91,8 +91,8 @@ class GradualPruner(ScheduledPruner):
             settings: Other keys of ``[prune]`` and of the method.
 
         Raises:
-            ConfigError: A setting is invalid or needs tokens, more weights are zero than the
-                sparsity, the model is sharded, or its weights have masks already.
+            ConfigError: A setting is invalid or needs tokens, the model is sharded, or its weights
+                have masks already.
         """
         self.model = unwrapped_model(model)
         self.section = gradual_section(method, pattern, sparsity, settings)
@@ -108,7 +108,6 @@ class GradualPruner(ScheduledPruner):
         parameters = [place.parameter for place in places.values()]
         with self._pruner() as pruner:
             self._views = weight_views(self.model, parameters, pruner.linears)
-            self._check_zeros(pruner, planned.final)
         used = {view.parameter for view in self._views.values()}
         masked = {name: place for name, place in places.items() if place.parameter in used}
         if taken := next((name for name in masked if is_masked(masked[name])), None):
@@ -116,7 +115,7 @@ class GradualPruner(ScheduledPruner):
                 f"model: {taken} has masks already, of keep_masks or another GradualPruner. Call "
                 "remove() of these first."
             )
-        super().__init__(self.model, optimizer, planned, regrow, regrow_every)
+        super().__init__(model, optimizer, planned, regrow, regrow_every)
         self.masks = Masks(masked, self.optimizer)
         self.masks.dense_gradients = self._regrows_at(1)
 
@@ -144,12 +143,20 @@ class GradualPruner(ScheduledPruner):
                     return False
         return True
 
-    def _check_zeros(self, pruner: ModelPruner, sparsity: float) -> None:
-        """Refuse a sparsity below that of the weights, since none returns.
+    @override
+    def begin(self) -> None:
+        """Begin, with what is due at step 0.
 
         Raises:
-            ConfigError: It is, in all layers together, or in one if all have the same sparsity.
+            ConfigError: More weights are zero than at the end, and none returns: in all layers
+                together, or in one if all have the same sparsity.
         """
+        if not self._started:
+            with self._pruner() as pruner:
+                self._check_zeros(pruner, self.schedule.final)
+        super().begin()
+
+    def _check_zeros(self, pruner: ModelPruner, sparsity: float) -> None:
         pattern, total, most = self.section.pattern, 0, 0
         for linear in pruner.linears:
             nonzero = self._views[linear.name].matrix.detach() != 0

@@ -231,9 +231,10 @@ class WeightGuard:
         Raises:
             ConfigError: It is another one.
         """
+        if not self.active or not torch.is_grad_enabled():
+            return
         weight = getattr(module, self.attribute)
-        trains = torch.is_grad_enabled() and weight.requires_grad
-        if self.active and trains and self.weight() is not weight:
+        if weight.requires_grad and self.weight() is not weight:
             raise ConfigError(
                 f"keep_masks: {self.name} is not the masked weight: the model is a copy, or its "
                 "weights were replaced. Call keep_masks (or make a GradualPruner) again, with a "
