@@ -2,8 +2,9 @@
 
 import os
 import sys
+import traceback
 
-from prunekit.cli.app import EXIT_FAILED, report_error
+from prunekit.cli.app import EXIT_FAILED, MESSAGES, report_error
 from prunekit.cli.main import main as run
 from prunekit.cli.streams import guard_streams
 from prunekit.errors import PrunekitError
@@ -16,7 +17,12 @@ def main() -> None:
     output files are flushed to disk before this point.
     """
     guard_streams()
-    code = run()
+    try:
+        code = run()
+    except Exception:
+        if MESSAGES not in os.environ:
+            raise
+        code = report_error(EXIT_FAILED, traceback.format_exc().rstrip())
     try:
         sys.stdout.flush()
     except PrunekitError as error:

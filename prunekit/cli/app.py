@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
@@ -13,6 +14,9 @@ from prunekit.formatting import printable
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_TERMINATED = 1, 2, 143
 """Exit codes: any other failure; bad input (nothing was written); SIGTERM. Other signals: 128 more
 than their number."""
+
+MESSAGES = "PRUNEKIT_MESSAGES"
+"""Variable with the folder in which ranks leave their errors for the process that started them."""
 
 app = App(
     name="prunekit",
@@ -60,9 +64,14 @@ def print_line(text: str) -> None:
 def report_error(code: int, message: object) -> int:
     """Print an error to standard error, with the rank unless 0.
 
+    Ranks of ``--gpus`` leave it to the process that started them, which prints it once for all.
+
     Returns:
         The exit code ``code``.
     """
     rank, text = os.environ.get("RANK", "0"), printable(str(message))
-    sys.stderr.write(f"{text}\n" if rank == "0" else f"Rank {rank}: {text}\n")
+    if folder := os.environ.get(MESSAGES):
+        Path(folder, rank).write_text(text)
+    else:
+        sys.stderr.write(f"{text}\n" if rank == "0" else f"Rank {rank}: {text}\n")
     return code

@@ -2,7 +2,8 @@
 
 import gc
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ def run(
     overwrite: Switch = False,
     overrides: Overrides = (),
     quiet: Switch = False,
+    gpus: int | None = None,
 ) -> int:
     """Prune a model as a config says.
 
@@ -48,8 +50,39 @@ def run(
         overwrite: Replace the output of an earlier run.
         overrides: KEY=VALUE overrides the config, e.g. prune.sparsity=0.6; may be repeated.
         quiet: Show no progress.
+        gpus: Start so many processes, each on a GPU of this machine, or all on its CPU if
+            model.device is "cpu".
     """
     loaded = _load(config, overrides)
+    if gpus is not None:
+        from prunekit.cli.launch import check_can_launch, launch
+
+        check_can_launch(gpus, loaded)
+        if gpus > 1:
+            switches = {"--resume": resume, "--overwrite": overwrite, "--quiet": quiet}
+            chosen = [name for name, on in switches.items() if on]
+            return launch(gpus, ["run", str(config), *chosen, *_sets(overrides)])
+    hint = partial(_resume_hint, Path(loaded.output.path), config, overrides)
+    return _run_here(loaded, hint, resume=resume, overwrite=overwrite, quiet=quiet)
+
+
+def _run_here(
+    loaded: "Config | StructuredConfig | SweepConfig",
+    resume_hint: Callable[[], str],
+    *,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+) -> int:
+    """Plan and carry out a run in this process; return the exit code.
+
+    Args:
+        loaded: The config.
+        resume_hint: Returns the message of an interrupted run.
+        resume: Continue a run that was stopped.
+        overwrite: Replace the output of an earlier run.
+        quiet: Show no progress.
+    """
     # Garbage collection would take a fifth of the time of these imports and find nothing.
     gc.disable()
     from prunekit.cli import progress
@@ -77,7 +110,7 @@ def run(
         # Where only another rank got a signal, all stop.
         here = signals.requested() or isinstance(error, KeyboardInterrupt)
         code = signals.exit_code if here else EXIT_TERMINATED
-        return report_error(code, _resume_hint(Path(loaded.output.path), config, overrides))
+        return report_error(code, resume_hint())
     return 0
 
 
@@ -128,6 +161,11 @@ def _load(config: Path, overrides: Sequence[str]) -> "Config | StructuredConfig 
     return loaded
 
 
+def _sets(overrides: Sequence[str]) -> list[str]:
+    """Return the command-line arguments of overrides."""
+    return [part for override in overrides for part in ("--set", override)]
+
+
 def _parse_size(option: str, text: str | None) -> int | None:
     from prunekit.formatting import parse_bytes
 
@@ -140,8 +178,10 @@ def _parse_size(option: str, text: str | None) -> int | None:
 
 def _resume_hint(output: Path, config: Path, overrides: Sequence[str]) -> str:
     """Return the message of an interrupted run, with the command to resume."""
-    options = [part for override in overrides for part in ("--set", override)]
     if not (output / "journal.jsonl").is_file():
         return "Stopped; nothing was written."
-    command = shlex.join(["prunekit", "run", str(config), "--resume", *options])
+    from prunekit.cli.launch import launched_ranks
+
+    gpus = ["--gpus", str(count)] if (count := launched_ranks()) else []
+    command = shlex.join(["prunekit", "run", str(config), "--resume", *gpus, *_sets(overrides)])
     return f"Stopped; finished blocks are kept. To resume: {command}"

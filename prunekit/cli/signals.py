@@ -15,7 +15,7 @@ PATIENT = b"Stopping after the current block or step; the same signal again stop
 
 
 class StopSignals:
-    """Context in which the three signals are handled alike.
+    """Context in which the three signals are handled alike; a launcher may have blocked them.
 
     A signal raises KeyboardInterrupt, so that a command can clean up. While ``patient``, the first
     of each kind only makes ``requested`` True.
@@ -48,6 +48,7 @@ class StopSignals:
                 # An ignored signal, as under nohup, remains ignored.
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._handle)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return self
 
     def __exit__(
@@ -62,5 +63,6 @@ class StopSignals:
         self.received.append(number)
         if again or not self.patient:
             raise KeyboardInterrupt
-        with suppress(OSError):  # a stream may be in the middle of a write
-            os.write(2, PATIENT)
+        if os.environ.get("RANK", "0") == "0":
+            with suppress(OSError):  # a stream may be in the middle of a write
+                os.write(2, PATIENT)

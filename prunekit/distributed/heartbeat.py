@@ -35,6 +35,8 @@ GRACE_SECONDS = 2.0
 """Time in which a rank may stop by itself after another has failed, before it is killed."""
 FAILURE_KEY = "prunekit failure"
 """Key of the store that holds the message of the first failure."""
+LAUNCHER = "PRUNEKIT_LAUNCHER"
+"""Variable with the id of the process that started the ranks of this machine."""
 RESUME_HINT = "Finished work is kept: run again with --resume, with any number of processes."
 
 
@@ -79,6 +81,7 @@ class Heartbeat:
         # A connection of its own: the original one may be blocked in a collective.
         self._store = store.clone()  # pyright: ignore
         self._process = uuid.uuid4().hex
+        self._launcher = os.environ.get(LAUNCHER)
         self._beat = self._calls = 0
         self._call: Call | None = None
         self._statuses: dict[int, Status] = {}
@@ -180,6 +183,8 @@ class Heartbeat:
         limit = DEAD_SECONDS if dead_after is None else dead_after
         if self._reported:
             return self._reported
+        if self._launcher and str(os.getppid()) != self._launcher:
+            return f"the process {self._launcher}, which started the ranks, has ended."
         first = f"{self.names([0])}, where the rendezvous store {self.address} is,"
         if self._lost:
             return f"{first} has died or cannot be reached ({self._lost})."

@@ -21,7 +21,10 @@ COLLECTIVE_TIMEOUT = timedelta(days=30)
 are detected by :mod:`prunekit.distributed.heartbeat`."""
 JOIN_SECONDS = 55.0
 """Time within which all ranks must have joined."""
+LISTENER = "PRUNEKIT_LISTENER"
+"""Variable with the file descriptor of the socket on which rank 0 is to listen, if it is open."""
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Variables that launchers set."""
 
 
 def join(device: str = "auto") -> Ranks:
@@ -100,6 +103,7 @@ def _connect(rank: int) -> Store:
     from torch import distributed
 
     provided = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    listener = os.environ.get(LISTENER)
     store = distributed.TCPStore(  # pyright: ignore
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
@@ -108,6 +112,7 @@ def _connect(rank: int) -> Store:
         # Waiting in the store would not tell who is missing.
         wait_for_workers=False,
         multi_tenant=True,
+        master_listen_fd=int(listener) if listener else None,
     )
     store.set_timeout(COLLECTIVE_TIMEOUT)
     # torchrun keeps its store when it starts failed ranks again.

@@ -217,8 +217,8 @@ class _Measure:
                 for name, gate in each.gates.items()
             },
             rate=learning_rate(step, self.settings) if step else None,
-            sparsity=pruning and pruning.sparsity,
-            achieved=pruning and pruning.achieved,
+            sparsity=pruning.sparsity if pruning else None,
+            achieved=pruning.achieved if pruning else None,
             done=done,
         )
 
@@ -270,8 +270,8 @@ def summarize(base: float, steps: Sequence[TrainingStep]) -> dict[str, Any]:
         base: Held-out loss of the dense model.
         steps: The records that :func:`recover` yielded.
     """
-    measured = [step for step in steps if step.held_out is not None]
-    post, final = measured[0].held_out, min(step.held_out for step in measured if step.done)
+    measured = [(step.held_out, step.done) for step in steps if step.held_out is not None]
+    post, final = measured[0][0], min(loss for loss, done in measured if done)
     return {
         "base": base,
         "post": post,

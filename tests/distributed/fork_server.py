@@ -105,7 +105,8 @@ def serve() -> None:
 
     from prunekit.cli import main, progress  # noqa: F401
     from prunekit.reports import report
-    from prunekit.runs.sparsify import planner, run  # noqa: F401
+    from prunekit.runs import jobs  # noqa: F401
+    from tests.support import units  # noqa: F401
 
     torch.set_num_threads(1)
     report.render = lambda report: ""

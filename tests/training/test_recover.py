@@ -1,6 +1,7 @@
 """Recovery training: lower loss, early stopping, and no reopened unit."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -92,6 +93,58 @@ def test_a_loss_that_is_no_number_is_named_with_its_step():
         list(recover(model, TOKENS, TOKENS, QUICK))
 
 
+class Damage:
+    """Pruning that turns a weight around at a step, after which the loss is higher."""
+
+    def __init__(self, weight, optimizer, end):
+        self.weight, self.end, self.step = weight, end, 0
+        optimizer.register_step_post_hook(lambda *_: self.count())
+
+    def count(self):
+        self.step += 1
+        if self.step == self.end:
+            self.weight.data.neg_()
+
+    sparsity = property(lambda self: 0.5 * self.done)
+    achieved = property(lambda self: 0.25 * self.done)
+    done = property(lambda self: self.step >= self.end)
+
+
+def damage(model, end):
+    return lambda optimizer: nullcontext(Damage(model.model.norm.weight, optimizer, end))
+
+
+def test_weights_from_before_the_end_of_pruning_are_never_the_best():
+    """Their loss is lower; nor does training stop before, however often the loss rises."""
+    model = randomized_model("llama")
+    settings = Train(steps=200, rate=0.05, every=2, patience=2)
+    moments = [*recover(model, TOKENS[:4], TOKENS[4:], settings, during=damage(model, 15))]
+    losses = [each.held_out for each in moments if each.held_out is not None]
+    assert losses[0] == min(losses)
+    assert max(losses[1:3]) > losses[0]
+    found = [(each.step >= 15, each.sparsity, each.achieved) for each in moments]
+    assert found == [(each.done, 0.5 * each.done, 0.25 * each.done) for each in moments]
+    assert 16 < moments[-1].step < 200
+    best = min(each.held_out for each in moments if each.done)
+    assert summarize(0.0, moments)["final"] == best
+    assert mean_loss(model, [{"input_ids": TOKENS[4:]}]) == pytest.approx(best, rel=1e-6)
+
+
+def test_pruning_that_has_not_ended_with_the_training_is_an_error():
+    model = randomized_model("llama")
+    with pytest.raises(
+        ConfigError, match=r"train\.steps: after 20 steps the sparsity is 0, 0 is due"
+    ):
+        list(recover(model, TOKENS, TOKENS, QUICK, during=damage(model, 21)))
+
+
+def test_records_have_the_learning_rate_of_their_step():
+    moments = [*recover(randomized_model("llama"), TOKENS, TOKENS, QUICK)]
+    rates = [None, *(learning_rate(step, QUICK) for step in (5, 10, 15, 20))]
+    assert [each.rate for each in moments] == rates
+    assert {(each.sparsity, each.achieved, each.done) for each in moments} == {(None, None, True)}
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # raised in peft, about transformers
 def test_adapters_of_peft_are_trained_alone_and_merged():
     """Only adapters are trained, and the merged model equals the trained one."""
@@ -141,7 +194,7 @@ def test_a_run_trains_what_is_left_and_shows_how_it_went(tmp_path):
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ("[train]\nheld_out = 8\n", "train: held_out = 8 of 8 calibration samples leave none"),
+        ("[train]\nheld_out = 8\n", "train.held_out: 8 of 8 calibration samples leave none"),
         ("[train]\nstep = 8\n", "train.step: no such key. Did you mean"),
     ],
 )

@@ -1,0 +1,80 @@
+"""``prunekit run --gpus`` with ranks on the CPU, from the command to the checkpoint."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+import prunekit
+from tests.distributed import configs
+from tests.distributed.test_faults import CLI, blocks_done, same_bytes, until
+from tests.support import checkpoints
+
+ROOT = Path(prunekit.__file__).parents[1]
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Start the command; its prune table and output folder are given."""
+    model = checkpoints.write(tmp_path / "m", num_hidden_layers=1)
+
+    def start(name, *options, **sections):
+        file = tmp_path / f"{name}.toml"
+        configs.write(file, model, tmp_path / name, evaluate=None, **sections)
+        return file, subprocess.Popen(
+            [sys.executable, "-m", "prunekit", "run", str(file), "--gpus", "2", *options],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT}/kernels"},
+        )
+
+    return start
+
+
+def test_processes_on_the_cpu_prune_as_ranks_of_any_launcher(command, fork_server, tmp_path):
+    _, running = command("launched")
+    said = running.communicate()[1]
+    assert running.returncode == 0, said
+    assert said.count("verified") <= 1
+    file, model = tmp_path / "forked.toml", tmp_path / "m"
+    configs.write(file, model, tmp_path / "forked", evaluate=None)
+    fork_server.start(tmp_path / "said", 2, CLI, file).succeed()
+    same_bytes(tmp_path / "launched", tmp_path / "forked")
+
+
+@pytest.mark.soak
+def test_an_error_of_the_plan_is_printed_once(command, tmp_path):
+    _, running = command("refused", prune={"method": "magnitude", "pattern": "5:7"})
+    said = running.communicate()[1]
+    assert (running.returncode, len(said.splitlines())) == (2, 1), said
+    assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_all_after_a_block(command, tmp_path, number):
+    _, whole = command("whole", "--quiet")
+    assert whole.wait() == 0
+    file, running = command("stopped", "--quiet")
+    until(lambda: blocks_done(tmp_path / "stopped") >= 1)
+    running.send_signal(number)
+    said = running.communicate()[1]
+    assert running.returncode == 128 + number, said
+    assert said.count(f"To resume: prunekit run {file} --resume --gpus 2") == 1
+    _, resumed = command("stopped", "--quiet", "--resume")
+    assert resumed.wait() == 0
+    same_bytes(tmp_path / "stopped", tmp_path / "whole")
+
+
+@pytest.mark.soak
+def test_ranks_end_with_the_process_that_started_them(command, tmp_path):
+    _, running = command("orphaned", "--quiet")
+    until(lambda: blocks_done(tmp_path / "orphaned") >= 1)
+    children = psutil.Process(running.pid).children()
+    assert len(children) == 2
+    running.kill()
+    until(lambda: not any(child.is_running() for child in children), 20)
