@@ -73,6 +73,16 @@ class SparseLinear(nn.Module):
         return made
 
     @property
+    def in_features(self) -> int:
+        """Input features, by the name that peft asks for."""
+        return self.inputs
+
+    @property
+    def out_features(self) -> int:
+        """Output features, by the name that peft asks for."""
+        return self.outputs
+
+    @property
     def parts(self) -> dict[str, Tensor]:
         """Parts of the weight by name, in the order of the format."""
         return {name: cast("Tensor", self._buffers[name]) for name in self.kind.parts}

@@ -42,20 +42,19 @@ def effective_weight(linear: nn.Module) -> Float[Tensor, "O I"]:
     return weight
 
 
-def check_low_rank(linear: nn.Module, name: str, kind: str) -> None:
+def check_low_rank(linear: nn.Module, name: str) -> None:
     """Refuse a linear whose adapters are not products of two matrices.
 
     Args:
         linear: The linear, with or without adapters.
-        name: Its name, for the message.
-        kind: Kind of the units that it has.
+        name: Its name, or that of its units, for the message.
 
     Raises:
         ConfigError: It is trained as a copy, quantized, or adapted in another way than by LoRA.
     """
     if is_adapter_layer(linear) and (reason := why_not_low_rank(linear)):
         raise ConfigError(
-            f"{name}: {reason}, so its {kind} cannot be told apart. Merge or unload the adapter "
+            f"{name}: {reason}, so no part of it belongs to one unit. Merge or unload the adapter "
             "first."
         )
 

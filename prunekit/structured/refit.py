@@ -18,6 +18,7 @@ from prunekit_kernels import gram, mirror
 from torch import Tensor
 
 from prunekit.errors import NumericsError
+from prunekit.models.adapters import effective_weight
 from prunekit.models.orientation import weight_matrix
 from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.structured.probes.reader_inputs import observe_inputs
@@ -100,7 +101,7 @@ def removal_loss(
         damping: Multiple of the mean diagonal that is added to the diagonal of H.
         output_weights: G, the weight of each pair of output errors; the identity if None.
     """
-    weight = weight_matrix(group.reader.linear).detach().double().cpu()
+    weight = effective_weight(group.reader.linear).double().cpu()
     inverse = torch.cholesky_inverse(damp(total, damping, group.name)[1])
     index = group.reader.index.flatten(1)  # [U, S]
     blocks = inverse[index[:, :, None], index[:, None, :]]
@@ -115,6 +116,8 @@ def refit(
 ) -> None:
     """Change the reader's kept columns, in place, to compensate for the others.
 
+    Its adapters are counted in, and not changed.
+
     Args:
         group: The group of the units.
         total: H of its reader.
@@ -124,10 +127,11 @@ def refit(
     Raises:
         NumericsError: See :func:`damp`.
     """
-    weight = weight_matrix(group.reader.linear)
+    weight, whole = weight_matrix(group.reader.linear), effective_weight(group.reader.linear)
     columns = group.reader.index[list(keep)].flatten()
     damped, _ = damp(total, damping, group.name)
-    target = weight.double().cpu() @ damped[:, columns]
+    target = whole.double().cpu() @ damped[:, columns]
     factor = torch.linalg.cholesky(damped[columns][:, columns])
     fitted = torch.cholesky_solve(target.T, factor).T
-    weight[:, columns.to(weight.device)] = fitted.to(weight)
+    columns = columns.to(weight.device)
+    weight[:, columns] = (fitted.to(whole.device) - (whole - weight)[:, columns]).to(weight)

@@ -20,7 +20,8 @@ from prunekit.errors import ConfigError
 from prunekit.inference.sparse_linear import SparseLinear
 from prunekit.models.in_memory import check_in_memory
 from prunekit.models.orientation import outputs_first, stored_transposed, weight_matrix
-from prunekit.structured.gate_set import ATTACHED
+from prunekit.models.units.kinds import KINDS
+from prunekit.structured.gate_set import attached_gates
 from prunekit.training.adapter_targets import ALL_LINEAR, adapter_targets
 from prunekit.training.masked_adapters import masked_layers
 
@@ -111,10 +112,11 @@ def _check_numbers(rank: int, alpha: float | None, dropout: float) -> None:
         raise ConfigError(f"adapter: dropout {dropout!r} is not in [0, 1).")
 
 
-def relocate_gates(model: nn.Module) -> None:
+def relocate_gates(model: Any) -> None:  # noqa: ANN401  any model of torch
     """Let the gates of a model act on adapters that were added or taken out."""
-    for gates in [*vars(bare_model(model)).get(ATTACHED, {}).values()]:
-        gates.relocate()
+    for kind in KINDS:
+        if gates := attached_gates(model, kind):
+            gates.relocate()
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ def adapter_axes(model: PreTrainedModel, group: HiddenGroup) -> list[CoordinateA
     modules = {axis.module: axis.axis for axis in group.axes if axis.name == "weight"}
     axes = []
     for name, layer in adapter_layers(model).items():
-        check_low_rank(layer, name, "hidden")
+        check_low_rank(layer, name)
         base = base_layer(layer)
         if isinstance(base, nn.Embedding):
             if group.stream.scaled:

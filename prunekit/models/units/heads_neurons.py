@@ -224,7 +224,7 @@ def declared_linear_groups(model: PreTrainedModel, kind: Kind) -> list[LinearUni
     ]
     for group in groups:
         for linear in group.linears:
-            check_low_rank(linear, group.name, kind)
+            check_low_rank(linear, group.name)
     return groups
 
 

@@ -15,7 +15,9 @@ import torch
 from accelerate import init_empty_weights
 from transformers import PreTrainedModel
 
+from prunekit.architectures.adapters import without_adapters
 from prunekit.models import stock
+from prunekit.models.adapters import update_adapter_features
 from prunekit.models.units.base import Kept, UnitGroup
 from prunekit.models.units.heads_neurons import declared_linear_groups
 from prunekit.models.units.kept_record import read_record, require_prunekit
@@ -37,7 +39,9 @@ def apply_removal(
         entries: Result of :func:`prunekit.models.units.stock_config.stock_entries`. None (heads
             and neurons only) records the kept units in the config instead.
     """
-    type(groups[0]).cut(model, groups, kept, entries)
+    with without_adapters(model):
+        type(groups[0]).cut(model, groups, kept, entries)
+    update_adapter_features(model)
 
 
 def restore(model: PreTrainedModel) -> None:

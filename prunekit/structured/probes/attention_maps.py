@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prunekit.models.adapters import effective_weight
 from prunekit.models.attention_hook import observe_attention
-from prunekit.models.orientation import weight_matrix
 from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.structured.batches import Batch, run_hooked
 
@@ -93,7 +93,7 @@ def head_output_norms(
 
         def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
             x = inputs[0][0] if inputs[0].ndim == 3 else inputs[0]
-            weight = weight_matrix(group.reader.linear)[:, columns.to(x.device)].float()
+            weight = effective_weight(group.reader.linear)[:, columns.to(x.device)].float()
             norms[index] = (x[:, columns.to(x.device)].float() @ weight.T).norm(dim=1).cpu()
 
         return hook

@@ -38,7 +38,7 @@ class Flap(Ranker):
 
     @override
     def score(self, gated: GatedModel) -> Scores:
-        from prunekit.models.orientation import weight_matrix
+        from prunekit.models.adapters import effective_weight
         from prunekit.structured.probes.reader_inputs import observe_inputs
 
         states: dict[str, _State] = {}
@@ -55,7 +55,7 @@ class Flap(Ranker):
         scores = {}
         for group in gated.groups:
             count, _, squares = states[group.name]
-            norms = weight_matrix(group.reader.linear).detach().double().square().sum(0)
+            norms = effective_weight(group.reader.linear).double().square().sum(0)
             score = (squares / max(count - 1, 1) * norms.cpu())[group.reader.index].mean((1, 2))
             if self.standardised and len(score) > 1:
                 score = (score - score.mean()) / score.std().clamp_min(1e-300)

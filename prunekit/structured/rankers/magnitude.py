@@ -42,11 +42,11 @@ class UnitMagnitude(Ranker):
 
 def _linear_norms(group: LinearUnitGroup) -> Tensor:
     """Return the summed slice norms of each head or neuron."""
-    from prunekit.models.orientation import weight_matrix
+    from prunekit.models.adapters import effective_weight
 
-    read = weight_matrix(group.reader.linear).detach().T
+    read = effective_weight(group.reader.linear).T
     parts = [(read, group.reader.index)]
-    parts += [(weight_matrix(part.linear).detach(), part.index) for part in group.writers]
+    parts += [(effective_weight(part.linear), part.index) for part in group.writers]
     # The norm of several rows is the norm of their norms.
     norms = [rows.double().norm(dim=1).cpu()[index].norm(dim=2).sum(1) for rows, index in parts]
     return sum(norms[1:], norms[0])

@@ -46,11 +46,11 @@ class BlockObs(Ranker):
         return {group.name: self._score(group, grams[group.name]) for group in gated.groups}
 
     def _score(self, group: LinearUnitGroup, total: Float[Tensor, "I I"]) -> Float[Tensor, " U"]:
-        from prunekit.models.orientation import weight_matrix
+        from prunekit.models.adapters import effective_weight
         from prunekit.structured.refit import removal_loss
 
         loss = removal_loss(group, total, self.damping)
         if not self.relative:
             return loss
-        weight = weight_matrix(group.reader.linear).detach().double().cpu()
+        weight = effective_weight(group.reader.linear).double().cpu()
         return loss / ((weight @ total.double().cpu()) * weight).sum().clamp_min(1e-300)

@@ -54,8 +54,8 @@ def _products(group: LinearUnitGroup) -> Tensor:
     """Return WᵀW of each unit, [U, S, S]."""
     import torch
 
-    from prunekit.models.orientation import weight_matrix
+    from prunekit.models.adapters import effective_weight
 
-    weight = weight_matrix(group.reader.linear).detach().float()
+    weight = effective_weight(group.reader.linear).float()
     columns = weight[:, group.reader.index.flatten(1).to(weight.device)]  # [O, U, S]
     return torch.einsum("ous,our->usr", columns, columns)

@@ -40,7 +40,8 @@ def by_matrix(
     """
     import torch
 
-    from prunekit.models.orientation import outputs_first, weight_matrix
+    from prunekit.models.adapters import effective_weight
+    from prunekit.models.orientation import outputs_first
     from prunekit.structured.probes.weight_gradients import weight_gradients
 
     parts = {
@@ -53,7 +54,7 @@ def by_matrix(
     for group in gated.groups:
         totals = []
         for part, reads in parts[group.name]:
-            weight, gradient = weight_matrix(part.linear).detach(), gradients[part.linear]
+            weight, gradient = effective_weight(part.linear), gradients[part.linear]
             values = value(weight.double(), outputs_first(part.linear, gradient).double())
             sums = values.sum(0 if reads else 1).cpu()[part.index].flatten(1).sum(1)
             totals.append(sums.sqrt() if root else sums)
