@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
 
 from prunekit.errors import ShapeError
 
@@ -71,6 +72,35 @@ def check_same_rest(whole: PreTrainedModel, fewer: PreTrainedModel, lists: Seque
                 f"{name}: is {before.get(name, 'absent')} with all blocks, and "
                 f"{after.get(name, 'absent')} in a stock model with fewer. {WAY_OUT}"
             )
+
+
+def token_counters(model: PreTrainedModel) -> list[int] | None:
+    """Return the blocks by which transformers counts the tokens in its cache.
+
+    Blocks with linear attention or convolutions do not count them. None for a family whose blocks
+    are all alike.
+    """
+    if getattr(model.config, "layer_types", None) is None:
+        return None
+    layers = DynamicCache(config=model.config).layers
+    return [unit for unit, layer in enumerate(layers) if isinstance(layer, CacheLayerMixin)]
+
+
+def check_counts_tokens(whole: PreTrainedModel, fewer: PreTrainedModel) -> None:
+    """Refuse to remove all blocks by which transformers counts tokens.
+
+    Args:
+        whole: Stock model with all blocks.
+        fewer: Stock model with the kept blocks.
+
+    Raises:
+        ShapeError: No block with attention would be left.
+    """
+    if token_counters(whole) and not token_counters(fewer):
+        raise ShapeError(
+            f"blocks: no block with attention would be left, and transformers cannot run a model "
+            f"of type {whole.config.model_type!r} without one. Remove fewer."
+        )
 
 
 def adopt_numbers(block: nn.Module, whole: nn.Module, fewer: nn.Module) -> None:

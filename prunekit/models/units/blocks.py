@@ -21,7 +21,12 @@ from prunekit.architectures.coverage import base_model_prefix, refuse_fused_expe
 from prunekit.checkpoint.compressed import KEPT_UNITS_KEY
 from prunekit.models.units.base import Factor, Kept, ParameterAxis, UnitGroup
 from prunekit.models.units.block_entries import entries_of_kept
-from prunekit.models.units.block_kinds import adopt_numbers, check_same_blocks, check_same_rest
+from prunekit.models.units.block_kinds import (
+    adopt_numbers,
+    check_counts_tokens,
+    check_same_blocks,
+    check_same_rest,
+)
 from prunekit.models.units.meta_model import meta_model
 
 BlockOutput = Tensor | tuple[Any, ...]
@@ -95,6 +100,7 @@ class BlockGroup(UnitGroup):
             before, after = (_block_list(each, group.stack) for each in (whole, fewer))
             check_same_blocks(group.name, before, after, kept[group.name], shared)
         check_same_rest(whole, fewer, [group.name for group in groups])
+        check_counts_tokens(whole, fewer)
         return entries
 
     @classmethod

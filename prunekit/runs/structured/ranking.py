@@ -5,10 +5,12 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any, NamedTuple
 
 import torch
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from prunekit.allocations.schedules import SCHEDULES, Schedule
 from prunekit.formatting import percent
+from prunekit.models.units.block_kinds import token_counters
 from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.models.units.kinds import WHOLE, Kind
 from prunekit.runs.record import Record
@@ -38,6 +40,13 @@ class CalibrationBatches(NamedTuple):
     whole: list[Batch]
 
 
+class DenseUnits(NamedTuple):
+    """Scores and attention entropies of the units of the dense model, by kind."""
+
+    scores: dict[Kind, Scores]
+    entropies: dict[Kind, dict[str, list[float]]]
+
+
 class UnitRanking:
     """Ranking of the units of one model.
 
@@ -48,6 +57,7 @@ class UnitRanking:
         entries: Report entry of each unit group, by its name.
         views: Attention maps of a few heads, for the report; None where there are none.
         agreement: Spearman's ρ of scores and leave-one-out, by kind, where ``prune.truth`` is set.
+        optimizers: Optimizers that trained the model, whose weights have to be replaced in them.
     """
 
     def __init__(
@@ -72,6 +82,7 @@ class UnitRanking:
         self.entries: dict[str, dict[str, Any]] = {}
         self.views: dict[str, Any] | None = None
         self.agreement: dict[Kind, float] = {}
+        self.optimizers: list[Optimizer] = []
         self._truths: dict[Kind, Scores] = {}
 
     def rank(self) -> Generator[Record, None, Ranked]:
@@ -97,7 +108,7 @@ class UnitRanking:
                     if not first:
                         self._inspect(each, scores)
                     first = first or scores
-                    part = schedule(step, steps, prune.sparsity or 0.0, 0.0)
+                    part = schedule(step, steps, prune.sparsity or 0.0, prune.initial_sparsity)
                     each.close_lowest(
                         scores, part, scope=prune.scope, least=prune.least, round_to=prune.round_to
                     )
@@ -112,32 +123,46 @@ class UnitRanking:
 
     def _rank_together(self) -> Generator[Record, None, Ranked]:
         """Close gates of all kinds until the model meets its parameter budget."""
-        prune = self.plan.config.prune
-        every = [self.stack.enter_context(Gates(self.model, kind)) for kind in prune.pattern]
+        prune, every = self.plan.config.prune, self.gate_all()
         steps, schedule = prune.steps if prune.steps != "each" else 1, SCHEDULES[prune.schedule]
         yield Record("phase", f"rank {' and '.join(prune.pattern)}", {"steps": steps})
-        entropies = {each.kind: self._entropies(each) for each in every}
-        first: dict[Kind, Scores] = {}
+        removed, initial = 1 - (prune.parameters or 0.0), prune.initial_sparsity
+        dense = self.measure(every)
         for step in range(1, steps + 1):
             with self.timed("prune"):
-                scores: dict[Kind, Scores] = {each.kind: self._score(each) for each in every}
-                if not first:
-                    for each in every:
-                        self._inspect(each, scores[each.kind])
-                first = first or scores
-                part = 1 - schedule(step, steps, 1 - (prune.parameters or 0.0), 0.0)
+                first = step == 1
+                scores = dense.scores if first else {e.kind: self._score(e) for e in every}
+                part = 1 - schedule(step, steps, removed, initial)
                 self._close_to_budget(every, scores, part)
             yield Record("step", f"{percent(part)} of the parameters")
+        return self.settle(every, dense)
+
+    def gate_all(self) -> list[Gates]:
+        """Attach gates to the units of all kinds that are removed."""
+        kinds = self.plan.config.prune.pattern
+        return [self.stack.enter_context(Gates(self.model, kind)) for kind in kinds]
+
+    def measure(self, every: Sequence[Gates]) -> "DenseUnits":
+        """Measure the units of the dense model, for the report."""
+        entropies = {each.kind: self._entropies(each) for each in every}
+        with self.timed("prune"):
+            scores: dict[Kind, Scores] = {each.kind: self._score(each) for each in every}
+            for each in every:
+                self._inspect(each, scores[each.kind])
+        return DenseUnits(scores, entropies)
+
+    def settle(self, every: Sequence[Gates], dense: "DenseUnits") -> Ranked:
+        """Record which units gates of several kinds have closed; remove those of whole kinds."""
         gates: list[Gates] = []
         done: list[Finalized] = []
         for each in every:
             self._mark_kept_heads(each)  # before blocks that are removed change the names
             names = each.relocate()
-            measured = entropies[each.kind]
+            scores, measured = dense.scores[each.kind], dense.entropies[each.kind]
             truth = self._truths.get(each.kind)
             self.entries |= layer_entries(
                 each,
-                {name: first[each.kind][old] for name, old in names.items()},
+                {name: scores[old] for name, old in names.items()},
                 {name: measured.get(old) for name, old in names.items()},
                 truth and {name: truth[old] for name, old in names.items()},
             )
@@ -176,13 +201,20 @@ class UnitRanking:
             kept.append(gates)
             return
         with self.timed("prune"):
-            done.append(gates.finalize(stock=self.plan.config.prune.uniform))
+            done.append(self.finalize(gates))
         gates.detach()
+
+    def finalize(self, gates: Gates) -> Finalized:
+        """Remove the units whose gates are closed."""
+        stock = self.plan.config.prune.uniform
+        return gates.finalize(stock=stock, optimizer=self.optimizers or None)
 
     def _score(self, gates: Gates) -> Scores:
         prune = self.plan.config.prune
         scores = gates.score(prune.method, self.data.own or None, ranks=self.plan.ranks)
         scores = raise_scores(scores, self.plan.fixed)
+        if gates.kind == "blocks":
+            scores = raise_scores(scores, best_token_counter(gates, scores))
         return share_scores(gates.linear_groups, scores) if prune.uniform else scores
 
     def _steps(self, gates: Gates) -> tuple[int, Schedule]:
@@ -231,6 +263,18 @@ def raise_scores(scores: Scores, fixed: Mapping[str, Sequence[int]]) -> Scores:
         highest = max(float(score.max()) for score in scores.values())
         raised[name] = scores[name].index_fill(0, torch.tensor(fixed[name]), highest + 1)
     return raised
+
+
+def best_token_counter(gates: Gates, scores: Scores) -> dict[str, list[int]]:
+    """Return the block with attention that is kept whatever its score, by name of its list.
+
+    It is the best of them; the result is empty for families whose blocks are all alike.
+    """
+    (group, *others), counters = gates.groups, token_counters(gates.model)
+    open_ones = [unit for unit in counters or () if gates.keep[group.name][unit]]
+    if others or not open_ones:
+        return {}
+    return {group.name: [max(open_ones, key=lambda unit: float(scores[group.name][unit]))]}
 
 
 def share_scores(sites: Sequence[LinearUnitGroup], scores: Scores) -> Scores:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import prunekit
-from prunekit.errors import CheckpointError
+from prunekit.errors import CheckpointError, ShapeError
 from prunekit.models.units.blocks import block_groups
 from prunekit.models.units.narrowing import STORED
 from prunekit.runs.structured import run
@@ -20,19 +20,23 @@ BLOCKS = 'method = "magnitude"\npattern = "blocks"\nsparsity = 0.25'
 NEURONS = 'method = "magnitude"\npattern = "neurons"\nsparsity = 0.25\nuniform = true'
 IDS = torch.arange(3, 12)[None]
 
+TWICE = ("granitemoehybrid", "lfm2", "nemotron_h", "qwen3_next")
+"""Types from whose output a block is removed again."""
+
 pytestmark = pytest.mark.usefixtures("proof_in_process")
 
 
 @torch.no_grad()
-def logits_without_first(model, count):
-    """Return the logits of a model whose first blocks pass their input through."""
+def logits_with(model, units):
+    """Return the logits of a model whose other blocks pass their input through."""
 
     def bypass(_, args, given, out):
         x = args[0] if args else given["hidden_states"]
         return (x, *out[1:]) if isinstance(out, tuple) else x
 
     (group,) = block_groups(model)
-    hooks = [b.register_forward_hook(bypass, with_kwargs=True) for b in group.blocks[:count]]
+    closed = [block for unit, block in enumerate(group.blocks) if unit not in units]
+    hooks = [block.register_forward_hook(bypass, with_kwargs=True) for block in closed]
     logits = model(IDS, use_cache=False).logits
     for hook in hooks:
         hook.remove()
@@ -48,8 +52,11 @@ def finished(folder, output, prune):
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", sorted(HYBRID))
 def test_blocks_of_several_kinds_move_with_all_their_tensors(model_type, tmp_path):
-    """Without the first block every kind is in the place of another one; and once more."""
-    model = tiny(model_type)
+    """Without the first block every kind is in the place of another one; of some, once more.
+
+    Of nemotron_h, the second removal leaves the only block with attention, which scores lowest.
+    """
+    model = tiny(model_type, **HYBRID[model_type])
     (group,) = block_groups(model)
     with torch.no_grad():
         for unit, block in enumerate(group.blocks):
@@ -57,17 +64,30 @@ def test_blocks_of_several_kinds_move_with_all_their_tensors(model_type, tmp_pat
                 parameter.add_(0.05 * torch.randn_like(parameter)).mul_([1e-3, 1e-2, 1, 1][unit])
     folder = checkpoints.write(tmp_path / "model")
     model.save_pretrained(folder)
-    for removed, sparsity in enumerate(("0.25", "0.34"), 1):
-        out = tmp_path / f"without-{removed}"
+    units = [0, 1, 2, 3]
+    for sparsity in ("0.25", "0.34")[: 1 + (model_type in TWICE)]:
+        out = tmp_path / sparsity
         finished(folder, out, BLOCKS.replace("0.25", sparsity))
+        (layer,) = json.loads((out / "report.json").read_text())["layers"]
+        units = [units[kept] for kept in layer["kept"]]
         opened, notes = type(model).from_pretrained(out, output_loading_info=True)
         assert not notes["missing_keys"]
         assert not notes["unexpected_keys"]
         with torch.no_grad():
             found = opened.eval()(IDS, use_cache=False).logits
-        assert torch.equal(found, logits_without_first(model, removed))
+        assert torch.equal(found, logits_with(model, units))
         shutil.copyfile(folder / "text.txt", out / "text.txt")
         folder = out
+    assert units[0] in {1, 2}
+    assert len(units) == 3 - (model_type in TWICE)
+    assert 1 in units or model_type != "nemotron_h"
+
+
+def test_the_last_block_with_attention_cannot_be_removed():
+    model = tiny("nemotron_h")
+    (group,) = groups = block_groups(model)
+    with pytest.raises(ShapeError, match="no block with attention would be left"):
+        group.stock_entries(model, groups, {group.name: [0, 2, 3]}, {})
 
 
 def test_keys_of_other_versions_and_aliases_do_not_contradict(tmp_path):
@@ -126,7 +146,7 @@ def test_parts_of_weights_that_are_stored_wider_are_not_rounded(tmp_path, patter
 def test_training_begins_with_the_stored_values(tmp_path):
     model = tiny("llama").bfloat16()
     weight = model.model.layers[0].mlp.up_proj.weight
-    wide = weight.detach().float() + 1e-6
+    wide = weight.detach().float() * (1 + 2**-12)
     setattr(weight, STORED, wide)
     frozen = model.model.norm.weight
     setattr(frozen, STORED, wide[0, :32] + 1)
