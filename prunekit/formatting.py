@@ -19,6 +19,14 @@ def printable(text: str) -> str:
     return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def unicode_text(text: str) -> str:
+    """Return a text with each half of a surrogate pair escaped, as in Python.
+
+    Names of files that are not UTF-8 hold some, which no file in UTF-8 can.
+    """
+    return text.encode(errors="backslashreplace").decode()
+
+
 def number(value: Number) -> str:
     """Format a measured number: 27,114, 20.70, or three digits: 0.0123."""
     if value is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -38,6 +39,15 @@ def write_atomically(file: Path, content: bytes) -> None:
     """Write a file atomically, also with respect to power failures."""
     with _replace_atomically(file) as temporary:
         temporary.write_bytes(content)
+
+
+def json_bytes(content: object) -> bytes:
+    """Return the content of a JSON file, as people read it.
+
+    Half a surrogate pair, which names of files and JSON can hold, but not UTF-8, is escaped.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    return text.encode(errors="backslashreplace") + b"\n"
 
 
 def write_shard(file: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from prunekit.checkpoint.atomic import json_bytes
 from prunekit.checkpoint.weight_files import is_file
 from prunekit.errors import CheckpointError
 
@@ -35,7 +36,7 @@ LICENCES = (
     "terms*",
 )  # fmt: skip
 """Patterns of files whose text a copy of the weights has to carry, in lower case."""
-WRITTEN = {"config.json", "journal.jsonl", "calibration.json"} | {
+WRITTEN = {"config.json", "journal.jsonl", "calibration.json", "training.csv"} | {
     f"report.{kind}" for kind in ("json", "html", "csv")
 }
 """Files that a run writes itself."""
@@ -72,14 +73,18 @@ def companion_content(path: Path) -> bytes:
         values = json.loads(content)
     except (ValueError, RecursionError):
         return content
-    if not isinstance(values, dict) or not _names_own_code(values.get(CODE_KEY)):
+    if not isinstance(values, dict) or not any(map(_names_own_code, _references(values))):
         return content
-    return json.dumps(without_code(values), indent=2, ensure_ascii=False).encode() + b"\n"
+    return json_bytes(without_code(values))
 
 
 def without_code(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of a JSON file, except references to code."""
-    return {key: value for key, value in values.items() if key != CODE_KEY}
+    """Return the entries of a JSON file, except references to code at any depth."""
+    return {
+        key: without_code(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if key != CODE_KEY
+    }
 
 
 def companion_notes(folder: Path, copied: set[Path]) -> Iterator[str]:
@@ -132,6 +137,15 @@ def _check_readable(path: Path) -> None:
             f"{path}: cannot be read ({reason}), but the output needs a copy of it. Restore or "
             "remove it."
         )
+
+
+def _references(values: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield the references to code in a table and in all tables inside of it."""
+    for key, value in values.items():
+        if key == CODE_KEY:
+            yield value
+        elif isinstance(value, dict):
+            yield from _references(value)
 
 
 def _names_own_code(references: Any) -> bool:  # noqa: ANN401  as parsed

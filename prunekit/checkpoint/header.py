@@ -1,5 +1,6 @@
 """Headers of safetensors files, read and validated without reading weights."""
 
+import errno
 import json
 import math
 import struct
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
+from prunekit.checkpoint.atomic import error_number
 from prunekit.errors import CheckpointError
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -80,7 +83,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             length = struct.unpack("<Q", stream.read(8))[0] if size >= 8 else MAX_HEADER_BYTES
             if length > min(MAX_HEADER_BYTES, size - 8):
                 raise CheckpointError(f"{file}: is not safetensors, or is truncated in its header.")
-            header = json.loads(stream.read(length))
+            header = json.loads(stream.read(length).decode())
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:
@@ -88,7 +91,22 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     if not isinstance(header, dict):
         raise CheckpointError(f"{file}: its header is not a table of tensors.")
     header.pop("__metadata__", None)
-    return _check_offsets(file, header, 8 + length, size)
+    entries = _check_offsets(file, header, 8 + length, size)
+    _check_opens(file)
+    return entries
+
+
+def _check_opens(file: Path) -> None:
+    """Refuse what only the safetensors library finds, such as gaps between tensors."""
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        if error_number(error) == errno.ENOMEM:
+            raise MemoryError(f"{file}: {error}") from error
+        raise CheckpointError(
+            f"{file}: safetensors cannot open it ({error}). The file is corrupt; download it again."
+        ) from error
 
 
 def _check_offsets(

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from prunekit.checkpoint.atomic import flush_folder, report_full_disk
 from prunekit.checkpoint.lock import FileLock, LockedError
-from prunekit.errors import ConfigError
+from prunekit.errors import CheckpointError, ConfigError
 
 JOURNAL = "journal.jsonl"
 START = ("start", "")
@@ -69,6 +69,24 @@ class Journal:
             flush_folder(self.folder)
         if held[0]:
             held[0].close()
+
+    def check_in_place(self) -> None:
+        """Refuse to go on if the folder was moved or replaced in the meantime.
+
+        Raises:
+            CheckpointError: Its path leads to another journal, or to none.
+        """
+        if self._file is None:
+            return
+        try:
+            same = os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
+        except OSError:
+            same = False
+        if not same:
+            raise CheckpointError(
+                f"{self.folder}: was moved, removed or replaced while a run was writing to it. "
+                "Move it back, if it was moved, and run again with --resume."
+            )
 
     def truncate(self) -> None:
         """Cut off everything after the last valid entry."""

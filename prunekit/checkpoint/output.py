@@ -4,7 +4,6 @@ Shards are written atomically. ``config.json`` and the index are written last, s
 opens as a model is complete.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from prunekit.checkpoint import owned_files
 from prunekit.checkpoint.atomic import (
     file_sha256,
+    json_bytes,
     missing_guarantees,
     report_full_disk,
     temporary_file,
@@ -204,6 +204,7 @@ class OutputFolder:
         self.journal[kind, name] = values
         if not self.ranks.is_main:
             return
+        self._journal.check_in_place()
         if weights := self.weights_read():
             self._journal.append("inputs", str(len(self.journal)), weights)
         self._journal.append(kind, name, values)
@@ -222,6 +223,7 @@ class OutputFolder:
 
     def write_shard(self, number: int, tensors: Mapping[str, Tensor]) -> Path:
         """Write one shard."""
+        self._journal.check_in_place()
         write_shard(self.shard_path(number), tensors)
         return self.shard_path(number)
 
@@ -243,6 +245,7 @@ class OutputFolder:
             check: Called with the written checkpoint before it gets its ``config.json``; raises if
                 anything is missing.
         """
+        self._journal.check_in_place()
         for name, path in checkpoint.companion_names.items():
             (self.folder / name).parent.mkdir(exist_ok=True)
             write_atomically(self.folder / name, companion_content(path))
@@ -252,7 +255,7 @@ class OutputFolder:
                 weight_map[name] = self.shard_path(number).name
                 total += entry.nbytes
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        write_atomically(self.folder / INDEX_FILE, json.dumps(index, indent=2).encode() + b"\n")
+        write_atomically(self.folder / INDEX_FILE, json_bytes(index))
         config = without_code(checkpoint.config)
         if dtype:
             kept = {key: value for key, value in config.items() if key != "torch_dtype"}
@@ -263,5 +266,4 @@ class OutputFolder:
             config = config | {"quantization_config": storage_config(kind, linears)}
         # Some engines take any folder for a model that has a config.
         check(open_weights(self.folder, config))
-        content = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
-        write_atomically(self.folder / CONFIG_FILE, content)
+        write_atomically(self.folder / CONFIG_FILE, json_bytes(config))

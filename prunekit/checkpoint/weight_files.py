@@ -19,6 +19,8 @@ INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 WEIGHTS_KEY = "transformers_weights"
 """Key of ``config.json`` for weights under another name."""
 MAX_JSON_BYTES = MAX_HEADER_BYTES
+MAX_JSON_DEPTH = 64
+"""Levels of tables and lists in a JSON file; Python writes fewer than it reads."""
 PICKLES = {".bin", ".pt", ".pth"}
 
 
@@ -102,7 +104,15 @@ def read_json(file: Path, why: str) -> dict[str, Any]:
         raise CheckpointError(f"{file}: is not JSON ({error}).") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: is not a JSON object.")
+    if _is_deeper(content, MAX_JSON_DEPTH):
+        raise CheckpointError(f"{file}: nests tables and lists over {MAX_JSON_DEPTH} deep.")
     return content
+
+
+def _is_deeper(value: object, depth: int) -> bool:
+    """Return whether tables and lists nest more than ``depth`` deep."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return bool(parts) and (depth == 0 or any(_is_deeper(part, depth - 1) for part in parts))
 
 
 def is_file(path: Path) -> bool:

@@ -7,6 +7,7 @@ Exit codes: 0 success; 1 failure; 2 invalid input, nothing was written; 130 inte
 """
 
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -220,6 +221,8 @@ def init(
     except FileExistsError:
         raise ConfigError(f"{path}: exists already; name another file.") from None
     except OSError as error:
+        with suppress(OSError):  # the beginning of a file, on a full disk
+            path.unlink()
         raise ConfigError(f"{path}: cannot be written: {error.strerror}.") from None
     print_line(f"{path}: edit it, then run: {shlex.join(['prunekit', 'run', str(path)])}")
 

@@ -28,5 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return report_error(EXIT_BAD_INPUT, error)
     except PrunekitError as error:
         return report_error(EXIT_FAILED, error)
+    except OSError as error:
+        if error.errno is None:  # not of the system
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        return report_error(
+            EXIT_FAILED, f"{place}{error.strerror}. Mend that, and start the command again."
+        )
     except KeyboardInterrupt:
         return report_error(signals.exit_code, "Stopped.")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from prunekit.checkpoint.atomic import write_atomically
+from prunekit.checkpoint.output_path import nearest_existing_folder
 from prunekit.errors import ConfigError
 from prunekit.formatting import number, size
 from prunekit.inference.layer_speed import SpeedResults, SpeedRow, measure_layers
@@ -45,6 +46,7 @@ def run_benchmark(
 def _run(
     model: str | None, output: Path, tokens: Sequence[int], device: str, dtype: str
 ) -> Iterator[str]:
+    nearest_existing_folder(output, "--output")
     target, compute_dtype, shapes = _parse_options(model, tokens, device, dtype)
     results: SpeedResults | None = None
     for row in measure_layers(target, compute_dtype, shapes, tokens or None):

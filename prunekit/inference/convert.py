@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.architectures.coverage import LINEAR_TYPES
-from prunekit.checkpoint.atomic import file_sha256, write_atomically
+from prunekit.checkpoint.atomic import file_sha256, json_bytes, write_atomically
 from prunekit.checkpoint.compressed import CompressedWeight, compress_weight, layer_name
 from prunekit.checkpoint.formats import Format, WeightLayout, format_named
 from prunekit.checkpoint.journal import JOURNAL, START, read_journal
@@ -252,7 +252,7 @@ def _with_digests(content: bytes, digests: dict[str, str]) -> bytes:
         return content
     if not isinstance(report, dict):
         return content
-    return json.dumps(report | {"files": digests}, indent=2, ensure_ascii=False).encode() + b"\n"
+    return json_bytes(report | {"files": digests})
 
 
 def _linears(checkpoint: Checkpoint) -> dict[str, bool]:
