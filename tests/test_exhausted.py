@@ -1,9 +1,12 @@
 """Memory that is used up in any phase: one error, nothing is lost, and the work can go on."""
 
+from itertools import cycle
+
 import pytest
 
 import prunekit
 from prunekit.cli.main import main
+from prunekit.config.run_config import Config
 from prunekit.errors import CapacityError
 from prunekit.evaluation import perplexity
 from prunekit.evaluation.inspect import inspect
@@ -31,11 +34,14 @@ every = 2
 """
 ZEROS = ("load", "evaluate before", "survey", "prune", "block", "evaluate after", "verify")
 SMALLER = ("load", "evaluate before", "rank heads", "refit", "train", "evaluate after", "verify")
-RUNS = {
-    **{("weights", phase): error for phase, error in zip(ZEROS, 3 * [*ERRORS], strict=False)},
-    **{("units", phase): error for phase, error in zip(SMALLER, 3 * [*ERRORS], strict=False)},
-}
-"""The library that reports it, by kind of run and phase."""
+LONG = {("units", phase) for phase in ("load", "evaluate before", "refit", "evaluate after")}
+"""These take a second each, and end in code that others go through too."""
+RUNS = [
+    pytest.param(kind, phase, error, marks=[pytest.mark.soak] * ((kind, phase) in LONG))
+    for kind, phases in (("weights", ZEROS), ("units", SMALLER))
+    for phase, error in zip(phases, cycle(ERRORS), strict=False)
+]
+"""Kind of run, its phase, and the library that reports it."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,7 +62,7 @@ def plan(model, output, kind):
     """Return the plan of a run that has each phase of its kind."""
     if kind == "units":
         return structured.planned(model, output, UNITS)
-    prune = {"method": "wanda", "sparsity": 0.5, "allocation": "owl"}
+    prune = {"pattern": "unstructured", "sparsity": 0.5, "allocation": "owl"}
     return checkpoints.planned(
         model, output, prune=prune, evaluate={"data": str(model / "text.txt"), "windows": 2}
     )
@@ -79,9 +85,9 @@ def carry_out(made, phase, memory):
             memory.left = 3
 
 
-@pytest.mark.parametrize(("kind", "phase"), RUNS)
-def test_a_run_says_it_and_is_taken_up(model, whole, tmp_path, kind, phase):
-    made, out, error = plan(model, tmp_path / "out", kind), tmp_path / "out", RUNS[kind, phase]
+@pytest.mark.parametrize(("kind", "phase", "error"), RUNS)
+def test_a_run_says_it_and_is_taken_up(model, whole, tmp_path, kind, phase, error):
+    made, out = plan(model, tmp_path / "out", kind), tmp_path / "out"
     with Memory(error) as memory, pytest.raises(CapacityError) as raised:
         carry_out(made, phase, memory)
     assert str(raised.value).startswith("The memory is used up (")
@@ -104,8 +110,18 @@ def test_a_conversion_leaves_nothing_and_is_repeated(whole, tmp_path, operations
     record("memory", f"conversion: operation {operations} ({error})", "one error; nothing is left")
 
 
+def config(model, output):
+    """Return the config of a run that needs no text."""
+    tables = {
+        "model": {"path": str(model), "device": "cpu"},
+        "prune": {"method": "magnitude", "pattern": "2:4"},
+        "output": {"path": str(output)},
+    }
+    return Config.model_validate(tables)
+
+
 WORK = {
-    "plan": lambda model, out: prunekit.plan(plan(model, out.parent / "new", "weights").config),
+    "plan": lambda model, out: prunekit.plan(config(model, out.parent / "new")),
     "load": lambda model, out: prunekit.load(model),
     "inspect": lambda model, out: inspect(out),
     "verify": lambda model, out: verify(out),
@@ -151,6 +167,7 @@ def large(tmp_path_factory):
     return checkpoints.write(tmp_path_factory.mktemp("large") / "m", **sizes)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("kind", ["weights", "units", "convert", "evaluate"])
 def test_a_process_that_may_not_have_more_memory_says_it(large, fork_server, tmp_path, kind):
     """The kernel refuses, at whatever place that is."""

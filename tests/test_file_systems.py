@@ -84,7 +84,13 @@ class FileSystem:
         return SimpleNamespace(total=0, used=0, free=0)
 
 
-@pytest.fixture(params=LACKS)
+OFTEN = ("locks", "flushing of folders", "permissions", "all of these")
+"""The others differ from these by the number of the error."""
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=[pytest.mark.soak] * (name not in OFTEN)) for name in LACKS]
+)
 def lacking(request, monkeypatch, tmp_path):
     """A file system that lacks something."""
     made = FileSystem(tmp_path, LACKS[request.param])
