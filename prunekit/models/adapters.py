@@ -8,6 +8,7 @@ Shapes: O output features, I input features, R rank of an adapter.
 
 from typing import Any, cast
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -30,16 +31,31 @@ def input_parts(linear: nn.Module) -> list[Any]:
 def effective_weight(linear: nn.Module) -> Float[Tensor, "O I"]:
     """Return the weight that a linear multiplies by, with its active adapters."""
     weight = weight_matrix(linear).detach()
-    if not is_adapter_layer(linear):
-        return weight
     layer: Any = linear
+    if not _is_low_rank(layer):
+        return weight
     active = [] if layer.disable_adapters else layer.active_adapters
     added = [name for name in active if name in layer.lora_A and name not in layer.merged_adapters]
     for name in added:
         product = outputs_first(layer, layer.get_delta_weight(name).detach())
-        masks = getattr(layer.lora_variant.get(name), "masks_product", False)
-        weight = weight + (product * (weight_matrix(linear) != 0) if masks else product)
+        masked = is_masked(layer, name)
+        weight = weight + (product * (weight_matrix(linear) != 0) if masked else product)
     return weight
+
+
+@torch.no_grad()
+def assign_weight(linear: nn.Module, weight: Float[Tensor, "O I"]) -> None:
+    """Set the weight that a linear multiplies by, in place.
+
+    Adapters are not changed: what differs is added to the linear's own weight. Where the new weight
+    is zero the own one becomes zero, so the adapters have to be masked.
+    """
+    stored = weight_matrix(linear)
+    weight = weight.to(stored.device)
+    if _is_low_rank(linear):
+        before = effective_weight(linear).to(weight.dtype)
+        weight = torch.where(weight != 0, stored + (weight - before), 0)
+    stored.copy_(weight)
 
 
 def check_low_rank(linear: nn.Module, name: str) -> None:
@@ -59,6 +75,20 @@ def check_low_rank(linear: nn.Module, name: str) -> None:
         )
 
 
+def is_masked(layer: Any, adapter: str) -> bool:  # noqa: ANN401  a class of peft
+    """Return whether an adapter of a layer is masked where the layer's weight is zero."""
+    return getattr(layer.lora_variant.get(adapter), "masks_product", False)
+
+
+def all_masked(layer: Any) -> bool:  # noqa: ANN401  a class of peft
+    """Return whether no adapter of a layer adds to weights that are zero."""
+    if "base_layer" not in layer._modules:
+        return True  # it is trained as a copy
+    adapters = [*getattr(layer, "lora_A", ()), *getattr(layer, "lora_embedding_A", ())]
+    masked = _is_low_rank(layer) and all(is_masked(layer, adapter) for adapter in adapters)
+    return masked and not layer.merged_adapters
+
+
 def why_not_low_rank(layer: Any, adapter: str | None = None) -> str | None:  # noqa: ANN401
     """Return why an adapter layer is no linear with products of two matrices.
 
@@ -68,13 +98,13 @@ def why_not_low_rank(layer: Any, adapter: str | None = None) -> str | None:  # n
         layer: The adapter layer.
         adapter: The adapter; None for all.
     """
-    if "lora_A" not in layer._modules:
+    if not _is_low_rank(layer):
         return f"its adapter is a {type(layer).__name__} of peft, no LoRA"
     base = base_layer(layer)
     if isinstance(base, LINEAR_TYPES) and not base.weight.is_floating_point():
         return f"its weight is quantized ({type(base).__name__})"
     for name, variant in layer.lora_variant.items():
-        if adapter in {None, name} and not getattr(variant, "masks_product", False):
+        if variant and adapter in {None, name} and not is_masked(layer, name):
             return f"its adapter {name!r} is more than a product of two matrices (DoRA …)"
     return None
 
@@ -82,9 +112,13 @@ def why_not_low_rank(layer: Any, adapter: str | None = None) -> str | None:  # n
 def update_adapter_features(model: nn.Module) -> None:
     """Set the feature counts of all adapter layers to the shapes of their weights."""
     for layer in adapter_layers(model).values():
-        if "lora_A" in layer._modules:
+        if _is_low_rank(layer):
             for linear in (layer, *_factors(layer, "lora_A"), *_factors(layer, "lora_B")):
                 update_features(linear)
+
+
+def _is_low_rank(module: nn.Module) -> bool:
+    return is_adapter_layer(module) and "lora_A" in module._modules
 
 
 def _factors(linear: nn.Module, name: str) -> list[Any]:

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 
 from prunekit.architectures import Architecture
 from prunekit.errors import NumericsError, ShapeError
+from prunekit.models.adapters import effective_weight
 from prunekit.models.experts import Expert
-from prunekit.models.orientation import features, weight_matrix
+from prunekit.models.orientation import features
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.patterns import Pattern
 
@@ -143,7 +144,7 @@ def is_causal_language_model(model: PreTrainedModel, stacks: Sequence[StackRunne
 def read_weight(
     block: nn.Module, linear: Linear, rows: slice = slice(None)
 ) -> Float[Tensor, "O I"]:
-    """Return a float32 copy of a linear's weight or some rows.
+    """Return a float32 copy of a linear's weight, adapters included, or some rows.
 
     Args:
         block: The block module.
@@ -157,7 +158,7 @@ def read_weight(
         NumericsError: The weight contains NaN or inf, in any row.
     """
     module = block.get_submodule(linear.path)
-    weight = weight_matrix(module).detach()
+    weight = effective_weight(module)
     # One sum detects NaN and inf; checking each entry takes several times as long.
     finite = weight.sum(dtype=torch.float32).isfinite()
     if not finite and (count := int((~weight.isfinite()).sum())):

@@ -17,6 +17,7 @@ from prunekit.methods.layer import Layer
 from prunekit.methods.magnitude import Magnitude
 from prunekit.methods.refine import refine
 from prunekit.methods.target import reconstruction_target
+from prunekit.models.adapters import assign_weight
 from prunekit.models.layout import Block, Linear
 from prunekit.models.orientation import weight_matrix
 from prunekit.models.sequential.loaded_block import LoadedBlock
@@ -57,15 +58,12 @@ class BlockPruner:
     kept: MutableMapping[str, Bool[Tensor, "O I"]] | None = None
 
     def calibrate(self, loaded: LoadedBlock, block: Block) -> CalibratedStages:
-        """Gather the statistics of a dense block, then propagate it.
-
-        They are sums over all ranks, for one rank to prune the block by itself.
-        """
+        """Gather the statistics of a dense block over all ranks, then propagate it."""
         needs, coverage = self.recipe.needs, self.recipe.coverage
         stages = [*gather_statistics(loaded, block.pruned_stages, needs, coverage)]
         loaded.propagate()
         for _, stats in stages:
-            stats.ranks = SINGLE
+            stats.ranks = SINGLE  # one rank prunes the block by itself
         return stages
 
     def prune(
@@ -202,7 +200,7 @@ class BlockPruner:
             pruned = [*map(refine, layers.values(), pruned)]
         for linear, found in zip(layers, pruned, strict=True):
             weight = shards[linear].gather(found.weight.to(self.dtypes[linear.name]))
-            weight_matrix(loaded.module.get_submodule(linear.path)).copy_(weight)
+            assign_weight(loaded.module.get_submodule(linear.path), weight)
             if self.kept is not None:
                 self.kept[linear.name] = found.keep
         facts = {

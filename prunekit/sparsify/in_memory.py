@@ -15,10 +15,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunekit.architectures import find_architecture
+from prunekit.architectures.adapters import adapter_layers, bare_model
 from prunekit.config.messages import explain
 from prunekit.config.prune_table import Prune
 from prunekit.errors import ConfigError
 from prunekit.methods import Method, methods
+from prunekit.models.adapters import all_masked
 from prunekit.models.experts import unfused
 from prunekit.models.in_memory import check_in_memory
 from prunekit.models.layout import (
@@ -52,7 +54,8 @@ def prune(
     """Prune a model in place, block by block; return measurements.
 
     Args:
-        model: A transformers model on one device.
+        model: A transformers model on one device. With adapters of peft it is the sum of weight
+            and adapter that is pruned; see ``prunekit.training.mask_adapters``.
         tokens: Calibration samples; None for a method that needs weights alone.
         method: Its name; see ``prunekit list``.
         pattern: "unstructured", "2:4", "block:16x16", "row", "column".
@@ -66,9 +69,11 @@ def prune(
         PrunekitError: The model cannot be pruned so; see each kind of error.
     """
     check_in_memory(model)
+    model = bare_model(model)
     section = prune_table({"method": method, "pattern": pattern, **settings})
     tokens = None if tokens is None else token_ids(tokens, model)
     recipe = Recipe.of(section, calibrated=tokens is not None)
+    _check_adapters(model, section)
     if tokens is None and (user := section.calibration_user):
         raise ConfigError(f"{user}: needs calibration tokens; pass tokens=[N, T].")
     if section.recover == "lowrank":
@@ -80,6 +85,23 @@ def prune(
         pruner = ModelPruner.of(model, tokens, section, recipe)
         results = pruner.prune(pruner.allocate(section.sparsity))
         return [result.as_record() for result in results]
+
+
+def _check_adapters(model: PreTrainedModel, section: Prune) -> None:
+    """Refuse adapters that would not see the zeros.
+
+    Raises:
+        ConfigError: An active adapter is not masked, or channels of adapted linears were permuted.
+    """
+    for path, layer in adapter_layers(model).items():
+        if not all_masked(layer):
+            raise ConfigError(
+                f"model: the adapter of {path} is not masked, so it would fill the zeros again. "
+                "Call prunekit.training.mask_adapters(model) first, or merge the adapter."
+            )
+        if section.permute or section.recover == "block":
+            key = "permute" if section.permute else 'recover = "block"'
+            raise ConfigError(f"{key}: does not apply to a model with adapters. Merge them first.")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 
 import prunekit
 from prunekit.errors import ConfigError
-from prunekit.models.adapters import effective_weight
+from prunekit.models.adapters import assign_weight, effective_weight
 from prunekit.training import mask_adapters, merge_adapters
 from tests.support.adapters import PEFT_WARNS, adapted_model, zero_randomly
 from tests.support.units import EQUAL_DEPTH, batch, randomized_model, valid_logits
@@ -189,3 +189,40 @@ def test_the_effective_weight_has_the_active_adapters():
     model.merge_adapter()
     torch.testing.assert_close(effective_weight(layer), base)
     torch.testing.assert_close(effective_weight(layer.base_layer), base)
+
+
+def test_the_sum_of_weight_and_masked_adapter_is_pruned():
+    """By magnitude the weights are kept as they are; a method that changes them changes the sum."""
+    for method, tokens in (("magnitude", None), ("sparsegpt", TOKENS)):
+        model = adapted_model("llama")
+        base, given = model.get_base_model(), batch(model.get_base_model())
+        merged = copy.deepcopy(model).merge_and_unload()
+        before = base.model.layers[0].self_attn.q_proj.base_layer.weight.clone()
+        with pytest.raises(ConfigError, match=r"q_proj is not masked.*mask_adapters\(model\)"):
+            prunekit.prune(model, tokens, method=method, sparsity=0.5)
+        with mask_adapters(model):
+            records = prunekit.prune(model, tokens, method=method, sparsity=0.5)
+            others = prunekit.prune(merged, tokens, method=method, sparsity=0.5)
+            pruned = valid_logits(model, given)
+        assert [each["sparsity"] for each in records] == [each["sparsity"] for each in others]
+        torch.testing.assert_close(pruned, valid_logits(merged, given), rtol=1e-3, atol=1e-3)
+        after = base.model.layers[0].self_attn.q_proj.base_layer.weight
+        assert torch.equal(after[after != 0], before[after != 0]) == (method == "magnitude")
+        assert_same(valid_logits(merge_adapters(model), given), pruned)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_an_assigned_weight_differs_by_is_added_to_the_own_one(dtype):
+    base = randomized_model("llama").to(dtype)
+    layer = (
+        adapted_model("llama", ["q_proj"], base=base)
+        .get_base_model()
+        .model.layers[0]
+        .self_attn.q_proj
+    )
+    own = layer.base_layer.weight.detach().clone()
+    whole = effective_weight(layer).to(dtype)
+    assign_weight(layer, torch.where(whole > 0, whole, 0))
+    assert torch.equal(layer.base_layer.weight, torch.where(whole > 0, own, 0))
+    assign_weight(layer.base_layer, own)
+    assert torch.equal(layer.base_layer.weight, own)

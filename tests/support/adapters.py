@@ -10,7 +10,7 @@ from tests.support.units import randomized_model
 PEFT_WARNS = (
     "ignore::FutureWarning",
     "ignore::DeprecationWarning",
-    "ignore:Model .*has.* `tie_word_embeddings=True`:UserWarning",
+    "ignore:Model .*`tie_word_embeddings=True`:UserWarning",
 )
 """Warnings raised in peft: about transformers and Python, and adapters of tied weights."""
 
