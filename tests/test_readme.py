@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 
 import prunekit
 from prunekit.allocations import allocations
@@ -16,6 +17,8 @@ from prunekit.cli import app, main  # noqa: F401  registers the commands
 from prunekit.methods import Scored, methods
 from prunekit.structured.rankers import rankers
 from tests.conftest import ROOT
+from tests.support import checkpoints
+from tests.support.architectures import tiny
 
 README = (ROOT / "README.md").read_text("utf-8")
 CONTRIBUTING = (ROOT / ".github/CONTRIBUTING.md").read_text("utf-8")
@@ -36,10 +39,44 @@ def test_config_is_accepted_as_it_stands(tmp_path):
     (tmp_path / "config.toml").write_text(blocks(README, "toml")[0])
     config = prunekit.load_config(tmp_path / "config.toml", ["prune.pattern=4:8"])
     assert config.prune.pattern.name == "4:8"
-    (tmp_path / "units.toml").write_text(blocks(README, "toml")[1])
+    units, sweep = (
+        next(c for c in blocks(README, "toml") if k in c) for k in ('pattern = ["heads', "[sweep]")
+    )
+    (tmp_path / "units.toml").write_text(units)
     assert prunekit.load_config(tmp_path / "units.toml").prune.pattern == ["heads", "neurons"]
-    (tmp_path / "sweep.toml").write_text(blocks(README, "toml")[2])
+    (tmp_path / "sweep.toml").write_text(sweep)
     assert len(prunekit.load_config(tmp_path / "sweep.toml").runs) == 9
+
+
+def test_pruning_while_training_in_a_loop_and_in_the_trainer(tmp_path):
+    row = torch.arange(3, 12)
+    loop, trainer = (code for code in blocks(README, "python") if "every=10" in code)
+    space = {
+        "torch": torch,
+        "transformers": transformers,
+        "prunekit": prunekit,
+        "model": tiny("llama"),
+        "batches": [{"input_ids": row[None], "labels": row[None]}] * 51,
+    }
+    exec(loop, space)
+    assert space["pruner"].done
+    space["pruner"].remove()
+    space["arguments"] = transformers.TrainingArguments(
+        str(tmp_path), max_steps=51, save_strategy="no", report_to=[], use_cpu=True
+    )
+    space["model"], space["samples"] = tiny("llama"), [{"input_ids": row, "labels": row}] * 8
+    exec(trainer, space)
+    assert space["callback"].pruner.done
+
+
+@pytest.mark.slow
+def test_pruning_while_training_as_a_run(tmp_path, proof_in_process):
+    checkpoints.write(tmp_path / "model", "llama")
+    (tmp_path / "text.txt").write_text(checkpoints.TEXT)
+    config = next(text for text in blocks(README, "toml") if "[train]" in text and "end =" in text)
+    (tmp_path / "config.toml").write_text(config)
+    *_, finish = prunekit.run(prunekit.plan(prunekit.load_config(tmp_path / "config.toml")))
+    assert finish.values["sparsity"]["achieved"] == pytest.approx(0.8, abs=1e-3)
 
 
 def test_tables_name_what_there_is():

@@ -35,7 +35,7 @@ from prunekit.training.gradual_settings import (
     zeros_message,
     zeros_of,
 )
-from prunekit.training.masks import Masks, is_masked
+from prunekit.training.masks import Masks, is_masked, mask_all_adapters
 from prunekit.training.regrowth import Regrowth, regrown
 from prunekit.training.weight_views import weight_places, weight_views
 
@@ -115,8 +115,10 @@ class GradualPruner(ScheduledPruner):
                 f"model: {taken} has masks already, of keep_masks or another GradualPruner. Call "
                 "remove() of these first."
             )
+        if regrow and not any(place.parameter.requires_grad for place in masked.values()):
+            raise ConfigError("regrow: needs gradients of the weights, which are all frozen.")
         super().__init__(model, optimizer, planned, regrow, regrow_every)
-        self.masks = Masks(masked, self.optimizer)
+        self.masks = Masks(masked, self.optimizer, mask_all_adapters(self.model))
         self.masks.dense_gradients = self._regrows_at(1)
 
     @override

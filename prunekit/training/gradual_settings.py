@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunekit.allocations.schedules import PruneSchedule
+from prunekit.architectures.adapters import bare_model
 from prunekit.config.prune_table import Prune
 from prunekit.errors import ConfigError
 from prunekit.models.in_memory import check_in_memory, check_unsharded
@@ -44,8 +45,7 @@ def unwrapped_model(model: nn.Module) -> PreTrainedModel:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model: a {type(model).__name__} is not a model.")
     inner: Any = extract_model_from_parallel(model, keep_torch_compile=False)
-    if callable(base := getattr(inner, "get_base_model", None)):  # of peft
-        inner = base()
+    inner = bare_model(inner)
     check_in_memory(inner)
     check_unsharded(inner)
     return inner

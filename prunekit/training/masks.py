@@ -16,9 +16,11 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
+from prunekit.architectures.adapters import adapter_layers, bare_model, without_adapters
 from prunekit.architectures.coverage import LINEAR_TYPES
 from prunekit.errors import ConfigError
 from prunekit.structured.frozen_units import HookHandles
+from prunekit.training.masked_adapters import MaskedAdapters, mask_adapters
 
 
 def keep_masks(model: nn.Module, optimizer: Optimizer | None = None) -> "Masks":
@@ -26,7 +28,8 @@ def keep_masks(model: nn.Module, optimizer: Optimizer | None = None) -> "Masks":
 
     Gradients are masked where a weight is zero now. After each step so are the weight and the
     elements of the optimizer's state for it, so that momentum and weight decay cannot change it.
-    The masks take one bit per weight.
+    Adapters of peft on such layers are masked too, see ``mask_adapters``. The masks take one bit
+    per weight.
 
     Args:
         model: The model; linear layers without zeros are not masked.
@@ -51,7 +54,7 @@ def keep_masks(model: nn.Module, optimizer: Optimizer | None = None) -> "Masks":
         raise ConfigError(
             f"keep_masks: no linear layer of {type(model).__name__} has zeros. Prune it first."
         )
-    return Masks(found, optimizer)
+    return Masks(found, optimizer, mask_all_adapters(model))
 
 
 class MaskedWeight(NamedTuple):
@@ -74,7 +77,20 @@ class Masks(HookHandles):
         dense_gradients: Whether gradients of pruned weights are let through.
     """
 
-    def __init__(self, places: Mapping[str, MaskedWeight], optimizer: Optimizer | None) -> None:
+    def __init__(
+        self,
+        places: Mapping[str, MaskedWeight],
+        optimizer: Optimizer | None,
+        adapters: HookHandles | None = None,
+    ) -> None:
+        """Put masks in force where weights are zero now.
+
+        Args:
+            places: The weights by name.
+            optimizer: The optimizer whose steps are followed; None for every one.
+            adapters: Masks of the adapters on the weights, removed with these.
+        """
+        self._adapters = adapters
         self.weights: dict[str, nn.Parameter] = {
             name: place.parameter for name, place in places.items()
         }
@@ -97,6 +113,8 @@ class Masks(HookHandles):
     def remove(self) -> None:
         """Remove the hooks; a copy of the model can then be trained."""
         super().remove()
+        if self._adapters:
+            self._adapters.remove()
         for guard in self._guards:
             guard.active = False
 
@@ -182,6 +200,15 @@ class Masks(HookHandles):
                         value.masked_fill_(pruned, 0)
 
 
+def mask_all_adapters(model: nn.Module) -> MaskedAdapters | None:
+    """Mask the adapters of a model, if it has any.
+
+    Raises:
+        ConfigError: It has one that cannot be masked.
+    """
+    return mask_adapters(model, None) if adapter_layers(bare_model(model)) else None
+
+
 def as_matrix(value: Shaped[Tensor, "..."]) -> Shaped[Tensor, "R C"]:
     """Return a tensor stored like a weight, as rows of its last axis."""
     return value.flatten(0, -2)
@@ -197,9 +224,11 @@ def is_masked(place: MaskedWeight) -> bool:
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """Yield the layers with a linear weight, each weight once."""
+    """Yield the layers with a linear weight, each weight once, without those of adapters."""
     seen = set()
-    for name, module in model.named_modules():
+    with without_adapters(model):
+        modules = [*model.named_modules()]
+    for name, module in modules:
         if isinstance(module, LINEAR_TYPES) and module.weight not in seen:
             seen.add(module.weight)
             yield name, cast("nn.Linear", module)

@@ -12,6 +12,7 @@ from torch import nn
 import prunekit
 from prunekit.errors import ConfigError
 from prunekit.training.gradual import GradualPruner
+from prunekit.training.lora import add_adapter, merge_adapters
 from prunekit.training.masks import keep_masks
 from tests.support.architectures import tiny
 
@@ -447,3 +448,25 @@ def test_those_with_the_largest_gradient_return_and_as_many_go(ids):
     weight = model.model.layers[0].mlp.up_proj.weight
     model(input_ids=ids).logits.float().square().mean().backward()
     assert bool((weight.grad[weight == 0] == 0).all())
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # of peft
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_adapters_train_under_the_masks_and_merge_into_the_same_function(model_type, ids):
+    model = add_adapter(tiny(model_type), rank=2, targets="all-linear")
+    frozen = [each for each in model.parameters() if not each.requires_grad]
+    optimizer = torch.optim.AdamW([e for e in model.parameters() if e.requires_grad], lr=0.01)
+    settings = CUBIC | {"method": "wanda", "tokens": ids}
+    with pytest.raises(ConfigError, match="regrow: needs gradients of the weights"):
+        GradualPruner(model, optimizer, regrow=0.1, regrow_every=2, **settings)
+    with GradualPruner(model, optimizer, **settings) as pruner:
+        train(model, optimizer, ids, 6)
+        assert pruner.done
+        counts = zeros(pruner)
+        logits = model(input_ids=ids).logits
+        assert not any(each.requires_grad for each in frozen)
+        merged = merge_adapters(copy.deepcopy(model))
+    assert torch.allclose(merged(input_ids=ids).logits, logits, atol=1e-5)
+    for name, count in counts.items():
+        weight = merged.get_parameter(name.replace(".base_layer", ""))
+        assert int((weight == 0).sum()) == count
