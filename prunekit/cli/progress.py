@@ -1,7 +1,7 @@
 """Progress display of a run, driven by its stream of records.
 
-A terminal gets a live display; a log file or CI gets one plain line per phase, block and
-evaluation. Both end with a summary of the report.
+A terminal gets a live display; a log file or CI gets one plain line per phase, block, validation of
+a training, and evaluation. Both end with a summary of the report.
 """
 
 import time
@@ -95,7 +95,7 @@ class RunState:
                 self.steps = self.blocks if record.name == "prune" else values["steps"]
                 self.layer, self.error, self.began = "", None, time.monotonic()
             case "step" if self.phase != "prune":
-                self.layer, self.done = record.name, self.done + 1
+                self.layer, self.done = record.name, values.get("done", self.done + 1)
             case "layer":
                 self.layer, self.error = record.name, values.get("relative_error")
             case "block":
@@ -135,37 +135,53 @@ class LiveDisplay:
 
 def summary_table(report: dict[str, Any]) -> Table:
     """Return a table of a run's main results."""
-    sparsity, memory = report["sparsity"], report.get("memory") or {}
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-
-    def add(name: str, value: str) -> None:
-        table.add_row(Text(name), Text(value))
-
-    for kind, (removed, total) in sparsity.get("removed", {}).items():
-        add(kind, f"{total:,} → {total - removed:,}")
-    if "removed" in sparsity:
-        before, after = map(formatting.count, sparsity["parameters"])
-        add("parameters", f"{before} → {after}")
-    else:
-        zeros = (
-            f"{formatting.percent(sparsity['achieved'])}, {sparsity.get('pattern', 'unstructured')}"
-        )
-        add("sparsity", f"{zeros} in {len(report['layers']):,} layers")
-    for result in report.get("evaluation") or []:
-        before, after = result.get("before"), result.get("after")
-        values = f"{formatting.number(before)} → {formatting.number(after)}"
-        add(result["metric"], f"{values} ({formatting.change(before, after)}), {result['data']}")
-    add("time", formatting.duration((report.get("seconds") or {}).get("total")))
-    add("peak memory", formatting.size(memory.get("peak_rss_bytes")))
+    memory = report.get("memory") or {}
+    rows = [
+        *_sparsity_rows(report),
+        *map(_evaluation_row, report.get("evaluation") or []),
+        *_training_rows(report.get("training")),
+        ("time", formatting.duration((report.get("seconds") or {}).get("total"))),
+        ("peak memory", formatting.size(memory.get("peak_rss_bytes"))),
+    ]
     if memory.get("peak_device_bytes"):
-        add("on the device", formatting.size(memory["peak_device_bytes"]))
+        rows.append(("on the device", formatting.size(memory["peak_device_bytes"])))
     if folder := (report.get("config", {}).get("output") or {}).get("path"):
-        add("output", str(folder))
-    for name, value in (*_calibration_shortfall(report), *_note_rows(report.get("notes") or [])):
-        add(name, value)
+        rows.append(("output", str(folder)))
+    rows += [*_calibration_shortfall(report), *_note_rows(report.get("notes") or [])]
+    for name, value in rows:
+        table.add_row(Text(name), Text(value))
     return table
+
+
+def _sparsity_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return rows for the removed units and parameters, or for the zeros."""
+    sparsity = report["sparsity"]
+    if "removed" in sparsity:
+        removed = sparsity["removed"].items()
+        rows = [(kind, f"{total:,} → {total - gone:,}") for kind, (gone, total) in removed]
+        before, after = map(formatting.count, sparsity["parameters"])
+        return [*rows, ("parameters", f"{before} → {after}")]
+    zeros = formatting.percent(sparsity["achieved"])
+    pattern = sparsity.get("pattern", "unstructured")
+    return [("sparsity", f"{zeros}, {pattern} in {len(report['layers']):,} layers")]
+
+
+def _evaluation_row(result: dict[str, Any]) -> tuple[str, str]:
+    before, after = result.get("before"), result.get("after")
+    values = f"{formatting.number(before)} → {formatting.number(after)}"
+    return result["metric"], f"{values} ({formatting.change(before, after)}), {result['data']}"
+
+
+def _training_rows(training: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return a row of steps and held-out losses of a training: dense, pruned, trained."""
+    if not training:
+        return []
+    losses = [training[key] for key in ("base", "post", "final") if training[key] is not None]
+    shown = " → ".join(map(formatting.number, losses))
+    return [("training", f"{training['steps']:,} steps, held-out loss {shown}")]
 
 
 def _note_rows(notes: list[str]) -> list[tuple[str, str]]:
@@ -218,6 +234,8 @@ def _log_line(state: RunState, record: "Record", *, live: bool) -> Text | None:
         return Text(
             f"  {record.name}: {formatting.duration(values['seconds'])}; {_progress(state)}"
         )
+    if record.kind == "step" and values.get("held_out") is not None:
+        return Text(f"  {record.name}; {_progress(state)}")
     return None
 
 

@@ -12,8 +12,9 @@ class Adapter(Section):
 
     rank: int = Field(default=8, ge=1)
     """Rank of the two matrices of each adapted linear."""
-    targets: Annotated[list[str], Listed, Field(min_length=1)]
-    """Names of the linears to adapt, or the last parts of their names, such as "q_proj"."""
+    targets: Annotated[list[str], Listed, Field(min_length=1)] = Field(default=["all-linear"])
+    """Linears to adapt: names or the last parts of names, such as "q_proj"; roles: query, key,
+    value, output, gate, up, down; or "all-linear"."""
 
 
 class Train(Section):
@@ -39,4 +40,8 @@ class Train(Section):
     """Seed of the order of batches."""
     adapter: Adapter | None = None
     """Train LoRA adapters alone, and merge them into the weights before they are written: a table
-    of rank and targets. Needs peft. Default: all weights are trained."""
+    of rank and targets. Needs peft. Default: train all weights."""
+    log_with: Annotated[list[str], Listed] = Field(default=[])
+    """Experiment trackers that the training is logged with, by their names in accelerate:
+    tensorboard, wandb, mlflow, … Their packages have to be installed; files are written to the
+    subfolder "trackers" of the output."""

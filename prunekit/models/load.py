@@ -14,6 +14,7 @@ from transformers.initialization import no_init_weights
 from prunekit.checkpoint.hub import checkpoint_folder
 from prunekit.checkpoint.reader import Checkpoint, open_checkpoint
 from prunekit.models import stock
+from prunekit.models.experts import unfused
 from prunekit.models.hf_config import call_transformers, model_class, read_hf_config
 from prunekit.models.memory import device_map_options, report_exhausted
 from prunekit.models.units.removal import restore
@@ -48,11 +49,12 @@ def load(path: str | Path | Checkpoint, dtype: torch.dtype | None = None) -> Pre
         return model
 
     model = call_transformers(checkpoint, "cannot build the model from it", build)
-    stored = stored_names(model, checkpoint)
-    tensors = checkpoint.read(set(stored.values()))
-    for name in dict(model.named_parameters()).keys() & stored.keys():
-        checkpoint.check_finite(stored[name], tensors[stored[name]])
-    _fill(model, stored, tensors)
+    with unfused(model):  # files have a matrix for each expert
+        stored = stored_names(model, checkpoint)
+        tensors = checkpoint.read(set(stored.values()))
+        for name in dict(model.named_parameters()).keys() & stored.keys():
+            checkpoint.check_finite(stored[name], tensors[stored[name]])
+        _fill(model, stored, tensors)
     return model.eval()
 
 

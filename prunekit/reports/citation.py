@@ -72,7 +72,8 @@ def _pruning(report: dict[str, Any]) -> str:
         f"{formatting.percent(sparsity['achieved'])} of the "
         f"{formatting.count(sparsity.get('of'))} weights "
         f"in {linears:,} linear layer{'s' * (linears != 1)} are zero"
-        f"{'' if whole is None else _aside(f'{formatting.percent(whole)} of the whole model')}."
+        f"{'' if whole is None else _aside(f'{formatting.percent(whole)} of the whole model')}"
+        f"{_trained(report, '; the others')}."
     )
 
 
@@ -87,13 +88,18 @@ def _removing(report: dict[str, Any]) -> str:
         f"{removed} were removed from {model_name(report)} ({facts}), ranked by "
         f"{method_name(report)}{_aside(settings(report))}: "
         f"{formatting.count(after)} parameters are left, "
-        f"{formatting.percent(sparsity['whole_model'])} fewer{_trained(report)}."
+        f"{formatting.percent(sparsity['whole_model'])} fewer{_trained(report, ', and')}."
     )
 
 
-def _trained(report: dict[str, Any]) -> str:
+def _trained(report: dict[str, Any], subject: str) -> str:
+    """Return how long the model was trained, if it was; ``subject``: of that clause."""
     training = report.get("training")
-    return f", and were trained for {training['steps']:,} steps" if training else ""
+    if not training:
+        return ""
+    if training["post"] is None:
+        return f", pruned during a training of {training['steps']:,} steps"
+    return f"{subject} were trained for {training['steps']:,} steps"
 
 
 def _aside(text: str) -> str:

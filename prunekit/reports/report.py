@@ -1,7 +1,7 @@
 """Writes, loads and renders reports: ``report.json`` and the views made from it.
 
-``report.json`` holds all facts. ``report.html`` and ``report.csv`` can be made again from it at any
-time, without the run, the model or torch.
+``report.json`` holds all facts. ``report.html``, ``report.csv`` and, if the model was trained,
+``training.csv`` can be made again from it at any time, without the run, the model or torch.
 """
 
 import json
@@ -16,11 +16,13 @@ from prunekit.checkpoint.atomic import write_atomically
 from prunekit.errors import CheckpointError, ConfigError
 from prunekit.models.units.kinds import WHOLE
 from prunekit.reports import citation
-from prunekit.reports.figures import heads, sweep, units
+from prunekit.reports.figures import heads, sweep, training, units
 from prunekit.reports.figures import layers as layer_maps
 from prunekit.reports.figures.picture import Picture, as_csv
 
 FILES = JSON, CSV, HTML = "report.json", "report.csv", "report.html"
+TRAINING = "training.csv"
+"""Curves of the training, a row a recorded step."""
 Show = Callable[[Any], str]
 UNITS, SWEEP = "units", "sweep"
 """``kind`` of the report of a structured run, and of a sweep."""
@@ -35,13 +37,16 @@ PARTS = {
 
 
 def write(report: dict[str, Any], folder: Path) -> None:
-    """Write ``report.json``, ``report.csv`` and ``report.html``, each atomically.
+    """Write ``report.json``, the tables and ``report.html``, each atomically.
 
     JSON has neither infinity nor NaN: they are written as the strings "inf", "-inf" and "nan".
     """
     text = json.dumps(_json_value(report), indent=2, ensure_ascii=False, allow_nan=False)
-    for name, content in ((JSON, text + "\n"), (CSV, _table(report)), (HTML, render(report))):
-        write_atomically(folder / name, content.encode())
+    files = {JSON: text + "\n", CSV: _table(report), HTML: render(report)}
+    if report.get("training"):
+        files[TRAINING] = as_csv(training.rows(report["training"]))
+    for name, content in files.items():
+        write_atomically(folder / name, formatting.unicode_text(content).encode())
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -105,6 +110,7 @@ def render(report: dict[str, Any]) -> str:
 def _page(report: dict[str, Any]) -> dict[str, Any]:
     """Return the template variables of the page of one run."""
     return {
+        "training": training.pictures(report["training"]) if report.get("training") else [],
         "maps": _figures(report),
         "layers": report["layers"][:LAYERS_SHOWN],
         "evaluation": [_with_bars(each) for each in report.get("evaluation") or []],
@@ -124,14 +130,14 @@ def _table(report: dict[str, Any]) -> str:
 
 
 def _json_value(value: object) -> object:
-    """Return a value with infinities and NaN as strings."""
+    """Return a value with infinities and NaN as strings, and text as Unicode."""
     if isinstance(value, dict):
-        return {key: _json_value(entry) for key, entry in value.items()}
+        return {_json_value(key): _json_value(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_json_value(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    return value
+    return formatting.unicode_text(value) if isinstance(value, str) else value
 
 
 def _or_missing(show: Show) -> Show:
@@ -157,8 +163,6 @@ def _unit_figures(report: dict[str, Any]) -> list[Picture]:
         pictures.insert(
             0, Picture("Fraction of units removed", svg, _sparsity_caption(partial), rows)
         )
-    if report.get("training"):
-        pictures.insert(0, units.training(report["training"]))
     return pictures
 
 

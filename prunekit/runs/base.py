@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -30,6 +31,7 @@ from prunekit.runs.record import Record
 OWN_TEXT = "calibration.json"
 """File of the output folder with the tokens that the dense model wrote, one list per sample."""
 P = TypeVar("P", bound=PlanBase)
+Result = TypeVar("Result")
 
 
 class RunBase(Generic[P]):
@@ -53,7 +55,10 @@ class RunBase(Generic[P]):
         self.output = OutputFolder(Path(plan.config.output.path), shards, ranks)
         self.output.weights_read = self.weights_read.take
         self.writes = [*checkpoint_files(plan.checkpoint), *reports.FILES, OWN_TEXT]
-        phases = ("calibrate", "prune", "evaluate", "write", "verify")
+        phases = ["calibrate", "prune", "evaluate", "write", "verify"]
+        if plan.config.train:
+            self.writes.append(reports.TRAINING)
+            phases.append("train")
         self.seconds: dict[str, float] = dict.fromkeys(phases, 0.0)
         self.began = time.perf_counter()
 
@@ -122,6 +127,19 @@ class RunBase(Generic[P]):
 
     def _timed(self, phase: str) -> "_Timer":
         return _Timer(self.seconds, phase)
+
+    def _timed_records(
+        self, phase: str, records: Generator[Record, None, Result]
+    ) -> Generator[Record, None, Result]:
+        """Yield records, and return what they end with; add their time to a phase."""
+        with closing(records):
+            while True:
+                with self._timed(phase):
+                    try:
+                        record = next(records)
+                    except StopIteration as end:
+                        return end.value
+                yield record
 
     def _texts(self) -> tuple[Tokens | None, dict[str, Tokens]]:
         return self._calibration(), self._evaluation_tokens()

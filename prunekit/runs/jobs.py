@@ -4,6 +4,7 @@
 job        config           plan           work
 ========== ================ ============== =================================================
 sparsify   Config           Plan           set weights to zero, block by block
+trained    Config, [train]  TrainedPlan    set weights to zero, and train the model
 structured StructuredConfig StructuredPlan remove heads, neurons, hidden dimensions or blocks
 sweep      SweepConfig      SweepPlan      carry out several of the above and compare them
 ========== ================ ============== =================================================
@@ -29,10 +30,13 @@ from prunekit.runs.structured.run import run as run_structured
 from prunekit.runs.sweep.plan import SweepPlan
 from prunekit.runs.sweep.plan import plan as plan_sweep
 from prunekit.runs.sweep.run import run as run_sweep
+from prunekit.runs.trained.plan import TrainedPlan
+from prunekit.runs.trained.planner import plan as plan_trained
+from prunekit.runs.trained.run import run as run_trained
 
 __all__ = ["JobPlan", "Preflight", "estimate", "plan", "run"]
 
-JobPlan = Plan | StructuredPlan | SweepPlan
+JobPlan = Plan | StructuredPlan | SweepPlan | TrainedPlan
 RESUME = (
     "Finished work is kept: free some memory or take a machine with more, then run again with "
     "--resume. Fewer or shorter calibration samples need less, but are another run."
@@ -70,7 +74,8 @@ def _plan(
     config: Config | StructuredConfig | SweepConfig, ranks: Ranks, preflight: Preflight | None
 ) -> JobPlan:
     if isinstance(config, Config):
-        return plan_sparsify(config, ranks, preflight)
+        planned = plan_trained if config.train else plan_sparsify
+        return planned(config, ranks, preflight)
     if isinstance(config, SweepConfig):
         if ranks.is_distributed:
             raise ConfigError("sweep: its runs are one process each. Start one.")
@@ -125,6 +130,8 @@ def run(
             yield from run_sweep(plan, _run_one, resume=resume, overwrite=overwrite, stop=stop)
         elif isinstance(plan, StructuredPlan):
             yield from run_structured(plan, resume=resume, overwrite=overwrite, stop=stop)
+        elif isinstance(plan, TrainedPlan):
+            yield from run_trained(plan, resume=resume, overwrite=overwrite, stop=stop)
         elif not isinstance(plan, Plan):
             raise ConfigError(f"run: a {type(plan).__name__} is no plan; prunekit.plan makes one.")
         else:
@@ -133,7 +140,7 @@ def run(
 
 def _plan_one(
     config: Config | StructuredConfig, preflight: Preflight | None = None
-) -> Plan | StructuredPlan:
+) -> Plan | StructuredPlan | TrainedPlan:
     made = plan(config, preflight=preflight)
     assert not isinstance(made, SweepPlan)
     return made

@@ -96,6 +96,8 @@ def _adapted(
     config._register_custom_module({SparseLinear: Linear})
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Unsupported layer type.*SparseLinear", UserWarning)
+        # Of a name of transformers that peft uses.
+        warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config)
     for layer in adapter_layers(model).values():

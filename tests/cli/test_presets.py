@@ -33,4 +33,4 @@ def test_what_the_starter_comments_out_is_the_default_or_an_example(load, found)
     written = re.sub("^# ", "", found[2], flags=re.MULTILINE)
     needed = "[train]\nheld_out = 4\n" if "end = " in written else ""
     dump = load(STARTER[: found.start(2)] + written + STARTER[found.end(2) :] + needed).dump()
-    assert (dump == load(STARTER).dump()) != found[1].lower().endswith("for example:")
+    assert (dump == load(STARTER).dump()) != found[1].lower().endswith("example:")

@@ -179,3 +179,40 @@ def test_an_error_of_the_run_passes_through(terminal):
 def test_records_without_an_end_are_an_error():
     with pytest.raises(ValueError, match="finish"):
         progress.display([Record("phase", "prune", {"steps": 1})], console())
+
+
+def training_steps():
+    """Yield the records of a training of 100 steps, validated at every second record."""
+    yield Record("start", "run", {"blocks": 3, "linears": 21, "tokens": 16384})
+    yield Record("phase", "train", {"steps": 100})
+    for step in (0, 10, 20, 30):
+        held_out = 2.5 - step / 100 if step % 20 == 0 else None
+        name = f"step {step}" + (f", held out {held_out}" if held_out else "")
+        yield Record("step", name, {"done": step, "held_out": held_out})
+
+
+def test_time_left_of_a_training_is_that_of_its_steps(clock):
+    state = progress.RunState(start=0)
+    for record in training_steps():
+        state.update(record)
+        clock[0] += 1.0
+    clock[0] = 30.0
+    assert (state.done, state.steps) == (30, 100)
+    assert state.remaining == pytest.approx(70.0, abs=3)
+    screen = console()
+    screen.print(progress.LiveDisplay(state))
+    assert "30/100" in screen.file.getvalue()
+
+
+def test_a_log_gets_a_line_for_each_validation_of_a_training(clock):
+    screen = console()
+    losses = {"base": 2.0, "post": None, "final": 2.25, "steps": 30}
+    end = Record("finish", "run", EXAMPLE | {"training": losses})
+    progress.display([*training_steps(), end], screen)
+    lines = [line.rstrip() for line in screen.file.getvalue().splitlines()]
+    assert lines[:3] == [
+        "train",
+        "  step 0, held out 2.5; 0/100, 0:00:00 elapsed",
+        "  step 20, held out 2.3; 20/100, 0:00:00 elapsed, 0:00:00 left",
+    ]
+    assert "training     30 steps, held-out loss 2.00 → 2.25" in lines

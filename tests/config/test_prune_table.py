@@ -65,7 +65,8 @@ CLASHES = [
         f'{ANY}schedule = "linear"\ninitial_sparsity = 0.1',
         [
             "config.toml:5: prune.schedule: applies only with 2 steps or more, or with end.",
-            "config.toml:6: prune.initial_sparsity: applies only with 2 steps or more, or with end.",
+            "config.toml:6: prune.initial_sparsity: applies only with 2 steps or more, or with "
+            "end.",
         ],
     ),
     (

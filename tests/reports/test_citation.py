@@ -59,3 +59,15 @@ def test_latex_is_escaped(example):
         r"a\_b\&c\textbackslash{}d & sparsegpt & 2:4 & 50.0 \% & "
         r"20.70 $\to$ 27.11 & 6.41 $\to$ 7.02 \\"
     )
+
+
+@pytest.mark.parametrize(
+    ("post", "said"),
+    [
+        (2.0, "zero (39.5 % of the whole model); the others were trained for 1,000 steps."),
+        (None, "zero (39.5 % of the whole model), pruned during a training of 1,000 steps."),
+    ],
+)
+def test_a_training_is_told(example, post, said):
+    example["training"] = {"steps": 1000, "post": post}
+    assert said in citation.paragraph(example)

@@ -21,6 +21,7 @@ LETTER = 6.9  # mean width of a letter at 11 px in a wide sans serif (DejaVu)
 GAP = 8
 BAR = 54  # height of the color bar with ticks and label
 INK = "#012345"  # placeholder, replaced by the text color of the page
+FEW_POINTS = 40  # of a curve, whose dots do not touch each other
 UNKNOWN = (0.5, 0.5, 0.5, 0.25)
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -132,11 +133,21 @@ def draw(cells: Grid, scale: Scale, salt: str = "") -> str:
 
 @dataclass(frozen=True)
 class Curve:
-    """A line with a tooltip at each of its points."""
+    """A line with a tooltip at each of its points.
+
+    Attributes:
+        colour: Its color.
+        points: Its points.
+        tips: Tooltip of each point.
+        dots: Draw the points, large where there are few, and their tooltips.
+        stairs: Hold each value up to the next point.
+    """
 
     colour: str
     points: Sequence[tuple[float, float | None]]
     tips: Sequence[str]
+    dots: bool = True
+    stairs: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,10 +205,12 @@ def curves(lines: Sequence[Curve], dense: float | None, over: Axis) -> str:
             points = [
                 (x, math.nan if y is None or not math.isfinite(y) else y) for x, y in line.points
             ]
-            axes.plot(*zip(*points, strict=True), color=line.colour, linewidth=1.8)
-            for (x, y), tip in zip(points, line.tips, strict=True):
+            style = "steps-post" if line.stairs else "default"
+            axes.plot(*zip(*points, strict=True), color=line.colour, linewidth=1.8, drawstyle=style)
+            size = 5 if len(points) <= FEW_POINTS else 2.5
+            for (x, y), tip in zip(points, line.tips if line.dots else (), strict=line.dots):
                 gid = f"cell{len(tips)}"
-                axes.plot([x], [y], "o", color=line.colour, markersize=5, gid=gid, clip_on=False)
+                axes.plot([x], [y], "o", color=line.colour, markersize=size, gid=gid, clip_on=False)
                 tips.append(tip)
         if not over.wide:
             # An axis from zero shows differences in their true proportion.

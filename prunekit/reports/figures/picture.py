@@ -18,6 +18,7 @@ class Picture:
         caption: How to read the figure.
         rows: Its data, flat rows with the same keys.
         alt: Kind of the drawing, for screen readers.
+        legend: Color and meaning of each line.
     """
 
     title: str
@@ -25,6 +26,7 @@ class Picture:
     caption: str
     rows: Sequence[dict[str, Any]] = field(default=())
     alt: str = "Heat map, blocks by linear layers"
+    legend: Sequence[tuple[str, str]] = ()
 
     @property
     def csv(self) -> str:

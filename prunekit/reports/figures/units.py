@@ -1,10 +1,10 @@
-"""Heat maps of units by layer, and the training curve."""
+"""Heat maps of units by layer."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prunekit import formatting
-from prunekit.reports.figures.draw import Axis, Cell, Curve, Grid, Scale, curves, draw
+from prunekit.reports.figures.draw import Cell, Grid, Scale, draw
 from prunekit.reports.figures.layers import block_labels, linear_labels, split
 from prunekit.reports.figures.picture import Picture
 
@@ -80,34 +80,6 @@ def _entropy_map(kind: str, layers: Layers) -> Picture:
 def _framed(kind: str, layers: Layers) -> str:
     removed = sum(layer["units"] - len(layer["kept"]) for layer in layers)
     return f"Framed: the {removed} removed {kind}."
-
-
-def training(summary: dict[str, Any]) -> Picture:
-    """Return the curve of the held-out loss during training."""
-    history = summary["history"]
-    measured = [step for step in history if step["held_out"] is not None]
-    points = [(float(step["step"]), float(step["held_out"])) for step in measured]
-    tips = [f"step {step:.0f}: {formatting.number(loss)}" for step, loss in points]
-    losses = [float(summary[key]) for key in ("base", "post", "final")]
-    base, post, final = map(formatting.number, losses)
-    recovered = summary["recovery"]
-    share = (
-        "nothing had been lost"
-        if recovered is None
-        else f"{formatting.percent(recovered)} of the loss recovered"
-    )
-    return Picture(
-        "Loss during training",
-        curves(
-            [Curve("#0072b2", points, tips)],
-            losses[0],
-            Axis("held-out loss", formatting.number, wide=True, steps=True, salt="training"),
-        ),
-        f"Of held-out text: {base} dense (dashed), {post} once units were removed, {final} after "
-        f"the training: {share}.",
-        [{key: step[key] for key in ("step", "loss", "held_out")} for step in history],
-        "Line over steps",
-    )
 
 
 def rows(layers: Layers) -> list[dict[str, Any]]:

@@ -123,12 +123,36 @@ class Layer(Part):
     damping: Number | None = None
 
 
+class TrainingStep(Part):
+    """One recorded step of training."""
+
+    step: Count
+    loss: Number | None
+    held_out: Number | None
+    rate: Number | None = None
+    sparsity: Fraction | None = None
+    achieved: Fraction | None = None
+    factors: dict[Kind, Number] | None = None
+
+
+class Training(Part):
+    """Training of the pruned model, or of the model while it was pruned."""
+
+    base: Number
+    post: Number | None
+    final: Number
+    recovery: Number | None
+    steps: Count
+    history: list[TrainingStep]
+
+
 class SparsifyReport(Run):
     """The report of a run that sets weights to zero."""
 
     kind: None = None
     sparsity: Sparsity
     layers: list[Layer]
+    training: Training | None = None
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -199,25 +223,6 @@ class Views(Part):
             if not is_square(matrix, len(matrix)):
                 raise ValueError(f"redundancy of {name} is not a square")
         return self
-
-
-class TrainingStep(Part):
-    """One recorded step of training."""
-
-    step: Count
-    loss: Number | None
-    held_out: Number | None
-
-
-class Training(Part):
-    """Loss during training."""
-
-    base: Number
-    post: Number
-    final: Number
-    recovery: Number | None
-    steps: Count
-    history: list[TrainingStep]
 
 
 class UnitsReport(Run):

@@ -48,8 +48,8 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
     lengths, notes = cap_lengths(config, max_tokens(source.model))
     recipe = Recipe.of(config.prune, calibrated=config.calibration is not None)
     recipe.check(blocks)
-    axes = _residual_axes(source, recipe)
-    device = _device(config, ranks, preflight)
+    axes = residual_stream_axes(source, recipe)
+    device = planned_device(config, ranks, preflight)
     stored, widest = written_dtypes(config, source)
     dtype = _common_dtype(compute_dtype(widest, device), ranks)
     samples = _samples_per_rank(config, ranks), lengths[0]
@@ -98,15 +98,21 @@ def _memory(
     return needs.placed(requested_placement(config), *available)
 
 
-def _device(config: Config, ranks: Ranks, preflight: Preflight | None) -> torch.device:
-    """Return the device for blocks, here or on the planned machine."""
+def planned_device(config: Config, ranks: Ranks, preflight: Preflight | None) -> torch.device:
+    """Return the device for blocks, here or on the planned machine.
+
+    Args:
+        config: The user's config.
+        ranks: Processes that share the run.
+        preflight: Memory of another machine, which has a GPU.
+    """
     if preflight and preflight.device_memory is not None:
         return torch.device("cuda")
     device = resolve_device(config.model.device)
     return device if preflight else ranks.local_device(device)
 
 
-def _residual_axes(source: Source, recipe: Recipe) -> Axes:
+def residual_stream_axes(source: Source, recipe: Recipe) -> Axes:
     """Return the axes of a permuted residual stream; empty for another recipe."""
     if recipe.permute:
         check_permutable(source.model, source.stacks)

@@ -11,6 +11,9 @@ from prunekit.inference import speed_table
 from prunekit.runs.facts import in_report_order
 from prunekit.runs.sparsify.plan import Plan, WeightsPlan
 
+REMARKABLE = 0.0005
+"""Difference of the sparsity asked for and written, from which on it is remarked."""
+
 
 def report(
     plan: Plan,
@@ -38,6 +41,7 @@ def report(
         "sparsity": sparsity_facts(plan, counted),
         "storage": storage_facts(plan, output, compressed, unfit=len(layers) - len(compressed)),
         "layers": list(layers),
+        "notes": [*frame["notes"], *sparsity_remarks(plan, counted)],
         "memory": frame["memory"]
         | {
             "block_bytes": needs.block,
@@ -46,6 +50,28 @@ def report(
         },
     }
     return in_report_order({**frame, **own})
+
+
+def sparsity_remarks(plan: WeightsPlan, counted: Mapping[str, int]) -> list[str]:
+    """Return a note if the zeros written are not those asked for.
+
+    Args:
+        plan: The plan of the run.
+        counted: ``zeros``, counted in the written files.
+    """
+    asked, zeros = plan.config.prune.sparsity, counted["zeros"]
+    if abs(zeros / plan.prunable - asked) < REMARKABLE:
+        return []
+    reason = (
+        f'each group of the pattern "{plan.recipe.pattern.name}", such as a row, has a '
+        "whole number of them, rounded down"
+        if zeros < asked * plan.prunable
+        else "more were zero before, or were rounded to zero where they were written"
+    )
+    return [
+        f"prune.sparsity: {100 * asked:.5g} % of the weights were asked for as zeros, "
+        f"{100 * zeros / plan.prunable:.5g} % are: {reason}."
+    ]
 
 
 def model_facts(plan: WeightsPlan, shared: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,12 @@ from prunekit.models.units.base import UnitGroup
 from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.models.units.kinds import Kind
 from prunekit.runs.plan_base import PlanBase, fact_table, note_lines
+from prunekit.runs.training import (
+    schedule_words,
+    training_activations,
+    training_state_bytes,
+    training_words,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +62,8 @@ class StructuredPlan(PlanBase):
         # A gradient needs the activations of every block, and the logits three times.
         vectors = len(self.stacks[0].blocks) * 12 if needs_loss else 8
         activations = 4 * tokens * (vectors * max(widths) + 3 * needs_loss * vocabulary)
+        if self.config.train:
+            activations = max(activations, training_activations(self))
         parts = {
             "model": model,
             # A ranker that needs the loss also gathers statistics of outputs of linears.
@@ -64,8 +72,8 @@ class StructuredPlan(PlanBase):
             + 3 * 8 * max(widths) ** 2,
             "activations": activations,
         }
-        if self.config.train:  # float32: weights, gradients, two moments, best checkpoint so far
-            parts["training"] = 5 * 4 * self.parameters - model
+        if self.config.train:
+            parts["training"] = training_state_bytes(self) - model
         return parts
 
     def describe(self) -> RenderableType:
@@ -125,8 +133,7 @@ def _facts(plan: StructuredPlan) -> dict[str, str]:
         units = sum(group.units for groups in plan.groups.values() for group in groups)
         rows["truth"] = f"{units} runs more of the model, one for each unit"
     if config.train:
-        rows["train"] = (
-            f"{config.train.steps} steps of {config.train.batch} samples at most, held out "
-            f"{config.train.held_out} samples"
-        )
+        rows["train"] = training_words(config.train)
+        if prune.gradual:
+            rows["prune"] += f"; {schedule_words(prune)}"
     return rows

@@ -34,6 +34,7 @@ from prunekit.runs.checks import (
 )
 from prunekit.runs.structured.plan import StructuredPlan
 from prunekit.runs.structured.written import rounding_notes
+from prunekit.runs.training import adapted_linears, check_trainable, why_no_loss
 from prunekit.structured.parameter_budget import BudgetConstraints, select_within_budget
 from prunekit.structured.selection import check_some_pruned, select_units, unit_count
 
@@ -55,6 +56,7 @@ def plan(config: StructuredConfig, ranks: Ranks = SINGLE) -> StructuredPlan:
     check_perplexity(config, model, stacks)
     check_generates_text(config, model, stacks)
     _check_loss(config, model)
+    check_trainable(config, model)
     device = ranks.local_device(resolve_device(config.model.device))
     dtype = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
     lengths, notes = cap_lengths(config, max_tokens(model))
@@ -76,6 +78,7 @@ def plan(config: StructuredConfig, ranks: Ranks = SINGLE) -> StructuredPlan:
     made = replace(made, notes=(*notes, *_remarks(made), *checkpoint.check_copyable()))
     for groups in made.groups.values():
         _check_counts(made, groups)
+    _check_gradual(made)
     _check_bias(made)
     _check_budget(made)
     _check_unused(made)
@@ -87,16 +90,13 @@ def _check_loss(config: StructuredConfig, model: PreTrainedModel) -> None:
     """Refuse to measure a loss where the text holds no labels.
 
     Raises:
-        ConfigError: The ranker, prune.truth or [train] needs a loss, and the model has no
-            language modeling head.
+        ConfigError: The ranker or prune.truth needs a loss, and the model has no language
+            modeling head.
     """
-    ranker, kind = config.prune.method, type(model).__name__
-    if kind.endswith(("ForCausalLM", "LMHeadModel")):
+    undefined = why_no_loss(model)
+    if undefined is None:
         return
-    undefined = (
-        f"asks how well the model predicts, and for {kind} a text does not say what is right"
-    )
-    for part in ranker.components:
+    for part in config.prune.method.components:
         if part.needs_loss:
             raise ConfigError(
                 f"prune.method: {part.name} {undefined}. Choose a ranker that only looks at what "
@@ -105,11 +105,19 @@ def _check_loss(config: StructuredConfig, model: PreTrainedModel) -> None:
             )
     if config.prune.truth:
         raise ConfigError(f"prune.truth: it {undefined}. Leave the key out.")
-    if config.train:
+
+
+def _check_gradual(made: StructuredPlan) -> None:
+    """Refuse to prune units while training that have to be kept whatever their score."""
+    fixed = [f"{name}.{unit}" for name, units in made.fixed.items() for unit in units]
+    if made.config.prune.gradual and fixed:
         raise ConfigError(
-            f"train: it {undefined}. Leave the table out, and train in Python on labelled data: "
-            "prunekit.training.recover.recover."
+            f"prune.end: {', '.join(fixed)} cannot be left out, as no stock config says so, and "
+            "blocks are chosen by score alone while training. Leave end out: they are removed "
+            "once, then the model is trained."
         )
+    if made.config.train and made.config.train.adapter:
+        adapted_linears(made.model, made.config.train.adapter)
 
 
 def _check_bias(made: StructuredPlan) -> None:

@@ -14,6 +14,7 @@ from prunekit.runs.structured.plan import StructuredPlan
 from prunekit.structured.batches import Batch, eval_mode
 from prunekit.structured.probes.attention_maps import attention_maps, head_output_norms
 from prunekit.structured.rankers import Scores
+from prunekit.structured.selection import unit_count
 from prunekit.structured.unit_gates import Gates
 
 VIEWED_HEADS, VIEWED_TOKENS = 2, 20
@@ -35,10 +36,24 @@ def report(
         "model": frame["model"] | {"compute_dtype": str(plan.dtype).removeprefix("torch.")},
         "sparsity": sparsity_facts(plan, removal),
         "memory": frame["memory"] | {f"{name}_bytes": value for name, value in plan.memory.items()},
-        "notes": [*frame["notes"], removal["note"]],
+        "notes": [*frame["notes"], removal["note"], *unit_remarks(plan, removal)],
     }
     keys = ("layers", "stock", "views", "training", "agreement")
     return in_report_order({**frame, **own, **{key: removal[key] for key in keys}})
+
+
+def unit_remarks(plan: StructuredPlan, removal: Mapping[str, Any]) -> list[str]:
+    """Return a note for each kind of which not as many units went as asked for."""
+    asked = plan.config.prune.sparsity
+    if asked is None:
+        return []
+    return [
+        f"prune.sparsity: {100 * asked:.5g} % of the {kind} were asked for, {gone} of {whole} are "
+        f"removed ({100 * gone / whole:.4g} %): numbers that are kept are rounded up, by layer or "
+        "to what round_to and transformers ask for."
+        for kind, (gone, whole) in sparsity_facts(plan, removal)["removed"].items()
+        if gone != unit_count(asked, whole)
+    ]
 
 
 def sparsity_facts(plan: StructuredPlan, removal: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from prunekit.checkpoint.atomic import file_sha256
 from prunekit.checkpoint.reader import Checkpoint, open_checkpoint
 from prunekit.data.tokens import Tokens
 from prunekit.distributed.ranks import SINGLE, Ranks
-from prunekit.errors import ConfigError
 from prunekit.evaluation.verify import make_proof
 from prunekit.models.load import load
 from prunekit.models.sequential.pipeline import BATCH_TOKENS
@@ -25,6 +24,7 @@ from prunekit.reports import report as reports
 from prunekit.runs.base import RunBase
 from prunekit.runs.record import Record, stoppable
 from prunekit.runs.structured import result
+from prunekit.runs.structured.gradual import prune_while_training
 from prunekit.runs.structured.plan import StructuredPlan
 from prunekit.runs.structured.ranking import CalibrationBatches, UnitRanking
 from prunekit.runs.structured.written import (
@@ -33,11 +33,17 @@ from prunekit.runs.structured.written import (
     restore_stored,
     written_tensors,
 )
+from prunekit.runs.training import (
+    Texts,
+    adapted,
+    train_model,
+    training_facts,
+    training_texts,
+)
 from prunekit.structured.batches import Batch, mean_loss
 from prunekit.structured.blockwise_refit import compensate
 from prunekit.structured.finalize import Finalized
 from prunekit.structured.unit_gates import Gates
-from prunekit.training.recover import RECORD_INTERVAL, TrainingStep, recover, summarize
 
 
 def run(
@@ -72,8 +78,6 @@ class StructuredRun(RunBase[StructuredPlan]):
 
     def __init__(self, plan: StructuredPlan) -> None:
         super().__init__(plan, 1, plan.ranks)
-        if plan.config.train:
-            self.seconds["train"] = 0.0
 
     def records(self, *, resume: bool, overwrite: bool) -> Iterator[Record]:
         """Yield the records of the whole run."""
@@ -116,7 +120,7 @@ class StructuredRun(RunBase[StructuredPlan]):
 
     def _remove_units(self, tokens: Tokens | None) -> Iterator[Record]:
         """Rank and remove units, refit, train and write the weights."""
-        plan, prune = self.plan, self.plan.config.prune
+        plan = self.plan
         with self._timed("calibrate"):
             model = load(plan.checkpoint, plan.dtype)
             self.weights_read.require_same(self.ranks)
@@ -124,18 +128,17 @@ class StructuredRun(RunBase[StructuredPlan]):
             remember_stored(plan, model)
             before = model.config.to_dict()
             data = CalibrationBatches(_batches(tokens, model, self.ranks), _batches(tokens, model))
-            texts = self._training_texts(tokens)
+            texts = training_texts(plan, tokens)
             base = mean_loss(model, texts[1]) if texts else 0.0
+        training = None
         with ExitStack() as stack:
             ranking = UnitRanking(plan, model, stack, data, self._timed)
-            gates, done = yield from ranking.rank()
-            if prune.compensate != "none" and tokens and gates:
-                yield from self._refit(model, gates, tokens)
-            with self._timed("prune"):
-                done += [each.finalize(stock=prune.uniform) for each in gates]
-        training = None
-        if texts:
-            training = summarize(base, (yield from self._train(model, *texts)))
+            if texts and plan.config.prune.gradual:
+                done, training = yield from self._prune_while_training(ranking, texts, base)
+            else:
+                done = yield from self._prune_once(ranking, tokens)
+        if texts and training is None:
+            training = yield from self._train(model, texts, base)
         with self._timed("write"):
             kept = {
                 name: entry["kept"]
@@ -159,6 +162,40 @@ class StructuredRun(RunBase[StructuredPlan]):
                 facts["files"] = {shard.name: file_sha256(shard)}
             self.output.append_journal("shrunk", "", facts)
 
+    def _prune_once(
+        self, ranking: UnitRanking, tokens: Tokens | None
+    ) -> Generator[Record, None, list[Finalized]]:
+        """Rank and remove units, and compensate for them."""
+        gates, done = yield from ranking.rank()
+        if self.plan.config.prune.compensate != "none" and tokens and gates:
+            yield from self._refit(ranking.model, gates, tokens)
+        with self._timed("prune"):
+            return [*done, *map(ranking.finalize, gates)]
+
+    def _prune_while_training(
+        self, ranking: UnitRanking, texts: Texts, base: float
+    ) -> Generator[Record, None, tuple[list[Finalized], dict[str, Any]]]:
+        """Close gates while the model is trained, then remove their units."""
+        self._widen(ranking.model)
+        every = ranking.gate_all()
+        dense = ranking.measure(every)
+        training = prune_while_training(ranking, every, texts)
+        rows = yield from self._timed_records("train", training)
+        gates, done = ranking.settle(every, dense)
+        with self._timed("prune"):
+            done += map(ranking.finalize, gates)
+        return done, training_facts(base, rows, gradual=True)
+
+    def _train(
+        self, model: PreTrainedModel, texts: Texts, base: float
+    ) -> Generator[Record, None, dict[str, Any]]:
+        """Train the smaller model; return the facts of it."""
+        self._widen(model)
+        with adapted(self.plan, model) as trained:
+            training = train_model(self.plan, trained, texts)
+            rows = yield from self._timed_records("train", training)
+        return training_facts(base, rows, gradual=False)
+
     def _refit(
         self, model: PreTrainedModel, gates: list[Gates], tokens: Tokens
     ) -> Iterator[Record]:
@@ -179,41 +216,10 @@ class StructuredRun(RunBase[StructuredPlan]):
                 break
             yield Record("step", name)
 
-    def _training_texts(self, tokens: Tokens | None) -> tuple[list[Batch], list[Batch]] | None:
-        """Return training and held-out batches; None without a [train] table."""
-        train = self.plan.config.train
-        if train is None or tokens is None:
-            return None
-        if len(tokens.ids) <= train.held_out:
-            raise ConfigError(
-                f"calibration.data: there is text for {len(tokens.ids)} samples, of which "
-                f"train.held_out = {train.held_out} leave none to train on."
-            )
-        ids = tokens.ids.to(self.plan.device)
-        parts = ids[: -train.held_out], ids[-train.held_out :]
-        trained, held_out = ([{"input_ids": each} for each in p.split(train.batch)] for p in parts)
-        return trained, held_out
-
-    def _train(
-        self, model: PreTrainedModel, trained: list[Batch], held_out: list[Batch]
-    ) -> Generator[Record, None, list[TrainingStep]]:
-        """Train the smaller model in float32; return the history of losses."""
-        train = self.plan.config.train
-        assert train is not None
-        yield Record("phase", "train", {"steps": train.steps // RECORD_INTERVAL})
-        history = []
+    def _widen(self, model: PreTrainedModel) -> None:
+        """Convert a model to float32, in which it is trained."""
         model.float()
         restore_stored(model, self.plan.dtype)
-        steps = recover(model, trained, held_out, train, ranks=self.ranks)
-        while True:
-            with self._timed("train"):
-                latest = next(steps, None)
-            if latest is None:
-                break
-            history.append(latest)
-            if latest.step and latest.step % RECORD_INTERVAL == 0:
-                yield Record("step", f"{latest.step} steps")
-        return history
 
 
 def _batches(tokens: Tokens | None, model: PreTrainedModel, ranks: Ranks = SINGLE) -> list[Batch]:

@@ -64,7 +64,7 @@ def restore_stored(model: PreTrainedModel, computed: torch.dtype) -> None:
     for parameter in model.parameters():
         stored = getattr(parameter, STORED, None)
         if stored is not None:
-            parameter.copy_(_unchanged(stored, parameter.detach().cpu(), computed))
+            parameter.copy_(unchanged(stored, parameter.detach().cpu(), computed))
 
 
 def written_tensors(plan: StructuredPlan, model: PreTrainedModel, kept: Kept) -> dict[str, Tensor]:
@@ -91,9 +91,9 @@ def written_tensors(plan: StructuredPlan, model: PreTrainedModel, kept: Kept) ->
         if source.name is not None:
             computed = values[source.name]
             stored = getattr(computed, STORED, value)
-            value = _unchanged(stored, computed.detach().cpu(), plan.dtype)
+            value = unchanged(stored, computed.detach().cpu(), plan.dtype)
         assert value is not None
-        tensors[name] = _as_stored(value, dtype or entries[source.stored].dtype)
+        tensors[name] = as_stored(value, dtype or entries[source.stored].dtype)
         if tensors[name].data_ptr() in storages:
             tensors[name] = tensors[name].clone()  # a file holds tied weights one by one
         storages.add(tensors[name].data_ptr())
@@ -139,7 +139,7 @@ def _loses(stored: torch.dtype, computed: torch.dtype) -> bool:
     return stored in FLOAT_DTYPES and stored != computed and computed.itemsize <= stored.itemsize
 
 
-def _unchanged(stored: Tensor | None, value: Tensor, computed: torch.dtype) -> Tensor:
+def unchanged(stored: Tensor | None, value: Tensor, computed: torch.dtype) -> Tensor:
     """Return the stored tensor if the run did not change it.
 
     Otherwise, or if there is none, return ``value``.
@@ -154,5 +154,6 @@ def _unchanged(stored: Tensor | None, value: Tensor, computed: torch.dtype) -> T
     return stored if torch.equal(stored.to(computed).to(value.dtype), value) else value
 
 
-def _as_stored(value: Tensor, dtype: torch.dtype) -> Tensor:
+def as_stored(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor as it is written; ``dtype`` is for floating-point ones."""
     return value.to(dtype).contiguous() if value.dtype in FLOAT_DTYPES else value.contiguous()

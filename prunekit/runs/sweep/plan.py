@@ -16,8 +16,10 @@ from prunekit.runs.checks import check_disk, check_output_path
 from prunekit.runs.plan_base import fact_table, note_lines
 from prunekit.runs.sparsify.plan import Plan
 from prunekit.runs.structured.plan import StructuredPlan
+from prunekit.runs.trained.plan import TrainedPlan
 
-PlanOne = Callable[[Config | StructuredConfig], Plan | StructuredPlan]
+RunPlan = Plan | StructuredPlan | TrainedPlan
+PlanOne = Callable[[Config | StructuredConfig], RunPlan]
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,10 @@ class SweepPlan:
     """
 
     config: SweepConfig
-    runs: Mapping[str, Plan | StructuredPlan]
+    runs: Mapping[str, RunPlan]
 
     @property
-    def first(self) -> Plan | StructuredPlan:
+    def first(self) -> RunPlan:
         """Plan of the first run; all runs have the same model."""
         return next(iter(self.runs.values()))
 
@@ -76,7 +78,7 @@ def plan(config: SweepConfig, plan_one: PlanOne) -> SweepPlan:
         ConfigError: Some runs cannot work; each mistake is named once, with its runs.
         CapacityError: The disk cannot hold the models.
     """
-    runs: dict[str, Plan | StructuredPlan] = {}
+    runs: dict[str, RunPlan] = {}
     mistakes: dict[str, list[str]] = {}
     for name in config.runs:
         try:

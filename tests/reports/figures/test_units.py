@@ -1,8 +1,6 @@
-"""Heat maps of units and the training curve."""
+"""Heat maps of units."""
 
 import re
-
-import pytest
 
 from prunekit.reports.figures import units
 
@@ -68,19 +66,3 @@ def test_rows_name_every_unit():
         {**place, "unit": 0, "score": 1.1, "kept": False},
         {**place, "unit": 1, "score": 1.2, "kept": True},
     ]
-
-
-@pytest.mark.parametrize(
-    ("recovery", "text"), [(0.5, "50.0 % of the loss recovered"), (None, "nothing had been lost")]
-)
-def test_the_training_curve_has_the_held_out_losses(recovery, text):
-    history = [
-        {"step": 0, "loss": None, "held_out": 4.0},
-        {"step": 1, "loss": 3.5, "held_out": None},
-        {"step": 2, "loss": 3.2, "held_out": 3.0},
-    ]
-    summary = {"base": 2.0, "post": 4.0, "final": 3.0, "recovery": recovery, "history": history}
-    picture = units.training(summary)
-    assert tooltips(picture) == ["step 0: 4.00", "step 2: 3.00"]
-    assert text in picture.caption
-    assert list(picture.rows) == history

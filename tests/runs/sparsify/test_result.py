@@ -68,3 +68,20 @@ def test_storage_counts_files_and_compressed_layers(folder, output):
     layouts = {"a": WeightLayout(32, 32, 512)}
     facts = result.storage_facts(packed, output, layouts, unfit=2)
     assert (facts["compressed"], facts["dense"]) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "zeros", "said"),
+    [
+        (0.7, 0.7, None),
+        (0.7, 0.6996, None),
+        (0.7, 0.68997, "70 % of the weights were asked for as zeros, 68.99"),
+        (0.5, 0.51, "more were zero before"),
+    ],
+)
+def test_zeros_that_are_not_those_asked_for_are_remarked(folder, tmp_path, sparsity, zeros, said):
+    prune = {"pattern": "unstructured", "sparsity": sparsity}
+    plan = planned(folder, tmp_path / "out", prune=prune)
+    found = result.sparsity_remarks(plan, {"zeros": round(zeros * plan.prunable)})
+    assert len(found) == (said is not None)
+    assert said is None or said in found[0]

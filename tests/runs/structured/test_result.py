@@ -97,3 +97,15 @@ def test_views_show_the_heads_at_both_ends_of_the_ranking(llama):
     gates.gates[names[0]].keep[0] = False
     result.mark_kept_heads(views, gates)
     assert [head["kept"] for head in views["heads"]] == [False, True, True, True]
+
+
+def test_numbers_of_units_that_were_rounded_are_remarked(llama, tmp_path):
+    plan = planned(llama, tmp_path / "out", 'method = "random"\npattern = "heads"\nsparsity = 0.3')
+    layer = {"kind": "heads", "units": 12}
+    removal = {"parameters": [10, 9], "layers": [layer | {"kept": [*range(8)]}]}
+    assert result.unit_remarks(plan, removal) == []
+    removal["layers"] = [layer | {"kept": [*range(9)]}]
+    (remark,) = result.unit_remarks(plan, removal)
+    assert remark.startswith("prune.sparsity: 30 % of the heads were asked for, 3 of 12 are")
+    budget = 'method = "random"\npattern = "heads"\nparameters = 0.9'
+    assert result.unit_remarks(planned(llama, tmp_path / "out", budget), removal) == []

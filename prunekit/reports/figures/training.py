@@ -1,0 +1,164 @@
+"""Curves over the steps of a training: loss, sparsity, gate factors, learning rate."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from prunekit import formatting
+from prunekit.reports.figures.draw import Axis, Curve, curves
+from prunekit.reports.figures.picture import Picture
+
+if TYPE_CHECKING:
+    from prunekit.formatting import Number
+
+BLUE, ORANGE, GREEN, PINK = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+POINTS = 150
+"""Maximum number of points of a drawn curve; the data has all."""
+
+Steps = Sequence[Mapping[str, Any]]
+"""Rows of the history of a report, one a recorded step."""
+
+
+def pictures(training: Mapping[str, Any]) -> list[Picture]:
+    """Return the figures of the section of a report about training."""
+    history = training["history"]
+    found = [_losses(training), *_sparsities(history), *_factors(history)]
+    if any(step.get("rate") is not None for step in history):
+        points = _points(history, "rate")
+        line = _curve(BLUE, points, "rate", formatting.number)
+        axis = Axis("learning rate", formatting.number, steps=True, salt="rate")
+        rows = [{"step": step["step"], "rate": step.get("rate")} for step in history]
+        caption = "Of AdamW: a linear warm-up, then a cosine."
+        found.append(Picture("Learning rate", curves([line], None, axis), caption, rows, ALT))
+    return found
+
+
+ALT = "Line over steps"
+
+
+def rows(training: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return all curves as rows, one a recorded step."""
+    history: Steps = training["history"]
+    kinds = dict.fromkeys(kind for step in history for kind in step.get("factors") or {})
+    names = {"rate": "rate", "sparsity": "asked", "achieved": "counted"}
+    present = [key for key in names if any(step.get(key) is not None for step in history)]
+    return [
+        {
+            **{key: step[key] for key in ("step", "loss", "held_out")},
+            **{names[key]: step.get(key) for key in present},
+            **{f"factor of {kind}": (step.get("factors") or {}).get(kind) for kind in kinds},
+        }
+        for step in history
+    ]
+
+
+def _losses(training: Mapping[str, Any]) -> Picture:
+    history = training["history"]
+    held_out = _points(history, "held_out")
+    lines = [
+        _curve(ORANGE, _points(history, "loss"), "training loss", formatting.number, dots=False),
+        _curve(BLUE, held_out, "held-out loss", formatting.number),
+    ]
+    return Picture(
+        "Loss during training",
+        curves(
+            [line for line in lines if line.points],
+            float(training["base"]),
+            Axis("loss", formatting.number, wide=True, steps=True, salt="training"),
+        ),
+        _loss_caption(training),
+        [{key: step[key] for key in ("step", "loss", "held_out")} for step in history],
+        ALT,
+        ((BLUE, "held-out text"), (ORANGE, "training text")),
+    )
+
+
+def _loss_caption(training: Mapping[str, Any]) -> str:
+    base, final = (formatting.number(training[key]) for key in ("base", "final"))
+    if training["post"] is None:
+        return f"Of held-out text: {base} dense (dashed), {final} at best after the last pruning."
+    recovered = training["recovery"]
+    share = (
+        "nothing had been lost"
+        if recovered is None
+        else f"{formatting.percent(recovered)} of the loss recovered"
+    )
+    return (
+        f"Of held-out text: {base} dense (dashed), {formatting.number(training['post'])} pruned, "
+        f"{final} after the training: {share}."
+    )
+
+
+def _sparsities(history: Steps) -> Iterator[Picture]:
+    """Yield the figure of the sparsity, if it changes."""
+    asked, counted = _points(history, "sparsity"), _points(history, "achieved")
+    if len({value for _, value in asked}) < 2:
+        return
+    yield Picture(
+        "Sparsity during training",
+        curves(
+            [
+                _curve(ORANGE, asked, "asked for", formatting.percent, dots=False, stairs=True),
+                _curve(BLUE, counted, "counted", formatting.percent, stairs=True),
+            ],
+            None,
+            Axis("pruned", formatting.percent, steps=True, salt="sparsity"),
+        ),
+        f"{formatting.percent(counted[-1][1])} at the end, counted in the tensors.",
+        [
+            {"step": step["step"], "asked": step.get("sparsity"), "counted": step.get("achieved")}
+            for step in history
+        ],
+        ALT,
+        ((BLUE, "counted"), (ORANGE, "asked for")),
+    )
+
+
+def _factors(history: Steps) -> Iterator[Picture]:
+    """Yield the figure of the gate factors, if there are gates."""
+    kinds = [*dict.fromkeys(kind for step in history for kind in step.get("factors") or {})]
+    if not kinds:
+        return
+    colours = dict(zip(kinds, (BLUE, ORANGE, GREEN, PINK), strict=False))
+    values = [(step["step"], step.get("factors") or {}) for step in history]
+    lines = [
+        _curve(
+            colours[kind],
+            [(float(step), float(of_step[kind])) for step, of_step in values if kind in of_step],
+            kind,
+            formatting.number,
+            stairs=True,
+        )
+        for kind in kinds
+    ]
+    yield Picture(
+        "What gates let through",
+        curves(lines, None, Axis("mean factor", formatting.number, steps=True, salt="factors")),
+        "Mean factor of the gates of each kind of units: 1 is open, 0 removes a unit.",
+        [{"step": step, **{kind: of_step.get(kind) for kind in kinds}} for step, of_step in values],
+        ALT,
+        tuple((colour, kind) for kind, colour in colours.items()),
+    )
+
+
+def _points(history: Steps, key: str) -> list[tuple[float, float]]:
+    """Return the measured values of a key over the steps, at most ``POINTS``."""
+    found = [
+        (float(step["step"]), float(step[key])) for step in history if step.get(key) is not None
+    ]
+    if len(found) <= POINTS:
+        return found
+    chosen = {round(place * (len(found) - 1) / (POINTS - 1)) for place in range(POINTS)}
+    return [found[place] for place in sorted(chosen)]
+
+
+def _curve(
+    colour: str,
+    points: Sequence[tuple[float, float]],
+    name: str,
+    write: Callable[["Number"], str],
+    *,
+    dots: bool = True,
+    stairs: bool = False,
+) -> Curve:
+    tips = [f"step {step:.0f}, {name}: {write(value)}" for step, value in points]
+    return Curve(colour, points, tips, dots=dots, stairs=stairs)

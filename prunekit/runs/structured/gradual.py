@@ -1,0 +1,87 @@
+"""Units that are pruned while the model is trained: gates close on a schedule."""
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from torch.optim import Optimizer
+
+from prunekit.runs.record import Record
+from prunekit.runs.structured.ranking import UnitRanking
+from prunekit.runs.training import Row, Texts, adapted, train_model
+from prunekit.structured.gradual_units import GradualUnits
+from prunekit.structured.unit_gates import Gates
+
+
+def prune_while_training(
+    ranking: UnitRanking, every: Sequence[Gates], texts: Texts
+) -> Generator[Record, None, list[Row]]:
+    """Train a model while gates close; yield progress, and return the recorded steps.
+
+    Args:
+        ranking: The ranking of the model's units, in float32.
+        every: Gates on all units, which are closed.
+        texts: Training and held-out batches.
+    """
+
+    @contextmanager
+    def during(optimizer: Optimizer) -> Iterator[UnitPruners]:
+        if ranking.plan.config.train and not ranking.plan.config.train.adapter:
+            ranking.optimizers.append(optimizer)
+        with ExitStack() as stack:
+            pruners = [stack.enter_context(_pruner(ranking, each, optimizer)) for each in every]
+            yield UnitPruners(pruners)
+
+    with adapted(ranking.plan, ranking.model) as trained:
+        return (yield from train_model(ranking.plan, trained, texts, during, every))
+
+
+def _pruner(ranking: UnitRanking, gates: Gates, optimizer: Optimizer) -> GradualUnits:
+    """Return the pruner of one kind of units that a config describes, in force."""
+    prune = ranking.plan.config.prune
+    schedule = prune.gradual
+    assert schedule is not None
+    return gates.during(
+        optimizer,
+        prune.method,
+        ranking.data.own or None,
+        sparsity=schedule.final,
+        end=schedule.end,
+        schedule=schedule.name,
+        start=schedule.start,
+        every=schedule.every,
+        initial=schedule.initial,
+        scope=prune.scope,
+        least=prune.least,
+        round_to=prune.round_to,
+        regrow=prune.regrow,
+        regrow_every=prune.regrowth_interval,
+        ranks=ranking.plan.ranks,
+    )
+
+
+@dataclass(frozen=True)
+class UnitPruners:
+    """Pruners of several kinds of units, with one schedule.
+
+    Attributes:
+        pruners: The pruner of each kind, in force.
+    """
+
+    pruners: Sequence[GradualUnits]
+
+    @property
+    def sparsity(self) -> float:
+        """The sparsity of each kind that is asked for now."""
+        return self.pruners[0].sparsity
+
+    @property
+    def achieved(self) -> float:
+        """Fraction of the units of all kinds whose gates are closed, counted."""
+        gates = [pruner.gates for pruner in self.pruners]
+        return sum(each.closed for each in gates) / sum(each.units for each in gates)
+
+    @property
+    def done(self) -> bool:
+        """Whether all schedules have ended, with exactly as many units closed as they ask."""
+        return all(pruner.done for pruner in self.pruners)

@@ -1,0 +1,105 @@
+"""What zeros weights during the training of a run: a schedule, or masks of zeros made before."""
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from prunekit.models.experts import unfused
+from prunekit.runs.record import Record
+from prunekit.runs.sparsify.shards import LayerRecord
+from prunekit.runs.trained.plan import TrainedPlan, gradual_settings
+from prunekit.sparsify.in_memory import ModelPruner
+from prunekit.training.gradual import GradualPruner
+from prunekit.training.masks import Masks
+from prunekit.training.weight_views import weight_places, weight_views
+
+
+def prune_once(
+    plan: TrainedPlan, model: PreTrainedModel, tokens: Tensor
+) -> Generator[Record, None, dict[str, LayerRecord]]:
+    """Prune a model in memory; yield progress and return a record of each linear.
+
+    Args:
+        plan: The plan of the run.
+        model: The model, changed in place.
+        tokens: Calibration samples [N, T].
+    """
+    yield Record("phase", "prune before training", {"steps": len(plan.sizes)})
+    records = {}
+    with unfused(model):
+        pruner = ModelPruner.of(model, tokens, plan.config.prune, plan.recipe)
+        for result in pruner.prune(pruner.allocate(plan.config.prune.sparsity)):
+            records[result.linear.name] = result.as_record()
+            yield Record("step", result.linear.name)
+    return records
+
+
+def gradual_pruner(
+    plan: TrainedPlan, model: PreTrainedModel, optimizer: Optimizer, tokens: Tensor
+) -> GradualPruner:
+    """Return the pruner that a config describes, in force.
+
+    Args:
+        plan: The plan of the run.
+        model: The model.
+        optimizer: The optimizer that trains it.
+        tokens: Calibration samples [N, T], for methods that need statistics.
+    """
+    prune = plan.config.prune
+    schedule = prune.gradual
+    assert schedule is not None
+    return GradualPruner(
+        model,
+        optimizer,
+        schedule=schedule.name,
+        start=schedule.start,
+        end=schedule.end,
+        every=schedule.every,
+        initial=schedule.initial,
+        tokens=tokens if prune.calibration_user else None,
+        regrow=prune.regrow,
+        regrow_every=prune.regrowth_interval,
+        **gradual_settings(prune),
+    )
+
+
+@dataclass(frozen=True)
+class KeptZeros:
+    """Zeros of a model that was pruned before, kept by masks.
+
+    Attributes:
+        masks: The masks in force.
+        sparsity: The sparsity that was asked for.
+    """
+
+    masks: Masks
+    sparsity: float
+    done: bool = True
+
+    @property
+    def achieved(self) -> float:
+        """Fraction of zeros in the masked weights, counted."""
+        weights = self.masks.weights.values()
+        zeros = sum(int((weight.detach() == 0).sum()) for weight in weights)
+        return zeros / sum(weight.numel() for weight in weights)
+
+
+@contextmanager
+def kept_zeros(
+    plan: TrainedPlan, model: PreTrainedModel, optimizer: Optimizer
+) -> Iterator[KeptZeros]:
+    """Mask the pruned weights of a model for the time of a ``with`` block."""
+    places = weight_places(model)
+    parameters = [place.parameter for place in places.values()]
+    linears = [linear for block in plan.blocks for linear in block.pruned]
+    with unfused(model), torch.no_grad():
+        views = weight_views(model, parameters, linears)
+    used = {view.parameter for view in views.values()}
+    masked = {name: place for name, place in places.items() if place.parameter in used}
+    with Masks(masked, optimizer) as masks:
+        yield KeptZeros(masks, plan.config.prune.sparsity)

@@ -1,0 +1,172 @@
+"""Train a model under masks, or prune its weights while it is trained: a run.
+
+Load, evaluate, prune, train, write, evaluate, verify, report, with the whole model in memory. A run
+that was stopped before its weights were written begins again, except for its evaluations.
+"""
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from prunekit.checkpoint.formats import format_named
+from prunekit.checkpoint.reader import open_checkpoint
+from prunekit.data.tokens import Tokens
+from prunekit.evaluation.verify import make_proof, recount_zeros
+from prunekit.models.load import load
+from prunekit.models.weight_names import stored_names
+from prunekit.reports import report as reports
+from prunekit.runs.base import RunBase
+from prunekit.runs.record import Record, stoppable
+from prunekit.runs.sparsify.shards import LayerRecord, compressed_layouts
+from prunekit.runs.trained import result
+from prunekit.runs.trained.masking import gradual_pruner, kept_zeros, prune_once
+from prunekit.runs.trained.plan import TrainedPlan
+from prunekit.runs.trained.written import ModelWriter, gradual_records
+from prunekit.runs.training import (
+    Texts,
+    adapted,
+    train_model,
+    training_facts,
+    training_texts,
+)
+from prunekit.structured.batches import eval_mode, mean_loss
+from prunekit.training.gradual import GradualPruner
+from prunekit.training.recover import Pruning
+
+
+def run(
+    plan: TrainedPlan,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Record]:
+    """Carry out a plan and yield its records as they are measured.
+
+    Args:
+        plan: From :func:`prunekit.runs.trained.planner.plan`.
+        resume: Continue in an output folder that a stopped run left.
+        overwrite: Replace an output folder.
+        stop: Called after each record; all ranks stop once it returns True on one.
+
+    Raises:
+        StoppedError: ``stop()`` returned True.
+        PrunekitError: The run failed; the output folder can be resumed.
+    """
+    work = TrainedRun(plan)
+    try:
+        records = work.records(resume=resume, overwrite=overwrite)
+        yield from stoppable(records, lambda: any(plan.ranks.all_gather_object(stop())))
+    finally:
+        work.output.close()
+
+
+class TrainedRun(RunBase[TrainedPlan]):
+    """One run and its measurements so far."""
+
+    def __init__(self, plan: TrainedPlan) -> None:
+        super().__init__(plan, len(plan.blocks) + 1, plan.ranks)
+
+    def records(self, *, resume: bool, overwrite: bool) -> Iterator[Record]:
+        """Yield the records of the whole run."""
+        plan = self.plan
+        tokens, evaluated = self._begin(resume=resume, overwrite=overwrite)
+        assert tokens is not None
+        facts = {"blocks": len(plan.blocks), "linears": len(plan.sizes)}
+        yield Record("start", "", facts | {"tokens": tokens.ids.numel()})
+        yield from self._evaluate("before", evaluated)
+        if ("trained", "") not in self.output.journal:
+            yield from self._train(tokens)
+        trained = self.output.journal["trained", ""]
+        for layer in trained["layers"]:
+            yield Record("layer", layer["name"], layer)
+        with self._timed("write"):
+            self.ranks.run_on_main(lambda: self._finish(trained))
+        yield from self._evaluate("after", evaluated)
+        yield Record("phase", "verify", {"steps": 1})
+        report = self.ranks.run_on_main(lambda: self._verify(tokens, trained))
+        yield Record("finish", str(self.output.folder), report)
+
+    def _train(self, tokens: Tokens) -> Iterator[Record]:
+        """Prune and train the model, and write its weights."""
+        plan = self.plan
+        with self._timed("calibrate"):
+            model = load(plan.checkpoint, plan.dtype)
+            self.weights_read.require_same(self.ranks)
+            model.to(plan.device)  # pyright: ignore
+            texts = training_texts(plan, tokens)
+            assert texts is not None
+            with eval_mode(model):
+                base = mean_loss(model, texts[1])
+        ids = tokens.ids.to(plan.device)
+        if plan.config.prune.gradual:
+            measured, facts = yield from self._prune_while_training(model, texts, ids, base)
+        else:
+            measured, facts = yield from self._prune_then_train(model, texts, ids, base)
+        with self._timed("write"):
+            values = ModelWriter(plan, model, self.output).write(
+                measured, writes=self.ranks.is_main
+            )
+        self.output.append_journal("trained", "", values | {"training": facts})
+
+    def _prune_then_train(
+        self, model: PreTrainedModel, texts: Texts, ids: Tensor, base: float
+    ) -> Generator[Record, None, tuple[dict[str, LayerRecord], dict[str, Any]]]:
+        """Prune the model, then train it under masks."""
+        plan = self.plan
+        measured = yield from self._timed_records("prune", prune_once(plan, model, ids))
+        with adapted(plan, model) as trained:
+            training = train_model(plan, trained, texts, partial(kept_zeros, plan, model))
+            history = yield from self._timed_records("train", training)
+        return measured, training_facts(base, history, gradual=False)
+
+    def _prune_while_training(
+        self, model: PreTrainedModel, texts: Texts, ids: Tensor, base: float
+    ) -> Generator[Record, None, tuple[dict[str, LayerRecord], dict[str, Any]]]:
+        """Train the model, and prune it on a schedule meanwhile."""
+        plan = self.plan
+        pruners: list[GradualPruner] = []
+
+        def during(optimizer: Optimizer) -> AbstractContextManager[Pruning]:
+            pruners.append(gradual_pruner(plan, model, optimizer, ids))
+            return pruners[0]
+
+        with adapted(plan, model) as trained:
+            training = train_model(plan, trained, texts, during)
+            history = yield from self._timed_records("train", training)
+        measured = gradual_records(plan, self._patterns(pruners[0]))
+        return measured, training_facts(base, history, gradual=True)
+
+    def _patterns(self, pruner: GradualPruner) -> dict[str, str]:
+        """Return the patterns of linears for which the allocation chose another."""
+        run = self.plan.recipe.pattern
+        chosen = {name: run.at(value).name for name, value in pruner.sparsities.items()}
+        return {name: pattern for name, pattern in chosen.items() if pattern != run.name}
+
+    def _finish(self, trained: dict[str, Any]) -> None:
+        """Write the files that make the shards a checkpoint."""
+        plan = self.plan
+        self.output.finish(
+            plan.checkpoint,
+            self.dtype,
+            format_named(plan.config.output.format),
+            compressed_layouts(trained["layers"]),
+            check=lambda written: stored_names(plan.model, written),
+        )
+
+    def _verify(self, tokens: Tokens, trained: dict[str, Any]) -> dict[str, Any]:
+        """Verify the written checkpoint; write and return the report."""
+        with self._timed("verify"):
+            written = open_checkpoint(self.output.folder)
+            proof = make_proof(written, self.plan.device)
+            counted = recount_zeros(written, trained["layers"], self.plan.recipe.pattern)
+        frame = self._report_frame(tokens, proof)
+        report = result.report(self.plan, frame, self.output, trained, counted)
+        reports.write(report, self.output.folder)
+        self.output.append_journal("finish", "", {"seconds": report["seconds"]["total"]})
+        return report

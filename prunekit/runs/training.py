@@ -1,0 +1,264 @@
+"""Training within a run: its text, memory, progress, and part of the report."""
+
+import importlib.util
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from prunekit.architectures.coverage import LINEAR_TYPES
+from prunekit.config.gradual_keys import GradualKeys
+from prunekit.config.run_config import Config, StructuredConfig
+from prunekit.config.train_table import Adapter, Train
+from prunekit.data.tokens import Tokens
+from prunekit.errors import ConfigError
+from prunekit.formatting import number, percent
+from prunekit.models.orientation import features
+from prunekit.runs.plan_base import PlanBase
+from prunekit.runs.record import Record
+from prunekit.structured.batches import Batch
+from prunekit.structured.unit_gates import Gates
+from prunekit.training.adapter_targets import adapter_targets
+from prunekit.training.lora import add_adapter, merge_adapters
+from prunekit.training.masked_adapters import mask_adapters
+from prunekit.training.recover import During, TrainingStep, recover, summarize
+from prunekit.training.trackers import check_trackers, trackers
+
+VECTORS = 12
+"""Activations of a block that are held for its gradient, in vectors of its width."""
+TRACKERS = "trackers"
+"""Subfolder of the output for the files of experiment trackers."""
+LOGITS = 3
+"""Copies of the logits that a gradient needs."""
+Texts = tuple[list[Batch], list[Batch]]
+"""Batches to train on, and held-out ones."""
+
+
+class Row(NamedTuple):
+    """A recorded step, and the mean factor of the gates on each kind of units."""
+
+    step: TrainingStep
+    factors: dict[str, float]
+
+    def facts(self) -> dict[str, Any]:
+        """Return the step as a row of the report, without what was not measured."""
+        step = self.step
+        row = {
+            "step": step.step,
+            "loss": step.loss,
+            "held_out": step.held_out,
+            "rate": step.rate,
+            "sparsity": step.sparsity,
+            "achieved": step.achieved,
+            "factors": self.factors or None,
+        }
+        optional = {"sparsity", "achieved", "factors"}
+        return {key: row[key] for key in row if row[key] is not None or key not in optional}
+
+
+def why_no_loss(model: PreTrainedModel) -> str | None:
+    """Return why text alone gives a model no loss, or None if it does."""
+    kind = type(model).__name__
+    if kind.endswith(("ForCausalLM", "LMHeadModel")):
+        return None
+    return f"asks how well the model predicts, and for {kind} a text does not say what is right"
+
+
+def check_trainable(config: Config | StructuredConfig, model: PreTrainedModel) -> None:
+    """Refuse trackers that are missing, and to train on text that holds no labels.
+
+    Args:
+        config: The user's config.
+        model: The model, with or without weights.
+
+    Raises:
+        ConfigError: The config has [train], and the model is no causal language model, or a
+            tracker is not installed.
+    """
+    reason = why_no_loss(model)
+    if config.train is None:
+        return
+    check_trackers(config.train.log_with)
+    if reason:
+        raise ConfigError(
+            f"train: it {reason}. Leave the table out, and train in Python on labelled data: "
+            "prunekit.training.recover.recover."
+        )
+
+
+def training_texts(plan: PlanBase, tokens: Tokens | None) -> Texts | None:
+    """Return training and held-out batches; None without a [train] table.
+
+    Args:
+        plan: The plan of the run.
+        tokens: Calibration tokens; the last samples are held out.
+
+    Raises:
+        ConfigError: There is less text than is held out.
+    """
+    train = plan.config.train
+    if train is None or tokens is None:
+        return None
+    if len(tokens.ids) <= train.held_out:
+        raise ConfigError(
+            f"calibration.data: there is text for {len(tokens.ids)} samples, of which "
+            f"train.held_out = {train.held_out} leave none to train on."
+        )
+    ids = tokens.ids.to(plan.device)
+    parts = ids[: -train.held_out], ids[-train.held_out :]
+    trained, held_out = ([{"input_ids": each} for each in p.split(train.batch)] for p in parts)
+    return trained, held_out
+
+
+def training_words(train: Train) -> str:
+    """Return the training that a config asks for, in words."""
+    adapter = train.adapter
+    trained = (
+        f", adapters of rank {adapter.rank} on {', '.join(adapter.targets)}" if adapter else ""
+    )
+    return (
+        f"{train.steps} steps of {train.batch} samples at most, held out {train.held_out} samples"
+        f"{trained}; a training that is stopped begins anew"
+    )
+
+
+def schedule_words(prune: GradualKeys) -> str:
+    """Return when a model is pruned that is trained, in words."""
+    schedule = prune.gradual
+    if schedule is None:
+        return "once, before the training"
+    due, regrowth = schedule.due, prune.regrowth_interval
+    if len(due) == 1:
+        return f"once, at step {due[0]} of the training"
+    returning = f"; {prune.regrow:g} of it returns every {regrowth} steps" if regrowth else ""
+    return (
+        f"{len(due)} times while training, from step {due[0]} to {due[-1]}, "
+        f"{schedule.name}{returning}"
+    )
+
+
+def training_state_bytes(plan: PlanBase) -> int:
+    """Return the bytes of all weights in float32, and of the state of training.
+
+    Of each weight that is trained: its gradient, two moments, and its best value so far.
+    """
+    train = plan.config.train
+    assert train is not None
+    if train.adapter is None:
+        return 5 * 4 * plan.parameters
+    adapted = adapted_linears(plan.model, train.adapter)
+    return 4 * (plan.parameters + 5 * train.adapter.rank * sum(map(sum, map(features, adapted))))
+
+
+def training_activations(plan: PlanBase) -> int:
+    """Return the bytes of activations that the gradient of a batch needs."""
+    train = plan.config.train
+    assert train is not None
+    blocks = [block for runner in plan.stacks for block in runner.blocks]
+    matrices = (each for block in blocks for each in block.parameters() if each.ndim == 2)
+    width = max((max(each.shape) for each in matrices), default=plan.stacks[0].features)
+    vocabulary = getattr(plan.model.config, "vocab_size", 0)
+    vectors = len(blocks) * VECTORS * width + LOGITS * vocabulary
+    return 4 * train.batch * plan.lengths[0] * vectors
+
+
+def adapted_linears(model: PreTrainedModel, adapter: Adapter) -> list[nn.Module]:
+    """Return the linears of a model that an adapter is to have.
+
+    Raises:
+        ConfigError: A target names none, or peft is not installed.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise ConfigError("train.adapter: needs the package peft: pip install 'prunekit[lora]'.")
+    targets = adapter_targets(model, adapter.targets)
+    linears = {name: each for name, each in model.named_modules() if isinstance(each, LINEAR_TYPES)}
+    if isinstance(targets, str):
+        head = model.get_output_embeddings()
+        return [each for each in linears.values() if each is not head]
+    return [
+        linears[name]
+        for name in linears
+        if any(f".{name}".endswith(f".{target}") for target in targets)
+    ]
+
+
+@contextmanager
+def adapted(plan: PlanBase, model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """Return the model to train: with the adapter of [train], if any.
+
+    At the end of the ``with`` block the adapter is merged; zeros remain zero.
+    """
+    train = plan.config.train
+    assert train is not None
+    if train.adapter is None:
+        yield model
+        return
+    made = add_adapter(model, train.adapter.rank, train.adapter.targets, seed=train.seed)
+    with mask_adapters(made):
+        yield made
+    merge_adapters(made)
+
+
+def train_model(
+    plan: PlanBase,
+    model: PreTrainedModel,
+    texts: Texts,
+    during: During | None = None,
+    gates: Sequence[Gates] = (),
+) -> Generator[Record, None, list[Row]]:
+    """Train a model, yield progress and return the recorded steps.
+
+    Args:
+        plan: The plan of the run.
+        model: The model in float32, trained in place.
+        texts: Training and held-out batches.
+        during: See :func:`prunekit.training.recover.recover`.
+        gates: Gates whose mean factors are recorded.
+    """
+    settings = plan.config.train
+    assert settings is not None
+    yield Record("phase", "train", {"steps": settings.steps})
+    history: list[Row] = []
+    folder, values = Path(plan.config.output.path), plan.config.dump()
+    with trackers(settings.log_with, folder.name, folder / TRACKERS, values, plan.ranks) as log:
+        for step in recover(model, *texts, settings, ranks=plan.ranks, during=during):
+            history.append(Row(step, {each.kind: _mean_factor(each) for each in gates}))
+            log(step.step, history[-1].facts())
+            yield Record("step", _progress(step), {"done": step.step, "held_out": step.held_out})
+    return history
+
+
+def _mean_factor(gates: Gates) -> float:
+    factors = [gate.factor.detach().flatten() for gate in gates.gates.values()]
+    return float(torch.cat(factors).mean())
+
+
+def _progress(step: TrainingStep) -> str:
+    """Return a step in words."""
+    facts = [f"step {step.step}"]
+    if step.loss is not None:
+        facts.append(f"loss {number(step.loss)}")
+    if step.held_out is not None:
+        facts.append(f"held out {number(step.held_out)}")
+    if step.achieved is not None:
+        facts.append(f"{percent(step.achieved)} pruned")
+    return ", ".join(facts)
+
+
+def training_facts(base: float, history: Sequence[Row], *, gradual: bool) -> dict[str, Any]:
+    """Return the section of a report about training.
+
+    Args:
+        base: Held-out loss of the dense model.
+        history: The recorded steps.
+        gradual: The model was pruned while it was trained, so that no loss is that of the pruned
+            model before training.
+    """
+    facts = summarize(base, [row.step for row in history])
+    if gradual:
+        facts |= {"post": None, "recovery": None}
+    return facts | {"history": [row.facts() for row in history]}
