@@ -7,6 +7,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from prunekit.checkpoint.header import TensorEntry
 from prunekit.checkpoint.reader import Checkpoint, read_config
@@ -31,7 +32,7 @@ def empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
     config, model_class = config_and_class(checkpoint)
 
     def build() -> PreTrainedModel:
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False), no_init_weights():
             model = stock.build_model(config, torch.float32).eval()
             if model_class:
                 restore(model)

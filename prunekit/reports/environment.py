@@ -5,6 +5,7 @@ import platform
 import resource
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     return {"peak_rss_bytes": rss, "peak_device_bytes": on_device}
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
