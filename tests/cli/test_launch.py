@@ -14,6 +14,7 @@ import pytest
 from prunekit.cli import launch
 from prunekit.cli.main import main
 from prunekit.errors import ConfigError
+from tests.support.processes import python
 
 RANK = "import os, sys; rank = int(os.environ['RANK'])\n"
 ERROR = "from prunekit.cli.app import report_error\nsys.exit(report_error(2, sys.argv[1 + rank]))"
@@ -218,3 +219,18 @@ def test_the_hint_how_to_resume_has_the_number_of_processes(config, run, capsys,
     assert capsys.readouterr().err.endswith(
         "To resume: prunekit run config.toml --resume --gpus 1\n"
     )
+
+
+def test_mistakes_are_said_before_any_rank_or_torch(config):
+    code = (
+        "import sys; from prunekit.cli.main import main; "
+        "run = ['run', 'config.toml', '--set', 'model.device=cpu', '--gpus']; "
+        "assert main([*run, '2', '--set', 'prune.steps=0']) == 2; "
+        "assert main([*run, '0']) == 2; sys.exit('torch' in sys.modules)"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == [
+        "--set prune.steps=0: 0 is not possible: at least 1.",
+        "--gpus 0: must be at least 1.",
+    ]
