@@ -43,7 +43,7 @@ class PruneCallback(TrainerCallback, ExportableState):
 
     @override
     def state(self) -> dict[str, Any]:
-        """Return the arguments as JSON; tensors are in the file beside the checkpoint."""
+        """Return the arguments as JSON, without tensors."""
         plain = {key: value for key, value in self.settings.items() if key != "tokens"}
         step = self.pruner.step if self.pruner else 0
         return {"args": plain, "attributes": {"exported_step": step}}

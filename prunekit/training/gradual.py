@@ -35,9 +35,9 @@ from prunekit.training.gradual_settings import (
     zeros_message,
     zeros_of,
 )
-from prunekit.training.masks import Masks, is_masked, mask_all_adapters
+from prunekit.training.masks import Masks, mask_all_adapters
 from prunekit.training.regrowth import Regrowth, regrown
-from prunekit.training.weight_views import weight_places, weight_views
+from prunekit.training.weight_views import check_unmasked, find_weights
 
 
 class GradualPruner(ScheduledPruner):
@@ -48,6 +48,26 @@ class GradualPruner(ScheduledPruner):
     state are masked. No pruned weight returns, except by ``regrow``: then those with the largest
     gradient (Evci et al., arXiv:1911.11134) return at zero, and as many with the smallest magnitude
     are pruned. Weights that are zero before count as pruned.
+
+    Args:
+        model: A transformers model on one device, or a wrapper of DDP, Accelerate or compile.
+        optimizer: The optimizer whose steps count.
+        end: Last step at which the model is pruned; then it has the sparsity.
+        method: Name of the method; see ``prunekit list``.
+        pattern: Which weights may be zero, such as "unstructured" or "2:4".
+        sparsity: Fraction of zeros at the end; an n:m pattern fixes it.
+        schedule: one-shot, linear or cubic; by default cubic, of n:m one-shot.
+        start: First step at which the model is pruned; 0 is before the first forward.
+        every: Steps between two prunings.
+        initial: Sparsity at ``start``.
+        tokens: Calibration samples, for methods that need statistics.
+        regrow: Fraction of the pruned weights of each layer that returns at a regrowth.
+        regrow_every: Steps between two regrowths.
+        settings: Other keys of ``[prune]`` and of the method.
+
+    Raises:
+        ConfigError: A setting is invalid or needs tokens, the model is sharded, or its weights
+            have masks already.
 
     Attributes:
         masks: The masks in force.
@@ -72,53 +92,24 @@ class GradualPruner(ScheduledPruner):
         regrow_every: int | None = None,
         **settings: Any,  # noqa: ANN401  the keys of [prune]
     ) -> None:
-        """Mask the weights, and follow the optimizer; nothing is pruned yet.
-
-        Args:
-            model: A transformers model on one device, or a wrapper of DDP, Accelerate or compile.
-            optimizer: The optimizer whose steps count.
-            end: Last step at which the model is pruned; then it has the sparsity.
-            method: Name of the method; see ``prunekit list``.
-            pattern: Which weights may be zero, such as "unstructured" or "2:4".
-            sparsity: Fraction of zeros at the end; an n:m pattern fixes it.
-            schedule: one-shot, linear or cubic; by default cubic, of n:m one-shot.
-            start: First step at which the model is pruned; 0 is before the first forward.
-            every: Steps between two prunings.
-            initial: Sparsity at ``start``.
-            tokens: Calibration samples, for methods that need statistics.
-            regrow: Fraction of the pruned weights of each layer that returns at a regrowth.
-            regrow_every: Steps between two regrowths.
-            settings: Other keys of ``[prune]`` and of the method.
-
-        Raises:
-            ConfigError: A setting is invalid or needs tokens, the model is sharded, or its weights
-                have masks already.
-        """
         self.model = unwrapped_model(model)
         self.section = gradual_section(method, pattern, sparsity, settings)
         self.tokens = None if tokens is None else token_ids(tokens, self.model)
         if self.tokens is None and (user := self.section.calibration_user):
             raise ConfigError(f"{user}: needs calibration tokens; pass tokens=[N, T].")
-        planned = gradual_schedule(self.section, schedule, start=start, end=end)
-        planned = replace(planned, every=every, initial=initial)
+        steps = {"start": start, "end": end, "every": every, "initial": initial}
+        planned = gradual_schedule(self.section, schedule, steps)
         self._shares: dict[str, float] = {}
         self.sparsities: dict[str, float] = {}
         self._gradients: dict[nn.Parameter, Tensor] = {}
-        places = weight_places(self.model)
-        parameters = [place.parameter for place in places.values()]
         with self._pruner() as pruner:
-            self._views = weight_views(self.model, parameters, pruner.linears)
-        used = {view.parameter for view in self._views.values()}
-        masked = {name: place for name, place in places.items() if place.parameter in used}
-        if taken := next((name for name in masked if is_masked(masked[name])), None):
-            raise ConfigError(
-                f"model: {taken} has masks already, of keep_masks or another GradualPruner. Call "
-                "remove() of these first."
-            )
-        if regrow and not any(place.parameter.requires_grad for place in masked.values()):
+            linears = pruner.linears
+        self._views, places = find_weights(self.model, linears)
+        check_unmasked(places)
+        if regrow and not any(place.parameter.requires_grad for place in places.values()):
             raise ConfigError("regrow: needs gradients of the weights, which are all frozen.")
         super().__init__(model, optimizer, planned, regrow, regrow_every)
-        self.masks = Masks(masked, self.optimizer, mask_all_adapters(self.model))
+        self.masks = Masks(places, self.optimizer, mask_all_adapters(self.model))
         self.masks.dense_gradients = self._regrows_at(1)
 
     @override
@@ -129,10 +120,7 @@ class GradualPruner(ScheduledPruner):
     @property
     @override
     def achieved(self) -> float:
-        """Fraction of zeros in the weights that are pruned, counted."""
-        weights = self.masks.weights.values()
-        zeros = sum(int((weight.detach() == 0).sum()) for weight in weights)
-        return zeros / sum(weight.numel() for weight in weights)
+        return self.masks.sparsity
 
     @override
     def _is_exact(self) -> bool:
@@ -147,7 +135,7 @@ class GradualPruner(ScheduledPruner):
 
     @override
     def begin(self) -> None:
-        """Begin, with what is due at step 0.
+        """Begin, and prune if that is due at step 0.
 
         Raises:
             ConfigError: More weights are zero than at the end, and none returns: in all layers
@@ -233,13 +221,13 @@ class GradualPruner(ScheduledPruner):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Return the state: numbers, and the packed masks by name of the weight."""
+        """Return numbers, and the packed masks by name of the weight."""
         mine = {"shares": self._shares, "last": self.sparsities, "bits": self.masks.packed()}
         return super().state_dict() | mine
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state; the weights have to be those of the same step.
+        """Continue from a state, with the weights of the same step.
 
         Raises:
             ConfigError: It is of other settings or another model, or a weight that is pruned in it

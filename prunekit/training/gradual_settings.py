@@ -76,8 +76,13 @@ def gradual_section(
     return section
 
 
-def gradual_schedule(section: Prune, name: str | None, *, start: int, end: int) -> PruneSchedule:
-    """Return the schedule of a table ``[prune]``, from ``start`` to ``end``.
+def gradual_schedule(section: Prune, name: str | None, steps: Mapping[str, Any]) -> PruneSchedule:
+    """Return the schedule to the sparsity of a table ``[prune]``.
+
+    Args:
+        section: The table.
+        name: one-shot, linear or cubic; None for the default.
+        steps: Further arguments of :class:`PruneSchedule`.
 
     Raises:
         ConfigError: It is not one-shot, and the pattern has one sparsity.
@@ -89,7 +94,7 @@ def gradual_schedule(section: Prune, name: str | None, *, start: int, end: int) 
             'choose "one-shot".'
         )
     name = name or ("one-shot" if fixed else "cubic")
-    return PruneSchedule(name, section.sparsity, end, start)
+    return PruneSchedule(name, section.sparsity, **steps)
 
 
 def zeros_message(place: str, sparsity: float, zeros: float) -> str:

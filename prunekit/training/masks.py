@@ -58,7 +58,7 @@ def keep_masks(model: nn.Module, optimizer: Optimizer | None = None) -> "Masks":
 
 
 class MaskedWeight(NamedTuple):
-    """A weight by its module, so that it is noticed if another one takes its place."""
+    """A weight by its module, so that its replacement is noticed."""
 
     module: nn.Module
     attribute: str
@@ -110,6 +110,13 @@ class Masks(HookHandles):
         guards = [_attach(guard, places[guard.name]) for guard in self._guards]
         super().__init__([*gradients, *guards, after_step(lambda stepped, *_: self.apply(stepped))])
 
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros in the masked weights, counted."""
+        weights = self.weights.values()
+        zeros = sum(int((weight.detach() == 0).sum()) for weight in weights)
+        return zeros / sum(weight.numel() for weight in weights)
+
     def remove(self) -> None:
         """Remove the hooks; a copy of the model can then be trained."""
         super().remove()
@@ -134,11 +141,17 @@ class Masks(HookHandles):
         return unpack(self._of(weight)[rows], weight.shape[-1])
 
     def set_rows(self, weight: nn.Parameter, rows: slice, keep: Bool[Tensor, "R C"]) -> None:
-        """Set the mask of some rows; :meth:`apply` zeroes the weights."""
+        """Set the mask of some rows; :meth:`apply` zeroes the weights.
+
+        Args:
+            weight: One of the masked weights.
+            rows: Rows of it as a matrix.
+            keep: True where a weight is kept.
+        """
         self._of(weight)[rows] = pack(keep)
 
     def packed(self) -> dict[str, Tensor]:
-        """Return a copy of the masks on the CPU, packed, by name of the weight."""
+        """Return packed masks on the CPU, by name of the weight."""
         return {name: self._bits[each].cpu().clone() for name, each in self.weights.items()}
 
     def check_packed(self, packed: Mapping[str, Tensor]) -> None:
@@ -210,7 +223,7 @@ def mask_all_adapters(model: nn.Module) -> MaskedAdapters | None:
 
 
 def as_matrix(value: Shaped[Tensor, "..."]) -> Shaped[Tensor, "R C"]:
-    """Return a tensor stored like a weight, as rows of its last axis."""
+    """Return a tensor as a matrix with rows of its last axis."""
     return value.flatten(0, -2)
 
 
@@ -224,7 +237,7 @@ def is_masked(place: MaskedWeight) -> bool:
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """Yield the layers with a linear weight, each weight once, without those of adapters."""
+    """Yield the layers with a linear weight, once, without adapters."""
     seen = set()
     with without_adapters(model):
         modules = [*model.named_modules()]

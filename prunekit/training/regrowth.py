@@ -30,7 +30,7 @@ class Regrowth(NamedTuple):
 
 @torch.no_grad()
 def regrown(pattern: Pattern, sparsity: float, layer: Regrowth) -> Bool[Tensor, "O I"]:
-    """Return the mask after a regrowth, with the exact counts of the pattern.
+    """Return the mask after a regrowth, with exact counts.
 
     Pruned weights with the largest gradient return; of the others the pattern prunes those with the
     smallest magnitude (RigL, Evci et al., arXiv:1911.11134, section 3). Weights without a gradient

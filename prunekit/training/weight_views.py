@@ -5,15 +5,19 @@ The experts of a block may be one parameter; the weight of each of their linears
 Shapes: O output features, I input features; R rows, C columns of a parameter as stored.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from prunekit.errors import ConfigError
+from prunekit.models.experts import unfused
 from prunekit.models.layout import Linear
 from prunekit.models.orientation import stored_transposed
-from prunekit.training.masks import MaskedWeight, Masks, as_matrix
+from prunekit.training.masks import MaskedWeight, Masks, as_matrix, is_masked
 
 
 @dataclass(frozen=True)
@@ -82,3 +86,36 @@ def weight_views(
         transposed = stored_transposed(model.get_submodule(linear.name))
         views[linear.name] = WeightView(owner, rows, transposed)
     return views
+
+
+def find_weights(
+    model: PreTrainedModel, linears: Iterable[Linear]
+) -> tuple[dict[str, WeightView], dict[str, MaskedWeight]]:
+    """Return the weights of linears, and the parameters that hold them.
+
+    Args:
+        model: The model, with its experts as transformers stores them.
+        linears: The linears, of experts too.
+
+    Returns:
+        The weight of each linear by its name, and the parameters by theirs.
+    """
+    places = weight_places(model)
+    parameters = [place.parameter for place in places.values()]
+    with unfused(model), torch.no_grad():
+        views = weight_views(model, parameters, linears)
+    used = {view.parameter for view in views.values()}
+    return views, {name: place for name, place in places.items() if place.parameter in used}
+
+
+def check_unmasked(places: Mapping[str, MaskedWeight]) -> None:
+    """Refuse weights on which masks are in force.
+
+    Raises:
+        ConfigError: There is one; it is named.
+    """
+    if taken := next((name for name, place in places.items() if is_masked(place)), None):
+        raise ConfigError(
+            f"model: {taken} has masks already, of keep_masks or another GradualPruner. Call "
+            "remove() of these first."
+        )

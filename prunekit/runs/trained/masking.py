@@ -4,7 +4,6 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
@@ -16,7 +15,7 @@ from prunekit.runs.trained.plan import TrainedPlan, gradual_settings
 from prunekit.sparsify.in_memory import ModelPruner
 from prunekit.training.gradual import GradualPruner
 from prunekit.training.masks import Masks
-from prunekit.training.weight_views import weight_places, weight_views
+from prunekit.training.weight_views import find_weights
 
 
 def prune_once(
@@ -84,9 +83,7 @@ class KeptZeros:
     @property
     def achieved(self) -> float:
         """Fraction of zeros in the masked weights, counted."""
-        weights = self.masks.weights.values()
-        zeros = sum(int((weight.detach() == 0).sum()) for weight in weights)
-        return zeros / sum(weight.numel() for weight in weights)
+        return self.masks.sparsity
 
 
 @contextmanager
@@ -94,12 +91,7 @@ def kept_zeros(
     plan: TrainedPlan, model: PreTrainedModel, optimizer: Optimizer
 ) -> Iterator[KeptZeros]:
     """Mask the pruned weights of a model for the time of a ``with`` block."""
-    places = weight_places(model)
-    parameters = [place.parameter for place in places.values()]
     linears = [linear for block in plan.blocks for linear in block.pruned]
-    with unfused(model), torch.no_grad():
-        views = weight_views(model, parameters, linears)
-    used = {view.parameter for view in views.values()}
-    masked = {name: place for name, place in places.items() if place.parameter in used}
+    _, masked = find_weights(model, linears)
     with Masks(masked, optimizer) as masks:
         yield KeptZeros(masks, plan.config.prune.sparsity)
