@@ -39,8 +39,8 @@ Regrow = Annotated[
     Field(
         ge=0,
         lt=1,
-        description="Fraction of what is pruned that returns at a regrowth, chosen by the largest "
-        "gradients; as much of the lowest scores is pruned instead. Only with end.",
+        description="Fraction of the pruned weights or units that returns at a regrowth: those "
+        "with the largest gradients; as many of the lowest scores are pruned. Only with end.",
     ),
 ]
 RegrowEvery = Annotated[
@@ -133,6 +133,8 @@ class GradualKeys(Section):
                 f'"{data["pattern"].name}" fixes the sparsity: only schedule "one-shot" is '
                 "possible, from 0."
             )
+        if trains and value == "one-shot" and data.get("every") is not None:
+            raise ValueError('"one-shot" prunes once, at end; remove the key every.')
         if isinstance(value, float) and value > _final(data):
             raise ValueError(f"{value:g} is above the final sparsity.")
         return value

@@ -80,7 +80,7 @@ class RunConfig(Section, Generic[P]):
 
     @classmethod
     def _train_mistakes(cls, train: Train | None, data: dict[str, Any]) -> dict[Key, str]:
-        """Return what contradicts ``[train]``, or lacks it, by key."""
+        """Return contradictions with ``[train]``, or its absence, by key."""
         calibration, prune, mistakes = data.get("calibration"), data.get("prune"), {}
         if train and calibration and train.held_out >= calibration.samples:
             mistakes["train", "held_out"] = (

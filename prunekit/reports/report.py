@@ -170,13 +170,15 @@ def _layer_figures(report: dict[str, Any]) -> list[Picture]:
     layers = report["layers"]
     columns = ("name", "sparsity", "relative_error")
     rows = [{key: layer.get(key) for key in columns} for layer in layers]
+    sparsity = Picture("Sparsity", layer_maps.sparsity_map(layers), _sparsity_caption(layers), rows)
+    trained = report.get("training")
+    if trained and trained["post"] is None:  # pruned while it was trained: there is no one error
+        return [sparsity]
     error = "Relative squared error of the output"
     if "sampled_gram" in ((report.get("calibration") or {}).get("gathers") or ()):
         error += ", estimated from one sample in four"
-    return [
-        Picture("Sparsity", layer_maps.sparsity_map(layers), _sparsity_caption(layers), rows),
-        Picture(error, layer_maps.error_map(layers), _error_caption(layers), rows),
-    ]
+    caption = _error_caption(layers) + " Before the training." * bool(trained)
+    return [sparsity, Picture(error, layer_maps.error_map(layers), caption, rows)]
 
 
 def _sparsity_caption(layers: list[dict[str, Any]]) -> str:

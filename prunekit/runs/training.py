@@ -45,7 +45,7 @@ class Row(NamedTuple):
     factors: dict[str, float]
 
     def facts(self) -> dict[str, Any]:
-        """Return the step as a row of the report, without what was not measured."""
+        """Return the measured facts of the step, as a row of the report."""
         step = self.step
         row = {
             "step": step.step,

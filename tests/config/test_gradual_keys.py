@@ -81,6 +81,10 @@ def test_keys_of_the_schedule_need_its_end(mistakes, table):
             "6: prune.measure_error: end prunes while training, and a layer has no single error "
             "then; remove this key.",
         ),
+        (
+            'end = 10\nevery = 2\nschedule = "one-shot"',
+            '7: prune.schedule: "one-shot" prunes once, at end; remove the key every.',
+        ),
         ("end = 101", "5: prune.end: 101 is beyond the training: train.steps = 100."),
     ],
 )

@@ -241,3 +241,25 @@ def test_a_foreign_report_is_refused(tmp_path, text, message):
     (tmp_path / "report.json").write_text(text)
     with pytest.raises(CheckpointError, match=message):
         report.load(tmp_path)
+
+
+def test_a_training_has_its_curves_and_says_when_errors_were_measured(example, tmp_path):
+    history = [
+        {"step": 0, "loss": None, "held_out": 3.0, "sparsity": 0.0, "achieved": 0.0},
+        {"step": 10, "loss": 2.5, "held_out": 2.5, "sparsity": 0.5, "achieved": 0.5},
+    ]
+    example["training"] = {
+        "base": 2.0, "post": 3.0, "final": 2.5, "recovery": 0.5, "steps": 10, "history": history,
+    }  # fmt: skip
+    text = Page(report.render(example)).text
+    assert "50.0 % of the loss recovered" in text
+    assert "Before the training." in text
+    report.write(example, tmp_path)
+    assert (tmp_path / "training.csv").read_text().splitlines() == [
+        "step,loss,held_out,asked,counted", "0,,3.0,0.0,0.0", "10,2.5,2.5,0.5,0.5",
+    ]  # fmt: skip
+    assert report.load(tmp_path)["training"] == example["training"]
+    example["training"] |= {"post": None, "recovery": None}
+    text = Page(report.render(example)).text
+    assert "at best after the last pruning" in text
+    assert "Relative squared error" not in text

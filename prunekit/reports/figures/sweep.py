@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prunekit import formatting
-from prunekit.reports.figures.draw import Axis, Curve, curves
+from prunekit.reports.figures.lines import Axis, Curve, curves
 from prunekit.reports.figures.matrix import Matrix, picture
 from prunekit.reports.figures.picture import Picture, as_csv
 

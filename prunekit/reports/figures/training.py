@@ -4,13 +4,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prunekit import formatting
-from prunekit.reports.figures.draw import Axis, Curve, curves
+from prunekit.reports.figures.lines import Axis, Curve, curves
 from prunekit.reports.figures.picture import Picture
 
 if TYPE_CHECKING:
     from prunekit.formatting import Number
 
 BLUE, ORANGE, GREEN, PINK = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+BAND = {"dots": False, "stairs": True, "band": True}
+"""Style of a curve that another one covers where both agree."""
 POINTS = 150
 """Maximum number of points of a drawn curve; the data has all."""
 
@@ -91,19 +93,28 @@ def _loss_caption(training: Mapping[str, Any]) -> str:
 def _sparsities(history: Steps) -> Iterator[Picture]:
     """Yield the figure of the sparsity, if it changes."""
     asked, counted = _points(history, "sparsity"), _points(history, "achieved")
-    if len({value for _, value in asked}) < 2:
+    if len({value for _, value in asked}) < 2 or not counted:
         return
     yield Picture(
         "Sparsity during training",
         curves(
             [
-                _curve(ORANGE, asked, "asked for", formatting.percent, dots=False, stairs=True),
+                _curve(
+                    ORANGE,
+                    asked,
+                    "asked for",
+                    formatting.percent,
+                    dots=False,
+                    stairs=True,
+                    band=True,
+                ),
                 _curve(BLUE, counted, "counted", formatting.percent, stairs=True),
             ],
             None,
             Axis("pruned", formatting.percent, steps=True, salt="sparsity"),
         ),
-        f"{formatting.percent(counted[-1][1])} at the end, counted in the tensors.",
+        f"At the end {formatting.percent(asked[-1][1])} asked for, "
+        f"{formatting.percent(counted[-1][1])} counted in the tensors.",
         [
             {"step": step["step"], "asked": step.get("sparsity"), "counted": step.get("achieved")}
             for step in history
@@ -131,7 +142,7 @@ def _factors(history: Steps) -> Iterator[Picture]:
         for kind in kinds
     ]
     yield Picture(
-        "What gates let through",
+        "Mean gate factor",
         curves(lines, None, Axis("mean factor", formatting.number, steps=True, salt="factors")),
         "Mean factor of the gates of each kind of units: 1 is open, 0 removes a unit.",
         [{"step": step, **{kind: of_step.get(kind) for kind in kinds}} for step, of_step in values],
@@ -156,9 +167,8 @@ def _curve(
     points: Sequence[tuple[float, float]],
     name: str,
     write: Callable[["Number"], str],
-    *,
-    dots: bool = True,
-    stairs: bool = False,
+    **style: bool,
 ) -> Curve:
+    """Return a curve with a tooltip at each point; ``style`` is as of :class:`Curve`."""
     tips = [f"step {step:.0f}, {name}: {write(value)}" for step, value in points]
-    return Curve(colour, points, tips, dots=dots, stairs=stairs)
+    return Curve(colour, points, tips, **style)

@@ -1,4 +1,4 @@
-"""What zeros weights during the training of a run: a schedule, or masks of zeros made before."""
+"""Zeros of a model that a run trains: made on a schedule, or kept by masks."""
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager

@@ -40,7 +40,7 @@ class ModelWriter:
         """Write all shards; return the values of the journal entry.
 
         Args:
-            measured: Record of each pruned linear by name, without what is known only now.
+            measured: Record of each pruned linear by name; facts of its storage are added.
             writes: This rank writes the files.
 
         Raises:

@@ -52,7 +52,7 @@ def test_gates_have_a_curve_for_each_kind_of_units():
     factors = [{"heads": 1.0, "neurons": 1.0}, {"heads": 0.5, "neurons": 0.75}, {"heads": 0.25}]
     history = [step | {"factors": each} for step, each in zip(HISTORY, factors, strict=True)]
     found = {each.title: each for each in training.pictures(GRADUAL | {"history": history})}
-    picture = found["What gates let through"]
+    picture = found["Mean gate factor"]
     assert [meaning for _, meaning in picture.legend] == ["heads", "neurons"]
     assert len(tooltips(picture)) == 5
     assert training.rows(GRADUAL | {"history": history})[1] == {

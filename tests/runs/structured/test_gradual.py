@@ -40,7 +40,7 @@ def test_gates_of_several_kinds_close_on_one_schedule(llama, tmp_path):
     assert (rows[8]["sparsity"], rows[8]["achieved"]) == (0.5, 0.5)
     assert rows[4]["sparsity"] == pytest.approx(0.5 * (1 - (1 / 3) ** 3))
     assert report["training"]["post"] is None
-    assert "What gates let through" in (tmp_path / "out/report.html").read_text()
+    assert "Mean gate factor" in (tmp_path / "out/report.html").read_text()
     assert all(check.passed for check in verify(tmp_path / "out"))
 
 
