@@ -34,15 +34,21 @@ def check_in_memory(model: object) -> None:
             )
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Return whether each process has a part of the weights (FSDP, ZeRO-3)."""
-    from torch.distributed.fsdp import FullyShardedDataParallel
-    from torch.distributed.tensor import DTensor
+def is_flattened(model: nn.Module) -> bool:
+    """Return whether weights are parts of flat tensors (FSDP 1, ZeRO-3)."""
+    from torch.distributed.fsdp import FlatParameter, FullyShardedDataParallel
 
     return any(isinstance(module, FullyShardedDataParallel) for module in model.modules()) or any(
-        isinstance(parameter, DTensor) or hasattr(parameter, "ds_id")
+        isinstance(parameter, FlatParameter) or hasattr(parameter, "ds_id")
         for parameter in model.parameters()
     )
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether each process has a part of the weights (FSDP, ZeRO-3)."""
+    from torch.distributed.tensor import DTensor
+
+    return is_flattened(model) or any(isinstance(each, DTensor) for each in model.parameters())
 
 
 def check_unsharded(model: nn.Module) -> None:

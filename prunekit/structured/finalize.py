@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from transformers import PreTrainedModel
 
-    from prunekit.models.units.base import UnitGroup
+    from prunekit.models.units.base import Kept, UnitGroup
     from prunekit.structured.gate import Gate
 
 STOCK = "A stock Hugging Face model: save_pretrained writes a folder that any tool opens."
@@ -74,24 +74,15 @@ def finalize(
         optimizers: Those that train the model, and then the smaller one.
 
     Raises:
-        ConfigError: See :func:`check_foldable` and :func:`check_current`.
+        ConfigError: A layer keeps no unit; see also :func:`check_foldable` and
+            :func:`check_current`.
         ShapeError: A config has to describe the new shapes and cannot.
         CheckpointError: See :meth:`prunekit.models.units.base.UnitGroup.check_unequal`.
     """
     check_current(model, groups)
     kept = kept_units(gates)
     check_foldable(groups, gates, data)
-    entries, note = None, STOCK
-    try:
-        entries = stock_entries(model, groups, kept)
-        check_uniform_record(model, kept)
-    except ShapeError as error:
-        if stock or (entries is None and groups[0].kind in WHOLE):
-            raise
-        if entries is None:
-            for group in groups:
-                group.check_unequal()
-        note = f"{error} {OWN}"
+    entries, note = _described(model, groups, kept, stock=stock)
     before, parameters = count_parameters(model), {*model.parameters()}
     with recorded_narrowings() as narrowings:
         if data is not None:
@@ -109,6 +100,42 @@ def finalize(
     for optimizer in optimizers:
         replace_parameters(optimizer, narrowings, removed)
     return Finalized(kept, (before, count_parameters(model)), note == STOCK, note)
+
+
+def _described(
+    model: PreTrainedModel, groups: Sequence[UnitGroup], kept: Kept, *, stock: bool
+) -> tuple[dict[str, Any] | None, str]:
+    """Return the config entries of the smaller model, if any, and a note on them.
+
+    Args:
+        model: The model.
+        groups: All groups of one kind.
+        kept: Kept units of each group.
+        stock: Refuse if a stock config cannot describe the new shapes.
+
+    Raises:
+        ConfigError: A layer keeps no unit.
+        ShapeError: A config has to describe the new shapes and cannot.
+        CheckpointError: See :meth:`prunekit.models.units.base.UnitGroup.check_unequal`.
+    """
+    for group in groups:
+        if not kept[group.name]:
+            raise ConfigError(
+                f"{group.name}: all of its {group.units} {group.kind} are pruned, and a layer "
+                "keeps at least one. Reactivate one."
+            )
+    entries = None
+    try:
+        entries = stock_entries(model, groups, kept)
+        check_uniform_record(model, kept)
+    except ShapeError as error:
+        if stock or (entries is None and groups[0].kind in WHOLE):
+            raise
+        if entries is None:
+            for group in groups:
+                group.check_unequal()
+        return entries, f"{error} {OWN}"
+    return entries, STOCK
 
 
 def kept_units(gates: Mapping[str, Gate]) -> dict[str, list[int]]:

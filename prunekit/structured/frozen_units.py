@@ -2,6 +2,8 @@
 
 The gradient through a closed gate is zero, but momentum and weight decay would still move the
 weights of the unit, so that a reactivated unit would differ from the pruned one.
+
+Shapes: R rows of a parameter, L those of them in this process.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -55,21 +58,47 @@ class FrozenUnits(HookHandles):
     def _save(self) -> None:
         # The groups of now: a removal replaces them.
         self._saved = [
-            (parameter, axis, rows, parameter.index_select(axis, rows))
+            (parameter, axis, rows, local.index_select(axis, index))
             for group in self._gates.groups
             for closed in [~self._gates.gates[group.name].keep.cpu()]
             if bool(closed.any())
             for parameter, axis, owner in group.parameter_axes
             for rows in [closed[owner].nonzero().flatten().to(parameter.device)]
-            if len(rows)
+            for local, index in [_local_rows(parameter, axis, rows)]
+            if len(index)
         ]
 
     @torch.no_grad()
     def _restore(self, optimizer: Optimizer) -> None:
         for parameter, axis, rows, values in self._saved:
-            parameter.index_copy_(axis, rows, values)
+            local, index = _local_rows(parameter, axis, rows)
+            local.index_copy_(axis, index, values)
             state: dict[Any, Any] = optimizer.state.get(parameter, {})
             for value in state.values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    value.index_fill_(axis, rows, 0)
+                    local, index = _local_rows(value, axis, rows)
+                    local.index_fill_(axis, index, 0)
         self._saved.clear()
+
+
+def _local_rows(
+    value: Tensor, axis: int, rows: Int[Tensor, " R"]
+) -> tuple[Tensor, Int[Tensor, " L"]]:
+    """Return the part of a tensor in this process, and the rows in it.
+
+    Args:
+        value: A tensor, whole or sharded by FSDP 2.
+        axis: Axis of the rows.
+        rows: Indices of the whole tensor.
+    """
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    if not isinstance(value, DTensor):
+        return value, rows
+    local = value.to_local()
+    _, first = compute_local_shape_and_global_offset(
+        value.shape, value.device_mesh, value.placements
+    )
+    rows = rows - first[axis]
+    return local, rows[(rows >= 0) & (rows < local.shape[axis])]

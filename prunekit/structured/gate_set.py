@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from prunekit.architectures.adapters import bare_model
 from prunekit.errors import ConfigError
-from prunekit.models.in_memory import check_in_memory
+from prunekit.models.in_memory import check_in_memory, is_flattened
 from prunekit.models.units.find import unit_groups
 from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.models.units.kinds import Kind
@@ -88,8 +88,8 @@ class GateSet:
 
     @property
     def keep(self) -> dict[str, Bool[Tensor, " U"]]:
-        """Mask of unpruned units, by group name, on the CPU."""
-        return {name: gate.keep.cpu() for name, gate in self.gates.items()}
+        """Mask of unpruned units, by group name: copies on the CPU."""
+        return {name: gate.keep.to("cpu", copy=True) for name, gate in self.gates.items()}
 
     @property
     def kept(self) -> dict[str, list[int]]:
@@ -206,8 +206,14 @@ class GateSet:
             A handle that ends this by ``remove()`` or at the end of a ``with`` block.
 
         Raises:
-            ConfigError: It is no optimizer of torch.
+            ConfigError: It is no optimizer of torch, or the weights are parts of flat tensors.
         """
+        if is_flattened(self.model):
+            raise ConfigError(
+                "hold: FSDP 1 and ZeRO-3 keep weights in flat tensors, where those of a unit cannot "
+                "be found. Use FSDP 2 (fully_shard) or DDP. Without hold closed gates remain "
+                "closed too, but weights behind them move."
+            )
         return FrozenUnits(self, torch_optimizer(optimizer))
 
     def __enter__(self) -> Self:

@@ -22,6 +22,11 @@ from prunekit.structured.scheduled import torch_optimizer
 
 Optimizers = Optimizer | Sequence[Optimizer] | None
 """One or several optimizers of torch, also wrapped by Accelerate."""
+SHARDED = (
+    "model: its weights are sharded over processes (FSDP or ZeRO-3), and parts cannot be cut. "
+    "Train on with the gates closed. At the end save the gates with save(file) and the weights "
+    "unsharded; load both in one process, and finalize there."
+)
 
 
 def check_trains(optimizer: object, model: nn.Module, others: Collection[Tensor] = ()) -> Optimizer:
@@ -59,26 +64,26 @@ def check_replaceable(
             model or has state that cannot be narrowed, a parameter has hooks, or the model is
             wrapped or sharded.
     """
-    _check_unwrapped(model)
-    _check_no_hooks(model)
+    _check_whole(model)
     tensors = {*model.parameters(), *others}
     several = given if isinstance(given, list | tuple) else [given]
     optimizers = [check_trains(each, model, others) for each in several if each is not None]
     for optimizer in optimizers:
         for parameter in _trained(optimizer) & tensors:
             _check_state(optimizer, parameter)
-    unseen = {
-        optimizer: None
-        for each in _alive(Optimizer, lambda each: not tensors.isdisjoint(_trained(each)))
-        for optimizer in [torch_optimizer(each)]
-        if optimizer not in optimizers
-    }
-    if unseen:
-        names = " and ".join(type(each).__name__ for each in unseen)
+
+    def holds(each: Any) -> bool:  # noqa: ANN401
+        if isinstance(each, Optimizer):
+            return torch_optimizer(each) not in optimizers and bool(_trained(each) & tensors)
+        return any(module is model for module in each.modules())
+
+    holders = _alive((Optimizer, DistributedDataParallel, FullyShardedDataParallel), holds)
+    _check_wrappers([each for each in holders if isinstance(each, nn.Module)])
+    if unseen := {type(torch_optimizer(each)).__name__: None for each in holders}:
         raise ConfigError(
-            f"optimizer: a {names} in use trains parameters of this model, which are replaced now: "
-            "it would go on with the old ones. Pass it as optimizer=…, so that it gets the new "
-            "ones and keeps the state of what is left, or delete it."
+            f"optimizer: {' and '.join(unseen)}, in use, trains parameters of this model. They are "
+            "replaced now, and it would go on with the old ones. Pass it as optimizer=…, so that "
+            "it gets the new ones and keeps the state of the kept units, or delete it."
         )
     return optimizers
 
@@ -143,39 +148,33 @@ def _check_state(optimizer: Optimizer, parameter: Tensor) -> None:
             )
 
 
-def _check_unwrapped(model: nn.Module) -> None:
+def _check_whole(model: nn.Module) -> None:
+    """Refuse parameters that are parts, or have hooks or copies of their own."""
+    if is_sharded(model):
+        raise ConfigError(SHARDED)
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "_hp_mapping"):
+            raise ConfigError(
+                "model: DeepSpeed's ZeRO holds flat copies of the parameters that are replaced "
+                "now. Train on with the gates closed, and finalize after it, without DeepSpeed."
+            )
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise ConfigError(
+                f"{name}: there are hooks on its gradient, such as those of keep_masks, and the "
+                "smaller parameter would have none. Remove them first, and add them again."
+            )
+
+
+def _check_wrappers(wrappers: Sequence[nn.Module]) -> None:
     """Refuse wrappers that hold the parameters of a model, or parts of them."""
-    wrappers = _alive(
-        (DistributedDataParallel, FullyShardedDataParallel),
-        lambda each: any(module is model for module in each.modules()),
-    )
-    if is_sharded(model) or any(isinstance(each, FullyShardedDataParallel) for each in wrappers):
-        raise ConfigError(
-            "model: its weights are sharded over processes (FSDP or ZeRO-3), and parts cannot be "
-            "cut. Train on with the gates closed. At the end save the gates with save(file) and "
-            "the weights unsharded; load both in one process, and finalize there."
-        )
+    if any(isinstance(each, FullyShardedDataParallel) for each in wrappers):
+        raise ConfigError(SHARDED)
     if wrappers:
         raise ConfigError(
             "model: it is wrapped in DistributedDataParallel, which holds the parameters that are "
             "replaced now. Delete the wrapper, finalize, and wrap the model again; the optimizer, "
             "passed as optimizer=…, is kept."
         )
-    if any(hasattr(parameter, "_hp_mapping") for parameter in model.parameters()):
-        raise ConfigError(
-            "model: DeepSpeed's ZeRO holds flat copies of the parameters that are replaced now. "
-            "Train on with the gates closed, and finalize after training, without DeepSpeed."
-        )
-
-
-def _check_no_hooks(model: nn.Module) -> None:
-    """Refuse hooks on gradients, which new parameters would not have."""
-    for name, parameter in model.named_parameters():
-        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
-            raise ConfigError(
-                f"{name}: there are hooks on its gradient, such as those of keep_masks, and the "
-                "smaller parameter would have none. Remove them first, and add them again."
-            )
 
 
 def _alive(classes: type | tuple[type, ...], holds: Callable[[Any], bool]) -> list[Any]:
@@ -190,9 +189,10 @@ def _alive(classes: type | tuple[type, ...], holds: Callable[[Any], bool]) -> li
     """
 
     def find() -> list[Any]:
+        every = gc.get_objects()
         # By type(), as isinstance would ask proxies and lazy modules for their __class__.
-        every = (each for each in gc.get_objects() if issubclass(type(each), classes))
-        return [each for each in every if holds(each)]
+        types = {each for each in set(map(type, every)) if issubclass(each, classes)}
+        return [each for each in every if type(each) in types and holds(each)] if types else []
 
     if find():
         gc.collect()

@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from prunekit.allocations.schedules import PruneSchedule
-from prunekit.distributed.ranks import SINGLE, Ranks
+from prunekit.distributed.process_group import current_ranks
+from prunekit.distributed.ranks import Ranks
 from prunekit.errors import ConfigError
 from prunekit.models.units.kinds import Kind
 from prunekit.structured.batches import Data, predicted_labels, to_batches
@@ -49,7 +50,7 @@ class Gates(ScoredGates):
         round_to: int = 1,
         regrow: float = 0.0,
         regrow_every: int | None = None,
-        ranks: Ranks = SINGLE,
+        ranks: Ranks | None = None,
         **settings: Any,  # noqa: ANN401
     ) -> GradualUnits:
         """Close gates on a schedule while an optimizer trains the model.
@@ -72,7 +73,8 @@ class Gates(ScoredGates):
             round_to: As in :meth:`prune`.
             regrow: Fraction of the pruned units that returns at a regrowth; as many are pruned.
             regrow_every: Steps between two regrowths, which lie between start and end.
-            ranks: Processes that train the same model, with other data each.
+            ranks: Processes that train the same model, with other data each; None for those of
+                torch's process group, if there is one.
             settings: Settings of a ranker given by name.
 
         Returns:
@@ -94,7 +96,7 @@ class Gates(ScoredGates):
             self,
             optimizer,
             PruneSchedule(schedule, sparsity, end, start, every, initial),
-            UnitChoice(chosen, batches, scope, least, round_to, ranks),
+            UnitChoice(chosen, batches, scope, least, round_to, ranks or current_ranks()),
             regrow=regrow,
             regrow_every=regrow_every,
         )

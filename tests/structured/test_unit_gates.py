@@ -1,111 +1,110 @@
-"""Python interface for heads and neurons: reversible until finalized."""
+"""Removal of units as a whole or not at all; public functions that return gates."""
+
+import copy
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
 
 import prunekit
 from prunekit.errors import ConfigError
-from prunekit.structured.batches import mean_loss
-from prunekit.structured.rankers.obs import BlockObs
-from tests.support.units import batch, randomized_model, valid_logits
+from tests.support.units import EQUAL_DEPTH, batch, randomized_model, valid_logits
 
-TOKENS = torch.randint(3, 96, (12, 10), generator=torch.Generator().manual_seed(4))
+TOKENS = torch.randint(3, 96, (4, 10), generator=torch.Generator().manual_seed(4))
 
 
-def test_prunes_exactly_what_was_asked_for_and_says_what():
-    """Half and a quarter of all heads, returned as (layer, head, score)."""
-    for sparsity, count in ((0.5, 4), (0.25, 2)):
-        gates = prunekit.heads(randomized_model("gpt2"))
-        scores = gates.score("magnitude")
-        removed = gates.prune(scores, sparsity)
-        assert len(removed) == count == 8 - gates.active()
-        for layer, unit, score in removed:
-            site = gates.linear_groups[layer].name
-            assert not gates.keep[site][unit]
-            assert score == scores[site][unit]
+class FailAt(TorchFunctionMode):
+    """Lets the n-th call of torch fail."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.left = number
+
+    @override
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.left -= 1
+        if not self.left:
+            raise MemoryError("injected")
+        return function(*args, **(kwargs or {}))
 
 
-def test_rescoring_after_each_removal_sees_what_the_removed_ones_did():
-    """Of two identical heads, the second matters once the first is removed."""
-    model = randomized_model("gpt2")
-    inner, outer = model.transformer.h[0].attn.c_attn, model.transformer.h[0].attn.c_proj
-    with torch.no_grad():
-        for third in (0, 32, 64):
-            inner.weight[:, third + 8 : third + 16] = inner.weight[:, third : third + 8]
-            inner.bias[third + 8 : third + 16] = inner.bias[third : third + 8]
-        outer.weight[:16] *= 20
-    gates = prunekit.heads(model)
-    # The heads have equal outputs, so with a refit removing either one loses nothing.
-    before = gates.score("obs", TOKENS, damping=1e-6)["transformer.h.0.attn"]
-    gates.gates["transformer.h.0.attn"].keep[0] = False
-    after = gates.score("obs", TOKENS, damping=1e-6)["transformer.h.0.attn"]
-    assert before[1] < 1e-3 * after[1]
+def everything(model, gates, optimizer):
+    """Return all that a removal may change: values, and the identity of objects."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors |= {f"{name}.value": gate.value for name, gate in gates.gates.items()}
+    tensors |= {f"{name}.keep": gate.keep for name, gate in gates.gates.items()}
+    for number, state in enumerate(optimizer.state.values()):
+        tensors |= {f"{number}.{name}": value for name, value in state.items()}
+    numbers = {
+        f"{path}.{name}": value
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, int | float | str | list | tuple)
+    }
+    params = [each for group in optimizer.param_groups for each in group["params"]]
+    return {
+        "bits": {name: each.detach().clone() for name, each in tensors.items()},
+        "numbers": copy.deepcopy(numbers),
+        "config": copy.deepcopy(model.config.to_dict()),
+        "attention": model.config._attn_implementation,
+        "identities": [*map(id, tensors.values()), *map(id, params), *map(id, optimizer.state)],
+        "gates": [id(gates.groups), id(gates.gates), len(gates._history), vars(model).keys()],
+    }
 
 
-def test_in_steps_as_many_go_and_one_of_two_that_do_the_same_stays():
-    """Stepwise pruning rescores, and so keeps one of two identical heads."""
-    model = randomized_model("gpt2")
+def assert_same(found, expected):
+    bits, wanted = found.pop("bits"), expected.pop("bits")
+    assert found == expected
+    assert bits.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert torch.equal(bits[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "data"),
+    [
+        ("llama", "heads", None),
+        ("llama", "neurons", TOKENS),
+        ("llama", "blocks", None),
+        ("llama", "hidden", None),
+        ("gpt2", "neurons", None),
+        ("t5", "heads", None),
+    ],
+)
+def test_a_failure_at_any_stage_leaves_everything_as_it_was(family, kind, data):
+    """Failures are injected at calls of torch that are evenly spread over the removal."""
+    model = randomized_model(family, **EQUAL_DEPTH.get(family, {}))
     given = batch(model)
-    block = model.transformer.h[0].attn
-    with torch.no_grad():
-        for third in (0, 32, 64):
-            part = block.c_attn.weight[:, third : third + 8]
-            block.c_attn.weight[:, third + 8 : third + 16] = part
-            block.c_attn.bias[third + 8 : third + 16] = block.c_attn.bias[third : third + 8]
-        block.c_proj.weight[:16] *= 3
-    dense = valid_logits(model, given)
-    gates = prunekit.heads(model)
-    ranker = BlockObs(damping=1e-6)
-    at_once = gates.prune(gates.score(ranker, TOKENS), 0.25)
-    assert {unit[:2] for unit in at_once} == {(0, 0), (0, 1)}
-    gates.undo()
-    in_steps = gates.prune_in_steps(ranker, TOKENS, 0.25, steps=2)
-    assert len(in_steps) == 2
-    assert len({(0, 0), (0, 1)} & {unit[:2] for unit in in_steps}) == 1
-    gates.undo()
-    assert torch.equal(valid_logits(model, given), dense)
-    with pytest.raises(ConfigError, match="steps: 0"):
-        gates.prune_in_steps(ranker, TOKENS, 0.25, steps=0)
-    with pytest.raises(ConfigError, match="Ask for less"):
-        gates.prune_in_steps(ranker, TOKENS, 0.9, steps=3)
-    assert gates.active() == 8
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    labels = {} if "labels" in given else {"labels": given["input_ids"]}
+    model(**given, **labels).loss.backward()
+    optimizer.step()
+    gates = getattr(prunekit, kind)(model)
+    gates.prune(gates.score("magnitude"), 0.5, scope="layer")
+    if kind in {"heads", "neurons"}:
+        gates.gate(0, 0, 0.5)
+        gates.reactivate([(1, unit) for unit in range(gates.groups[1].units)])  # layers differ
+    before, logits = everything(model, gates, optimizer), valid_logits(model, given)
+    twin = copy.deepcopy((model, optimizer))
+    with FailAt(0) as calls:
+        getattr(prunekit, kind)(twin[0]).finalize(data, optimizer=twin[1])
+    numbers = range(1, -calls.left, -calls.left // 7)
+    assert len(numbers) > 6
+    for number in numbers:
+        with pytest.raises(MemoryError, match="injected"), FailAt(number):
+            gates.finalize(data, optimizer=optimizer)
+        assert_same(everything(model, gates, optimizer), copy.copy(before))
+    assert torch.equal(valid_logits(model, given), logits)
+    gates.finalize(data, optimizer=optimizer)
+    if data is None:
+        assert (valid_logits(model, given) - logits).abs().max() <= 1e-5 * logits.abs().max()
 
 
-def test_pruning_the_worst_heads_by_leave_one_out_costs_least():
-    """Leave-one-out beats its reversed ranking on its own calibration data."""
-    model = randomized_model("gpt2")
-    gates = prunekit.heads(model)
-    scores = gates.score("leave-one-out", TOKENS)
-    found = []
-    for sign in (1, -1):
-        gates.prune({name: sign * score for name, score in scores.items()}, 0.25)
-        found.append(mean_loss(model, [{"input_ids": TOKENS}]))
-        gates.undo()
-    assert found[0] < found[1]
-
-
-def test_on_a_trained_model_rankers_that_look_at_the_loss_beat_random(shared):
-    """Pruning raises the loss, and loss-based rankers raise it less than random."""
-    model = prunekit.load(shared / "models/stories260K")
-    torch.manual_seed(0)
-    start = torch.ones(8, 1, dtype=torch.int64)
-    ids = model.generate(start, do_sample=True, max_new_tokens=63, pad_token_id=0)
-    heads = prunekit.heads(model)
-    dense = mean_loss(model, [{"input_ids": ids}])
-
-    def loss_after_pruning(scores):
-        assert len(heads.prune(scores, 0.1)) == 2
-        found = mean_loss(model, [{"input_ids": ids}])
-        heads.undo()
-        return found
-
-    chance = [loss_after_pruning(heads.score("random", seed=seed)) for seed in range(5)]
-    assert all(found > dense for found in chance)
-    for ranker in ("gradient", "leave-one-out"):
-        assert loss_after_pruning(heads.score(ranker, ids)) < sum(chance) / len(chance), ranker
-
-
-def test_a_model_in_training_is_in_training_after_it_was_scored():
-    model = randomized_model("llama").train()
-    prunekit.heads(model).score("gradient", TOKENS)
-    assert all(module.training for module in model.modules())
+@pytest.mark.parametrize("kind", ["heads", "neurons", "blocks", "hidden"])
+def test_a_layer_of_which_nothing_would_be_left_is_refused(kind):
+    gates = getattr(prunekit, kind)(randomized_model("llama"))
+    name = gates.groups[-1].name
+    gates.gates[name].keep[:] = False
+    with pytest.raises(ConfigError, match=f"{name}: all of its .* {kind} are pruned"):
+        gates.finalize()

@@ -1,0 +1,75 @@
+"""Units pruned while several processes train a model: DDP, and FSDP 2."""
+
+import json
+
+import pytest
+
+TRAIN = """
+import json
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import prunekit
+from prunekit.distributed.join import join
+from tests.support.units import randomized_model
+
+def whole(weight):
+    weight = weight.detach()
+    return (weight.full_tensor() if hasattr(weight, "full_tensor") else weight).clone()
+
+def sharded(model, ranks):
+    mesh = dist.device_mesh.init_device_mesh("cpu", (ranks.size,))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+def closed_weights(model, keep):
+    mlp, closed = model.model.layers[1].mlp, ~keep["model.layers.1.mlp.down_proj"]
+    return whole(mlp.up_proj.weight)[closed], whole(mlp.down_proj.weight)[:, closed]
+
+how, folder = arguments
+ids = torch.randint(3, 96, (6, 9), generator=torch.Generator().manual_seed(4))
+with join("cpu") as ranks:
+    own = ids[ranks.shard(len(ids))]
+    model = randomized_model("llama")
+    neurons = prunekit.neurons(model)
+    wrap = {"one": lambda *_: model, "ddp": lambda *_: DistributedDataParallel(model)}
+    wrapper = wrap.get(how, sharded)(model, ranks)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+    schedule = {"sparsity": 0.5, "end": 4, "every": 2, "regrow": 0.5, "regrow_every": 3}
+    held = True
+    with neurons.during(optimizer, "gradient", own, **schedule) as pruner:
+        for _ in range(6):
+            wrapper(own, labels=own).loss.backward()
+            keep = neurons.keep
+            before = closed_weights(model, keep)
+            optimizer.step()
+            optimizer.zero_grad()
+            held &= all(map(torch.equal, before, closed_weights(model, keep)))
+    found = {"kept": neurons.kept, "held": held, "done": pruner.done, "closed": neurons.closed}
+    Path(folder, f"{ranks.rank}.json").write_text(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def of_one(fork_server, tmp_path_factory):
+    """The result of one process with all data."""
+    folder = tmp_path_factory.mktemp("one")
+    fork_server.start(folder, 1, TRAIN, "one", folder).succeed()
+    return json.loads((folder / "0.json").read_text())
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_all_ranks_prune_the_units_that_one_process_with_all_data_does(
+    how, of_one, fork_server, tmp_path
+):
+    fork_server.start(tmp_path, 2, TRAIN, how, tmp_path).succeed()
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == of_one
+    assert of_one["held"]
+    assert of_one["done"]
+    assert of_one["closed"] == 64
