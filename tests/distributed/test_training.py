@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.distributed import configs
 from tests.distributed.phases import PATIENCE
 from tests.distributed.test_faults import until
+from tests.support import checkpoints
 
 TRAIN = """
 import json
@@ -93,6 +95,41 @@ def test_several_ranks_train_as_one_process_does(trained, case, size):
         assert torch.equal(weight == 0, exact[name] == 0), name
         torch.testing.assert_close(weight, exact[name], rtol=1e-3, atol=2e-4)
     assert torch.equal(weights["unused"], torch.ones(3))
+
+
+def numbers(row):
+    return {key: value for key, value in row.items() if isinstance(value, int | float)}
+
+
+SCHEDULE = {"end": 6, "every": 2}
+RUNS = {
+    "under masks": {"method": "wanda", "pattern": "unstructured", "sparsity": 0.5},
+    "gradual": {"method": "wanda", "pattern": "unstructured", "sparsity": 0.5, **SCHEDULE},
+    "neurons": {"method": "salience", "pattern": "neurons", "sparsity": 0.5, **SCHEDULE},
+}
+
+
+def test_runs_that_train_prune_and_train_alike_on_several_ranks(fork_server, tmp_path):
+    model = checkpoints.write(tmp_path / "model", num_hidden_layers=1)
+    train = {"steps": 8, "rate": 1e-3, "batch": 3, "held_out": 2, "every": 1}
+    for size in (1, 2):
+        files = [tmp_path / f"{number}-{size}.toml" for number in range(len(RUNS))]
+        for file, prune in zip(files, RUNS.values(), strict=True):
+            output = file.with_suffix("")
+            configs.write(file, model, output, prune=prune, train=train, evaluate=None)
+        fork_server.start(tmp_path / f"world{size}", size, configs.RUN, *files).succeed()
+    for number, name in enumerate(RUNS):
+        one, two = (tmp_path / f"{number}-{size}" for size in (1, 2))
+        expected, found = checkpoints.tensors(one), checkpoints.tensors(two)
+        for key, value in found.items():
+            assert torch.equal(value == 0, expected[key] == 0), (name, key)
+        steps, truth = (
+            json.loads((folder / "report.json").read_text())["training"]["history"]
+            for folder in (two, one)
+        )
+        assert len(steps) == 9
+        for step, each in zip(steps, truth, strict=True):
+            assert numbers(step) == pytest.approx(numbers(each), rel=1e-5), name
 
 
 RANKS = f"rank 0 on {socket.gethostname()}; rank 1 on {socket.gethostname()}"
