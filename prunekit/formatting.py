@@ -46,8 +46,8 @@ def parse_bytes(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B?", text.strip(), re.IGNORECASE)
     if not found:
         return 0
-    power = "KMGT".index(found[2].upper()) + 1
-    return round(float(found[1]) * (1024 if found[3] else 1000) ** power)
+    power, amount = "KMGT".index(found[2].upper()) + 1, float(found[1])
+    return round(amount * (1024 if found[3] else 1000) ** power) if math.isfinite(amount) else 0
 
 
 def percent(fraction: Number) -> str:

@@ -25,7 +25,9 @@ class Allocation(BaseModel, ABC):
         mixes: Whether it may change the n of layers with an n:m pattern.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[type[Statistic]]] = frozenset()

@@ -110,11 +110,20 @@ def companion_notes(folder: Path, copied: set[Path]) -> Iterator[str]:
             f"{ADAPTER}: the folder also holds a LoRA adapter, which transformers adds where peft "
             "is installed. The weights are pruned without it; merge it first if it is to count."
         )
+    for path in sorted(copied):
+        if path.is_symlink() and not _is_near(path.resolve(), folder.absolute()):
+            yield f"{path.name} is a link to {path.resolve()}, which is read in its place."
     if any(name.endswith(".py") for name in left):
         yield (
             f"Code that comes with a checkpoint is never run nor copied, and {CODE_KEY}, which "
             "names it, is left out."
         )
+
+
+def _is_near(path: Path, folder: Path) -> bool:
+    """Return whether a file lies in a checkpoint's folder, or in the hub's cache of it."""
+    is_cache = folder.parent.name == "snapshots"
+    return path.is_relative_to((folder.parents[1] if is_cache else folder).resolve())
 
 
 def _is_companion(path: Path) -> bool:
@@ -132,11 +141,21 @@ def _check_readable(path: Path) -> None:
             path.open("rb").close()
         except OSError as error:
             reason = str(error.strerror)
+    if not reason and path.name == "generation_config.json" and _is_no_object(path):
+        reason = "transformers opens no model beside one that is not a JSON object"
     if reason:
         raise CheckpointError(
             f"{path}: cannot be read ({reason}), but the output needs a copy of it. Restore or "
             "remove it."
         )
+
+
+def _is_no_object(path: Path) -> bool:
+    """Return whether a file holds JSON, but no object."""
+    try:
+        return not isinstance(json.loads(path.read_bytes()), dict)
+    except (ValueError, RecursionError):
+        return False  # transformers ignores it
 
 
 def _references(values: Mapping[str, Any]) -> Iterator[Any]:

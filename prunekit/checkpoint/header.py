@@ -105,7 +105,8 @@ def _check_opens(file: Path) -> None:
         if error_number(error) == errno.ENOMEM:
             raise MemoryError(f"{file}: {error}") from error
         raise CheckpointError(
-            f"{file}: safetensors cannot open it ({error}). The file is corrupt; download it again."
+            f"{file}: safetensors cannot open it ({error}). Download it again, or move it if "
+            "a name in its path is the cause."
         ) from error
 
 

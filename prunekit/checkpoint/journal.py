@@ -172,10 +172,17 @@ def _is_entry(line: bytes) -> bool:
         entry = json.loads(line)
         kind, name, values = entry["kind"], entry["name"], entry["values"]
         typed = isinstance(kind, str) and isinstance(name, str) and isinstance(values, dict)
-        whole = typed and line.endswith(b"\n")
+        whole = typed and line.endswith(b"\n") and _names_files(values)
         return whole and entry["crc32"] == _checksum(kind, name, values)
     except (ValueError, TypeError, KeyError, RecursionError):
         return False
+
+
+def _names_files(values: dict[str, Any]) -> bool:
+    """Return whether the files that an entry names, which may be removed, are names."""
+    files, writes = values.get("files") or {}, values.get("writes") or []
+    names = [*files, *writes, *files.values()] if isinstance(files, dict) else [None]
+    return isinstance(writes, list) and all(isinstance(name, str) for name in names)
 
 
 def _checksum(kind: str, name: str, values: dict[str, Any]) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from prunekit.errors import ConfigError
+from prunekit.formatting import unicode_text
 
 LONGEST_SUFFIX = "/.model-00000-of-00000.safetensors.tmp"
 """The longest path of a usual file, relative to an output folder."""
@@ -86,6 +87,8 @@ def _unusable_name(path: Path, nearest: Path) -> str | None:
     """Return why no folder can be created at ``path``, by its name."""
     if "\0" in str(path):
         return "a path cannot hold a null character"
+    if unicode_text(absolute := str(path.absolute())) != absolute:
+        return "a name in it is not UTF-8, and safetensors writes to no such path"
     most = os.pathconf(nearest, "PC_NAME_MAX")
     for part in path.absolute().parts:
         if len(os.fsencode(part)) > most:

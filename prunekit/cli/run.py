@@ -30,6 +30,8 @@ from prunekit.errors import (
 if TYPE_CHECKING:
     from prunekit.config.run_config import Config, StructuredConfig, SweepConfig
 
+MOST_RANKS = 100_000
+
 
 @app.command
 def run(
@@ -141,6 +143,8 @@ def plan(
     if on_host and not on_device:
         raise ConfigError("--host-memory: needs --device-memory too, to plan for another machine.")
     check_at_least(1, "--world-size", world_size)
+    if world_size > MOST_RANKS:
+        raise ConfigError(f"--world-size {world_size}: must be at most {MOST_RANKS:,}.")
     from prunekit.distributed.ranks import Ranks
     from prunekit.runs import jobs
 

@@ -11,6 +11,7 @@ from prunekit.config.toml_source import quoted
 TYPE_WORDS = {
     "int": "a whole number",
     "float": "a number",
+    "finite": "a finite number",
     "bool": "true or false",
     "string": "text in quotes",
     "list": "a list",

@@ -29,6 +29,7 @@ from prunekit.config.gradual_keys import (
 from prunekit.config.messages import did_you_mean
 from prunekit.config.plugin_field import PluginField
 from prunekit.config.plugin_table import flattened_schema, nest_method_settings
+from prunekit.config.tables import MOST_STEPS
 from prunekit.config.toml_source import quoted
 from prunekit.errors import ConfigError
 from prunekit.methods import Method, Propagation, methods
@@ -90,7 +91,7 @@ class Prune(GradualKeys):
     one and a half times and caches its attention outputs in addition to the hidden states; "block"
     and "none" run it twice. Default: stage for admm and alps, block for methods published that
     way."""
-    steps: int = Field(default=1, ge=1)
+    steps: int = Field(default=1, ge=1, le=MOST_STEPS)
     """Number of steps in which the sparsity is reached; each gathers new statistics."""
     end: End = None
     start: Start = None

@@ -28,7 +28,7 @@ from prunekit.config.gradual_keys import (
 )
 from prunekit.config.plugin_field import PluginField
 from prunekit.config.plugin_table import flattened_schema, nest_method_settings
-from prunekit.config.tables import as_list
+from prunekit.config.tables import MOST_STEPS, as_list
 from prunekit.config.toml_source import quoted
 from prunekit.models.units.kinds import KINDS, WHOLE, Compensation, Kind
 from prunekit.structured.rankers import Ranker, rankers
@@ -43,9 +43,11 @@ def prunes_units(prune: object) -> bool:
 
 
 def _parse_steps(steps: object) -> object:
-    if steps == "each" or (type(steps) is int and steps >= 1):
+    if steps == "each" or (type(steps) is int and 1 <= steps <= MOST_STEPS):
         return steps
-    raise ValueError(f'{quoted(steps)} is neither a whole number of at least 1 nor "each".')
+    raise ValueError(
+        f'{quoted(steps)} is neither a whole number from 1 to {MOST_STEPS:,} nor "each".'
+    )
 
 
 class StructuredPrune(GradualKeys):
@@ -83,7 +85,8 @@ class StructuredPrune(GradualKeys):
     steps: Annotated[
         int | Literal["each"],
         PlainValidator(
-            _parse_steps, json_schema_input_type=Annotated[int, Field(ge=1)] | Literal["each"]
+            _parse_steps,
+            json_schema_input_type=Annotated[int, Field(ge=1, le=MOST_STEPS)] | Literal["each"],
         ),
     ] = 1
     """Number of steps in which the sparsity is reached; the remaining units are ranked again for

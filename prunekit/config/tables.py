@@ -22,6 +22,8 @@ from prunekit.config.toml_source import quoted
 from prunekit.data import sources
 from prunekit.models.devices import DEVICE_PATTERN
 
+MOST_STEPS = 1_000_000
+"""Steps of pruning or training, of which a run could not do more in years."""
 NAME_BYTES = 255
 """Longest name of a file or folder on usual file systems."""
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -77,7 +79,11 @@ class Section(BaseModel):
     """Base class of the config's tables: frozen, unknown keys are errors."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, arbitrary_types_allowed=True
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        arbitrary_types_allowed=True,
+        allow_inf_nan=False,
     )
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from prunekit.config.tables import Listed, Section
+from prunekit.config.tables import MOST_STEPS, Listed, Section
 
 
 class Adapter(Section):
@@ -23,7 +23,7 @@ class Train(Section):
     Zeros remain zero. With the key end of [prune] the model is pruned during the training.
     """
 
-    steps: int = Field(default=500, ge=1)
+    steps: int = Field(default=500, ge=1, le=MOST_STEPS)
     """Maximum number of steps."""
     rate: float = Field(default=5e-5, gt=0)
     """Peak learning rate of AdamW, after a warm-up and before a cosine decay."""

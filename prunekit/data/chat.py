@@ -59,7 +59,8 @@ class ChatTemplate:
         except ConfigError:
             raise
         except Exception as error:  # a template can raise anything
-            raise ConfigError(f"{where}: the chat template rejects this row: {error}") from error
+            reason = str(error) or type(error).__name__
+            raise ConfigError(f"{where}: the chat template rejects this row: {reason}") from error
 
     def _render(self, messages: list[Message], tools: list[Any] | None = None) -> str:
         options: dict[str, Any] = {"tools": tools} if tools else {}

@@ -60,13 +60,13 @@ class Admm(Stacked):
     damping: float = Field(default=0.001, ge=0, le=1)
     """Least value added to the Gram matrix's diagonal, as a fraction of its mean; with few tokens
     it is half of the inputs per token instead, up to 1."""
-    iterations: int = Field(default=20, ge=1)
+    iterations: int = Field(default=20, ge=1, le=100_000)
     """Iterations of ADMM, a matrix product each; 60 err 1 % less."""
     first_penalty: float = Field(default=0.15, gt=0)
     """Weight of the constraint at the start, as a fraction of the Gram matrix's mean diagonal."""
     last_penalty: float = Field(default=1.0, gt=0)
     """Weight of the constraint in the last iterations."""
-    refine_iterations: int = Field(default=6, ge=0)
+    refine_iterations: int = Field(default=6, ge=0, le=100_000)
     """Iterations of conjugate gradients at the end, a matrix product each."""
 
     @override

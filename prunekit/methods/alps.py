@@ -54,9 +54,9 @@ class Alps(Method):
     """Added to the Gram matrix's diagonal, as a fraction of its mean."""
     first_penalty: float = Field(default=0.1, gt=0)
     """Weight of the constraint at the start, as a fraction of the Gram matrix's mean diagonal."""
-    most_iterations: int = Field(default=300, ge=1)
+    most_iterations: int = Field(default=300, ge=1, le=100_000)
     """Iterations of ADMM at most; it usually ends after some 30 to 60."""
-    refine_iterations: int = Field(default=10, ge=0)
+    refine_iterations: int = Field(default=10, ge=0, le=100_000)
     """Iterations of conjugate gradients at the end, a matrix product each."""
 
     @override

@@ -44,7 +44,9 @@ class Method(BaseModel, ABC):
         shared_inverses: Whether each inverse of a Gram matrix is computed by one rank for all.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[type[Statistic]]] = frozenset()

@@ -1,12 +1,13 @@
 """Files are written completely or not at all."""
 
+import json
 import os
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from prunekit.checkpoint.atomic import write_atomically, write_shard
+from prunekit.checkpoint.atomic import json_bytes, write_atomically, write_shard
 from prunekit.checkpoint.header import read_header
 from prunekit.errors import CapacityError
 
@@ -49,3 +50,9 @@ def test_files_get_the_permissions_that_the_user_wants(tmp_path, mask):
         os.umask(before)
     modes = {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     assert modes == {0o666 & ~mask}
+
+
+def test_json_may_hold_half_a_surrogate_pair():
+    content = {"a": "\ud800", "é": ["\udcff.txt"]}
+    assert json.loads(json_bytes(content)) == content
+    assert "é".encode() in json_bytes(content)

@@ -120,3 +120,36 @@ def test_notes_name_what_stays_behind(tmp_path):
     )
     assert "LoRA adapter" in adapter
     assert "never run nor copied, and auto_map" in code
+
+
+def test_code_of_a_part_is_not_named_either(tmp_path):
+    file = tmp_path / "processor_config.json"
+    part = {"auto_map": {"AutoImageProcessor": "image_x.P"}, "size": 3}
+    file.write_text(json.dumps({"image_processor": part}))
+    assert json.loads(companion_content(file)) == {"image_processor": {"size": 3}}
+    assert companions.without_code({"text_config": part}) == {"text_config": {"size": 3}}
+
+
+@pytest.mark.parametrize(("content", "refused"), [("[]", True), ("{", False), ("{}", False)])
+def test_a_generation_config_beside_which_no_model_opens_is_refused(tmp_path, content, refused):
+    (tmp_path / "generation_config.json").write_text(content)
+    if not refused:
+        assert names(tmp_path) == ["generation_config.json"]
+        return
+    with pytest.raises(CheckpointError, match="transformers opens no model beside one"):
+        names(tmp_path)
+
+
+def test_a_link_out_of_the_folder_is_noted(tmp_path):
+    """An archive may hold a link to any file of the user, and the output a copy of it."""
+    (tmp_path / "secret").write_text("secret")
+    snapshot = tmp_path / "hub/snapshots/1"
+    filled(tmp_path, ["model/README.md", "hub/a1"])
+    snapshot.mkdir(parents=True)
+    (tmp_path / "model/LICENSE").symlink_to("../secret")
+    (tmp_path / "model/NOTICE").symlink_to("README.md")
+    (snapshot / "LICENSE").symlink_to("../../a1")
+    found = [*companion_notes(tmp_path / "model", {*companions.companions(tmp_path / "model")})]
+    said = f"LICENSE is a link to {tmp_path / 'secret'}, which is read in its place."
+    assert [note for note in found if "link" in note] == [said]
+    assert [*companion_notes(snapshot, {*companions.companions(snapshot)})] == []

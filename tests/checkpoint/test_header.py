@@ -91,3 +91,30 @@ def test_offsets_that_cannot_be_are_refused(single, message, edit):
     rewrite_header(single / WEIGHTS_FILE, lambda header: edit(*(header[name] for name in norms)))
     with pytest.raises(CheckpointError, match=rf"{single / WEIGHTS_FILE}: .*{message}"):
         open_checkpoint(single)
+
+
+UNOPENED = {
+    "a gap": lambda table, data: (json.dumps(table).encode(), data + bytes(8)),
+    "a hole": lambda table, data: (json.dumps({"b": table["b"]}).encode(), data),
+    "metadata of numbers": lambda table, data: (
+        json.dumps({"__metadata__": {"format": 1}, **table}).encode(), data,
+    ),
+    "UTF-16": lambda table, data: (json.dumps(table).encode("utf-16"), data),
+    "half a surrogate pair": lambda table, data: (
+        json.dumps({"\ud800": table["a"], "b": table["b"]}).encode(), data,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil", UNOPENED.values(), ids=UNOPENED)
+def test_a_file_that_safetensors_cannot_open_is_refused_at_once(tmp_path, spoil):
+    """And not only when its tensors are read, in the middle of a run."""
+    table = {
+        name: {"dtype": "U8", "shape": [4], "data_offsets": [start, start + 4]}
+        for name, start in (("a", 0), ("b", 4))
+    }
+    file = tmp_path / "a.safetensors"
+    header, data = spoil(table, bytes(8))
+    file.write_bytes(readers.framed(header, data=data))
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: (safetensors cannot|its header)"):
+        read_header(file)

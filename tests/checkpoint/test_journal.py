@@ -8,7 +8,7 @@ import os
 import pytest
 
 from prunekit.checkpoint.journal import JOURNAL, START, Journal, is_journal, read_journal
-from prunekit.errors import ConfigError
+from prunekit.errors import CheckpointError, ConfigError
 
 
 @pytest.fixture
@@ -101,3 +101,28 @@ def test_a_new_start_replaces_the_journal_and_keeps_its_lock(tmp_path, monkeypat
     assert [*read_journal(second.path)] == [START, ("block", "1")]
     second.close()
     assert [path.name for path in tmp_path.iterdir()] == [JOURNAL]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"files": ["a"]}, {"files": {"a": 1}}, {"files": "a"}, {"writes": "abc"}, {"writes": [1]}],
+)
+def test_an_entry_whose_files_are_no_names_ends_the_journal(journal, values):
+    """As another version might write them: what a journal names may be removed."""
+    before = read_journal(journal.path)
+    journal.append("block", "2", values)
+    assert read_journal(journal.path) == before
+
+
+def test_a_folder_that_was_replaced_is_noticed(tmp_path):
+    made = Journal(tmp_path / "out")
+    made.check_in_place()
+    (tmp_path / "out").mkdir()
+    made.start({})
+    made.check_in_place()
+    (tmp_path / "out").rename(tmp_path / "moved")
+    for replace in (lambda: None, (tmp_path / "out").mkdir, (tmp_path / "out" / JOURNAL).touch):
+        replace()
+        with pytest.raises(CheckpointError, match="out: was moved, removed or replaced while"):
+            made.check_in_place()
+    made.close()

@@ -9,7 +9,7 @@ from prunekit.checkpoint.atomic import file_sha256
 from prunekit.checkpoint.journal import JOURNAL
 from prunekit.checkpoint.output import OutputFolder
 from prunekit.checkpoint.reader import open_checkpoint
-from prunekit.errors import ConfigError
+from prunekit.errors import CheckpointError, ConfigError
 from tests.support import checkpoints
 
 
@@ -129,3 +129,20 @@ def test_a_finished_folder_names_no_code_and_no_weights_of_the_input(single, tmp
     assert {"LICENSE", "additional_chat_templates/rag.jinja"} <= written
     assert not {"adapter_config.json", "old.index.json", "x.py", "text.txt"} & written
     assert "additional_chat_templates/a.py" not in written
+
+
+def test_nothing_is_written_to_a_folder_that_took_the_place_of_the_output(single, tmp_path):
+    """Such as the model's own, by a link."""
+    held = {path.name: path.read_bytes() for path in single.iterdir()}
+    output = begun(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / "moved")
+    (tmp_path / "out").symlink_to(single)
+    for write in (
+        lambda: output.write_shard(1, {"a": torch.zeros(3)}),
+        lambda: output.append_journal("block", "0", {}),
+        lambda: output.finish(open_checkpoint(single), None),
+    ):
+        with pytest.raises(CheckpointError, match="was moved, removed or replaced"):
+            write()
+    output.close()
+    assert {path.name: path.read_bytes() for path in single.iterdir()} == held

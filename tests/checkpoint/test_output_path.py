@@ -94,3 +94,9 @@ def test_a_folder_that_is_mounted_twice_is_one(place):
             check_apart(place / "mounted", [place / "out"])
     finally:
         subprocess.run(["umount", str(place / "mounted")], check=True)
+
+
+def test_a_path_that_is_not_utf8_is_refused(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    with pytest.raises(ConfigError, match="a name in it is not UTF-8, and safetensors"):
+        nearest_existing_folder(tmp_path / name)

@@ -135,3 +135,15 @@ def test_a_huge_json_file_is_not_read(tmp_path):
         file.truncate(10**9)
     with pytest.raises(CheckpointError, match=r"a\.json: has over 100,000,000 bytes; why"):
         read_json(tmp_path / "a.json", "why")
+
+
+@pytest.mark.parametrize(("depth", "refused"), [(64, False), (65, True), (900, True)])
+def test_a_config_that_nests_deeper_than_any_is_refused(tmp_path, depth, refused):
+    """Python cannot write all that it reads, and would fail when the output is finished."""
+    file = tmp_path / "config.json"
+    file.write_text('{"a": ' * depth + "1" + "}" * depth)
+    if not refused:
+        assert read_json(file, "a test") == json.loads(file.read_text())
+        return
+    with pytest.raises(CheckpointError, match="nests tables and lists over 64 deep"):
+        read_json(file, "a test")

@@ -81,3 +81,22 @@ def test_ctrl_c_ends_a_process_without_traceback(config):
     done = python("-c", code)
     assert done.returncode == 130
     assert done.stderr == "Stopped.\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(5, "Input/output error", "/data/m"), "/data/m: Input/output error. Mend that"),
+        (OSError(24, "Too many open files"), "Too many open files. Mend that"),
+    ],
+)
+def test_what_the_system_refuses_exits_with_1(config, run, error, said, capsys):
+    run(records=fail(error))
+    assert main(["run", config]) == 1
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_an_error_that_is_not_of_the_system_keeps_its_traceback(config, run):
+    run(records=fail(OSError("odd")))
+    with pytest.raises(OSError, match="odd"):
+        main(["run", config])

@@ -93,3 +93,15 @@ def test_plan_prints_the_plan(config, replace, capsys):
 def test_plan_refuses_what_no_machine_is(config, option, capsys):
     assert main(["plan", config, *option]) == 2
     assert option[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--world-size", str(2**63), "must be at most 100,000."),
+        ("--device-memory", "9" * 400 + "GB", "write a number with a unit"),
+    ],
+)
+def test_plan_refuses_numbers_of_no_machine(config, option, value, said, capsys):
+    assert main(["plan", config, option, value]) == 2
+    assert said in capsys.readouterr().err

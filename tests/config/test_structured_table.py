@@ -50,7 +50,7 @@ def test_a_pattern_of_units_makes_another_kind_of_config(llama, tmp_path):
         ),
         (
             'method = "obs"\npattern = "heads"\nsparsity = 0.5\nsteps = "all"',
-            'prune.steps: "all" is neither a whole number of at least 1 nor "each".',
+            'prune.steps: "all" is neither a whole number from 1 to 1,000,000 nor "each".',
         ),
         (
             'method = "head-magnitude"\npattern = "heads"\nsparsity = 0.5',

@@ -1,5 +1,7 @@
 """Paths, hub ids and revisions; tables are frozen."""
 
+import re
+
 import pytest
 
 from prunekit.config.load import load_config
@@ -50,3 +52,37 @@ def test_a_local_folder_has_no_revision(mistakes, tmp_path):
 def test_a_config_is_frozen(load):
     with pytest.raises(ValueError, match="frozen"):
         load(GOOD).prune.steps = 2
+
+
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan"])
+@pytest.mark.parametrize(
+    ("table", "key", "unbounded"),
+    [
+        ("prune", "sparsity", 'method = "magnitude"\npattern = "unstructured"'),
+        ("prune", "first_penalty", 'method = "alps"\npattern = "2:4"'),
+        ("prune", "activation_power", 'method = "ria"\npattern = "2:4"'),
+        ("prune", "damping", 'method = "obs"\npattern = "heads"\nsparsity = 0.5'),
+    ],
+)
+def test_a_number_that_is_not_finite_is_refused(mistakes, table, key, unbounded, number):
+    text = re.sub(r"\[prune\][^\[]*", f"[prune]\n{unbounded}\n{key} = {number}\n", GOOD)
+    (found,) = mistakes(text)
+    assert f"{table}.{key}: " in found
+    assert "is not possible" in found or "is not a finite number" in found
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('method = "wanda"\npattern = "unstructured"\nsparsity = 0.5', "prune.steps"),
+        ('method = "obs"\npattern = "heads"\nsparsity = 0.5', "prune.steps"),
+        ('method = "obs"\npattern = "heads"\nsparsity = 0.5\n[train]', "train.steps"),
+        ('method = "admm"\npattern = "2:4"', "prune.iterations"),
+    ],
+)
+def test_more_steps_than_a_run_could_do_are_refused(mistakes, text, key):
+    """They fit into 64 bits, and would never end."""
+    text = re.sub(r"\[prune\][^\[]*", f"[prune]\n{text}\n", GOOD)
+    (found,) = mistakes(text, f"{key}={2**63 - 1}")
+    assert f"{key}={2**63 - 1}: " in found
+    assert "at most" in found or "from 1 to 1,000,000" in found

@@ -117,3 +117,10 @@ def test_tools_that_are_no_list_are_refused(tools):
 )
 def test_what_a_template_rejects_is_refused(template):
     refuse(template, said("a"), "the chat template rejects this row: ")
+
+
+def test_a_template_without_words_for_its_error_is_named_by_kind():
+    with pytest.raises(ConfigError, match=r"rejects this row: MemoryError$"):
+        ChatTemplate(templated("{{ 'x' * 10 ** 14 }}")).text(
+            {"messages": [{"role": "user", "content": "a"}]}, "f:1"
+        )

@@ -22,7 +22,9 @@ class Ranker(BaseModel, ABC):
         compensate: The default compensation after pruning by it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     name: ClassVar[str]
     kinds: ClassVar[frozenset[Kind]] = frozenset({"heads", "neurons"})

@@ -32,7 +32,7 @@ class BlockObs(Ranker):
     name: ClassVar[str] = "obs"
     compensate: ClassVar[Compensation] = "refit"
 
-    damping: float = Field(default=0.01, gt=0)
+    damping: float = Field(default=0.01, gt=0, le=1)
     """Fraction of the mean diagonal of H that is added to its diagonal."""
 
     relative: bool = True
