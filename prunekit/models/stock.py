@@ -167,7 +167,9 @@ def sample_outputs(outputs: Float[Tensor, "B ... C"]) -> Float[Tensor, " N"]:
 
 @contextmanager
 def _only_stock_code() -> Iterator[None]:
-    """Let transformers refuse code of a checkpoint, and show no progress.
+    """Let transformers refuse code of a checkpoint, and show nothing but errors.
+
+    Its report of a loaded model would write names of tensors to the terminal as they are.
 
     It does not pass ``trust_remote_code`` on to models and tokenizers inside of others
     (encoder-decoders, RAG), and would ask for it on standard input; with a time limit of 0 it
@@ -175,12 +177,15 @@ def _only_stock_code() -> Iterator[None]:
     """
     logging = transformers.utils.logging
     limit, shown = checkpoint_code.TIME_OUT_REMOTE_CODE, logging.is_progress_bar_enabled()
+    verbosity = logging.get_verbosity()
     checkpoint_code.TIME_OUT_REMOTE_CODE = 0
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
         checkpoint_code.TIME_OUT_REMOTE_CODE = limit
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 

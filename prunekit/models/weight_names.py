@@ -1,5 +1,6 @@
 """Map parameter names of a model to tensor names of a checkpoint."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 
 from torch import Tensor, nn
@@ -24,7 +25,9 @@ def stored_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, st
             type there that cannot be computed with.
     """
     values = model.state_dict(keep_vars=True)
-    found = {name: stored for stored, name in _renamed(model, checkpoint) if name in values}
+    renamed = [(stored, name) for stored, name in _renamed(model, checkpoint) if name in values]
+    found = {name: stored for stored, name in renamed}
+    counts = Counter(name for _, name in renamed)
     for target, source in getattr(model, "all_tied_weights_keys", {}).items():
         for name, other in ((target, source), (source, target)):
             if name not in found and other in found:
@@ -41,6 +44,12 @@ def stored_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, st
             + f" that {type(model).__name__} needs. It is incomplete or of another architecture."
         )
     for name, stored in found.items():
+        if counts[name] > 1 and checkpoint.entries[stored].shape != tuple(values[name].shape):
+            raise CheckpointError(
+                f"{checkpoint.folder}: transformers merges {counts[name]} of its tensors into "
+                f"{name}, and nothing says how {type(model).__name__} uses their parts. Open it "
+                "with from_pretrained of transformers."
+            )
         _check_layout(name, values[name], stored, checkpoint)
     return found
 

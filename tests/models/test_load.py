@@ -36,3 +36,16 @@ def test_load_refuses_a_class_that_transformers_does_not_have(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["MyModel"]}))
     with pytest.raises(CheckpointError, match=r"config.json: transformers .* has no 'MyModel'"):
         prunekit.load(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe"])
+def test_a_loaded_mixture_of_experts_computes_the_same(tmp_path, model_type):
+    """Files have a matrix for each expert, transformers one tensor for all."""
+    model, ids = tiny(model_type), torch.arange(3, 12)[None]
+    model.save_pretrained(tmp_path)
+    loaded = prunekit.load(tmp_path)
+    expected = model.state_dict()
+    assert loaded.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, model(ids).logits)

@@ -192,3 +192,13 @@ def test_a_request_is_answered_in_a_file(tmp_path):
     checkpoints.configure(folder, architectures=["Nothing"])
     stock.main(json.dumps(request | {"result": str(result)}))
     assert json.loads(result.read_text())["error"].startswith("ValueError: transformers ")
+
+
+def test_names_of_tensors_do_not_reach_the_terminal(tmp_path, capfd):
+    """transformers reports tensors that it does not use, by their names as they are."""
+    folder, before = checkpoints.write(tmp_path), transformers.utils.logging.get_verbosity()
+    checkpoints.save(folder, checkpoints.tensors(folder) | {"\x1b[31mred": torch.ones(1)})
+    capfd.readouterr()
+    stock.open_model(folder)
+    assert "red" not in "".join(capfd.readouterr())
+    assert transformers.utils.logging.get_verbosity() == before

@@ -9,6 +9,7 @@ from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.checkpoint.weight_files import WEIGHTS_FILE
 from prunekit.errors import CheckpointError
 from prunekit.models.empty_model import empty_model
+from prunekit.models.load import load
 from prunekit.models.weight_names import stored_names, unused_tensors
 from tests.support import checkpoints
 
@@ -84,3 +85,9 @@ def test_unused_tensors_are_those_without_a_parameter_and_of_the_given_widths(si
     assert [name for name, _ in unused_tensors(checkpoint, stored, {5, 32})] == [
         *("extra.a", "extra.b")
     ]
+
+
+def test_tensors_that_transformers_merges_are_named_where_nothing_says_how(tmp_path):
+    folder = checkpoints.write(tmp_path, "qwen2_moe")
+    with pytest.raises(CheckpointError, match=r"merges 4 of its tensors into .*down_proj"):
+        load(folder)
