@@ -24,7 +24,7 @@ def test_all_that_contradicts_a_training_is_said_at_once(mistakes):
         "not after. Remove it; to train an adapter, set train.adapter.",
         "config.toml:9: calibration.hidden: does not apply with [train], which holds the whole "
         "model in memory.",
-        "config.toml:14: train.held_out: 8 of 8 calibration samples leave none to train on.",
+        "config.toml:15: train.held_out: 8 of 8 calibration samples leave none to train on.",
     ]
 
 

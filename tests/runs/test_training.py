@@ -42,6 +42,7 @@ def test_only_causal_language_models_have_a_loss_of_text():
     assert "BertForMaskedLM" in (why_no_loss(tiny("bert")) or "")
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # of peft
 @pytest.mark.parametrize(
     ("targets", "count"), [(["all-linear"], 14), (["q_proj"], 2), (["query", "down"], 4)]
 )

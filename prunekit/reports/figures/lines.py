@@ -66,7 +66,7 @@ def curves(lines: Sequence[Curve], dense: float | None, over: Axis) -> str:
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     values = [value for line in lines for _, value in line.points] + [dense]
     known = [value for value in values if value is not None and math.isfinite(value)]
@@ -78,8 +78,9 @@ def curves(lines: Sequence[Curve], dense: float | None, over: Axis) -> str:
         axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.8)
         if over.wide and known and min(known) > 0 and max(known) > 10 * min(known):
             axes.set_yscale("log")
-        else:
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _tick(y, over.write)))
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _tick(y, over.write)))
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         if not over.steps:
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:g} %"))

@@ -78,16 +78,20 @@ def _loss_caption(training: Mapping[str, Any]) -> str:
     base, final = (formatting.number(training[key]) for key in ("base", "final"))
     if training["post"] is None:
         return f"Of held-out text: {base} dense (dashed), {final} at best after the last pruning."
-    recovered = training["recovery"]
-    share = (
-        "nothing had been lost"
-        if recovered is None
-        else f"{formatting.percent(recovered)} of the loss recovered"
-    )
+    share = _recovered(training["recovery"])
     return (
         f"Of held-out text: {base} dense (dashed), {formatting.number(training['post'])} pruned, "
         f"{final} after the training: {share}."
     )
+
+
+def _recovered(fraction: float | None) -> str:
+    """Return how much of the loss that pruning added was recovered, in words."""
+    if fraction is None:
+        return "nothing had been lost"
+    if float(fraction) > 1:
+        return "more than pruning had added is gone"
+    return f"{formatting.percent(fraction)} of the loss recovered"
 
 
 def _sparsities(history: Steps) -> Iterator[Picture]:

@@ -25,6 +25,14 @@ def test_ticks_have_no_needless_decimals(text, tick):
     assert f">{tick}</text>" in svg
 
 
+def test_ticks_of_a_logarithmic_axis_are_plain_numbers():
+    over = Axis("loss", formatting.number, wide=True, steps=True)
+    points = [(0.0, 4.5), (10.0, 0.3), (20.0, 0.02)]
+    svg = curves([Curve("#0072b2", points, ["a", "b", "c"])], None, over)
+    assert "math" not in svg
+    assert {">0.05</text>", ">0.5</text>", ">2</text>"} <= {*re.findall(">[0-9.]+</text>", svg)}
+
+
 def test_a_band_has_no_dots_and_lets_another_line_show():
     points = [(0.0, 0.25), (10.0, 0.5)]
     band = Curve("#d55e00", points, ["a", "b"], dots=False, stairs=True, band=True)

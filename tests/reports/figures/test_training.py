@@ -19,7 +19,12 @@ def tooltips(picture):
 
 
 @pytest.mark.parametrize(
-    ("recovery", "text"), [(0.5, "50.0 % of the loss recovered"), (None, "nothing had been lost")]
+    ("recovery", "text"),
+    [
+        (0.5, "50.0 % of the loss recovered"),
+        (None, "nothing had been lost"),
+        (1.5, "more than pruning had added is gone"),
+    ],
 )
 def test_the_loss_of_held_out_text_is_compared_with_that_of_the_dense_model(recovery, text):
     history = [{key: step[key] for key in ("step", "loss", "held_out")} for step in HISTORY]
