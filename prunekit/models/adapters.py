@@ -13,9 +13,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from prunekit.architectures.adapters import adapter_layers, base_layer, is_adapter_layer
-from prunekit.architectures.coverage import LINEAR_TYPES
 from prunekit.errors import ConfigError
 from prunekit.models.orientation import outputs_first, update_features, weight_matrix
+
+LORA_LAYERS = "peft.tuners.lora.layer"
+"""Module of peft that defines the layers of LoRA."""
 
 
 def output_parts(linear: nn.Module) -> list[Any]:
@@ -99,10 +101,10 @@ def why_not_low_rank(layer: Any, adapter: str | None = None) -> str | None:  # n
         adapter: The adapter; None for all.
     """
     if not _is_low_rank(layer):
-        return f"its adapter is a {type(layer).__name__} of peft, no LoRA"
-    base = base_layer(layer)
-    if isinstance(base, LINEAR_TYPES) and not base.weight.is_floating_point():
-        return f"its weight is quantized ({type(base).__name__})"
+        return f"its adapter is a {type(layer).__name__} of peft, no LoRA of a linear"
+    weight: Any = base_layer(layer).weight
+    if type(weight.data) is not Tensor or not weight.is_floating_point():
+        return f"its weight is quantized ({type(base_layer(layer)).__name__})"
     for name, variant in layer.lora_variant.items():
         if variant and adapter in {None, name} and not is_masked(layer, name):
             return f"its adapter {name!r} is more than a product of two matrices (DoRA …)"
@@ -112,13 +114,17 @@ def why_not_low_rank(layer: Any, adapter: str | None = None) -> str | None:  # n
 def update_adapter_features(model: nn.Module) -> None:
     """Set the feature counts of all adapter layers to the shapes of their weights."""
     for layer in adapter_layers(model).values():
-        if _is_low_rank(layer):
+        if isinstance(table := base_layer(layer), nn.Embedding):
+            layer.in_features, layer.out_features = table.weight.shape
+        elif _is_low_rank(layer):
             for linear in (layer, *_factors(layer, "lora_A"), *_factors(layer, "lora_B")):
                 update_features(linear)
 
 
 def _is_low_rank(module: nn.Module) -> bool:
-    return is_adapter_layer(module) and "lora_A" in module._modules
+    """Return whether it is one of the layers that ask ``lora_variant`` how to apply an adapter."""
+    kind = type(module)
+    return kind.__module__ == LORA_LAYERS and kind.__name__ in {"Linear", "Embedding"}
 
 
 def _factors(linear: nn.Module, name: str) -> list[Any]:

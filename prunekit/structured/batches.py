@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from prunekit.architectures.adapters import bare_model
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError
 from prunekit.structured.token_ids import IGNORED, to_batch, token_ids
@@ -110,7 +111,7 @@ def losses(model: PreTrainedModel, batch: Batch) -> tuple[Float[Tensor, " B"], F
 
 def is_causal(model: PreTrainedModel) -> bool:
     """Return whether a model predicts each token from those before it."""
-    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    return type(bare_model(model)).__name__.endswith(("ForCausalLM", "LMHeadModel"))
 
 
 def predicted_labels(model: PreTrainedModel, batch: Batch) -> Int[Tensor, "B ..."]:

@@ -156,8 +156,8 @@ def merge_adapters(model: PeftModel, adapter: str = "default") -> PreTrainedMode
 
     Raises:
         ConfigError: The model has no such adapter, or one that is not a sum (DoRA, biases, already
-            merged), of a quantized or a shared weight; or another adapter is active, which would be
-            lost. Nothing is changed then.
+            merged), of a quantized or a shared weight; or another adapter is active, or tokens were
+            trained beside it, which would be lost. Nothing is changed then.
     """
     layers = [layer for layer, _ in masked_layers(model, adapter, "merge_adapters")]
     if not hasattr(model, "unload"):
@@ -173,12 +173,16 @@ def merge_adapters(model: PeftModel, adapter: str = "default") -> PreTrainedMode
 
 
 def _check_alone(model: PeftModel, adapter: str) -> None:
-    active = {
-        name
-        for layer in adapter_layers(bare_model(model)).values()
-        for name in getattr(layer, "active_adapters", ())
-        if adapter in layer.active_adapters  # pyright: ignore
-    }
+    """Refuse a model with trained values outside of the adapter, other than whole modules."""
+    layers: dict[str, Any] = adapter_layers(bare_model(model))
+    active: set[str] = set()
+    for path, layer in layers.items():
+        if "token_adapter" in layer._modules:
+            raise ConfigError(
+                f"merge_adapters: single tokens of {path} were trained and would be lost. Merge "
+                "with merge_and_unload of peft while mask_adapters is in force."
+            )
+        active.update(layer.active_adapters if adapter in layer.active_adapters else ())
     if others := sorted(active - {adapter}):
         raise ConfigError(
             f"merge_adapters: {others[0]!r} is active too and would be lost. Choose one adapter: "

@@ -88,13 +88,12 @@ def masked_layers(model: nn.Module, adapter: str | None, user: str) -> list[tupl
     found: list[tuple[Any, str]] = []
     names = set()
     for path, layer in adapter_layers(bare_model(model)).items():
-        for kind in ("lora_A", "lora_embedding_A"):
-            for name in getattr(layer, kind, ()):
-                names.add(name)
-                if adapter in {None, name}:
-                    if reason := why_not_maskable(layer, name):
-                        raise ConfigError(f"{user}: {path}: {reason}, which masks cannot follow.")
-                    found.append((layer, name))
+        here = [*getattr(layer, "lora_A", ()), *getattr(layer, "lora_embedding_A", ())]
+        for name in here if adapter is None else {adapter} & {*here}:
+            if reason := why_not_maskable(layer, name):
+                raise ConfigError(f"{user}: {path}: {reason}, which masks cannot follow.")
+            found.append((layer, name))
+        names.update(here)
     if not found:
         there = f"; it has {', '.join(sorted(names))}" if names else ""
         asked = "" if adapter is None else f" {adapter!r}"
@@ -104,14 +103,15 @@ def masked_layers(model: nn.Module, adapter: str | None, user: str) -> list[tupl
 
 def why_not_maskable(layer: Any, adapter: str) -> str | None:  # noqa: ANN401
     """Return why an adapter of a layer cannot be masked, or None if it can."""
+    if reason := why_not_low_rank(layer, adapter):
+        return reason
     if adapter in layer.merged_adapters:
         return f"peft has merged its adapter {adapter!r} (call unmerge_adapter first)"
     if layer.lora_bias.get(adapter):
         return f"its adapter {adapter!r} has a bias"
     base = base_layer(layer)
-    if not isinstance(base, ADAPTED):
-        return f"its adapter {adapter!r} is of a {type(base).__name__}"
-    return why_not_low_rank(layer, adapter)
+    known = isinstance(base, ADAPTED)
+    return None if known else f"its adapter {adapter!r} is of a {type(base).__name__}"
 
 
 def kept_weights(layer: nn.Module) -> Bool[Tensor, "O I"]:

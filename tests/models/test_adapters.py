@@ -67,6 +67,24 @@ def test_coordinates_and_blocks_are_removed_with_their_adapters(model_type, kind
     assert_same(valid_logits(merge_adapters(model), given), gated)
 
 
+def test_adapters_of_embeddings_are_narrowed_with_the_coordinates():
+    model = adapted_model("llama", ["embed_tokens", "q_proj", "down_proj"])
+    base = model.get_base_model()
+    given = batch(base)
+    gates = prunekit.hidden(model)
+    gates.prune(gates.score("magnitude"), 0.5)
+    gated = valid_logits(model, given)
+    gates.finalize()
+    table = base.model.embed_tokens
+    assert (table.in_features, table.out_features) == (96, 16)
+    assert table.lora_embedding_B["default"].shape == (16, 2)
+    assert_same(valid_logits(model, given), gated)
+    assert_same(valid_logits(merge_adapters(model), given), gated)
+    scaled = adapted_model("gemma2", ["embed_tokens"])
+    with pytest.raises(ConfigError, match="embed_tokens: this family scales its embeddings"):
+        prunekit.hidden(scaled)
+
+
 def test_the_parts_of_adapters_are_counted_with_their_units():
     """A rank r adds r per output of a writer and r per input of the reader."""
     plain = prunekit.heads(randomized_model("llama")).groups[0]
@@ -226,3 +244,36 @@ def test_what_an_assigned_weight_differs_by_is_added_to_the_own_one(dtype):
     assert torch.equal(layer.base_layer.weight, torch.where(whole > 0, own, 0))
     assign_weight(layer.base_layer, own)
     assert torch.equal(layer.base_layer.weight, own)
+
+
+def test_an_optimizer_of_adapters_goes_on_with_the_parts_that_are_left():
+    """The moments of kept parts are those from before, and every adapter is still trained."""
+    model = adapted_model("llama", ["q_proj", "o_proj"])
+    trained = [each for each in model.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(trained, 0.01)
+    gates = prunekit.heads(model)
+    gates.close({name: torch.tensor([False, True]) for name in gates.keep})
+    model(TOKENS).logits.square().mean().backward()
+    optimizer.step()
+    layer = model.get_base_model().model.layers[0].self_attn
+    moments = [optimizer.state[each]["exp_avg"].clone() for each in factors_of(layer)]
+    gated = valid_logits(model, {"input_ids": TOKENS, "attention_mask": torch.ones_like(TOKENS)})
+    gates.finalize(optimizer=optimizer)
+    up, down = factors_of(layer)
+    assert torch.equal(optimizer.state[up]["exp_avg"], moments[0][16:])
+    assert torch.equal(optimizer.state[down]["exp_avg"], moments[1][:, 16:])
+    assert {*optimizer.param_groups[0]["params"]} == {
+        each for each in model.parameters() if each.requires_grad
+    }
+    logits = model(TOKENS).logits
+    assert_same(logits.detach().flatten(0, 1), gated)
+    logits.square().mean().backward()
+    before = up.detach().clone(), down.detach().clone()
+    optimizer.step()
+    assert not torch.equal(up, before[0])
+    assert not torch.equal(down, before[1])
+
+
+def factors_of(attention):
+    """Return the factor of the queries with a row for each, and that of the output's inputs."""
+    return attention.q_proj.lora_B["default"].weight, attention.o_proj.lora_A["default"].weight

@@ -105,6 +105,19 @@ def test_merging_one_of_two_active_adapters_is_refused():
 
 
 @pytest.mark.filterwarnings(*PEFT_WARNS)
+def test_modules_trained_as_a_whole_are_in_the_merged_model_and_single_tokens_are_refused():
+    base = randomized_model("llama")
+    adapted = adapted_model("llama", ["q_proj"], base=base, modules_to_save=["lm_head"])
+    base.lm_head.modules_to_save["default"].weight.data.mul_(2)
+    given = batch(base)
+    before = valid_logits(adapted, given)
+    torch.testing.assert_close(valid_logits(merge_adapters(adapted), given), before)
+    adapted = adapted_model("llama", ["q_proj"], trainable_token_indices=[1, 2])
+    with pytest.raises(ConfigError, match=r"single tokens of model\.embed_tokens were trained"):
+        merge_adapters(adapted)
+
+
+@pytest.mark.filterwarnings(*PEFT_WARNS)
 @pytest.mark.parametrize("model_type", ["gpt2", "llama", "t5"])
 def test_a_new_adapter_changes_no_bit_of_the_output_and_is_trained_alone(model_type):
     model = randomized_model(model_type)

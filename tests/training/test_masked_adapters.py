@@ -231,6 +231,8 @@ def test_an_adapter_of_a_compressed_linear_is_masked_by_the_stored_mask(kind):
         ("bias", "'default' has a bias"),
         ("quantized", "its weight is quantized"),
         ("ia3", "the model has no LoRA adapter 'default'"),
+        ("adalora", "a SVDLinear of peft, no LoRA of a linear"),
+        ("parameter", "a ParamWrapper of peft, no LoRA of a linear"),
         ("none", "the model has no LoRA adapter 'default'"),
         ("other", "no LoRA adapter 'default'; it has other"),
     ],
@@ -245,6 +247,11 @@ def test_what_cannot_be_masked_is_refused_before_any_change(change, message):
     elif change == "ia3":
         config = peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[])
         model = peft.get_peft_model(base, config)
+    elif change == "adalora":
+        config = peft.AdaLoraConfig(target_modules=["k_proj"], total_step=10)
+        model = peft.get_peft_model(base, config)
+    elif change == "parameter":
+        model = adapted_model("opt", [], base=base, target_parameters=["q_proj.weight"])
     else:
         model = adapted_model("opt", ["q_proj", "k_proj"], base=base, names=names, **settings)
     if change == "merged":

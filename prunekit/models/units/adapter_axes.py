@@ -4,6 +4,8 @@ An adapter of a linear that reads the stream has a column of A for each coordina
 that writes it, or of the embeddings, a row of B.
 """
 
+from typing import cast
+
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -35,7 +37,7 @@ def adapter_axes(model: PreTrainedModel, group: HiddenGroup) -> list[CoordinateA
                     f"{name}: this family scales its embeddings by the width, which an adapter of "
                     "them cannot follow. Merge the adapter first."
                 )
-            factors = layer.lora_embedding_B
+            factors = cast("nn.ParameterDict", layer.lora_embedding_B)
             axes += [CoordinateAxis(factors, adapter, 0) for adapter in factors]
         elif base in modules:
             reads = modules[base] == stored_axis(base, 1)
