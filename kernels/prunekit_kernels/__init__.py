@@ -9,7 +9,7 @@ from prunekit_kernels.admm import (
     own_scale,
     unit_scale,
 )
-from prunekit_kernels.apt_score import apt_score, smoothed, weight_moments
+from prunekit_kernels.apt_score import apt_score, weight_moments
 from prunekit_kernels.attention_entropy import attention_entropy
 from prunekit_kernels.bitmask import Bitmask, compress_bitmask, expand_bitmask
 from prunekit_kernels.bitmask_matvec import bitmask_matvec
@@ -78,7 +78,6 @@ __all__ = [
     "project",
     "salience",
     "score_and_mask",
-    "smoothed",
     "sparse24_matmul",
     "sparse24_mma",
     "to_fragments",

@@ -72,21 +72,6 @@ def apt_score(
     return found + kurtosis.sqrt()
 
 
-def smoothed(
-    previous: Float[Tensor, " U"] | None, score: Float[Tensor, " U"], beta: float = 0.85
-) -> Float[Tensor, " U"]:
-    """Return the running mean of scores.
-
-    S̄ ← β S̄ + (1 − β) S
-
-    Args:
-        previous: S̄ so far [U]; None returns ``score``.
-        score: S [U].
-        beta: β; 0.85 in the released code and its notes, 0.9 in the paper's text.
-    """
-    return score if previous is None else beta * previous + (1 - beta) * score
-
-
 def _scaled(moments: Tensor, factor: Tensor) -> Tensor:
     """Return the moments of columns times a factor each."""
     return moments[:5] * torch.stack([factor**power for power in range(5)])

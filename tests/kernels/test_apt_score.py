@@ -1,7 +1,7 @@
 import pytest
 import torch
 from prunekit_kernels import apt_score, salience
-from prunekit_kernels.apt_score import smoothed, weight_moments
+from prunekit_kernels.apt_score import weight_moments
 from prunekit_kernels.salience import new_state
 
 TOKENS, COLUMNS, OUTPUTS = 60, 12, 40
@@ -76,9 +76,3 @@ def test_constant_columns_have_no_kurtosis():
 def test_refuses_widths_that_do_not_fit():
     with pytest.raises(ValueError, match="12 columns are not units of 5"):
         apt_score(new_state(12), None, width=5)
-
-
-def test_smoothing_begins_with_the_first_score():
-    first, second = torch.tensor([1.0]), torch.tensor([2.0])
-    assert torch.equal(smoothed(None, first), first)
-    assert smoothed(first, second).item() == pytest.approx(0.85 + 0.15 * 2)

@@ -1,11 +1,11 @@
-"""Inputs of the linears that read units, and their gradients.
+"""Inputs of the modules that read units, and their gradients.
 
 Shapes: B samples, T tokens, I inputs of a linear, O outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -61,33 +61,32 @@ def _observing(
     return hook
 
 
-def inputs_and_gradients(
-    gated: GatedModel, batch: Batch, *, outputs: bool
+def activations_and_gradients(
+    gated: GatedModel, batch: Batch, modules: Sequence[nn.Module], *, outputs: bool = False
 ) -> tuple[list[Float[Tensor, "B T I"]], list[Float[Tensor, "B T I"]], Float[Tensor, " B"]]:
-    """Return readers' inputs, their gradients, and each sample's number of predictions.
+    """Return modules' inputs, their gradients, and each sample's number of predictions.
 
-    The loss is summed over the predictions.
+    The loss is summed over the predictions. Each module's input is the one after its gate.
 
     Args:
-        gated: The model and its groups.
+        gated: The model and its gates.
         batch: The batch to run.
-        outputs: Return the reader's output [B, T, O] and the gradient by that instead.
+        modules: The modules.
+        outputs: Return the modules' outputs [B, T, O] and the gradients by those instead.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[nn.Module, Tensor] = {}
 
-    def recording(group: LinearUnitGroup):  # noqa: ANN202
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            tensors[group.name] = output if outputs else inputs[0]
-
-        return hook
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        tensors[module] = output if outputs else inputs[0]
 
     with ExitStack() as stack, torch.enable_grad():
-        for group in gated.groups:
+        for gate in gated.gates.values():
             # A gate that requires a gradient passes it on, even if all weights are frozen.
-            gate = gated.gates[group.name]
             stack.enter_context(gate.holding(gate.value.detach().clone().requires_grad_()))
-            stack.callback(group.reader.linear.register_forward_hook(recording(group)).remove)
+        for module in modules:
+            stack.callback(module.register_forward_hook(record).remove)
         loss, predictions = losses(gated.model, batch)
-        observed = [tensors[group.name] for group in gated.groups]
+        # Recorded before the backward: checkpointing runs the forward and its hooks again in it.
+        observed = [tensors[module] for module in modules]
         gradients = torch.autograd.grad(loss.sum(), observed)
     return [each.detach() for each in observed], [*gradients], predictions

@@ -34,7 +34,7 @@ class Surgeon(Ranker):
     needs_loss: ClassVar[bool] = True
     compensate: ClassVar[Compensation] = "refit"
 
-    damping: float = Field(default=0.01, gt=0)
+    damping: float = Field(default=0.01, gt=0, le=1)
     """Fraction of the mean diagonal of H that is added to its diagonal."""
 
     full: bool = False
@@ -61,12 +61,13 @@ class Surgeon(Ranker):
 
         The values are float64 on the CPU.
         """
-        from prunekit.structured.probes.reader_inputs import inputs_and_gradients
+        from prunekit.structured.probes.reader_inputs import activations_and_gradients
 
+        linears = [group.reader.linear for group in gated.groups]
         sums: dict[str, Tensor] = {}
         predictions = 0.0
         for batch in gated.batches:
-            _, gradients, count = inputs_and_gradients(gated, batch, outputs=True)
+            _, gradients, count = activations_and_gradients(gated, batch, linears, outputs=True)
             predictions += float(count.sum())
             for group, gradient in zip(gated.groups, gradients, strict=True):
                 rows = gradient.flatten(0, -2).double()

@@ -4,7 +4,7 @@ import torch
 
 import prunekit
 from prunekit.structured.gated_model import GatedModel
-from prunekit.structured.probes.reader_inputs import inputs_and_gradients, observe_inputs
+from prunekit.structured.probes.reader_inputs import activations_and_gradients, observe_inputs
 from tests.support.units import batch, randomized_model
 
 
@@ -36,8 +36,10 @@ def test_the_gradient_by_the_output_times_the_weight_is_that_by_the_input():
     group = gates.linear_groups[0]
     given = {"input_ids": torch.arange(3, 12)[None]}
     gated = GatedModel(model, [group], gates.gates, [given])
-    (_,), (by_input,), count = inputs_and_gradients(gated, given, outputs=False)
-    (_,), (by_output,), _ = inputs_and_gradients(gated, given, outputs=True)
+    (_,), (by_input,), count = activations_and_gradients(gated, given, [group.reader.linear])
+    (_,), (by_output,), _ = activations_and_gradients(
+        gated, given, [group.reader.linear], outputs=True
+    )
     assert count.tolist() == [8]
     expected = by_output @ group.reader.linear.weight
     torch.testing.assert_close(by_input, expected, rtol=1e-4, atol=1e-6)
