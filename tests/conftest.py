@@ -6,9 +6,11 @@ slow), compiled (on a CUDA device), or compiled ahead of time (``tests/aot``).
 """
 
 import os
+import subprocess
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.fsync = os.fstat  # no test cuts the power, and to wait for the disk is a quarter of a small run
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 import pytest  # noqa: E402
@@ -58,6 +60,12 @@ def proof_in_process(monkeypatch):
     )
 
 
+@pytest.fixture
+def no_page(monkeypatch):
+    """Skip drawing the HTML report, which other tests cover."""
+    monkeypatch.setattr("prunekit.reports.report.render", lambda report: "")
+
+
 @pytest.fixture(scope="session")
 def fork_server():
     """A process from which worlds of ranks are forked."""
@@ -66,3 +74,30 @@ def fork_server():
     made = ForkServer()
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def stock_server():
+    """A process with transformers and without prunekit, from which scripts are forked."""
+    from tests.distributed.fork_server import ForkServer
+
+    made = ForkServer(stock=True)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def forked_proof(monkeypatch, stock_server, tmp_path):
+    """Fork the process in which ``verify`` opens checkpoints: a fresh one imports for seconds."""
+    script = (
+        "import os, runpy, sys; sys.argv, paths = arguments[1:], arguments[0].split(os.pathsep); "
+        "sys.path[:] = paths + sys.path; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+
+    def run(command, *, env, **_):
+        paths, given = env["PYTHONPATH"], command[2:]
+        world = stock_server.start(tmp_path / "proof", 1, script, paths, *given)
+        (code,) = world.wait()
+        return subprocess.CompletedProcess(command, code, b"", world.stderr(0).encode())
+
+    monkeypatch.setattr(subprocess, "run", run)

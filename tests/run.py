@@ -46,7 +46,7 @@ def cpu() -> int:
 
 def interpret() -> int:
     """Each Triton kernel against its reference, in Triton's interpreter."""
-    return _pytest("tests/kernels", TRITON_INTERPRET="1")
+    return _pytest("-m", "not soak", "tests/kernels", TRITON_INTERPRET="1")
 
 
 def aot() -> int:
@@ -63,12 +63,15 @@ def gpu() -> int:
 
 def dist() -> int:
     """Jobs that are shared by several processes."""
-    return _pytest("-m", "not soak", "tests/distributed", workers=1)
+    # A file's worlds are compared with one another, so each file is one worker's.
+    return _pytest("-m", "not soak", "tests/distributed", spread="loadfile")
 
 
 def soak() -> int:
     """200 kills, lost hosts, longer fuzzing, all kernels; under an hour, not part of all."""
-    return _pytest("-m", "soak", "tests", workers=1)
+    return _pytest("-m", "soak", "tests", workers=1) | _pytest(
+        "-m", "soak", "tests/kernels", TRITON_INTERPRET="1"
+    )
 
 
 ALL: tuple[Callable[[], int], ...] = (check, cpu, interpret, aot, gpu, dist)
@@ -114,16 +117,20 @@ def _run(names: list[str]) -> int:
     return int(failed)
 
 
-def _pytest(*arguments: str, workers: int | None = None, **variables: str) -> int:
-    """Run pytest and return 0, or 1; no test found is a failure (exit code 5)."""
+def _pytest(
+    *arguments: str, workers: int | None = None, spread: str = "worksteal", **variables: str
+) -> int:
+    """Run pytest and return 0, or 1; no test found is a failure (exit code 5).
+
+    Neighbours share fixtures, so they start on one worker; who is idle takes over some.
+    """
     # Only here: the first process of a fresh machine may have an older Python.
     from prunekit.models.cgroups import usable_cpus
 
     workers = workers or min(usable_cpus(), MOST_WORKERS)
-    # Neighbours share fixtures, so they start on one worker; who is idle takes over some.
-    spread = ("-n", str(workers), "--dist", "worksteal") if workers > 1 else ()
+    shared = ("-n", str(workers), "--dist", spread) if workers > 1 else ()
     threads = {"OMP_NUM_THREADS": "1"} if workers > 1 else {}
-    return _python("-m", "pytest", "-q", *spread, *arguments, **threads, **variables)
+    return _python("-m", "pytest", "-q", *shared, *arguments, **threads, **variables)
 
 
 def _python(*arguments: str, **variables: str) -> int:

@@ -66,7 +66,7 @@ def test_at_half_the_weights_sparsegpt_beats_wanda_and_wanda_magnitude(run, proo
     assert before < after["sparsegpt"] < after["wanda"] < after["magnitude"] < after["random"]
 
 
-def test_a_gpt2_keeps_speaking_at_2_of_4(run, capsys):
+def test_a_gpt2_keeps_speaking_at_2_of_4(run, capsys, forked_proof):
     report, output = run("gpt2-tinystories", 'method = "sparsegpt"\npattern = "2:4"')
     before, after = perplexities(report)
     assert before == pytest.approx(9.7, rel=0.15)

@@ -122,16 +122,17 @@ def test_code_that_was_planted_is_refused_where_only_it_could_read_the_config(
         prunekit.load(planted)
 
 
+def test_the_stock_process_of_verify_runs_no_code(planted, capfd, forked_proof):
+    assert main(["verify", str(planted)]) == 0, capfd.readouterr()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["dense", "2:4"])
-def test_the_fresh_process_of_verify_runs_no_code(planted, kind, capfd):
-    """Nor does it get an answer from standard input."""
-    folder = planted
-    if kind != "dense":
-        folder = planted.parent / "packed"
-        assert main(["convert", str(planted), str(folder), "--format", kind]) == 0
-        for file in planted.glob("*.py"):
-            shutil.copyfile(file, folder / file.name)
+def test_the_fresh_process_of_verify_runs_no_code(planted, capfd):
+    """That with prunekit; nor does it get an answer from standard input."""
+    folder = planted.parent / "packed"
+    assert main(["convert", str(planted), str(folder), "--format", "2:4"]) == 0
+    for file in planted.glob("*.py"):
+        shutil.copyfile(file, folder / file.name)
     assert main(["verify", str(folder)]) == 0, capfd.readouterr()
 
 

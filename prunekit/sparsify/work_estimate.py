@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from operator import mul
 
 import torch
@@ -188,6 +189,7 @@ def estimate_traffic(blocks: Sequence[Block], recipe: Recipe, costs: CostInputs)
     return {purpose: recipe.steps * nbytes for purpose, nbytes in sent.items()}
 
 
+@cache
 def _parts(kind: type[Statistic], inputs: int) -> list[int]:
     """Return the bytes of each part of a statistic that is sent."""
     return [part.nbytes for part in kind(inputs, "meta").parts()]

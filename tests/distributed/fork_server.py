@@ -1,11 +1,13 @@
 """Fork ranks from a process that has imported everything and never computes.
 
-So a world of ranks starts in a tenth of a second. Each line of its standard input requests one; it
+So a world of ranks starts in a tenth of a second. A stock one has imported all but prunekit, for
+scripts that a user would start in a new process. Each line of its standard input requests one; it
 writes the process ids at once, and the exit codes when all have ended.
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,10 +24,10 @@ ROOT = Path(__file__).parents[2]
 class ForkServer:
     """The forking process, as used by a test."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, stock: bool = False) -> None:
         path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
         self._process = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, __file__, *(["stock"] if stock else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -93,23 +95,24 @@ class World:
         """Return the standard error of a rank."""
         return (self.folder / f"{rank}.err").read_text()
 
+    def stdout(self, rank: int) -> str:
+        """Return the standard output of a rank."""
+        return (self.folder / f"{rank}.out").read_text()
+
     def succeed(self) -> None:
         codes = self.wait()
         errors = [self.stderr(rank) for rank in range(len(codes))]
         assert not any(codes), f"{codes}\n" + "\n".join(errors)
 
 
-def serve() -> None:
+def serve(*, stock: bool) -> None:
     import torch
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401  both are lazy
 
-    from prunekit.cli import main, progress  # noqa: F401
-    from prunekit.reports import report
-    from prunekit.runs import jobs  # noqa: F401
-    from tests.support import units  # noqa: F401
-
     torch.set_num_threads(1)
-    report.render = lambda report: ""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup would let ranks ignore it
+    if not stock:
+        _import_prunekit()
     for line in sys.stdin:
         job = json.loads(line)
         with socket() as free:
@@ -118,6 +121,15 @@ def serve() -> None:
         pids = [_fork(rank, port, job) for rank in range(job["size"])]
         _write(pids)
         _write([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids])
+
+
+def _import_prunekit() -> None:
+    from prunekit.cli import main, progress  # noqa: F401
+    from prunekit.reports import report
+    from prunekit.runs import jobs  # noqa: F401
+    from tests.support import units  # noqa: F401
+
+    report.render = lambda report: ""
 
 
 def _write(numbers: list[int]) -> None:
@@ -139,6 +151,7 @@ def _fork(rank: int, port: int, job: dict) -> int:
     if hosts := job.get("hosts"):
         enter(*hosts[rank % len(hosts)])
         os.environ["GLOO_SOCKET_IFNAME"] = INTERFACE
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # standard input has requests
     for number, ending in ((1, "out"), (2, "err")):
         name = f"{job['folder']}/{rank}.{ending}"
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
@@ -149,9 +162,11 @@ def _fork(rank: int, port: int, job: dict) -> int:
     except BaseException:
         traceback.print_exc()
         code = 99
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # which the script has closed
+            stream.flush()
     os._exit(code)
 
 
 if __name__ == "__main__":
-    serve()
+    serve(stock="stock" in sys.argv)

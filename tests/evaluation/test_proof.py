@@ -145,7 +145,7 @@ def user_site(tmp_path, monkeypatch):
     return paths
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_fresh_process_imports_what_this_one_imports(llama, tmp_path, monkeypatch, user_site):
     """From paths of this process alone, and nothing from where it was started."""
     monkeypatch.chdir(llama)

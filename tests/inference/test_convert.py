@@ -107,8 +107,7 @@ def test_any_format_converts_to_any(written, source, target, tmp_path):
     assert (not done.linears) == (target == "dense")
 
 
-@pytest.mark.slow
-def test_compressed_weights_are_verified_in_a_process_of_its_own(written):
+def test_compressed_weights_are_verified_in_a_process_of_its_own(written, forked_proof):
     assert "transformers with prunekit answers within" in verify(written / "2:4")[-1].detail
 
 

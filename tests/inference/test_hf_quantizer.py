@@ -16,7 +16,6 @@ from tests.support import checkpoints
 from tests.support.checkpoints import planned
 from tests.support.closeness import assert_close
 from tests.support.corruptions import CASES, CORRUPTIONS, Corruption, spoiled
-from tests.support.fresh_process import run_script
 
 KINDS = ["2:4", "bitmask"]
 IDS = torch.arange(1, 17)[None]
@@ -79,21 +78,20 @@ WITHOUT = """
 import sys
 sys.modules["prunekit"] = None  # as if it were not installed
 import transformers
-transformers.AutoModelForCausalLM.from_pretrained({folder!r})
+transformers.AutoModelForCausalLM.from_pretrained(*arguments)
 print("loaded")
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_prunekit_transformers_refuses(sparse_folders, kind):
-    script = WITHOUT.format(folder=str(sparse_folders / kind))
-    done = run_script(script, with_prunekit=False)
-    assert done.returncode != 0
-    assert "loaded" not in done.stdout
-    assert "Unknown quantization type, got prunekit" in done.stderr
-    assert "size mismatch" in done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("RuntimeError")
+def test_without_prunekit_transformers_refuses(sparse_folders, kind, stock_server, tmp_path):
+    world = stock_server.start(tmp_path, 1, WITHOUT, sparse_folders / kind)
+    assert world.wait() != [0]
+    assert "loaded" not in world.stdout(0)
+    said = world.stderr(0)
+    assert "Unknown quantization type, got prunekit" in said
+    assert "size mismatch" in said
+    assert said.strip().splitlines()[-1].startswith("RuntimeError")
 
 
 @pytest.fixture(scope="module")

@@ -31,19 +31,27 @@ def test_the_finder_is_installed_once_and_ignores_other_modules(monkeypatch):
 ORDERS = {
     "prunekit first": "import prunekit; assert 'torch' not in sys.modules; import transformers",
     "transformers first": "import transformers; import prunekit",
-    "transformers in use": "from transformers import LlamaModel; import prunekit",
 }
+OPEN = """
+model = transformers.AutoModelForCausalLM.from_pretrained(*arguments)
+print(sum(type(module).__name__ == "SparseLinear" for module in model.modules()))
+"""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("imports", ORDERS.values(), ids=ORDERS)
 def test_loads_in_a_new_process_whatever_is_imported_first(sparse_folders, imports):
-    script = f"""
-import sys
-{imports}
-import transformers
-model = transformers.AutoModelForCausalLM.from_pretrained({str(sparse_folders / "2:4")!r})
-print(sum(type(module).__name__ == "SparseLinear" for module in model.modules()))
-"""
-    done = run_script(script, with_prunekit=True)
+    arguments = [str(sparse_folders / "2:4")]
+    done = run_script(f"import sys\n{imports}\n{arguments = }{OPEN}")
     assert done.stdout.split() == ["14"], done.stderr
+
+
+def test_loads_where_transformers_is_in_use(sparse_folders, stock_server, tmp_path):
+    script = f"""
+import sys, transformers
+assert "{import_hook.QUANTIZER_REGISTRY}" in sys.modules and "prunekit" not in sys.modules
+import prunekit
+{OPEN}"""
+    world = stock_server.start(tmp_path, 1, script, sparse_folders / "2:4")
+    world.succeed()
+    assert world.stdout(0).split() == ["14"]

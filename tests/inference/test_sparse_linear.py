@@ -18,7 +18,6 @@ from tests.kernels.sparse import two_of_four
 from tests.support.checkpoints import planned
 from tests.support.closeness import assert_close
 from tests.support.corruptions import CASES, spoiled
-from tests.support.fresh_process import run_script
 
 KINDS = ["2:4", "bitmask"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -144,8 +143,8 @@ def test_a_weight_that_does_not_fit_is_refused(kind):
 RESIDENT = """
 import sys, prunekit, torch, transformers
 
-model = transformers.AutoModelForCausalLM.from_pretrained({folder!r})
-held = {{}}
+model = transformers.AutoModelForCausalLM.from_pretrained(*arguments)
+held = {}
 for tensor in [*model.parameters(), *model.buffers()]:
     held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
 inside = [m for m in model.modules() if type(m).__name__ in ("SparseLinear", "Linear")]
@@ -161,13 +160,11 @@ print(sum(b.nbytes for b in parts), len(dense))
 """
 
 
-@pytest.mark.slow
-def test_no_dense_copy_stays_in_memory(sparse_folders):
+def test_no_dense_copy_stays_in_memory(sparse_folders, stock_server, tmp_path):
     def measured(which):
-        script = RESIDENT.format(folder=str(sparse_folders / which))
-        done = run_script(script, with_prunekit=True)
-        assert done.returncode == 0, done.stderr
-        return [int(number) for number in done.stdout.split()]
+        world = stock_server.start(tmp_path, 1, RESIDENT, sparse_folders / which)
+        world.succeed()
+        return [int(number) for number in world.stdout(0).split()]
 
     dense, whole = measured("dense")
     assert whole >= 4

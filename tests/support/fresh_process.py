@@ -7,14 +7,14 @@ import sys
 from tests.conftest import ROOT
 
 
-def run_script(script: str, *, with_prunekit: bool) -> subprocess.CompletedProcess[str]:
-    """Run a script in a subprocess, with or without prunekit importable."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")]) if with_prunekit else ""
+def run_script(script: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in a subprocess with prunekit importable, which has imported nothing yet."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     return subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
         check=False,
         cwd="/",
-        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"},
+        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
     )

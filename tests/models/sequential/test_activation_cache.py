@@ -8,6 +8,7 @@ import prunekit
 from prunekit.models.sequential import pipeline
 from prunekit.models.sequential.activation_cache import ActivationCache
 from prunekit.models.sequential.hidden_states import MmapStates
+from prunekit.sparsify import block_tuning
 from tests.support.architectures import TINY, tiny
 
 SECTIONS = {
@@ -20,8 +21,9 @@ SECTIONS = {
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    """Split samples into three batches, the last one smaller."""
+    """Split samples into three batches, the last one smaller; tune in a few steps."""
     monkeypatch.setitem(pipeline.BATCH_TOKENS, "cpu", 36)
+    monkeypatch.setattr(block_tuning, "STEPS", 9)
 
 
 def pruned(model_type, section):

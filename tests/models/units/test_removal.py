@@ -1,9 +1,5 @@
 """Removal: smaller matrices, the gated model's output, and reloadable folders."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -13,7 +9,6 @@ from prunekit.models.units.heads_neurons import linear_groups
 from prunekit.models.units.removal import apply_removal, count_parameters
 from prunekit.models.units.stock_config import stock_entries
 from prunekit.structured.gate import Gate
-from tests.conftest import ROOT
 from tests.support.architectures import TINY
 from tests.support.units import (
     EQUAL_DEPTH,
@@ -136,9 +131,9 @@ def test_load_keeps_two_matrices_apart_that_the_config_calls_tied(tmp_path):
     assert opened.lm_head.weight is opened.shared.weight
 
 
-FRESH = """
+OPEN = """
 import sys, torch
-folder, how = sys.argv[1:]
+folder, how = arguments
 if how == "prunekit":
     import prunekit
     model = prunekit.load(folder)
@@ -153,9 +148,8 @@ assert how == "prunekit" or "prunekit" not in sys.modules
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", ["prunekit", "stock"])
-def test_opens_in_a_fresh_process_with_the_same_logits_and_text(how, tmp_path):
+def test_opens_in_another_process_with_the_same_logits_and_text(how, tmp_path, stock_server):
     model = randomized_model("llama")
     for kind in ("heads", "neurons"):
         found = linear_groups(model, kind)
@@ -163,13 +157,7 @@ def test_opens_in_a_fresh_process_with_the_same_logits_and_text(how, tmp_path):
         entries = stock_entries(model, found, kept) if how == "stock" else None
         apply_removal(model, found, kept, entries)
     model.save_pretrained(tmp_path)
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    subprocess.run(
-        [sys.executable, "-c", FRESH, str(tmp_path), how],
-        check=True,
-        cwd="/",
-        env={**os.environ, "PYTHONPATH": path},
-    )
+    stock_server.start(tmp_path / "said", 1, OPEN, tmp_path, how).succeed()
     logits, text = torch.load(tmp_path / "answers.pt")
     ids = torch.arange(3, 12)[None]
     with torch.inference_mode():
@@ -177,20 +165,13 @@ def test_opens_in_a_fresh_process_with_the_same_logits_and_text(how, tmp_path):
         assert torch.equal(text, model.generate(ids, max_new_tokens=4, do_sample=False))
 
 
-@pytest.mark.slow
-def test_without_prunekit_a_folder_of_unequal_blocks_is_refused(tmp_path):
+def test_without_prunekit_a_folder_of_unequal_blocks_is_refused(tmp_path, stock_server):
     model = randomized_model("llama")
     apply_removal(
         model, linear_groups(model, "neurons"), random_kept(model, "neurons", uniform=False), None
     )
     model.save_pretrained(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", FRESH, str(tmp_path), "stock"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd="/",
-    )
-    assert done.returncode != 0
-    assert "size mismatch" in done.stderr or "mismatched" in done.stderr
+    world = stock_server.start(tmp_path / "said", 1, OPEN, tmp_path, "stock")
+    assert world.wait() != [0]
+    assert "size mismatch" in world.stderr(0) or "mismatched" in world.stderr(0)
     assert not (tmp_path / "answers.pt").exists()

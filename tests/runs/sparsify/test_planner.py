@@ -179,8 +179,7 @@ def test_a_large_model_is_planned_for_other_machines_from_its_config_alone(outli
         planner.plan(outlined, Ranks(0, 129), planning_plan.Preflight(80 * 10**9))
 
 
-@pytest.mark.parametrize("method", ["sparsegpt", "admm", "alps"])
-@pytest.mark.parametrize("size", [2, 4, 8])
+@pytest.mark.parametrize(("method", "size"), [("sparsegpt", 2), ("admm", 4), ("alps", 8)])
 def test_ranks_share_the_operations_alike(outlined, size, method):
     config = outlined.model_dump(exclude_defaults=True, mode="json")
     config["prune"] = {"method": method, "pattern": "2:4"}

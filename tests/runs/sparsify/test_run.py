@@ -1,15 +1,12 @@
 """Whole runs on tiny models: records, output, resuming after any stop."""
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
+import time
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -32,17 +29,13 @@ from tests.support.checkpoints import planned, same_bytes
 BLOCKS = 3
 SPARSEGPT = {"method": "sparsegpt", "pattern": "2:4"}
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llama")
     return checkpoints.write(folder, num_hidden_layers=BLOCKS, tie_word_embeddings=True)
-
-
-@pytest.fixture(autouse=True)
-def no_page(monkeypatch):
-    """Skip drawing the HTML report, which other tests cover."""
-    monkeypatch.setattr("prunekit.reports.report.render", lambda report: "")
 
 
 def judged(folder):
@@ -560,63 +553,28 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
     same_bytes(tmp_path / "out", finished[0])
 
 
-# The parent imports and never computes, so that it may fork; each child is a run of its own.
-KILLER = """
-import os, random, signal, sys, time, traceback
-import prunekit
+RUN = """
 from prunekit.cli import main as cli
-from prunekit.runs.sparsify import planner as planning
-from prunekit.cli import progress
-from prunekit.reports import report
-from prunekit.runs.sparsify import run as running
-
-report.render = lambda report: ""
-
-def start(*arguments):
-    child = os.fork()
-    if not child:
-        try:
-            os._exit(cli.main(["run", *arguments, "--quiet"]))
-        except BaseException:
-            traceback.print_exc()
-            os._exit(99)
-    return child
-
-config, output, seed, trials = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-chance = random.Random(seed)
-began = time.monotonic()
-_, status = os.waitpid(start(config), 0)
-assert status == 0, status
-whole, kills = time.monotonic() - began, 0
-for trial in range(trials):
-    option = ["--set", f"output.path={output}-{trial}"]
-    for attempt in range(2):
-        child = start(config, "--resume", *option)
-        time.sleep(chance.uniform(0, whole))
-        os.kill(child, signal.SIGKILL)
-        if os.waitpid(child, 0)[1] == signal.SIGKILL:
-            kills += 1
-        else:
-            whole /= 2  # the first run took longer: it was also the first to import
-    _, status = os.waitpid(start(config, "--resume", *option), 0)
-    assert status == 0, status
-print(kills)
+code = cli.main(["run", *arguments, "--quiet"])
 """
 
 
-def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(llama, tmp_path):
-    config, seed, trials = tmp_path / "config.toml", random.randrange(2**32), 2
+def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(llama, tmp_path, fork_server):
+    config, seed, trials, kills = tmp_path / "config.toml", random.randrange(2**32), 2, 0
     config.write_text(CONFIG.format(model=llama, output=tmp_path / "out"))
-    arguments = [config, tmp_path / "out", str(seed), str(trials)]
-    environment = os.environ | {"PYTHONPATH": str(Path(prunekit.__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, "-c", KILLER, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-    )
-    assert done.returncode == 0, f"seed {seed}\n{done.stderr}"
-    assert int(done.stdout) > 0
+    chance = random.Random(seed)
+    fork_server.start(tmp_path / "said", 1, RUN, config).succeed()  # is the first to import
+    began = time.monotonic()
+    fork_server.start(tmp_path / "said", 1, RUN, config, "--overwrite").succeed()
+    whole = time.monotonic() - began
+    for trial in range(trials):
+        given = config, "--resume", "--set", f"output.path={tmp_path / 'out'}-{trial}"
+        for _ in range(2):
+            world = fork_server.start(tmp_path / "said", 1, RUN, *given)
+            time.sleep(chance.uniform(0, whole))
+            world.kill(0, signal.SIGKILL)
+            kills += world.wait() == [-signal.SIGKILL]
+        fork_server.start(tmp_path / "said", 1, RUN, *given).succeed()
+    assert kills > 0, f"seed {seed}"
     for trial in range(trials):
         same_bytes(tmp_path / f"out-{trial}", tmp_path / "out")

@@ -1,10 +1,7 @@
 """Structured runs from config to verified checkpoint, for all units and families."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -18,12 +15,11 @@ from prunekit.errors import CheckpointError, ConfigError, ShapeError
 from prunekit.evaluation import verify
 from prunekit.models.units.kinds import KINDS
 from prunekit.models.vocabulary import load_tokenizer
-from tests.conftest import ROOT
 from tests.support import checkpoints
 from tests.support.checkpoints import same_bytes
 from tests.support.structured import BOTH, finished, planned
 
-pytestmark = pytest.mark.usefixtures("proof_in_process")
+pytestmark = pytest.mark.usefixtures("proof_in_process", "no_page")
 
 
 def test_verify_passes_and_finds_what_was_changed(shrunk, capsys):
@@ -200,10 +196,7 @@ def test_a_smaller_model_can_be_pruned_again_in_both_ways(shrunk, llama, tmp_pat
         planned(shrunk[0], tmp_path / "no", refused)
 
 
-def test_the_same_config_gives_the_same_bytes_and_resumes_after_any_record(
-    shrunk, llama, tmp_path, monkeypatch
-):
-    monkeypatch.setattr("prunekit.reports.report.render", lambda report: "")
+def test_the_same_config_gives_the_same_bytes_and_resumes_after_any_record(shrunk, llama, tmp_path):
     plan = planned(llama, tmp_path / "out", BOTH)
     for stop in (1, 4, 9, 14):
         records = prunekit.run(plan)
@@ -244,25 +237,26 @@ def test_a_damaged_shard_is_found_and_written_again(shrunk, llama, tmp_path, how
     same_bytes(folder, shrunk[0])
 
 
-FRESH = """
-import sys, torch
+OPEN = """
+import torch
 import prunekit
 from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+folder, answers, again = arguments
+model = AutoModelForCausalLM.from_pretrained(folder).eval()
 ids = torch.arange(3, 12)[None]
 with torch.inference_mode():
     torch.save([model(ids).logits, model.generate(ids, max_new_tokens=4, do_sample=False)],
-               sys.argv[2])
-model.save_pretrained(sys.argv[3])
+               answers)
+model.save_pretrained(again)
 """
 
 
-@pytest.mark.slow
-def test_transformers_opens_unequal_blocks_once_prunekit_is_imported(shrunk, tmp_path):
-    """A fresh process computes equal logits and text; its saved copy reloads."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
-    arguments = [str(shrunk[0]), str(tmp_path / "answers.pt"), str(tmp_path / "again")]
-    subprocess.run([sys.executable, "-c", FRESH, *arguments], check=True, env=environment)
+def test_transformers_opens_unequal_blocks_once_prunekit_is_imported(
+    shrunk, tmp_path, stock_server
+):
+    """Another process computes equal logits and text; its saved copy reloads."""
+    arguments = shrunk[0], tmp_path / "answers.pt", tmp_path / "again"
+    stock_server.start(tmp_path / "said", 1, OPEN, *arguments).succeed()
     logits, text = torch.load(tmp_path / "answers.pt")
     ids = torch.arange(3, 12)[None]
     for folder in (shrunk[0], tmp_path / "again"):

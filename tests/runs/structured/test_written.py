@@ -23,7 +23,7 @@ IDS = torch.arange(3, 12)[None]
 TWICE = ("granitemoehybrid", "lfm2", "nemotron_h", "qwen3_next")
 """Types from whose output a block is removed again."""
 
-pytestmark = pytest.mark.usefixtures("proof_in_process")
+pytestmark = pytest.mark.usefixtures("proof_in_process", "no_page")
 
 
 @torch.no_grad()
