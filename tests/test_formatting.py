@@ -64,3 +64,8 @@ def test_nothing_is_a_dash(name):
 )
 def test_change(before, after, text):
     assert formatting.change(before, after) == text
+
+
+@pytest.mark.parametrize(("text", "shown"), [("é", "é"), ("a\udcff", "a\\udcff"), ("", "")])
+def test_a_text_that_is_not_unicode_is_escaped(text, shown):
+    assert formatting.unicode_text(text) == shown

@@ -1,6 +1,7 @@
 """Commands other than ``run`` and ``plan``: their output and exit codes."""
 
 import json
+import resource
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,3 +102,20 @@ def test_demo_shows_its_runs_side_by_side(replace, capsys):
     replace({"cli.demo": module})
     assert main(["demo", "here"]) == 0
     assert "here" in capsys.readouterr().out
+
+
+def test_init_leaves_no_beginning_of_a_config(tmp_path, capsys):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        assert main(["init", str(tmp_path / "c.toml")]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "c.toml: cannot be written: File too large." in capsys.readouterr().err
+    assert not (tmp_path / "c.toml").exists()
+
+
+def test_bench_refuses_an_output_before_it_measures(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["bench", "--output", str(tmp_path / "file"), "--device", "cpu"]) == 2
+    assert "--output: " in capsys.readouterr().err
