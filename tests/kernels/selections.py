@@ -46,3 +46,5 @@ def hard_scores(kind, shape, device):
 
 KINDS = ["normal", "equal", "broken", "tiny"]
 EASY = ["normal", "equal"]
+PATHS = ["row", "layer", "2:4", "2:5", "tiles"]
+"""Groups of which each is chosen from in another way."""

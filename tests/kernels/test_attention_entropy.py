@@ -195,8 +195,8 @@ def test_refuses_what_does_not_fit(given, reason):
 
 
 def test_is_a_proper_op(device):
-    q, k = pair(device)
-    mask = torch.ones(1, 1, 33, 33, dtype=torch.bool, device=device)
+    q, k = pair(device, rows=9, keys=9)
+    mask = torch.ones(1, 1, 9, 9, dtype=torch.bool, device=device)
     torch.library.opcheck(_attention_entropy, (q, k, mask, None, None, 0.25, True, 9, 0.0))
 
 

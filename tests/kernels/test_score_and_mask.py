@@ -3,9 +3,10 @@ import torch
 from prunekit_kernels import Groups, score_and_mask, unpack
 from prunekit_kernels.score_and_mask import _score_and_mask, score, score_and_mask_reference
 
-from tests.kernels.selections import EASY, GROUPS, INPUTS, OUTPUTS, hard_scores
+from tests.kernels.cases import cases
+from tests.kernels.selections import EASY, GROUPS, INPUTS, OUTPUTS, PATHS, hard_scores
 
-every_group = pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
+COMBINED = cases(EASY, GROUPS, seldom=lambda kind, name: kind == "equal" and name not in PATHS)
 FACTORS = {
     "magnitude": (False, False),
     "wanda": (True, False),
@@ -32,17 +33,23 @@ def check(weight, groups, given):
     assert not torch.signbit(weight[~keep]).any()
 
 
-@every_group
-@pytest.mark.parametrize("kind", EASY)
-def test_zeroes_what_sorting_chooses(kind, groups, device):
+@pytest.mark.parametrize(("kind", "name"), COMBINED)
+def test_zeroes_what_sorting_chooses(kind, name, device):
     weight = hard_scores(kind, (OUTPUTS, INPUTS), device)
-    check(weight, groups, factors("ria", weight.shape, device))
+    check(weight, GROUPS[name], factors("ria", weight.shape, device))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
-@pytest.mark.parametrize("method", FACTORS)
-@pytest.mark.parametrize("name", ["row", "layer", "2:4", "2:5", "tiles"])
-def test_any_method_in_any_float_type(name, method, dtype, device):
+@pytest.mark.parametrize(
+    ("name", "method", "kind"),
+    cases(
+        PATHS,
+        FACTORS,
+        ["bfloat16", "float16", "float64"],
+        seldom=lambda name, method, kind: method != "ria" and (name, kind) != ("row", "bfloat16"),
+    ),
+)
+def test_any_method_in_any_float_type(name, method, kind, device):
+    dtype = getattr(torch, kind)
     weight = hard_scores("normal", (OUTPUTS, INPUTS), device).to(dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     check(weight, GROUPS[name], factors(method, weight.shape, device, wide))
@@ -103,7 +110,9 @@ def test_refuses_integers():
         score_and_mask(torch.ones(4, 8).long(), Groups(1, None, (4,)))
 
 
-@pytest.mark.parametrize("name", ["row", "layer", "2:4", "tiles"])
+@pytest.mark.parametrize(
+    "name", cases(["row", "layer", "2:4", "tiles"], seldom=lambda name: name != "2:4")
+)
 def test_is_a_proper_op(name, device):
     weight = torch.randn(OUTPUTS, INPUTS, device=device)
     scale, (row, column) = factors("ria", weight.shape, device)

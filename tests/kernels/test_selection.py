@@ -6,20 +6,19 @@ from prunekit_kernels import Groups, choose
 from prunekit_kernels._triton import INTERPRETED
 from prunekit_kernels.selection import _choose, choose_reference
 
-from tests.kernels.selections import GROUPS, INPUTS, KINDS, OUTPUTS, hard_scores
+from tests.kernels.cases import cases
+from tests.kernels.selections import EASY, GROUPS, INPUTS, KINDS, OUTPUTS, PATHS, hard_scores
 
-OPS = ["row", "layer", "2:4", "2:5", "tiles"]
-every_group = pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
+COMBINED = cases(KINDS, GROUPS, seldom=lambda kind, name: kind not in EASY and name not in PATHS)
 
 
 # NumPy, by which kernels are interpreted, warns of inf − inf.
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
-@every_group
-@pytest.mark.parametrize("kind", KINDS)
-def test_chooses_what_sorting_chooses(kind, groups, device):
+@pytest.mark.parametrize(("kind", "name"), COMBINED)
+def test_chooses_what_sorting_chooses(kind, name, device):
     score = hard_scores(kind, (OUTPUTS, INPUTS), device)
     before = score.clone()
-    assert torch.equal(choose(score, groups), choose_reference(score, groups))
+    assert torch.equal(choose(score, GROUPS[name]), choose_reference(score, GROUPS[name]))
     assert torch.equal(score.nan_to_num(nan=9), before.nan_to_num(nan=9))
 
 
@@ -108,13 +107,13 @@ def test_sums_of_float64_are_as_exact():
     assert keep.sum(1).tolist() == [0, 4]
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", cases(PATHS, seldom=lambda name: name != "2:4"))
 def test_is_a_proper_op(name, device):
     score = hard_scores("normal", (OUTPUTS, INPUTS), device)
     torch.library.opcheck(_choose, (score, GROUPS[name].numbers()))
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", PATHS)
 def test_compiles_without_graph_break(name, device):
     torch._dynamo.reset()  # one program for each group would be too many for one function
     score = hard_scores("equal", (INPUTS, OUTPUTS), device).T
