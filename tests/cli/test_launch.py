@@ -234,3 +234,12 @@ def test_mistakes_are_said_before_any_rank_or_torch(config):
         "--set prune.steps=0: 0 is not possible: at least 1.",
         "--gpus 0: must be at least 1.",
     ]
+
+
+def test_a_traceback_that_all_ranks_have_is_printed_once(start, capfd):
+    script = "from prunekit import __main__ as command; command.run = lambda: 1 / 0; command.main()"
+    assert start(script, count=3) == 1
+    said = capfd.readouterr().err
+    assert said.startswith("Traceback (most recent call last):\n")
+    assert said.endswith("ZeroDivisionError: division by zero\n")
+    assert said.count("Traceback") == 1

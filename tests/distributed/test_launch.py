@@ -84,3 +84,21 @@ def test_ranks_end_with_the_process_that_started_them(command, tmp_path):
     said = running.communicate()[1]
     assert f"the process {running.pid}, which started the ranks, has ended" in said
     until(lambda: not any(child.is_running() for child in children), 20)
+
+
+@pytest.mark.soak
+def test_a_killed_rank_is_named_and_ends_the_command(command, tmp_path):
+    _, whole = command("whole", "--quiet", blocks=MANY)
+    assert (whole.communicate()[1], whole.returncode) == ("", 0)
+    _, running = command("killed", "--quiet", blocks=MANY)
+    until(lambda: blocks_done(tmp_path / "killed") or running.poll(), 200)
+    ranks = psutil.Process(running.pid).children()
+    victim = next(each for each in ranks if each.environ()["RANK"] == "1")
+    victim.kill()
+    said = running.communicate()[1]
+    assert running.returncode == 1, said
+    assert "Rank 1: killed by SIGKILL." in said
+    assert "rank 1 on" in said
+    _, resumed = command("killed", "--quiet", "--resume", blocks=MANY)
+    assert (resumed.communicate()[1], resumed.returncode) == ("", 0)
+    same_bytes(tmp_path / "killed", tmp_path / "whole")
