@@ -190,7 +190,7 @@ class GateSet:
             The old name of each group, by its new name.
         """
         before = {group.anchor: (group.name, self.gates[group.name]) for group in self.groups}
-        self.detach()
+        self._detach()
         self._attach()
         names = {}
         for group in self.groups:
@@ -210,9 +210,9 @@ class GateSet:
         """
         if is_flattened(self.model):
             raise ConfigError(
-                "hold: FSDP 1 and ZeRO-3 keep weights in flat tensors, where those of a unit cannot "
-                "be found. Use FSDP 2 (fully_shard) or DDP. Without hold closed gates remain "
-                "closed too, but weights behind them move."
+                "hold: FSDP 1 and ZeRO-3 keep weights in flat tensors, in which those of a unit "
+                "cannot be found. Use FSDP 2 (fully_shard) or DDP. Gates remain closed without "
+                "hold too, but the weights of their units then change."
             )
         return FrozenUnits(self, torch_optimizer(optimizer))
 
@@ -224,7 +224,15 @@ class GateSet:
         self.detach()
 
     def detach(self) -> None:
-        """Remove all gates; the weights alone then determine the output."""
+        """Remove all gates; the weights alone then determine the output.
+
+        A pruner of ``during`` is removed too.
+        """
+        if self._pruner is not None:
+            self._pruner.remove()
+        self._detach()
+
+    def _detach(self) -> None:
         for gate in self.gates.values():
             gate.detach()
         attached = vars(self.model).get(ATTACHED, {})

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import prunekit
+from prunekit.errors import ConfigError
 from tests.support.units import batch, randomized_model
 
 
@@ -42,3 +43,30 @@ def test_momentum_and_weight_decay_do_not_move_what_is_pruned(kind):
             rows = (~gates.keep[place.name])[owner].nonzero().flatten()
             old = before[names[id(parameter)]].index_select(axis, rows)
             assert not len(rows) or not torch.equal(parameter.index_select(axis, rows), old)
+
+
+def test_units_are_held_in_a_model_that_was_cut_meanwhile():
+    model = randomized_model("llama")
+    given = batch(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+    gates = prunekit.neurons(model)
+    with gates.hold(optimizer):
+        for sparsity in (1 / 4, 1 / 3):
+            gates.prune(gates.score("magnitude"), sparsity, scope="layer")
+            weight = model.model.layers[0].mlp.up_proj.weight
+            closed = ~gates.keep["model.layers.0.mlp.down_proj"]
+            before = weight[closed].clone()
+            model(**given, labels=given["input_ids"]).loss.backward()
+            optimizer.step()
+            assert len(before)
+            assert torch.equal(weight[closed], before)
+            gates.finalize(optimizer=optimizer)
+    assert sum(group.units for group in gates.groups) == 64
+
+
+def test_parts_of_flat_weights_are_refused(monkeypatch):
+    model = randomized_model("llama")
+    gates, optimizer = prunekit.heads(model), torch.optim.SGD(model.parameters())
+    monkeypatch.setattr(model.lm_head.weight, "ds_id", 1, raising=False)
+    with pytest.raises(ConfigError, match="hold: FSDP 1 and ZeRO-3 keep weights in flat tensors"):
+        gates.hold(optimizer)

@@ -156,3 +156,11 @@ def test_a_model_has_one_set_of_gates_of_a_kind():
         Gates(model, "heads")
     gates.detach()
     assert prunekit.heads(model) is not gates
+
+
+def test_masks_and_counts_are_those_of_the_moment():
+    gates = prunekit.heads(randomized_model("llama"))
+    keep = gates.keep
+    gates.prune(gates.score("random"), 0.5)
+    assert all(bool(mask.all()) for mask in keep.values())
+    assert (gates.units, gates.closed) == (4, 2)

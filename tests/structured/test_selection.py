@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunekit.errors import ConfigError
-from prunekit.structured.selection import select_units
+from prunekit.structured.selection import check_some_pruned, select_units, unit_count
 
 
 def scores(*layers):
@@ -101,3 +101,11 @@ def test_arguments_of_other_types_are_refused(options, message):
     given = {"scores": found, "keep": all_kept(found), "sparsity": 0.5} | options
     with pytest.raises(ConfigError, match=message):
         select_units(**given)
+
+
+def test_half_a_unit_counts_as_one_and_none_pruned_is_an_error():
+    assert [unit_count(sparsity, 20) for sparsity in (0.0, 0.01, 0.025, 0.5)] == [0, 0, 1, 10]
+    with pytest.raises(ConfigError, match=r"sparsity: of 20 heads 0\.01 prunes none"):
+        check_some_pruned("sparsity", 0.01, 20, "heads", 0)
+    check_some_pruned("sparsity", 0.0, 20, "heads", 0)
+    check_some_pruned("sparsity", 0.01, 20, "heads", 1)

@@ -282,7 +282,7 @@ def _weight(linear: nn.Module) -> nn.Parameter:
 
 def _scale(_: nn.Module, inputs: tuple[Tensor], *, factor: Factor, owner: Tensor) -> tuple[Tensor]:
     (x,) = inputs
-    factors = factor()[..., owner].to(x.dtype)
+    factors = factor()[..., owner].to(x)  # the model may have moved to another device
     if factors.ndim > x.ndim:  # one per sample, where batch and tokens are one axis
         tokens = len(x) // len(factors)
         factors = factors.flatten(0, 1).repeat_interleave(tokens, 0)

@@ -293,4 +293,4 @@ def _reason_not_removable(model: PreTrainedModel) -> str:
 
 def _scale(_: nn.Module, inputs: tuple[Tensor, ...], *, factor: Factor) -> tuple[Tensor]:
     (x,) = inputs
-    return (x * factor().to(x.dtype),)
+    return (x * factor().to(x),)

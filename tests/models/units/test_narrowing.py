@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from prunekit.models.units.narrowing import narrow_linear, narrow_parameter
+from prunekit.models.units.narrowing import narrow_linear, narrow_parameter, recorded_narrowings
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,23 @@ def test_a_narrowed_parameter_is_a_copy_that_is_as_frozen():
     assert not part.requires_grad
     part.zero_()
     assert whole.sum() == 15
+
+
+def test_narrowings_are_recorded_in_order_and_apply_to_tensors_of_the_same_shape():
+    linear, moment = nn.Linear(6, 5), torch.arange(30.0).view(5, 6)
+    weight = linear.weight
+    weight.grad = moment + 1
+    narrow_linear(linear, torch.arange(6), outputs=False)
+    with recorded_narrowings() as found:
+        narrow_linear(linear, torch.tensor([1, 4]), outputs=True)
+        narrow_linear(linear, torch.tensor([5, 0]), outputs=False)
+    outputs, bias, inputs = found
+    assert (outputs.axis, bias.axis, inputs.axis) == (0, 0, 1)
+    assert outputs.after is inputs.before
+    assert inputs.after is linear.weight
+    assert bias.after is linear.bias
+    assert inputs.of(outputs.of(moment)).tolist() == [[11, 6], [29, 24]]
+    assert linear.weight.grad.tolist() == [[12, 7], [30, 25]]
+    assert weight.grad is not None
+    narrow_linear(linear, torch.tensor([0]), outputs=True)
+    assert len(found) == 3

@@ -44,6 +44,12 @@ from tests.support.structured import BOTH, planned
         ),
         (
             "llama",
+            'method = "random"\npattern = "heads"\nsparsity = 0.01',
+            ConfigError,
+            "of 8 heads 0.01 prunes none",
+        ),
+        (
+            "llama",
             'method = "random"\npattern = "blocks"\nsparsity = 0.5\ncompensate = "refit"',
             ConfigError,
             "to be removed; none are",
