@@ -12,9 +12,15 @@ PrunekitError
 
 import errno
 
-OUT_OF_MEMORY = ("can't allocate memory", "can't start new thread", "MemoryError")
-"""Texts of errors that have no class of their own: PyTorch's on a CPU, Python's, and those that
-another process describes."""
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "can't start new thread",
+    "MemoryError",
+)
+"""Texts of errors that have no class of their own: PyTorch's on a CPU, those of the system as
+PyTorch repeats them for a file that cannot be mapped, Python's, and those that another process
+describes."""
 
 
 class PrunekitError(Exception):
@@ -50,7 +56,7 @@ class StoppedError(PrunekitError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error of any library says that memory is used up."""
+    """Return whether an error says that memory is used up."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     if isinstance(error, OSError):

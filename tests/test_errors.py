@@ -19,6 +19,7 @@ def test_a_failed_allocation_of_a_library_is_known(library):
     [
         (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
         (RuntimeError("can't start new thread"), True),
+        (RuntimeError("unable to mmap 9 bytes from file <m>: Cannot allocate memory (12)"), True),
         (RuntimeError("OutOfMemoryError: CUDA out of memory."), True),
         (OSError(errno.ENOSPC, "No space left on device"), False),
         (OSError("MemoryError"), False),

@@ -199,7 +199,7 @@ else:
 
 
 def test_a_limit_of_memory_is_said(fork_server, tmp_path):
-    sizes = {"hidden_size": 256, "intermediate_size": 2048, "num_hidden_layers": 1}
+    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 1}
     model = checkpoints.write(tmp_path / "m", **sizes)
     file = configs.write(tmp_path / "c.toml", model, tmp_path / "out", evaluate=None)
     fork_server.start(tmp_path / "said", 1, MEMORY, file).succeed()

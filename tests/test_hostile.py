@@ -151,6 +151,8 @@ def test_load_ignores_code(hostile):
 
 @pytest.mark.slow
 def test_bench_ignores_code(planted, tmp_path, monkeypatch):
+    monkeypatch.setattr("prunekit.inference.layer_speed.MIN_SECONDS", 0.0)
+    monkeypatch.setattr("prunekit.inference.benchmark.NEW_TOKENS", 4)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     asked = ["--model", str(planted), "--tokens", "1", "--device", "cpu"]
     assert main(["bench", *asked, "--output", str(tmp_path / "speed")]) == 0

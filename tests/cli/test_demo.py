@@ -226,7 +226,7 @@ def real(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_real_model_answers(real):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -246,7 +246,7 @@ def test_real_model_answers(real):
     assert chat.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_real_tokenizer_keeps_wikitext_one_whole_string(real, shared):
     from transformers import AutoTokenizer
 
