@@ -1,5 +1,6 @@
-"""Keys of ``[prune]`` for pruning while a model is trained, of weights and of units."""
+"""Keys of ``[prune]`` for pruning while a model is trained."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -63,7 +64,7 @@ ONLY_BEFORE_TRAINING = {
 
 
 class GradualKeys(Section):
-    """Checks of the keys that prune a model over steps; the tables declare the keys."""
+    """Checks of the keys that prune over the steps of training."""
 
     if TYPE_CHECKING:
         sparsity: Any
@@ -78,7 +79,7 @@ class GradualKeys(Section):
 
     @property
     def gradual(self) -> PruneSchedule | None:
-        """The sparsity over the steps of the optimizer; None if it is pruned once."""
+        """The schedule of the sparsity; None if it is pruned once."""
         if self.end is None:
             return None
         name = self.schedule if fixed_sparsity(self.__dict__) is None else "one-shot"
@@ -148,7 +149,7 @@ class GradualKeys(Section):
         return value
 
     def without_effect(self) -> dict[str, None]:
-        """Return the keys that have no effect, which a dump leaves out, as None."""
+        """Return the keys without effect, as None, for a dump."""
         keys = [] if self.regrow else ["regrow"]
         trains = self.end is not None
         if trains:
@@ -158,13 +159,13 @@ class GradualKeys(Section):
         return dict.fromkeys(keys)
 
 
-def fixed_sparsity(data: dict[str, Any]) -> float | None:
-    """Return the sparsity that the pattern of a table fixes; None for other patterns."""
+def fixed_sparsity(data: Mapping[str, Any]) -> float | None:
+    """Return the sparsity that the pattern fixes, or None."""
     return getattr(data.get("pattern"), "sparsity", None)
 
 
-def _final(data: dict[str, Any]) -> float:
-    """Return the sparsity that a table asks for; 1 where that is invalid."""
+def _final(data: Mapping[str, Any]) -> float:
+    """Return the sparsity of a table; 1 if it is invalid."""
     if (sparsity := data.get("sparsity")) is not None:
         return sparsity
     return 1 - (data.get("parameters") or 0.0)

@@ -87,6 +87,10 @@ class RunConfig(Section, Generic[P]):
                 f"{train.held_out} of {calibration.samples} calibration samples leave none to "
                 "train on."
             )
+        if train and calibration and calibration.length < 2:
+            mistakes["calibration", "length"] = (
+                "a sample of 1 token has none to predict; [train] needs 2 or more."
+            )
         end = prune and prune.end
         if end is not None and train is None:
             mistakes["prune", "end"] = "counts the steps of [train], and there is no such table."

@@ -1,10 +1,10 @@
-"""Training within a run: its text, memory, progress, and part of the report."""
+"""Training within a run: its text, memory, progress and report."""
 
 import importlib.util
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -39,13 +39,13 @@ Texts = tuple[list[Batch], list[Batch]]
 
 
 class Row(NamedTuple):
-    """A recorded step, and the mean factor of the gates on each kind of units."""
+    """A recorded step with the mean gate factor of each kind."""
 
     step: TrainingStep
     factors: dict[str, float]
 
     def facts(self) -> dict[str, Any]:
-        """Return the measured facts of the step, as a row of the report."""
+        """Return the measured facts of the step."""
         step = self.step
         row = {
             "step": step.step,
@@ -61,7 +61,7 @@ class Row(NamedTuple):
 
 
 def why_no_loss(model: PreTrainedModel) -> str | None:
-    """Return why text alone gives a model no loss, or None if it does."""
+    """Return why a model has no loss on plain text, or None."""
     kind = type(model).__name__
     if kind.endswith(("ForCausalLM", "LMHeadModel")):
         return None
@@ -69,7 +69,7 @@ def why_no_loss(model: PreTrainedModel) -> str | None:
 
 
 def check_trainable(config: Config | StructuredConfig, model: PreTrainedModel) -> None:
-    """Refuse trackers that are missing, and to train on text that holds no labels.
+    """Refuse missing trackers, and models without a loss on text.
 
     Args:
         config: The user's config.
@@ -142,7 +142,7 @@ def schedule_words(prune: GradualKeys) -> str:
 
 
 def training_state_bytes(plan: PlanBase) -> int:
-    """Return the bytes of all weights in float32, and of the state of training.
+    """Return the bytes of float32 weights and of training state.
 
     Of each weight that is trained: its gradient, two moments, and its best value so far.
     """
@@ -199,7 +199,7 @@ def adapted(plan: PlanBase, model: PreTrainedModel) -> Iterator[PreTrainedModel]
         return
     made = add_adapter(model, train.adapter.rank, train.adapter.targets, seed=train.seed)
     with mask_adapters(made):
-        yield made
+        yield cast("PreTrainedModel", made)
     merge_adapters(made)
 
 

@@ -16,7 +16,7 @@ def test_training_stands_beside_weights_and_needs_a_text(load, mistakes):
 
 
 def test_all_that_contradicts_a_training_is_said_at_once(mistakes):
-    rest = '[calibration]\ndata = "pydoc:train"\nsamples = 8\nhidden = "disk"\n'
+    rest = '[calibration]\ndata = "pydoc:train"\nsamples = 8\nhidden = "disk"\nlength = 1\n'
     text = prune('method = "wanda"\npattern = "2:4"\nrecover = "lowrank"\nend = 600\n', rest=rest)
     text = text.replace("end = 600\n", "") + "[train]\nheld_out = 8\n"
     assert mistakes(text) == [
@@ -24,7 +24,9 @@ def test_all_that_contradicts_a_training_is_said_at_once(mistakes):
         "not after. Remove it; to train an adapter, set train.adapter.",
         "config.toml:9: calibration.hidden: does not apply with [train], which holds the whole "
         "model in memory.",
-        "config.toml:15: train.held_out: 8 of 8 calibration samples leave none to train on.",
+        "config.toml:10: calibration.length: a sample of 1 token has none to predict; [train] "
+        "needs 2 or more.",
+        "config.toml:16: train.held_out: 8 of 8 calibration samples leave none to train on.",
     ]
 
 

@@ -1,6 +1,7 @@
 """Texts, timing, fingerprint and evaluation of all runs."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from prunekit.distributed.ranks import Ranks
 from prunekit.errors import ConfigError
 from prunekit.runs.base import OWN_TEXT, RunBase
+from prunekit.runs.record import Record
 from tests.support import checkpoints
 from tests.support.checkpoints import planned
 
@@ -25,6 +27,37 @@ def test_seconds_of_a_phase_add_up(folder, tmp_path):
             pass
         assert run.seconds["prune"] > before
     assert run.seconds["write"] == 0.0
+
+
+def test_seconds_of_records_are_those_until_each_and_not_of_their_reader(folder, tmp_path):
+    run = RunBase(planned(folder, tmp_path / "out"), 1)
+    closed = []
+
+    def work():
+        try:
+            for name in ("a", "b"):
+                time.sleep(0.01)
+                yield Record("step", name)
+            return 3
+        finally:
+            closed.append(True)
+
+    def consume():
+        return (yield from run._timed_records("prune", work()))
+
+    records, names, result = consume(), [], None
+    try:
+        while True:
+            names.append(next(records).name)
+            time.sleep(0.2)
+    except StopIteration as end:
+        result = end.value
+    assert (names, result, closed) == (["a", "b"], 3, [True])
+    assert 0.02 <= run.seconds["prune"] < 0.2
+    stopped = run._timed_records("prune", work())
+    next(stopped)
+    stopped.close()
+    assert closed == [True, True]
 
 
 def test_more_ranks_than_samples_are_refused(folder, tmp_path):

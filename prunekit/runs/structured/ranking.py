@@ -41,7 +41,7 @@ class CalibrationBatches(NamedTuple):
 
 
 class DenseUnits(NamedTuple):
-    """Scores and attention entropies of the units of the dense model, by kind."""
+    """Scores and attention entropies of the dense model, by kind."""
 
     scores: dict[Kind, Scores]
     entropies: dict[Kind, dict[str, list[float]]]
@@ -130,8 +130,9 @@ class UnitRanking:
         dense = self.measure(every)
         for step in range(1, steps + 1):
             with self.timed("prune"):
-                first = step == 1
-                scores = dense.scores if first else {e.kind: self._score(e) for e in every}
+                scores = dense.scores
+                if step > 1:
+                    scores = {each.kind: self._score(each) for each in every}
                 part = 1 - schedule(step, steps, removed, initial)
                 self._close_to_budget(every, scores, part)
             yield Record("step", f"{percent(part)} of the parameters")
@@ -144,7 +145,9 @@ class UnitRanking:
 
     def measure(self, every: Sequence[Gates]) -> "DenseUnits":
         """Measure the units of the dense model, for the report."""
-        entropies = {each.kind: self._entropies(each) for each in every}
+        entropies: dict[Kind, dict[str, list[float]]] = {
+            each.kind: self._entropies(each) for each in every
+        }
         with self.timed("prune"):
             scores: dict[Kind, Scores] = {each.kind: self._score(each) for each in every}
             for each in every:
@@ -152,7 +155,7 @@ class UnitRanking:
         return DenseUnits(scores, entropies)
 
     def settle(self, every: Sequence[Gates], dense: "DenseUnits") -> Ranked:
-        """Record which units gates of several kinds have closed; remove those of whole kinds."""
+        """Record the closed units; remove those of blocks and hidden dimensions."""
         gates: list[Gates] = []
         done: list[Finalized] = []
         for each in every:
@@ -266,7 +269,7 @@ def raise_scores(scores: Scores, fixed: Mapping[str, Sequence[int]]) -> Scores:
 
 
 def best_token_counter(gates: Gates, scores: Scores) -> dict[str, list[int]]:
-    """Return the block with attention that is kept whatever its score, by name of its list.
+    """Return the block with attention that is always kept, by list.
 
     It is the best of them; the result is empty for families whose blocks are all alike.
     """

@@ -65,6 +65,7 @@ def test_a_training_that_does_not_fit_is_refused(llama, tmp_path):
         ("bert", GRADUAL, {}, "train: it asks how well the model predicts"),
         ("llama", GRADUAL | {"method": "sparsegpt", "order": "energy"}, {}, "order: "),
         ("llama", GRADUAL, {"adapter": {"targets": ["c_attn"]}}, "'c_attn' is no linear of Llama"),
+        ("llama", GRADUAL, {"log_with": ["taste"]}, '"taste" is not a tracker of accelerate'),
         (
             "llama",
             {"sparsity": 0.5, "propagation": "none", "recover": "block"},

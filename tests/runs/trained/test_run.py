@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from accelerate import PartialState, tracking
 
 import prunekit
 from prunekit.checkpoint.reader import open_checkpoint
@@ -215,3 +216,26 @@ def test_a_sparsity_that_was_rounded_down_is_remarked(llama, tmp_path, no_page):
     (remark,) = [note for note in report["notes"] if note.startswith("prune.sparsity")]
     assert remark.startswith("prune.sparsity: 70 % of the weights were asked for as zeros, 68.75 %")
     assert "rounded down" in remark
+
+
+def test_trackers_get_the_rows_of_the_report(llama, tmp_path, no_page, monkeypatch):
+    logged = []
+
+    class Notes(tracking.GeneralTracker):
+        name, requires_logging_directory, tracker = "notes", True, None
+
+        def __init__(self, run_name, logging_dir):
+            super().__init__()
+            assert (run_name, logging_dir) == ("out", tmp_path / "out/trackers")
+
+        def store_init_configuration(self, values):
+            assert values["prune/end"] == 6
+
+        def log(self, values, step=None, **_):
+            logged.append((step, values["achieved"]))
+
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "notes", Notes)
+    plan = planned(llama, tmp_path / "out", GRADUAL, train={"log_with": ["notes"]})
+    history = finished(plan)["training"]["history"]
+    PartialState._reset_state()
+    assert logged == [(row["step"], row["achieved"]) for row in history]
