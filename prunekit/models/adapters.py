@@ -21,12 +21,12 @@ LORA_LAYERS = "peft.tuners.lora.layer"
 
 
 def output_parts(linear: nn.Module) -> list[Any]:
-    """Return the linears whose rows make up the outputs: W, and each B."""
+    """Return the linears with a row per output: W, each B."""
     return [base_layer(linear), *_factors(linear, "lora_B")]
 
 
 def input_parts(linear: nn.Module) -> list[Any]:
-    """Return the linears whose columns belong to the inputs: W, and each A."""
+    """Return the linears with a column per input: W, each A."""
     return [base_layer(linear), *_factors(linear, "lora_A")]
 
 
@@ -78,12 +78,12 @@ def check_low_rank(linear: nn.Module, name: str) -> None:
 
 
 def is_masked(layer: Any, adapter: str) -> bool:  # noqa: ANN401  a class of peft
-    """Return whether an adapter of a layer is masked where the layer's weight is zero."""
+    """Return whether an adapter is masked where the weight is zero."""
     return getattr(layer.lora_variant.get(adapter), "masks_product", False)
 
 
 def all_masked(layer: Any) -> bool:  # noqa: ANN401  a class of peft
-    """Return whether no adapter of a layer adds to weights that are zero."""
+    """Return whether no adapter adds to weights that are zero."""
     if "base_layer" not in layer._modules:
         return True  # it is trained as a copy
     adapters = [*getattr(layer, "lora_A", ()), *getattr(layer, "lora_embedding_A", ())]
@@ -92,7 +92,7 @@ def all_masked(layer: Any) -> bool:  # noqa: ANN401  a class of peft
 
 
 def why_not_low_rank(layer: Any, adapter: str | None = None) -> str | None:  # noqa: ANN401
-    """Return why an adapter layer is no linear with products of two matrices.
+    """Return why an adapter layer is no plain LoRA linear, or None.
 
     None if it is one.
 
@@ -112,8 +112,9 @@ def why_not_low_rank(layer: Any, adapter: str | None = None) -> str | None:  # n
 
 
 def update_adapter_features(model: nn.Module) -> None:
-    """Set the feature counts of all adapter layers to the shapes of their weights."""
-    for layer in adapter_layers(model).values():
+    """Set the feature counts of all adapter layers by their weights."""
+    layers: dict[str, Any] = adapter_layers(model)
+    for layer in layers.values():
         if isinstance(table := base_layer(layer), nn.Embedding):
             layer.in_features, layer.out_features = table.weight.shape
         elif _is_low_rank(layer):
@@ -122,7 +123,7 @@ def update_adapter_features(model: nn.Module) -> None:
 
 
 def _is_low_rank(module: nn.Module) -> bool:
-    """Return whether it is one of the layers that ask ``lora_variant`` how to apply an adapter."""
+    """Return whether a layer applies its adapters by ``lora_variant``."""
     kind = type(module)
     return kind.__module__ == LORA_LAYERS and kind.__name__ in {"Linear", "Embedding"}
 

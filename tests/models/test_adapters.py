@@ -151,6 +151,19 @@ def test_units_and_masks_of_weights_act_together():
     assert_same(valid_logits(merge_adapters(model), given), gated)
 
 
+def test_adapters_that_are_not_active_are_narrowed_too():
+    model = adapted_model("llama", names=("first", "second"))
+    given = batch(model.get_base_model())
+    gates = prunekit.heads(model)
+    gates.prune(gates.score("magnitude"), 0.5)
+    model.set_adapter("second")
+    gated = valid_logits(model, given)
+    model.set_adapter("first")
+    gates.finalize()
+    model.set_adapter("second")
+    assert_same(valid_logits(model, given), gated)
+
+
 def test_a_copy_trained_as_a_whole_is_left_alone():
     base = randomized_model("gpt2")
     model = adapted_model("gpt2", ["c_attn"], base=base, modules_to_save=["lm_head"])

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+import prunekit
 from prunekit.errors import ConfigError
 from prunekit.inference.sparse_linear import SparseLinear
-from prunekit.training import add_adapter, mask_adapters, merge_adapters
+from prunekit.training import add_adapter, keep_masks, mask_adapters, merge_adapters
 from tests.kernels.sparse import two_of_four
 from tests.support.adapters import PEFT_WARNS, adapted_model, randomize_adapters, zero_randomly
 from tests.support.architectures import tiny
@@ -263,3 +264,30 @@ def test_what_cannot_be_masked_is_refused_before_any_change(change, message):
     with pytest.raises(ConfigError, match=message):
         mask_adapters(model)
     assert before == [getattr(module, "lora_variant", {}) for module in model.modules()]
+
+
+@pytest.mark.parametrize("how", ["keep_masks", "gradual"])
+def test_training_under_masks_masks_the_adapters_too(how):
+    """What was trained is what is merged; the factors themselves, zero at first, are not masked."""
+    base = tiny("llama")
+    if how == "keep_masks":
+        zero_randomly(base)
+    model = add_adapter(base, 2, ["q_proj", "down_proj"])
+    given = batch(base)
+    optimizer = torch.optim.AdamW((each for each in model.parameters() if each.requires_grad), 0.01)
+    if how == "keep_masks":
+        masks = keep_masks(model, optimizer)
+    else:
+        masks = prunekit.GradualPruner(model, optimizer, sparsity=0.5, end=4, every=2)
+    with masks:
+        for _ in range(5):
+            model(**given).logits.square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        trained = valid_logits(model, given)
+    assert not any("lora" in name for name in getattr(masks, "masks", masks).weights)
+    assert all((each != 0).all() for name, each in model.named_parameters() if "lora_B" in name)
+    merged = merge_adapters(model)
+    torch.testing.assert_close(valid_logits(merged, given), trained, rtol=1e-5, atol=1e-5)
+    weight = merged.model.layers[0].self_attn.q_proj.weight
+    assert 0.4 < (weight == 0).float().mean() < 0.6
