@@ -79,7 +79,7 @@ def companion_content(path: Path) -> bytes:
 
 
 def without_code(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of a JSON file, except references to code at any depth."""
+    """Return the entries of a JSON file without references to code."""
     return {
         key: without_code(value) if isinstance(value, dict) else value
         for key, value in values.items()
@@ -110,9 +110,11 @@ def companion_notes(folder: Path, copied: set[Path]) -> Iterator[str]:
             f"{ADAPTER}: the folder also holds a LoRA adapter, which transformers adds where peft "
             "is installed. The weights are pruned without it; merge it first if it is to count."
         )
-    for path in sorted(copied):
-        if path.is_symlink() and not _is_near(path.resolve(), folder.absolute()):
-            yield f"{path.name} is a link to {path.resolve()}, which is read in its place."
+    links = [path for path in sorted(copied) if path.is_symlink() and not _is_near(path, folder)]
+    if links:
+        shown = ", ".join(f"{path.name} to {path.resolve()}" for path in links[:NAMED])
+        more = f" and {len(links) - NAMED} more" if len(links) > NAMED else ""
+        yield f"Links out of the folder, whose targets are read in their place: {shown}{more}."
     if any(name.endswith(".py") for name in left):
         yield (
             f"Code that comes with a checkpoint is never run nor copied, and {CODE_KEY}, which "
@@ -121,9 +123,10 @@ def companion_notes(folder: Path, copied: set[Path]) -> Iterator[str]:
 
 
 def _is_near(path: Path, folder: Path) -> bool:
-    """Return whether a file lies in a checkpoint's folder, or in the hub's cache of it."""
-    is_cache = folder.parent.name == "snapshots"
-    return path.is_relative_to((folder.parents[1] if is_cache else folder).resolve())
+    """Return whether a file belongs to a folder or its hub cache."""
+    near = folder.resolve()
+    near = near.parents[1] if near.parent.name == "snapshots" else near
+    return path.resolve().is_relative_to(near)
 
 
 def _is_companion(path: Path) -> bool:
@@ -159,7 +162,7 @@ def _is_no_object(path: Path) -> bool:
 
 
 def _references(values: Mapping[str, Any]) -> Iterator[Any]:
-    """Yield the references to code in a table and in all tables inside of it."""
+    """Yield all references to code in a table, at any depth."""
     for key, value in values.items():
         if key == CODE_KEY:
             yield value

@@ -150,6 +150,8 @@ def test_a_link_out_of_the_folder_is_noted(tmp_path):
     (tmp_path / "model/NOTICE").symlink_to("README.md")
     (snapshot / "LICENSE").symlink_to("../../a1")
     found = [*companion_notes(tmp_path / "model", {*companions.companions(tmp_path / "model")})]
-    said = f"LICENSE is a link to {tmp_path / 'secret'}, which is read in its place."
-    assert [note for note in found if "link" in note] == [said]
-    assert [*companion_notes(snapshot, {*companions.companions(snapshot)})] == []
+    said = "Links out of the folder, whose targets are read in their place: LICENSE to "
+    assert [note for note in found if "Links" in note] == [f"{said}{tmp_path / 'secret'}."]
+    (tmp_path / "other").symlink_to(snapshot)
+    for folder in (snapshot, tmp_path / "other"):
+        assert [*companion_notes(folder, {*companions.companions(folder)})] == []
