@@ -28,7 +28,8 @@ class Memory(TorchDispatchMode):
 
     def __init__(self, error: str) -> None:
         super().__init__()
-        self.error, self.left, self.failed = ERRORS[error], None, False
+        self.error, self.failed = ERRORS[error], False
+        self.left: int | None = None
 
     def __torch_dispatch__(
         self, operation: Any, _: Any, arguments: Any = (), options: Any = None

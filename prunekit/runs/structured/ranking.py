@@ -130,7 +130,7 @@ class UnitRanking:
         dense = self.measure(every)
         for step in range(1, steps + 1):
             with self.timed("prune"):
-                scores = dense.scores
+                scores: dict[Kind, Scores] = dense.scores
                 if step > 1:
                     scores = {each.kind: self._score(each) for each in every}
                 part = 1 - schedule(step, steps, removed, initial)
