@@ -38,6 +38,7 @@ def command(tmp_path):
     return start
 
 
+@pytest.mark.soak
 def test_processes_on_the_cpu_prune_as_ranks_of_any_launcher(command, fork_server, tmp_path):
     _, running = command("launched")
     said = running.communicate()[1]
@@ -48,7 +49,6 @@ def test_processes_on_the_cpu_prune_as_ranks_of_any_launcher(command, fork_serve
     same_bytes(tmp_path / "launched", tmp_path / "forked")
 
 
-@pytest.mark.soak
 def test_an_error_of_the_plan_is_printed_once(command, tmp_path):
     _, running = command("refused", prune={"method": "magnitude", "pattern": "5:7"})
     said = running.communicate()[1]
