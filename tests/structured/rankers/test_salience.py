@@ -49,15 +49,11 @@ def sums(model, modules, given):
     if labels is None:
         labels = given["input_ids"].masked_fill(given["attention_mask"] == 0, -100)
         logits, labels = logits[:, :-1], labels[:, 1:]
-    loss = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    loss = cross_entropy(logits.flatten(0, 1), labels.flatten())
     gradients = torch.autograd.grad(loss, [seen[module] for module in modules])
-    count = int((labels != -100).sum())
     for handle in handles:
         handle.remove()
-    return [
-        (seen[module].detach(), each.double() / count)
-        for module, each in zip(modules, gradients, strict=True)
-    ]
+    return [(seen[module].detach(), each) for module, each in zip(modules, gradients, strict=True)]
 
 
 def root_kurtosis(rows):
@@ -78,36 +74,36 @@ def valid_rows(model, module, values, given):
 
 
 def products(model, group, given, kind):
-    """Return (Σ|h|)(Σ|g|) of a window, summed over the modules that read a unit, in float64."""
+    """Return (Σ|h|)(Σ|g|) of a window, summed over the modules that read a unit."""
     modules = [*group.norms] if kind == "hidden" else [group.reader.linear]
     total = torch.zeros(group.units, dtype=torch.float64)
     for module, pair in zip(modules, sums(model, modules, given), strict=True):
-        h, g = (valid_rows(model, module, each, given).double().abs() for each in pair)
+        h, g = (valid_rows(model, module, each, given).abs() for each in pair)
         product = h.sum(0) * (WINDOW / len(h)) * g.sum(0)
         total += product if kind == "hidden" else product[group.reader.index].sum((1, 2))
     return total
 
 
 def root_kurtoses(model, group, given, kind):
-    """Return √Kurt of the weights that read a unit, each times its mean input, in float64."""
+    """Return √Kurt of the weights that read a unit, each times its mean input."""
     if kind == "hidden":
         readers = [m for name, m in model.named_modules() if name.endswith(STREAM_READERS)]
-        return sum(root_kurtosis(module.weight.detach().double()) for module in readers)
+        return sum(root_kurtosis(module.weight.detach()) for module in readers)
     linear = group.reader.linear
     ((h, _),) = sums(model, [linear], given)
-    mean = valid_rows(model, linear, h, given).double().mean(0)
-    weighed = (weight_matrix(linear).detach().double() * mean).T
+    mean = valid_rows(model, linear, h, given).mean(0)
+    weighed = (weight_matrix(linear).detach() * mean).T
     return root_kurtosis(weighed[group.reader.index.flatten(1)].flatten(1).T)
 
 
 @pytest.mark.parametrize(
     ("model_type", "kind", "dtype"),
     [
-        *(("llama", kind, torch.float64) for kind in KINDS),
-        # Gradients of T5 by themselves differ by 3e-5 between float32 and float64.
-        *(("t5", kind, torch.float32) for kind in KINDS),
-        ("bert", "heads", torch.float64),
-        ("bert", "neurons", torch.float64),
+        *(("llama", kind, torch.float32) for kind in KINDS),
+        # Some activations of T5 are so near the edge of ReLU that float32 has no fifth digit.
+        *(("t5", kind, torch.float64) for kind in KINDS),
+        ("bert", "heads", torch.float32),
+        ("bert", "neurons", torch.float32),
     ],
 )
 def test_the_score_is_a_product_of_two_sums_and_the_root_of_a_kurtosis(model_type, kind, dtype):
@@ -115,11 +111,11 @@ def test_the_score_is_a_product_of_two_sums_and_the_root_of_a_kurtosis(model_typ
 
     Σ|h| is that of a full window.
     """
-    gates = gates_on(model_type, kind)
+    gates = getattr(prunekit, kind)(randomized_model(model_type).to(dtype))
     given = batch(gates.model)
     whole = gates.score("salience", [given])
     product = gates.score("salience", [given], outliers=False)
-    model = randomized_model(model_type).to(dtype)
+    model = randomized_model(model_type).double()
     for group in getattr(prunekit, kind)(model).groups:
         truth = products(model, group, given, kind)
         torch.testing.assert_close(product[group.name], truth, rtol=1e-5, atol=0)
