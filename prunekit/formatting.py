@@ -20,7 +20,7 @@ def printable(text: str) -> str:
 
 
 def unicode_text(text: str) -> str:
-    """Return a text with each half of a surrogate pair escaped, as in Python.
+    """Return a text with lone surrogates escaped, as Python does.
 
     Names of files that are not UTF-8 hold some, which no file in UTF-8 can.
     """

@@ -95,7 +95,7 @@ class PruneSchedule:
         return tuple(step for step in steps if step > self.start or self.initial or len(steps) == 1)
 
     def sparsity(self, step: int) -> float:
-        """Return the sparsity that the last due step set; 0 before the first."""
+        """Return the sparsity of the last due step; before it, 0."""
         last = [*takewhile(lambda due: due <= step, self.due)][-1:]
         if not last:
             return 0.0

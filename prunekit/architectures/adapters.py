@@ -1,4 +1,4 @@
-"""Adapter layers of peft, which take the place of modules in a model.
+"""Adapter layers of peft in a model.
 
 peft is not imported: its layers are known by their attributes. A layer that adapts a module holds
 it as ``base_layer``; one whose module is trained as a whole holds copies as ``modules_to_save``.
@@ -50,7 +50,7 @@ def adapter_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 @contextmanager
 def without_adapters(model: nn.Module) -> Iterator[None]:
-    """Put modules back in the place of their adapter layers, for the time of a context."""
+    """Replace adapter layers by the modules they adapt, within the context."""
     layers = [(parent, name, parent._modules[name]) for parent, name, _ in _places(model)]
     for parent, name, layer in layers:
         parent._modules[name] = _module_in_use(cast("nn.Module", layer))
@@ -62,7 +62,7 @@ def without_adapters(model: nn.Module) -> Iterator[None]:
 
 
 def _module_in_use(layer: nn.Module) -> nn.Module:
-    """Return the module that an adapter layer adapts, or the copy that is trained."""
+    """Return the adapted module, or its copy that is trained."""
     if "original_module" not in layer._modules:
         return base_layer(layer)
     copies = cast("nn.ModuleDict", layer._modules.get("modules_to_save", {}))

@@ -97,7 +97,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
 
 
 def _check_opens(file: Path) -> None:
-    """Refuse what only the safetensors library finds, such as gaps between tensors."""
+    """Refuse faults that only the safetensors library finds, such as gaps."""
     try:
         with safe_open(file, framework="pt"):
             pass

@@ -71,7 +71,7 @@ class Journal:
             held[0].close()
 
     def check_in_place(self) -> None:
-        """Refuse to go on if the folder was moved or replaced in the meantime.
+        """Refuse a folder that was moved or replaced in the meantime.
 
         Raises:
             CheckpointError: Its path leads to another journal, or to none.
@@ -179,7 +179,7 @@ def _is_entry(line: bytes) -> bool:
 
 
 def _names_files(values: dict[str, Any]) -> bool:
-    """Return whether the files that an entry names, which may be removed, are names."""
+    """Return whether the files of an entry are plain names."""
     files, writes = values.get("files") or {}, values.get("writes") or []
     names = [*files, *writes, *files.values()] if isinstance(files, dict) else [None]
     return isinstance(writes, list) and all(isinstance(name, str) for name in names)

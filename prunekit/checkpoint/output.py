@@ -42,7 +42,7 @@ def checkpoint_files(checkpoint: Checkpoint) -> list[str]:
 
 
 def check_same_tensors(source: Checkpoint, written: Checkpoint) -> None:
-    """Refuse a copy of a checkpoint that lacks a tensor or has another.
+    """Refuse a copy whose tensors differ from those of the checkpoint.
 
     Raises:
         CheckpointError: A tensor is missing, or has another shape or data type.

@@ -70,7 +70,7 @@ def launched_ranks() -> int | None:
 
 
 def launch(count: int, arguments: Sequence[str]) -> int:
-    """Carry out a command of prunekit by several ranks; return its exit code.
+    """Carry out a command by several ranks; return its exit code.
 
     Signals are passed on to each rank once. Output of the ranks is that of this process; an error
     that several have is printed once.
@@ -92,7 +92,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
 
 
 def _start(ranks: list[Popen[bytes]], count: int, arguments: Sequence[str], folder: str) -> None:
-    """Start the ranks, adding each to ``ranks``; rank 0 gets an open socket to listen on."""
+    """Start the ranks; rank 0 inherits an open socket to listen on."""
     with socket.create_server((LOOPBACK, 0)) as listener:
         number = listener.fileno()
         environment = os.environ | {
@@ -141,7 +141,7 @@ def _received() -> Iterator[list[int]]:
 
 
 def _wait(ranks: Sequence[Popen[bytes]], received: Sequence[int]) -> None:
-    """Wait for all ranks, passing signals on; kill those that do not end after another has."""
+    """Wait for all ranks; kill those that outlive another by long."""
     end, passed_on = float("inf"), 0
     while running := [rank for rank in ranks if rank.poll() is None]:
         if len(running) < len(ranks):
@@ -157,7 +157,7 @@ def _wait(ranks: Sequence[Popen[bytes]], received: Sequence[int]) -> None:
 
 
 def _report(folder: Path, codes: Sequence[int], received: Sequence[int]) -> int:
-    """Print each message of the ranks once; return the exit code of the command."""
+    """Print each message once; return the exit code of the command."""
     messages: dict[str, list[int]] = {}
     for rank, code in enumerate(codes):
         if (file := folder / str(rank)).is_file():

@@ -176,7 +176,7 @@ def _evaluation_row(result: dict[str, Any]) -> tuple[str, str]:
 
 
 def _training_rows(training: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """Return a row of steps and held-out losses of a training: dense, pruned, trained."""
+    """Return a row of steps and held-out losses."""
     if not training:
         return []
     losses = [training[key] for key in ("base", "post", "final") if training[key] is not None]

@@ -76,7 +76,7 @@ def _run_here(
     overwrite: bool,
     quiet: bool,
 ) -> int:
-    """Plan and carry out a run in this process; return the exit code.
+    """Plan and carry out a run here; return the exit code.
 
     Args:
         loaded: The config.

@@ -15,7 +15,7 @@ PATIENT = b"Stopping after the current block or step; the same signal again stop
 
 
 class StopSignals:
-    """Context in which the three signals are handled alike; a launcher may have blocked them.
+    """Context in which all three signals stop the run.
 
     A signal raises KeyboardInterrupt, so that a command can clean up. While ``patient``, the first
     of each kind only makes ``requested`` True.

@@ -32,7 +32,7 @@ class ProcessGroupRanks(Ranks):
 
 
 def current_ranks() -> Ranks:
-    """Return the ranks of torch's default group; a single one without a group."""
+    """Return the ranks of torch's default group, if there is one."""
     from torch import distributed
 
     if not distributed.is_available() or not distributed.is_initialized():

@@ -200,7 +200,7 @@ class Ranks:
             )
 
     def differences(self, facts: Mapping[str, Any]) -> list[str]:
-        """Return a line for each fact that differs between ranks, with its values."""
+        """Return a line for each fact that differs between ranks."""
         if self.heartbeat is None:
             return []
         every = self.all_gather_object(dict(flatten(facts)))

@@ -47,7 +47,7 @@ def sum_over_ranks(tensors: Sequence[Shaped[Tensor, ...]], ranks: Ranks, purpose
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Split tensors into lists of one dtype and device, of a limited size if more than one."""
+    """Split tensors into lists of one dtype, device and limited size."""
     kinds: dict[object, list[Tensor]] = {}
     for each in tensors:
         kinds.setdefault((each.dtype, each.device), []).append(each)
@@ -63,7 +63,7 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def differing(tensors: Mapping[str, Shaped[Tensor, ...]], ranks: Ranks) -> list[str]:
-    """Return a line for each tensor that is not the same bits on all ranks.
+    """Return a line for each tensor that differs between ranks.
 
     Args:
         tensors: Tensors by name.
@@ -75,7 +75,7 @@ def differing(tensors: Mapping[str, Shaped[Tensor, ...]], ranks: Ranks) -> list[
 
 
 def checksum(tensor: Shaped[Tensor, ...]) -> int:
-    """Return a number made of all bits of a tensor and their places."""
+    """Return a digest of all bits of a tensor."""
     import torch
 
     kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -52,7 +52,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def check_unsharded(model: nn.Module) -> None:
-    """Refuse a model of which each process has a part of the weights.
+    """Refuse a model whose weights are sharded over processes.
 
     Raises:
         ConfigError: It is sharded by FSDP or by DeepSpeed's ZeRO-3.

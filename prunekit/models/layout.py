@@ -144,7 +144,7 @@ def is_causal_language_model(model: PreTrainedModel, stacks: Sequence[StackRunne
 def read_weight(
     block: nn.Module, linear: Linear, rows: slice = slice(None)
 ) -> Float[Tensor, "O I"]:
-    """Return a float32 copy of a linear's weight, adapters included, or some rows.
+    """Return a float32 copy of a linear's weight, adapters included.
 
     Args:
         block: The block module.

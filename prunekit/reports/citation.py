@@ -93,7 +93,7 @@ def _removing(report: dict[str, Any]) -> str:
 
 
 def _trained(report: dict[str, Any], subject: str) -> str:
-    """Return how long the model was trained, if it was; ``subject``: of that clause."""
+    """Return a clause on the training of the model, if any."""
     training = report.get("training")
     if not training:
         return ""

@@ -130,7 +130,7 @@ def _table(report: dict[str, Any]) -> str:
 
 
 def _json_value(value: object) -> object:
-    """Return a value with infinities and NaN as strings, and text as Unicode."""
+    """Return a value that strict JSON and UTF-8 can hold."""
     if isinstance(value, dict):
         return {_json_value(key): _json_value(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

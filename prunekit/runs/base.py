@@ -131,7 +131,7 @@ class RunBase(Generic[P]):
     def _timed_records(
         self, phase: str, records: Generator[Record, None, Result]
     ) -> Generator[Record, None, Result]:
-        """Yield records, and return what they end with; add their time to a phase."""
+        """Yield records, and add their time to a phase; return their result."""
         with closing(records):
             while True:
                 with self._timed(phase):

@@ -58,7 +58,7 @@ class BlockPruner:
     kept: MutableMapping[str, Bool[Tensor, "O I"]] | None = None
 
     def calibrate(self, loaded: LoadedBlock, block: Block) -> CalibratedStages:
-        """Gather the statistics of a dense block over all ranks, then propagate it."""
+        """Gather the statistics of a dense block, then propagate it."""
         needs, coverage = self.recipe.needs, self.recipe.coverage
         stages = [*gather_statistics(loaded, block.pruned_stages, needs, coverage)]
         loaded.propagate()

@@ -115,7 +115,7 @@ def is_causal(model: PreTrainedModel) -> bool:
 
 
 def predicted_labels(model: PreTrainedModel, batch: Batch) -> Int[Tensor, "B ..."]:
-    """Return the label of each prediction of :func:`losses`; IGNORED where there is none.
+    """Return the label of each prediction, or IGNORED.
 
     Raises:
         ConfigError: Labels are missing, or do not fit the shape of the token ids.

@@ -105,7 +105,7 @@ def finalize(
 def _described(
     model: PreTrainedModel, groups: Sequence[UnitGroup], kept: Kept, *, stock: bool
 ) -> tuple[dict[str, Any] | None, str]:
-    """Return the config entries of the smaller model, if any, and a note on them.
+    """Return the config entries of the smaller model, and a note.
 
     Args:
         model: The model.
@@ -191,7 +191,7 @@ def _refit_in_order(gated: GatedModel, kept: Mapping[str, Sequence[int]]) -> Non
 
 @torch.no_grad()
 def _fold(model: PreTrainedModel, kind: Kind, gates: Mapping[str, Gate]) -> None:
-    """Multiply the weights that read the kept units, now alone, by their factors."""
+    """Multiply the weights of the kept units by their factors."""
     factors = {name: gate.value.detach()[gate.keep] for name, gate in gates.items()}
     if all(bool((factor == 1).all()) for factor in factors.values()):
         return

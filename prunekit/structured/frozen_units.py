@@ -84,7 +84,7 @@ class FrozenUnits(HookHandles):
 def _local_rows(
     value: Tensor, axis: int, rows: Int[Tensor, " R"]
 ) -> tuple[Tensor, Int[Tensor, " L"]]:
-    """Return the part of a tensor in this process, and the rows in it.
+    """Return this process's part of a tensor and its rows.
 
     Args:
         value: A tensor, whole or sharded by FSDP 2.

@@ -1,4 +1,4 @@
-"""Gates in a file: masks and factors of the units of one kind, by name."""
+"""Gates in a file: masks and factors by group name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class GateState(NamedTuple):
 
     @torch.no_grad()
     def restore(self, gate: Gate) -> None:
-        """Copy the state into a gate; an optimizer that trains its factors knows them still."""
+        """Copy the state into the tensors of a gate."""
         gate.keep.copy_(self.keep)
         gate.value.copy_(self.value)
 

@@ -66,7 +66,7 @@ class UnitChoice:
 
 
 class GradualUnits(ScheduledPruner):
-    """Closes gates on a schedule while an optimizer trains the model; see ``Gates.during``.
+    """Closes gates on a schedule while an optimizer trains the model.
 
     No unit returns, except by ``regrow``: then of the closed units those return whose gate, closed,
     has the largest gradient (mean over the samples of its absolute value), and as many others with
@@ -207,7 +207,7 @@ class GradualUnits(ScheduledPruner):
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state; the gates are set to those of its step.
+        """Continue from a state, with the gates of its step.
 
         Raises:
             ConfigError: It is of other settings or other units. Nothing is changed then.
@@ -231,7 +231,7 @@ class GradualUnits(ScheduledPruner):
 
 
 def regrown(keep: Keep, scores: Scores, gradients: Scores, share: float, least: int) -> Keep:
-    """Return masks in which some closed units are open, and as many others closed.
+    """Return masks with some units opened and as many closed.
 
     Args:
         keep: The masks of groups whose units may take each other's place.
@@ -260,7 +260,7 @@ def regrown(keep: Keep, scores: Scores, gradients: Scores, share: float, least: 
 
 @contextmanager
 def _closed_by_value(gates: ScoredGates) -> Iterator[None]:
-    """Close gates by the factor 0 in place of the mask, so that they have gradients."""
+    """Close gates by a factor of 0, so they have gradients."""
     before = [(gate, gate.keep, gate.value) for gate in gates.gates.values()]
     try:
         for gate, keep, value in before:

@@ -19,7 +19,7 @@ NAME = "save_pretrained"
 
 
 class GuardedSave:
-    """Refuses to write the weights of a model as if they were all of it.
+    """Refuses to save a model whose gates change its output.
 
     An attribute of the model, so that a copy of the model has one of its own.
     """
@@ -49,7 +49,7 @@ class GuardedSave:
 
     @classmethod
     def remove(cls, model: PreTrainedModel) -> None:
-        """Restore what was there before."""
+        """Restore the method that was replaced, if any."""
         guard = vars(model).pop(NAME, None)
         if isinstance(guard, cls) and guard._replaced is not None:
             vars(model)[NAME] = guard._replaced

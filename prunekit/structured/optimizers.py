@@ -118,7 +118,7 @@ def replace_parameters(
 def _narrowed(
     parameter: Tensor, values: Mapping[str, Any], steps: Mapping[Tensor, Narrowing]
 ) -> dict[str, Any]:
-    """Return the part of a parameter's state that belongs to the latest one."""
+    """Return the state of a parameter after its narrowings."""
     narrowed = dict(values)
     while parameter in steps:
         step = steps[parameter]
@@ -134,7 +134,7 @@ def _trained(optimizer: Optimizer) -> set[Tensor]:
 
 
 def _check_state(optimizer: Optimizer, parameter: Tensor) -> None:
-    """Refuse state that has neither the shape of the parameter nor one value."""
+    """Refuse state that cannot be narrowed with its parameter."""
     for name, value in optimizer.state.get(parameter, {}).items():
         fits = isinstance(value, Tensor | int | float | str | None)
         if isinstance(value, Tensor) and value.shape != parameter.shape:
@@ -149,7 +149,7 @@ def _check_state(optimizer: Optimizer, parameter: Tensor) -> None:
 
 
 def _check_whole(model: nn.Module) -> None:
-    """Refuse parameters that are parts, or have hooks or copies of their own."""
+    """Refuse parameters that are sharded, hooked or copied."""
     if is_sharded(model):
         raise ConfigError(SHARDED)
     for name, parameter in model.named_parameters():
@@ -166,7 +166,7 @@ def _check_whole(model: nn.Module) -> None:
 
 
 def _check_wrappers(wrappers: Sequence[nn.Module]) -> None:
-    """Refuse wrappers that hold the parameters of a model, or parts of them."""
+    """Refuse wrappers that hold the parameters of a model."""
     if any(isinstance(each, FullyShardedDataParallel) for each in wrappers):
         raise ConfigError(SHARDED)
     if wrappers:

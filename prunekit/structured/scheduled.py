@@ -1,6 +1,6 @@
 """Pruning on a schedule while an optimizer trains a model: the engine.
 
-What is pruned, single weights or units, is up to the subclass.
+Subclasses prune single weights or units.
 """
 
 import weakref
@@ -21,8 +21,8 @@ class ScheduledPruner(HookHandles, ABC):
     """Prunes a model while an optimizer trains it; in force until ``remove()``.
 
     A step is a step of the optimizer: accumulated batches are one, and steps that a GradScaler
-    skips are none. The model is pruned after the steps that the schedule names; what is due at
-    step 0, before the first forward with gradients.
+    skips are none. The model is pruned after the steps that the schedule names; at step 0, before
+    the first forward with gradients.
 
     Attributes:
         schedule: The sparsity over the steps.
@@ -88,7 +88,7 @@ class ScheduledPruner(HookHandles, ABC):
 
     @property
     def done(self) -> bool:
-        """Whether the schedule has ended, and exactly as many are pruned as it asks."""
+        """Whether the schedule has ended with its exact count."""
         return self._started and self.step >= self.schedule.end and self._is_exact()
 
     @abstractmethod
@@ -101,14 +101,14 @@ class ScheduledPruner(HookHandles, ABC):
 
     @abstractmethod
     def _regrow(self) -> None:
-        """Let the share ``regrow`` of the pruned return, and prune as many others."""
+        """Let a share of the pruned return, and prune as many."""
 
     def _before_step(self) -> None:
         """Begin with the first step, where no forward of the model did."""
         self.begin()
 
     def begin(self) -> None:
-        """Do what is due at step 0, unless done; called by the first forward with gradients."""
+        """Prune if that is due at step 0, unless it was done."""
         if not self._started:
             self._started = True
             if self.step in self.schedule.due:
@@ -153,14 +153,14 @@ class ScheduledPruner(HookHandles, ABC):
 
 
 class FirstForward:
-    """Forward hook that begins a schedule; a copy of the model begins none."""
+    """Forward hook that begins a schedule, of this model alone."""
 
     def __init__(self, pruner: ScheduledPruner, model: nn.Module) -> None:
         self._pruner: Callable[[], ScheduledPruner | None] = weakref.ref(pruner)
         self._model: Callable[[], nn.Module | None] = weakref.ref(model)
 
     def __call__(self, model: nn.Module, _: object) -> None:
-        """Begin, if gradients are recorded; a compiled forward leaves it to the first step."""
+        """Begin, if gradients are recorded and nothing is compiled."""
         if torch.compiler.is_compiling():
             return
         pruner = self._pruner()

@@ -76,7 +76,7 @@ def select_units(
 
 
 def unit_count(sparsity: float, units: int) -> int:
-    """Return how many of some units a sparsity prunes, half a unit rounded up."""
+    """Return how many units a sparsity prunes, rounded half up."""
     return int(sparsity * units + 0.5)
 
 

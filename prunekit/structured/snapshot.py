@@ -1,4 +1,4 @@
-"""Changes of objects that are made as a whole or not at all."""
+"""Changes of objects that are made whole or not at all."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -35,7 +35,7 @@ def all_or_nothing(namespaces: Iterable[Namespace]) -> Iterator[None]:
 
 
 def namespaces_of(model: PreTrainedModel) -> list[Namespace]:
-    """Return the attributes of all modules of a model, and of their configs."""
+    """Return the attributes of all modules and configs of a model."""
     modules = [vars(module) for module in model.modules()]
     configs: dict[int, Namespace] = {}
     unseen = [value for each in modules for value in each.values()]

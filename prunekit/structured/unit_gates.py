@@ -31,7 +31,7 @@ from prunekit.structured.snapshot import all_or_nothing, namespaces_of
 
 
 class Gates(ScoredGates):
-    """Gates on all units of one kind: scored, pruned, trained with and removed."""
+    """Gates on all units of one kind, with scoring and removal."""
 
     def during(  # noqa: PLR0913  independent options
         self,

@@ -24,7 +24,7 @@ def training_step(
     optimizer: Optimizer,
     ranks: Ranks,
 ) -> float:
-    """Do a step of the optimizer on a batch; return the mean loss per prediction.
+    """Do an optimizer step; return the mean loss per prediction.
 
     Args:
         model: The model, the same on all ranks.
@@ -48,7 +48,7 @@ def training_step(
 
 
 def _sum_gradients(optimizer: Optimizer, loss: Tensor, ranks: Ranks) -> float:
-    """Sum the gradients over ranks, in place; return the sum of the losses.
+    """Sum the gradients over ranks, in place, and the losses.
 
     A weight that has a gradient on no rank has none afterwards.
     """
@@ -69,7 +69,7 @@ def _sum_gradients(optimizer: Optimizer, loss: Tensor, ranks: Ranks) -> float:
 
 
 def own_shares(batches: Sequence[Batch], ranks: Ranks) -> list[Batch]:
-    """Return this rank's samples of each batch; batches without any are left out."""
+    """Return this rank's samples of each batch that has any."""
     parts = [(batch, ranks.shard(len(batch["input_ids"]))) for batch in batches]
     return [_samples(batch, part) for batch, part in parts if part.start < part.stop]
 

@@ -1,4 +1,4 @@
-"""LoRA adapters of peft: add them to pruned weights, and merge them without filling zeros.
+"""LoRA adapters of peft on pruned weights: add, train, merge.
 
 Shapes: O output features, I input features, R rank of an adapter.
 """
@@ -38,7 +38,7 @@ def add_adapter(
     dropout: float = 0.0,
     seed: int = 0,
 ) -> PeftModel:
-    """Add a LoRA adapter to a model, whose parameters are then the only ones trained.
+    """Add a LoRA adapter to a model; only it is trained.
 
     The output is unchanged until the adapter is trained, as its second factor is zero. Its
     parameters are float32. Gates that the model has act on the adapter too.
@@ -115,7 +115,7 @@ def _check_numbers(rank: int, alpha: float | None, dropout: float) -> None:
 
 
 def relocate_gates(model: Any) -> None:  # noqa: ANN401  any model of torch
-    """Let the gates of a model act on adapters that were added or taken out."""
+    """Attach the gates of a model again after adapters changed."""
     for kind in KINDS:
         if gates := attached_gates(model, kind):
             gates.relocate()
@@ -173,7 +173,7 @@ def merge_adapters(model: PeftModel, adapter: str = "default") -> PreTrainedMode
 
 
 def _check_alone(model: PeftModel, adapter: str) -> None:
-    """Refuse a model with trained values outside of the adapter, other than whole modules."""
+    """Refuse a model with trained values outside of the adapter."""
     layers: dict[str, Any] = adapter_layers(bare_model(model))
     active: set[str] = set()
     for path, layer in layers.items():

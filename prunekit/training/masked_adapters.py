@@ -1,7 +1,7 @@
 """Adapters under the masks of the pruned weights that they adapt.
 
 With an adapter s B A beside a pruned weight W, whose kept weights are those that are not zero, the
-forward computes what the merged weight will:
+forward computes the function of the merged weight:
 
     y = x Wᵀ + s x ((B A) ∘ keep)ᵀ
 
@@ -60,7 +60,7 @@ class MaskedAdapters(HookHandles):
     """Masked adapters; made by :func:`mask_adapters`."""
 
     def __init__(self, adapters: list[tuple[Any, str]]) -> None:
-        """``adapters`` are layers, each with the name of an adapter that it has."""
+        """Mask each adapter of ``adapters``: layers with adapter names."""
         super().__init__([])
         self._adapters = adapters
         for layer, name in adapters:
@@ -102,7 +102,7 @@ def masked_layers(model: nn.Module, adapter: str | None, user: str) -> list[tupl
 
 
 def why_not_maskable(layer: Any, adapter: str) -> str | None:  # noqa: ANN401
-    """Return why an adapter of a layer cannot be masked, or None if it can."""
+    """Return why an adapter cannot be masked, or None."""
     if reason := why_not_low_rank(layer, adapter):
         return reason
     if adapter in layer.merged_adapters:
@@ -115,7 +115,7 @@ def why_not_maskable(layer: Any, adapter: str) -> str | None:  # noqa: ANN401
 
 
 def kept_weights(layer: nn.Module) -> Bool[Tensor, "O I"]:
-    """Return where the weight of a linear, with or without adapters, is not zero."""
+    """Return where the weight of a linear is not zero."""
     base = base_layer(layer)
     weight = base.dense() if isinstance(base, SparseLinear) else weight_matrix(base)
     return weight.detach() != 0
@@ -166,11 +166,11 @@ class MaskedProduct:
         weight.data.add_(_stored(layer, adapter).to(weight.dtype))
 
     def unmerge(self, layer: Any, adapter: str, weight: Tensor) -> Tensor:  # noqa: ANN401
-        """Return a weight, as stored, without an adapter that was merged into it."""
+        """Return a stored weight without an adapter merged into it."""
         return weight.data - _stored(layer, adapter).to(weight.dtype)
 
     def supports_lora_conversion(self) -> bool:
-        """Return whether the product is one of low rank, which under a mask it is not."""
+        """Return False: under a mask the product has a higher rank."""
         return False
 
 
@@ -181,7 +181,7 @@ def _masked(
 
 
 def _embedded(layer: Any, adapter: str, ids: Tensor) -> Tensor:  # noqa: ANN401
-    """Return what an adapter adds to embeddings, divided by its scale."""
+    """Return the output of an adapter on embeddings, without its scale."""
     base = base_layer(layer)
     down, up = layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter]
     added = embedding(ids, down.T) @ up.T
@@ -190,5 +190,5 @@ def _embedded(layer: Any, adapter: str, ids: Tensor) -> Tensor:  # noqa: ANN401
 
 
 def _stored(layer: Any, adapter: str) -> Tensor:  # noqa: ANN401
-    """Return the masked product of an adapter, in the layout of the weight."""
+    """Return the masked product of an adapter, as stored."""
     return layer.get_delta_weight(adapter) * outputs_first(layer, kept_weights(layer))

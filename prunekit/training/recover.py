@@ -1,4 +1,4 @@
-"""Recovery training of a pruned model, with early stopping, by one process or several.
+"""Recovery training of a pruned model, with early stopping.
 
 It trains a model with gated units, whose closed gates remain closed; a model without gates; or a
 model with adapters of peft, which are then the only weights trained. Several processes each run
@@ -100,17 +100,15 @@ def recover(  # noqa: PLR0913  independent options
 ) -> Iterator[TrainingStep]:
     """Train a model with AdamW, then restore its best weights.
 
-    Trained are all parameters that require a gradient. Dropout is off; the learning rate is that of
-    :func:`learning_rate`. Yields a record every ten steps, and whenever the held-out loss is
-    measured. Weights from before the end of pruning in force are never the best.
+    Trained is all that requires a gradient. Dropout is off; for the learning rate see
+    :func:`learning_rate`. Weights from before the end of pruning are never the best.
 
     Args:
         model: The model, trained in place. It may have gates, or adapters of peft.
-        data: Token ids [N, T], or batches with the inputs of the loss, which are used as they are.
-        held_out: Likewise; the best weights are those with the lowest loss on it.
+        data: Token ids [N, T], or batches with the inputs of the loss, used as they are.
+        held_out: Likewise; the best weights have the lowest loss on it.
         settings: Learning rate, steps and early stopping.
-        gates: Gates of the model. Closed units are not updated; gate values that require a gradient
-            are trained too.
+        gates: Gates of the model; closed units are not updated, values with gradients are.
         ranks: Processes with the same model and data; each runs its share of every batch.
         during: Called with the optimizer; the context that it returns is in force until the end.
 

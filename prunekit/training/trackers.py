@@ -43,7 +43,7 @@ def trackers(
     settings: Mapping[str, Any],
     ranks: Ranks = SINGLE,
 ) -> Iterator[Log]:
-    """Start trackers on rank 0, and finish them at the end of the ``with`` block.
+    """Start trackers on rank 0, and finish them afterwards.
 
     Args:
         names: Names of the trackers; see :func:`check_trackers`.

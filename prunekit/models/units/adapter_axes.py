@@ -17,7 +17,7 @@ from prunekit.models.units.hidden import CoordinateAxis, HiddenGroup
 
 
 def adapter_axes(model: PreTrainedModel, group: HiddenGroup) -> list[CoordinateAxis]:
-    """Return the axes of adapters along which the coordinates of a group lie.
+    """Return the axes of adapters along the coordinates of a group.
 
     Args:
         model: The model.

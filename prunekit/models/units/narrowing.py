@@ -35,7 +35,7 @@ class Narrowing(NamedTuple):
     keep: Int[Tensor, " K"]
 
     def of(self, whole: Tensor) -> Tensor:
-        """Return the same part of a tensor of the shape of the whole parameter."""
+        """Return the same part of a tensor shaped like the parameter."""
         return whole.index_select(self.axis, self.keep.to(whole.device))
 
 

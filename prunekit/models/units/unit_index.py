@@ -24,7 +24,7 @@ class UnitIndex:
 
 
 def owner_of(parts: Iterable[Int[Tensor, "U P R"]]) -> Int[Tensor, " N"]:
-    """Return the unit that each index belongs to; the parts have all indices."""
+    """Return the unit that each index belongs to."""
     indices = [part.flatten(1) for part in parts]
     units = torch.arange(len(indices[0]))
     owner = torch.empty(sum(index.numel() for index in indices), dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Curves over the steps of a training: loss, sparsity, gate factors, learning rate."""
+"""Curves of loss, sparsity, gate factors and learning rate."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -86,7 +86,7 @@ def _loss_caption(training: Mapping[str, Any]) -> str:
 
 
 def _recovered(fraction: float | None) -> str:
-    """Return how much of the loss that pruning added was recovered, in words."""
+    """Return the recovered share of the added loss, in words."""
     if fraction is None:
         return "nothing had been lost"
     if float(fraction) > 1:
@@ -156,7 +156,7 @@ def _factors(history: Steps) -> Iterator[Picture]:
 
 
 def _points(history: Steps, key: str) -> list[tuple[float, float]]:
-    """Return the measured values of a key over the steps, at most ``POINTS``."""
+    """Return at most ``POINTS`` measured values of a key."""
     found = [
         (float(step["step"]), float(step[key])) for step in history if step.get(key) is not None
     ]
@@ -173,6 +173,6 @@ def _curve(
     write: Callable[["Number"], str],
     **style: bool,
 ) -> Curve:
-    """Return a curve with a tooltip at each point; ``style`` is as of :class:`Curve`."""
+    """Return a curve with a tooltip at each point."""
     tips = [f"step {step:.0f}, {name}: {write(value)}" for step, value in points]
     return Curve(colour, points, tips, **style)

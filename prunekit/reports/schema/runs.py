@@ -136,7 +136,7 @@ class TrainingStep(Part):
 
 
 class Training(Part):
-    """Training of the pruned model, or of the model while it was pruned."""
+    """Training after or during pruning."""
 
     base: Number
     post: Number | None

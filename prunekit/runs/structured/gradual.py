@@ -1,4 +1,4 @@
-"""Units that are pruned while the model is trained: gates close on a schedule."""
+"""Gates that close on a schedule while the model is trained."""
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,7 +16,7 @@ from prunekit.structured.unit_gates import Gates
 def prune_while_training(
     ranking: UnitRanking, every: Sequence[Gates], texts: Texts
 ) -> Generator[Record, None, list[Row]]:
-    """Train a model while gates close; yield progress, and return the recorded steps.
+    """Train a model while gates close; return the recorded steps.
 
     Args:
         ranking: The ranking of the model's units, in float32.
@@ -37,7 +37,7 @@ def prune_while_training(
 
 
 def _pruner(ranking: UnitRanking, gates: Gates, optimizer: Optimizer) -> GradualUnits:
-    """Return the pruner of one kind of units that a config describes, in force."""
+    """Return the pruner of one kind of units, in force."""
     prune = ranking.plan.config.prune
     schedule = prune.gradual
     assert schedule is not None
@@ -83,5 +83,5 @@ class UnitPruners:
 
     @property
     def done(self) -> bool:
-        """Whether all schedules have ended, with exactly as many units closed as they ask."""
+        """Whether all schedules have ended with their exact counts."""
         return all(pruner.done for pruner in self.pruners)

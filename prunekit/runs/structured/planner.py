@@ -108,7 +108,7 @@ def _check_loss(config: StructuredConfig, model: PreTrainedModel) -> None:
 
 
 def _check_gradual(made: StructuredPlan) -> None:
-    """Refuse to prune units while training that have to be kept whatever their score."""
+    """Refuse units that always have to be kept, while training."""
     fixed = [f"{name}.{unit}" for name, units in made.fixed.items() for unit in units]
     if made.config.prune.gradual and fixed:
         raise ConfigError(

@@ -43,7 +43,7 @@ def report(
 
 
 def unit_remarks(plan: StructuredPlan, removal: Mapping[str, Any]) -> list[str]:
-    """Return a note for each kind of which not as many units went as asked for."""
+    """Return a note for each kind with another count than asked."""
     asked = plan.config.prune.sparsity
     if asked is None:
         return []

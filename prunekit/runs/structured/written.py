@@ -17,7 +17,7 @@ from prunekit.runs.structured.plan import StructuredPlan
 
 
 def rounded_names(plan: StructuredPlan) -> dict[str, str]:
-    """Return the stored name of each tensor that loses precision when it is loaded.
+    """Return the name of each tensor that loading rounds.
 
     It is empty if the config asks for a data type, in which all weights are then written.
     """
@@ -55,7 +55,7 @@ def remember_stored(plan: StructuredPlan, model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def restore_stored(model: PreTrainedModel, computed: torch.dtype) -> None:
-    """Set parameters to their stored values, where the run did not change them.
+    """Set unchanged parameters to their stored values.
 
     Args:
         model: The model, in a type wider than before.

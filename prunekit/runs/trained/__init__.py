@@ -1,1 +1,1 @@
-"""Runs that train a model under masks, or prune its weights while training."""
+"""Runs that prune weights and train the model."""

@@ -1,4 +1,4 @@
-"""Zeros of a model that a run trains: made on a schedule, or kept by masks."""
+"""Zeros during training: made on a schedule, or kept by masks."""
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ from prunekit.training.weight_views import find_weights
 def prune_once(
     plan: TrainedPlan, model: PreTrainedModel, tokens: Tensor
 ) -> Generator[Record, None, dict[str, LayerRecord]]:
-    """Prune a model in memory; yield progress and return a record of each linear.
+    """Prune a model in memory; return a record of each linear.
 
     Args:
         plan: The plan of the run.
@@ -90,7 +90,7 @@ class KeptZeros:
 def kept_zeros(
     plan: TrainedPlan, model: PreTrainedModel, optimizer: Optimizer
 ) -> Iterator[KeptZeros]:
-    """Mask the pruned weights of a model for the time of a ``with`` block."""
+    """Mask the pruned weights of a model within the context."""
     linears = [linear for block in plan.blocks for linear in block.pruned]
     _, masked = find_weights(model, linears)
     with Masks(masked, optimizer) as masks:

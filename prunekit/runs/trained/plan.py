@@ -22,7 +22,7 @@ ONLY_ONCE = frozenset({"steps", "recover", "recover_rank", "permute", "measure_e
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedPlan(WeightsPlan):
-    """Plan of a run that prunes weights and trains the model; made by :func:`prunekit.plan`.
+    """Plan of a run that prunes weights and trains the model.
 
     Attributes:
         memory: Estimated peak bytes of each rank, by use.

@@ -1,4 +1,4 @@
-"""Plans runs that prune weights and train the model, before any weight is read."""
+"""Planning of runs that prune weights and train the model."""
 
 from dataclasses import replace
 

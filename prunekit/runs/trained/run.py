@@ -1,4 +1,4 @@
-"""Train a model under masks, or prune its weights while it is trained: a run.
+"""Run that prunes weights before or during training.
 
 Load, evaluate, prune, train, write, evaluate, verify, report, with the whole model in memory. A run
 that was stopped before its weights were written begins again, except for its evaluations.

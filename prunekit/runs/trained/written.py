@@ -22,7 +22,7 @@ from prunekit.runs.trained.plan import TrainedPlan
 
 
 class ModelWriter:
-    """Writes the weights of a trained model as shards: the rest first, then each block.
+    """Writes a trained model as shards, the blocks last.
 
     Args:
         plan: The plan of the run.
@@ -94,7 +94,7 @@ class ModelWriter:
         return _apart(tensors)
 
     def _compress(self, record: LayerRecord, tensors: dict[str, Tensor]) -> LayerRecord:
-        """Replace a weight by its compressed parts; return the record of its linear."""
+        """Replace a weight by its compressed parts; return its record."""
         name = self._stored[f"{record['name']}.weight"]
         linear = self._plan.model.get_submodule(record["name"])
         weight, transposed = tensors.pop(name), stored_transposed(linear)
@@ -126,7 +126,7 @@ def _check_range(name: str, value: Tensor, stored: Tensor) -> None:
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors that share memory; a file holds tied weights one by one."""
+    """Copy tensors that share memory, for a file of single tensors."""
     seen: set[int] = set()
     for name, value in tensors.items():
         if value.data_ptr() in seen:

@@ -47,7 +47,7 @@ class Window:
 
 
 class TokenWindows:
-    """The windows over the samples of all ranks; each rank runs its own samples.
+    """Windows over the samples of all ranks.
 
     Attributes:
         tokens: Tokens of each window.
@@ -75,7 +75,7 @@ class TokenWindows:
         self._numbers = numbers[first : first + len(own)]
 
     def __iter__(self) -> Iterator[tuple[int, Window]]:
-        """Run the batches; yield each window's number and sums once, on one of the ranks."""
+        """Run the batches; yield each window on one of the ranks."""
         window_of, opened = iter(self._numbers), dict[int, Window]()
         for batch in self._gated.batches:
             of_samples = [next(window_of) for _ in range(len(batch["input_ids"]))]

@@ -89,7 +89,7 @@ class Salience(Ranker):
     def _module_score(
         self, window: Window, state: Float[Tensor, "10 I"], reading: _Reading
     ) -> Float[Tensor, " U"]:
-        """Return the score of the units by one module within a window, float64.
+        """Return the score of units by one module within a window.
 
         Args:
             window: The window.
@@ -130,7 +130,7 @@ class _Reading:
 
 
 def _readings(gated: GatedModel, *, outliers: bool) -> dict[str, _Reading]:
-    """Return how each group is read, by its name; without ``outliers`` kurtosis is left out."""
+    """Return how each group is read, by its name."""
     from prunekit.models.units.hidden import HiddenGroup
 
     return {
@@ -182,7 +182,7 @@ def _of_coordinates(gated: GatedModel, group: HiddenGroup, *, outliers: bool) ->
 
 
 def _moments(linear: nn.Module) -> Float[Tensor, "10 I"]:
-    """Return the moments of the weights that read each input of a linear."""
+    """Return the moments of the weights of each input."""
     from prunekit_kernels import weight_moments
 
     from prunekit.models.adapters import effective_weight
