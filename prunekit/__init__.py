@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from prunekit.patterns import Pattern
     from prunekit.runs.jobs import plan, run
     from prunekit.runs.record import Record
-    from prunekit.sparsify.in_memory import prune
     from prunekit.runs.sparsify.plan import Plan
+    from prunekit.sparsify.in_memory import prune
     from prunekit.statistics import Statistic
     from prunekit.structured.rankers import Ranker
     from prunekit.structured.unit_gates import blocks, heads, hidden, neurons
