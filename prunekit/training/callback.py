@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, safe_open, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
@@ -91,7 +91,7 @@ class PruneCallback(TrainerCallback, ExportableState):
         assert self.pruner is not None
         if not state.is_world_process_zero:
             return
-        folder = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+        folder = Path(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
         if folder.is_dir():  # not of a trial of a search, which does not resume
             _write(self.pruner, folder / FILE)
 
@@ -108,7 +108,7 @@ class PruneCallback(TrainerCallback, ExportableState):
         name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         asked = [self.checkpoint, args.resume_from_checkpoint]
         folders = [Path(each) for each in asked if isinstance(each, str)]
-        folders = folders[:1] or [Path(args.output_dir, name)]
+        folders = folders[:1] or [Path(str(args.output_dir), name)]
         if not (file := folders[0] / FILE).is_file():
             raise CheckpointError(
                 f"{file}: there is no such file, so the masks of the checkpoint at step "

@@ -250,8 +250,9 @@ def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 def _attach(guard: "WeightGuard", place: MaskedWeight) -> RemovableHandle:
     module, attribute = place
     for number, hook in [*module._forward_pre_hooks.items()]:
-        other = isinstance(hook, WeightGuard) and hook.attribute == attribute
-        if other and hook.weight() is not place.parameter:
+        if not isinstance(hook, WeightGuard) or hook.attribute != attribute:
+            continue
+        if hook.weight() is not place.parameter:
             del module._forward_pre_hooks[number]  # of the model that this one is a copy of
     return module.register_forward_pre_hook(guard)
 

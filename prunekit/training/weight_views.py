@@ -81,7 +81,7 @@ def weight_views(
     for linear in linears:
         weight = model.get_parameter(f"{linear.name}.weight")
         owner = weight if weight in own else by_storage[weight.untyped_storage().data_ptr()]
-        first = (weight.storage_offset() - owner.storage_offset()) // owner.shape[-1]
+        first = int(weight.storage_offset() - owner.storage_offset()) // owner.shape[-1]
         rows = slice(first, first + len(weight))
         transposed = stored_transposed(model.get_submodule(linear.name))
         views[linear.name] = WeightView(owner, rows, transposed)
