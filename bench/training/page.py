@@ -19,7 +19,10 @@ def page(results: dict[str, Any]) -> str:
     ]
     text += _quality(results["rows"])
     if results["cost"]:
-        text += ["", "Time of a step over that of plain training, in turn in one process: the"]
+        text += [
+            "",
+            "Processor time of a step over that of plain training, in turn in one process:",
+        ]
         text += [
             "median of spans of ten steps, with one pruning each. Bits of masks per weight.",
             "",
