@@ -147,7 +147,8 @@ class OutputFolder:
                 "Run with --overwrite, or choose another output.path."
             )
         self._journal.truncate()
-        for name in self.journal[START].get("writes", ()):
+        # That of the journal is left by an --overwrite that was killed as it began.
+        for name in (*self.journal[START].get("writes", ()), JOURNAL):
             temporary_file(self.folder / name).unlink(missing_ok=True)
         # If a file of an entry is missing, truncated or altered, its work is repeated.
         is_intact = cache(self._is_intact)  # several entries may name a file

@@ -39,7 +39,8 @@ def test_a_truncated_line_and_temporary_files_are_discarded(tmp_path):
     output.close()
     complete = (folder / JOURNAL).read_bytes()
     (folder / JOURNAL).write_bytes(complete + b'{"kind": "bl')
-    (folder / ".model-00001-of-00001.safetensors.tmp").touch()
+    for name in ("model-00001-of-00001.safetensors", JOURNAL):
+        (folder / f".{name}.tmp").touch()
     resumed = begun(folder, resume=True)
     resumed.close()
     assert (folder / JOURNAL).read_bytes() == complete
