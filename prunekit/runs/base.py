@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Generator, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from prunekit.reports import report as reports
 from prunekit.runs import facts
 from prunekit.runs.identity import WeightDigests, check_weights, fingerprint
 from prunekit.runs.plan_base import PlanBase
-from prunekit.runs.record import Record
+from prunekit.runs.record import Record, stoppable
 
 OWN_TEXT = "calibration.json"
 """File of the output folder with the tokens that the dense model wrote, one list per sample."""
@@ -34,7 +35,7 @@ P = TypeVar("P", bound=PlanBase)
 Result = TypeVar("Result")
 
 
-class RunBase(Generic[P]):
+class RunBase(ABC, Generic[P]):
     """A run, without the part that prunes the model.
 
     Attributes:
@@ -61,6 +62,29 @@ class RunBase(Generic[P]):
             phases.append("train")
         self.seconds: dict[str, float] = dict.fromkeys(phases, 0.0)
         self.began = time.perf_counter()
+
+    @abstractmethod
+    def records(self, *, resume: bool, overwrite: bool) -> Iterator[Record]:
+        """Yield the records of the whole run."""
+
+    def stoppable_records(
+        self, *, resume: bool, overwrite: bool, stop: Callable[[], bool]
+    ) -> Iterator[Record]:
+        """Yield the records, and close the output folder at the end.
+
+        Args:
+            resume: Continue in an output folder that a stopped run left.
+            overwrite: Replace an output folder.
+            stop: Called after each record; all ranks stop once it returns True on one.
+
+        Raises:
+            StoppedError: ``stop()`` returned True.
+        """
+        try:
+            records = self.records(resume=resume, overwrite=overwrite)
+            yield from stoppable(records, lambda: any(self.ranks.all_gather_object(stop())))
+        finally:
+            self.output.close()
 
     @property
     def elapsed(self) -> float:

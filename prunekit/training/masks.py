@@ -3,24 +3,24 @@
 Shapes: R rows, C columns of a weight as stored; a weight of experts is a stack of matrices.
 """
 
-import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Shaped, UInt8
 from prunekit_kernels import pack, unpack
+from prunekit_kernels.packed_mask import INTEGERS
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.utils.hooks import RemovableHandle
 
 from prunekit.architectures.adapters import adapter_layers, bare_model, without_adapters
 from prunekit.architectures.coverage import LINEAR_TYPES
 from prunekit.errors import ConfigError
 from prunekit.structured.frozen_units import HookHandles
 from prunekit.training.masked_adapters import MaskedAdapters, mask_adapters
+from prunekit.training.weight_guard import MaskedWeight, WeightGuard, attach
 
 
 def keep_masks(model: nn.Module, optimizer: Optimizer | None = None) -> "Masks":
@@ -55,18 +55,6 @@ def keep_masks(model: nn.Module, optimizer: Optimizer | None = None) -> "Masks":
             f"keep_masks: no linear layer of {type(model).__name__} has zeros. Prune it first."
         )
     return Masks(found, optimizer, mask_all_adapters(model))
-
-
-class MaskedWeight(NamedTuple):
-    """A weight by its module, so that its replacement is noticed."""
-
-    module: nn.Module
-    attribute: str
-
-    @property
-    def parameter(self) -> nn.Parameter:
-        """The parameter that the module has now."""
-        return getattr(self.module, self.attribute)
 
 
 class Masks(HookHandles):
@@ -107,7 +95,7 @@ class Masks(HookHandles):
         if optimizer is not None:
             after_step = optimizer.register_step_post_hook
         self._guards = [WeightGuard(name, place) for name, place in places.items()]
-        guards = [_attach(guard, places[guard.name]) for guard in self._guards]
+        guards = [attach(guard, places[guard.name]) for guard in self._guards]
         super().__init__([*gradients, *guards, after_step(lambda stepped, *_: self.apply(stepped))])
 
     @property
@@ -184,11 +172,15 @@ class Masks(HookHandles):
         for weight in self.weights.values():
             if weight.grad is not None:
                 taken[weight] = weight.grad.detach().clone()
-                weight.grad.mul_(self.keep(weight))
+                masked(weight.grad, self.keep(weight), out=weight.grad)
         return taken
 
     def _mask_gradient(self, weight: nn.Parameter, gradient: Tensor) -> Tensor:
-        return gradient if self.dense_gradients else gradient * self.keep(weight)
+        if self.dense_gradients:
+            return gradient
+        keep = self.keep(weight)
+        # One that is differentiated again has to be a product.
+        return gradient * keep if gradient.requires_grad else masked(gradient, keep)
 
     @torch.no_grad()
     def apply(self, optimizer: Optimizer | None = None) -> None:
@@ -200,17 +192,35 @@ class Masks(HookHandles):
             optimizer: Its weights are masked, with the elements of its state; None for all weights
                 without any state.
         """
-        weights = self._bits.keys()
+        weights: Iterable[nn.Parameter] = self._bits
         if optimizer is not None:
             groups = optimizer.param_groups
-            weights = [weight for group in groups for weight in group["params"]]
+            weights = [each for group in groups for each in group["params"] if each in self._bits]
         for weight in weights:
-            if weight in self._bits:
-                pruned = ~self.keep(weight)
-                state = optimizer.state.get(weight, {}) if optimizer else {}
-                for value in [weight, *state.values()]:
-                    if isinstance(value, Tensor) and value.shape == weight.shape:
-                        value.masked_fill_(pruned, 0)
+            keep = self.keep(weight)
+            state = optimizer.state.get(weight, {}) if optimizer else {}
+            for value in [weight, *state.values()]:
+                if isinstance(value, Tensor) and value.shape == weight.shape:
+                    masked(value, keep, out=value)
+
+
+def masked(
+    value: Shaped[Tensor, "..."], keep: Bool[Tensor, "..."], out: Tensor | None = None
+) -> Shaped[Tensor, "..."]:
+    """Return a tensor that is zero, also instead of NaN, where ``keep`` is False.
+
+    Args:
+        value: Any tensor.
+        keep: Its mask, of the same shape.
+        out: The tensor that is written; a new one if left out.
+    """
+    # On bits: in torch this takes a seventh of the time of masked_fill or where.
+    integer = INTEGERS[value.element_size()]
+    bits = keep.view(torch.int8).neg().to(integer)
+    found = torch.bitwise_and(
+        value.view(integer), bits, out=None if out is None else out.view(integer)
+    )
+    return found.view(value.dtype)
 
 
 def mask_all_adapters(model: nn.Module) -> MaskedAdapters | None:
@@ -227,15 +237,6 @@ def as_matrix(value: Shaped[Tensor, "..."]) -> Shaped[Tensor, "R C"]:
     return value.flatten(0, -2)
 
 
-def is_masked(place: MaskedWeight) -> bool:
-    """Return whether masks are in force on a weight."""
-    return any(
-        hook.active and hook.weight() is place.parameter
-        for hook in place.module._forward_pre_hooks.values()
-        if isinstance(hook, WeightGuard)
-    )
-
-
 def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     """Yield the layers with a linear weight, once, without adapters."""
     seen = set()
@@ -245,57 +246,3 @@ def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
         if isinstance(module, LINEAR_TYPES) and module.weight not in seen:
             seen.add(module.weight)
             yield name, cast("nn.Linear", module)
-
-
-def _attach(guard: "WeightGuard", place: MaskedWeight) -> RemovableHandle:
-    module, attribute = place
-    for number, hook in [*module._forward_pre_hooks.items()]:
-        if not isinstance(hook, WeightGuard) or hook.attribute != attribute:
-            continue
-        if hook.weight() is not place.parameter:
-            del module._forward_pre_hooks[number]  # of the model that this one is a copy of
-    return module.register_forward_pre_hook(guard)
-
-
-class WeightGuard:
-    """Forward hook that checks that a module has its masked weight.
-
-    In a copy of the model the weight is another one, likewise after
-    ``load_state_dict(assign=True)``; the optimizer does not know it either.
-    """
-
-    def __init__(self, name: str, place: MaskedWeight) -> None:
-        self.name, self.attribute, self.active = name, place.attribute, True
-        self.weight: Callable[[], Tensor | None] = weakref.ref(place.parameter)
-
-    def __call__(self, module: nn.Module, _: object) -> None:
-        """Compare the weight, before a forward of training.
-
-        Raises:
-            ConfigError: It is another one.
-        """
-        if not self.active or not torch.is_grad_enabled():
-            return
-        weight = getattr(module, self.attribute)
-        if weight.requires_grad and self.weight() is not weight:
-            raise ConfigError(
-                f"keep_masks: {self.name} is not the masked weight: the model is a copy, or its "
-                "weights were replaced. Call keep_masks (or make a GradualPruner) again, with a "
-                "new optimizer; to train without masks, call remove()."
-            )
-
-    def __deepcopy__(self, memo: dict[int, object]) -> "WeightGuard":
-        return self
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _guard_of_no_weight, (self.name, self.attribute)
-
-
-def _guard_of_no_weight(name: str, attribute: str) -> WeightGuard:
-    guard = WeightGuard.__new__(WeightGuard)
-    guard.name, guard.attribute, guard.active, guard.weight = name, attribute, True, _no_weight
-    return guard
-
-
-def _no_weight() -> None:
-    return None

@@ -17,7 +17,8 @@ from prunekit.errors import ConfigError
 from prunekit.models.experts import unfused
 from prunekit.models.layout import Linear
 from prunekit.models.orientation import stored_transposed
-from prunekit.training.masks import MaskedWeight, Masks, as_matrix, is_masked
+from prunekit.training.masks import Masks, as_matrix
+from prunekit.training.weight_guard import MaskedWeight, is_masked
 
 
 @dataclass(frozen=True)

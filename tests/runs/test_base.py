@@ -14,13 +14,20 @@ from tests.support import checkpoints
 from tests.support.checkpoints import planned
 
 
+class Run(RunBase):
+    """A run without records."""
+
+    def records(self, *, resume, overwrite):
+        return iter(())
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return checkpoints.write(tmp_path_factory.mktemp("model"))
 
 
 def test_seconds_of_a_phase_add_up(folder, tmp_path):
-    run = RunBase(planned(folder, tmp_path / "out"), 1)
+    run = Run(planned(folder, tmp_path / "out"), 1)
     for _ in range(2):
         before = run.seconds["prune"]
         with run._timed("prune"):
@@ -30,7 +37,7 @@ def test_seconds_of_a_phase_add_up(folder, tmp_path):
 
 
 def test_seconds_of_records_are_those_until_each_and_not_of_their_reader(folder, tmp_path):
-    run = RunBase(planned(folder, tmp_path / "out"), 1)
+    run = Run(planned(folder, tmp_path / "out"), 1)
     closed = []
 
     def work():
@@ -65,11 +72,11 @@ def test_more_ranks_than_samples_are_refused(folder, tmp_path):
     data = {"data": str(tmp_path / "short.txt"), "samples": 4, "length": 12}
     plan = planned(folder, tmp_path / "out", calibration=data)
     with pytest.raises(ConfigError, match="text for 3 samples, which 4 processes cannot share"):
-        RunBase(plan, 1, Ranks(0, 4))._calibration()
+        Run(plan, 1, Ranks(0, 4))._calibration()
 
 
 def test_generated_text_is_written_once_and_read_again(folder, tmp_path):
-    run = RunBase(planned(folder, tmp_path / "out", calibration={"data": "self"}), 1)
+    run = Run(planned(folder, tmp_path / "out", calibration={"data": "self"}), 1)
     first, _ = run._begin(resume=False, overwrite=False)
     file = run.output.folder / OWN_TEXT
     assert json.loads(file.read_text()) == first.ids.tolist()
@@ -80,7 +87,7 @@ def test_generated_text_is_written_once_and_read_again(folder, tmp_path):
 
 def test_generated_text_that_was_changed_is_generated_again(folder, tmp_path):
     plan = planned(folder, tmp_path / "out", calibration={"data": "self"})
-    first, again = RunBase(plan, 1), RunBase(plan, 1)
+    first, again = Run(plan, 1), Run(plan, 1)
     tokens, _ = first._begin(resume=False, overwrite=False)
     first.output.close()
     (first.output.folder / OWN_TEXT).write_text(json.dumps([[5, 6, 7]]))
@@ -90,7 +97,7 @@ def test_generated_text_that_was_changed_is_generated_again(folder, tmp_path):
 
 def test_evaluations_come_from_the_journal_when_it_has_them(folder, tmp_path, monkeypatch):
     judged = {"data": str(folder / "text.txt"), "length": 12, "windows": 2}
-    run = RunBase(planned(folder, tmp_path / "out", evaluate=judged), 1)
+    run = Run(planned(folder, tmp_path / "out", evaluate=judged), 1)
     tokens, texts = run._begin(resume=False, overwrite=False)
     first = [*run._evaluate("before", texts)]
     monkeypatch.setattr(run, "_evaluator", lambda which: pytest.fail("measured again"))

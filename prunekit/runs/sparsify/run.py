@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.data.tokens import Tokens
@@ -75,6 +76,7 @@ class SparsifyRun(RunBase[Plan]):
         self.writes += self.shards.adapter_files
         self.layers: list[LayerRecord] = []
 
+    @override
     def records(self, *, resume: bool, overwrite: bool) -> Iterator[Record]:
         """Yield the records of the whole run."""
         try:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedModel
+from typing_extensions import override
 
 from prunekit.checkpoint.atomic import file_sha256
 from prunekit.checkpoint.reader import Checkpoint, open_checkpoint
@@ -22,7 +23,7 @@ from prunekit.models.units.removal import described_model
 from prunekit.models.weight_names import stored_names
 from prunekit.reports import report as reports
 from prunekit.runs.base import RunBase
-from prunekit.runs.record import Record, stoppable
+from prunekit.runs.record import Record
 from prunekit.runs.structured import result
 from prunekit.runs.structured.gradual import prune_while_training
 from prunekit.runs.structured.plan import StructuredPlan
@@ -59,18 +60,13 @@ def run(
         plan: From :func:`prunekit.runs.structured.planner.plan`.
         resume: Continue in an output folder that a stopped run left.
         overwrite: Replace an output folder.
-        stop: Called after each record; all ranks stop once it returns True on one.
+        stop: See :meth:`RunBase.stoppable_records`.
 
     Raises:
-        StoppedError: ``stop()`` returned True.
         PrunekitError: The run failed; the output folder can be resumed.
     """
     work = StructuredRun(plan)
-    try:
-        records = work.records(resume=resume, overwrite=overwrite)
-        yield from stoppable(records, lambda: any(plan.ranks.all_gather_object(stop())))
-    finally:
-        work.output.close()
+    yield from work.stoppable_records(resume=resume, overwrite=overwrite, stop=stop)
 
 
 class StructuredRun(RunBase[StructuredPlan]):
@@ -79,6 +75,7 @@ class StructuredRun(RunBase[StructuredPlan]):
     def __init__(self, plan: StructuredPlan) -> None:
         super().__init__(plan, 1, plan.ranks)
 
+    @override
     def records(self, *, resume: bool, overwrite: bool) -> Iterator[Record]:
         """Yield the records of the whole run."""
         plan = self.plan

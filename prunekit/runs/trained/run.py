@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
+from typing_extensions import override
 
 from prunekit.checkpoint.formats import format_named
 from prunekit.checkpoint.reader import open_checkpoint
@@ -21,7 +22,7 @@ from prunekit.models.load import load
 from prunekit.models.weight_names import stored_names
 from prunekit.reports import report as reports
 from prunekit.runs.base import RunBase
-from prunekit.runs.record import Record, stoppable
+from prunekit.runs.record import Record
 from prunekit.runs.sparsify.shards import LayerRecord, compressed_layouts
 from prunekit.runs.trained import result
 from prunekit.runs.trained.masking import gradual_pruner, kept_zeros, prune_once
@@ -52,18 +53,13 @@ def run(
         plan: From :func:`prunekit.runs.trained.planner.plan`.
         resume: Continue in an output folder that a stopped run left.
         overwrite: Replace an output folder.
-        stop: Called after each record; all ranks stop once it returns True on one.
+        stop: See :meth:`RunBase.stoppable_records`.
 
     Raises:
-        StoppedError: ``stop()`` returned True.
         PrunekitError: The run failed; the output folder can be resumed.
     """
     work = TrainedRun(plan)
-    try:
-        records = work.records(resume=resume, overwrite=overwrite)
-        yield from stoppable(records, lambda: any(plan.ranks.all_gather_object(stop())))
-    finally:
-        work.output.close()
+    yield from work.stoppable_records(resume=resume, overwrite=overwrite, stop=stop)
 
 
 class TrainedRun(RunBase[TrainedPlan]):
@@ -72,6 +68,7 @@ class TrainedRun(RunBase[TrainedPlan]):
     def __init__(self, plan: TrainedPlan) -> None:
         super().__init__(plan, len(plan.blocks) + 1, plan.ranks)
 
+    @override
     def records(self, *, resume: bool, overwrite: bool) -> Iterator[Record]:
         """Yield the records of the whole run."""
         plan = self.plan
