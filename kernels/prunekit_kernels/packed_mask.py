@@ -8,7 +8,6 @@ Shapes: O output features, I input features, B = ⌈I / 8⌉ bytes.
 """
 
 import sys
-from functools import cache
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -42,19 +41,13 @@ def unpack(bits: UInt8[Tensor, "O B"], inputs: int) -> Bool[Tensor, "O I"]:
         ValueError: The number of bytes does not match the number of columns.
     """
     _check(bits, (bits.shape[0], inputs))
-    table = _bits_of_bytes(bits.device)
+    shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    table = torch.arange(256, device=bits.device).to(torch.uint8)[:, None] >> shifts & 1
     if sys.byteorder == "little":
         words = table.view(torch.int64).flatten()
         spread = words.index_select(0, bits.flatten().int()).view(*bits.shape)
         return spread.view(torch.bool)[:, :inputs].contiguous()
     return table[bits.int()].flatten(1).bool()[:, :inputs].contiguous()
-
-
-@cache
-def _bits_of_bytes(device: torch.device) -> UInt8[Tensor, "256 8"]:
-    """Return the bits of each byte, lowest first."""
-    shifts = torch.arange(8, dtype=torch.uint8, device=device)
-    return torch.arange(256, device=device).to(torch.uint8)[:, None] >> shifts & 1
 
 
 def popcount(bits: UInt8[Tensor, "O B"]) -> Int[Tensor, " O"]:

@@ -210,5 +210,5 @@ def test_numbers_that_stay_are_rounded_up_where_a_part_goes():
     assert {unit.unit for unit in removed} == set(range(16))
     assert gates.prune(scores, 0.5, scope="layer", round_to=16)
     assert {len(units) for units in gates.kept.values()} == {32}
-    with pytest.raises(ConfigError, match="of 128 neurons 0.4 prunes none"):
+    with pytest.raises(ConfigError, match=r"of 128 neurons 0\.4 prunes none"):
         prunekit.neurons(tiny("llama")).prune(scores, 0.4, round_to=64)
