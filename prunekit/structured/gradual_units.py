@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,11 +19,9 @@ from jaxtyping import Bool
 from torch import Tensor
 from typing_extensions import override
 
-from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.structured.gate_file import GateState
 from prunekit.structured.scheduled import ScheduledPruner
 from prunekit.structured.selection import (
-    UnitScope,
     check_covers,
     check_some_pruned,
     check_whole,
@@ -36,33 +33,12 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from prunekit.allocations.schedules import PruneSchedule
-    from prunekit.structured.batches import Data
     from prunekit.structured.rankers import Ranker, Scores
     from prunekit.structured.scored_gates import ScoredGates
+    from prunekit.structured.unit_choice import UnitChoice
 
 Keep = dict[str, Bool[Tensor, " U"]]
 """False for pruned units, by group name."""
-
-
-@dataclass(frozen=True)
-class UnitChoice:
-    """How the units that are pruned are chosen; see ``Gates.prune``.
-
-    Attributes:
-        ranker: Scores the units; the lowest are pruned.
-        data: Samples for the ranker; each rank has its own.
-        scope: "global" or "layer".
-        least: Units that every layer keeps.
-        round_to: Every width made up by the kept units is rounded up to a multiple of this.
-        ranks: Processes that train the same model.
-    """
-
-    ranker: Ranker
-    data: Data | None = None
-    scope: UnitScope = "global"
-    least: int = 1
-    round_to: int = 1
-    ranks: Ranks = SINGLE
 
 
 class GradualUnits(ScheduledPruner):
@@ -80,9 +56,7 @@ class GradualUnits(ScheduledPruner):
         optimizer: Optimizer,
         schedule: PruneSchedule,
         choice: UnitChoice,
-        *,
-        regrow: float = 0.0,
-        regrow_every: int | None = None,
+        regrowth: tuple[float, int | None] = (0.0, None),
     ) -> None:
         """Check all settings and follow the optimizer; nothing is pruned yet.
 
@@ -91,8 +65,7 @@ class GradualUnits(ScheduledPruner):
             optimizer: The optimizer that trains the model.
             schedule: The sparsity over the steps.
             choice: How units are chosen.
-            regrow: Fraction of the pruned units that returns at a regrowth.
-            regrow_every: Steps between two regrowths.
+            regrowth: Fraction of the pruned units that returns, and the steps between regrowths.
 
         Raises:
             ConfigError: A value is invalid, the count is impossible, no unit would be pruned, or
@@ -117,7 +90,7 @@ class GradualUnits(ScheduledPruner):
             # First, so that units closed at a step are held from the next step on, and closed ones
             # have their weights when they are scored.
             self._hold = stack.enter_context(gates.hold(optimizer))
-            super().__init__(gates.model, optimizer, schedule, regrow, regrow_every)
+            super().__init__(gates.model, optimizer, schedule, *regrowth)
             stack.pop_all()
 
     @property

@@ -8,32 +8,29 @@ Until ``finalize`` the model's weights are unchanged, and ``undo`` reverts each 
 units are counted from 0; a layer is an index into ``heads.groups``.
 """
 
-from typing import Any
-
 from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
+from typing_extensions import Unpack
 
-from prunekit.allocations.schedules import PruneSchedule
-from prunekit.distributed.process_group import current_ranks
-from prunekit.distributed.ranks import Ranks
 from prunekit.errors import ConfigError
 from prunekit.models.units.kinds import Kind
-from prunekit.structured.batches import Data, predicted_labels, to_batches
+from prunekit.structured.batches import Batch, Data, predicted_labels, to_batches
 from prunekit.structured.finalize import Finalized, finalize
 from prunekit.structured.gate_set import attached_gates
-from prunekit.structured.gradual_units import GradualUnits, UnitChoice
+from prunekit.structured.gradual_units import GradualUnits
 from prunekit.structured.optimizers import Optimizers, check_replaceable, check_trains
 from prunekit.structured.rankers import Ranker
 from prunekit.structured.scored_gates import ScoredGates
-from prunekit.structured.selection import UnitScope, check_finite
+from prunekit.structured.selection import check_finite
 from prunekit.structured.snapshot import all_or_nothing, namespaces_of
+from prunekit.structured.unit_choice import ScheduleOptions, choice_of, schedule_of
 
 
 class Gates(ScoredGates):
     """Gates on all units of one kind, with scoring and removal."""
 
-    def during(  # noqa: PLR0913  independent options
+    def during(
         self,
         optimizer: Optimizer,
         ranker: str | Ranker,
@@ -41,17 +38,7 @@ class Gates(ScoredGates):
         *,
         sparsity: float,
         end: int,
-        schedule: str = "cubic",
-        start: int = 0,
-        every: int = 1,
-        initial: float = 0.0,
-        scope: UnitScope = "global",
-        least: int = 1,
-        round_to: int = 1,
-        regrow: float = 0.0,
-        regrow_every: int | None = None,
-        ranks: Ranks | None = None,
-        **settings: Any,  # noqa: ANN401
+        **options: Unpack[ScheduleOptions],
     ) -> GradualUnits:
         """Close gates on a schedule while an optimizer trains the model.
 
@@ -64,18 +51,7 @@ class Gates(ScoredGates):
             data: Token ids [N, T] or batches; None for a ranker of weights alone.
             sparsity: Fraction of all units that is pruned at the end.
             end: Last step at which units are pruned.
-            schedule: one-shot, linear or cubic.
-            start: First step at which units are pruned; 0 is before the first forward.
-            every: Steps between two prunings; ``end`` is one in any case.
-            initial: Sparsity at ``start``.
-            scope: As in :meth:`prune`.
-            least: As in :meth:`prune`.
-            round_to: As in :meth:`prune`.
-            regrow: Fraction of the pruned units that returns at a regrowth; as many are pruned.
-            regrow_every: Steps between two regrowths, which lie between start and end.
-            ranks: Processes that train the same model, with other data each; None for those of
-                torch's process group, if there is one.
-            settings: Settings of a ranker given by name.
+            options: See :class:`ScheduleOptions`.
 
         Returns:
             The pruner, in force until ``remove()`` or the end of a ``with`` block.
@@ -87,21 +63,22 @@ class Gates(ScoredGates):
         """
         self._check_no_pruner("during")
         check_trains(optimizer, self.model, self._values)
-        chosen = self._ranker(ranker, settings)
-        batches = to_batches(data, self.model) if regrow or chosen.needs_data else []
-        if regrow or any(each.needs_loss for each in chosen.components):
-            for batch in batches:
-                predicted_labels(self.model, batch)
-        self._pruner = GradualUnits(
-            self,
-            optimizer,
-            PruneSchedule(schedule, sparsity, end, start, every, initial),
-            UnitChoice(chosen, batches, scope, least, round_to, ranks or current_ranks()),
-            regrow=regrow,
-            regrow_every=regrow_every,
-        )
+        schedule = schedule_of(sparsity, end, options)
+        chosen = self._ranker(ranker, dict(options.get("settings", {})))
+        batches = self._batches_of(chosen, data, regrows=bool(options.get("regrow")))
+        regrowth = options.get("regrow", 0.0), options.get("regrow_every")
+        choice = choice_of(chosen, batches, options)
+        self._pruner = GradualUnits(self, optimizer, schedule, choice, regrowth)
         self._remember()
         return self._pruner
+
+    def _batches_of(self, ranker: Ranker, data: Data | None, *, regrows: bool) -> list[Batch]:
+        """Return the batches that a ranker or a regrowth needs, checked."""
+        batches = to_batches(data, self.model) if regrows or ranker.needs_data else []
+        if regrows or any(each.needs_loss for each in ranker.components):
+            for batch in batches:
+                predicted_labels(self.model, batch)
+        return batches
 
     def finalize(
         self,

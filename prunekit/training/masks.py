@@ -207,7 +207,7 @@ class Masks(HookHandles):
 def masked(
     value: Shaped[Tensor, "..."], keep: Bool[Tensor, "..."], out: Tensor | None = None
 ) -> Shaped[Tensor, "..."]:
-    """Return a tensor that is zero, also instead of NaN, where ``keep`` is False.
+    """Return a tensor with zeros, also for NaN, where not kept.
 
     Args:
         value: Any tensor.

@@ -33,7 +33,7 @@ def is_masked(place: MaskedWeight) -> bool:
 
 
 def attach(guard: "WeightGuard", place: MaskedWeight) -> RemovableHandle:
-    """Attach a guard, in place of those of the model that this one is a copy of."""
+    """Attach a guard, in place of those of a copied model."""
     module, attribute = place
     for number, hook in [*module._forward_pre_hooks.items()]:
         if not isinstance(hook, WeightGuard) or hook.attribute != attribute:

@@ -9,8 +9,8 @@ import torch
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.errors import ConfigError
 from prunekit.runs import identity
-from prunekit.runs.base import RunBase
 from prunekit.runs.identity import WeightDigests, check_weights
+from prunekit.runs.sparsify.run import SparsifyRun
 from tests.support import checkpoints
 from tests.support.checkpoints import planned
 
@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
 
 
 def fingerprint(plan):
-    return identity.fingerprint(plan, *RunBase(plan, 1)._texts())
+    return identity.fingerprint(plan, *SparsifyRun(plan)._texts())
 
 
 def test_the_fingerprint_follows_everything_that_changes_the_result(folder, tmp_path):
