@@ -83,8 +83,14 @@ def schedule_of(sparsity: float, end: int, options: ScheduleOptions) -> PruneSch
     known = ScheduleOptions.__annotations__
     if unknown := [key for key in options if key not in known]:
         raise ConfigError(f"{unknown[0]}: no such option; there are {', '.join(known)}.")
-    values = {name: options[name] for name in ("start", "every", "initial") if name in options}
-    return PruneSchedule(options.get("schedule", "cubic"), sparsity, end, **values)
+    return PruneSchedule(
+        options.get("schedule", "cubic"),
+        sparsity,
+        end,
+        options.get("start", 0),
+        options.get("every", 1),
+        options.get("initial", 0.0),
+    )
 
 
 def choice_of(ranker: Ranker, batches: list[Batch], options: ScheduleOptions) -> UnitChoice:
@@ -95,5 +101,11 @@ def choice_of(ranker: Ranker, batches: list[Batch], options: ScheduleOptions) ->
         batches: Samples for it.
         options: All options.
     """
-    values = {name: options[name] for name in ("scope", "least", "round_to") if name in options}
-    return UnitChoice(ranker, batches, **values, ranks=options.get("ranks") or current_ranks())
+    return UnitChoice(
+        ranker,
+        batches,
+        options.get("scope", "global"),
+        options.get("least", 1),
+        options.get("round_to", 1),
+        options.get("ranks") or current_ranks(),
+    )
