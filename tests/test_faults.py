@@ -48,7 +48,7 @@ def whole(model, tmp_path_factory):
 @pytest.fixture
 def start(fork_server, tmp_path):
     """Start a command in a process of its own."""
-    count = iter(range(100))
+    count = itertools.count()
 
     def begin(*arguments, script=""):
         return fork_server.start(tmp_path / f"said-{next(count)}", 1, script + CLI, *arguments)
