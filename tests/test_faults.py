@@ -1,5 +1,6 @@
 """Faults injected into runs of one process: nothing is lost, and one clear error says so."""
 
+import itertools
 import os
 import random
 import resource
