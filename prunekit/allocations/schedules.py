@@ -4,9 +4,10 @@ A schedule takes ``step`` t, ``steps`` T, and the sparsities ``final`` and ``ini
 exactly ``initial`` at (or before) step 0, and exactly ``final`` at (or after) step T.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import takewhile
+from functools import cached_property
 
 from prunekit.errors import ConfigError
 
@@ -85,22 +86,27 @@ class PruneSchedule:
                 f"initial: {self.initial!r} is not from 0 to the sparsity, {self.final:g}."
             )
 
-    @property
+    @cached_property
     def due(self) -> tuple[int, ...]:
-        """The steps at which the sparsity changes."""
+        """The steps at which the sparsity changes, in ascending order."""
         if self.name == "one-shot":
             first = (self.start,) if self.initial and self.start < self.end else ()
             return (*first, self.end)
         steps = steps_due(self.start, self.end, self.every)
         return tuple(step for step in steps if step > self.start or self.initial or len(steps) == 1)
 
+    def is_due(self, step: int) -> bool:
+        """Return whether the sparsity changes at a step."""
+        passed = bisect_right(self.due, step)
+        return passed > 0 and self.due[passed - 1] == step
+
     def sparsity(self, step: int) -> float:
         """Return the sparsity of the last due step; before it, 0."""
-        last = [*takewhile(lambda due: due <= step, self.due)][-1:]
-        if not last:
+        passed = bisect_right(self.due, step)
+        if not passed:
             return 0.0
         schedule, length = SCHEDULES[self.name], self.end - self.start
-        return schedule(last[0] - self.start, length, self.final, self.initial)
+        return schedule(self.due[passed - 1] - self.start, length, self.final, self.initial)
 
 
 def _progress(step: int, steps: int) -> float:

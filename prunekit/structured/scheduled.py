@@ -111,14 +111,14 @@ class ScheduledPruner(HookHandles, ABC):
         """Prune if that is due at step 0, unless it was done."""
         if not self._started:
             self._started = True
-            if self.step in self.schedule.due:
+            if self.schedule.is_due(self.step):
                 self._prune(self.schedule.sparsity(self.step))
 
     def _after_step(self) -> None:
         if step_was_skipped(self.optimizer):
             return
         self.step += 1
-        if self.step in self.schedule.due:
+        if self.schedule.is_due(self.step):
             self._prune(self.schedule.sparsity(self.step))
         elif self._regrows_at(self.step):
             self._regrow()

@@ -45,8 +45,7 @@ class PruneCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """Return the arguments as JSON, without tensors."""
         plain = {key: value for key, value in self.settings.items() if key != "tokens"}
-        step = self.pruner.step if self.pruner else 0
-        return {"args": plain, "attributes": {"exported_step": step}}
+        return {"args": plain, "attributes": {}}
 
     @override
     def on_train_begin(

@@ -170,6 +170,10 @@ class GradualPruner(ScheduledPruner):
                 pass
             for name, keep in kept.items():
                 self._views[name].set_keep(self.masks, keep)
+        self._apply_masks()
+
+    def _apply_masks(self) -> None:
+        """Zero all pruned weights, also frozen ones, and the optimizer's state."""
         self.masks.apply()
         self.masks.apply(self.optimizer)
 
@@ -216,8 +220,7 @@ class GradualPruner(ScheduledPruner):
                     Regrowth(view.matrix, view.of(gradient), view.keep(self.masks), self.regrow),
                 )
                 view.set_keep(self.masks, keep)
-        self.masks.apply()
-        self.masks.apply(self.optimizer)
+        self._apply_masks()
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from accelerate import Accelerator  # noqa: F401  registers its wrappers
 from torch import nn
 
 from prunekit import patterns
