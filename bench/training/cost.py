@@ -25,8 +25,8 @@ DENSE = "plain training"
 def cost(found: Task, sparsity: float, steps: int) -> list[dict[str, Any]]:
     """Return seconds per step relative to plain training, and bits of masks per weight.
 
-    All train in one process, a step each in turn, on the same batches. The schedule ends after half
-    of the steps. Seconds are those of the processor, so that other processes disturb little.
+    All train in one process, ``EVERY`` steps each in turn, on the same batches. The schedule ends
+    after half of the steps. The machine has to be idle.
 
     Args:
         found: The model and its text.
@@ -44,14 +44,16 @@ def cost(found: Task, sparsity: float, steps: int) -> list[dict[str, Any]]:
             optimizer = new_optimizer(model)
             training[name] = model, optimizer, stack.enter_context(attach(model, optimizer, ask))
         names = [*contestants]
-        for number, batch in enumerate(parts):
+        for number in range(0, steps, EVERY):
             # Each is the first of a round equally often.
-            for name in names[number % len(names) :] + names[: number % len(names)]:
+            first = number // EVERY % len(names)
+            for name in names[first:] + names[:first]:
                 model, optimizer, after_step = training[name]
-                began = time.process_time()
-                train_step(model, optimizer, batch)
-                after_step()
-                seconds[name].append(time.process_time() - began)
+                for batch in parts[number : number + EVERY]:
+                    began = time.perf_counter()
+                    train_step(model, optimizer, batch)
+                    after_step()
+                    seconds[name].append(time.perf_counter() - began)
     return [
         {
             "contestant": name,

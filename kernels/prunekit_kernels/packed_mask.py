@@ -7,8 +7,7 @@ last column are 0.
 Shapes: O output features, I input features, B = ⌈I / 8⌉ bytes.
 """
 
-import sys
-
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
@@ -26,12 +25,10 @@ INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def pack(keep: Bool[Tensor, "O I"]) -> UInt8[Tensor, "O B"]:
     """Return the packed bits of a keep mask."""
+    if keep.is_cpu:
+        return torch.from_numpy(np.packbits(keep.numpy(), axis=1, bitorder="little"))
     words = _words(keep)
-    if sys.byteorder == "little":
-        return (words * GATHER).bitwise_right_shift_(56).to(torch.uint8)
-    weights = 1 << torch.arange(8, device=keep.device)
-    bytes_of_words = words.view(torch.uint8).unflatten(1, (-1, 8))
-    return (bytes_of_words * weights).sum(2).to(torch.uint8)
+    return (words * GATHER).bitwise_right_shift_(56).to(torch.uint8)
 
 
 def unpack(bits: UInt8[Tensor, "O B"], inputs: int) -> Bool[Tensor, "O I"]:
@@ -41,13 +38,14 @@ def unpack(bits: UInt8[Tensor, "O B"], inputs: int) -> Bool[Tensor, "O I"]:
         ValueError: The number of bytes does not match the number of columns.
     """
     _check(bits, (bits.shape[0], inputs))
+    if bits.is_cpu:  # NumPy starts no threads: a small mask takes a fifth of the time of torch
+        found = np.unpackbits(bits.numpy(), axis=1, count=inputs, bitorder="little")
+        return torch.from_numpy(found).view(torch.bool)
     shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
     table = torch.arange(256, device=bits.device).to(torch.uint8)[:, None] >> shifts & 1
-    if sys.byteorder == "little":
-        words = table.view(torch.int64).flatten()
-        spread = words.index_select(0, bits.flatten().int()).view(*bits.shape)
-        return spread.view(torch.bool)[:, :inputs].contiguous()
-    return table[bits.int()].flatten(1).bool()[:, :inputs].contiguous()
+    words = table.view(torch.int64).flatten()
+    spread = words.index_select(0, bits.flatten().int()).view(*bits.shape)
+    return spread.view(torch.bool)[:, :inputs].contiguous()
 
 
 def popcount(bits: UInt8[Tensor, "O B"]) -> Int[Tensor, " O"]:
@@ -87,10 +85,25 @@ def apply(weight: Float[Tensor, "O I"], bits: UInt8[Tensor, "O B"]) -> None:
     _apply(weight, bits)
 
 
-def zero(weight: Float[Tensor, "O I"], keep: Bool[Tensor, "O I"]) -> None:
-    """Zero pruned weights in place, by an unpacked mask, in PyTorch."""
-    whole = weight.view(INTEGERS[weight.itemsize])
-    whole &= _bits(keep, whole.dtype)
+def zero(keep: Bool[Tensor, "..."], *values: Float[Tensor, "..."]) -> None:
+    """Zero pruned entries in place, NaN too, by an unpacked mask, in PyTorch.
+
+    Args:
+        keep: Mask of kept entries.
+        values: Tensors of its shape: a weight, its gradient, the state of an optimizer for it.
+    """
+    ones: dict[int, Tensor] = {}
+    for value in values:
+        size = value.itemsize
+        if size not in ones:
+            ones[size] = _ones(keep, INTEGERS[size])
+        value.view(INTEGERS[size]).mul_(ones[size])
+
+
+def kept(value: Float[Tensor, "..."], keep: Bool[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Return a tensor with zeros, also for NaN, where not kept, in PyTorch."""
+    whole = value.view(INTEGERS[value.itemsize])
+    return torch.mul(whole, _ones(keep, whole.dtype)).view(value.dtype)
 
 
 def part(
@@ -104,16 +117,16 @@ def part(
         out: Receives the kept entries, 0 elsewhere.
     """
     whole, kept = (tensor.view(INTEGERS[weight.itemsize]) for tensor in (weight, out))
-    torch.bitwise_and(whole, _bits(keep, whole.dtype), out=kept)
+    torch.mul(whole, _ones(keep, whole.dtype), out=kept)
     whole ^= kept
 
 
-def _bits(keep: Bool[Tensor, "O I"], dtype: torch.dtype) -> Int[Tensor, "O I"]:
-    """Return integers with all bits set where kept, else 0.
+def _ones(keep: Bool[Tensor, "..."], dtype: torch.dtype) -> Int[Tensor, "..."]:
+    """Return integers that are 1 where kept, else 0.
 
-    On a CPU, AND with them is four times as fast as `masked_fill_`.
+    On a CPU, multiplying bits by them is four times as fast as `masked_fill_`.
     """
-    return keep.to(dtype).neg_()
+    return keep.view(torch.int8).to(dtype)
 
 
 def pack_reference(keep: Bool[Tensor, "O I"]) -> UInt8[Tensor, "O B"]:
@@ -138,7 +151,7 @@ def _apply(weight: Tensor, bits: Tensor) -> None:
     if runs_triton(weight):
         _launch(weight, bits)
     else:
-        zero(weight, unpack(bits, weight.shape[1]))
+        zero(unpack(bits, weight.shape[1]), weight)
 
 
 @_apply.register_fake

@@ -122,7 +122,7 @@ def _score_and_mask(
     for rows in row_chunks(chosen, outputs, inputs):
         shares = None if row is None or column is None else (row[rows], column)
         keep = plain(score(weight[rows], scale, shares), chosen)
-        zero(weight[rows], keep)
+        zero(keep, weight[rows])
         bits[rows] = pack(keep)
     return bits
 

@@ -4,13 +4,12 @@ Shapes: R rows, C columns of a weight as stored; a weight of experts is a stack 
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
 from typing import cast
 
 import torch
 from jaxtyping import Bool, Shaped, UInt8
 from prunekit_kernels import pack, unpack
-from prunekit_kernels.packed_mask import INTEGERS
+from prunekit_kernels.packed_mask import zero
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -87,7 +86,7 @@ class Masks(HookHandles):
             weight: pack(as_matrix(weight.detach() != 0)) for weight in self.weights.values()
         }
         gradients = [
-            weight.register_hook(partial(self._mask_gradient, weight))
+            weight.register_post_accumulate_grad_hook(self._mask_gradient)
             for weight in self.weights.values()
             if weight.requires_grad
         ]
@@ -115,7 +114,7 @@ class Masks(HookHandles):
 
     def keep(self, weight: nn.Parameter) -> Bool[Tensor, "..."]:
         """Return the mask of a weight, in its shape."""
-        return self.rows(weight, slice(None)).view(weight.shape)
+        return unpack(self._of(weight), weight.shape[-1]).view(weight.shape)
 
     def _of(self, weight: nn.Parameter) -> UInt8[Tensor, "R B"]:
         """Return the packed mask on the device where the weight is now."""
@@ -172,15 +171,18 @@ class Masks(HookHandles):
         for weight in self.weights.values():
             if weight.grad is not None:
                 taken[weight] = weight.grad.detach().clone()
-                masked(weight.grad, self.keep(weight), out=weight.grad)
+                zero(self.keep(weight), weight.grad)
         return taken
 
-    def _mask_gradient(self, weight: nn.Parameter, gradient: Tensor) -> Tensor:
-        if self.dense_gradients:
-            return gradient
+    def _mask_gradient(self, weight: Tensor) -> None:
+        gradient = weight.grad
+        if gradient is None or self.dense_gradients:
+            return
         keep = self.keep(weight)
-        # One that is differentiated again has to be a product.
-        return gradient * keep if gradient.requires_grad else masked(gradient, keep)
+        if gradient.requires_grad:  # one that is differentiated again has to be a product
+            weight.grad = gradient * keep
+        else:
+            zero(keep, gradient)
 
     @torch.no_grad()
     def apply(self, optimizer: Optimizer | None = None) -> None:
@@ -199,28 +201,8 @@ class Masks(HookHandles):
         for weight in weights:
             keep = self.keep(weight)
             state = optimizer.state.get(weight, {}) if optimizer else {}
-            for value in [weight, *state.values()]:
-                if isinstance(value, Tensor) and value.shape == weight.shape:
-                    masked(value, keep, out=value)
-
-
-def masked(
-    value: Shaped[Tensor, "..."], keep: Bool[Tensor, "..."], out: Tensor | None = None
-) -> Shaped[Tensor, "..."]:
-    """Return a tensor with zeros, also for NaN, where not kept.
-
-    Args:
-        value: Any tensor.
-        keep: Its mask, of the same shape.
-        out: The tensor that is written; a new one if left out.
-    """
-    # On bits: in torch this takes a seventh of the time of masked_fill or where.
-    integer = INTEGERS[value.element_size()]
-    bits = keep.view(torch.int8).neg().to(integer)
-    found = torch.bitwise_and(
-        value.view(integer), bits, out=None if out is None else out.view(integer)
-    )
-    return found.view(value.dtype)
+            tensors = [value for value in state.values() if isinstance(value, Tensor)]
+            zero(keep, weight, *(each for each in tensors if each.shape == weight.shape))
 
 
 def mask_all_adapters(model: nn.Module) -> MaskedAdapters | None:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from prunekit_kernels import apply, pack, popcount, unpack
-from prunekit_kernels.packed_mask import TILE_I, TILE_O, _apply, pack_reference
+from prunekit_kernels.packed_mask import TILE_I, TILE_O, _apply, pack_reference, zero
 
 SHAPES = [(1, 1), (3, 7), (5, 8), (2, 9), (TILE_O, TILE_I), (TILE_O + 1, TILE_I + 1)]
 SHAPES += [(0, 9), (3, 0)]
@@ -94,3 +94,16 @@ def test_compiles_without_graph_break(device):
     expected = weight.where(keep, 0)
     torch.compile(apply, backend="aot_eager", fullgraph=True)(weight, pack(keep))
     assert torch.equal(weight, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_zeroes_several_tensors_also_in_place_of_nan(dtype):
+    value = torch.tensor([[1.5, -2.0, torch.nan], [torch.inf, 0.0, -1.0]], dtype=dtype)
+    keep = torch.tensor([[True, False, False], [False, True, True]])
+    expected = torch.tensor([[1.5, 0, 0], [0, 0, -1]], dtype=dtype)
+    double, turned = value.double(), value.T.clone().T
+    zero(keep, value, double, turned)
+    assert torch.equal(value, expected)
+    assert torch.equal(double, expected.double())
+    assert torch.equal(turned, expected)
+    assert not bool(value.signbit()[~keep].any())

@@ -9,7 +9,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from prunekit.errors import ConfigError
-from prunekit.training.masks import keep_masks, masked
+from prunekit.training.masks import keep_masks
 from tests.kernels.sparse import two_of_four
 
 OPTIMIZERS = {
@@ -127,16 +127,3 @@ def test_a_copy_of_a_model_without_masks_is_free():
 def test_only_a_model_has_masks():
     with pytest.raises(ConfigError, match="a str is not a model"):
         keep_masks("model")
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_a_masked_tensor_is_zero_also_in_place_of_nan(dtype):
-    value = torch.tensor([[1.5, -2.0, torch.nan], [torch.inf, 0.0, -1.0]], dtype=dtype)
-    keep = torch.tensor([[True, False, False], [False, True, True]])
-    expected = torch.tensor([[1.5, 0, 0], [0, 0, -1]], dtype=dtype)
-    found = masked(value, keep)
-    assert torch.equal(found, expected)
-    assert not bool(found.signbit()[~keep].any())
-    assert torch.equal(masked(value.T, keep.T), expected.T)
-    masked(value, keep, out=value)
-    assert torch.equal(value, expected)

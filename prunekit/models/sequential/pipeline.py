@@ -88,8 +88,9 @@ def iterate_blocks(  # noqa: PLR0913  independent options
             with loaded_weights(weights, module):
                 if index == 0:
                     _embed(model, runner, weights, ids, streams, new_hidden_states)
-                # Memory fragments of the last block are of no use to the next one.
-                memory.trim_heap()
+                if weights is not None:
+                    # Memory fragments of the last block are of no use to the next one.
+                    memory.trim_heap()
                 _prefetch(weights, after)
                 pruned, *others = streams
                 dense = [load(each.hidden, each.contexts) for each in others]
