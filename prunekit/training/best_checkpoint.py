@@ -1,6 +1,6 @@
 """The best weights of a training, by the held-out loss."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ class BestCheckpoint:
         stale: Measurements since then.
     """
 
-    def __init__(self, weights: Sequence[Tensor]) -> None:
+    def __init__(self, weights: Callable[[], Sequence[Tensor]]) -> None:
+        """``weights`` lists them, the same ones from the first :meth:`update` on."""
         self.loss: float | None = None
         self.stale = 0
         self._weights = weights
@@ -24,16 +25,16 @@ class BestCheckpoint:
         """Store the current weights if their loss is the lowest."""
         self.stale += 1
         if self.loss is None:
-            self._copies = [each.detach().clone() for each in self._weights]
+            self._copies = [each.detach().clone() for each in self._weights()]
         elif loss < self.loss:
-            _copy(self._weights, self._copies)
+            _copy(self._weights(), self._copies)
         else:
             return
         self.loss, self.stale = loss, 0
 
     def restore(self) -> None:
         """Copy the stored weights back."""
-        _copy(self._copies, self._weights)
+        _copy(self._copies, self._weights())
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ Shapes: N samples, T tokens.
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -119,9 +119,8 @@ def recover(  # noqa: PLR0913  independent options
     settings = settings or Train()
     train = _in_batches(data, model, settings.batch)
     validation = _in_batches(held_out, model, settings.batch)
-    weights = _trained(model, gates)
-    optimizer = torch.optim.AdamW([*weights.values()], settings.rate)
-    every = {**dict(model.named_parameters()), **weights}
+    optimizer = torch.optim.AdamW([*_trained(model, gates).values()], settings.rate)
+    every = {**dict(model.named_parameters()), **_trained(model, gates)}
     check_equal(every, {"data": train, "held_out": validation}, ranks, 0)
     with ExitStack() as stack:
         stack.enter_context(eval_mode(model))
@@ -129,7 +128,7 @@ def recover(  # noqa: PLR0913  independent options
             stack.enter_context(each.hold(optimizer))
         pruning = stack.enter_context(during(optimizer)) if during else None
         own = own_shares(validation, ranks)
-        measure = _Measure(model, own, settings, weights, gates, pruning, ranks)
+        measure = _Measure(model, own, settings, gates, pruning, ranks)
         yield measure.record(0, is_measured=True)
         for step, loss in _steps(model, train, optimizer, settings, ranks):
             is_measured = step % settings.every == 0 or step == settings.steps
@@ -178,7 +177,6 @@ class _Measure:
         model: The model.
         validation: Held-out batches of this rank.
         settings: Settings of the training.
-        weights: The weights that are trained, by name.
         gates: Gates whose factors are recorded.
         pruning: The pruning in force.
         ranks: Processes with the same weights.
@@ -188,20 +186,20 @@ class _Measure:
     model: PreTrainedModel
     validation: Sequence[Batch]
     settings: Train
-    weights: Mapping[str, Tensor]
     gates: Sequence[Gates]
     pruning: Pruning | None
     ranks: Ranks
 
     def __post_init__(self) -> None:
-        self.best = BestCheckpoint([*self.weights.values()])
+        # Pruning may replace the weights, so that they are listed when they are stored.
+        self.best = BestCheckpoint(lambda: [*_trained(self.model, self.gates).values()])
 
     def record(self, step: int, loss: float | None = None, *, is_measured: bool) -> TrainingStep:
         """Return the record of a step; with ``is_measured`` measure the held-out loss."""
         pruning, held_out = self.pruning, None
         done = pruning is None or pruning.done
         if is_measured:
-            check_equal(self.weights, {}, self.ranks, step)
+            check_equal(_trained(self.model, self.gates), {}, self.ranks, step)
             held_out = mean_loss(self.model, self.validation, self.ranks)
             if done:
                 self.best.update(held_out)
