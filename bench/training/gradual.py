@@ -7,7 +7,8 @@
 Perplexity of held-out stories after so many AdamW steps of 8 × 128 tokens, with the schedule over
 the first half of them. Rows already in ``bench/results/training/gradual.json`` are not measured
 again, so it can be run in pieces, and the machine need not be idle. ``--cost`` measures time and
-memory of a step (on an idle machine), ``--traps`` tries known mistakes. The full comparison:
+memory of a step (on an idle machine), ``--traps`` tries known mistakes, also on the libraries of
+others that :mod:`bench.training.others` says how to install. The full comparison:
 
     python -m bench.training.gradual --steps 2000 --sparsity 0.7 0.8 0.9 --seeds 3
 """
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 
 from bench.harness.measure import RESULTS, describe
+from bench.training import others, unit_traps
 from bench.training.contestants import CONTESTANTS
 from bench.training.cost import cost
 from bench.training.page import page, plot
@@ -87,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
     began, found = time.monotonic(), task()
     if found is None:
         return
-    results: dict[str, Any] = {"rows": [], "cost": [], "traps": []}
+    results: dict[str, Any] = {"rows": [], "cost": [], "traps": [], "libraries": {}}
     if FILE.is_file():
         results |= json.loads(FILE.read_text())
     results |= {"model": found.name, "machine": describe(torch.device("cpu"))}
@@ -95,7 +97,8 @@ def run(options: argparse.Namespace) -> None:
     if options.cost:
         results["cost"] = cost(found, options.sparsity[0], options.steps[0])
     if options.traps:
-        results["traps"] = tried(found)
+        results["traps"] = [*tried(found), *unit_traps.tried()]
+        results["libraries"] = others.versions()
     rows = {key(row): row for row in results["rows"]}
     for row in [] if options.cost or options.traps else wanted(options):
         if key(row) in rows:

@@ -1,5 +1,6 @@
 """Tables and picture of :mod:`bench.training.gradual`."""
 
+import itertools
 import statistics
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,21 @@ def page(results: dict[str, Any]) -> str:
             for row in results["cost"]
         ]
     if results["traps"]:
-        names = [name for name in results["traps"][0] if name != "trap"]
-        text += ["", "Known mistakes, tried.", "", _header(["", *names])]
-        text += [
-            f"| {row['trap']} | {' | '.join(row[name] for name in names)} |"
-            for row in results["traps"]
-        ]
+        text += ["", _mistakes(results["libraries"])]
+        for names, rows in itertools.groupby(results["traps"], tuple):  # by its columns
+            text += ["", _header(["", *names[1:]])]
+            text += [f"| {' | '.join(row.values())} |" for row in rows]
     return "\n".join(text) + "\n"
+
+
+def _mistakes(libraries: dict[str, str]) -> str:
+    """Return what stands above the tables of traps."""
+    versions = ", ".join(f"{name} {version}" for name, version in libraries.items())
+    return (
+        "Known mistakes, tried. First of zeroing weights of the model above, where Torch-Pruning\n"
+        "has no column, as it zeroes none; then of removing neurons of stories260K, a Llama,\n"
+        f"as it does not trace the Conv1D of GPT-2. {versions}."
+    )
 
 
 def _quality(rows: list[Row]) -> list[str]:

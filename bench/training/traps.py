@@ -15,6 +15,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from transformers import PreTrainedModel
 
 from bench.training.contestants import CONTESTANTS
+from bench.training.others import ABSENT, fasterai_masks, installed
 from bench.training.task import (
     AfterStep,
     Ask,
@@ -29,7 +30,13 @@ from bench.training.task import (
 from prunekit.errors import PrunekitError
 
 SPARSITY = 0.7
-TRIED = ("by hand, cubic", "torch.nn.utils.prune, cubic", "GradualPruner, cubic")
+TRIED: dict[str, tuple[str, Attach]] = {
+    "by hand": ("torch", CONTESTANTS["by hand, cubic"]),
+    "torch.nn.utils.prune": ("torch", CONTESTANTS["torch.nn.utils.prune, cubic"]),
+    "fasterai's SparsifyCallback": ("fasterai", fasterai_masks),
+    "GradualPruner": ("prunekit", CONTESTANTS["GradualPruner, cubic"]),
+}
+"""The library of each contestant, and how it prunes; all on a cubic schedule."""
 YES = "yes"
 Trap = Callable[[Task, Attach], str]
 
@@ -84,12 +91,19 @@ class Still(SGD):
         super().__init__(parameters, lr=0.0)
 
 
-def _count(model: PreTrainedModel, share: float) -> str:
-    """Return "yes" if each linear has this share of zeros, rounded; else the zeros of all."""
+def _count(model: PreTrainedModel, share: float, *, slack: float = 0.001) -> str:
+    """Return "yes" if each linear has this share of zeros; else the zeros of all.
+
+    Args:
+        model: The model.
+        share: The fraction of zeros.
+        slack: Fraction of the weights by which the count may differ, beyond rounding.
+    """
     every = [weight.detach() for weight in weights(model)]
     zeros = [int((weight == 0).sum()) for weight in every]
     wanted = [share * weight.numel() for weight in every]
-    if all(abs(found - exact) < 1 for found, exact in zip(zeros, wanted, strict=True)):
+    allowed = [1 + slack * weight.numel() for weight in every]
+    if all(abs(a - b) < most for a, b, most in zip(zeros, wanted, allowed, strict=True)):
         return YES
     return f"no: {sum(zeros):,} zeros instead of {sum(wanted):,.0f}"
 
@@ -130,6 +144,13 @@ def moments_are_zero(found: Task, attach: Attach) -> str:
         return YES if not left else f"no: {left:,} moments are not"
 
 
+def counts_are_exact(found: Task, attach: Attach) -> str:
+    """In each matrix exactly as many weights are pruned as asked for, rounded."""
+    with started(found, attach, Ask(SPARSITY, end=2, every=1)) as training:
+        training.steps(4)
+        return _count(training.model, SPARSITY, slack=0)
+
+
 def ties_are_counted(found: Task, attach: Attach) -> str:
     """Of weights of one magnitude exactly as many are pruned as asked for."""
 
@@ -141,15 +162,15 @@ def ties_are_counted(found: Task, attach: Attach) -> str:
     ask = Ask(SPARSITY, end=1, every=1)
     with started(found, attach, ask, prepare=equal, optimizer=Still) as training:
         training.steps(2)
-        return _count(training.model, SPARSITY)
+        return _count(training.model, SPARSITY, slack=0)
 
 
 def skipped_steps_do_not_count(found: Task, attach: Attach) -> str:
     """A step that a GradScaler skips does not count."""
-    ask = Ask(SPARSITY, end=2, every=1)
+    ask = Ask(SPARSITY, end=4, every=1)
     with started(found, attach, ask) as training:
         scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
-        for scale in (1.0, float("inf")):
+        for scale in (1.0, float("inf"), 1.0):
             loss = loss_of(training.model, training.batch) * scale
             scaler.scale(loss).backward()
             scaler.step(training.optimizer)
@@ -158,15 +179,14 @@ def skipped_steps_do_not_count(found: Task, attach: Attach) -> str:
             training.after_step()
         with torch.no_grad():
             loss_of(training.model, training.batch)  # torch's masks act in a forward
-        return _count(training.model, cubic(1, ask))
+        return _count(training.model, cubic(2, ask))
 
 
 def names_remain(found: Task, attach: Attach) -> str:
     """A checkpoint in between has the model's own tensors."""
     with started(found, attach, Ask(SPARSITY, end=2, every=1)) as training:
-        before = training.model.state_dict().keys()
         training.steps(1)
-        added = training.model.state_dict().keys() - before
+        added = training.model.state_dict().keys() - found.load().state_dict().keys()
         return YES if not added else f"no: {len(added)} others, such as {min(added)}"
 
 
@@ -214,6 +234,7 @@ TRAPS: tuple[Trap, ...] = (
     adamw_leaves_zeros,
     momentum_leaves_zeros,
     moments_are_zero,
+    counts_are_exact,
     ties_are_counted,
     skipped_steps_do_not_count,
     names_remain,
@@ -227,6 +248,9 @@ def tried(found: Task) -> list[dict[str, str]]:
     """Return a row for each trap: its title, and the outcome of each contestant."""
     return [
         {"trap": (trap.__doc__ or "").strip()}
-        | {name: trap(found, CONTESTANTS[name]) for name in TRIED}
+        | {
+            name: trap(found, attach) if installed(library) else ABSENT
+            for name, (library, attach) in TRIED.items()
+        }
         for trap in TRAPS
     ]
