@@ -94,7 +94,22 @@ def losses(model: PreTrainedModel, batch: Batch) -> tuple[Float[Tensor, " B"], F
         ConfigError: Labels are missing, or do not fit the shape of the logits.
     """
     labels = predicted_labels(model, batch)
-    logits = model(**batch).logits
+    return sample_losses(prediction_logits(model, model(**batch).logits, labels), labels)
+
+
+def prediction_logits(
+    model: PreTrainedModel, logits: Float[Tensor, "B ..."], labels: Int[Tensor, "B ..."]
+) -> Float[Tensor, "B ..."]:
+    """Return the logits of each prediction.
+
+    Args:
+        model: The model.
+        logits: Its output for a batch.
+        labels: The label of each prediction; see :func:`predicted_labels`.
+
+    Raises:
+        ConfigError: The labels do not fit the shape of the logits.
+    """
     if is_causal(model):
         logits = logits[:, :-1]
     if logits.shape[:-1] != labels.shape:
@@ -102,6 +117,13 @@ def losses(model: PreTrainedModel, batch: Batch) -> tuple[Float[Tensor, " B"], F
             f"data: labels of shape {tuple(labels.shape)} do not fit logits of shape "
             f"{tuple(logits.shape)} of {type(model).__name__}."
         )
+    return logits
+
+
+def sample_losses(
+    logits: Float[Tensor, "B ..."], labels: Int[Tensor, "B ..."]
+) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """Return the summed loss of each sample, and its number of predictions."""
     rows = len(labels)
     each = cross_entropy(
         logits.float().flatten(0, -2), labels.flatten(), reduction="none", ignore_index=IGNORED

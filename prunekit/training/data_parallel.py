@@ -4,7 +4,10 @@ Each rank has the whole model and all data, and runs its share of every batch. A
 the predictions of the whole batch, so that the sums over ranks are those of one process.
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,54 +21,135 @@ from prunekit.structured.batches import Batch, losses, predicted_labels
 from prunekit.structured.token_ids import IGNORED
 
 
+@dataclass(frozen=True)
+class Share:
+    """A rank's share of a batch.
+
+    Attributes:
+        whole: The whole batch, the same on all ranks.
+        samples: The samples of this rank.
+        predictions: Number of predictions of the whole batch, at least 1.
+        counts: False on a rank without samples, which runs one for nothing: hooks of the forward
+            then run on all ranks. What it returns is multiplied by 0.
+        ranks: The processes that share the batch.
+    """
+
+    whole: Batch
+    samples: Batch
+    predictions: Tensor
+    counts: bool
+    ranks: Ranks
+
+
+class Losses(NamedTuple):
+    """Losses of a share; their sums over ranks are those of the whole batch.
+
+    Attributes:
+        objective: The scalar that is differentiated.
+        loss: Mean fine-tuning loss per prediction.
+        parts: Further losses that are reported, by name.
+    """
+
+    objective: Tensor
+    loss: Tensor
+    parts: Mapping[str, Tensor] = {}
+
+
+class Objective(Protocol):
+    """Loss that a training step differentiates, such as a ``Distiller``."""
+
+    def __call__(self, model: PreTrainedModel, share: Share) -> Losses:
+        """Run the model on a share of a batch; return its losses."""
+        ...
+
+
+class StepLosses(NamedTuple):
+    """Losses of a training step, of all ranks.
+
+    Attributes:
+        loss: Mean fine-tuning loss per prediction.
+        parts: Further losses of the objective, by name; empty for the fine-tuning loss alone.
+    """
+
+    loss: float
+    parts: Mapping[str, float] = {}
+
+    def check_finite(self, step: int, table: str = "train") -> None:
+        """Refuse losses that are not finite.
+
+        Args:
+            step: Number of the training step, for the message.
+            table: Table of the config with the learning rate.
+
+        Raises:
+            NumericsError: One is not; the message names it and the step.
+        """
+        parts = {f"{name} loss": value for name, value in self.parts.items()}
+        for name, value in {"loss": self.loss, **parts}.items():
+            if not math.isfinite(value):
+                raise NumericsError(
+                    f"{table}: the {name} is {value} at step {step}. Lower {table}.rate."
+                )
+
+
+def fine_tuning_loss(model: PreTrainedModel, share: Share) -> Losses:
+    """Return the mean loss per prediction."""
+    loss, _ = losses(model, share.samples)
+    mean = loss.sum() / share.predictions
+    return Losses(mean, mean)
+
+
 def training_step(
     model: PreTrainedModel,
     batch: Batch,
     optimizer: Optimizer,
     ranks: Ranks,
-) -> float:
-    """Do an optimizer step; return the mean loss per prediction.
+    objective: Objective = fine_tuning_loss,
+) -> StepLosses:
+    """Do an optimizer step; return its losses.
 
     Args:
         model: The model, the same on all ranks.
         batch: The whole batch, the same on all ranks.
         optimizer: Of the weights that are trained.
         ranks: The processes that share the batch.
+        objective: The loss that is differentiated.
     """
     predictions = (predicted_labels(model, batch) != IGNORED).sum().clamp_min(1)
     part = ranks.shard(len(batch["input_ids"]))
-    has_samples = part.start < part.stop
-    # A rank without samples runs one for nothing: hooks of the forward then run on all ranks.
-    loss, _ = losses(model, _samples(batch, part if has_samples else slice(1)))
-    mean = loss.sum() / predictions
-    if not has_samples:
-        mean = mean * 0
+    counts = part.start < part.stop
+    samples = _samples(batch, part if counts else slice(1))
+    found = objective(model, Share(batch, samples, predictions, counts, ranks))
+    if not counts:
+        parts = {name: part * 0 for name, part in found.parts.items()}
+        found = Losses(found.objective * 0, found.loss * 0, parts)
     optimizer.zero_grad()
-    mean.backward()
-    total = _sum_gradients(optimizer, mean.detach(), ranks)
+    found.objective.backward()
+    reported = [found.loss.detach(), *(part.detach() for part in found.parts.values())]
+    loss, *parts = _sum_gradients(optimizer, reported, ranks)
     optimizer.step()
-    return total
+    return StepLosses(loss, dict(zip(found.parts, parts, strict=True)))
 
 
-def _sum_gradients(optimizer: Optimizer, loss: Tensor, ranks: Ranks) -> float:
-    """Sum the gradients over ranks, in place, and the losses.
+def _sum_gradients(optimizer: Optimizer, reported: Sequence[Tensor], ranks: Ranks) -> list[float]:
+    """Sum the gradients over ranks, in place; return the summed losses.
 
     A weight that has a gradient on no rank has none afterwards.
     """
     if not ranks.is_distributed:
-        return float(loss)
+        return [float(loss) for loss in reported]
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     present = [float(weight.grad is not None) for weight in weights]
-    numbers = torch.tensor([float(loss), *present], device=loss.device)
+    numbers = torch.tensor([*map(float, reported), *present], device=reported[0].device)
     for weight in weights:
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
     sum_over_ranks([numbers, *(weight.grad for weight in weights)], ranks, "gradients")
-    total, *present = numbers.tolist()
-    for weight, count in zip(weights, present, strict=True):
+    totals = numbers.tolist()
+    for weight, count in zip(weights, totals[len(reported) :], strict=True):
         if not count:
             weight.grad = None
-    return total
+    return totals[: len(reported)]
 
 
 def own_shares(batches: Sequence[Batch], ranks: Ranks) -> list[Batch]:

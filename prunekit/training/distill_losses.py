@@ -1,0 +1,142 @@
+"""Distances of a model's outputs from its teacher's, and how layers are drawn and transformed.
+
+Shapes: B samples, T tokens, C classes or token ids, D features of the teacher's hidden states, R
+rank.
+"""
+
+import random
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import kl_div, linear, log_softmax
+
+from prunekit.errors import ConfigError
+from prunekit.structured.token_ids import IGNORED
+
+QUARTERS = 4
+"""Parts of depth, from each of which a block of the teacher is drawn."""
+
+
+def drawn_blocks(depth: int, seed: int, step: int) -> dict[int, int]:
+    """Return the block that is drawn from each quarter of depth, by quarter.
+
+    Of fewer than four blocks some quarters have none. The draws depend on seed and step alone: they
+    are the same on all ranks, and no state is needed to go on with them.
+
+    Args:
+        depth: Number of blocks.
+        seed: Seed of all draws.
+        step: Number of the training step.
+    """
+    generator = random.Random(f"{seed} {step}")
+    parts = {q: range(q * depth // QUARTERS, (q + 1) * depth // QUARTERS) for q in range(QUARTERS)}
+    return {quarter: generator.choice(part) for quarter, part in parts.items() if part}
+
+
+def divergence(
+    student: Float[Tensor, "... C"],
+    teacher: Float[Tensor, "... C"],
+    labels: Int[Tensor, "..."],
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Return ``T² Σ KL(softmax(z_t / T) ‖ softmax(z_s / T))`` over the predictions.
+
+    Args:
+        student: Logits z_s.
+        teacher: Logits z_t.
+        labels: Label of each prediction; where it is ignored there is none.
+        temperature: T.
+    """
+    valid = labels != IGNORED
+    ours, theirs = (log_softmax(z[valid].float() / temperature, -1) for z in (student, teacher))
+    return temperature**2 * kl_div(ours, theirs, reduction="sum", log_target=True)
+
+
+def squared_distance(
+    student: Float[Tensor, "B T D"],
+    teacher: Float[Tensor, "B T D"],
+    valid: Bool[Tensor, "B T"] | None,
+) -> Float[Tensor, ""]:
+    """Return the summed squared difference over the valid tokens.
+
+    Args:
+        student: Hidden states.
+        teacher: Hidden states.
+        valid: False for padding; None if there is none.
+    """
+    difference = student.float() - teacher.float()
+    return (difference if valid is None else difference[valid]).square().sum()
+
+
+class Transformations:
+    """``Tr(h) = h + B A h`` for each quarter of depth; the identity as long as B is zero.
+
+    One for each quarter: each is trained at every step, where one for each block would be trained
+    only when that is drawn; and quarters may differ, as scale and meaning of the stream do over
+    depth. If coordinates of the student's stream were removed, h has zeros in their places.
+
+    Attributes:
+        width: Features of the teacher's hidden states, before any coordinate is removed from it.
+        kept: Coordinates that the student has; None for all.
+        down: A of each quarter, [R, D].
+        up: B of each quarter, [D, R].
+    """
+
+    def __init__(self, width: int, rank: int, seed: int, device: torch.device) -> None:
+        """Make transformations that are the identity.
+
+        Args:
+            width: Features of the teacher's hidden states.
+            rank: R.
+            seed: Seed of A, which is Gaussian.
+            device: Device of the parameters.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        self.width = width
+        self.kept: Int[Tensor, " K"] | None = None
+        self.down = [
+            nn.Parameter((torch.randn(rank, width, generator=generator) / width**0.5).to(device))
+            for _ in range(QUARTERS)
+        ]
+        self.up = [nn.Parameter(torch.zeros(width, rank, device=device)) for _ in range(QUARTERS)]
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the parameters by name."""
+        named = {f"transformation.{q}.down": each for q, each in enumerate(self.down)}
+        return named | {f"transformation.{q}.up": each for q, each in enumerate(self.up)}
+
+    def apply(
+        self, hidden: Float[Tensor, "B T K"], quarter: int, features: int
+    ) -> Float[Tensor, "B T D"]:
+        """Return transformed hidden states.
+
+        Args:
+            hidden: Hidden states of the student.
+            quarter: Number of the quarter.
+            features: Those of the teacher now: all, or the student's if coordinates are removed
+                from both.
+
+        Raises:
+            ConfigError: Coordinates were removed, and :meth:`keep` was not called.
+        """
+        whole = hidden.float()
+        present = self.width if self.kept is None else len(self.kept)
+        if whole.shape[-1] != present or features not in {present, self.width}:
+            raise ConfigError(
+                f"distill: hidden states have {whole.shape[-1]} coordinates, the teacher's "
+                f"{features}, and {present} of {self.width} are known to be kept. After a removal "
+                "call keep_coordinates(kept)."
+            )
+        if self.kept is not None:
+            whole = whole.new_zeros(*whole.shape[:-1], self.width).index_copy(-1, self.kept, whole)
+        found = whole + linear(linear(whole, self.down[quarter]), self.up[quarter])
+        if self.kept is not None and features < self.width:
+            found = found.index_select(-1, self.kept)
+        return found
+
+    def keep(self, coordinates: Sequence[int]) -> None:
+        """Keep some of the student's coordinates, by their numbers among those that it has."""
+        chosen = torch.as_tensor(coordinates, device=self.down[0].device)
+        self.kept = chosen if self.kept is None else self.kept[chosen]
