@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from prunekit.architectures.adapters import adapter_layers, base_layer, is_adapter_layer
 from prunekit.errors import ConfigError
+from prunekit.models.in_memory import is_distributed, whole_tensor
 from prunekit.models.orientation import outputs_first, update_features, weight_matrix
 
 LORA_LAYERS = "peft.tuners.lora.layer"
@@ -31,18 +32,21 @@ def input_parts(linear: nn.Module) -> list[Any]:
 
 
 def effective_weight(linear: nn.Module) -> Float[Tensor, "O I"]:
-    """Return the weight that a linear multiplies by, with its active adapters."""
+    """Return the weight that a linear multiplies by, with its active adapters.
+
+    All processes have to call it alike if FSDP 2 shards the weight.
+    """
     weight = weight_matrix(linear).detach()
     layer: Any = linear
     if not _is_low_rank(layer):
-        return weight
+        return whole_tensor(weight)
     active = [] if layer.disable_adapters else layer.active_adapters
     added = [name for name in active if name in layer.lora_A and name not in layer.merged_adapters]
     for name in added:
         product = outputs_first(layer, layer.get_delta_weight(name).detach())
         masked = is_masked(layer, name)
         weight = weight + (product * (weight_matrix(linear) != 0) if masked else product)
-    return weight
+    return whole_tensor(weight)
 
 
 @torch.no_grad()
@@ -103,7 +107,8 @@ def why_not_low_rank(layer: Any, adapter: str | None = None) -> str | None:  # n
     if not _is_low_rank(layer):
         return f"its adapter is a {type(layer).__name__} of peft, no LoRA of a linear"
     weight: Any = base_layer(layer).weight
-    if type(weight.data) is not Tensor or not weight.is_floating_point():
+    plain = type(weight.data) is Tensor or is_distributed(weight.data)
+    if not plain or not weight.is_floating_point():
         return f"its weight is quantized ({type(base_layer(layer)).__name__})"
     for name, variant in layer.lora_variant.items():
         if variant and adapter in {None, name} and not is_masked(layer, name):

@@ -1,9 +1,16 @@
-"""Requirements on a model that a caller passes in memory."""
+"""Requirements on a model that a caller passes in memory, and weights sharded over processes."""
 
-from torch import nn
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeGuard
+
+from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from prunekit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def check_in_memory(model: object) -> None:
@@ -46,9 +53,22 @@ def is_flattened(model: nn.Module) -> bool:
 
 def is_sharded(model: nn.Module) -> bool:
     """Return whether each process has a part of the weights (FSDP, ZeRO-3)."""
+    return is_flattened(model) or any(is_distributed(each) for each in model.parameters())
+
+
+def is_distributed(value: Tensor) -> TypeGuard[DTensor]:
+    """Return whether FSDP 2 shards a tensor."""
     from torch.distributed.tensor import DTensor
 
-    return is_flattened(model) or any(isinstance(each, DTensor) for each in model.parameters())
+    return isinstance(value, DTensor)
+
+
+def whole_tensor(value: Tensor) -> Tensor:
+    """Return a tensor without sharding by FSDP 2.
+
+    All processes have to call it alike, as they exchange their parts.
+    """
+    return value.full_tensor() if is_distributed(value) else value
 
 
 def check_unsharded(model: nn.Module) -> None:

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from prunekit.models.in_memory import is_distributed
+
 if TYPE_CHECKING:
     from prunekit.structured.gate_set import GateSet
 
@@ -91,10 +93,9 @@ def _local_rows(
         axis: Axis of the rows.
         rows: Indices of the whole tensor.
     """
-    from torch.distributed.tensor import DTensor
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    if not isinstance(value, DTensor):
+    if not is_distributed(value):
         return value, rows
     local = value.to_local()
     _, first = compute_local_shape_and_global_offset(

@@ -13,6 +13,7 @@ from torch import Tensor
 from prunekit.allocations.schedules import linear as linear_schedule
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError, PrunekitError
+from prunekit.models.in_memory import is_flattened, is_sharded
 from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.structured.agreement import redundancy
 from prunekit.structured.batches import Batch, Data, eval_mode, to_batches
@@ -49,10 +50,13 @@ class ScoredGates(GateSet):
 
         Raises:
             ConfigError: The ranker or a setting is unknown, the ranker does not rank this kind, or
-                the data lacks an input.
+                the data lacks an input. FSDP 1 or ZeRO-3 shards the model; or FSDP 2 does, and
+                processes have different numbers of batches, or the ranker needs gradients of
+                weights.
         """
         chosen = self._ranker(ranker, settings)
         found = to_batches(data, self.model) if chosen.needs_data else []
+        self._check_sharded(found, ranks)
         with eval_mode(self.model):
             return chosen.score(replace(self._gated_model(found), ranks=ranks))
 
@@ -163,6 +167,22 @@ class ScoredGates(GateSet):
         with eval_mode(self.model):
             grams = reader_grams(self._gated_model(to_batches(data, self.model)))
         return {group.name: redundancy(group, grams[group.name]) for group in self.linear_groups}
+
+    def _check_sharded(self, batches: list[Batch], ranks: Ranks) -> None:
+        """Refuse batches that cannot be run, or weights that cannot be read, where FSDP shards."""
+        if is_flattened(self.model):
+            raise ConfigError(
+                "score: FSDP 1 and ZeRO-3 keep weights in flat tensors, in which those of a unit "
+                "cannot be found. Use FSDP 2 (fully_shard) or DDP, or score before the model is "
+                "sharded."
+            )
+        if is_sharded(self.model):
+            counts = ranks.all_gather_object(len(batches))
+            if len({*counts}) > 1:
+                raise ConfigError(
+                    f"data: the processes have {' and '.join(map(str, counts))} batches, and under "
+                    "FSDP all run the model equally often. Give each the same number."
+                )
 
     def _ranker(self, ranker: str | Ranker, settings: dict[str, Any]) -> Ranker:
         """Return a ranker that ranks units of this kind."""

@@ -73,3 +73,58 @@ def test_all_ranks_prune_the_units_that_one_process_with_all_data_does(
     assert of_one["held"]
     assert of_one["done"]
     assert of_one["closed"] == 64
+
+
+SCORE = """
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+
+import prunekit
+from prunekit.distributed.join import join
+from prunekit.errors import ConfigError
+from prunekit.structured.rankers import rankers
+from tests.support.units import randomized_model
+
+def scores(model, kind, name, own):
+    gates = getattr(prunekit, kind)(model)
+    found = gates.score(name, own, ranks=ranks)
+    gates.detach()
+    return found
+
+with join("cpu") as ranks:
+    ids = torch.randint(3, 96, (17, 9), generator=torch.Generator().manual_seed(4))
+    own = ids[:6][ranks.shard(6)]
+    mesh = dist.device_mesh.init_device_mesh("cpu", (ranks.size,))
+    whole, model = randomized_model("llama"), randomized_model("llama")
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    cases = [
+        (name, kind)
+        for name, ranker in rankers().items()
+        for kind in ("heads", "neurons", "blocks", "hidden")
+        if all(kind in part.kinds for part in ranker().components)
+        and (name, kind) != ("leave-one-out", "hidden")  # of many coordinates
+    ]
+    for name, kind in cases:
+        expected = scores(whole, kind, name, own)
+        try:
+            found = scores(model, kind, name, own)
+        except ConfigError as error:
+            assert name in ("llm-pruner", "parameter-gradient"), name
+            assert "Take a ranker of activations, such as gradient" in str(error)
+        else:
+            for group, score in expected.items():
+                torch.testing.assert_close(found[group], score, msg=f"{name} of {kind}")
+    try:
+        scores(model, "heads", "gradient", ids[ranks.shard(17)])
+    except ConfigError as error:
+        assert str(error).startswith("data: the processes have 1 and 2 batches"), error
+    else:
+        raise AssertionError
+"""
+
+
+def test_weights_sharded_by_fsdp_2_are_scored_as_whole_ones_or_refused(fork_server, tmp_path):
+    fork_server.start(tmp_path, 2, SCORE).succeed()

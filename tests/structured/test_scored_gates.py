@@ -2,11 +2,15 @@
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import prunekit
 from prunekit.errors import ConfigError
 from prunekit.structured.batches import mean_loss
 from prunekit.structured.rankers.obs import BlockObs
+from tests.support.adapters import PEFT_WARNS, adapted_model
 from tests.support.units import batch, randomized_model, valid_logits
 
 TOKENS = torch.randint(3, 96, (12, 10), generator=torch.Generator().manual_seed(4))
@@ -123,3 +127,25 @@ def test_a_sparsity_of_less_than_half_a_unit_is_refused_as_it_prunes_none(scope)
         gates.undo()
     assert gates.prune(scores, 0.0) == []
     assert len(gates.prune(scores, 0.13)) == 1
+
+
+def test_weights_in_flat_tensors_are_not_scored(monkeypatch):
+    """As FSDP 1 and ZeRO-3 keep them: each process would score its own part."""
+    model = randomized_model("llama")
+    gates = prunekit.heads(model)
+    monkeypatch.setattr(model.lm_head.weight, "ds_id", 1, raising=False)
+    with pytest.raises(ConfigError, match="score: FSDP 1 and ZeRO-3 keep weights in flat tensors"):
+        gates.score("magnitude")
+
+
+@pytest.mark.filterwarnings(*PEFT_WARNS)
+def test_adapters_sharded_by_fsdp_2_are_scored_as_whole_ones(tmp_path):
+    expected = prunekit.neurons(adapted_model("llama")).score("magnitude")
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = adapted_model("llama")
+        fully_shard(model.base_model.model, mesh=init_device_mesh("cpu", (1,)))
+        found = prunekit.neurons(model).score("magnitude")
+    finally:
+        dist.destroy_process_group()
+    assert all(torch.equal(found[name], score) for name, score in expected.items())

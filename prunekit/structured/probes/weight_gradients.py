@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunekit.distributed.ranks import SINGLE, Ranks
+from prunekit.errors import ConfigError
+from prunekit.models.in_memory import is_sharded
 from prunekit.structured.batches import Batch, losses
 
 
@@ -26,7 +28,15 @@ def weight_gradients(
         linears: Linears whose weights are differentiated.
         batches: Batches of this rank.
         ranks: Processes that have the other batches.
+
+    Raises:
+        ConfigError: The weights are sharded over processes.
     """
+    if is_sharded(model):
+        raise ConfigError(
+            "ranker: FSDP shards the weights over processes, and their gradients cannot be had by "
+            "weight. Take a ranker of activations, such as gradient or salience, or use DDP."
+        )
     weights = [linear.weight for linear in linears]
     required = [weight.requires_grad for weight in weights]  # pyright: ignore
     sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]  # pyright: ignore

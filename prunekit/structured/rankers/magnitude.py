@@ -56,11 +56,15 @@ def _slice_norms(group: UnitGroup) -> Tensor:
     """Return the summed norms of each unit's slices of the matrices."""
     import torch
 
+    from prunekit.models.in_memory import whole_tensor
+
     total = torch.zeros(group.units, dtype=torch.float64)
     for parameter, axis, owner in group.parameter_axes:
         if parameter.ndim > 1:
             others = [other for other in range(parameter.ndim) if other != axis]
-            rows = torch.linalg.vector_norm(parameter.detach(), dim=others, dtype=total.dtype)
+            rows = torch.linalg.vector_norm(
+                whole_tensor(parameter.detach()), dim=others, dtype=total.dtype
+            )
             squares = rows.cpu().square()
             total += torch.zeros_like(total).index_add_(0, owner, squares).sqrt()
     return total
