@@ -9,13 +9,13 @@ Shapes: U units of a group, R rows of a parameter along an axis.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, prod
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunekit.errors import ConfigError
 from prunekit.formatting import percent
@@ -29,14 +29,27 @@ Keep = Mapping[str, Bool[Tensor, " U"]]
 class ParameterCounter:
     """Counts the parameters that a pruned model has, exactly, from the shapes."""
 
-    def __init__(self, groups: Sequence[UnitGroup], whole: int) -> None:
-        """``whole`` is the number of parameters of the model."""
+    def __init__(
+        self,
+        groups: Sequence[UnitGroup],
+        whole: int,
+        counted: Container[nn.Parameter] | None = None,
+    ) -> None:
+        """Find the parameters of the units.
+
+        Args:
+            groups: Groups of all kinds that are removed.
+            whole: Number of the parameters that are counted, with all units.
+            counted: The parameters that are counted; None for all.
+        """
         self.whole = whole
         self._groups = groups
         self._shapes: dict[int, list[int]] = {}
         self._owners: dict[int, dict[int, list[tuple[str, Tensor]]]] = {}
         for group in groups:
             for parameter, axis, owner in group.parameter_axes:
+                if counted is not None and parameter not in counted:
+                    continue
                 self._shapes[id(parameter)] = [*parameter.shape]
                 axes = self._owners.setdefault(id(parameter), {})
                 axes.setdefault(axis, []).append((group.name, owner))
@@ -80,7 +93,7 @@ class BudgetConstraints:
     """The budget, and the constraints on the numbers of kept units.
 
     Attributes:
-        parameters: Maximum number of parameters of the pruned model.
+        parameters: Maximum number of parameters of the pruned model, of those that are counted.
         scope: "global" sorts units one by one; "layer" keeps or removes units of the same rank in
             all layers of a kind together, so that each layer keeps the same fraction.
         least: Units that every group keeps.
@@ -167,6 +180,7 @@ def select_within_budget(
     keep: Keep,
     whole: int,
     constraints: BudgetConstraints,
+    counted: Container[nn.Parameter] | None = None,
 ) -> dict[str, Bool[Tensor, " U"]]:
     """Return the densest units that fit the budget, by group.
 
@@ -174,14 +188,15 @@ def select_within_budget(
         groups: Groups of one kind or several.
         scores: Score of each unit, by group; those of several kinds have to be comparable.
         keep: False for units that are removed already.
-        whole: Parameters of the model with all units.
+        whole: Parameters of the model with all units, of those that are counted.
         constraints: The budget and its constraints.
+        counted: The parameters that are counted; None for all.
 
     Raises:
         ConfigError: The budget cannot be met, or a score is not a number.
     """
     refuse_nan_scores(scores)
-    counter = ParameterCounter(groups, whole)
+    counter = ParameterCounter(groups, whole, counted)
     order = UnitOrder(groups, scores, keep, counter.costs(keep), constraints)
     # Fewer units never have more parameters, so bisection finds the longest prefix.
     most = bisect_right(

@@ -87,6 +87,11 @@ class ScheduledPruner(HookHandles, ABC):
         return tuple(step for step in self.schedule.due if step > after)
 
     @property
+    def details(self) -> dict[str, Any]:
+        """Further facts of now, for the records of a training: none."""
+        return {}
+
+    @property
     def done(self) -> bool:
         """Whether the schedule has ended with its exact count."""
         return self._started and self.step >= self.schedule.end and self._is_exact()

@@ -3,6 +3,7 @@
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from torch.optim import Optimizer
 
@@ -80,6 +81,11 @@ class UnitPruners:
         """Fraction of the units of all kinds whose gates are closed, counted."""
         gates = [pruner.gates for pruner in self.pruners]
         return sum(each.closed for each in gates) / sum(each.units for each in gates)
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """Further facts of now: none."""
+        return {}
 
     @property
     def done(self) -> bool:

@@ -6,8 +6,8 @@ Shapes: U units of a group, I inputs of a module.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from itertools import islice
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
@@ -15,14 +15,6 @@ from typing_extensions import override
 from prunekit.models.units.kinds import Kind
 from prunekit.structured.gated_model import GatedModel, Scores
 from prunekit.structured.rankers.base import Ranker
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
-    from torch import Tensor, nn
-
-    from prunekit.models.units.heads_neurons import LinearUnitGroup
-    from prunekit.models.units.hidden import HiddenGroup
-    from prunekit.structured.probes.token_windows import Observed, Window
 
 
 class Salience(Ranker):
@@ -68,8 +60,9 @@ class Salience(Ranker):
         import torch
 
         from prunekit.structured.probes.token_windows import TokenWindows
+        from prunekit.structured.probes.unit_readings import unit_readings
 
-        readings = _readings(gated, outliers=self.outliers)
+        readings = unit_readings(gated.model, gated.groups, outliers=self.outliers)
         modules = [module for reading in readings.values() for module in reading.modules]
         windows = TokenWindows(gated, modules, self.window)
         weights = self.window_weights(windows.tokens)
@@ -77,31 +70,14 @@ class Salience(Ranker):
             group.name: torch.zeros(group.units, dtype=torch.float64) for group in gated.groups
         }
         for number, window in windows:
+            for state in window.states:
+                state[6:8] /= max(window.predictions, 1.0)
             states = iter(window.states)
             for name, reading in readings.items():
-                products = [
-                    self._module_score(window, next(states), reading) for _ in reading.modules
-                ]
-                totals[name] += weights[number] * (sum(products) + reading.constant).cpu()
+                own = islice(states, len(reading.modules))
+                totals[name] += weights[number] * reading.score(own, self.window, self.product)
         gated.all_reduce_sums(totals.values())
         return totals
-
-    def _module_score(
-        self, window: Window, state: Float[Tensor, "10 I"], reading: _Reading
-    ) -> Float[Tensor, " U"]:
-        """Return the score of units by one module within a window.
-
-        Args:
-            window: The window.
-            state: Its sums for the module.
-            reading: How the units are read.
-        """
-        from prunekit_kernels import apt_score
-
-        state = state.to(reading.moments.device, copy=True)
-        state[5] *= self.window / state[0].clamp_min(1)
-        state[6:8] /= max(window.predictions, 1.0)
-        return apt_score(state, reading.moments, width=reading.width, product=self.product)
 
     def window_weights(self, tokens: Sequence[int]) -> list[float]:
         """Return the weight of each window in the mean, given its tokens."""
@@ -110,81 +86,3 @@ class Salience(Ranker):
         last = len(tokens) - 1
         decays = [self.smoothing ** (last - number) for number in range(len(tokens))]
         return [decays[0], *((1 - self.smoothing) * decay for decay in decays[1:])]
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """How the units of a group are read.
-
-    Attributes:
-        modules: The modules that read them.
-        width: Inputs of a unit.
-        moments: Moments of the weights that read them, [10 I]; those of no weight add no kurtosis.
-        constant: Added to each window's score, [U].
-    """
-
-    modules: list[Observed]
-    width: int
-    moments: Tensor
-    constant: Tensor
-
-
-def _readings(gated: GatedModel, *, outliers: bool) -> dict[str, _Reading]:
-    """Return how each group is read, by its name."""
-    from prunekit.models.units.hidden import HiddenGroup
-
-    return {
-        group.name: _of_coordinates(gated, group, outliers=outliers)
-        if isinstance(group, HiddenGroup)
-        else _of_linear(group, outliers=outliers)
-        for group in gated.groups
-    }
-
-
-def _of_linear(group: LinearUnitGroup, *, outliers: bool) -> _Reading:
-    """Return how heads or neurons are read: by one linear."""
-    import torch
-    from prunekit_kernels import new_state
-
-    from prunekit.structured.probes.token_windows import Observed
-
-    linear = group.reader.linear
-    moments = _moments(linear)
-    if not outliers:
-        moments = new_state(moments.shape[1], moments.device)
-    constant = torch.zeros(group.units, dtype=torch.float64, device=moments.device)
-    observed = Observed(linear, group.stack.reads is not None)
-    return _Reading([observed], group.features_per_unit, moments, constant)
-
-
-def _of_coordinates(gated: GatedModel, group: HiddenGroup, *, outliers: bool) -> _Reading:
-    """Return how coordinates of the residual stream are read: by the norms."""
-    import torch
-    from prunekit_kernels import apt_score, new_state
-
-    from prunekit.architectures import find_architecture
-    from prunekit.architectures.coverage import LINEAR_TYPES
-    from prunekit.models.orientation import stored_axis
-    from prunekit.structured.probes.token_windows import Observed
-
-    decoders = {
-        module
-        for stack in find_architecture(gated.model).stacks
-        if stack.reads is not None
-        for module in gated.model.base_model.get_submodule(stack.module).modules()
-    }
-    constant = torch.zeros(group.units, dtype=torch.float64, device=group.device)
-    for axis in group.axes if outliers else ():
-        if isinstance(axis.module, LINEAR_TYPES) and axis.axis == stored_axis(axis.module, 1):
-            constant += apt_score(_moments(axis.module), None)
-    norms = [Observed(norm, norm in decoders) for norm in dict.fromkeys(group.norms)]
-    return _Reading(norms, 1, new_state(group.units, group.device), constant)
-
-
-def _moments(linear: nn.Module) -> Float[Tensor, "10 I"]:
-    """Return the moments of the weights of each input."""
-    from prunekit_kernels import weight_moments
-
-    from prunekit.models.adapters import effective_weight
-
-    return weight_moments(effective_weight(linear).float())

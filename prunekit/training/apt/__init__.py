@@ -1,0 +1,1 @@
+"""APT: adapters that prune and grow while they are trained."""

@@ -1,0 +1,251 @@
+"""Windows in which gates of heads, neurons and coordinates close.
+
+    step ─ warmup ─┬─ window 1 ─┬─ window 2 ─┬ … ┬─ end ─ training of the smaller model
+                   choose       remove, grow, choose
+
+Shapes: U units of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.architectures import find_architecture
+from prunekit.models.units.kinds import WHOLE
+from prunekit.models.units.stock_config import expressible_in_config
+from prunekit.structured.frozen_units import HookHandles
+from prunekit.structured.optimizers import replace_parameters
+from prunekit.structured.parameter_budget import (
+    BudgetConstraints,
+    Keep,
+    ParameterCounter,
+    select_within_budget,
+)
+from prunekit.structured.scheduled import step_was_skipped, torch_optimizer
+from prunekit.training.apt.growth import adapter_parameters, grow, grown_ranks, ranks_of
+from prunekit.training.apt.salience import RunningMean, StepSalience
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from transformers import PreTrainedModel
+
+    from prunekit.config.apt_table import Apt
+    from prunekit.distributed.ranks import Ranks
+    from prunekit.models.units.base import UnitGroup
+    from prunekit.structured.unit_gates import Gates
+
+
+class AptPruner(HookHandles):
+    """Prunes units and grows adapters while an optimizer trains these.
+
+    Attributes:
+        step: Steps done.
+        window: Windows that ended.
+        gates: Gates of each kind of units.
+        optimizer: The optimizer whose steps count.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        gates: Sequence[Gates],
+        optimizer: Optimizer,
+        settings: Apt,
+        ranks: Ranks,
+        *,
+        cuts: bool = True,
+    ) -> None:
+        """Check the budget and follow the optimizer.
+
+        Args:
+            model: The model with its adapters.
+            gates: Gates of each kind, all open.
+            optimizer: The optimizer that trains the adapters.
+            settings: The windows and the budget.
+            ranks: Processes that share every batch.
+            cuts: Remove units from the matrices at the end of each window; otherwise their gates
+                remain closed.
+
+        Raises:
+            ConfigError: The budget cannot be met.
+        """
+        self.gates, self.optimizer = gates, torch_optimizer(optimizer)
+        self.step = self.window = 0
+        self._model, self._settings, self._ranks, self._cuts = model, settings, ranks, cuts
+        self._salience = RunningMean(settings.ema)
+        self._importance = RunningMean(settings.ema)
+        self._whole = self._first_whole = _size(counted_parameters(model, settings.of))
+        self._adapter_size = _size(self._matrices())
+        self._generator = torch.Generator().manual_seed(settings.seed)
+        self._target: Keep = {}
+        equal = {group.name: torch.ones(group.units) for group in self.groups}
+        self._select(equal, settings.windows)
+        self._attach()
+        super().__init__(
+            [
+                self.optimizer.register_step_pre_hook(lambda *_: self._before_step()),
+                self.optimizer.register_step_post_hook(lambda *_: self._after_step()),
+            ]
+        )
+
+    @property
+    def groups(self) -> list[UnitGroup]:
+        """The groups of all kinds."""
+        return [group for each in self.gates for group in each.groups]
+
+    @property
+    def remaining(self) -> int:
+        """Parameters of those counted that the model keeps, with closed gates removed."""
+        return self._counter().remaining(self._keep())
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the counted parameters that was to be removed by now."""
+        return 1 - self._settings.budget(self.window)
+
+    @property
+    def achieved(self) -> float:
+        """Fraction of the counted parameters that was removed, counted."""
+        return 1 - self.remaining / self._first_whole
+
+    @property
+    def done(self) -> bool:
+        """Whether the last window has ended."""
+        return self.window == self._settings.windows
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """Ranks of the adapters and kept units, for the records."""
+        kept = {each.kind: each.units - each.closed for each in self.gates}
+        return {"ranks": ranks_of(self._model), "units": kept, "parameters": self.remaining}
+
+    def remove(self) -> None:
+        """Remove all hooks; the gates remain."""
+        super().remove()
+        self._hooks.remove()
+
+    def _attach(self) -> None:
+        """Observe the groups as they are now."""
+        for each in self.gates:
+            for gate in each.gates.values():
+                # So that units have a gradient where no adapter comes before them.
+                gate.value.requires_grad_()
+        self._hooks = StepSalience(self._model, self.groups, outliers=self._settings.outliers)
+
+    def _before_step(self) -> None:
+        """Read activations and gradients of the step."""
+        adapters = {each: each.grad for each in self._matrices() if each.grad is not None}
+        self._salience.update(self._hooks.scores(adapters, self._ranks))
+        self._importance.update(
+            {
+                name: (up.detach() * adapters[up]).abs().double().sum().cpu()
+                for name, (_, up) in adapter_parameters(self._model).items()
+                if up in adapters
+            }
+        )
+        for each in self.gates:
+            for gate in each.gates.values():
+                gate.value.grad = None
+
+    def _after_step(self) -> None:
+        if step_was_skipped(self.optimizer):
+            return
+        self.step += 1
+        settings = self._settings
+        if self.step > settings.warmup and not self.done:
+            self._move_gates()
+            if (self.step - settings.warmup) % settings.window == 0:
+                self._end_window()
+        if self.step >= settings.warmup and not self.done and not self._target:
+            self._target = self._select(self._salience.scores, self.window + 1)
+
+    @torch.no_grad()
+    def _move_gates(self) -> None:
+        """Lower the gates of units to remove, raise the others."""
+        for name, gate in self._every_gate().items():
+            up = self._target[name].to(gate.value.device)
+            change = torch.where(up, self._settings.decay, -self._settings.decay)
+            gate.value.add_(change).clamp_(0, 1)
+
+    @torch.no_grad()
+    def _end_window(self) -> None:
+        """Close or open all gates, remove the closed units, grow adapters."""
+        for name, gate in self._every_gate().items():
+            gate.value.fill_(1)
+            gate.keep &= self._target[name].to(gate.keep.device)
+        self.window, self._target = self.window + 1, {}
+        if self._cuts:
+            self.cut()
+        self._grow()
+
+    def cut(self) -> None:
+        """Remove the closed units from the matrices."""
+        self._hooks.remove()
+        for each in self.gates:
+            if each.closed:
+                done = each.finalize(optimizer=self.optimizer)
+                self._salience.keep(done.kept)
+        self._whole = _size(counted_parameters(self._model, self._settings.of))
+        self._attach()
+
+    def _grow(self) -> None:
+        """Grow the more important half of the adapters."""
+        settings = self._settings
+        share = self.window / settings.windows
+        allowed = self._adapter_size * (1 + (settings.growth - 1) * share)
+        ranks = ranks_of(self._model)
+        importance = {name: float(self._importance.scores[name]) for name in ranks}
+        factor = allowed / _size(self._matrices())
+        grown = grown_ranks(ranks, importance, factor, settings.most_rank)
+        changes = grow(self._model, grown, self._generator)
+        replace_parameters(self.optimizer, changes, set())
+
+    def _select(self, scores: Mapping[str, Tensor], window: int) -> Keep:
+        """Return the units to keep at the end of a window, densest first."""
+        settings, groups = self._settings, self.groups
+        whole = [group for group in groups if group.kind in WHOLE]
+        constraints = BudgetConstraints(
+            parameters=int(settings.budget(window) * self._first_whole),
+            least=settings.least,
+            multiples={group.name: group.unit_multiple(settings.round_to) for group in groups},
+            allowed=expressible_in_config(self._model, whole),
+        )
+        counted = counted_parameters(self._model, settings.of)
+        return select_within_budget(groups, scores, self._keep(), self._whole, constraints, counted)
+
+    def _counter(self) -> ParameterCounter:
+        counted = counted_parameters(self._model, self._settings.of)
+        return ParameterCounter(self.groups, self._whole, counted)
+
+    def _keep(self) -> dict[str, Tensor]:
+        return {name: mask for each in self.gates for name, mask in each.keep.items()}
+
+    def _every_gate(self) -> dict[str, Any]:
+        return {name: gate for each in self.gates for name, gate in each.gates.items()}
+
+    def _matrices(self) -> list[nn.Parameter]:
+        """Return all matrices of adapters."""
+        return [each for pair in adapter_parameters(self._model).values() for each in pair]
+
+
+def counted_parameters(model: PreTrainedModel, of: str) -> set[nn.Parameter]:
+    """Return the parameters that a budget counts, without adapters.
+
+    Args:
+        model: The model.
+        of: "model" for all, "blocks" for those of the blocks.
+    """
+    parts: list[nn.Module] = [model]
+    if of == "blocks":
+        stacks = find_architecture(model).stacks
+        parts = [model.base_model.get_submodule(stack.blocks) for stack in stacks]
+    adapters = {each for pair in adapter_parameters(model).values() for each in pair}
+    return {each for part in parts for each in part.parameters()} - adapters
+
+
+def _size(parameters: Sequence[nn.Parameter] | set[nn.Parameter]) -> int:
+    return sum(each.numel() for each in parameters)
