@@ -70,7 +70,7 @@ def test_a_family_meets_its_budget_and_no_cut_growth_or_merge_changes_it(
     last = records[-1]
     assert len(differences["cut"]) == len(differences["_grow"]) == asked.windows
     assert max(differences["cut"]) < 1e-5
-    assert max(differences["_grow"]) < 1e-6
+    assert max(differences["_grow"]) < 1e-5
     assert last.done
     assert last.details["parameters"] <= asked.parameters * counted
     left = sum(each.numel() for each in counted_parameters(model, asked.of))
