@@ -8,7 +8,7 @@ its state.
 import gc
 from collections.abc import Callable, Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any
+from typing import Any, NoReturn, Protocol
 
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 
 from prunekit.errors import ConfigError
 from prunekit.models.in_memory import is_sharded
-from prunekit.models.units.narrowing import Narrowing
 from prunekit.structured.scheduled import torch_optimizer
 
 Optimizers = Optimizer | Sequence[Optimizer] | None
@@ -51,8 +50,8 @@ def check_trains(optimizer: object, model: nn.Module, others: Collection[Tensor]
 
 def check_replaceable(
     model: nn.Module, others: Collection[Tensor], given: Optimizers
-) -> list[Optimizer]:
-    """Return the optimizers that are given, if parameters can be replaced.
+) -> tuple[list[Optimizer], list[DistributedDataParallel]]:
+    """Return the optimizers that are given, and wrappers of DDP, if parameters can be replaced.
 
     Args:
         model: The model.
@@ -62,7 +61,7 @@ def check_replaceable(
     Raises:
         ConfigError: An optimizer in use was not given, one that was trains no parameter of the
             model or has state that cannot be narrowed, a parameter has hooks, or the model is
-            wrapped or sharded.
+            sharded.
     """
     _check_whole(model)
     tensors = {*model.parameters(), *others}
@@ -78,27 +77,64 @@ def check_replaceable(
         return any(module is model for module in each.modules())
 
     holders = _alive((Optimizer, DistributedDataParallel, FullyShardedDataParallel), holds)
-    _check_wrappers([each for each in holders if isinstance(each, nn.Module)])
-    if unseen := {type(torch_optimizer(each)).__name__: None for each in holders}:
+    wrappers = [each for each in holders if isinstance(each, DistributedDataParallel)]
+    if any(isinstance(each, FullyShardedDataParallel) for each in holders):
+        raise ConfigError(SHARDED)
+    unseen = {
+        type(torch_optimizer(each)).__name__: None for each in holders if each not in wrappers
+    }
+    if unseen:
         raise ConfigError(
             f"optimizer: {' and '.join(unseen)}, in use, trains parameters of this model. They are "
             "replaced now, and it would go on with the old ones. Pass it as optimizer=…, so that "
             "it gets the new ones and keeps the state of the kept units, or delete it."
         )
-    return optimizers
+    return optimizers, wrappers
+
+
+def retire(wrappers: Sequence[DistributedDataParallel]) -> None:
+    """Let wrappers refuse to run, as their parameters were replaced."""
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise ConfigError(
+            "DistributedDataParallel: units of the model were removed, and this wrapper knows the "
+            "former parameters. Wrap the model again, on all processes, and go on with the new "
+            "wrapper and the same optimizer: wrapper = DistributedDataParallel(wrapper.module)."
+        )
+
+    for wrapper in wrappers:
+        wrapper.forward = refuse
+
+
+class Replacement(Protocol):
+    """A parameter that another one replaced."""
+
+    @property
+    def before(self) -> nn.Parameter:
+        """The replaced parameter."""
+        ...
+
+    @property
+    def after(self) -> nn.Parameter:
+        """The new one."""
+        ...
+
+    def of(self, whole: Tensor, /) -> Tensor:
+        """Return the state of the new one, of a tensor for the old one."""
+        ...
 
 
 def replace_parameters(
-    optimizer: Optimizer, narrowings: Sequence[Narrowing], removed: AbstractSet[Tensor]
+    optimizer: Optimizer, replacements: Sequence[Replacement], removed: AbstractSet[Tensor]
 ) -> None:
-    """Put narrowed parameters into an optimizer, with their part of its state.
+    """Put new parameters into an optimizer, with the state of the old ones.
 
     Args:
         optimizer: An optimizer of torch.
-        narrowings: The narrowings in their order.
+        replacements: The replacements in their order.
         removed: Tensors that it no longer trains.
     """
-    steps: dict[Tensor, Narrowing] = {step.before: step for step in narrowings}
+    steps: dict[Tensor, Replacement] = {step.before: step for step in replacements}
 
     def latest(parameter: Tensor) -> Tensor:
         while parameter in steps:
@@ -108,25 +144,25 @@ def replace_parameters(
     state: dict[Tensor, Any] = {}
     for parameter, values in optimizer.state.items():
         if parameter not in removed:
-            state[latest(parameter)] = _narrowed(parameter, values, steps)
+            state[latest(parameter)] = _replaced(parameter, values, steps)
     optimizer.state.clear()
     optimizer.state.update(state)
     for group in optimizer.param_groups:
         group["params"][:] = [latest(each) for each in group["params"] if each not in removed]
 
 
-def _narrowed(
-    parameter: Tensor, values: Mapping[str, Any], steps: Mapping[Tensor, Narrowing]
+def _replaced(
+    parameter: Tensor, values: Mapping[str, Any], steps: Mapping[Tensor, Replacement]
 ) -> dict[str, Any]:
-    """Return the state of a parameter after its narrowings."""
-    narrowed = dict(values)
+    """Return the state of the parameter that replaced another in the end."""
+    found = dict(values)
     while parameter in steps:
         step = steps[parameter]
-        for name, value in narrowed.items():
+        for name, value in found.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                narrowed[name] = step.of(value)
+                found[name] = step.of(value)
         parameter = step.after
-    return narrowed
+    return found
 
 
 def _trained(optimizer: Optimizer) -> set[Tensor]:
@@ -163,18 +199,6 @@ def _check_whole(model: nn.Module) -> None:
                 f"{name}: there are hooks on its gradient, such as those of keep_masks, and the "
                 "smaller parameter would have none. Remove them first, and add them again."
             )
-
-
-def _check_wrappers(wrappers: Sequence[nn.Module]) -> None:
-    """Refuse wrappers that hold the parameters of a model."""
-    if any(isinstance(each, FullyShardedDataParallel) for each in wrappers):
-        raise ConfigError(SHARDED)
-    if wrappers:
-        raise ConfigError(
-            "model: it is wrapped in DistributedDataParallel, which holds the parameters that are "
-            "replaced now. Delete the wrapper, finalize, and wrap the model again; the optimizer, "
-            "passed as optimizer=…, is kept."
-        )
 
 
 def _alive(classes: type | tuple[type, ...], holds: Callable[[Any], bool]) -> list[Any]:

@@ -19,7 +19,7 @@ from prunekit.structured.batches import Batch, Data, predicted_labels, to_batche
 from prunekit.structured.finalize import Finalized, finalize
 from prunekit.structured.gate_set import attached_gates
 from prunekit.structured.gradual_units import GradualUnits
-from prunekit.structured.optimizers import Optimizers, check_replaceable, check_trains
+from prunekit.structured.optimizers import Optimizers, check_replaceable, check_trains, retire
 from prunekit.structured.rankers import Ranker
 from prunekit.structured.scored_gates import ScoredGates
 from prunekit.structured.selection import check_finite
@@ -91,6 +91,7 @@ class Gates(ScoredGates):
 
         The output is that of the gated model. Factors of kept units are folded into the weights.
         New gates, all at 1, are attached to the remaining units. If it fails, nothing is changed.
+        Under DDP all processes call it, and then wrap the model again; the old wrapper says so.
 
         Args:
             data: Samples on which the reading linears are refitted, in run order, to their output
@@ -102,8 +103,7 @@ class Gates(ScoredGates):
         Raises:
             ConfigError: There is data but no linear to refit, or a gate is not finite, or neither
                 open nor closed where no weight can absorb its factor; an optimizer in use was not
-                given or cannot follow; the model is sharded, or wrapped by DDP; ``during`` is in
-                force.
+                given or cannot follow; the model is sharded; ``during`` is in force.
             ShapeError: ``stock``, or the kind, needs a config that describes the new shapes, and
                 there is none; the message names the constraint.
             CheckpointError: Blocks keep different heads, share a position bias, and this
@@ -112,7 +112,7 @@ class Gates(ScoredGates):
         self._check_no_pruner("finalize")
         for name, gate in self.gates.items():
             check_finite(f"{name}: gate", gate.factor)
-        optimizers = check_replaceable(self.model, self._values, optimizer)
+        optimizers, wrappers = check_replaceable(self.model, self._values, optimizer)
         changed = [*namespaces_of(self.model), vars(self), *map(vars, self.gates.values())]
         for each in optimizers:
             changed += [vars(each), *each.param_groups]
@@ -121,6 +121,7 @@ class Gates(ScoredGates):
                 self.model, self.groups, self.gates, data, stock=stock, optimizers=optimizers
             )
             self._attach()
+        retire(wrappers)
         return done
 
     @property

@@ -75,6 +75,66 @@ def test_all_ranks_prune_the_units_that_one_process_with_all_data_does(
     assert of_one["closed"] == 64
 
 
+CUT = """
+import json
+from pathlib import Path
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+import prunekit
+from prunekit.distributed.join import join
+from prunekit.errors import ConfigError
+from tests.support.units import randomized_model
+
+(folder,) = arguments
+ids = torch.randint(3, 96, (6, 9), generator=torch.Generator().manual_seed(4))
+with join("cpu") as ranks:
+    own = ids[ranks.shard(len(ids))]
+    model = randomized_model("llama")
+    wrap = DistributedDataParallel if ranks.size > 1 else lambda model: model
+    wrapper, neurons, losses = wrap(model), prunekit.neurons(model), []
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+
+    def steps(count):
+        for _ in range(count):
+            loss = wrapper(own, labels=own).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            parts = ranks.all_gather_object(loss.item())
+            losses.append(sum(parts) / len(parts))
+
+    with neurons.during(optimizer, "gradient", own, sparsity=0.5, end=2):
+        steps(3)
+    kept = neurons.finalize(optimizer=optimizer).kept
+    if ranks.size > 1:
+        try:
+            steps(1)
+        except ConfigError as error:
+            assert "DistributedDataParallel(wrapper.module)" in str(error)
+        else:
+            raise AssertionError
+    wrapper = wrap(model)
+    steps(3)
+    Path(folder, f"{ranks.rank}.json").write_text(json.dumps({"kept": kept, "losses": losses}))
+"""
+
+
+def test_units_are_cut_under_ddp_and_training_goes_on_in_a_new_wrapper(fork_server, tmp_path):
+    """Two processes have the units and the losses of one with all data."""
+    found = {}
+    for size in (1, 2):
+        folder = tmp_path / str(size)
+        fork_server.start(folder, size, CUT, folder).succeed()
+        found[size] = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
+    ((one,), both) = found[1], found[2]
+    for each in both:
+        assert each["kept"] == one["kept"]
+        assert each["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    assert sum(map(len, one["kept"].values())) == 64
+
+
 SCORE = """
 import torch
 import torch.distributed as dist
