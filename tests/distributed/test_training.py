@@ -13,6 +13,7 @@ from tests.distributed import configs
 from tests.distributed.phases import PATIENCE
 from tests.distributed.test_faults import until
 from tests.support import checkpoints
+from tests.support.adapters import PEFT_WARNS
 
 TRAIN = """
 import json
@@ -70,6 +71,22 @@ with join("cpu") as ranks:
             save_file({name: each.detach() for name, each in named.items()},
                       Path(arguments[0], case.__name__))
 """
+APT = """
+from prunekit.checkpoint.compressed import KEPT_UNITS_KEY
+from prunekit.config.apt_table import Apt
+from prunekit.training.apt.loop import apt
+
+settings = Apt(parameters=0.6, kinds=["hidden", "heads", "neurons"], rank=2, warmup=2, window=3,
+               windows=2, decay=0.4, steps=10, rate=1e-3, every=1, batch=5)
+with join("cpu") as ranks:
+    model = randomized_model("llama")
+    steps = [*apt(model, batches, ids[:3], settings, ranks=ranks)]
+    if ranks.is_main:
+        facts = {"losses": [[each.loss, each.held_out] for each in steps[1:]],
+                 "details": [each.details for each in steps],
+                 "kept": getattr(model.config, KEPT_UNITS_KEY)}
+        Path(arguments[0], "apt.json").write_text(json.dumps(facts))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +112,22 @@ def test_several_ranks_train_as_one_process_does(trained, case, size):
         assert torch.equal(weight == 0, exact[name] == 0), name
         torch.testing.assert_close(weight, exact[name], rtol=1e-3, atol=2e-4)
     assert torch.equal(weights["unused"], torch.ones(3))
+
+
+@pytest.mark.filterwarnings(*PEFT_WARNS)
+def test_adapters_prune_the_same_units_and_grow_alike_on_several_ranks(fork_server, tmp_path):
+    pytest.importorskip("peft")
+    found = []
+    for size in (1, 3):
+        folder = tmp_path / str(size)
+        fork_server.start(folder, size, TRAIN + APT, folder).succeed()
+        found.append(json.loads((folder / "apt.json").read_text()))
+    one, several = found
+    assert one["kept"]
+    assert several["kept"] == one["kept"]
+    assert several["details"] == one["details"]
+    for step, truth in zip(several["losses"], one["losses"], strict=True):
+        assert step == pytest.approx(truth, rel=1e-5)
 
 
 def numbers(row):
