@@ -73,10 +73,8 @@ class Distiller:
         self._seed, self._lowest = seed, float("inf")
         self._blocks = BlockMap(model, teacher, kept or {})
         width = stream_width(teacher.model)
-        self.transformations = Transformations(width, settings.rank, seed, model.device)
         places = kept_coordinates(model, width, kept or {})
-        if places is not None:
-            self.transformations.keep(places)
+        self.transformations = Transformations(width, settings.rank, seed, model.device, places)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -122,14 +120,6 @@ class Distiller:
             self.teacher.refresh()
         self._lowest = min(held_out, self._lowest)
 
-    def keep_coordinates(self, coordinates: Sequence[int]) -> None:
-        """Follow a removal of coordinates from the student's hidden states.
-
-        Args:
-            coordinates: The kept ones, by their numbers before the removal.
-        """
-        self.transformations.keep(coordinates)
-
     def tensors(self) -> dict[str, Tensor]:
         """Return the values that have to be the same on all ranks, by name."""
         named = {f"teacher.{name}": each for name, each in self.teacher.tensors().items()}
@@ -137,12 +127,11 @@ class Distiller:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed training needs besides the optimizer's state."""
-        named, kept = self.transformations.named_parameters(), self.transformations.kept
+        named = self.transformations.named_parameters()
         shared = isinstance(self.teacher, SharedTeacher)
         return {
             "step": self.step,
             "lowest": self._lowest,
-            "kept": None if kept is None else kept.tolist(),
             "transformations": {name: each.detach().clone() for name, each in named.items()},
             "teacher": self.teacher.tensors() if shared else {},
         }
@@ -151,9 +140,6 @@ class Distiller:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state, with the model of the same step."""
         self.step, self._lowest = state["step"], state["lowest"]
-        self.transformations.kept = None
-        if state["kept"] is not None:
-            self.transformations.keep(state["kept"])
         for name, each in self.transformations.named_parameters().items():
             each.copy_(state["transformations"][name])
         if isinstance(self.teacher, SharedTeacher):
@@ -209,7 +195,7 @@ class Distiller:
         self, share: Share, target: Target, ours: Tensor, theirs: Tensor
     ) -> Float[Tensor, ""]:
         """Return the squared distance over this rank's tokens, divided by those of all."""
-        moved = self.transformations.apply(ours, target.quarter, theirs.shape[-1])
+        moved = self.transformations.apply(ours, target.quarter)
         valid = valid_tokens(share.samples, decodes=target.decodes)
         tokens = _token_count(share.whole, theirs.shape[1], decodes=target.decodes)
         return squared_distance(moved, theirs, valid) / (tokens * theirs.shape[-1])

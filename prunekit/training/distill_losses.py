@@ -12,7 +12,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, linear, log_softmax
 
-from prunekit.errors import ConfigError
 from prunekit.structured.token_ids import IGNORED
 
 QUARTERS = 4
@@ -78,13 +77,18 @@ class Transformations:
     depth. If coordinates of the student's stream were removed, h has zeros in their places.
 
     Attributes:
-        width: Features of the teacher's hidden states, before any coordinate is removed from it.
-        kept: Coordinates that the student has; None for all.
         down: A of each quarter, [R, D].
         up: B of each quarter, [D, R].
     """
 
-    def __init__(self, width: int, rank: int, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        width: int,
+        rank: int,
+        seed: int,
+        device: torch.device,
+        kept: Sequence[int] | None = None,
+    ) -> None:
         """Make transformations that are the identity.
 
         Args:
@@ -92,10 +96,10 @@ class Transformations:
             rank: R.
             seed: Seed of A, which is Gaussian.
             device: Device of the parameters.
+            kept: Coordinates that the student has; None for all.
         """
         generator = torch.Generator().manual_seed(seed)
-        self.width = width
-        self.kept: Int[Tensor, " K"] | None = None
+        self._kept = None if kept is None else torch.as_tensor(kept, device=device)
         self.down = [
             nn.Parameter((torch.randn(rank, width, generator=generator) / width**0.5).to(device))
             for _ in range(QUARTERS)
@@ -107,36 +111,15 @@ class Transformations:
         named = {f"transformation.{q}.down": each for q, each in enumerate(self.down)}
         return named | {f"transformation.{q}.up": each for q, each in enumerate(self.up)}
 
-    def apply(
-        self, hidden: Float[Tensor, "B T K"], quarter: int, features: int
-    ) -> Float[Tensor, "B T D"]:
+    def apply(self, hidden: Float[Tensor, "B T K"], quarter: int) -> Float[Tensor, "B T D"]:
         """Return transformed hidden states.
 
         Args:
             hidden: Hidden states of the student.
             quarter: Number of the quarter.
-            features: Those of the teacher now: all, or the student's if coordinates are removed
-                from both.
-
-        Raises:
-            ConfigError: Coordinates were removed, and :meth:`keep` was not called.
         """
         whole = hidden.float()
-        present = self.width if self.kept is None else len(self.kept)
-        if whole.shape[-1] != present or features not in {present, self.width}:
-            raise ConfigError(
-                f"distill: hidden states have {whole.shape[-1]} coordinates, the teacher's "
-                f"{features}, and {present} of {self.width} are known to be kept. After a removal "
-                "call keep_coordinates(kept)."
-            )
-        if self.kept is not None:
-            whole = whole.new_zeros(*whole.shape[:-1], self.width).index_copy(-1, self.kept, whole)
-        found = whole + linear(linear(whole, self.down[quarter]), self.up[quarter])
-        if self.kept is not None and features < self.width:
-            found = found.index_select(-1, self.kept)
-        return found
-
-    def keep(self, coordinates: Sequence[int]) -> None:
-        """Keep some of the student's coordinates, by their numbers among those that it has."""
-        chosen = torch.as_tensor(coordinates, device=self.down[0].device)
-        self.kept = chosen if self.kept is None else self.kept[chosen]
+        if self._kept is not None:
+            wide = whole.new_zeros(*whole.shape[:-1], self.down[quarter].shape[1])
+            whole = wide.index_copy(-1, self._kept, whole)
+        return whole + linear(linear(whole, self.down[quarter]), self.up[quarter])

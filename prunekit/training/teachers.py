@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 from prunekit.architectures.adapters import bare_model
 from prunekit.errors import ConfigError
 from prunekit.models.units.blocks import BlockGroup, BlockOutput, block_groups
-from prunekit.models.units.narrowing import Narrowing, recorded_narrowings
 from prunekit.structured.batches import Batch, eval_mode
 from prunekit.structured.gate_set import GateSet
 from prunekit.structured.guarded_save import ATTACHED
@@ -162,23 +161,6 @@ class SharedTeacher:
         }
         self._copies = {place: loaded[copy] for place, copy in self._copies.items()}
 
-    @contextmanager
-    def following(self) -> Iterator[None]:
-        """Cut the copies as units are removed from the student within the context.
-
-        Of parameters whose values the removal changes too, such as norms that it rescales, the
-        teacher takes the student's.
-        """
-        before = {place: _parameter(place) for place in self._copies}
-        with recorded_narrowings() as narrowings:
-            yield
-        steps = {step.before: step for step in narrowings}
-        made: dict[nn.Parameter, nn.Parameter] = {}
-        for place, copy in self._copies.items():
-            if copy not in made:
-                made[copy] = _cut(copy, before[place], steps)
-            self._copies[place] = made[copy]
-
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield each copy once, with the name of the student's parameter."""
         names = {module: path for path, module in self.model.named_modules()}
@@ -246,22 +228,3 @@ def _parameter(place: tuple[nn.Module, str]) -> nn.Parameter:
 
 def _frozen(value: Tensor) -> nn.Parameter:
     return nn.Parameter(value, requires_grad=False)
-
-
-@torch.no_grad()
-def _cut(
-    copy: nn.Parameter, parameter: nn.Parameter, steps: Mapping[nn.Parameter, Narrowing]
-) -> nn.Parameter:
-    """Return a copy without what was cut from the student's parameter.
-
-    Args:
-        copy: The teacher's values.
-        parameter: The student's parameter before the removal.
-        steps: The narrowings, by the parameter before each.
-    """
-    values, expected, last = copy.detach(), parameter.detach(), parameter
-    while last in steps:
-        step = steps[last]
-        values, expected, last = step.of(values), step.of(expected), step.after
-    is_rescaled = last is not parameter and not torch.equal(last, expected)
-    return _frozen(last.detach().clone()) if is_rescaled else _frozen(values)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from prunekit.errors import ConfigError
 from prunekit.training.distill_losses import (
     QUARTERS,
     Transformations,
@@ -60,8 +59,8 @@ def test_distance_leaves_out_padding():
     )
 
 
-def transformations(width=6, rank=2):
-    made = Transformations(width, rank, 0, torch.device("cpu"))
+def transformations(kept=None):
+    made = Transformations(6, 2, 0, torch.device("cpu"), kept)
     assert made.named_parameters().keys() == {
         f"transformation.{quarter}.{part}" for quarter in range(4) for part in ("down", "up")
     }
@@ -78,39 +77,22 @@ def randomized(made):
 def test_transformations_start_as_the_identity_and_are_low_rank():
     hidden = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(1))
     made = transformations()
-    assert all(torch.equal(made.apply(hidden, quarter, 6), hidden) for quarter in range(4))
+    assert all(torch.equal(made.apply(hidden, quarter), hidden) for quarter in range(4))
     randomized(made)
     for quarter in range(4):
         matrix = torch.eye(6).double() + made.up[quarter].double() @ made.down[quarter].double()
         torch.testing.assert_close(
-            made.apply(hidden, quarter, 6).double(),
-            hidden.double() @ matrix.T,
-            rtol=1e-5,
-            atol=1e-5,
+            made.apply(hidden, quarter).double(), hidden.double() @ matrix.T, rtol=1e-5, atol=1e-5
         )
     assert not torch.equal(made.down[0], made.down[1])
 
 
 def test_removed_coordinates_are_zero_in_their_places():
-    """The teacher may keep all coordinates, or be cut as the student is."""
     hidden = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(1))
-    made = transformations()
-    made.keep([0, 2, 3, 5])
-    made.keep([1, 3])
     kept = [2, 5]
     placed = torch.zeros(2, 3, 6)
     placed[..., kept] = hidden[..., kept]
-    assert torch.equal(made.apply(hidden[..., kept], 1, 6), placed)
-    assert torch.equal(made.apply(hidden[..., kept], 1, 2), hidden[..., kept])
-    randomized(made)
-    whole = transformations()
-    randomized(whole)
-    expected = whole.apply(placed, 1, 6)
-    torch.testing.assert_close(made.apply(hidden[..., kept], 1, 6), expected)
-    torch.testing.assert_close(made.apply(hidden[..., kept], 1, 2), expected[..., kept])
-
-
-@pytest.mark.parametrize(("ours", "theirs"), [(5, 6), (6, 5)])
-def test_coordinates_whose_removal_is_not_known_are_an_error(ours, theirs):
-    with pytest.raises(ConfigError, match=r"6 of 6 are known to be kept.*keep_coordinates"):
-        transformations().apply(torch.zeros(1, 1, ours), 0, theirs)
+    made = transformations(kept)
+    assert torch.equal(made.apply(hidden[..., kept], 1), placed)
+    expected = randomized(transformations()).apply(placed, 1)
+    torch.testing.assert_close(randomized(made).apply(hidden[..., kept], 1), expected)

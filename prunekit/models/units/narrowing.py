@@ -46,17 +46,14 @@ _record: ContextVar[list[Narrowing] | None] = ContextVar("narrowings", default=N
 def recorded_narrowings() -> Iterator[list[Narrowing]]:
     """Collect all narrowings inside the context, in their order.
 
-    So whoever holds parameters or tensors of their shape, such as an optimizer, can follow. An
-    outer context has those of inner ones that succeeded.
+    So whoever holds parameters or tensors of their shape, such as an optimizer, can follow.
     """
     found: list[Narrowing] = []
-    outer, before = _record.get(), _record.set(found)
+    before = _record.set(found)
     try:
         yield found
     finally:
         _record.reset(before)
-    if outer is not None:
-        outer += found
 
 
 def narrow_linear(linear: Any, keep: Int[Tensor, " K"], *, outputs: bool) -> None:  # noqa: ANN401
