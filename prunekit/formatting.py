@@ -12,6 +12,8 @@ CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 """Characters that control a terminal or reorder a line; not newline and tab."""
 
 Number = float | str | None
+FRACTIONS = frozenset({"accuracy", "exact match"})
+"""Metrics that are fractions of samples: higher is better."""
 
 
 def printable(text: str) -> str:
@@ -74,6 +76,20 @@ def change(before: Number, after: Number) -> str:
     if ratio > 9:
         return f"{number(new / old)} times"
     return f"{100 * ratio:+.1f} %"
+
+
+def measured(metric: str, value: Number) -> str:
+    """Format a measure: a fraction of samples as 88.88 %, another one as a number."""
+    if metric not in FRACTIONS or value is None or not math.isfinite(float(value)):
+        return number(value)
+    return f"{100 * float(value):.2f} %"
+
+
+def measured_change(metric: str, before: Number, after: Number) -> str:
+    """Format the change of a measure: of a fraction in points, -1.26 points."""
+    if metric not in FRACTIONS or before is None or after is None:
+        return change(before, after)
+    return f"{100 * (float(after) - float(before)):+.2f} points"
 
 
 def count(value: Number) -> str:

@@ -165,8 +165,8 @@ class Bench:
             gates.finalize(self.task.calibration)
         else:  # in one pass, as the engine does
             gates.detach()
-            ids = torch.cat([batch["input_ids"] for batch in self.task.calibration])
-            for _ in compensate(gates.model, gates.linear_groups, gates.kept, ids):
+            batches = self.task.calibration
+            for _ in compensate(gates.model, gates.linear_groups, gates.kept, batches):
                 pass
         return gates.model
 

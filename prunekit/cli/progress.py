@@ -170,9 +170,12 @@ def _sparsity_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _evaluation_row(result: dict[str, Any]) -> tuple[str, str]:
-    before, after = result.get("before"), result.get("after")
-    values = f"{formatting.number(before)} → {formatting.number(after)}"
-    return result["metric"], f"{values} ({formatting.change(before, after)}), {result['data']}"
+    metric, before, after = result["metric"], result.get("before"), result.get("after")
+    values = f"{formatting.measured(metric, before)} → {formatting.measured(metric, after)}"
+    return (
+        metric,
+        f"{values} ({formatting.measured_change(metric, before, after)}), {result['data']}",
+    )
 
 
 def _training_rows(training: dict[str, Any] | None) -> list[tuple[str, str]]:
@@ -194,7 +197,10 @@ def _note_rows(notes: list[str]) -> list[tuple[str, str]]:
 def _calibration_shortfall(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Return a row if there was less calibration text than configured."""
     asked, read = report.get("config", {}).get("calibration"), report.get("calibration")
-    if not asked or not read or all(read[key] >= asked[key] for key in ("samples", "length")):
+    if not asked or not read:
+        return []
+    counts = ("samples",) if asked.get("task") else ("samples", "length")  # rows end by themselves
+    if all(read[key] >= asked[key] for key in counts):
         return []
     return [("calibration", f"less than configured: {read['description']}")]
 
@@ -212,7 +218,7 @@ def sweep_table(report: dict[str, Any]) -> Table:
         table.add_row(
             run["name"],
             formatting.percent(run["achieved"]),
-            *(formatting.number(result["value"]) for result in run["evaluation"]),
+            *(formatting.measured(each["metric"], each["value"]) for each in run["evaluation"]),
             formatting.count(run["parameters"]),
             formatting.number(run.get("decode")),
             formatting.size(run["peak_device_bytes"] or run["peak_rss_bytes"]),
@@ -224,7 +230,7 @@ def _log_line(state: RunState, record: "Record", *, live: bool) -> Text | None:
     """Return the permanent output line of a record, or None."""
     values = record.values
     if record.kind == "evaluation":
-        value = formatting.number(values["value"])
+        value = formatting.measured(values["metric"], values["value"])
         return Text(f"{values['metric']} {values['which']}: {value} ({values['data']})")
     if live:
         return None

@@ -20,6 +20,7 @@ from pydantic import (
 
 from prunekit.config.toml_source import quoted
 from prunekit.data import sources
+from prunekit.data.labelled import COLUMNS, TABLES, Task, check_labelled_sources
 from prunekit.models.devices import DEVICE_PATTERN
 
 MOST_STEPS = 1_000_000
@@ -52,13 +53,22 @@ def _absolute_path(path: str, info: ValidationInfo) -> str:
 def _parse_source(source: str, info: ValidationInfo) -> str:
     if not source.startswith(("pydoc:", "hub:")):
         source = _absolute_path(source, info)
-    if problems := sources.check_sources([source]):
+    if "task" not in info.data:
+        return source  # its mistake is reported, and decides which sources are allowed
+    if info.data["task"] is None and source.endswith(TABLES):
+        raise ValueError(f"{source}: holds labelled rows; set task to {' or '.join(COLUMNS)}.")
+    check = check_labelled_sources if info.data["task"] else sources.check_sources
+    if problems := check([source]):
         raise ValueError(f"{problems[0]}.")
     return source
 
 
 def _parse_source_or_self(source: str, info: ValidationInfo) -> str:
-    return source if source == sources.SELF else _parse_source(source, info)
+    if source != sources.SELF:
+        return _parse_source(source, info)
+    if info.data.get("task"):
+        raise ValueError(f'"{source}" has no labels; name files, or leave out task.')
+    return source
 
 
 def as_list(value: object) -> object:
@@ -124,16 +134,42 @@ class Model(Section):
         return device
 
 
-class Calibration(Section):
+class Labelled(Section):
+    """Keys of tables that name texts, with or without labels."""
+
+    task: Task | None = None
+    """Labels of the data, if it has any. classification: rows with the columns text (or sentence)
+    and label, and pair for a second text; a label is the number of a class, or its name in the
+    model's config.json. seq2seq: rows with the columns input and target. Each row is one sample."""
+    columns: dict[str, str] | None = None
+    """Names of columns that differ from those of the task: {label = "gold"}."""
+
+    @field_validator("columns")
+    @classmethod
+    def _check_columns(
+        cls, columns: dict[str, str] | None, info: ValidationInfo
+    ) -> dict[str, str] | None:
+        task = info.data.get("task")
+        if columns and task is None and "task" in info.data:
+            raise ValueError("names columns of labelled data; set task.")
+        for column in columns or {} if task else {}:
+            if column not in COLUMNS[task]:
+                known = ", ".join(COLUMNS[task])
+                raise ValueError(f'{quoted(column)} is no column of task "{task}": {known}.')
+        return columns
+
+
+class Calibration(Labelled):
     """Text on which statistics are gathered."""
 
     data: SourcesOrSelf
     """Calibration text: files (.txt, .jsonl, .jsonl.gz, .parquet), pydoc:train, hub:NAME:SPLIT; or
-    self: text that the dense model generates without a prompt, with the whole model in memory."""
+    self: text that the dense model generates without a prompt, with the whole model in memory. With
+    task: files (.tsv, .csv, .jsonl, .jsonl.gz, .parquet) or hub:NAME:SPLIT."""
     samples: int = Field(default=128, ge=1)
-    """Number of sequences sampled from the text."""
+    """Number of sequences sampled from the text, or of rows with task."""
     length: int = Field(default=2048, ge=1)
-    """Tokens per sequence; capped at the model's context length."""
+    """Tokens per sequence, with task at most; capped at the model's context length."""
     seed: int = Field(default=0, ge=0)
     """Seed of the sampling."""
     hidden: Literal["auto", "device", "host", "disk"] = "auto"
@@ -154,16 +190,32 @@ class Calibration(Section):
         return self.data == [sources.SELF]
 
 
-class Evaluate(Section):
-    """Text on which perplexity is measured before and after."""
+class Evaluate(Labelled):
+    """Text on which perplexity is measured before and after, or labelled data.
+
+    Measured are, of classification, accuracy and loss; of seq2seq, exact match and loss.
+    """
 
     data: Sources
     """Text other than the calibration text: files (.txt, .jsonl, .jsonl.gz, .parquet), pydoc:test,
+    hub:NAME:SPLIT. With task: files (.tsv, .csv, .jsonl, .jsonl.gz, .parquet) or
     hub:NAME:SPLIT."""
     length: int = Field(default=2048, ge=2)
-    """Tokens per window; capped at the model's context length."""
+    """Tokens per window, with task at most; capped at the model's context length."""
     windows: int | None = Field(default=None, ge=1)
     """Number of windows from the start of the text. Default: all."""
+    samples: int | None = Field(default=None, ge=1)
+    """With task: number of rows from the start of each file. Default: all."""
+
+    @field_validator("windows", "samples")
+    @classmethod
+    def _check_count(cls, count: int | None, info: ValidationInfo) -> int | None:
+        labelled = info.data.get("task") is not None
+        if count is not None and labelled and info.field_name == "windows":
+            raise ValueError("rows have no windows; write samples.")
+        if count is not None and not labelled and info.field_name == "samples":
+            raise ValueError("counts rows of labelled data; write windows, or set task.")
+        return count
 
 
 class Output(Section):

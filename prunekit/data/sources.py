@@ -11,21 +11,20 @@ A ``.txt`` without separator lines is used unchanged; otherwise newlines around 
 stripped. Blank documents are dropped. ``messages`` are written as text by the chat template.
 """
 
-import gzip
 import hashlib
 import importlib.util
-import json
 import os
 import platform
 import re
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.data.chat import ChatTemplate
-from prunekit.errors import ConfigError, is_out_of_memory
+from prunekit.data.rows import HUB, hub_rows, json_rows, parquet_rows, valid_text
+from prunekit.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -37,14 +36,6 @@ SELF = "self"
 SEPARATOR = "<|endoftext|>"
 ENDINGS = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 PYDOC = ("pydoc:train", "pydoc:test")
-SCRIPT_HINT = (
-    "Code that comes with a data set is never run: name one that is stored as files, or save its "
-    "rows as .jsonl or .parquet"
-)
-HUB = re.compile(
-    r"hub:(?P<name>[^/:]+(/[^/:]+)?)(/(?P<config>[^/:]+))?"
-    r":(?P<split>[^:\[]+(\[[^\]]*\])?)(:(?P<column>.+))?"
-)
 
 
 @dataclass(frozen=True)
@@ -95,26 +86,34 @@ def _source_problem(source: str) -> str | None:
     if source.startswith("hub:"):
         if not HUB.fullmatch(source):
             return f"{source}: write hub:NAME[/CONFIG]:SPLIT[:COLUMN]"
-        return _missing_package(source, "datasets", "hub")
-    return _file_problem(source)
+        return missing_package(source, "datasets", "hub")
+    return file_problem(source, ENDINGS, (*PYDOC, "hub:NAME:SPLIT"))
 
 
-def _file_problem(source: str) -> str | None:
+def file_problem(source: str, endings: Sequence[str], others: Sequence[str]) -> str | None:
+    """Return why a file is no source, or None; its content is not read.
+
+    Args:
+        source: Path of the file.
+        endings: Allowed ends of its name.
+        others: Further allowed sources, for the message.
+    """
     path = Path(source)
     # Unlike the methods of Path, these do not raise on invalid file names.
     if os.path.isdir(path):  # noqa: PTH112
         return f"{source}: is a folder; name the files in it"
-    if not source.endswith(ENDINGS):
-        allowed = ", ".join((*ENDINGS, *PYDOC, "hub:NAME:SPLIT"))
+    if not source.endswith(tuple(endings)):
+        allowed = ", ".join((*endings, *others))
         return f"{source}: not a supported kind of text. Allowed: {allowed}"
     if not os.path.isfile(path):  # noqa: PTH113
         return f"{source}: no such file"
     if path.stat().st_size == 0:
         return f"{source}: the file is empty"
-    return _missing_package(source, "pyarrow", "parquet") if source.endswith(".parquet") else None
+    return missing_package(source, "pyarrow", "parquet") if source.endswith(".parquet") else None
 
 
-def _missing_package(source: str, package: str, extra: str) -> str | None:
+def missing_package(source: str, package: str, extra: str) -> str | None:
+    """Return how to install a package that a source needs, or None."""
     if importlib.util.find_spec(package):
         return None
     return f"{source}: needs the package {package}: pip install 'prunekit[{extra}]'"
@@ -126,11 +125,11 @@ def _documents(source: str, tokenizer: Tokenizer) -> Iterable[Document]:
     if source.endswith(".txt"):
         return map(Document, _text_documents(source))
     if source.startswith("hub:"):
-        rows = _hub_rows(source)
+        rows = hub_rows(source)
     elif source.endswith(".parquet"):
-        rows = _parquet_rows(source)
+        rows = parquet_rows(source, partial(_text_columns, source))
     else:
-        rows = _json_rows(source)
+        rows = json_rows(source)
     template = ChatTemplate(tokenizer)
     return (_document(row, where, template) for where, row in rows)
 
@@ -166,94 +165,20 @@ def _text_documents(source: str) -> list[str]:
     return parts if len(parts) == 1 else [part.strip("\n") for part in parts]
 
 
-def _json_rows(source: str) -> Iterator[tuple[str, Any]]:
-    opener = gzip.open if source.endswith(".gz") else open
-    where = source
-    try:
-        with opener(source, "rt", encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):
-                where = f"{source}:{number}"
-                if line.strip():
-                    yield where, json.loads(line)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{source}: not UTF-8: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: not JSON: {error}") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ConfigError(f"{source}: not a complete gzip file: {error}") from error
-
-
-def _parquet_rows(source: str) -> Iterator[tuple[str, Any]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(source) as file:
-            present = file.schema_arrow.names
-            columns = [name for name in ("text", "messages") if name in present][:1]
-            if not columns:
-                found = ", ".join(present)
-                raise ConfigError(f'{source}: no column "text" or "messages"; there are: {found}')
-            if columns == ["messages"] and "tools" in present:
-                columns.append("tools")
-            batches = file.iter_batches(columns=columns)
-            rows = (row for batch in batches for row in batch.to_pylist())
-            yield from ((f"{source}: row {number}", row) for number, row in enumerate(rows, 1))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{source}: not UTF-8: {error}") from error
-    except MemoryError:  # that of pyarrow is an ArrowException too
-        raise
-    except pyarrow.ArrowException as error:
-        raise ConfigError(f"{source}: not a Parquet file: {error}") from error
-
-
-def _hub_rows(source: str) -> Iterator[tuple[str, Any]]:
-    import datasets  # pyright: ignore[reportMissingImports]  an extra
-
-    parts = HUB.fullmatch(source)
-    assert parts is not None, "checked by _source_problem"
-    try:
-        rows = datasets.load_dataset(parts["name"], parts["config"], split=parts["split"])
-    except Exception as error:  # RuntimeError for a script, and errors of many libraries
-        if is_out_of_memory(error):
-            raise
-        hint = f". {SCRIPT_HINT}" if "script" in str(error).lower() else ""
-        raise ConfigError(f"{source}: cannot be loaded: {error}{hint}") from error
-    column = parts["column"]
-    if column and column not in rows.column_names:
-        found = ", ".join(rows.column_names)
-        raise ConfigError(f'{source}: no column "{column}"; there are: {found}')
-    try:
-        for number, row in enumerate(rows, 1):
-            yield f"{source}: row {number}", {"text": row[column]} if column else row
-    except ConfigError:
-        raise
-    except Exception as error:  # rows are decoded here
-        if is_out_of_memory(error):
-            raise
-        raise ConfigError(f"{source}: its rows cannot be read: {error}") from error
+def _text_columns(source: str, present: Sequence[str]) -> list[str]:
+    """Return the columns of documents."""
+    columns = [name for name in ("text", "messages") if name in present][:1]
+    if not columns:
+        found = ", ".join(present)
+        raise ConfigError(f'{source}: no column "text" or "messages"; there are: {found}')
+    return [*columns, "tools"] if columns == ["messages"] and "tools" in present else columns
 
 
 def _document(row: Any, where: str, template: ChatTemplate) -> Document:  # noqa: ANN401  as parsed
     if not isinstance(row, dict) or ("text" not in row and "messages" not in row):
         raise ConfigError(f'{where}: a row needs the key "text" or "messages"')
     if "text" not in row:
-        return Document(_valid(template.text(row, where), where), templated=True)
+        return Document(valid_text(template.text(row, where), where), templated=True)
     if not isinstance(row["text"], str):
         raise ConfigError(f'{where}: "text" must be a string, got {type(row["text"]).__name__}')
-    return Document(_valid(row["text"], where))
-
-
-def _valid(text: str, where: str) -> str:
-    """Refuse half a surrogate pair, which no tokenizer accepts.
-
-    JSON can hold one.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(
-            f"{where}: character {error.start} is {text[error.start]!a}, half of a surrogate "
-            "pair, which is no character. Write the text as UTF-8"
-        ) from error
-    return text
+    return Document(valid_text(row["text"], where))

@@ -49,6 +49,37 @@ class Tokens:
         content = str(list(ids.shape)).encode() + ids.numpy().astype("<i8").tobytes()
         return cls(ids, hashlib.sha256(content).hexdigest(), description)
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of all windows."""
+        return self.ids.numel()
+
+    @property
+    def longest(self) -> int:
+        """Number of tokens of a window."""
+        return self.ids.shape[1]
+
+    def part(self, chosen: slice) -> "Tokens":
+        """Return some of the windows."""
+        return Tokens.of(self.ids[chosen], self.description)
+
+    def batches(self, tokens: int, share: slice | None = None) -> list[dict[str, Tensor]]:
+        """Return batches of at most ``tokens`` tokens, at least one window each.
+
+        ``share``: the windows to return.
+        """
+        own = self.ids if share is None else self.ids[share]
+        return [{"input_ids": part} for part in own.split(max(1, tokens // self.longest))]
+
+    even_batches = batches  # windows have one length
+
+    def batches_of(self, samples: int) -> list[dict[str, Tensor]]:
+        """Return batches of ``samples`` windows; the last one may have fewer."""
+        return [{"input_ids": part} for part in self.ids.split(samples)]
+
 
 def calibration_tokens(
     tokenizer: Tokenizer,

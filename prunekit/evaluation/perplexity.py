@@ -8,7 +8,7 @@ Shapes: N windows, T tokens, B windows of a batch, D features, V vocabulary.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +112,14 @@ class Evaluator:
             return block.runner.head(block.hidden[0], block.contexts[0]).float().cpu()
 
 
-def run_blocks(evaluator: Evaluator, parts: Sequence[Tensor]) -> LoadedBlock:
+def run_blocks(evaluator: Evaluator, parts: Sequence[Tensor | Mapping[str, Tensor]]) -> LoadedBlock:
     """Run all blocks; return the last one, with its output hidden states."""
     features = max(runner.features for runner in evaluator.stacks)
-    nbytes = sum(part.numel() for part in parts) * features * evaluator.weights.dtype.itemsize
+    tokens = sum(
+        part.numel() if isinstance(part, Tensor) else max(each.numel() for each in part.values())
+        for part in parts
+    )
+    nbytes = tokens * features * evaluator.weights.dtype.itemsize
     factory = hidden_states_factory(
         choose_offload(nbytes, evaluator.device), evaluator.device, evaluator.folder
     )

@@ -121,10 +121,12 @@ def _calibration(report: dict[str, Any]) -> str:
 def _evaluations(report: dict[str, Any]) -> list[str]:
     return [
         f"{evaluation['metric'][:1].upper()}{evaluation['metric'][1:]} on {evaluation['data']} was "
-        f"{formatting.number(before := evaluation.get('before'))} before and "
-        f"{formatting.number(after := evaluation.get('after'))} after pruning "
-        f"({formatting.change(before, after)}; {evaluation['protocol'].rstrip('.')})."
+        f"{formatting.measured(metric, before := evaluation.get('before'))} before and "
+        f"{formatting.measured(metric, after := evaluation.get('after'))} after pruning "
+        f"({formatting.measured_change(metric, before, after)}; "
+        f"{evaluation['protocol'].rstrip('.')})."
         for evaluation in report.get("evaluation") or []
+        for metric in [evaluation["metric"]]
     ]
 
 
@@ -148,9 +150,7 @@ def _cells(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("Sparsity", formatting.percent(sparsity["achieved"])),
     ]
     for evaluation in report.get("evaluation") or []:
-        values = (
-            formatting.number(evaluation.get("before")),
-            formatting.number(evaluation.get("after")),
-        )
-        cells.append((f"{evaluation['metric']}, {evaluation['data']}", " → ".join(values)))
+        metric = evaluation["metric"]
+        values = [formatting.measured(metric, evaluation.get(key)) for key in ("before", "after")]
+        cells.append((f"{metric}, {evaluation['data']}", " → ".join(values)))
     return cells

@@ -92,7 +92,10 @@ def render(report: dict[str, Any]) -> str:
         name: _or_missing(getattr(formatting, name))
         for name in ("number", "percent", "count", "size", "duration")
     }
-    page.globals |= {"change": formatting.change, "citation": citation}
+    page.globals |= {
+        name: getattr(formatting, name) for name in ("change", "measured", "measured_change")
+    }
+    page.globals["citation"] = citation
     is_sweep = report.get("kind") == SWEEP
     variables = sweep.page(report) if is_sweep else _page(report)
     return page.get_template("sweep.html.j2" if is_sweep else "report.html.j2").render(

@@ -37,26 +37,6 @@ def text_tokenizer(
     return load_tokenizer(checkpoint) if checkpoint and reads_text else cast("Any", None)
 
 
-def check_perplexity(
-    config: Config | StructuredConfig, model: PreTrainedModel, stacks: list[StackRunner]
-) -> None:
-    """Refuse to evaluate a model that has no perplexity.
-
-    Args:
-        config: The user's config.
-        model: The model, with or without weights.
-        stacks: Runners of its block stacks.
-
-    Raises:
-        ConfigError: The config has [evaluate], and the model is no causal language model.
-    """
-    if config.evaluate and not is_causal_language_model(model, stacks):
-        raise ConfigError(
-            f"{config.model.path}: {type(model).__name__} has no perplexity, which is for causal "
-            "language models. Leave out [evaluate]."
-        )
-
-
 def check_generates_text(
     config: Config | StructuredConfig, model: PreTrainedModel, stacks: list[StackRunner]
 ) -> None:
@@ -111,10 +91,15 @@ def cap_lengths(config: Config | StructuredConfig, limit: int) -> tuple[tuple[in
         "calibration.length": config.calibration.length if config.calibration else 1,
         "evaluate.length": config.evaluate.length if config.evaluate else 1,
     }
+    rows = {
+        f"{name}.length"
+        for name, table in (("calibration", config.calibration), ("evaluate", config.evaluate))
+        if table and table.task and "length" not in table.model_fields_set
+    }
     notes = [
         f"{key} shortened from {length} to {limit} tokens, the most this model takes."
         for key, length in requested.items()
-        if length > limit
+        if length > limit and key not in rows  # each has its own length, below the default one
     ]
     calibration, evaluation = (min(length, limit) for length in requested.values())
     return (calibration, evaluation), notes

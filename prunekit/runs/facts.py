@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from prunekit.data.tokens import Tokens
 from prunekit.reports import environment
 from prunekit.runs.plan_base import PlanBase
+from prunekit.runs.texts import Data
 
 REPORT_KEYS = (
     "prunekit", "kind", "config", "config_text", "model", "calibration", "sparsity", "storage",
@@ -17,7 +17,7 @@ REPORT_KEYS = (
 
 def report_frame(
     plan: PlanBase,
-    tokens: Tokens | None,
+    tokens: Data | None,
     evaluations: list[dict[str, Any]],
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def report_frame(
 
     Args:
         plan: The plan of the run.
-        tokens: Calibration tokens; None for a run without them.
+        tokens: Calibration data; None for a run without it.
         evaluations: Journal entries of the evaluations, before and after pruning.
         seconds: Time of each phase and the total.
     """
@@ -69,26 +69,29 @@ def model_facts(plan: PlanBase) -> dict[str, Any]:
     }
 
 
-def calibration_facts(plan: PlanBase, tokens: Tokens | None) -> dict[str, Any] | None:
-    """Return source, size and digest of the calibration tokens; None without them."""
+def calibration_facts(plan: PlanBase, tokens: Data | None) -> dict[str, Any] | None:
+    """Return source, size and digest of the calibration data; None without it."""
     if tokens is None or plan.config.calibration is None:
         return None
-    samples, length = tokens.ids.shape
     return {
         "description": tokens.description,
-        "samples": samples,
-        "length": length,
-        "tokens": samples * length,
+        "samples": len(tokens),
+        "length": tokens.longest,
+        "tokens": tokens.tokens,
         "seed": plan.config.calibration.seed,
         "sha256": tokens.digest,
     }
 
 
 def paired(evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Join the evaluations of the same text before and after pruning."""
-    pairs: dict[str, dict[str, Any]] = {}
+    """Join the measures of the same text before and after pruning."""
+    pairs: dict[tuple[str, str], dict[str, Any]] = {}
     for entry in evaluations:
-        pair = pairs.setdefault(entry["source"], {"data": entry["data"], "metric": entry["metric"]})
+        names = {"data": entry["data"], "metric": entry["metric"]}
+        pair = pairs.setdefault((entry["source"], entry["metric"]), names)
         pair[entry["which"]] = entry["value"]
         pair["protocol"] = entry["protocol"]
+        if "correct" in entry:
+            pair["samples"] = entry["samples"]
+            pair.setdefault("correct", {})[entry["which"]] = entry["correct"]
     return list(pairs.values())

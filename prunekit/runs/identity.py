@@ -18,23 +18,23 @@ from torch import Tensor
 from prunekit.checkpoint.atomic import file_sha256
 from prunekit.checkpoint.header import TensorEntry
 from prunekit.checkpoint.reader import Checkpoint
-from prunekit.data.tokens import Tokens
 from prunekit.distributed.ranks import Ranks
 from prunekit.errors import CheckpointError, ConfigError
 from prunekit.runs.plan_base import PlanBase
+from prunekit.runs.texts import Data
 
 CHUNK_BYTES = 1 << 22
 WEIGHTS = "weights"
 """Key of journal entries that hold digests of tensors read so far, by name."""
 
 
-def fingerprint(plan: PlanBase, tokens: Tokens | None, evaluated: Mapping[str, Tokens]) -> str:
+def fingerprint(plan: PlanBase, tokens: Data | None, evaluated: Mapping[str, Data]) -> str:
     """Return the SHA-256 of all that decides the result, but the weights.
 
     Args:
         plan: The plan of the run.
-        tokens: Calibration tokens; None for a run without them.
-        evaluated: Evaluation tokens by source.
+        tokens: Calibration data; None for a run without it.
+        evaluated: Evaluation data by source.
     """
     from prunekit._version import __version__
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from pydantic import ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -32,20 +32,20 @@ from prunekit.models.layout import (
 )
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.sequential.loaded_block import LoadedBlock
-from prunekit.models.sequential.pipeline import OutputsRead, iterate_blocks, split_batches
+from prunekit.models.sequential.pipeline import OutputsRead, iterate_blocks
 from prunekit.sparsify.block_pruner import BlockPruner
 from prunekit.sparsify.calibrate import make_survey
 from prunekit.sparsify.layer_result import LayerResult
 from prunekit.sparsify.permute_channels import channel_orders, check_permutable, permute_channels
 from prunekit.sparsify.permute_residual import permute_residual, residual_axes, residual_order
 from prunekit.sparsify.recipe import Recipe
-from prunekit.structured.batches import eval_mode
-from prunekit.structured.token_ids import token_ids
+from prunekit.structured.batches import Batch, Data, eval_mode
+from prunekit.structured.block_batches import block_batches
 
 
 def prune(
     model: PreTrainedModel,
-    tokens: Int[Tensor, "N T"] | None = None,
+    tokens: Data | None = None,
     *,
     method: str = "admm",
     pattern: str = "unstructured",
@@ -56,7 +56,8 @@ def prune(
     Args:
         model: A transformers model on one device. With adapters of peft it is the sum of weight
             and adapter that is pruned; see ``prunekit.training.mask_adapters``.
-        tokens: Calibration samples; None for a method that needs weights alone.
+        tokens: Calibration samples [N, T], or batches with masks, whose padding is left out; None
+            for a method that needs weights alone.
         method: Its name; see ``prunekit list``.
         pattern: "unstructured", "2:4", "block:16x16", "row", "column".
         settings: Other keys of ``[prune]`` and of the method, such as ``sparsity=0.5``.
@@ -71,18 +72,18 @@ def prune(
     check_in_memory(model)
     model = bare_model(model)
     section = prune_table({"method": method, "pattern": pattern, **settings})
-    tokens = None if tokens is None else token_ids(tokens, model)
-    recipe = Recipe.of(section, calibrated=tokens is not None)
+    batches = None if tokens is None else block_batches(tokens, model)
+    recipe = Recipe.of(section, calibrated=batches is not None)
     _check_adapters(model, section)
-    if tokens is None and (user := section.calibration_user):
-        raise ConfigError(f"{user}: needs calibration tokens; pass tokens=[N, T].")
+    if batches is None and (user := section.calibration_user):
+        raise ConfigError(f"{user}: needs calibration tokens; pass tokens=[N, T] or batches.")
     if section.recover == "lowrank":
         raise ConfigError(
             "recover lowrank: writes an adapter beside a checkpoint, so it needs a run: "
             "prunekit.run(prunekit.plan(config))."
         )
     with unfused(model):
-        pruner = ModelPruner.of(model, tokens, section, recipe)
+        pruner = ModelPruner.of(model, batches, section, recipe)
         results = pruner.prune(pruner.allocate(section.sparsity))
         return [result.as_record() for result in results]
 
@@ -110,7 +111,8 @@ class ModelPruner:
 
     Attributes:
         model: The model, changed in place.
-        tokens: Calibration samples; None for settings that need weights alone.
+        batches: Calibration samples, as :func:`block_batches` returns them; None for settings that
+            need weights alone.
         section: The table ``[prune]``.
         recipe: The settings of the blocks.
         stacks: The model's stacks.
@@ -118,7 +120,7 @@ class ModelPruner:
     """
 
     model: PreTrainedModel
-    tokens: Int[Tensor, "N T"] | None
+    batches: Sequence[Batch] | None
     section: Prune
     recipe: Recipe
     stacks: Sequence[StackRunner]
@@ -128,7 +130,7 @@ class ModelPruner:
     def of(
         cls,
         model: PreTrainedModel,
-        tokens: Int[Tensor, "N T"] | None,
+        batches: Sequence[Batch] | None,
         section: Prune,
         recipe: Recipe,
     ) -> Self:
@@ -136,7 +138,7 @@ class ModelPruner:
 
         Args:
             model: The model.
-            tokens: Calibration samples, if any.
+            batches: Calibration samples, if any.
             section: The table ``[prune]``.
             recipe: The settings of the blocks.
 
@@ -149,7 +151,7 @@ class ModelPruner:
         selection = LinearSelection(section.pattern, section.skip, section.on_indivisible)
         blocks = list_blocks(stacks, selection)
         recipe.check(blocks)
-        return cls(model, tokens, section, recipe, stacks, blocks)
+        return cls(model, batches, section, recipe, stacks, blocks)
 
     @property
     def linears(self) -> list[Linear]:
@@ -195,10 +197,10 @@ class ModelPruner:
     def _iterate(
         self, outputs_read: OutputsRead, *, with_dense: bool = False
     ) -> Iterator[tuple[LoadedBlock, Block]]:
-        ids = torch.zeros(1, 1, dtype=torch.int64) if self.tokens is None else self.tokens
-        parts = split_batches(ids, self.model.device)
+        one = torch.zeros(1, 1, dtype=torch.int64, device=self.model.device)
+        inputs = [{"input_ids": one}] if self.batches is None else self.batches
         loaded = iterate_blocks(
-            self.model, self.stacks, None, parts, with_dense=with_dense, outputs_read=outputs_read
+            self.model, self.stacks, None, inputs, with_dense=with_dense, outputs_read=outputs_read
         )
         return zip(loaded, self.blocks, strict=True)
 

@@ -62,14 +62,14 @@ def explain_not_finite(loaded: LoadedBlock, linear: Linear) -> str:
     Runs the block again; called only once statistics were found not to be finite.
     """
     broken: list[bool] = []
+    samples = iter(loaded.samples)
     # An expert's tokens are of any sample; the input of all experts together is in sample order.
     path = linear.expert.rpartition(".")[0] if linear.expert else linear.path
     module = loaded.module.get_submodule(path)
 
     def look(_: nn.Module, inputs: tuple) -> None:
         tokens = (~inputs[0].isfinite()).any(-1).flatten()
-        samples = tokens.view(-1, loaded.hidden[0].shape[1])
-        broken.extend(samples.any(1).tolist())
+        broken.extend(tokens.view(len(next(samples)), -1).any(1).tolist())
 
     hook = module.register_forward_pre_hook(look)
     loaded.run()

@@ -20,9 +20,10 @@ from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.models.layout import stack_runners
 from prunekit.models.orientation import weight_matrix
 from prunekit.models.sequential.loaded_block import LoadedBlock
-from prunekit.models.sequential.pipeline import iterate_blocks, split_batches
+from prunekit.models.sequential.pipeline import iterate_blocks
 from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.models.units.kinds import Compensation
+from prunekit.structured.batches import Batch
 from prunekit.structured.refit import refit
 
 
@@ -30,7 +31,7 @@ def compensate(
     model: PreTrainedModel,
     groups: Sequence[LinearUnitGroup],
     kept: Mapping[str, Sequence[int]],
-    ids: Int[Tensor, "N T"],
+    batches: Sequence[Batch],
     how: Compensation = "refit",
     ranks: Ranks = SINGLE,
 ) -> Iterator[str]:
@@ -43,7 +44,7 @@ def compensate(
         model: The model with its weights.
         groups: Groups of one or several kinds.
         kept: Kept units of each group.
-        ids: Calibration tokens of this rank.
+        batches: Calibration batches of this rank, without padding, on the device of the model.
         how: "refit", or "bias", for which each of these linears must have a bias.
         ranks: Processes with the same model and other tokens.
     """
@@ -51,7 +52,7 @@ def compensate(
         group.reader.linear: group for group in groups if len(kept[group.name]) < group.units
     }
     stacks = stack_runners(model, find_architecture(model))
-    for block in iterate_blocks(model, stacks, None, split_batches(ids, model.device), ranks):
+    for block in iterate_blocks(model, stacks, None, batches, ranks):
         inside = [by_reader[module] for module in block.module.modules() if module in by_reader]
         if inside:
             _compensate_block(block, inside, kept, how)

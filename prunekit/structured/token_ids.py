@@ -10,10 +10,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prunekit.data.samples import IGNORED
 from prunekit.errors import ConfigError
-
-IGNORED = -100
-"""Label of positions that are not predicted."""
 
 
 def token_ids(data: object, model: PreTrainedModel, name: str = "tokens") -> Int[Tensor, "N T"]:

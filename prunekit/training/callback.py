@@ -7,21 +7,23 @@ Shapes: N samples, T tokens.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import ConfigDict, Field, NonNegativeInt, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from typing_extensions import override
+from typing_extensions import TypedDict, override
 
 from prunekit.errors import CheckpointError, ConfigError
 from prunekit.training.gradual import GradualPruner
 
 FILE = "prunekit_pruner.safetensors"
 """File beside the Trainer's checkpoint with the masks."""
+Sparsity = Annotated[float, Field(ge=0, le=1)]
 
 
 class PruneCallback(TrainerCallback, ExportableState):
@@ -63,7 +65,7 @@ class PruneCallback(TrainerCallback, ExportableState):
                 f"end: step {end} comes after the training, which has {state.max_steps} steps."
             )
         file = self._find(args, state) if state.global_step else None
-        saved = _read(file) if file else None
+        saved = read_state(file) if file else None
         settings = dict(self.settings)
         if saved and "tokens" in saved:
             settings.setdefault("tokens", saved.pop("tokens"))
@@ -92,7 +94,7 @@ class PruneCallback(TrainerCallback, ExportableState):
             return
         folder = Path(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
         if folder.is_dir():  # not of a trial of a search, which does not resume
-            _write(self.pruner, folder / FILE)
+            write_state(self.pruner, folder / FILE)
 
     @override
     def on_train_end(
@@ -117,22 +119,50 @@ class PruneCallback(TrainerCallback, ExportableState):
         return file
 
 
-def _write(pruner: GradualPruner, file: Path) -> None:
+class _State(TypedDict):
+    """The numbers of a pruner's state."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # pyright: ignore
+
+    step: NonNegativeInt
+    started: bool
+    settings: dict[str, Any]
+    shares: dict[str, Sparsity]
+    last: dict[str, Sparsity]
+
+
+STATE = TypeAdapter(_State)
+
+
+def write_state(pruner: GradualPruner, file: Path) -> None:
+    """Write the state of a pruner and its samples to a safetensors file."""
     state = pruner.state_dict()
     tensors = {f"bits.{name}": bits for name, bits in state.pop("bits").items()}
-    if pruner.tokens is not None:
-        tensors["tokens"] = pruner.tokens
+    for number, batch in enumerate(pruner.batches or ()):
+        tensors |= {f"tokens.{number}.{name}": value for name, value in batch.items()}
     save_file(tensors, file, {"state": json.dumps(state)})
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_state(file: Path) -> dict[str, Any]:
+    """Return the state in a file, for ``load_state_dict``, and its samples as ``tokens``.
+
+    Raises:
+        CheckpointError: The file cannot be read, or :func:`write_state` has not written it.
+    """
+    bits: dict[str, Tensor] = {}
+    batches: dict[int, dict[str, Tensor]] = {}
     try:
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}
-        tensors: dict[str, Tensor] = load_file(file)
-        state = json.loads(metadata["state"])
+        state = STATE.validate_json(metadata["state"])
+        for path, tensor in load_file(file).items():
+            kind, _, name = path.partition(".")
+            if kind == "bits":
+                bits[name] = tensor
+            else:
+                number, _, name = name.partition(".")
+                batches.setdefault(int(number), {})[name] = tensor
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(f"{file}: not a file of a pruner ({error}).") from error
-    prefix = "bits."
-    bits = {name.removeprefix(prefix): tensors[name] for name in tensors if name != "tokens"}
-    return {**state, "bits": bits} | ({"tokens": tensors["tokens"]} if "tokens" in tensors else {})
+    tokens = [batches[number] for number in sorted(batches)]
+    return {**state, "bits": bits} | ({"tokens": tokens} if tokens else {})

@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -26,8 +25,9 @@ from prunekit.models.experts import unfused
 from prunekit.sparsify.in_memory import ModelPruner
 from prunekit.sparsify.kept_pattern import KeptPattern
 from prunekit.sparsify.recipe import Recipe
+from prunekit.structured.batches import Data
+from prunekit.structured.block_batches import block_batches
 from prunekit.structured.scheduled import ScheduledPruner
-from prunekit.structured.token_ids import token_ids
 from prunekit.training.gradual_settings import (
     gradual_schedule,
     gradual_section,
@@ -60,7 +60,7 @@ class GradualPruner(ScheduledPruner):
         start: First step at which the model is pruned; 0 is before the first forward.
         every: Steps between two prunings.
         initial: Sparsity at ``start``.
-        tokens: Calibration samples, for methods that need statistics.
+        tokens: Calibration samples [N, T] or batches, for methods that need statistics.
         regrow: Fraction of the pruned weights of each layer that returns at a regrowth.
         regrow_every: Steps between two regrowths.
         settings: Other keys of ``[prune]`` and of the method.
@@ -87,16 +87,16 @@ class GradualPruner(ScheduledPruner):
         start: int = 0,
         every: int = 1,
         initial: float = 0.0,
-        tokens: Int[Tensor, "N T"] | None = None,
+        tokens: Data | None = None,
         regrow: float = 0.0,
         regrow_every: int | None = None,
         **settings: Any,  # noqa: ANN401  the keys of [prune]
     ) -> None:
         self.model = unwrapped_model(model)
         self.section = gradual_section(method, pattern, sparsity, settings)
-        self.tokens = None if tokens is None else token_ids(tokens, self.model)
-        if self.tokens is None and (user := self.section.calibration_user):
-            raise ConfigError(f"{user}: needs calibration tokens; pass tokens=[N, T].")
+        self.batches = None if tokens is None else block_batches(tokens, self.model)
+        if self.batches is None and (user := self.section.calibration_user):
+            raise ConfigError(f"{user}: needs calibration tokens; pass tokens=[N, T] or batches.")
         steps = {"start": start, "end": end, "every": every, "initial": initial}
         planned = gradual_schedule(self.section, schedule, steps)
         self._shares: dict[str, float] = {}
@@ -256,4 +256,4 @@ class GradualPruner(ScheduledPruner):
             stack.enter_context(torch.autocast(self.model.device.type, enabled=False))
             if any(module._compiled_call_impl for module in self.model.modules()):
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-            yield ModelPruner.of(self.model, self.tokens, self.section, recipe)
+            yield ModelPruner.of(self.model, self.batches, self.section, recipe)

@@ -11,7 +11,8 @@ def test_training_stands_beside_weights_and_needs_a_text(load, mistakes):
     assert mistakes(prune(f"{WEIGHTS}[train]\n", rest=""))[0].endswith(
         "calibration.data: missing. Calibration text: files (.txt, .jsonl, .jsonl.gz, .parquet), "
         "pydoc:train, hub:NAME:SPLIT; or self: text that the dense model generates without a "
-        "prompt, with the whole model in memory."
+        "prompt, with the whole model in memory. With task: files (.tsv, .csv, .jsonl, .jsonl.gz, "
+        ".parquet) or hub:NAME:SPLIT."
     )
 
 

@@ -72,7 +72,7 @@ def test_more_ranks_than_samples_are_refused(folder, tmp_path):
     data = {"data": str(tmp_path / "short.txt"), "samples": 4, "length": 12}
     plan = planned(folder, tmp_path / "out", calibration=data)
     with pytest.raises(ConfigError, match="text for 3 samples, which 4 processes cannot share"):
-        Run(plan, 1, Ranks(0, 4))._calibration()
+        Run(plan, 1, Ranks(0, 4))._texts()
 
 
 def test_generated_text_is_written_once_and_read_again(folder, tmp_path):

@@ -7,6 +7,7 @@ import torch
 
 from prunekit.config.prune_table import Prune
 from prunekit.config.train_table import Adapter, Train
+from prunekit.data.tokens import Tokens
 from prunekit.errors import ConfigError
 from prunekit.runs.training import (
     Row,
@@ -26,7 +27,7 @@ def planned(train):
 
 
 def test_the_last_samples_are_held_out():
-    tokens = SimpleNamespace(ids=torch.arange(20).view(10, 2))
+    tokens = Tokens.of(torch.arange(20).view(10, 2), "")
     texts = training_texts(planned(Train(batch=3, held_out=2)), tokens)
     assert texts is not None
     trained, held_out = texts
@@ -38,8 +39,10 @@ def test_the_last_samples_are_held_out():
 
 
 def test_only_causal_language_models_have_a_loss_of_text():
-    assert why_no_loss(tiny("llama")) is None
-    assert "BertForMaskedLM" in (why_no_loss(tiny("bert")) or "")
+    text, rows = (SimpleNamespace(calibration=SimpleNamespace(task=task)) for task in (None, "x"))
+    assert why_no_loss(text, tiny("llama")) is None
+    assert "BertForMaskedLM" in (why_no_loss(text, tiny("bert")) or "")
+    assert why_no_loss(rows, tiny("bert")) is None
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # of peft

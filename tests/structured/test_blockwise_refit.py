@@ -21,7 +21,7 @@ def test_a_bias_takes_the_mean_of_what_goes_in_each_layer_after_those_before_it(
         )
         for site in found
     }
-    assert len(list(compensate(model, found, kept, ids, "bias"))) == 2
+    assert len(list(compensate(model, found, kept, [{"input_ids": ids}], "bias"))) == 2
     read = {}
     handles = [
         site.reader.linear.register_forward_pre_hook(

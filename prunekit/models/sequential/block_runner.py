@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 from prunekit.architectures import Stack
 
 Context = dict[str, Tensor]
-"""Further inputs of a stack: ``encoder_hidden_states`` of a decoder after an encoder."""
+"""Further inputs of a stack: ``encoder_hidden_states`` of a decoder after an encoder, ``input_ids``
+of one that does not run from embeddings."""
 
 
 class _BlockProxy(nn.Module):
@@ -67,6 +68,26 @@ def _is_constant(value: Any) -> bool:  # noqa: ANN401
     return value is None or isinstance(value, bool | int | float | str | Tensor)
 
 
+def _shapes(hidden: Tensor, context: Context) -> tuple[torch.Size, ...]:
+    """Return numbers of samples and tokens of a stack's inputs."""
+    encoded = context.get("encoder_hidden_states")
+    return (hidden.shape[:2], *([] if encoded is None else [encoded.shape[:2]]))
+
+
+@contextmanager
+def _blank_embeddings(model: nn.Module, like: Tensor) -> Iterator[None]:
+    """Let tables of embeddings, which may have no weights now, return zeros."""
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    for table in tables:
+        width = table.weight.shape[1]
+        table.forward = lambda ids, *_, width=width: like.new_zeros(1).expand(*ids.shape, width)
+    try:
+        yield
+    finally:
+        for table in tables:
+            del table.forward
+
+
 class StackRunner:
     """The blocks of one stack, each of which can run by itself."""
 
@@ -80,9 +101,9 @@ class StackRunner:
         self.blocks: list[nn.Module] = list(getattr(self._owner, self._attribute))
         names = {module: name for name, module in model.named_modules()}
         self.names = [names[block] for block in self.blocks]
-        # Further outputs of a block (T5's position bias), by batch shape; each block after the
-        # first one takes them from the one before it.
-        self._tails: dict[torch.Size, tuple | None] = {}
+        # Further outputs of a block (T5's position bias), by the shapes of its inputs; each block
+        # after the first one takes them from the one before it.
+        self._tails: dict[tuple[torch.Size, ...], tuple | None] = {}
         self._call_key: tuple | None = None  # block, shape and dtype of the cached call
         self._call: tuple[tuple, dict[str, Any]] = (), {}
 
@@ -104,13 +125,13 @@ class StackRunner:
 
         Args:
             ids: Tokens.
-            context: Further inputs of the stack.
+            context: Further inputs of the stack, or of its embeddings.
         """
         recorder = _Recorder(self.blocks[0])
         with self._blocks_replaced([recorder]):
             self.module(input_ids=ids, **context)
         hidden = recorder.__dict__["hidden"]
-        self._tails[hidden.shape[:2]] = recorder.__dict__["tail"]
+        self._tails[_shapes(hidden, context)] = recorder.__dict__["tail"]
         return hidden
 
     @torch.no_grad()
@@ -145,14 +166,17 @@ class StackRunner:
     ) -> tuple[tuple, dict[str, Any]]:
         """Return the block's other arguments, the same for batches of one shape."""
         key = index, hidden.shape, hidden.dtype
-        if not context and key == self._call_key:
+        cacheable = not context
+        if cacheable and key == self._call_key:
             return self._call
-        passing = self._pass_through(index + 1, hidden)
+        passing = self._pass_through(index + 1, hidden, context)
         with self._blocks_replaced(passing):
-            self.module(inputs_embeds=self._blank(hidden), **context)
+            if "input_ids" not in context:
+                context = {"inputs_embeds": self._blank(hidden), **context}
+            self.module(**context)
         self._call = passing[-1].__dict__["call"]
         # Not with a mutable argument: a key-value cache would grow with each call.
-        self._call_key = None if context or not _is_constant(self._call) else key
+        self._call_key = None if not cacheable or not _is_constant(self._call) else key
         return self._call
 
     @torch.no_grad()
@@ -163,7 +187,7 @@ class StackRunner:
             hidden: Output of the last block.
             context: Further inputs of the stack.
         """
-        with self._last_hidden(hidden):
+        with self._last_hidden(hidden, context):
             return self.module(inputs_embeds=self._blank(hidden), **context)[0]
 
     @torch.inference_mode()
@@ -178,22 +202,26 @@ class StackRunner:
             context: Further inputs of the stack.
         """
         blank = self._blank(hidden)
-        with self._last_hidden(hidden):
+        with self._last_hidden(hidden, context or {}):
+            if self.stack.reads_ids:
+                ids = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
+                with _blank_embeddings(self.model, hidden):
+                    return self.model(input_ids=ids)[0]
             if not context:
                 return self.model(inputs_embeds=blank)[0]
             encoded = (context["encoder_hidden_states"],)
             return self.model(encoder_outputs=encoded, decoder_inputs_embeds=blank)[0]
 
     def _blank(self, hidden: Tensor) -> Tensor:
-        return hidden.new_zeros(1).expand(*hidden.shape[:2], self.features)
+        return hidden.new_zeros(*hidden.shape[:2], self.features)
 
-    def _pass_through(self, count: int, hidden: Tensor) -> list[nn.Module]:
-        tail = self._tails.get(hidden.shape[:2], next(iter(self._tails.values()), None))
+    def _pass_through(self, count: int, hidden: Tensor, context: Context) -> list[nn.Module]:
+        tail = self._tails.get(_shapes(hidden, context), next(iter(self._tails.values()), None))
         return [_PassThrough(block, tail) for block in self.blocks[:count]]
 
     @contextmanager
-    def _last_hidden(self, hidden: Tensor) -> Iterator[None]:
-        passing = self._pass_through(len(self.blocks), hidden)
+    def _last_hidden(self, hidden: Tensor, context: Context) -> Iterator[None]:
+        passing = self._pass_through(len(self.blocks), hidden, context)
         passing[-1].__dict__["hidden"] = hidden
         with self._blocks_replaced(passing):
             yield

@@ -19,11 +19,11 @@ A run of ``prunekit.runs.sparsify.run`` with ``prunekit.sparsify.block_pruner`` 
 Shapes: N samples, T tokens, B samples of a batch, D features.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate, pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -36,7 +36,7 @@ from prunekit.models.sequential.block_runner import Context, StackRunner
 from prunekit.models.sequential.hidden_states import HiddenStates, HiddenStatesFactory
 from prunekit.models.sequential.loaded_block import LoadedBlock
 from prunekit.models.sequential.weights import Weights, loaded_weights
-from prunekit.models.vocabulary import input_embeddings, vocabulary_modules
+from prunekit.models.vocabulary import input_embeddings, output_heads, vocabulary_modules
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens of a forward: enough to keep the matrix units busy, few enough that the intermediate
@@ -45,9 +45,14 @@ OutputsRead = Literal["all", "by-next-block", "none"]
 """Blocks whose output is read: all; all but the last one of the model; none."""
 
 
+def batch_tokens(device: torch.device) -> int:
+    """Return the most tokens of a batch on a device."""
+    return BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
+
+
 def split_batches(ids: Int[Tensor, "N T"], device: torch.device) -> list[Tensor]:
     """Split samples into batches of similar token counts, on the device."""
-    size = max(1, BATCH_TOKENS.get(device.type, 2048) // ids.shape[1])
+    size = max(1, batch_tokens(device) // ids.shape[1])
     return [part.to(device) for part in ids.split(size)]
 
 
@@ -55,7 +60,7 @@ def iterate_blocks(  # noqa: PLR0913  independent options
     model: PreTrainedModel,
     stacks: Sequence[StackRunner],
     weights: Weights | None,
-    ids: Sequence[Int[Tensor, "B T"]],
+    inputs: Sequence[Int[Tensor, "B T"] | Mapping[str, Tensor]],
     ranks: Ranks = SINGLE,
     *,
     with_dense: bool = False,
@@ -71,15 +76,18 @@ def iterate_blocks(  # noqa: PLR0913  independent options
         model: The model; without weights of its own when ``weights`` is given.
         stacks: Its stacks, in run order.
         weights: Source of the weights, or None when the model has them.
-        ids: Token batches; a decoder that reads an encoder gets the same tokens.
+        inputs: Batches of tokens, or of named inputs without padding: ``input_ids``, perhaps
+            ``token_type_ids``, and for a decoder that reads an encoder ``decoder_input_ids`` or
+            ``labels``; without these it gets the same tokens.
         ranks: Processes that run the same blocks with other samples.
         with_dense: Run the dense model too; see :meth:`LoadedBlock.fork_dense`.
         outputs_read: Blocks whose output is read; the others do not propagate.
         new_hidden_states: Makes empty storage for the hidden states of a stack.
     """
     following = _load_outside_blocks(model, stacks, weights)
-    samples = _sample_numbers(ids, ranks)
-    streams = [_Stream([{} for _ in ids]) for _ in range(1 + with_dense)]
+    batches = [each if isinstance(each, Mapping) else {"input_ids": each} for each in inputs]
+    samples = _sample_numbers(batches, ranks)
+    streams = [_Stream([{} for _ in batches]) for _ in range(1 + with_dense)]
     for runner in stacks:
         for index, module in enumerate(runner.blocks):
             after = following.get(module)
@@ -87,7 +95,7 @@ def iterate_blocks(  # noqa: PLR0913  independent options
             load = partial(LoadedBlock, runner, index, is_read, new_hidden_states)
             with loaded_weights(weights, module):
                 if index == 0:
-                    _embed(model, runner, weights, ids, streams, new_hidden_states)
+                    _embed(model, runner, weights, batches, streams, new_hidden_states)
                 if weights is not None:
                     # Memory fragments of the last block are of no use to the next one.
                     memory.trim_heap()
@@ -134,10 +142,15 @@ class _Stream:
 def _load_outside_blocks(
     model: PreTrainedModel, stacks: Sequence[StackRunner], weights: Weights | None
 ) -> dict[nn.Module, nn.Module]:
-    """Load all but blocks and vocabulary; return each block's successor."""
+    """Load all but blocks and vocabulary; return each block's successor.
+
+    Stacks that run from token ids need their embeddings at each block.
+    """
     blocks = [block for runner in stacks for block in runner.blocks]
     if weights:
         vocabulary = vocabulary_modules(model, [runner.module for runner in stacks])
+        if any(runner.stack.reads_ids for runner in stacks):
+            vocabulary = output_heads(model)
         weights.load(model, without=[*blocks, *vocabulary])
     return dict(pairwise(blocks))
 
@@ -146,7 +159,7 @@ def _embed(
     model: PreTrainedModel,
     runner: StackRunner,
     weights: Weights | None,
-    ids: Sequence[Tensor],
+    batches: Sequence[Mapping[str, Tensor]],
     streams: Sequence[_Stream],
     new_hidden_states: HiddenStatesFactory,
 ) -> None:
@@ -154,17 +167,41 @@ def _embed(
     pruned, *others = streams
     for stream in streams:
         stream.hidden = new_hidden_states()
-    with loaded_weights(weights, *input_embeddings(model, [runner.module])):
+    tables = [] if runner.stack.reads_ids else input_embeddings(model, [runner.module])
+    with loaded_weights(weights, *tables):
         # Cloned: the input may be a view of another tensor.
-        pruned.hidden.extend(map(torch.clone, map(runner.enter, ids, pruned.contexts)))
+        for batch, context in zip(batches, pruned.contexts, strict=True):
+            pruned.hidden.extend([_enter(model, runner, batch, context).clone()])
     for stream in others:
         stream.hidden.extend(map(torch.clone, pruned.hidden))
+    for stream in streams if runner.stack.reads_ids else ():
+        for batch, context in zip(batches, stream.contexts, strict=True):
+            context["input_ids"] = batch["input_ids"]
 
 
-def _sample_numbers(ids: Sequence[Int[Tensor, "B T"]], ranks: Ranks) -> list[range]:
+def _enter(
+    model: PreTrainedModel, runner: StackRunner, batch: Mapping[str, Tensor], context: Context
+) -> Tensor:
+    """Return the input of a stack's first block for a batch.
+
+    The tokens of a decoder that reads an encoder are those that the model makes of ``labels``.
+    """
+    if not context:
+        kinds = {name: batch[name] for name in ("token_type_ids",) if name in batch}
+        return runner.enter(batch["input_ids"], kinds)
+    if "decoder_input_ids" in batch:
+        return runner.enter(batch["decoder_input_ids"], context)
+    if "labels" not in batch:
+        return runner.enter(batch["input_ids"], context)
+    shift: Any = getattr(model, "prepare_decoder_input_ids_from_labels")  # noqa: B009  of most
+    return runner.enter(shift(labels=batch["labels"]), context)
+
+
+def _sample_numbers(batches: Sequence[Mapping[str, Tensor]], ranks: Ranks) -> list[range]:
     """Return the numbers of each batch's samples; ranks hold consecutive samples."""
-    before = sum(ranks.all_gather_object(sum(map(len, ids)))[: ranks.rank])
-    ends = [*accumulate(map(len, ids), initial=before)]
+    counts = [len(batch["input_ids"]) for batch in batches]
+    before = sum(ranks.all_gather_object(sum(counts))[: ranks.rank])
+    ends = [*accumulate(counts, initial=before)]
     return [range(*pair) for pair in pairwise(ends)]
 
 

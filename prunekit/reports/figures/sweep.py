@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prunekit import formatting
@@ -70,8 +71,10 @@ def _measures(report: dict[str, Any]) -> list[Measure]:
             f"{evaluation['metric'].capitalize()} on {evaluation['data']}",
             evaluation["metric"],
             lambda run, place=place: float(run["evaluation"][place]["value"]),
-            formatting.number,
-            "Lower is better.",
+            partial(formatting.measured, evaluation["metric"]),
+            "Higher is better."
+            if evaluation["metric"] in formatting.FRACTIONS
+            else "Lower is better.",
             wide=True,
         )
         for place, evaluation in enumerate(report["dense"]["evaluation"])
@@ -171,11 +174,13 @@ def _agreement(agreement: dict[str, Any]) -> Picture:
 
 
 def _best(report: dict[str, Any]) -> list[tuple[float, dict[str, Any]]]:
-    """Return the run with the lowest first metric, for each sparsity."""
+    """Return the run with the best first metric, for each sparsity."""
     levels: dict[float, dict[str, Any]] = {}
 
     def quality(run: dict[str, Any]) -> float:
-        return float(run["evaluation"][0]["value"])
+        first = run["evaluation"][0]
+        higher_is_better = first["metric"] in formatting.FRACTIONS
+        return -float(first["value"]) if higher_is_better else float(first["value"])
 
     for run in report["runs"]:
         known = levels.get(run["sparsity"])

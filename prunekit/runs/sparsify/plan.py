@@ -17,6 +17,7 @@ from prunekit.models.layout import Block, Linear
 from prunekit.models.memory import free_bytes, free_host_bytes
 from prunekit.models.sequential.hidden_states import Where
 from prunekit.runs.plan_base import PlanBase, fact_table, note_lines
+from prunekit.runs.texts import data_words
 from prunekit.sparsify.memory_estimate import Memory
 from prunekit.sparsify.permute_residual import Axes
 from prunekit.sparsify.recipe import Recipe
@@ -140,11 +141,7 @@ def _facts(plan: Plan) -> dict[str, str]:
         "traffic": "each process sends "
         + ", ".join(f"{size(sent)} of {purpose}" for purpose, sent in plan.traffic.items()),
     }
-    if config.calibration:
-        rows["calibration"] = (
-            f"{config.calibration.samples} samples of {plan.lengths[0]} tokens, seed "
-            f"{config.calibration.seed}"
-        )
+    rows |= data_words(config, plan.lengths)
     if not plan.ranks.is_distributed:
         del rows["ranks"], rows["traffic"]
     return rows

@@ -13,7 +13,6 @@ import torch
 from typing_extensions import override
 
 from prunekit.checkpoint.reader import open_checkpoint
-from prunekit.data.tokens import Tokens
 from prunekit.evaluation.verify import make_proof, recount_zeros
 from prunekit.models.layout import Block
 from prunekit.models.sequential.hidden_states import hidden_states_factory
@@ -22,7 +21,6 @@ from prunekit.models.sequential.pipeline import (
     OutputsRead,
     iterate_blocks,
     load_blocks,
-    split_batches,
 )
 from prunekit.models.sequential.weights import Weights
 from prunekit.reports import environment
@@ -32,6 +30,7 @@ from prunekit.runs.record import Record
 from prunekit.runs.sparsify import result as results
 from prunekit.runs.sparsify.plan import Plan
 from prunekit.runs.sparsify.shards import LayerRecord, ShardWriter, compressed_layouts
+from prunekit.runs.texts import Data, own_batches
 from prunekit.sparsify.block_pruner import BlockPruner, CalibratedStages
 from prunekit.sparsify.calibrate import make_survey
 from prunekit.sparsify.permute_channels import channel_orders, permute_channels
@@ -87,7 +86,7 @@ class SparsifyRun(RunBase[Plan]):
     def _records(self, *, resume: bool, overwrite: bool) -> Iterator[Record]:
         plan = self.plan
         tokens, evaluated = self._begin(resume=resume, overwrite=overwrite)
-        count = tokens.ids.numel() if tokens else 0
+        count = tokens.tokens if tokens else 0
         blocks, linears = len(plan.blocks), len(plan.sizes)
         yield Record("start", "", {"blocks": blocks, "linears": linears, "tokens": count})
         yield from self._evaluate("before", evaluated)
@@ -102,7 +101,7 @@ class SparsifyRun(RunBase[Plan]):
         report = self.ranks.run_on_main(lambda: self._verify(tokens, peaks, sent))
         yield Record("finish", str(self.output.folder), report)
 
-    def _allocate(self, tokens: Tokens | None) -> Iterator[Record]:
+    def _allocate(self, tokens: Data | None) -> Iterator[Record]:
         """Yield progress and return the sparsity of each linear."""
         plan, allocation = self.plan, self.plan.config.prune.allocation
         known = self.output.journal.get(("allocation", allocation.name))
@@ -120,19 +119,18 @@ class SparsifyRun(RunBase[Plan]):
         return known
 
     def _iterate(
-        self, tokens: Tokens | None, outputs_read: OutputsRead, *, with_dense: bool = False
+        self, tokens: Data | None, outputs_read: OutputsRead, *, with_dense: bool = False
     ) -> Iterator[tuple[LoadedBlock, Block]]:
         """Iterate over all blocks with this rank's samples, or one token."""
         plan = self.plan
-        ids = torch.zeros(1, 1, dtype=torch.int64)
-        if tokens:
-            ids = tokens.ids[self.ranks.shard(len(tokens.ids))]
+        one = {"input_ids": torch.zeros(1, 1, dtype=torch.int64, device=plan.device)}
+        batches = own_batches(tokens, plan.device, self.ranks) if tokens else [one]
         factory = hidden_states_factory(plan.memory.where, plan.device, self.output.folder)
         loaded = iterate_blocks(
             plan.model,
             plan.stacks,
             self.weights,
-            split_batches(ids, plan.device),
+            batches,
             self.ranks,
             with_dense=with_dense,
             outputs_read=outputs_read,
@@ -140,7 +138,7 @@ class SparsifyRun(RunBase[Plan]):
         )
         return zip(loaded, plan.blocks, strict=True)
 
-    def _prune(self, tokens: Tokens | None, sparsities: Mapping[str, float]) -> Iterator[Record]:
+    def _prune(self, tokens: Data | None, sparsities: Mapping[str, float]) -> Iterator[Record]:
         """Prune all blocks and write their shards."""
         plan, recipe = self.plan, self.plan.recipe
         if plan.axes:
@@ -185,7 +183,7 @@ class SparsifyRun(RunBase[Plan]):
         self.output.append_journal("block", block.name, values)
         return values
 
-    def _permute_residual(self, tokens: Tokens | None) -> Iterator[Record]:
+    def _permute_residual(self, tokens: Data | None) -> Iterator[Record]:
         """Permute the residual stream in all tensors read from the checkpoint."""
         plan = self.plan
         known = self.output.journal.get(("order", "residual"))
@@ -202,7 +200,7 @@ class SparsifyRun(RunBase[Plan]):
                 plan.checkpoint, permuted_axes=axes, permutation=known["order"]
             )
 
-    def _prune_independently(self, tokens: Tokens | None, pruner: BlockPruner) -> Iterator[Record]:
+    def _prune_independently(self, tokens: Data | None, pruner: BlockPruner) -> Iterator[Record]:
         """Prune independent blocks; each rank prunes and writes its own.
 
         In a round each rank prunes one block; then the journal gets the blocks of all.
@@ -230,7 +228,7 @@ class SparsifyRun(RunBase[Plan]):
         self.layers.sort(key=lambda layer: layer["block"])
 
     def _independent_blocks(
-        self, tokens: Tokens | None, own: list[int]
+        self, tokens: Data | None, own: list[int]
     ) -> Iterator[tuple[int, LoadedBlock]]:
         """Yield numbered blocks: all with dense inputs or, without statistics, only ``own``."""
         if self.plan.recipe.needs:
@@ -279,7 +277,7 @@ class SparsifyRun(RunBase[Plan]):
         return Record("block", self.plan.blocks[number].name, facts)
 
     def _verify(
-        self, tokens: Tokens | None, peaks: list[dict[str, int]], sent: list[dict[str, int]]
+        self, tokens: Data | None, peaks: list[dict[str, int]], sent: list[dict[str, int]]
     ) -> dict[str, Any]:
         """Verify the checkpoint; write and return the report."""
         with self._timed("verify"):

@@ -14,14 +14,16 @@ from prunekit.checkpoint.reader import Checkpoint, open_checkpoint
 from prunekit.config.prune_table import Prune
 from prunekit.config.run_config import Config
 from prunekit.errors import ConfigError
+from prunekit.models.dense_weights import dense_notes, outside_note
 from prunekit.models.devices import stored_dtype
 from prunekit.models.empty_model import checkpoint_from_config, empty_model, has_weights
 from prunekit.models.layout import Block, Linear, LinearSelection, list_blocks, stack_runners
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.weight_names import stored_names
 from prunekit.patterns.base import Grouped
-from prunekit.runs.checks import check_generates_text, check_output_path, check_perplexity
+from prunekit.runs.checks import check_generates_text, check_output_path
 from prunekit.runs.sparsify.plan import Preflight
+from prunekit.runs.texts import check_data
 
 
 class Source(NamedTuple):
@@ -53,7 +55,7 @@ def open_source(config: Config, preflight: Preflight | None) -> Source:
     model = empty_model(checkpoint)
     architecture = find_architecture(model)
     stacks = stack_runners(model, architecture)
-    check_perplexity(config, model, stacks)
+    check_data(config, model, stacks)
     check_generates_text(config, model, stacks)
     prune = config.prune
     blocks = list_blocks(stacks, LinearSelection(prune.pattern, prune.skip, prune.on_indivisible))
@@ -84,7 +86,9 @@ def layer_notes(source: Source) -> list[str]:
         for linear in block.linears
         if linear.skipped
     ]
+    notes += dense_notes(source.stacks)
     if source.architecture.probed:
+        notes += outside_note(source.model, source.stacks)
         notes.insert(
             0,
             f"Model type {source.model.config.model_type!r} is not declared; its blocks and stages "

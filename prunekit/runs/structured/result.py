@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -118,10 +119,10 @@ def view_heads(
     Args:
         gates: Gates on heads, all open.
         scores: Score of each head [U].
-        batch: Calibration tokens; the maps show the first ones of the first sample.
+        batch: Calibration tokens; the maps show the first ones of the longest sample.
         tokenizer: Decodes the tokens that the maps show.
     """
-    few = {name: part[:1, :VIEWED_TOKENS] for name, part in batch.items()}
+    few = _few_tokens(batch)
     ranked = sorted(
         (float(score), site, unit)
         for site in range(len(gates.linear_groups))
@@ -152,6 +153,16 @@ def view_heads(
             )
         ],
         "redundancy": {name: rounded(value) for name, value in redundancy.items()},
+    }
+
+
+def _few_tokens(batch: Batch) -> Batch:
+    """Return the first tokens of the sample with most tokens, without padding and classes."""
+    mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+    sample = int(mask.sum(1).argmax())
+    count = min(VIEWED_TOKENS, int(mask[sample].sum()))
+    return {
+        name: part[sample : sample + 1, :count] for name, part in batch.items() if part.ndim == 2
     }
 
 

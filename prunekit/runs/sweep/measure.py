@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from prunekit.config.run_config import Config, StructuredConfig
+from prunekit.config.tables import Evaluate
 from prunekit.evaluation.generation import generate
+from prunekit.evaluation.labelled import Rows, evaluate_rows
 from prunekit.evaluation.perplexity import evaluate
 from prunekit.models.devices import resolve_device
 from prunekit.reports.environment import peak_memory
@@ -29,7 +31,7 @@ def measure(
     texts, device = config.evaluate, config.model.device
     assert texts is not None
     facts: dict[str, Any] = {
-        "evaluation": evaluate(folder, texts.data, texts.length, texts.windows, device),
+        "evaluation": _evaluation(folder, texts, device),
         "bytes": sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")),
     }
     if tokens:
@@ -41,3 +43,11 @@ def measure(
             facts[name] = statistics.median(getattr(one, name) for one in generated)
         facts["texts"] = [[one.prompt, one.text] for one in generated]
     yield facts | peak_memory(resolve_device(device))
+
+
+def _evaluation(folder: str, texts: Evaluate, device: str) -> list[dict[str, Any]]:
+    """Return the measures of a model on the texts or rows of [evaluate]."""
+    if texts.task is None:
+        return evaluate(folder, texts.data, texts.length, texts.windows, device)
+    rows = Rows(texts.task, texts.columns or {}, texts.length, texts.samples)
+    return evaluate_rows(folder, texts.data, rows, device)

@@ -1,10 +1,9 @@
 """Zeros during training: made on a schedule, or kept by masks."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
@@ -13,25 +12,26 @@ from prunekit.runs.record import Record
 from prunekit.runs.sparsify.shards import LayerRecord
 from prunekit.runs.trained.plan import TrainedPlan, gradual_settings
 from prunekit.sparsify.in_memory import ModelPruner
+from prunekit.structured.batches import Batch
 from prunekit.training.gradual import GradualPruner
 from prunekit.training.masks import Masks
 from prunekit.training.weight_views import find_weights
 
 
 def prune_once(
-    plan: TrainedPlan, model: PreTrainedModel, tokens: Tensor
+    plan: TrainedPlan, model: PreTrainedModel, batches: Sequence[Batch]
 ) -> Generator[Record, None, dict[str, LayerRecord]]:
     """Prune a model in memory; return a record of each linear.
 
     Args:
         plan: The plan of the run.
         model: The model, changed in place.
-        tokens: Calibration samples [N, T].
+        batches: Calibration batches without padding.
     """
     yield Record("phase", "prune before training", {"steps": len(plan.sizes)})
     records = {}
     with unfused(model):
-        pruner = ModelPruner.of(model, tokens, plan.config.prune, plan.recipe)
+        pruner = ModelPruner.of(model, batches, plan.config.prune, plan.recipe)
         for result in pruner.prune(pruner.allocate(plan.config.prune.sparsity)):
             records[result.linear.name] = result.as_record()
             yield Record("step", result.linear.name)
@@ -39,7 +39,7 @@ def prune_once(
 
 
 def gradual_pruner(
-    plan: TrainedPlan, model: PreTrainedModel, optimizer: Optimizer, tokens: Tensor
+    plan: TrainedPlan, model: PreTrainedModel, optimizer: Optimizer, batches: Sequence[Batch]
 ) -> GradualPruner:
     """Return the pruner that a config describes, in force.
 
@@ -47,7 +47,7 @@ def gradual_pruner(
         plan: The plan of the run.
         model: The model.
         optimizer: The optimizer that trains it.
-        tokens: Calibration samples [N, T], for methods that need statistics.
+        batches: Calibration batches without padding, for methods that need statistics.
     """
     prune = plan.config.prune
     schedule = prune.gradual
@@ -60,7 +60,7 @@ def gradual_pruner(
         end=schedule.end,
         every=schedule.every,
         initial=schedule.initial,
-        tokens=tokens if prune.calibration_user else None,
+        tokens=batches if prune.calibration_user else None,
         regrow=prune.regrow,
         regrow_every=prune.regrowth_interval,
         **gradual_settings(prune),

@@ -4,19 +4,17 @@ Load, evaluate, prune, train, write, evaluate, verify, report, with the whole mo
 that was stopped before its weights were written begins again, except for its evaluations.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 from typing_extensions import override
 
 from prunekit.checkpoint.formats import format_named
 from prunekit.checkpoint.reader import open_checkpoint
-from prunekit.data.tokens import Tokens
 from prunekit.evaluation.verify import make_proof, recount_zeros
 from prunekit.models.load import load
 from prunekit.models.weight_names import stored_names
@@ -24,6 +22,7 @@ from prunekit.reports import report as reports
 from prunekit.runs.base import RunBase
 from prunekit.runs.record import Record
 from prunekit.runs.sparsify.shards import LayerRecord, compressed_layouts
+from prunekit.runs.texts import Data, own_batches
 from prunekit.runs.trained import result
 from prunekit.runs.trained.masking import gradual_pruner, kept_zeros, prune_once
 from prunekit.runs.trained.plan import TrainedPlan
@@ -35,7 +34,7 @@ from prunekit.runs.training import (
     training_facts,
     training_texts,
 )
-from prunekit.structured.batches import eval_mode, mean_loss
+from prunekit.structured.batches import Batch, eval_mode, mean_loss
 from prunekit.training.gradual import GradualPruner
 from prunekit.training.recover import Pruning
 
@@ -75,7 +74,7 @@ class TrainedRun(RunBase[TrainedPlan]):
         tokens, evaluated = self._begin(resume=resume, overwrite=overwrite)
         assert tokens is not None
         facts = {"blocks": len(plan.blocks), "linears": len(plan.sizes)}
-        yield Record("start", "", facts | {"tokens": tokens.ids.numel()})
+        yield Record("start", "", facts | {"tokens": tokens.tokens})
         yield from self._evaluate("before", evaluated)
         if ("trained", "") not in self.output.journal:
             yield from self._train(tokens)
@@ -89,7 +88,7 @@ class TrainedRun(RunBase[TrainedPlan]):
         report = self.ranks.run_on_main(lambda: self._verify(tokens, trained))
         yield Record("finish", str(self.output.folder), report)
 
-    def _train(self, tokens: Tokens) -> Iterator[Record]:
+    def _train(self, tokens: Data) -> Iterator[Record]:
         """Prune and train the model, and write its weights."""
         plan = self.plan
         with self._timed("calibrate"):
@@ -100,11 +99,11 @@ class TrainedRun(RunBase[TrainedPlan]):
             assert texts is not None
             with eval_mode(model):
                 base = mean_loss(model, texts[1])
-        ids = tokens.ids.to(plan.device)
+        batches = own_batches(tokens, plan.device)
         if plan.config.prune.gradual:
-            measured, facts = yield from self._prune_while_training(model, texts, ids, base)
+            measured, facts = yield from self._prune_while_training(model, texts, batches, base)
         else:
-            measured, facts = yield from self._prune_then_train(model, texts, ids, base)
+            measured, facts = yield from self._prune_then_train(model, texts, batches, base)
         with self._timed("write"):
             values = ModelWriter(plan, model, self.output).write(
                 measured, writes=self.ranks.is_main
@@ -112,25 +111,25 @@ class TrainedRun(RunBase[TrainedPlan]):
         self.output.append_journal("trained", "", values | {"training": facts})
 
     def _prune_then_train(
-        self, model: PreTrainedModel, texts: Texts, ids: Tensor, base: float
+        self, model: PreTrainedModel, texts: Texts, batches: Sequence[Batch], base: float
     ) -> Generator[Record, None, tuple[dict[str, LayerRecord], dict[str, Any]]]:
         """Prune the model, then train it under masks."""
         plan = self.plan
-        measured = yield from self._timed_records("prune", prune_once(plan, model, ids))
+        measured = yield from self._timed_records("prune", prune_once(plan, model, batches))
         with adapted(plan, model) as trained:
             training = train_model(plan, trained, texts, partial(kept_zeros, plan, model))
             history = yield from self._timed_records("train", training)
         return measured, training_facts(base, history, gradual=False)
 
     def _prune_while_training(
-        self, model: PreTrainedModel, texts: Texts, ids: Tensor, base: float
+        self, model: PreTrainedModel, texts: Texts, batches: Sequence[Batch], base: float
     ) -> Generator[Record, None, tuple[dict[str, LayerRecord], dict[str, Any]]]:
         """Train the model, and prune it on a schedule meanwhile."""
         plan = self.plan
         pruners: list[GradualPruner] = []
 
         def during(optimizer: Optimizer) -> AbstractContextManager[Pruning]:
-            pruners.append(gradual_pruner(plan, model, optimizer, ids))
+            pruners.append(gradual_pruner(plan, model, optimizer, batches))
             return pruners[0]
 
         with adapted(plan, model) as trained:
@@ -156,7 +155,7 @@ class TrainedRun(RunBase[TrainedPlan]):
             check=lambda written: stored_names(plan.model, written),
         )
 
-    def _verify(self, tokens: Tokens, trained: dict[str, Any]) -> dict[str, Any]:
+    def _verify(self, tokens: Data, trained: dict[str, Any]) -> dict[str, Any]:
         """Verify the written checkpoint; write and return the report."""
         with self._timed("verify"):
             written = open_checkpoint(self.output.folder)

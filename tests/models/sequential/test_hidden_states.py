@@ -17,7 +17,7 @@ from prunekit.distributed.ranks import Ranks
 from prunekit.errors import CapacityError, ConfigError
 from prunekit.evaluation.perplexity import evaluate
 from prunekit.models import memory
-from prunekit.models.sequential import hidden_states
+from prunekit.models.sequential import hidden_states, pipeline
 from prunekit.models.sequential.hidden_states import (
     MmapStates,
     PinnedHostStates,
@@ -49,7 +49,7 @@ RECIPES = {
 def _small_batches(monkeypatch):
     monkeypatch.setattr("prunekit.reports.report.render", lambda report: "")
     monkeypatch.setattr("prunekit.sparsify.block_tuning.STEPS", 3)
-    monkeypatch.setattr("prunekit.models.sequential.pipeline.BATCH_TOKENS", {"cpu": 24})
+    monkeypatch.setitem(pipeline.BATCH_TOKENS, "cpu", 24)
 
 
 @pytest.fixture(scope="module")
