@@ -50,15 +50,20 @@ def adapter_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 @contextmanager
 def without_adapters(model: nn.Module) -> Iterator[None]:
-    """Replace adapter layers by the modules they adapt, within the context."""
+    """Replace adapter layers by the modules they adapt, within the context.
+
+    Where such a module is replaced in the context, its adapters are lost with it.
+    """
     layers = [(parent, name, parent._modules[name]) for parent, name, _ in _places(model)]
-    for parent, name, layer in layers:
-        parent._modules[name] = _module_in_use(cast("nn.Module", layer))
+    used = [_module_in_use(cast("nn.Module", layer)) for _, _, layer in layers]
+    for (parent, name, _), module in zip(layers, used, strict=True):
+        parent._modules[name] = module
     try:
         yield
     finally:
-        for parent, name, layer in layers:
-            parent._modules[name] = layer
+        for (parent, name, layer), module in zip(layers, used, strict=True):
+            if parent._modules.get(name) is module:
+                parent._modules[name] = layer
 
 
 def _module_in_use(layer: nn.Module) -> nn.Module:

@@ -59,6 +59,9 @@ class Attention:
         bias: Embedding below ``module`` of the first block with one column per head, which all
             blocks of the stack add to their attention scores; "" if they add zeros that the first
             block creates for its own number of heads; None without such a bias.
+        emptiable: Whether ``module`` returns the output of ``output``, or of the heads if that
+            linear is outside of it, then the position bias if the blocks share one, then the
+            attention weights; so that an attention of which all heads are removed can do so too.
     """
 
     module: str
@@ -71,6 +74,7 @@ class Attention:
     counts: tuple[tuple[str, Count], ...] = ()
     entries: tuple[tuple[str, Count], ...] = ()
     bias: str | None = None
+    emptiable: bool = True
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,9 @@ class Stack:
             base model itself.
         reads: ``module`` of the stack whose final hidden states are cross-attended, if any.
         optional: Linears that only some configs of the family, or only some blocks, have.
+        varied: Stages of each block where blocks differ; ``stages`` is empty then.
+        dense: Linears that are never pruned, with the reason.
+        reads_ids: The stack runs from token ids only, not from their embeddings.
         attentions: Locations of the heads of a block.
         feed_forwards: Locations of the neurons of a block.
         depth: Entry of ``config.json`` for the number of blocks.
@@ -115,6 +122,9 @@ class Stack:
     module: str = ""
     reads: str | None = None
     optional: frozenset[str] = frozenset()
+    varied: tuple[tuple[Stage, ...], ...] = ()
+    dense: tuple[tuple[str, str], ...] = ()
+    reads_ids: bool = False
     attentions: tuple[Attention, ...] = ()
     feed_forwards: tuple[FeedForward, ...] = ()
     depth: str = "num_hidden_layers"
@@ -137,23 +147,26 @@ class Stack:
     @property
     def experts(self) -> list[str]:
         """Names of the modules of a block that hold experts."""
-        return list(dict.fromkeys(filter(None, (stage.experts for stage in self.stages))))
+        stages = (stage for block in (self.stages, *self.varied) for stage in block)
+        return list(dict.fromkeys(filter(None, (stage.experts for stage in stages))))
 
-    def stages_of(self, modules: Iterable[str]) -> list[Stage]:
+    def stages_of(self, index: int, modules: Iterable[str]) -> list[Stage]:
         """Return the stages of a block, with one copy per expert.
 
         A stage whose experts the block does not have is returned unchanged.
 
         Args:
+            index: Number of the block in the stack.
             modules: Names of all modules of the block, relative to it.
         """
+        declared = self.varied[index] if self.varied else self.stages
         numbers: dict[str, list[int]] = {}
         for name in modules:
             owner, _, number = name.rpartition(".")
             if owner in self.experts and number.isdigit():
                 numbers.setdefault(owner, []).append(int(number))
         stages: list[Stage] = []
-        for owner, group in groupby(self.stages, lambda stage: stage.experts):
+        for owner, group in groupby(declared, lambda stage: stage.experts):
             alike = list(group)
             if owner in numbers:
                 stages += [
@@ -166,6 +179,10 @@ class Stack:
     def is_optional(self, linear: str) -> bool:
         """Return whether a block may be without this linear."""
         return linear in self.optional or re.sub(r"\.\d+\.", ".*.", linear) in self.optional
+
+    def why_dense(self, linear: str) -> str | None:
+        """Return the reason why a linear of a block is never pruned, or None."""
+        return dict(self.dense).get(linear)
 
 
 @dataclass(frozen=True)

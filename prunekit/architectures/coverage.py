@@ -5,6 +5,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prunekit.architectures.base import Stack
+from prunekit.architectures.empty_linear import EmptyLinear
+from prunekit.architectures.expert_layout import FLAGS, fused_experts, is_fused
 from prunekit.errors import CheckpointError
 
 LINEAR_TYPES = (nn.Linear, Conv1D)
@@ -37,18 +39,25 @@ def check_coverage(model: PreTrainedModel, stack: Stack) -> None:
     """Check that the stages name every linear of the blocks.
 
     Raises:
-        CheckpointError: A block contains fused experts or a linear that no stage names, or lacks a
-            linear that a stage names and that is not optional.
+        CheckpointError: A block contains experts or a linear that no stage names, or lacks a linear
+            that a stage names and that is not optional.
     """
-    refuse_fused_experts(model, stack.blocks)
+    refuse_unknown_experts(model, stack.blocks)
     for index, block in enumerate(model.base_model.get_submodule(stack.blocks).children()):
         where, found = (
             f"{base_model_prefix(model)}{stack.blocks}.{index}",
             set(named_linears(block)),
         )
-        stages = stack.stages_of(name for name, _ in block.named_modules())
+        found |= {name for name, each in block.named_modules() if isinstance(each, EmptyLinear)}
+        found |= {
+            linear
+            for path, layout in fused_experts(block).items()
+            for linears in layout.stages(path)
+            for linear in linears
+        }
+        stages = stack.stages_of(index, (name for name, _ in block.named_modules()))
         named = {linear for stage in stages for linear in stage.linears}
-        for name in sorted(found - named):
+        for name in sorted(found - named - dict(stack.dense).keys()):
             raise CheckpointError(
                 f"{where}.{name}: no stage of the architecture {model.config.model_type!r} names "
                 "this linear, so it would silently stay dense. Known linears: "
@@ -58,6 +67,49 @@ def check_coverage(model: PreTrainedModel, stack: Stack) -> None:
             raise CheckpointError(
                 f"{where}.{name}: the architecture {model.config.model_type!r} names this linear, "
                 f"the block does not have it. It has: {', '.join(sorted(found))}. {ADVICE}"
+            )
+
+
+def matrices_outside_linears(block: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the weights of a block that hold matrices, and are those of no linear.
+
+    Tables of embeddings and kernels of convolutions are none; experts of a known layout neither.
+    """
+    return {
+        f"{where}.{name}".removeprefix("."): weight
+        for where, module in block.named_modules()
+        if not isinstance(module, (*LINEAR_TYPES, *CONVOLUTION_TYPES, nn.Embedding))
+        and not is_fused(module)
+        for name, weight in module.named_parameters(recurse=False)
+        if weight.ndim > 1 and min(weight.shape[-2:]) > 1
+    }
+
+
+def refuse_unknown_experts(model: PreTrainedModel, blocks: str) -> None:
+    """Check that most weights of each block are in linears, or in experts of a known layout.
+
+    Raises:
+        CheckpointError: More weights are in other tensors; names the largest.
+    """
+    for index, block in model.base_model.get_submodule(blocks).named_children():
+        others = matrices_outside_linears(block)
+        if not others:
+            continue
+        name = max(others, key=lambda name: others[name].numel())
+        known = sum(linear.weight.numel() for linear in named_linears(block).values())  # pyright: ignore
+        known += sum(
+            block.get_parameter(f"{path}.{tensor}").numel()
+            for path, layout in fused_experts(block).items()
+            for tensor in layout.parts
+        )
+        if sum(weight.numel() for weight in others.values()) > known:
+            owner = block.get_submodule(name.rpartition(".")[0])
+            missing = [flag for flag in FLAGS if not isinstance(getattr(owner, flag, None), bool)]
+            raise CheckpointError(
+                f"{base_model_prefix(model)}{blocks}.{index}.{name}: {type(owner).__name__} holds "
+                f"matrices {list(others[name].shape)} in one tensor, more than all linears of the "
+                "block, and does not say how: it is no module of the experts interface of "
+                f"transformers (it has no {', '.join(missing)}), so they would stay dense."
             )
 
 
@@ -76,8 +128,6 @@ def refuse_fused_experts(model: PreTrainedModel, blocks: str) -> None:
             ):
                 kind = "fused experts" if "expert" in where else "several matrices in one weight"
                 raise CheckpointError(
-                    f"{base_model_prefix(model)}{blocks}.{where}.{name}: {kind} "
-                    f"{list(weight.shape)} are not supported here and would silently stay dense. "
-                    "Choose a model whose blocks keep their matrices in linears, or whose experts "
-                    "are declared."
+                    f"{base_model_prefix(model)}{blocks}.{where}.{name}: blocks with {kind} "
+                    f"{list(weight.shape)} cannot be removed; their weights can be pruned."
                 )

@@ -184,6 +184,7 @@ def _attention(
         size=sizes[0],
         counts=tuple(counts.items()),
         entries=ENTRIES if expressible else (),
+        emptiable=False,  # some add the residual stream to their output
     )
 
 

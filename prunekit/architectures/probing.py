@@ -1,75 +1,70 @@
-"""Infer blocks and stages of undeclared model types from one traced forward.
+"""Infer blocks and stages of undeclared model types from one traced forward."""
 
-The forward runs on a copy of the model with fake tensors, which have shapes and identity but no
-data and no memory, so a model of any size is probed in seconds. (The meta device is not enough:
-there transformers reads mask values unless it knows that it is traced.)
-"""
-
-import copy
-import logging
-from collections.abc import Callable
-from graphlib import CycleError, TopologicalSorter
-from itertools import pairwise
 from typing import NoReturn, cast
 
-import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import nn
 from transformers import PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from prunekit.architectures.base import Architecture, Attention, Stack, Stage
 from prunekit.architectures.coverage import (
     ADVICE,
     LINEAR_TYPES,
-    base_model_prefix,
     named_linears,
-    refuse_fused_experts,
+    refuse_unknown_experts,
 )
-from prunekit.architectures.probed_heads import (
-    AttentionTrace,
-    find_attentions,
-    remove_last_key_head,
-    storage_id,
-    trace_attention,
+from prunekit.architectures.expert_layout import fused_experts
+from prunekit.architectures.forward_trace import (
+    FORWARD_ERRORS,
+    ForwardTrace,
+    TensorIdentity,
+    run_again,
+    traced_forward,
 )
+from prunekit.architectures.probed_heads import find_attentions, remove_last_key_head
 from prunekit.errors import CheckpointError
 
-# Raised by a forward that needs the values of fake tensors, or by a model that cannot run from
-# embeddings alone.
-FORWARD_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
-
-TensorIdentity = tuple[object, ...]
+NEVER = "a forward never calls it as a module"
+REPEATED = "it is called more than once in a forward"
+ROUTER = "it chooses the experts"
 
 
 def probe(model: PreTrainedModel) -> Architecture:
     """Return the architecture of ``model`` as observed in one forward.
 
-    The blocks are the only ``ModuleList`` whose modules have one class and contain linears. Linears
-    that read the same tensor form a stage; stages and their linears are in the order of the first
-    call. Linears that only some blocks have are optional.
+    The blocks are the outermost ``ModuleList`` whose modules contain linears; of several, the one
+    in the text backbone. Linears that read the same tensor form a stage; stages and their linears
+    are in the order of the first call. Linears that some blocks do not have are optional. Linears
+    that are not called exactly once, and those that choose experts, are left dense.
 
     Raises:
-        CheckpointError: There is no such list or more than one, the model does not run from
-            embeddings, or its linears are not each called exactly once, block after block.
+        CheckpointError: There is no such list or more than one, the model runs neither from
+            embeddings nor from token ids, its blocks are called in another order than that of the
+            list, or most of their weights are in tensors of an unknown layout.
     """
     base, kind = cast(PreTrainedModel, model.base_model), model.config.model_type
+    blocks = _find_blocks(base, kind)
+    refuse_unknown_experts(model, blocks)
+    try:
+        with traced_forward(base) as trace:
+            attentions = _attentions(trace, blocks)
+    except FORWARD_ERRORS as error:
+        reason = (
+            "its forward runs neither from inputs_embeds nor from input_ids without reading "
+            f"numbers ({error})"
+        )
+        raise CheckpointError(_message(kind, reason)) from error
+    return Architecture((kind,), (_stack(base, blocks, trace, attentions, kind),), probed=True)
+
+
+def _find_blocks(base: PreTrainedModel, kind: str) -> str:
     lists = _block_lists(base)
     if not lists:
-        _refuse(kind, "no ModuleList was found whose modules are of one class and contain linears")
+        _refuse(kind, "no ModuleList was found whose modules contain linears")
+    if len(lists) > 1 and not getattr(base.config, "is_encoder_decoder", False):
+        lists = _of_text(base, lists)
     if len(lists) > 1:
         _refuse(kind, f"probing runs one list of blocks, this model has {', '.join(lists)}")
-    (blocks,) = lists
-    refuse_fused_experts(model, blocks)
-    reads, attentions = _trace_inputs(base, kind, blocks)
-    for linear in named_linears(base.get_submodule(blocks)):
-        if f"{blocks}.{linear}" not in reads:
-            _refuse(
-                kind, f"{base_model_prefix(model)}{blocks}.{linear} was never called in a forward"
-            )
-    stages, optional = _merge(_per_block(reads, blocks, kind), kind)
-    stack = Stack(blocks, stages, optional=optional, attentions=attentions)
-    return Architecture((kind,), (stack,), probed=True)
+    return lists[0]
 
 
 def _block_lists(base: nn.Module) -> list[str]:
@@ -78,120 +73,110 @@ def _block_lists(base: nn.Module) -> list[str]:
     for name, module in base.named_modules():
         inside = any(name.startswith(f"{other}.") for other in names)
         if isinstance(module, nn.ModuleList) and len(module) and not inside:
-            alike = len({type(child) for child in module}) == 1 and not isinstance(
-                module[0], LINEAR_TYPES
-            )
-            if alike and all(named_linears(child) for child in module):
+            single = isinstance(module[0], LINEAR_TYPES)
+            if not single and all(named_linears(child) or fused_experts(child) for child in module):
                 names.append(name)
     return names
 
 
-def _trace_inputs(
-    base: PreTrainedModel, kind: str, blocks: str
-) -> tuple[dict[str, TensorIdentity], tuple[Attention, ...]]:
-    """Return the input identity of each linear, and the attentions.
+def _of_text(base: PreTrainedModel, lists: list[str]) -> list[str]:
+    """Return the lists of the text backbone, nearest to it, and with equal blocks if there are."""
+    paths = {module: name for name, module in base.named_modules()}
+    decoder = paths.get(base.get_decoder(), "")
+    inside = [name for name in lists if name.startswith(f"{decoder}.")] if decoder else lists
+    nearest = min((name.count(".") for name in inside), default=0)
+    found = [name for name in inside if name.count(".") == nearest] or lists
+    alike = [
+        name
+        for name in found
+        if len({type(child) for child in base.get_submodule(name).children()}) == 1
+    ]
+    return alike if len(alike) == 1 else found
 
-    Identities are in call order; equal ones mean the same tensor. No attentions are returned where
-    blocks differ in them, where a linear is shared by query, key and value, or where the model does
-    not run after one key head was removed.
+
+def _attentions(trace: ForwardTrace, blocks: str) -> tuple[Attention, ...]:
+    """Return the attentions of a block.
+
+    None are returned where blocks differ in them, where a linear is shared by query, key and value,
+    where the model does not run after one key head was removed, or where it has experts, whose
+    units are not known.
     """
-    reads: dict[str, TensorIdentity] = {}
-    kept: list[Tensor] = []
-
-    def record_into(name: str, trace: AttentionTrace) -> Callable[..., None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if name in reads:
-                _refuse(kind, f"{name} is called more than once in a forward")
-            reads[name] = _identity(inputs[0])
-            trace.reads[name], trace.writes[name] = storage_id(inputs[0]), storage_id(output)
-            # Keep tensors alive: a later tensor could reuse the identity of a freed one.
-            kept.extend([inputs[0], output])
-
-        return hook
-
-    config = copy.deepcopy(base.config)
-    with torch.inference_mode(mode=False), torch.no_grad(), FakeTensorMode():
-        try:
-            with no_init_weights(), trace_attention(type(base), config) as trace:
-                fake = type(base)(config).eval()
-                handles = [
-                    linear.register_forward_hook(record_into(name, trace))
-                    for name, linear in named_linears(fake).items()
-                ]
-                _run(fake)
-        except FORWARD_ERRORS as error:
-            reason = (
-                f"its forward does not run from inputs_embeds without reading numbers ({error})"
-            )
-            raise CheckpointError(_message(kind, reason)) from error
-        found = find_attentions(fake, blocks, trace, reads)
-        for handle in handles:
-            handle.remove()
-        try:
-            if found and remove_last_key_head(fake, blocks, found):
-                with trace_attention(type(base), config):
-                    _run(fake)
-        except FORWARD_ERRORS:
-            found = ()
-    return reads, found
-
-
-def _run(fake: PreTrainedModel) -> None:
-    # A failing forward is an expected outcome here; torch would log a page about it.
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before, log.disabled = log.disabled, True
+    if trace.experts or trace.repeated:
+        return ()
+    fake = trace.model
+    found = find_attentions(fake, blocks, trace.attention, trace.reads)
     try:
-        _forward(fake)
-    finally:
-        log.disabled = before
+        if found and remove_last_key_head(fake, blocks, found):
+            run_again(trace)
+    except FORWARD_ERRORS:
+        return ()
+    return found
 
 
-def _forward(fake: PreTrainedModel) -> None:
-    width = next(fake.get_input_embeddings().parameters()).shape[1]
-    fake(inputs_embeds=torch.empty(1, 4, width), use_cache=False)
+def _stack(
+    base: nn.Module,
+    blocks: str,
+    trace: ForwardTrace,
+    attentions: tuple[Attention, ...],
+    kind: str,
+) -> Stack:
+    dense = _dense(base, blocks, trace)
+    per_block = _per_block(trace, blocks, dense, kind)
+    if not any(per_block):
+        _refuse(
+            kind, f"of its blocks {blocks} no linear can be pruned: {'; '.join({*dense.values()})}"
+        )
+    alike = all(stages == per_block[0] for stages in per_block)
+    everywhere = [{name for stage in stages for name in stage.linears} for stages in per_block]
+    return Stack(
+        blocks,
+        per_block[0] if alike else (),
+        optional=frozenset(set().union(*everywhere) - set.intersection(*everywhere)),
+        varied=() if alike else per_block,
+        dense=tuple(sorted(dense.items())),
+        reads_ids=trace.reads_ids,
+        attentions=attentions,
+    )
 
 
-def _identity(x: Tensor) -> TensorIdentity:
-    """Return a key that is equal for views of the same data.
+def _dense(base: nn.Module, blocks: str, trace: ForwardTrace) -> dict[str, str]:
+    """Return the linears of a block that are not pruned, with the reason."""
+    dense: dict[str, str] = {}
+    for index, block in base.get_submodule(blocks).named_children():
+        for path in named_linears(block):
+            name = f"{blocks}.{index}.{path}"
+            inside = any(name.startswith(f"{experts}.") for experts in trace.experts)
+            if f"{name}.weight" in trace.routers:
+                dense[path] = ROUTER
+            elif name in trace.repeated:
+                dense[path] = REPEATED
+            elif name not in trace.reads and not inside:
+                dense.setdefault(path, NEVER)
+    return dense
 
-    The batch has one sample, so merging the batch and token dimensions changes nothing. The version
-    distinguishes a tensor from itself after an in-place operation.
-    """
-    rows = x.squeeze()
-    storage = rows.untyped_storage()._cdata, rows.storage_offset()
-    return *storage, rows.shape, rows.stride(), rows._version
 
-
-def _per_block(reads: dict[str, TensorIdentity], blocks: str, kind: str) -> list[list[Stage]]:
+def _per_block(
+    trace: ForwardTrace, blocks: str, dense: dict[str, str], kind: str
+) -> tuple[tuple[Stage, ...], ...]:
     """Group the linears of each block by the identity of their input."""
-    groups: dict[str, dict[TensorIdentity, list[str]]] = {}
-    for name, read in reads.items():
-        if name.startswith(f"{blocks}."):
-            index, linear = name.removeprefix(f"{blocks}.").split(".", 1)
-            groups.setdefault(index, {}).setdefault(read, []).append(linear)
-    order = [int(index) for index in groups]
+    count = len(list(trace.model.get_submodule(blocks).children()))
+    groups: list[dict[TensorIdentity, list[str]]] = [{} for _ in range(count)]
+    order: list[int] = []
+    for name, read in trace.reads.items():
+        if not name.startswith(f"{blocks}."):
+            continue
+        index, path = name.removeprefix(f"{blocks}.").split(".", 1)
+        order += [int(index)] if int(index) not in order else []
+        if name in trace.experts:
+            for linears in trace.experts[name].stages(path):
+                groups[int(index)][linears] = [*linears]
+        elif path not in dense:
+            groups[int(index)].setdefault(read, []).append(path)
+    if never := sorted(set(range(count)) - {*order}):
+        _refuse(kind, f"{blocks}.{never[0]} was never called in a forward")
     if order != sorted(order):
         _refuse(kind, f"the blocks {blocks} are not called in the order of their list: {order}")
-    return [[Stage(*names) for names in group.values()] for group in groups.values()]
-
-
-def _merge(per_block: list[list[Stage]], kind: str) -> tuple[tuple[Stage, ...], frozenset[str]]:
-    """Merge the stages of all blocks; also return the optional linears."""
-    sorter: TopologicalSorter[Stage] = TopologicalSorter()
-    for stages in per_block:
-        sorter.add(stages[0])
-        for before, after in pairwise(stages):
-            sorter.add(after, before)
-    try:
-        merged = tuple(sorter.static_order())
-    except CycleError:
-        _refuse(kind, "its blocks call the same linears in different orders")
-    names = [linear for stage in merged for linear in stage.linears]
-    for name in names:
-        if names.count(name) > 1:
-            _refuse(kind, f"{name} shares its input with other linears in some blocks only")
-    everywhere = [{name for stage in stages for name in stage.linears} for stages in per_block]
-    return merged, frozenset(names) - frozenset.intersection(*map(frozenset, everywhere))
+    return tuple(tuple(Stage(*names) for names in group.values()) for group in groups)
 
 
 def _refuse(kind: str, reason: str) -> NoReturn:

@@ -126,7 +126,7 @@ def check_answers(
 
 def proof_ids(config: Any) -> Int[Tensor, "1 T"]:  # noqa: ANN401
     """Return fixed tokens, spread over the vocabulary, that fit every model."""
-    config = getattr(config, "text_config", config)
+    config = config.get_text_config()
     length = min(PROOF_TOKENS, getattr(config, "max_position_embeddings", None) or PROOF_TOKENS)
     return (torch.arange(1, length + 1) * 7919 % config.vocab_size)[None]
 

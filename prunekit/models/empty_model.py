@@ -73,7 +73,9 @@ def checkpoint_from_config(folder: Path) -> Checkpoint:
 
 def max_tokens(model: PreTrainedModel) -> int:
     """Return the maximum sequence length; ``sys.maxsize`` without a limit."""
-    limit = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    names = [model.config, *stock.config_parts(model.config.get_text_config())]
+    limits = (stock.config_value(config, "max_position_embeddings") for config in names)
+    limit = next(filter(None, limits), sys.maxsize)
     token_embedding = model.get_input_embeddings()
     for module in model.modules():
         # RoBERTa numbers positions from the row after its padding row.

@@ -17,105 +17,89 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from prunekit.architectures import declared_architecture
-from prunekit.errors import CheckpointError
+from prunekit.architectures.expert_layout import expert_layout, is_fused
 
 IMPLEMENTATION = "prunekit"
 """Name under which the implementation is registered in transformers."""
-FUSED_PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-"""Fused tensor → linears of each expert that it holds, stacked along the output dimension."""
-REQUIRED_FLAGS = {
-    "has_gate": True,
-    "has_bias": False,
-    "is_transposed": False,
-    "is_concatenated": True,
-    "has_post_expert_norm": False,
-}
-"""Flags of the transformers module for which an expert is ``down(act(gate(x)) · up(x))``."""
 
 
 class Expert(nn.Module):
-    """One expert as three linears.
+    """One expert as linears.
 
     Attributes:
+        layout: Layout of the fused tensors.
         reads_all: Whether its linears read all tokens, not only those routed to it. Outputs for
             tokens that are not routed to it are discarded.
     """
 
     def __init__(self, owner: nn.Module, number: int) -> None:
         super().__init__()
+        layout = expert_layout(owner)
+        assert layout is not None
         self.__dict__["owner"] = owner  # not registered: the owner contains this module
+        self.layout = layout
         self.reads_all = False
-        for fused, names in FUSED_PARTS.items():
-            rows = getattr(owner, fused).detach()[number].chunk(len(names))
-            for name, weight in zip(names, rows, strict=True):
+        for fused in layout.parts:
+            weights = layout.weights(fused, getattr(owner, fused).detach()[number])
+            biases: dict[str, Tensor] = {}
+            if layout.biased:
+                biases = layout.rows(fused, getattr(owner, f"{fused}_bias").detach()[number])
+            for name, weight in weights.items():
                 outputs, inputs = weight.shape
-                linear = nn.Linear(inputs, outputs, bias=False, device="meta")
+                linear = nn.Linear(inputs, outputs, bias=layout.biased, device="meta")
                 linear.weight = nn.Parameter(weight, requires_grad=False)
+                if layout.biased:
+                    linear.bias = nn.Parameter(biases[name], requires_grad=False)
                 self.add_module(name, linear)
 
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
         """Return the output of the expert for its tokens."""
-        gate, up, down = self.children()
-        return down(self.__dict__["owner"]._apply_gate(torch.cat([gate(x), up(x)], -1)))
+        owner: Any = self.__dict__["owner"]
+        *inputs, down = self.children()
+        neurons = [linear(x) for linear in inputs]
+        if not owner.has_gate:
+            output = down(owner.act_fn(*neurons))
+        elif owner.is_concatenated:
+            output = down(owner._apply_gate(torch.cat(neurons, -1)))
+        else:
+            output = down(owner._apply_gate(torch.stack(neurons, -1).flatten(-2)))
+        return owner.post_expert_norm(output) if owner.has_post_expert_norm else output
 
 
-def unfuse(model: PreTrainedModel) -> list[tuple[nn.Module, dict[str, nn.Parameter]]]:
-    """Replace the tensors of declared fused experts by linears, in place.
+def unfuse(model: PreTrainedModel) -> list[tuple[nn.Module, dict[str, Any], Any]]:
+    """Replace the tensors of fused experts by linears, in place.
 
     Returns:
-        Each changed module with the tensors that it had.
-
-    Raises:
-        CheckpointError: The experts are not plain gate, up and down projections.
+        Each changed module with the tensors and the implementation that it had.
     """
     replaced = []
-    for name, module in _fused(model):
-        for flag, value in REQUIRED_FLAGS.items():
-            if getattr(module, flag, None) is not value:
-                raise CheckpointError(
-                    f"{name}: its experts have {flag} = {getattr(module, flag, None)}; only "
-                    f"{value} is supported."
-                )
-        count = len(cast("Tensor", module.down_proj))
-        experts = [Expert(module, number) for number in range(count)]
-        tensors = {fused: module._parameters.pop(fused) for fused in FUSED_PARTS}
+    for module in [each for each in model.modules() if is_fused(each)]:
+        layout, owner = expert_layout(module), cast("Any", module)
+        assert layout is not None
+        experts = [Expert(module, number) for number in range(len(owner.down_proj))]
+        tensors = {fused: module._parameters.pop(fused) for fused in layout.tensors}
         for number, expert in enumerate(experts):
             module.add_module(str(number), expert)
-        replaced.append((module, tensors))
+        replaced.append((module, tensors, owner.config._experts_implementation))
+        owner.config._experts_implementation = IMPLEMENTATION
     if replaced:
         ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, _forward)
-        model.set_experts_implementation(IMPLEMENTATION)
     return replaced
 
 
 @contextmanager
 def unfused(model: PreTrainedModel) -> Iterator[None]:
     """Expose experts as linears inside the context; changes reach the fused tensors."""
-    before = getattr(model.config, "_experts_implementation", None)
     replaced = unfuse(model)
     try:
         yield
     finally:
-        for module, tensors in replaced:
+        for module, tensors, implementation in reversed(replaced):
             for name in list(module._modules):
                 if isinstance(module._modules[name], Expert):
                     del module._modules[name]
             module._parameters.update(tensors)
-        if replaced and before:
-            model.set_experts_implementation(before)
-
-
-def _fused(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
-    architecture = declared_architecture(model)
-    names = {module: name for name, module in model.named_modules()}
-    return [
-        (names[block.get_submodule(path)], block.get_submodule(path))
-        for stack in (architecture.stacks if architecture else ())
-        for block in model.base_model.get_submodule(stack.blocks).children()
-        for path in stack.experts
-        if all(f"{path}.{fused}" in dict(block.named_parameters()) for fused in FUSED_PARTS)
-    ]
+            cast("Any", module).config._experts_implementation = implementation
 
 
 def _forward(
@@ -130,7 +114,9 @@ def _forward(
     """
     experts = [child for child in module.children() if isinstance(child, Expert)]
     order = chosen.flatten().argsort(stable=True)
-    counts = chosen.flatten().bincount(minlength=len(experts)).tolist()
+    # Numbers above those of the experts mean that a token has fewer experts than others.
+    counts = chosen.flatten().bincount(minlength=len(experts))[: len(experts)].tolist()
+    order = order[: sum(counts)]
     out = torch.zeros_like(hidden)
     for expert, slots in zip(experts, order.split(counts), strict=True):
         tokens = slots // chosen.shape[1]

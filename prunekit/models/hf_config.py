@@ -122,7 +122,7 @@ def _check_values(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
         raise CheckpointError(f"{where}: dtype is {dtype!r}, which is no floating-point type.")
     for part in stock.config_parts(config):
         for name, least in LEAST.items():
-            value = getattr(part, name, None)
+            value = stock.config_value(part, name)
             if isinstance(value, str | float) or (isinstance(value, int) and value < least):
                 raise CheckpointError(
                     f"{where}: {name} is {value!r}; it is a number from {least} on."
@@ -138,7 +138,7 @@ def _check_sizes(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
             (COUNT_KEYS, max(len(shapes), UNCHECKED_COUNT)),
         ):
             for name in names:
-                value = getattr(part, name, None)
+                value = stock.config_value(part, name)
                 # Doge's configs name experts, by default, also where the model has none.
                 usual = value == getattr(type(part), name, None)
                 if isinstance(value, int) and value > most and not usual:

@@ -97,7 +97,8 @@ def list_blocks(stacks: Sequence[StackRunner], selection: LinearSelection) -> li
     """
     blocks, misfits = [], []
     for runner in stacks:
-        for name, module in zip(runner.names, runner.blocks, strict=True):
+        named = zip(runner.names, runner.blocks, strict=True)
+        for index, (name, module) in enumerate(named):
             inside = {path for path, _ in module.named_modules()}
             stages = tuple(
                 tuple(
@@ -105,9 +106,14 @@ def list_blocks(stacks: Sequence[StackRunner], selection: LinearSelection) -> li
                     for path in stage.linears
                     if not runner.stack.is_optional(path) or path in inside
                 )
-                for stage in runner.stack.stages_of(inside)
+                for stage in runner.stack.stages_of(index, inside)
             )
-            blocks.append(Block(name, tuple(stage for stage in stages if stage)))
+            dense = tuple(
+                replace(_linear(name, path, module, selection, []), skipped=reason)
+                for path, reason in runner.stack.dense
+                if path in inside
+            )
+            blocks.append(Block(name, tuple(stage for stage in (*stages, dense) if stage)))
     if misfits:
         shown = misfits[:5] + [f"… and {len(misfits) - 5} more"] * (len(misfits) > 5)
         raise ShapeError(

@@ -51,11 +51,20 @@ def read_config(folder: str | Path) -> PretrainedConfig:
 
 
 def config_parts(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
-    """Yield a config and all configs nested in it."""
+    """Yield a config and all configs nested in it, such as those of single layers."""
     yield config
+    if getattr(config, "is_heterogeneous", False):
+        yield from config.per_layer_config
     for value in vars(config).values():
         if isinstance(value, PretrainedConfig):
             yield from config_parts(value)
+
+
+def config_value(config: PretrainedConfig, name: str) -> Any:  # noqa: ANN401
+    """Return a value that holds for all layers of a model, or None."""
+    spec = vars(config).get("_heterogeneity_spec")
+    varies = spec is not None and name in spec.per_layer_attributes
+    return None if varies else getattr(config, name, None)
 
 
 def named_class(config: PretrainedConfig) -> type[PreTrainedModel] | None:

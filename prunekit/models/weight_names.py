@@ -11,7 +11,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from prunekit.checkpoint.header import FLOAT_DTYPES, TensorEntry
 from prunekit.checkpoint.reader import Checkpoint
 from prunekit.errors import CheckpointError
-from prunekit.models.experts import FUSED_PARTS, Expert
+from prunekit.models.experts import Expert
 
 
 def stored_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:
@@ -82,16 +82,16 @@ def _renamed(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterator[tuple[s
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
     experts = {
-        f"{name.rpartition('.')[0]}.{fused}"
+        f"{name.rpartition('.')[0]}.{fused}": linears
         for name, module in model.named_modules()
         if isinstance(module, Expert)
-        for fused in FUSED_PARTS
+        for fused, linears in module.layout.parts.items()
     }
     prefix = model.base_model_prefix
-    names = model.state_dict() | dict.fromkeys(experts, True)
+    names = model.state_dict() | experts
     for stored in checkpoint.entries:
         name, source = rename_source_key(stored, renamings, converters, prefix, names)
-        owner, _, fused = name.rpartition(".")
+        owner = name.rpartition(".")[0]
         if source is None and name in experts:
             raise CheckpointError(
                 f"{checkpoint.entries[stored].file}: {stored} holds all experts in one tensor; "
@@ -102,7 +102,7 @@ def _renamed(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterator[tuple[s
                 part.source_patterns for part in converters if source in part.source_patterns
             )
             # Stored as …experts.7.w1.weight.
-            number, part = stored.split(".")[-3], FUSED_PARTS[fused][sources.index(source)]
+            number, part = stored.split(".")[-3], experts[name][sources.index(source)]
             name = f"{owner}.{number}.{part}.weight"
         yield stored, name
 

@@ -81,6 +81,11 @@ def weight_views(
     views = {}
     for linear in linears:
         weight = model.get_parameter(f"{linear.name}.weight")
+        if weight not in own and not weight.is_contiguous():
+            raise ConfigError(
+                f"model: {linear.name} is stored transposed or interleaved among other experts, "
+                "which masks while training do not know. Prune it after training."
+            )
         owner = weight if weight in own else by_storage[weight.untyped_storage().data_ptr()]
         first = int(weight.storage_offset() - owner.storage_offset()) // owner.shape[-1]
         rows = slice(first, first + len(weight))

@@ -22,7 +22,7 @@ def test_a_stage_of_experts_names_their_module():
 
 def test_stages_of_a_block_list_all_stages_of_one_expert_after_another():
     modules = ["q", "mlp.experts", "mlp.experts.10", "mlp.experts.2", "mlp.experts.2.gate"]
-    assert STACK.stages_of(modules) == [
+    assert STACK.stages_of(0, modules) == [
         Stage("q", "k"),
         Stage("mlp.experts.2.gate", "mlp.experts.2.up"),
         Stage("mlp.experts.2.down"),
@@ -33,7 +33,7 @@ def test_stages_of_a_block_list_all_stages_of_one_expert_after_another():
 
 
 def test_stages_of_a_block_without_experts_are_unchanged():
-    assert STACK.stages_of(["q", "k", "o"]) == [*STACK.stages]
+    assert STACK.stages_of(0, ["q", "k", "o"]) == [*STACK.stages]
 
 
 def test_optional_linears_of_experts_are_optional_for_each_expert():

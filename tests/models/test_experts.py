@@ -6,8 +6,9 @@ from transformers import AutoModelForCausalLM
 
 import prunekit
 from prunekit.architectures import find_architecture
+from prunekit.architectures.expert_layout import FUSED_PARTS
 from prunekit.errors import CheckpointError, ConfigError, NumericsError
-from prunekit.models.experts import FUSED_PARTS, unfuse, unfused
+from prunekit.models.experts import unfuse, unfused
 from prunekit.models.sequential.activation_cache import ActivationCache
 from prunekit.runs.sparsify import run
 from tests.support import checkpoints
@@ -23,7 +24,7 @@ def folder(request, tmp_path_factory):
 
 
 def ids_of(plan):
-    return run.SparsifyRun(plan)._calibration().ids
+    return run.SparsifyRun(plan)._texts()[0].ids
 
 
 def exact(folder):

@@ -97,6 +97,53 @@ FUSED: dict[str, dict[str, Any]] = {
 }
 """Config sizes of declared model types whose experts transformers fuses."""
 
+_EXPERTS = {**_DECODER, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+EXPERTS: dict[str, dict[str, Any]] = {
+    "deepseek_v3": {
+        **_EXPERTS, "num_key_value_heads": 4, "n_routed_experts": 4, "n_group": 1, "topk_group": 1,
+        "first_k_dense_replace": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4, "v_head_dim": 8, "head_dim": 4,
+    },
+    "jamba": {
+        **_DECODER, "num_hidden_layers": 4, "num_experts": 4, "attn_layer_offset": 1,
+        "attn_layer_period": 2, "mamba_d_state": 8, "mamba_dt_rank": 4,
+    },
+    "olmoe": {**_DECODER, "intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2},
+    "phimoe": {**_DECODER, "intermediate_size": 16, "num_local_experts": 4},
+    "qwen2_moe": {
+        **_EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 24,
+    },
+}  # fmt: skip
+"""Sizes of model types with experts that are not declared, but known from a forward."""
+
+WITHOUT_GATE = {
+    "num_hidden_layers": 3, "layers_block_type": ["mamba", "attention", "moe"],
+    "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_group": 1,
+    "moe_shared_expert_intermediate_size": 24, "topk_group": 1,
+}  # fmt: skip
+"""Sizes that make of ``nemotron_h`` a model whose experts have no gate."""
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "ctrl": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "dff": 64},
+    "gemma4_text": {
+        **_DECODER, "num_hidden_layers": 3, "head_dim": 8, "vocab_size_per_layer_input": 96,
+        "hidden_size_per_layer_input": 8, "per_layer_config": {2: {"head_dim": 16}},
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    },
+    "llava": {
+        "text_config": {"model_type": "llama", "vocab_size": 96, **_DECODER},
+        "vision_config": {
+            "model_type": "clip_vision_model", **_ENCODER, "image_size": 16, "patch_size": 8,
+            "projection_dim": 32,
+        },
+        "image_token_index": 90,
+    },
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 2},
+}  # fmt: skip
+"""Sizes of model types that run from token ids, have towers, layers of several sizes, or linears
+that a forward never calls."""
+
 _HYBRID = {**_DECODER, "num_hidden_layers": 4}
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_state": 8, "mamba_n_groups": 1}
 _DELTA = {
@@ -131,8 +178,11 @@ REFUSED: dict[str, dict[str, Any]] = {
         "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64,
         "decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
     },
-    "mamba": {"hidden_size": 32, "num_hidden_layers": 2},
-    "qwen2_moe": {**_DECODER, "num_experts": 4, "moe_intermediate_size": 16},
+    "dbrx": {
+        "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64,
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+        "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 16, "moe_num_experts": 4},
+    },
     "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64},
 }  # fmt: skip
 """Sizes of model types that are not supported."""
@@ -142,11 +192,12 @@ def tiny(model_type: str, head: Any = None, **overrides: Any) -> PreTrainedModel
     """Return a seeded random model in eval mode and float32.
 
     Args:
-        model_type: Any key of ``TINY``, ``FUSED``, ``UNDECLARED``, ``HYBRID`` or ``REFUSED``.
+        model_type: Any key of ``TINY``, ``FUSED``, ``EXPERTS``, ``UNDECLARED``, ``OTHERS``,
+            ``HYBRID`` or ``REFUSED``.
         head: Auto class to build with; by default the language model class of the config.
         overrides: Config entries that replace the tiny defaults.
     """
-    sizes = {**HYBRID, **TINY, **FUSED, **UNDECLARED, **REFUSED}[model_type]
+    sizes = {**EXPERTS, **HYBRID, **TINY, **FUSED, **UNDECLARED, **OTHERS, **REFUSED}[model_type]
     tokens = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = AutoConfig.for_model(model_type, **{**tokens, **sizes, **overrides})
     with torch.random.fork_rng(devices=[]):
@@ -178,16 +229,19 @@ def assert_stages_match_forward(model: PreTrainedModel, architecture: Architectu
         with torch.no_grad():
             out = module(inputs_embeds=embeddings, use_cache=False, **context)
         last[stack.module] = out.last_hidden_state
-        for block, reads in zip(base.get_submodule(stack.blocks), calls, strict=True):
+        every = zip(base.get_submodule(stack.blocks), calls, strict=True)
+        for index, (block, reads) in enumerate(every):
             groups: dict[int, list[str]] = {}
-            for name, x in reads:
+            dense = dict(stack.dense)
+            for name, x in ((name, x) for name, x in reads if name not in dense):
                 groups.setdefault(id(x), []).append(name)
-            stages = stack.stages_of(name for name, _ in block.named_modules())
+            stages = stack.stages_of(index, (name for name, _ in block.named_modules()))
             named = [
                 [name for name in stage.linears if name in named_linears(block)] for stage in stages
             ]
             assert list(groups.values()) == [stage for stage in named if stage]
-            assert sorted(name for name, _ in reads) == sorted(named_linears(block))
+            called = [name for name, _ in reads if name not in dense]
+            assert sorted(called) == sorted(named_linears(block).keys() - dense.keys())
 
 
 def record_linear_inputs(blocks: nn.Module) -> list[list[tuple[str, torch.Tensor]]]:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText
 
 from prunekit.errors import CheckpointError, ConfigError, ShapeError
 from tests.support import checkpoints
@@ -71,8 +72,26 @@ def test_skipping_everything_is_refused(llama, output):
         planned(llama, output, prune={"skip": ["*"]})
 
 
-def test_fused_experts_that_nobody_declared_are_refused_by_name(tmp_path, output):
+def test_matrices_that_stay_dense_are_named(tmp_path, output):
     folder = checkpoints.write(tmp_path / "m", "qwen2_moe")
+    notes = planned(folder, output).notes
+    assert notes[1:] == (
+        "model.layers.*.mlp.gate.weight stays dense: its module, Qwen2MoeTopKRouter, is no linear.",
+        checkpoints.NOT_COPIED,
+    )
+    folder = checkpoints.write(tmp_path / "llava", "llava", head=AutoModelForImageTextToText)
+    notes = planned(folder, tmp_path / "other").notes
+    assert notes[1:] == (
+        "model.vision_tower, model.multi_modal_projector stay dense: outside of the blocks.",
+        checkpoints.NOT_COPIED,
+    )
+    folder = checkpoints.write(tmp_path / "phimoe", "phimoe")
+    notes = planned(folder, tmp_path / "third").notes
+    assert "model.layers.1.mlp.router stays dense: it chooses the experts." in notes
+
+
+def test_experts_of_an_unknown_layout_are_refused_by_name(tmp_path, output):
+    folder = checkpoints.write(tmp_path / "m", "dbrx")
     with pytest.raises(CheckpointError, match="experts"):
         planned(folder, output)
 

@@ -1,0 +1,45 @@
+"""Weights of a model that no run prunes, named for its plan and report."""
+
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from prunekit.architectures.coverage import matrices_outside_linears, named_linears
+from prunekit.models.sequential.block_runner import StackRunner
+from prunekit.models.vocabulary import output_heads
+
+
+def dense_notes(stacks: Sequence[StackRunner]) -> Iterator[str]:
+    """Yield notes about matrices in blocks that are not those of linears.
+
+    Those of all blocks of a stack are one note, with ``*`` for the number of the block.
+    """
+    for runner in stacks:
+        found: dict[str, str] = {}
+        for name, block in zip(runner.names, runner.blocks, strict=True):
+            for path in matrices_outside_linears(block):
+                owner = block.get_submodule(path.rpartition(".")[0])
+                found.setdefault(f"{name.rpartition('.')[0]}.*.{path}", type(owner).__name__)
+        for path, kind in found.items():
+            yield f"{path} stays dense: its module, {kind}, is no linear."
+
+
+def outside_note(model: PreTrainedModel, stacks: Sequence[StackRunner]) -> Iterator[str]:
+    """Yield a note about modules with linears outside of the blocks, such as towers."""
+    blocks = {block for runner in stacks for block in runner.blocks}
+    heads = {*output_heads(model)}
+
+    def search(module: nn.Module, prefix: str) -> Iterator[str]:
+        for name, child in module.named_children():
+            path = f"{prefix}{name}"
+            if child in blocks or child in heads:
+                continue
+            if blocks.isdisjoint(child.modules()):
+                yield from [path] if named_linears(child) else []
+            else:
+                yield from search(child, f"{path}.")
+
+    if names := [*search(model, "")]:
+        verb = "stays" if len(names) == 1 else "stay"
+        yield f"{', '.join(names)} {verb} dense: outside of the blocks."
