@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from prunekit.distributed.ranks import SINGLE, Ranks
-from prunekit.training.data_parallel import own_shares, training_step
+from prunekit.errors import NumericsError
+from prunekit.training.data_parallel import (
+    Losses,
+    StepLosses,
+    fine_tuning_loss,
+    own_shares,
+    training_step,
+)
 from tests.support.units import randomized_model
 
 IDS = torch.randint(3, 96, (4, 7), generator=torch.Generator().manual_seed(5))
@@ -55,6 +62,39 @@ def test_a_weight_without_a_gradient_on_any_rank_has_none():
     training_step(model, BATCH, optimizer, Recorded(1, 2))
     assert model.unused.grad is None
     assert model.unused.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("size", [1, 2, 6])
+def test_further_losses_of_an_objective_are_summed_too(size):
+    """They are 0 on a rank without samples; the whole batch is the same on all."""
+    seen = []
+
+    def objective(model, share):
+        loss = fine_tuning_loss(model, share).loss
+        seen.append((len(share.whole["input_ids"]), int(share.predictions), share.counts))
+        return Losses(2 * loss, loss, {"double": 2 * loss})
+
+    found = []
+    for rank in range(size):
+        model = randomized_model("llama")
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        ranks = Recorded(rank, size)
+        found.append(training_step(model, BATCH, optimizer, ranks, objective))
+    loss, _ = gradients(SINGLE)
+    assert sum(each.loss for each in found) == pytest.approx(loss, rel=1e-6)
+    assert sum(each.parts["double"] for each in found) == pytest.approx(2 * loss, rel=1e-6)
+    assert {(whole, predictions) for whole, predictions, _ in seen} == {(4, 13)}
+    assert sum(counts for *_, counts in seen) == min(size, 4)
+
+
+def test_a_loss_that_is_not_finite_is_named():
+    StepLosses(1.0, {"layer": 2.0}).check_finite(3)
+    with pytest.raises(
+        NumericsError, match=r"^train: the loss is inf at step 3\. Lower train\.rate"
+    ):
+        StepLosses(float("inf"), {"layer": 1.0}).check_finite(3)
+    with pytest.raises(NumericsError, match=r"^apt: the layer loss is nan at step 4\. Lower apt"):
+        StepLosses(1.0, {"layer": float("nan")}).check_finite(4, "apt")
 
 
 def test_shares_leave_out_batches_without_a_sample_of_this_rank():

@@ -8,12 +8,14 @@ import torch
 
 import prunekit
 from prunekit.cli.main import main
+from prunekit.config.distill_table import Distill
 from prunekit.config.load import load_config
 from prunekit.config.train_table import Train
 from prunekit.errors import ConfigError, NumericsError
 from prunekit.structured.batches import mean_loss
-from prunekit.training.lora import merge_adapters
+from prunekit.training.lora import add_adapter, merge_adapters
 from prunekit.training.recover import learning_rate, recover, recovered_fraction, summarize
+from prunekit.training.teachers import DenseTwin, SharedTeacher
 from tests.support import checkpoints
 from tests.support.structured import write_config
 from tests.support.units import randomized_model
@@ -108,6 +110,7 @@ class Damage:
     sparsity = property(lambda self: 0.5 * self.done)
     achieved = property(lambda self: 0.25 * self.done)
     done = property(lambda self: self.step >= self.end)
+    details = property(lambda self: {})
 
 
 def damage(model, end):
@@ -143,6 +146,79 @@ def test_records_have_the_learning_rate_of_their_step():
     rates = [None, *(learning_rate(step, QUICK) for step in (5, 10, 15, 20))]
     assert [each.rate for each in moments] == rates
     assert {(each.sparsity, each.achieved, each.done) for each in moments} == {(None, None, True)}
+
+
+def divergence_from(teacher, model):
+    """Return the mean divergence of predictions from those of a teacher."""
+    with torch.no_grad():
+        old, new = (each(input_ids=TOKENS).logits.log_softmax(-1) for each in (teacher, model))
+    return float((old.exp() * (old - new)).sum(-1).mean())
+
+
+def test_a_pruned_model_is_trained_towards_the_one_before():
+    """It gets closer to the teacher than by the text alone; records have the losses."""
+    found = {}
+    for distill in (None, Distill(map="closest", end=1)):
+        model = randomized_model("llama")
+        twin = DenseTwin(model)
+        heads = prunekit.heads(model)
+        heads.prune(heads.score("magnitude"), 0.5)
+        heads.finalize()
+        teacher = {"distill": distill, "teacher": twin} if distill else {}
+        moments = [*recover(model, TOKENS, TOKENS, QUICK, **teacher)]
+        found[distill is not None] = divergence_from(twin.model, model)
+        names = {"prediction", "layer"} if distill else set()
+        assert [each.distillation.keys() for each in moments] == [set(), *[names] * 4]
+    assert found[True] < 0.8 * found[False]
+
+
+def test_a_model_that_is_pruned_while_training_is_its_own_dense_teacher():
+    model = randomized_model("llama")
+    dense = randomized_model("llama")
+    pruner = prunekit.GradualPruner
+    during = {"sparsity": 0.5, "end": 10, "every": 5}
+    moments = [
+        *recover(
+            model,
+            TOKENS,
+            TOKENS,
+            QUICK,
+            during=lambda optimizer: pruner(model, optimizer, **during),
+            distill=Distill(),
+        )
+    ]
+    assert moments[-1].done
+    assert moments[-1].distillation["prediction"] > 0
+    assert divergence_from(dense, model) < 1
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # raised in peft, about transformers
+def test_adapters_of_a_gated_model_have_the_model_itself_as_teacher(monkeypatch):
+    """No second model is made; the best adapters so far become the teacher's."""
+    pytest.importorskip("peft")
+    model = randomized_model("llama")
+    heads = prunekit.heads(model)
+    heads.prune(heads.score("magnitude"), 0.5)
+    adapted = add_adapter(model, 2)
+    monkeypatch.setattr("prunekit.training.recover.DenseTwin", None)
+    refreshed = []
+    monkeypatch.setattr(SharedTeacher, "refresh", spied(SharedTeacher.refresh, refreshed))
+    moments = [*recover(adapted, TOKENS, TOKENS, QUICK, [heads], distill=Distill())]
+    losses = [each.held_out for each in moments]
+    lower = sum(loss < min(losses[:n]) for n, loss in enumerate(losses) if n)
+    assert len(refreshed) == 1 + lower > 1
+
+
+def spied(method, calls):
+    return lambda self: calls.append(self) or method(self)
+
+
+def test_a_distillation_without_a_teacher_or_beyond_the_training_is_refused():
+    model = randomized_model("llama")
+    with pytest.raises(ConfigError, match=r"Pass teacher=DenseTwin\(model\), made before"):
+        next(recover(model, TOKENS, TOKENS, QUICK, distill=Distill()))
+    with pytest.raises(ConfigError, match=r"distill\.end: 21 is beyond the training"):
+        next(recover(model, TOKENS, TOKENS, QUICK, distill=Distill(end=21)))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # raised in peft, about transformers
