@@ -28,8 +28,8 @@ class LabelledData:
     sources: Sequence[str]
     length: int
 
-    def sample(self, count: int, seed: int) -> Samples:
-        """Return ``count`` rows chosen at random; all in random order if there are fewer.
+    def sample(self, count: int | None, seed: int) -> Samples:
+        """Return ``count`` rows chosen at random; all in random order if there are fewer, or None.
 
         Raises:
             ConfigError: A source or a row is invalid, or the model lacks a token of it.
