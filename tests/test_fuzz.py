@@ -17,6 +17,7 @@ from prunekit.checkpoint.formats import formats
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.errors import CheckpointError
 from prunekit.models.empty_model import empty_model
+from prunekit.structured import gate_file
 from tests.conftest import ROOT
 from tests.support import mutations, payloads, readers
 
@@ -75,6 +76,12 @@ def test_changed_files_show_that_a_check_is_absent(places, name, kind, monkeypat
     monkeypatch.setattr(formats()[kind], "find_contradiction", lambda *_: None)
     with pytest.raises((AssertionError, RuntimeError)):
         test_changed_files(places, name)
+
+
+def test_changed_gates_show_that_a_check_is_absent(places, monkeypatch):
+    monkeypatch.setattr(gate_file, "check_finite", lambda *_: None)
+    with pytest.raises(AssertionError):
+        test_changed_files(places, "gates")
 
 
 def guided(places, names, *options):

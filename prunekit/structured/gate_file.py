@@ -104,6 +104,11 @@ def read_gates(
     read = Checkpoint(file.parent, {}, entries, entries).read(wanted)
     states = {name: GateState(*(read[_key(kind, name, part)] for part in PARTS)) for name in gates}
     for name, state in states.items():
+        if bool((state.keep.view(torch.uint8) > 1).any()):
+            raise CheckpointError(
+                f"{file}: {_key(kind, name, 'keep')} has bytes other than 0 and 1, so the file is "
+                "damaged. Save the gates again."
+            )
         try:
             check_finite(f"{name}: gate", state.value)
         except ConfigError as error:

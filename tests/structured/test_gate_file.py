@@ -77,6 +77,10 @@ def test_damaged_files_are_refused(tmp_path):
     save_file(stored | {key: torch.ones(64, dtype=torch.int64)}, file)
     with pytest.raises(CheckpointError, match=r"is torch\.int64 of shape"):
         gates.load(file)
+    save_file(stored, file)
+    file.write_bytes(file.read_bytes().replace(b"\1\0\1", b"\1\2\1", 1))
+    with pytest.raises(CheckpointError, match="bytes other than 0 and 1"):
+        gates.load(file)
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="truncated"):
         gates.load(file)

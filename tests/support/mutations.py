@@ -117,12 +117,26 @@ def payload_changed(reader: str, content: bytes, chance: Chance) -> bytes:
     return framed_changed(content, chance) if draw < 0.2 else payloads.changed(content, chance)
 
 
+def state_changed(content: bytes, chance: Chance) -> bytes:
+    """Mutate some bytes of a safetensors file's tensors, or its header."""
+    if chance.random() < 0.5:
+        return framed_changed(content, chance)
+    begin = min(8 + int.from_bytes(content[:8], "little"), len(content))
+    changed = bytearray(content)
+    for _ in range(chance.choice((1, 1, 2, 4))):
+        at, count = chance.randrange(begin, len(changed) + 1), chance.choice((1, 4))
+        changed[at : at + count] = bytes([chance.choice((0, 1, 2, 127, 255))]) * count
+    return bytes(changed[: len(content)])
+
+
 CHANGES: dict[str, Callable[[bytes, Chance], bytes]] = {
     "header": framed_changed,
     "index": table_changed,
     "model_config": table_changed,
     "model": table_changed,
     "config": lines_changed,
+    "gates": state_changed,
+    "pruner": state_changed,
     **{name: partial(payload_changed, name) for name in payloads.READERS},
 }
 """How the input of each reader is changed."""

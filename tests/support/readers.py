@@ -21,7 +21,7 @@ from prunekit.checkpoint.reader import Checkpoint, open_checkpoint, with_compres
 from prunekit.checkpoint.weight_files import INDEX_FILE, WEIGHTS_FILE
 from prunekit.config.load import load_config
 from tests.conftest import ROOT
-from tests.support import payloads
+from tests.support import payloads, state_readers
 from tests.support.watched import replace_file, result, unwatched
 
 COMPRESSED = ("2:4", "bitmask")
@@ -82,7 +82,7 @@ def config(folder: Path, content: bytes) -> None:
 
 READERS: dict[str, Callable[[Path, bytes], None]] = {
     reader.__name__: reader for reader in (header, index, model_config, config, model)
-} | payloads.READERS
+} | {**payloads.READERS, **state_readers.READERS}
 
 
 def is_whole(entry: TensorEntry) -> bool:
@@ -137,6 +137,7 @@ def lay_out(folder: Path) -> None:
     }
     for name in payloads.READERS:
         seeds[name] = [payloads.random_file(name, random.Random(seed)) for seed in range(8)]
+    seeds |= state_readers.seeds(folder)
     for name, contents in seeds.items():
         (folder / name / "seeds").mkdir()
         for number, content in enumerate(contents):
