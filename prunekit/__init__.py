@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from prunekit.statistics import Statistic
     from prunekit.structured.rankers import Ranker
     from prunekit.structured.unit_gates import blocks, heads, hidden, neurons
+    from prunekit.training.apt.loop import apt
     from prunekit.training.callback import PruneCallback
     from prunekit.training.gradual import GradualPruner
 
@@ -48,6 +49,7 @@ __all__ = [
     "Record",
     "SparseLinear",
     "Statistic",
+    "apt",
     "blocks",
     "heads",
     "hidden",
@@ -74,6 +76,7 @@ _HOMES = {
     "Record": "runs.record",
     "SparseLinear": "inference.sparse_linear",
     "Statistic": "statistics",
+    "apt": "training.apt.loop",
     "blocks": "structured.unit_gates",
     "heads": "structured.unit_gates",
     "hidden": "structured.unit_gates",

@@ -1,15 +1,15 @@
 """``[apt]``: adapters that prune and grow while they are trained."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from prunekit.config.tables import MOST_STEPS, Listed, Section
+from prunekit.config.tables import MOST_STEPS, Listed
+from prunekit.config.train_table import Training
+from prunekit.models.units.kinds import Counted
 
-Target = str
 
-
-class Apt(Section):
+class Apt(Training):
     """Training of adapters that prune the model and grow (Zhao et al., APT, arXiv:2401.12200).
 
     After a warm-up come windows. At the start of each the units with the highest salience per
@@ -19,7 +19,7 @@ class Apt(Section):
 
     parameters: float = Field(gt=0, lt=1)
     """Largest fraction of the parameters to keep."""
-    of: Literal["model", "blocks"] = "blocks"
+    parameters_of: Counted = "blocks"
     """Parameters that are counted: those of the whole model, or those of its blocks, embeddings and
     head left out, as the authors count."""
     kinds: Annotated[list[Literal["hidden", "heads", "neurons"]], Listed, Field(min_length=1)] = (
@@ -34,7 +34,7 @@ class Apt(Section):
     scale: float = Field(default=2.0, gt=0)
     """Factor of the adapters' product; it does not depend on the rank, so that growth changes no
     output."""
-    targets: Annotated[list[Target], Listed, Field(min_length=1)] | None = None
+    targets: Annotated[list[str], Listed, Field(min_length=1)] | None = None
     """Linears to adapt, as in train.adapter. Default: query and value, of encoders and
     encoder-decoders up too."""
     also: Annotated[list[Literal["norms", "biases", "head"]], Listed] = Field(default=[])
@@ -53,8 +53,9 @@ class Apt(Section):
     """Add the root of the kurtosis of weights to the salience."""
     growth: float = Field(default=4.0, ge=1)
     """Parameters of the adapters at the end, as a multiple of those at first; 1: no growth."""
-    least: int = Field(default=1, ge=1)
-    """Fewest units that every layer keeps."""
+    least: int = Field(default=1, ge=0)
+    """Fewest units that every layer keeps; with 0 whole attentions and feed-forwards may be taken
+    out, as in [prune]."""
     round_to: int = Field(default=1, ge=1)
     """Round every kept width up to a multiple of this, as in [prune]."""
     steps: int = Field(default=2000, ge=1, le=MOST_STEPS)
@@ -62,18 +63,9 @@ class Apt(Section):
     rate: float = Field(default=2e-4, gt=0)
     """Peak learning rate of AdamW, after a warm-up and before a cosine decay."""
     batch: int = Field(default=32, ge=1)
-    """Samples per step."""
-    held_out: int = Field(default=16, ge=1)
-    """Number of calibration samples, from the end, to validate on instead of training on them; the
-    adapters with the lowest validation loss after the last window are kept."""
-    every: int = Field(default=50, ge=1)
-    """Steps between two validations."""
+    """Calibration samples per step."""
     patience: int = Field(default=20, ge=1)
     """Validations without an improvement, after the last window, after which training stops."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of the adapters and of the order of batches."""
-    log_with: Annotated[list[str], Listed] = Field(default=[])
-    """Experiment trackers, as in [train]."""
 
     @property
     def end(self) -> int:
@@ -87,6 +79,20 @@ class Apt(Section):
         """
         left = 1 - window / self.windows
         return self.parameters + (1 - self.parameters) * left**3
+
+    def as_prune(self) -> dict[str, Any]:
+        """Return the table [prune] that removes the same kinds of units to the same budget."""
+        return {
+            "method": "salience",
+            "smoothing": self.ema,
+            "outliers": self.outliers,
+            "pattern": [*self.kinds],
+            "parameters": self.parameters,
+            "parameters_of": self.parameters_of,
+            "least": self.least,
+            "round_to": self.round_to,
+            "compensate": "none",
+        }
 
     @model_validator(mode="after")
     def _check_steps(self) -> Self:

@@ -12,6 +12,8 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from prunekit.allocations import allocations
+from prunekit.config.apt_table import Apt
+from prunekit.config.distill_table import Distill
 from prunekit.config.messages import MisplacedError, explain
 from prunekit.config.prune_table import Prune
 from prunekit.config.run_config import Config, StructuredConfig, SweepConfig
@@ -69,7 +71,8 @@ def _assignments(overrides: Iterable[str]) -> list[str]:
 
 def _load_run(source: TomlSource, folder: Path) -> "Config | StructuredConfig":
     """Validate the config of a single run; raise all errors at once."""
-    kind = StructuredConfig if prunes_units(source.values.get("prune")) else Config
+    units = "apt" in source.values or prunes_units(source.values.get("prune"))
+    kind = StructuredConfig if units else Config
     try:
         config = kind.model_validate(source.values, strict=True, context={"folder": folder})
     except ValidationError as error:
@@ -113,8 +116,10 @@ def _load_sweep(source: TomlSource, folder: Path) -> "SweepConfig":
 TABLES: dict[str, type[Section]] = {
     "model": Model,
     "calibration": Calibration,
+    "apt": Apt,
     "prune": Prune,
     "train": Train,
+    "distill": Distill,
     "evaluate": Evaluate,
     "output": Output,
 }

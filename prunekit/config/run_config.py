@@ -12,10 +12,13 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticKnownError
 from typing_extensions import override
 
 from prunekit.allocations import allocations
 from prunekit.checkpoint.formats import formats
+from prunekit.config.apt_table import Apt
+from prunekit.config.distill_table import Distill
 from prunekit.config.messages import MisplacedError
 from prunekit.config.prune_table import Prune, calibration_user
 from prunekit.config.structured_table import StructuredPrune, prunes_units
@@ -36,11 +39,15 @@ class RunConfig(Section, Generic[P]):
     """The model to prune."""
     calibration: Calibration | None = None
     """The text from which statistics are gathered."""
+    apt: Apt | None = None
+    """Training of adapters that prune units and grow, in place of [prune] and [train]."""
     prune: P
     """Weights or units to prune, and the method."""
     train: Train | None = Field(default=None, validate_default=True)
     """Training of the pruned model, or of the model while it is pruned; without this table there is
     none."""
+    distill: Distill | None = None
+    """Training towards the outputs of the model before pruning, its teacher."""
     evaluate: Evaluate | None = None
     """The text on which perplexity is measured, before and after."""
     output: Output
@@ -52,6 +59,11 @@ class RunConfig(Section, Generic[P]):
     def text(self) -> str:
         """Text of the config file, comments included."""
         return self._text
+
+    @property
+    def training(self) -> Train | Apt | None:
+        """The training of the run, of either table."""
+        return self.apt or self.train
 
     def dump(self) -> dict[str, Any]:
         """Return the config as nested tables with all defaults.
@@ -68,7 +80,7 @@ class RunConfig(Section, Generic[P]):
             return values
         prune = values.get("prune")
         needs_text = _rank_from_text if prunes_units(prune) else _prune_from_text
-        needed = "train" in values or needs_text(prune)
+        needed = "train" in values or "apt" in values or needs_text(prune)
         return {**values, "calibration": {}} if needed else values
 
     @field_validator("train")
@@ -82,21 +94,37 @@ class RunConfig(Section, Generic[P]):
     def _train_mistakes(cls, train: Train | None, data: dict[str, Any]) -> dict[Key, str]:
         """Return contradictions with ``[train]``, or its absence, by key."""
         calibration, prune, mistakes = data.get("calibration"), data.get("prune"), {}
-        if train and calibration and train.held_out >= calibration.samples:
-            mistakes["train", "held_out"] = (
-                f"{train.held_out} of {calibration.samples} calibration samples leave none to "
+        training, table = train or data.get("apt"), "train" if train else "apt"
+        if training and calibration and training.held_out >= calibration.samples:
+            mistakes[table, "held_out"] = (
+                f"{training.held_out} of {calibration.samples} calibration samples leave none to "
                 "train on."
             )
-        if train and calibration and calibration.length < 2:
+        if training and calibration and calibration.length < 2 and not calibration.task:
             mistakes["calibration", "length"] = (
-                "a sample of 1 token has none to predict; [train] needs 2 or more."
+                f"a sample of 1 token has none to predict; [{table}] needs 2 or more."
             )
+        if train and data.get("apt"):
+            mistakes["train",] = "[apt] trains too. Remove one of both tables."
         end = prune and prune.end
         if end is not None and train is None:
             mistakes["prune", "end"] = "counts the steps of [train], and there is no such table."
         if end is not None and train and end > train.steps:
             mistakes["prune", "end"] = f"{end} is beyond the training: train.steps = {train.steps}."
         return mistakes
+
+    @field_validator("distill")
+    @classmethod
+    def _check_distill(cls, distill: Distill | None, info: ValidationInfo) -> Distill | None:
+        if distill is None or "train" not in info.data:  # an invalid [train] is reported already
+            return distill
+        if (training := info.data["train"] or info.data.get("apt")) is None:
+            raise ValueError(
+                "distills while a model is trained, and there is no table [train] or [apt]."
+            )
+        if mistakes := distill.mistakes(training.steps):
+            raise MisplacedError({("distill", key): mistakes[key] for key in mistakes})
+        return distill
 
     @field_validator("output")
     @classmethod
@@ -150,6 +178,28 @@ class Config(RunConfig[Prune]):
 
 class StructuredConfig(RunConfig[StructuredPrune]):
     """Config of a run that removes whole units, with all defaults."""
+
+    prune: StructuredPrune = Field(default=None, validate_default=True)  # pyright: ignore
+    """Units to prune, and the ranker; with [apt] it follows from that table."""
+
+    @field_validator("prune", mode="before")
+    @classmethod
+    def _prune_of_apt(cls, prune: object, info: ValidationInfo) -> object:
+        apt = info.data.get("apt")
+        if prune is None and "apt" not in info.data:  # an invalid [apt] is reported already
+            raise MisplacedError({})
+        if prune is None and apt is None:
+            raise PydanticKnownError("missing")
+        if prune is not None and apt is not None:
+            raise ValueError("[apt] prunes by itself. Remove one of both tables.")
+        return apt.as_prune() if apt else prune
+
+    @override
+    def dump(self) -> dict[str, Any]:
+        values = super().dump()
+        if self.apt:
+            del values["prune"]
+        return values
 
     @field_validator("calibration")
     @classmethod

@@ -30,7 +30,7 @@ from prunekit.config.plugin_field import PluginField
 from prunekit.config.plugin_table import flattened_schema, nest_method_settings
 from prunekit.config.tables import MOST_STEPS, as_list
 from prunekit.config.toml_source import quoted
-from prunekit.models.units.kinds import KINDS, WHOLE, Compensation, Kind
+from prunekit.models.units.kinds import KINDS, WHOLE, Compensation, Counted, Kind
 from prunekit.structured.rankers import Ranker, rankers
 
 RANKERS = PluginField(rankers)
@@ -68,6 +68,9 @@ class StructuredPrune(GradualKeys):
     parameters: float | None = Field(default=None, gt=0, le=1)
     """Largest fraction of the model's parameters to keep, instead of sparsity. Units of all kinds
     compete: those with the lowest score per parameter are removed first."""
+    parameters_of: Counted = "model"
+    """Parameters that this fraction counts: those of the whole model, or those of its blocks,
+    embeddings and head left out. Only with parameters."""
     sparsity: float | None = Field(default=None, ge=0, lt=1, validate_default=True)
     """Fraction of the units of each kind to remove, from 0 up to 1."""
     uniform: bool = False
@@ -76,8 +79,10 @@ class StructuredPrune(GradualKeys):
     scope: Literal["global", "layer"] = Field(default=None, validate_default=True)  # pyright: ignore
     """Which units compete with each other: those of all layers, or those of one layer, so that
     every layer keeps the same fraction. Default: layer if uniform, else global."""
-    least: int = Field(default=1, ge=1)
-    """Fewest units that every layer keeps."""
+    least: int = Field(default=1, ge=0)
+    """Fewest units that every layer keeps. With 0 an attention or feed-forward may lose all: then
+    it is taken out, and only the bias of its output is left. Of blocks and hidden dimensions at
+    least one is always kept."""
     round_to: int = Field(default=1, ge=1)
     """Round every kept width (of heads: their number of features) up to a multiple of this, so that
     fewer units may be removed than requested; GPUs multiply fastest with multiples of 64. Of hidden
@@ -140,6 +145,13 @@ class StructuredPrune(GradualKeys):
         if sparsity is not None and info.data.get("parameters") is not None:
             raise ValueError("parameters is set too; remove one of both.")
         return sparsity
+
+    @field_validator("parameters_of")
+    @classmethod
+    def _check_parameters_of(cls, of: Counted, info: ValidationInfo) -> Counted:
+        if of != "model" and info.data.get("parameters", 1.0) is None:
+            raise ValueError("says what parameters counts, and that key is not set.")
+        return of
 
     @field_validator("scope", mode="before")
     @classmethod

@@ -152,10 +152,12 @@ class Labelled(Section):
         task = info.data.get("task")
         if columns and task is None and "task" in info.data:
             raise ValueError("names columns of labelled data; set task.")
-        for column in columns or {} if task else {}:
-            if column not in COLUMNS[task]:
-                known = ", ".join(COLUMNS[task])
-                raise ValueError(f'{quoted(column)} is no column of task "{task}": {known}.')
+        known = COLUMNS[task] if task else columns or {}
+        for column in columns or {}:
+            if column not in known:
+                raise ValueError(
+                    f'{quoted(column)} is no column of task "{task}": {", ".join(known)}.'
+                )
         return columns
 
 

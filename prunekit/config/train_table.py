@@ -17,11 +17,8 @@ class Adapter(Section):
     value, output, gate, up, down; or "all-linear"."""
 
 
-class Train(Section):
-    """Training of the pruned model on the calibration text, before writing it.
-
-    Zeros remain zero. With the key end of [prune] the model is pruned during the training.
-    """
+class Training(Section):
+    """Keys of every training."""
 
     steps: int = Field(default=500, ge=1, le=MOST_STEPS)
     """Maximum number of steps."""
@@ -38,10 +35,18 @@ class Train(Section):
     """Validations without an improvement after which training stops."""
     seed: int = Field(default=0, ge=0)
     """Seed of the order of batches."""
-    adapter: Adapter | None = None
-    """Train LoRA adapters alone, and merge them into the weights before they are written: a table
-    of rank and targets. Needs peft. Default: train all weights."""
     log_with: Annotated[list[str], Listed] = Field(default=[])
     """Experiment trackers that the training is logged with, by their names in accelerate:
     tensorboard, wandb, mlflow, … Their packages have to be installed; files are written to the
     subfolder "trackers" of the output."""
+
+
+class Train(Training):
+    """Training of the pruned model on the calibration text, before writing it.
+
+    Zeros remain zero. With the key end of [prune] the model is pruned during the training.
+    """
+
+    adapter: Adapter | None = None
+    """Train LoRA adapters alone, and merge them into the weights before they are written: a table
+    of rank and targets. Needs peft. Default: train all weights."""

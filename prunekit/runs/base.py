@@ -16,10 +16,11 @@ from prunekit.checkpoint.atomic import file_sha256, write_atomically
 from prunekit.checkpoint.output import OutputFolder, checkpoint_files
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.data import sources
+from prunekit.data.samples import Samples
 from prunekit.data.sources import title
-from prunekit.data.tokens import Tokens, calibration_tokens, evaluation_tokens
+from prunekit.data.tokens import Tokens
 from prunekit.distributed.ranks import SINGLE, Ranks
-from prunekit.errors import ConfigError, StoppedError
+from prunekit.errors import StoppedError
 from prunekit.evaluation.generation import sample_text
 from prunekit.evaluation.perplexity import Evaluator
 from prunekit.models import memory
@@ -28,6 +29,7 @@ from prunekit.runs import facts
 from prunekit.runs.identity import WeightDigests, check_weights, fingerprint
 from prunekit.runs.plan_base import PlanBase
 from prunekit.runs.record import Record, stoppable
+from prunekit.runs.texts import Data, calibration_data, evaluation_data, measures, metrics
 
 OWN_TEXT = "calibration.json"
 """File of the output folder with the tokens that the dense model wrote, one list per sample."""
@@ -57,7 +59,7 @@ class RunBase(ABC, Generic[P]):
         self.output.weights_read = self.weights_read.take
         self.writes = [*checkpoint_files(plan.checkpoint), *reports.FILES, OWN_TEXT]
         phases = ["calibrate", "prune", "evaluate", "write", "verify"]
-        if plan.config.train:
+        if plan.config.training:
             self.writes.append(reports.TRAINING)
             phases.append("train")
         self.seconds: dict[str, float] = dict.fromkeys(phases, 0.0)
@@ -97,8 +99,8 @@ class RunBase(ABC, Generic[P]):
         dtype = self.plan.config.model.dtype
         return None if dtype == "auto" else dtype
 
-    def _begin(self, *, resume: bool, overwrite: bool) -> tuple[Tokens | None, dict[str, Tokens]]:
-        """Claim the output folder; return calibration tokens and evaluation tokens by source."""
+    def _begin(self, *, resume: bool, overwrite: bool) -> tuple[Data | None, dict[str, Data]]:
+        """Claim the output folder; return calibration data and evaluation data by source."""
         if self.plan.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.plan.device)
         with self._timed("calibrate"):
@@ -165,63 +167,29 @@ class RunBase(ABC, Generic[P]):
                         return end.value
                 yield record
 
-    def _texts(self) -> tuple[Tokens | None, dict[str, Tokens]]:
-        return self._calibration(), self._evaluation_tokens()
+    def _texts(self) -> tuple[Data | None, dict[str, Data]]:
+        return calibration_data(self.plan, self.ranks), evaluation_data(self.plan)
 
-    def _calibration(self) -> Tokens | None:
-        config = self.plan.config.calibration
-        if config is None or config.self_generated:
-            return None
-        tokens = calibration_tokens(
-            self.plan.tokenizer,
-            config.data,
-            config.samples,
-            self.plan.lengths[0],
-            config.seed,
-            limit=self.plan.token_limit,
-        )
-        if len(tokens.ids) < self.ranks.size:
-            raise ConfigError(
-                f"calibration.data: there is text for {len(tokens.ids)} samples, which "
-                f"{self.ranks.size} processes cannot share. Start fewer, or use more text."
-            )
-        return tokens
-
-    def _evaluation_tokens(self) -> dict[str, Tokens]:
-        config = self.plan.config.evaluate
-        if config is None:
-            return {}
-        return {
-            source: evaluation_tokens(
-                self.plan.tokenizer,
-                [source],
-                self.plan.lengths[1],
-                config.windows,
-                limit=self.plan.token_limit,
-            )
-            for source in config.data
-        }
-
-    def _evaluate(self, which: str, evaluated: Mapping[str, Tokens]) -> Iterator[Record]:
-        """Measure perplexity ``"before"`` or ``"after"`` pruning, unless the journal has it."""
+    def _evaluate(self, which: str, evaluated: Mapping[str, Data]) -> Iterator[Record]:
+        """Measure the model ``"before"`` or ``"after"`` pruning, unless the journal has it."""
         if not evaluated:
             return
-        yield Record("phase", f"evaluate {which}", {"steps": len(evaluated)})
+        steps = len(evaluated) * len(metrics(self.plan))
+        yield Record("phase", f"evaluate {which}", {"steps": steps})
         evaluator: Evaluator | None = None
-        for source, tokens in evaluated.items():
-            key = f"{which} {source}"
-            known = self.output.journal.get(("evaluation", key))
-            with self._timed("evaluate"):
-                if known is None:
-                    evaluator = evaluator or self._evaluator(which)
-                    known = {
-                        "data": title(source),
-                        "source": source,
-                        "which": which,
-                        **evaluator.perplexity(tokens, self.ranks),
-                    }
-                    self.output.append_journal("evaluation", key, known)
-            yield Record("evaluation", source, known)
+        for source, data in evaluated.items():
+            found: dict[str, dict[str, Any]] = {}
+            for metric in metrics(self.plan):
+                key = f"{which} {source}" + f" {metric}" * isinstance(data, Samples)
+                known = self.output.journal.get(("evaluation", key))
+                with self._timed("evaluate"):
+                    if known is None:
+                        evaluator = evaluator or self._evaluator(which)
+                        found = found or measures(self.plan, evaluator, data, self.ranks)
+                        subject = {"data": title(source), "source": source, "which": which}
+                        known = subject | found[metric]
+                        self.output.append_journal("evaluation", key, known)
+                yield Record("evaluation", source, known)
 
     def _evaluator(self, which: str) -> Evaluator:
         before = which == "before"
@@ -231,7 +199,7 @@ class RunBase(ABC, Generic[P]):
             evaluator.weights.adapters = adapter.read(self.output.folder)
         return evaluator
 
-    def _report_frame(self, tokens: Tokens | None, proof: dict[str, Any]) -> dict[str, Any]:
+    def _report_frame(self, tokens: Data | None, proof: dict[str, Any]) -> dict[str, Any]:
         """Return the keys of the report that all kinds of runs share."""
         done = self.output.journal
         evaluations = [values for (kind, _), values in done.items() if kind == "evaluation"]

@@ -13,27 +13,26 @@ from transformers import PreTrainedModel
 from prunekit.architectures.coverage import LINEAR_TYPES
 from prunekit.config.gradual_keys import GradualKeys
 from prunekit.config.run_config import Config, StructuredConfig
-from prunekit.config.train_table import Adapter, Train
-from prunekit.data.tokens import Tokens
+from prunekit.config.train_table import Adapter, Training
 from prunekit.errors import ConfigError
 from prunekit.formatting import number, percent
-from prunekit.models.orientation import features
+from prunekit.models.units.base import Kept
 from prunekit.runs.plan_base import PlanBase
 from prunekit.runs.record import Record
+from prunekit.runs.texts import Data
 from prunekit.structured.batches import Batch
+from prunekit.structured.block_batches import to_device
 from prunekit.structured.unit_gates import Gates
 from prunekit.training.adapter_targets import adapter_targets
+from prunekit.training.apt.loop import default_targets
 from prunekit.training.lora import add_adapter, merge_adapters
 from prunekit.training.masked_adapters import mask_adapters
 from prunekit.training.recover import During, TrainingStep, recover, summarize
+from prunekit.training.teachers import Teacher
 from prunekit.training.trackers import check_trackers, trackers
 
-VECTORS = 12
-"""Activations of a block that are held for its gradient, in vectors of its width."""
 TRACKERS = "trackers"
 """Subfolder of the output for the files of experiment trackers."""
-LOGITS = 3
-"""Copies of the logits that a gradient needs."""
 Texts = tuple[list[Batch], list[Batch]]
 """Batches to train on, and held-out ones."""
 
@@ -55,15 +54,19 @@ class Row(NamedTuple):
             "sparsity": step.sparsity,
             "achieved": step.achieved,
             "factors": self.factors or None,
+            "distillation": dict(step.distillation) or None,
+            **step.details,
         }
-        optional = {"sparsity", "achieved", "factors"}
+        optional = {"sparsity", "achieved", "factors", "distillation"}
         return {key: row[key] for key in row if row[key] is not None or key not in optional}
 
 
-def why_no_loss(model: PreTrainedModel) -> str | None:
-    """Return why a model has no loss on plain text, or None."""
+def why_no_loss(config: Config | StructuredConfig, model: PreTrainedModel) -> str | None:
+    """Return why a model has no loss on the calibration data, or None."""
     kind = type(model).__name__
     if kind.endswith(("ForCausalLM", "LMHeadModel")):
+        return None
+    if config.calibration and config.calibration.task:  # it fits the model, and has labels
         return None
     return f"asks how well the model predicts, and for {kind} a text does not say what is right"
 
@@ -79,44 +82,45 @@ def check_trainable(config: Config | StructuredConfig, model: PreTrainedModel) -
         ConfigError: The config has [train], and the model is no causal language model, or a
             tracker is not installed.
     """
-    reason = why_no_loss(model)
-    if config.train is None:
+    reason = why_no_loss(config, model)
+    if (training := config.training) is None:
         return
-    check_trackers(config.train.log_with)
+    check_trackers(training.log_with)
     if reason:
+        table = "apt" if config.apt else "train"
         raise ConfigError(
-            f"train: it {reason}. Leave the table out, and train in Python on labelled data: "
-            "prunekit.training.recover.recover."
+            f"{table}: it {reason}. Set calibration.task and name labelled data, or leave the "
+            "table out."
         )
 
 
-def training_texts(plan: PlanBase, tokens: Tokens | None) -> Texts | None:
-    """Return training and held-out batches; None without a [train] table.
+def training_texts(plan: PlanBase, tokens: Data | None) -> Texts | None:
+    """Return training and held-out batches; None without a training.
 
     Args:
         plan: The plan of the run.
-        tokens: Calibration tokens; the last samples are held out.
+        tokens: Calibration data; the last samples are held out.
 
     Raises:
         ConfigError: There is less text than is held out.
     """
-    train = plan.config.train
+    train = plan.config.training
     if train is None or tokens is None:
         return None
-    if len(tokens.ids) <= train.held_out:
+    if len(tokens) <= train.held_out:
         raise ConfigError(
-            f"calibration.data: there is text for {len(tokens.ids)} samples, of which "
-            f"train.held_out = {train.held_out} leave none to train on."
+            f"calibration.data: there is text for {len(tokens)} samples, of which "
+            f"held_out = {train.held_out} leave none to train on."
         )
-    ids = tokens.ids.to(plan.device)
-    parts = ids[: -train.held_out], ids[-train.held_out :]
-    trained, held_out = ([{"input_ids": each} for each in p.split(train.batch)] for p in parts)
+    parts = tokens.part(slice(-train.held_out)), tokens.part(slice(-train.held_out, None))
+    trained, held_out = (
+        [to_device(batch, plan.device) for batch in part.batches_of(train.batch)] for part in parts
+    )
     return trained, held_out
 
 
-def training_words(train: Train) -> str:
+def training_words(train: Training, adapter: Adapter | None) -> str:
     """Return the training that a config asks for, in words."""
-    adapter = train.adapter
     trained = (
         f", adapters of rank {adapter.rank} on {', '.join(adapter.targets)}" if adapter else ""
     )
@@ -141,29 +145,12 @@ def schedule_words(prune: GradualKeys) -> str:
     )
 
 
-def training_state_bytes(plan: PlanBase) -> int:
-    """Return the bytes of float32 weights and of training state.
-
-    Of each weight that is trained: its gradient, two moments, and its best value so far.
-    """
-    train = plan.config.train
-    assert train is not None
-    if train.adapter is None:
-        return 5 * 4 * plan.parameters
-    adapted = adapted_linears(plan.model, train.adapter)
-    return 4 * (plan.parameters + 5 * train.adapter.rank * sum(map(sum, map(features, adapted))))
-
-
-def training_activations(plan: PlanBase) -> int:
-    """Return the bytes of activations that the gradient of a batch needs."""
-    train = plan.config.train
-    assert train is not None
-    blocks = [block for runner in plan.stacks for block in runner.blocks]
-    matrices = (each for block in blocks for each in block.parameters() if each.ndim == 2)
-    width = max((max(each.shape) for each in matrices), default=plan.stacks[0].features)
-    vocabulary = getattr(plan.model.config, "vocab_size", 0)
-    vectors = len(blocks) * VECTORS * width + LOGITS * vocabulary
-    return 4 * train.batch * plan.lengths[0] * vectors
+def trained_adapter(config: Config | StructuredConfig, model: PreTrainedModel) -> Adapter | None:
+    """Return the adapter that is trained, at its largest, or None."""
+    if config.apt:
+        targets = config.apt.targets or default_targets(model)
+        return Adapter(rank=config.apt.most_rank, targets=targets)
+    return config.train.adapter if config.train else None
 
 
 def adapted_linears(model: PreTrainedModel, adapter: Adapter) -> list[nn.Module]:
@@ -203,12 +190,14 @@ def adapted(plan: PlanBase, model: PreTrainedModel) -> Iterator[PreTrainedModel]
     merge_adapters(made)
 
 
-def train_model(
+def train_model(  # noqa: PLR0913, PLR0917  independent options
     plan: PlanBase,
     model: PreTrainedModel,
     texts: Texts,
     during: During | None = None,
     gates: Sequence[Gates] = (),
+    teacher: Teacher | None = None,
+    kept: Kept | None = None,
 ) -> Generator[Record, None, list[Row]]:
     """Train a model, yield progress and return the recorded steps.
 
@@ -218,14 +207,41 @@ def train_model(
         texts: Training and held-out batches.
         during: See :func:`prunekit.training.recover.recover`.
         gates: Gates whose mean factors are recorded.
+        teacher: The model before pruning; None without [distill].
+        kept: Kept blocks and coordinates, if any were removed from the model.
     """
     settings = plan.config.train
+    assert settings is not None
+    steps = recover(
+        model,
+        *texts,
+        settings,
+        ranks=plan.ranks,
+        during=during,
+        distill=plan.config.distill,
+        teacher=teacher,
+        kept=kept,
+    )
+    return (yield from recorded_steps(plan, steps, gates))
+
+
+def recorded_steps(
+    plan: PlanBase, steps: Iterator[TrainingStep], gates: Sequence[Gates] = ()
+) -> Generator[Record, None, list[Row]]:
+    """Yield the progress of a training, log it and return the recorded steps.
+
+    Args:
+        plan: The plan of the run.
+        steps: The steps of the training.
+        gates: Gates whose mean factors are recorded.
+    """
+    settings = plan.config.training
     assert settings is not None
     yield Record("phase", "train", {"steps": settings.steps})
     history: list[Row] = []
     folder, values = Path(plan.config.output.path), plan.config.dump()
     with trackers(settings.log_with, folder.name, folder / TRACKERS, values, plan.ranks) as log:
-        for step in recover(model, *texts, settings, ranks=plan.ranks, during=during):
+        for step in steps:
             history.append(Row(step, {each.kind: _mean_factor(each) for each in gates}))
             log(step.step, history[-1].facts())
             yield Record("step", _progress(step), {"done": step.step, "held_out": step.held_out})

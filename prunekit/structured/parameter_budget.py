@@ -11,19 +11,39 @@ Shapes: U units of a group, R rows of a parameter along an axis.
 from bisect import bisect_right
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from math import inf, prod
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from prunekit.architectures import find_architecture
+from prunekit.architectures.adapters import without_adapters
 from prunekit.errors import ConfigError
 from prunekit.formatting import percent
 from prunekit.models.units.base import UnitGroup
+from prunekit.models.units.kinds import Counted
 from prunekit.structured.selection import UnitScope, refuse_nan_scores
 
 Keep = Mapping[str, Bool[Tensor, " U"]]
 """Which units of each group are kept, by group name."""
+
+
+def counted_parameters(model: PreTrainedModel, of: Counted) -> set[nn.Parameter]:
+    """Return the parameters that a budget counts; adapters are left out.
+
+    Args:
+        model: The model, with or without weights.
+        of: "model" for all, "blocks" for those of the blocks.
+    """
+    parts: list[nn.Module] = [model]
+    if of == "blocks":
+        stacks = find_architecture(model).stacks
+        parts = [model.base_model.get_submodule(stack.blocks) for stack in stacks]
+    with without_adapters(model):
+        return {each for part in parts for each in part.parameters()}
 
 
 class ParameterCounter:
@@ -96,9 +116,10 @@ class BudgetConstraints:
         parameters: Maximum number of parameters of the pruned model, of those that are counted.
         scope: "global" sorts units one by one; "layer" keeps or removes units of the same rank in
             all layers of a kind together, so that each layer keeps the same fraction.
-        least: Units that every group keeps.
+        least: Units that every group keeps; at least one of blocks and coordinates.
         multiples: The kept number of a group is rounded up to a multiple of this, or all are kept.
         allowed: Predicate on the kept numbers by group name; by default all are allowed.
+        counted: The parameters that are counted; None for all.
     """
 
     parameters: int
@@ -106,6 +127,7 @@ class BudgetConstraints:
     least: int = 1
     multiples: Mapping[str, int] = field(default_factory=dict)
     allowed: Callable[[Mapping[str, int]], bool] = lambda _: True
+    counted: Container[nn.Parameter] | None = None
 
 
 class UnitOrder:
@@ -126,6 +148,7 @@ class UnitOrder:
         constraints: BudgetConstraints,
     ) -> None:
         self.keep, self.constraints = keep, constraints
+        self._fewest = {group.name: group.fewest(constraints.least) for group in groups}
         self._ranked: dict[str, list[int]] = {}
         sets: dict[tuple[str, int], list[tuple[str, int, float, float]]] = {}
         largest = {
@@ -143,8 +166,16 @@ class UnitOrder:
                 by_layer = constraints.scope == "layer"
                 key = (group.kind, level) if by_layer else (group.name, rank)
                 sets.setdefault(key, []).append((group.name, rank, score[unit], cost[unit]))
-        self._sets = sorted(sets.values(), key=self._set_density, reverse=True)
-        self.fixed = sum(self._set_density(units) == inf for units in self._sets)
+        order = sorted(sets.values(), key=self._set_density, reverse=True)
+        kinds = {group.name: group.kind for group in groups}
+        # Even if no layer has to keep a unit, one of each kind is kept.
+        densest = {kinds[units[0][0]]: units for units in reversed(order)}
+        always = [
+            self._set_density(units) == inf or units is densest[kinds[units[0][0]]]
+            for units in order
+        ]
+        self.fixed = sum(always)
+        self._sets = [*compress(order, always), *compress(order, [not each for each in always])]
 
     def __len__(self) -> int:
         return len(self._sets)
@@ -164,7 +195,7 @@ class UnitOrder:
 
     def _set_density(self, units: list[tuple[str, int, float, float]]) -> float:
         """Return the density of a set; infinite if always kept."""
-        if any(rank < self.constraints.least for _, rank, *_ in units):
+        if any(rank < self._fewest[name] for name, rank, *_ in units):
             return inf
         return _density(sum(score for *_, score, _ in units), sum(cost for *_, cost in units))
 
@@ -180,7 +211,6 @@ def select_within_budget(
     keep: Keep,
     whole: int,
     constraints: BudgetConstraints,
-    counted: Container[nn.Parameter] | None = None,
 ) -> dict[str, Bool[Tensor, " U"]]:
     """Return the densest units that fit the budget, by group.
 
@@ -190,13 +220,12 @@ def select_within_budget(
         keep: False for units that are removed already.
         whole: Parameters of the model with all units, of those that are counted.
         constraints: The budget and its constraints.
-        counted: The parameters that are counted; None for all.
 
     Raises:
         ConfigError: The budget cannot be met, or a score is not a number.
     """
     refuse_nan_scores(scores)
-    counter = ParameterCounter(groups, whole, counted)
+    counter = ParameterCounter(groups, whole, constraints.counted)
     order = UnitOrder(groups, scores, keep, counter.costs(keep), constraints)
     # Fewer units never have more parameters, so bisection finds the longest prefix.
     most = bisect_right(

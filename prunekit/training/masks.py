@@ -178,7 +178,7 @@ class Masks(HookHandles):
         gradient = weight.grad
         if gradient is None or self.dense_gradients:
             return
-        keep = self.keep(weight)
+        keep = self.keep(cast("nn.Parameter", weight))
         if gradient.requires_grad:  # one that is differentiated again has to be a product
             weight.grad = gradient * keep
         else:

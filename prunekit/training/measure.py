@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunekit.config.train_table import Train
+from prunekit.config.train_table import Training
 from prunekit.distributed.ranks import Ranks
 from prunekit.errors import ConfigError
 from prunekit.structured.batches import Batch, mean_loss
@@ -39,6 +39,11 @@ class Pruning(Protocol):
         """Whether the schedule has ended, and its sparsity is the one counted."""
         ...
 
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """Further facts of now for the records."""
+        ...
+
 
 @dataclass(frozen=True)
 class TrainingStep:
@@ -54,6 +59,7 @@ class TrainingStep:
         achieved: Sparsity that was counted; None without pruning in force.
         done: Whether no pruning is to come, so that these weights could be the best.
         distillation: Losses of distillation of this step, by name; empty without it.
+        details: Further facts of the pruning in force.
     """
 
     step: int
@@ -65,6 +71,7 @@ class TrainingStep:
     achieved: float | None = None
     done: bool = True
     distillation: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -84,7 +91,7 @@ class Measure:
 
     model: PreTrainedModel
     validation: Sequence[Batch]
-    settings: Train
+    settings: Training
     gates: Sequence[Gates]
     pruning: Pruning | None
     ranks: Ranks
@@ -123,6 +130,7 @@ class Measure:
             achieved=pruning.achieved if pruning else None,
             done=done,
             distillation=losses.parts if losses else {},
+            details=pruning.details if pruning else {},
         )
 
     def restore_best(self) -> None:
@@ -147,7 +155,7 @@ def trained_weights(model: PreTrainedModel, gates: Sequence[Gates]) -> dict[str,
     return {name: each for name, each in named if each.requires_grad}
 
 
-def learning_rate(step: int, settings: Train) -> float:
+def learning_rate(step: int, settings: Training) -> float:
     """Return the learning rate of a step, counted from 1.
 
     It rises linearly over a tenth of the steps, at most 100, and then falls along a cosine.

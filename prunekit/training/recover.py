@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from prunekit.config.distill_table import Distill
-from prunekit.config.train_table import Train
+from prunekit.config.train_table import Train, Training
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError
 from prunekit.models.units.base import Kept
@@ -55,7 +55,7 @@ def recover(  # noqa: PLR0913  independent options
     model: PreTrainedModel,
     data: Data,
     held_out: Data,
-    settings: Train | None = None,
+    settings: Training | None = None,
     gates: Sequence[Gates] = (),
     *,
     ranks: Ranks = SINGLE,
@@ -121,7 +121,7 @@ def recover(  # noqa: PLR0913  independent options
         measure.restore_best()
 
 
-def _check_steps(distill: Distill, settings: Train) -> None:
+def _check_steps(distill: Distill, settings: Training) -> None:
     """Refuse a distillation beyond the training."""
     for key, mistake in distill.mistakes(settings.steps).items():
         raise ConfigError(f"distill.{key}: {mistake}")
@@ -143,7 +143,7 @@ def _steps(
     model: PreTrainedModel,
     train: Sequence[Batch],
     optimizer: Optimizer,
-    settings: Train,
+    settings: Training,
     ranks: Ranks,
     objective: Objective,
 ) -> Iterator[tuple[int, StepLosses]]:

@@ -8,6 +8,9 @@ Kind = Literal["blocks", "hidden", "heads", "neurons"]
 Compensation = Literal["none", "refit", "bias"]
 """How the kept weights are adjusted for the removed units."""
 
+Counted = Literal["model", "blocks"]
+"""Which parameters a budget counts: all, or those of the blocks."""
+
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """All kinds, in the order of removal."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from prunekit.runs.distillation import teacher_of
 from prunekit.runs.record import Record
 from prunekit.runs.structured.ranking import UnitRanking
 from prunekit.runs.training import Row, Texts, adapted, train_model
@@ -34,7 +35,8 @@ def prune_while_training(
             yield UnitPruners(pruners)
 
     with adapted(ranking.plan, ranking.model) as trained:
-        return (yield from train_model(ranking.plan, trained, texts, during, every))
+        teacher = teacher_of(ranking.plan, trained, every)
+        return (yield from train_model(ranking.plan, trained, texts, during, every, teacher))
 
 
 def _pruner(ranking: UnitRanking, gates: Gates, optimizer: Optimizer) -> GradualUnits:

@@ -14,13 +14,20 @@ from prunekit.models.sequential.pipeline import BATCH_TOKENS
 from prunekit.models.units.base import UnitGroup
 from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.models.units.kinds import Kind
+from prunekit.runs.distillation import distillation_words
 from prunekit.runs.plan_base import PlanBase, fact_table, note_lines
+from prunekit.runs.texts import data_words
 from prunekit.runs.training import (
     schedule_words,
-    training_activations,
-    training_state_bytes,
+    trained_adapter,
     training_words,
 )
+from prunekit.runs.training_memory import (
+    distillation_memory,
+    training_activations,
+    training_state_bytes,
+)
+from prunekit.structured.parameter_budget import counted_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +51,17 @@ class StructuredPlan(PlanBase):
         """Total size of the parameters that hold units of the removed kinds."""
         return owned_parameters(group for groups in self.groups.values() for group in groups)
 
+    @property
+    def counted_parameters(self) -> int:
+        """Number of parameters that a budget counts."""
+        return sum(
+            each.numel() for each in counted_parameters(self.model, self.config.prune.parameters_of)
+        )
+
     @cached_property
     def memory(self) -> dict[str, int]:
         """Estimated peak bytes by use; ranking needs the whole model in memory."""
-        needs_loss = self.config.train is not None or self.config.prune.truth
+        needs_loss = self.config.training is not None or self.config.prune.truth
         needs_loss |= any(part.needs_loss for part in self.config.prune.method.components)
         model = self.parameters * self.dtype.itemsize
         widths = [self.stacks[0].features] + [
@@ -58,11 +72,12 @@ class StructuredPlan(PlanBase):
         ]
         config = self.config.calibration
         tokens = min(BATCH_TOKENS["cpu"], config.samples * self.lengths[0]) if config else 0
-        vocabulary = getattr(self.model.config, "vocab_size", 0)
+        has_head = self.model.get_output_embeddings() is not None
+        vocabulary = getattr(self.model.config, "vocab_size", 0) if has_head else 0
         # A gradient needs the activations of every block, and the logits three times.
         vectors = len(self.stacks[0].blocks) * 12 if needs_loss else 8
         activations = 4 * tokens * (vectors * max(widths) + 3 * needs_loss * vocabulary)
-        if self.config.train:
+        if self.config.training:
             activations = max(activations, training_activations(self))
         parts = {
             "model": model,
@@ -72,8 +87,10 @@ class StructuredPlan(PlanBase):
             + 3 * 8 * max(widths) ** 2,
             "activations": activations,
         }
-        if self.config.train:
+        if self.config.training:
             parts["training"] = training_state_bytes(self) - model
+            gated = self.config.prune.gradual is not None or self.config.apt is not None
+            parts |= distillation_memory(self, gated=gated)
         return parts
 
     def describe(self) -> RenderableType:
@@ -106,7 +123,8 @@ def _facts(plan: StructuredPlan) -> dict[str, str]:
     goal = (
         f"{percent(prune.sparsity)} of {' and '.join(prune.pattern)}"
         if prune.sparsity is not None
-        else f"{' and '.join(prune.pattern)}, {percent(prune.parameters)} of the parameters stay"
+        else f"{' and '.join(prune.pattern)}, {percent(prune.parameters)} of the parameters"
+        f"{' of the blocks' * (prune.parameters_of == 'blocks')} stay"
     )
     ranking = f"by {prune.method.name}, compared {'in each layer' * (prune.scope == 'layer')}"
     if prune.scope == "global":
@@ -124,16 +142,16 @@ def _facts(plan: StructuredPlan) -> dict[str, str]:
     }
     if plan.ranks.is_distributed:
         rows["ranks"] = f"{plan.ranks.size}: samples are shared; each has the whole model"
-    if config.calibration:
-        rows["calibration"] = (
-            f"{config.calibration.samples} samples of {plan.lengths[0]} tokens, seed "
-            f"{config.calibration.seed}"
-        )
+    rows |= data_words(config, plan.lengths)
     if prune.truth:
         units = sum(group.units for groups in plan.groups.values() for group in groups)
         rows["truth"] = f"{units} runs more of the model, one for each unit"
-    if config.train:
-        rows["train"] = training_words(config.train)
+    if config.training:
+        adapter = trained_adapter(config, plan.model)
+        rows["train"] = training_words(config.training, adapter)
+        if config.distill:
+            last = config.apt.end if config.apt else config.training.steps
+            rows["distill"] = distillation_words(config.distill, last)
         if prune.gradual:
             rows["prune"] += f"; {schedule_words(prune)}"
     return rows

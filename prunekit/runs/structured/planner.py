@@ -29,14 +29,28 @@ from prunekit.runs.checks import (
     check_disk,
     check_generates_text,
     check_output_path,
-    check_perplexity,
     text_tokenizer,
 )
 from prunekit.runs.structured.plan import StructuredPlan
 from prunekit.runs.structured.written import rounding_notes
-from prunekit.runs.training import adapted_linears, check_trainable, why_no_loss
-from prunekit.structured.parameter_budget import BudgetConstraints, select_within_budget
-from prunekit.structured.selection import check_some_pruned, select_units, unit_count
+from prunekit.runs.texts import check_data
+from prunekit.runs.training import (
+    adapted_linears,
+    check_trainable,
+    trained_adapter,
+    why_no_loss,
+)
+from prunekit.structured.parameter_budget import (
+    BudgetConstraints,
+    counted_parameters,
+    select_within_budget,
+)
+from prunekit.structured.selection import (
+    check_some_pruned,
+    fewest_units,
+    select_units,
+    unit_count,
+)
 
 
 def plan(config: StructuredConfig, ranks: Ranks = SINGLE) -> StructuredPlan:
@@ -53,7 +67,7 @@ def plan(config: StructuredConfig, ranks: Ranks = SINGLE) -> StructuredPlan:
     check_output_path(config, checkpoint)
     model = empty_model(checkpoint)
     stacks = stack_runners(model, find_architecture(model))
-    check_perplexity(config, model, stacks)
+    check_data(config, model, stacks)
     check_generates_text(config, model, stacks)
     _check_loss(config, model)
     check_trainable(config, model)
@@ -93,15 +107,15 @@ def _check_loss(config: StructuredConfig, model: PreTrainedModel) -> None:
         ConfigError: The ranker or prune.truth needs a loss, and the model has no language
             modeling head.
     """
-    undefined = why_no_loss(model)
+    undefined = why_no_loss(config, model)
     if undefined is None:
         return
     for part in config.prune.method.components:
         if part.needs_loss:
             raise ConfigError(
                 f"prune.method: {part.name} {undefined}. Choose a ranker that only looks at what "
-                "units give, such as obs or output-norm, or rank labelled data in Python: "
-                "prunekit.heads(model)."
+                "units give, such as obs or output-norm, or set calibration.task and name labelled "
+                "data."
             )
     if config.prune.truth:
         raise ConfigError(f"prune.truth: it {undefined}. Leave the key out.")
@@ -116,8 +130,8 @@ def _check_gradual(made: StructuredPlan) -> None:
             "blocks are chosen by score alone while training. Leave end out: they are removed "
             "once, then the model is trained."
         )
-    if made.config.train and made.config.train.adapter:
-        adapted_linears(made.model, made.config.train.adapter)
+    if adapter := trained_adapter(made.config, made.model):
+        adapted_linears(made.model, adapter)
 
 
 def _check_bias(made: StructuredPlan) -> None:
@@ -150,7 +164,7 @@ def _check_counts(made: StructuredPlan, groups: Sequence[UnitGroup]) -> None:
         {group.name: torch.ones(group.units, dtype=torch.bool) for group in groups},
         prune.sparsity,
         scope=prune.scope,
-        least=prune.least,
+        least=fewest_units(groups, prune.least),
         multiples=multiples,
     )
     fixed = sum(len(made.fixed.get(group.name, ())) for group in groups)
@@ -198,13 +212,14 @@ def budget_constraints(
     prune = made.config.prune
     groups = [group for kind in made.groups for group in unit_groups(model, kind)]
     return BudgetConstraints(
-        parameters=int(fraction * made.parameters),
+        parameters=int(fraction * made.counted_parameters),
         scope=prune.scope,
         least=prune.least,
         multiples={group.name: group.unit_multiple(prune.round_to) for group in groups},
         allowed=expressible_in_config(
             model, [group for group in groups if prune.uniform or group.kind in WHOLE]
         ),
+        counted=counted_parameters(model, prune.parameters_of),
     )
 
 
@@ -221,7 +236,7 @@ def _check_budget(made: StructuredPlan) -> None:
     keep = {group.name: torch.ones(group.units, dtype=torch.bool) for group in every}
     equal = {group.name: torch.ones(group.units, dtype=torch.float64) for group in every}
     constraints = budget_constraints(made, made.model, prune.parameters)
-    select_within_budget(every, equal, keep, made.parameters, constraints)
+    select_within_budget(every, equal, keep, made.counted_parameters, constraints)
 
 
 def _check_unused(made: StructuredPlan) -> None:

@@ -4,19 +4,22 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any, NamedTuple
 
-import torch
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from prunekit.allocations.schedules import SCHEDULES, Schedule
 from prunekit.formatting import percent
-from prunekit.models.units.block_kinds import token_counters
-from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.models.units.kinds import WHOLE, Kind
 from prunekit.runs.record import Record
 from prunekit.runs.structured.plan import StructuredPlan
 from prunekit.runs.structured.planner import budget_constraints
 from prunekit.runs.structured.result import layer_entries, mark_kept_heads, view_heads
+from prunekit.runs.structured.unit_scores import (
+    best_token_counter,
+    first_tokens,
+    raise_scores,
+    share_scores,
+)
 from prunekit.structured.agreement import spearman
 from prunekit.structured.batches import Batch
 from prunekit.structured.finalize import Finalized
@@ -154,6 +157,25 @@ class UnitRanking:
                 self._inspect(each, scores[each.kind])
         return DenseUnits(scores, entropies)
 
+    def describe(self, every: Sequence[Gates], dense: "DenseUnits") -> None:
+        """Make the entries of the dense model's units."""
+        for each in every:
+            self.entries |= layer_entries(
+                each,
+                dense.scores[each.kind],
+                dense.entropies[each.kind],
+                self._truths.get(each.kind),
+            )
+
+    def keep(self, kept: Mapping[str, Sequence[int]]) -> None:
+        """Record the units that are left, by their numbers in the dense model."""
+        for name, units in kept.items():
+            entry = self.entries[name]
+            entry["kept"] = [*units]
+            entry["sparsity"] = 1 - len(units) / entry["units"]
+        for head in (self.views or {}).get("heads", ()):
+            head["kept"] = head["unit"] in kept.get(head["layer"], ())
+
     def settle(self, every: Sequence[Gates], dense: "DenseUnits") -> Ranked:
         """Record the closed units; remove those of blocks and hidden dimensions."""
         gates: list[Gates] = []
@@ -180,7 +202,7 @@ class UnitRanking:
         merged = {name: score for kind in scores.values() for name, score in kind.items()}
         keep = {name: units for each in every for name, units in each.keep.items()}
         budget = budget_constraints(self.plan, self.model, part)
-        kept = select_within_budget(places, merged, keep, self.plan.parameters, budget)
+        kept = select_within_budget(places, merged, keep, self.plan.counted_parameters, budget)
         for each in every:
             each.close(kept)
 
@@ -241,60 +263,3 @@ class UnitRanking:
             name: (sums.entropy / sums.log_keys.clamp_min(1e-12)).tolist()
             for name, sums in measured.items()
         }
-
-
-def first_tokens(batches: Sequence[Batch], tokens: int) -> list[Batch]:
-    """Return the first samples: at most ``tokens`` tokens, at least one sample."""
-    left = max(1, tokens // batches[0]["input_ids"].shape[1])
-    few = []
-    for batch in batches:
-        if left > 0:
-            few.append({name: part[:left] for name, part in batch.items()})
-            left -= len(batch["input_ids"])
-    return few
-
-
-def raise_scores(scores: Scores, fixed: Mapping[str, Sequence[int]]) -> Scores:
-    """Score units that must be kept above all others of their kind.
-
-    Args:
-        scores: Score of each unit, by name of its group.
-        fixed: Units that must be kept, by name of their group.
-    """
-    raised = dict(scores)
-    for name in scores.keys() & fixed.keys():
-        highest = max(float(score.max()) for score in scores.values())
-        raised[name] = scores[name].index_fill(0, torch.tensor(fixed[name]), highest + 1)
-    return raised
-
-
-def best_token_counter(gates: Gates, scores: Scores) -> dict[str, list[int]]:
-    """Return the block with attention that is always kept, by list.
-
-    It is the best of them; the result is empty for families whose blocks are all alike.
-    """
-    (group, *others), counters = gates.groups, token_counters(gates.model)
-    open_ones = [unit for unit in counters or () if gates.keep[group.name][unit]]
-    if others or not open_ones:
-        return {}
-    return {group.name: [max(open_ones, key=lambda unit: float(scores[group.name][unit]))]}
-
-
-def share_scores(sites: Sequence[LinearUnitGroup], scores: Scores) -> Scores:
-    """Score heads jointly over blocks that share a position bias.
-
-    A stock config keeps the same heads in all blocks of such a stack. Each block counts alike: its
-    scores are divided by the sum of their magnitudes before they are added.
-    """
-    groups: dict[str, list[str]] = {}
-    for site in sites:
-        if site.has_bias_columns:
-            groups.setdefault(site.stack.blocks, []).append(site.name)
-    totals = {
-        name: torch.stack(
-            [scores[other] / scores[other].abs().sum().clamp_min(1e-300) for other in names]
-        ).sum(0)
-        for names in groups.values()
-        for name in names
-    }
-    return scores | totals

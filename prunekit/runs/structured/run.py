@@ -19,12 +19,14 @@ from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.evaluation.verify import make_proof
 from prunekit.models.load import load
 from prunekit.models.sequential.pipeline import BATCH_TOKENS
-from prunekit.models.units.removal import described_model
+from prunekit.models.units.removal import count_parameters, described_model
 from prunekit.models.weight_names import stored_names
 from prunekit.reports import report as reports
 from prunekit.runs.base import RunBase
+from prunekit.runs.distillation import teacher_of
 from prunekit.runs.record import Record
 from prunekit.runs.structured import result
+from prunekit.runs.structured.apt import train_adapters
 from prunekit.runs.structured.gradual import prune_while_training
 from prunekit.runs.structured.plan import StructuredPlan
 from prunekit.runs.structured.ranking import CalibrationBatches, UnitRanking
@@ -34,6 +36,7 @@ from prunekit.runs.structured.written import (
     restore_stored,
     written_tensors,
 )
+from prunekit.runs.texts import Data, own_batches
 from prunekit.runs.training import (
     Texts,
     adapted,
@@ -45,6 +48,7 @@ from prunekit.structured.batches import Batch, mean_loss
 from prunekit.structured.blockwise_refit import compensate
 from prunekit.structured.finalize import Finalized
 from prunekit.structured.unit_gates import Gates
+from prunekit.training.teachers import Teacher
 
 
 def run(
@@ -81,7 +85,7 @@ class StructuredRun(RunBase[StructuredPlan]):
         plan = self.plan
         tokens, evaluated = self._begin(resume=resume, overwrite=overwrite)
         groups = sum(map(len, plan.groups.values()))
-        count = tokens.ids.numel() if tokens else 0
+        count = tokens.tokens if tokens else 0
         facts = {"blocks": plan.block_count, "linears": groups, "tokens": count}
         yield Record("start", "", facts)
         yield from self._evaluate("before", evaluated)
@@ -106,7 +110,7 @@ class StructuredRun(RunBase[StructuredPlan]):
         """Refuse a checkpoint that lacks tensors of the model it describes."""
         stored_names(described_model(self.plan.model, written.config), written)
 
-    def _verify(self, tokens: Tokens | None, removal: dict[str, Any]) -> dict[str, Any]:
+    def _verify(self, tokens: Data | None, removal: dict[str, Any]) -> dict[str, Any]:
         """Verify the written checkpoint; write and return the report."""
         with self._timed("verify"):
             proof = make_proof(open_checkpoint(self.output.folder), self.plan.device)
@@ -115,7 +119,7 @@ class StructuredRun(RunBase[StructuredPlan]):
         self.output.append_journal("finish", "", {"seconds": report["seconds"]["total"]})
         return report
 
-    def _remove_units(self, tokens: Tokens | None) -> Iterator[Record]:
+    def _remove_units(self, tokens: Data | None) -> Iterator[Record]:
         """Rank and remove units, refit, train and write the weights."""
         plan = self.plan
         with self._timed("calibrate"):
@@ -127,15 +131,19 @@ class StructuredRun(RunBase[StructuredPlan]):
             data = CalibrationBatches(_batches(tokens, model, self.ranks), _batches(tokens, model))
             texts = training_texts(plan, tokens)
             base = mean_loss(model, texts[1]) if texts else 0.0
+        trains_after = texts is not None and not (plan.config.apt or plan.config.prune.gradual)
+        teacher = teacher_of(plan, model) if trains_after else None
         training = None
         with ExitStack() as stack:
             ranking = UnitRanking(plan, model, stack, data, self._timed)
-            if texts and plan.config.prune.gradual:
+            if texts and plan.config.apt:
+                done, training = yield from self._train_adapters(ranking, texts, base)
+            elif texts and plan.config.prune.gradual:
                 done, training = yield from self._prune_while_training(ranking, texts, base)
             else:
                 done = yield from self._prune_once(ranking, tokens)
         if texts and training is None:
-            training = yield from self._train(model, texts, base)
+            training = yield from self._train(ranking, texts, base, teacher)
         with self._timed("write"):
             kept = {
                 name: entry["kept"]
@@ -145,7 +153,7 @@ class StructuredRun(RunBase[StructuredPlan]):
             changed, dropped = config_changes(plan, before, model.config.to_dict(), kept)
             facts = {
                 "layers": [ranking.entries[name] for name in _run_order(model, ranking.entries)],
-                "parameters": [plan.parameters, done[-1].parameters[1]],
+                "parameters": [plan.parameters, count_parameters(model)],
                 "stock": all(each.stock for each in done),
                 "note": _note(done),
                 "views": ranking.views,
@@ -160,7 +168,7 @@ class StructuredRun(RunBase[StructuredPlan]):
             self.output.append_journal("shrunk", "", facts)
 
     def _prune_once(
-        self, ranking: UnitRanking, tokens: Tokens | None
+        self, ranking: UnitRanking, tokens: Data | None
     ) -> Generator[Record, None, list[Finalized]]:
         """Rank and remove units, and compensate for them."""
         gates, done = yield from ranking.rank()
@@ -183,19 +191,28 @@ class StructuredRun(RunBase[StructuredPlan]):
             done += map(ranking.finalize, gates)
         return done, training_facts(base, rows, gradual=True)
 
+    def _train_adapters(
+        self, ranking: UnitRanking, texts: Texts, base: float
+    ) -> Generator[Record, None, tuple[list[Finalized], dict[str, Any]]]:
+        """Train adapters that prune the model and grow, and merge them."""
+        self._widen(ranking.model)
+        every = ranking.gate_all()
+        training = train_adapters(ranking, every, ranking.measure(every), texts)
+        done, rows = yield from self._timed_records("train", training)
+        return done, training_facts(base, rows, gradual=True)
+
     def _train(
-        self, model: PreTrainedModel, texts: Texts, base: float
+        self, ranking: UnitRanking, texts: Texts, base: float, teacher: Teacher | None
     ) -> Generator[Record, None, dict[str, Any]]:
         """Train the smaller model; return the facts of it."""
-        self._widen(model)
-        with adapted(self.plan, model) as trained:
-            training = train_model(self.plan, trained, texts)
+        self._widen(ranking.model)
+        kept = {name: entry["kept"] for name, entry in ranking.entries.items()}
+        with adapted(self.plan, ranking.model) as trained:
+            training = train_model(self.plan, trained, texts, teacher=teacher, kept=kept)
             rows = yield from self._timed_records("train", training)
         return training_facts(base, rows, gradual=False)
 
-    def _refit(
-        self, model: PreTrainedModel, gates: list[Gates], tokens: Tokens
-    ) -> Iterator[Record]:
+    def _refit(self, model: PreTrainedModel, gates: list[Gates], tokens: Data) -> Iterator[Record]:
         """Refit, block by block, the linears that read removed units."""
         kept, sites = {}, []
         for each in gates:
@@ -204,7 +221,7 @@ class StructuredRun(RunBase[StructuredPlan]):
             each.detach()
         how = self.plan.config.prune.compensate
         yield Record("phase", how, {"steps": self.plan.block_count})
-        own = tokens.ids[self.ranks.shard(len(tokens.ids))]
+        own = own_batches(tokens, self.plan.device, self.ranks)
         blocks = compensate(model, sites, kept, own, how, self.ranks)
         while True:
             with self._timed("prune"):
@@ -219,16 +236,14 @@ class StructuredRun(RunBase[StructuredPlan]):
         restore_stored(model, self.plan.dtype)
 
 
-def _batches(tokens: Tokens | None, model: PreTrainedModel, ranks: Ranks = SINGLE) -> list[Batch]:
+def _batches(tokens: Data | None, model: PreTrainedModel, ranks: Ranks = SINGLE) -> list[Batch]:
     """Return the calibration batches of one rank; ``SINGLE`` has all."""
     if tokens is None:
         return []
-    own = tokens.ids[ranks.shard(len(tokens.ids))]
-    size = max(1, BATCH_TOKENS["cpu"] // tokens.ids.shape[1])
-    reads = (
-        ("input_ids", "decoder_input_ids") if model.config.is_encoder_decoder else ("input_ids",)
-    )
-    return [dict.fromkeys(reads, part) for part in own.split(size)]
+    batches = tokens.batches(BATCH_TOKENS["cpu"], ranks.shard(len(tokens)))
+    if model.config.is_encoder_decoder and isinstance(tokens, Tokens):
+        return [{**batch, "decoder_input_ids": batch["input_ids"]} for batch in batches]
+    return batches
 
 
 def _run_order(model: PreTrainedModel, names: Iterable[str]) -> list[str]:

@@ -87,6 +87,8 @@ def written_tensors(plan: StructuredPlan, model: PreTrainedModel, kept: Kept) ->
     }
     dense, tensors, storages = plan.checkpoint.read(copied), {}, set()
     for name, source in sources.items():
+        if source.name is not None and source.name not in values:
+            continue  # of an attention or feed-forward that is removed as a whole
         value = dense.get(source.stored)
         if source.name is not None:
             computed = values[source.name]

@@ -8,8 +8,10 @@ from rich.console import Group, RenderableType
 
 from prunekit.config.prune_table import Prune
 from prunekit.formatting import count, size
+from prunekit.runs.distillation import distillation_words
 from prunekit.runs.plan_base import fact_table
 from prunekit.runs.sparsify.plan import WeightsPlan, linear_table
+from prunekit.runs.texts import data_words
 from prunekit.runs.training import schedule_words, training_words
 
 OF_THE_SCHEDULE = frozenset(
@@ -51,16 +53,17 @@ def _facts(plan: TrainedPlan) -> dict[str, str]:
         f"{count(plan.parameters)} parameters, {len(plan.blocks)} blocks)",
         "prune": f"{prune.method.name}, {prune.pattern.name}, sparsity {prune.sparsity:g}, "
         f"allocation {prune.allocation.name}, {schedule_words(prune)}",
-        "train": training_words(train),
+        "train": training_words(train, train.adapter),
         "gathers": ", ".join(kind.name for kind in plan.recipe.needs) or "nothing",
         "runs": f"on {plan.device} in float32, with the whole model in memory",
         "ranks": f"{plan.ranks.size}: samples of a batch are shared; each has the whole model",
         "output": f"{config.output.path}  (at most {size(plan.checkpoint.nbytes)})",
         "memory": f"about {size(sum(plan.memory.values()))}: "
         + ", ".join(f"{name} {size(value)}" for name, value in plan.memory.items()),
-        "calibration": f"{config.calibration.samples} samples of {plan.lengths[0]} tokens, seed "
-        f"{config.calibration.seed}",
+        **data_words(config, plan.lengths),
     }
+    if config.distill:
+        rows["distill"] = distillation_words(config.distill, train.steps)
     if not plan.ranks.is_distributed:
         del rows["ranks"]
     return rows

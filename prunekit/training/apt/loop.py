@@ -8,7 +8,7 @@ Shapes: N samples, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -19,10 +19,9 @@ from prunekit.architectures.adapters import base_layer
 from prunekit.architectures.coverage import LINEAR_TYPES
 from prunekit.config.apt_table import Apt
 from prunekit.config.distill_table import Distill
-from prunekit.config.train_table import Train
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.structured.batches import Data, is_causal
-from prunekit.structured.unit_gates import Gates, heads, hidden, neurons
+from prunekit.structured.unit_gates import heads, hidden, neurons
 from prunekit.training.apt.growth import initialize, set_scale
 from prunekit.training.apt.pruner import AptPruner
 from prunekit.training.lora import add_adapter, merge_adapters
@@ -43,7 +42,7 @@ def apt(
     *,
     distill: Distill | None = None,
     ranks: Ranks = SINGLE,
-) -> Iterator[TrainingStep]:
+) -> Generator[TrainingStep, None, AptPruner]:
     """Train adapters that prune a model and grow; then merge them.
 
     The model is changed in place: afterwards it has fewer heads, neurons and coordinates, and no
@@ -58,6 +57,9 @@ def apt(
             best adapters so far, so matrices are cut after the last step only. μ rises until the
             last window ends, if the table does not say otherwise.
         ranks: Processes with the same model and data; each runs its share of every batch.
+
+    Returns:
+        The pruner, with the kept units of each group.
 
     Raises:
         ConfigError: peft is not installed, the budget cannot be met, or a target is no linear.
@@ -85,30 +87,20 @@ def apt(
         model,
         data,
         held_out,
-        _training(settings),
+        settings,
         ranks=ranks,
         during=during,
         distill=distill,
         teacher=SharedTeacher(model, gates) if distill else None,
     )
-    _remove_closed(gates, used[0])
+    (pruner,) = used
+    if any(each.closed for each in gates):
+        pruner.cut()
+        pruner.remove()
     merge_adapters(adapted)
     for each in gates:
         each.detach()
-
-
-def _training(settings: Apt) -> Train:
-    """Return the settings of the training alone."""
-    return Train(
-        **{name: getattr(settings, name) for name in Train.model_fields if name in Apt.model_fields}
-    )
-
-
-def _remove_closed(gates: list[Gates], pruner: AptPruner) -> None:
-    """Remove units whose gates are closed."""
-    for each in gates:
-        if each.closed:
-            each.finalize(optimizer=pruner.optimizer)
+    return pruner
 
 
 def default_targets(model: PreTrainedModel) -> list[str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.architectures import find_architecture
+from prunekit.errors import ConfigError
 from prunekit.models.units.kinds import WHOLE
 from prunekit.models.units.stock_config import expressible_in_config
 from prunekit.structured.frozen_units import HookHandles
@@ -23,6 +23,7 @@ from prunekit.structured.parameter_budget import (
     BudgetConstraints,
     Keep,
     ParameterCounter,
+    counted_parameters,
     select_within_budget,
 )
 from prunekit.structured.scheduled import step_was_skipped, torch_optimizer
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from prunekit.config.apt_table import Apt
     from prunekit.distributed.ranks import Ranks
     from prunekit.models.units.base import UnitGroup
+    from prunekit.models.units.kinds import Kind
+    from prunekit.structured.finalize import Finalized
     from prunekit.structured.unit_gates import Gates
 
 
@@ -47,6 +50,8 @@ class AptPruner(HookHandles):
         window: Windows that ended.
         gates: Gates of each kind of units.
         optimizer: The optimizer whose steps count.
+        kept: The units left, by their numbers in the dense model, by group name.
+        finalized: The last removal of each kind.
     """
 
     def __init__(
@@ -76,14 +81,20 @@ class AptPruner(HookHandles):
         self.gates, self.optimizer = gates, torch_optimizer(optimizer)
         self.step = self.window = 0
         self._model, self._settings, self._ranks, self._cuts = model, settings, ranks, cuts
+        self.kept = {name: [*range(len(mask))] for name, mask in self._keep().items()}
+        self.finalized: dict[Kind, Finalized] = {}
         self._salience = RunningMean(settings.ema)
         self._importance = RunningMean(settings.ema)
-        self._whole = self._first_whole = _size(counted_parameters(model, settings.of))
+        self._whole = self._first_whole = _size(counted_parameters(model, settings.parameters_of))
         self._adapter_size = _size(self._matrices())
         self._generator = torch.Generator().manual_seed(settings.seed)
         self._target: Keep = {}
         equal = {group.name: torch.ones(group.units) for group in self.groups}
-        self._select(equal, settings.windows)
+        if all(bool(mask.all()) for mask in self._select(equal, settings.windows).values()):
+            raise ConfigError(
+                f"apt.parameters: with {settings.parameters:g} no unit would be removed, as widths "
+                "are rounded up. Keep fewer, or lower round_to."
+            )
         self._attach()
         super().__init__(
             [
@@ -187,9 +198,11 @@ class AptPruner(HookHandles):
         self._hooks.remove()
         for each in self.gates:
             if each.closed:
-                done = each.finalize(optimizer=self.optimizer)
+                done = self.finalized[each.kind] = each.finalize(optimizer=self.optimizer)
                 self._salience.keep(done.kept)
-        self._whole = _size(counted_parameters(self._model, self._settings.of))
+                for name, kept in done.kept.items():
+                    self.kept[name] = [self.kept[name][unit] for unit in kept]
+        self._whole = _size(counted_parameters(self._model, self._settings.parameters_of))
         self._attach()
 
     def _grow(self) -> None:
@@ -213,12 +226,12 @@ class AptPruner(HookHandles):
             least=settings.least,
             multiples={group.name: group.unit_multiple(settings.round_to) for group in groups},
             allowed=expressible_in_config(self._model, whole),
+            counted=counted_parameters(self._model, settings.parameters_of),
         )
-        counted = counted_parameters(self._model, settings.of)
-        return select_within_budget(groups, scores, self._keep(), self._whole, constraints, counted)
+        return select_within_budget(groups, scores, self._keep(), self._whole, constraints)
 
     def _counter(self) -> ParameterCounter:
-        counted = counted_parameters(self._model, self._settings.of)
+        counted = counted_parameters(self._model, self._settings.parameters_of)
         return ParameterCounter(self.groups, self._whole, counted)
 
     def _keep(self) -> dict[str, Tensor]:
@@ -230,21 +243,6 @@ class AptPruner(HookHandles):
     def _matrices(self) -> list[nn.Parameter]:
         """Return all matrices of adapters."""
         return [each for pair in adapter_parameters(self._model).values() for each in pair]
-
-
-def counted_parameters(model: PreTrainedModel, of: str) -> set[nn.Parameter]:
-    """Return the parameters that a budget counts, without adapters.
-
-    Args:
-        model: The model.
-        of: "model" for all, "blocks" for those of the blocks.
-    """
-    parts: list[nn.Module] = [model]
-    if of == "blocks":
-        stacks = find_architecture(model).stacks
-        parts = [model.base_model.get_submodule(stack.blocks) for stack in stacks]
-    adapters = {each for pair in adapter_parameters(model).values() for each in pair}
-    return {each for part in parts for each in part.parameters()} - adapters
 
 
 def _size(parameters: Sequence[nn.Parameter] | set[nn.Parameter]) -> int:

@@ -264,3 +264,36 @@ def test_transformers_opens_unequal_blocks_once_prunekit_is_imported(
         with torch.inference_mode():
             assert torch.equal(logits, model(ids).logits)
             assert torch.equal(text, model.generate(ids, max_new_tokens=4, do_sample=False))
+
+
+def test_layers_without_units_are_reported_verified_and_pruned_again(tmp_path, capsys):
+    folder = checkpoints.write(tmp_path / "m", num_hidden_layers=3)
+    for name in ("0.self_attn.o_proj", "1.mlp.down_proj"):
+        checkpoints.change(folder, f"model.layers.{name}.weight", lambda weight: weight.mul_(1e-6))
+    least = 'method = "obs"\nrelative = false\npattern = ["heads", "neurons"]\nleast = 0\n'
+    report = finished(folder, tmp_path / "out", f"{least}sparsity = 0.34")
+    kept = {layer["name"]: len(layer["kept"]) for layer in report["layers"]}
+    assert kept["model.layers.0.self_attn"] == kept["model.layers.1.mlp.down_proj"] == 0
+    assert sum(count > 0 for count in kept.values()) == 4
+    names = checkpoints.tensors(tmp_path / "out").keys()
+    assert not any("layers.0.self_attn" in name or "layers.1.mlp" in name for name in names)
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    assert main(["inspect", str(tmp_path / "out")]) == 0
+    # Of the rest more is removed, then weights are set to zero.
+    again = finished(tmp_path / "out", tmp_path / "again", f"{least}sparsity = 0.5", text=folder)
+    assert "model.layers.0.self_attn" not in {layer["name"] for layer in again["layers"]}
+    assert main(["verify", str(tmp_path / "again")]) == 0
+    data = {"data": str(folder / "text.txt")}
+    made = checkpoints.planned(tmp_path / "again", tmp_path / "sparse", calibration=data)
+    *_, finish = prunekit.run(made)
+    assert {layer["sparsity"] for layer in finish.values["layers"]} == {0.5}
+    assert main(["verify", str(tmp_path / "sparse")]) == 0
+
+
+def test_least_zero_is_refused_at_plan_time_where_an_attention_is_not_known(tmp_path):
+    folder = checkpoints.write(tmp_path / "m", "olmo2")
+    with pytest.raises(ConfigError, match=r"Olmo2Attention .*Use least = 1"):
+        planned(folder, tmp_path / "out", f"{BOTH}\nleast = 0")
+    budget = 'method = "obs"\npattern = ["heads", "neurons"]\nparameters = 0.5\nleast = 0'
+    with pytest.raises(ConfigError, match=r"Olmo2Attention .*Use least = 1"):
+        planned(folder, tmp_path / "budget", budget)

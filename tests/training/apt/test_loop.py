@@ -10,8 +10,9 @@ from prunekit.config.apt_table import Apt
 from prunekit.config.distill_table import Distill
 from prunekit.errors import ConfigError, ShapeError
 from prunekit.models.units.removal import count_parameters
+from prunekit.structured.parameter_budget import counted_parameters
 from prunekit.training.apt.loop import also_trained, apt, default_targets
-from prunekit.training.apt.pruner import AptPruner, counted_parameters
+from prunekit.training.apt.pruner import AptPruner
 from prunekit.training.lora import add_adapter
 from tests.support.adapters import PEFT_WARNS
 from tests.support.architectures import tiny
@@ -64,8 +65,8 @@ def test_a_family_meets_its_budget_and_no_cut_growth_or_merge_changes_it(
     differences: dict[str, list[float]] = {}
     for name in ("cut", "_grow"):
         _measure(monkeypatch, name, model, given, differences)
-    asked = settings(kinds=kinds, of="model" if "hidden" in kinds else "blocks")
-    counted = sum(each.numel() for each in counted_parameters(model, asked.of))
+    asked = settings(kinds=kinds, parameters_of="model" if "hidden" in kinds else "blocks")
+    counted = sum(each.numel() for each in counted_parameters(model, asked.parameters_of))
     records = [*apt(model, [given, given], [given], asked)]
     last = records[-1]
     assert len(differences["cut"]) == len(differences["_grow"]) == asked.windows
@@ -73,7 +74,7 @@ def test_a_family_meets_its_budget_and_no_cut_growth_or_merge_changes_it(
     assert max(differences["_grow"]) < 1e-5
     assert last.done
     assert last.details["parameters"] <= asked.parameters * counted
-    left = sum(each.numel() for each in counted_parameters(model, asked.of))
+    left = sum(each.numel() for each in counted_parameters(model, asked.parameters_of))
     assert left == last.details["parameters"]
     assert count_parameters(model) - whole == left - counted
     assert not adapter_layers(model)

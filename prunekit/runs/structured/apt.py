@@ -1,0 +1,44 @@
+"""Adapters that prune and grow, within a run."""
+
+from collections.abc import Generator, Sequence
+
+from prunekit.runs.record import Record
+from prunekit.runs.structured.ranking import DenseUnits, UnitRanking
+from prunekit.runs.training import Row, Texts, recorded_steps
+from prunekit.structured.finalize import Finalized
+from prunekit.structured.unit_gates import Gates
+from prunekit.training.apt.loop import apt
+from prunekit.training.apt.pruner import AptPruner
+from prunekit.training.recover import TrainingStep
+
+
+def train_adapters(
+    ranking: UnitRanking, every: Sequence[Gates], dense: DenseUnits, texts: Texts
+) -> Generator[Record, None, tuple[list[Finalized], list[Row]]]:
+    """Train adapters that prune the model; return removals and recorded steps.
+
+    Args:
+        ranking: The ranking of the model's units, in float32.
+        every: Gates on all units, which are closed.
+        dense: Scores of the dense model.
+        texts: Training and held-out batches.
+    """
+    plan, pruners = ranking.plan, list[AptPruner]()
+    assert plan.config.apt is not None
+    ranking.describe(every, dense)
+
+    def steps() -> Generator[TrainingStep, None, None]:
+        assert plan.config.apt is not None
+        made = apt(
+            ranking.model,
+            *texts,
+            plan.config.apt,
+            distill=plan.config.distill,
+            ranks=plan.ranks,
+        )
+        pruners.append((yield from made))
+
+    rows = yield from recorded_steps(plan, steps(), every)
+    (pruner,) = pruners
+    ranking.keep(pruner.kept)
+    return [*pruner.finalized.values()], rows
