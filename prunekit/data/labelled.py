@@ -216,7 +216,7 @@ def _why_unfit(name: Task, model: "PreTrainedModel") -> str | None:
         return None if predicts else f"needs an encoder-decoder that writes text, not {kind}."
     if not kind.endswith(CLASSIFIER):
         return f"needs a model …{CLASSIFIER}, not {kind}."
-    labels, problem = config.num_labels, getattr(config, "problem_type", None)
+    labels, problem = config.num_labels or 0, getattr(config, "problem_type", None)
     if labels < 2 or problem == "regression":
         return f"needs two classes or more, and {kind} with num_labels {labels} is for regression."
     if problem == "multi_label_classification":

@@ -1,7 +1,8 @@
 """The texts and labelled rows of a run: calibration and evaluation data."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -150,7 +151,7 @@ def metrics(plan: PlanBase) -> tuple[str, ...]:
 
 def measures(
     plan: PlanBase, evaluator: Evaluator, data: Data, ranks: Ranks
-) -> dict[str, Mapping[str, object]]:
+) -> dict[str, dict[str, Any]]:
     """Return the measures of a model on one source, by metric.
 
     Args:
