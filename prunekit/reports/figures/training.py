@@ -23,7 +23,8 @@ Steps = Sequence[Mapping[str, Any]]
 def pictures(training: Mapping[str, Any]) -> list[Picture]:
     """Return the figures of the section of a report about training."""
     history = training["history"]
-    found = [_losses(training), *_sparsities(history), *_factors(history)]
+    found = [_losses(training), *_distillation(history), *_sparsities(history)]
+    found += _factors(history)
     if any(step.get("rate") is not None for step in history):
         points = _points(history, "rate")
         line = _curve(BLUE, points, "rate", formatting.number)
@@ -43,11 +44,13 @@ def rows(training: Mapping[str, Any]) -> list[dict[str, Any]]:
     kinds = dict.fromkeys(kind for step in history for kind in step.get("factors") or {})
     names = {"rate": "rate", "sparsity": "asked", "achieved": "counted"}
     present = [key for key in names if any(step.get(key) is not None for step in history)]
+    parts = dict.fromkeys(part for step in history for part in step.get("distillation") or {})
     return [
         {
             **{key: step[key] for key in ("step", "loss", "held_out")},
             **{names[key]: step.get(key) for key in present},
             **{f"factor of {kind}": (step.get("factors") or {}).get(kind) for kind in kinds},
+            **{f"{part} loss": (step.get("distillation") or {}).get(part) for part in parts},
         }
         for step in history
     ]
@@ -130,28 +133,64 @@ def _sparsities(history: Steps) -> Iterator[Picture]:
 
 def _factors(history: Steps) -> Iterator[Picture]:
     """Yield the figure of the gate factors, if there are gates."""
-    kinds = [*dict.fromkeys(kind for step in history for kind in step.get("factors") or {})]
-    if not kinds:
+    yield from _named_curves(
+        history,
+        "factors",
+        "Mean gate factor",
+        "mean factor",
+        "Mean factor of the gates of each kind of units: 1 is open, 0 removes a unit.",
+        stairs=True,
+    )
+
+
+def _distillation(history: Steps) -> Iterator[Picture]:
+    """Yield the figure of the distance from the teacher, if there is one."""
+    yield from _named_curves(
+        history,
+        "distillation",
+        "Distance from the teacher",
+        "loss",
+        "On training text: divergence of predictions, and squared distance of the hidden states of "
+        "the blocks drawn at that step.",
+        stairs=False,
+    )
+
+
+def _named_curves(
+    history: Steps, key: str, title: str, axis: str, caption: str, *, stairs: bool
+) -> Iterator[Picture]:
+    """Yield a figure with a curve for each name in a table of the history.
+
+    Args:
+        history: The recorded steps.
+        key: The table of each step.
+        title: Title of the figure.
+        axis: Name of the vertical axis.
+        caption: Text below it.
+        stairs: Values hold from one step to the next.
+    """
+    names = [*dict.fromkeys(name for step in history for name in step.get(key) or {})]
+    if not names:
         return
-    colours = dict(zip(kinds, (BLUE, ORANGE, GREEN, PINK), strict=False))
-    values = [(step["step"], step.get("factors") or {}) for step in history]
+    colours = dict(zip(names, (BLUE, ORANGE, GREEN, PINK), strict=False))
+    values = [(step["step"], step.get(key) or {}) for step in history]
     lines = [
         _curve(
-            colours[kind],
-            [(float(step), float(of_step[kind])) for step, of_step in values if kind in of_step],
-            kind,
+            colours[name],
+            [(float(step), float(of_step[name])) for step, of_step in values if name in of_step],
+            name,
             formatting.number,
-            stairs=True,
+            stairs=stairs,
         )
-        for kind in kinds
+        for name in names
     ]
     yield Picture(
-        "Mean gate factor",
-        curves(lines, None, Axis("mean factor", formatting.number, steps=True, salt="factors")),
-        "Mean factor of the gates of each kind of units: 1 is open, 0 removes a unit.",
-        [{"step": step, **{kind: of_step.get(kind) for kind in kinds}} for step, of_step in values],
+        title,
+        curves(lines, None, Axis(axis, formatting.number, steps=True, salt=key)),
+        caption,
+        [{"step": step, **{name: of_step.get(name) for name in names}} for step, of_step in values],
         ALT,
-        tuple((colour, kind) for kind, colour in colours.items()),
+        tuple((colour, name) for name, colour in colours.items()),
     )
 
 

@@ -133,6 +133,7 @@ class TrainingStep(Part):
     sparsity: Fraction | None = None
     achieved: Fraction | None = None
     factors: dict[Kind, Number] | None = None
+    distillation: dict[Text, Number] | None = None
 
 
 class Training(Part):

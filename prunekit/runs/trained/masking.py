@@ -1,8 +1,9 @@
 """Zeros during training: made on a schedule, or kept by masks."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
@@ -84,6 +85,11 @@ class KeptZeros:
     def achieved(self) -> float:
         """Fraction of zeros in the masked weights, counted."""
         return self.masks.sparsity
+
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """No further facts for the records."""
+        return {}
 
 
 @contextmanager

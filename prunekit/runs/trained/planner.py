@@ -14,7 +14,12 @@ from prunekit.runs.sparsify.plan import Preflight
 from prunekit.runs.sparsify.planner import planned_device, residual_stream_axes
 from prunekit.runs.sparsify.source import Source, layer_notes, open_source, written_dtypes
 from prunekit.runs.trained.plan import TrainedPlan, gradual_settings
-from prunekit.runs.training import check_trainable, training_activations, training_state_bytes
+from prunekit.runs.training import check_trainable
+from prunekit.runs.training_memory import (
+    distillation_memory,
+    training_activations,
+    training_state_bytes,
+)
 from prunekit.sparsify.memory_estimate import estimate_memory
 from prunekit.sparsify.recipe import Recipe
 from prunekit.sparsify.work_estimate import CostInputs
@@ -82,6 +87,7 @@ def _memory(made: TrainedPlan) -> dict[str, int]:
     pruning = estimate_memory(made.model, made.stacks, made.blocks, made.recipe, costs)
     return {
         "training": training_state_bytes(made),
+        **distillation_memory(made, gated=False),
         "activations": max(training_activations(made), pruning.activations),
         "masks": made.prunable // 8,
         "statistics": pruning.statistics + pruning.solve,

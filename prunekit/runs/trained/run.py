@@ -20,6 +20,7 @@ from prunekit.models.load import load
 from prunekit.models.weight_names import stored_names
 from prunekit.reports import report as reports
 from prunekit.runs.base import RunBase
+from prunekit.runs.distillation import teacher_of
 from prunekit.runs.record import Record
 from prunekit.runs.sparsify.shards import LayerRecord, compressed_layouts
 from prunekit.runs.texts import Data, own_batches
@@ -28,6 +29,7 @@ from prunekit.runs.trained.masking import gradual_pruner, kept_zeros, prune_once
 from prunekit.runs.trained.plan import TrainedPlan
 from prunekit.runs.trained.written import ModelWriter, gradual_records
 from prunekit.runs.training import (
+    Row,
     Texts,
     adapted,
     train_model,
@@ -37,6 +39,7 @@ from prunekit.runs.training import (
 from prunekit.structured.batches import Batch, eval_mode, mean_loss
 from prunekit.training.gradual import GradualPruner
 from prunekit.training.recover import Pruning
+from prunekit.training.teachers import Teacher
 
 
 def run(
@@ -99,11 +102,14 @@ class TrainedRun(RunBase[TrainedPlan]):
             assert texts is not None
             with eval_mode(model):
                 base = mean_loss(model, texts[1])
+            teacher = teacher_of(plan, model)
         batches = own_batches(tokens, plan.device)
         if plan.config.prune.gradual:
-            measured, facts = yield from self._prune_while_training(model, texts, batches, base)
+            training = self._prune_while_training(model, texts, batches, teacher)
         else:
-            measured, facts = yield from self._prune_then_train(model, texts, batches, base)
+            training = self._prune_then_train(model, texts, batches, teacher)
+        measured, history = yield from training
+        facts = training_facts(base, history, gradual=plan.config.prune.gradual is not None)
         with self._timed("write"):
             values = ModelWriter(plan, model, self.output).write(
                 measured, writes=self.ranks.is_main
@@ -111,19 +117,28 @@ class TrainedRun(RunBase[TrainedPlan]):
         self.output.append_journal("trained", "", values | {"training": facts})
 
     def _prune_then_train(
-        self, model: PreTrainedModel, texts: Texts, batches: Sequence[Batch], base: float
-    ) -> Generator[Record, None, tuple[dict[str, LayerRecord], dict[str, Any]]]:
+        self,
+        model: PreTrainedModel,
+        texts: Texts,
+        batches: Sequence[Batch],
+        teacher: Teacher | None,
+    ) -> Generator[Record, None, tuple[dict[str, LayerRecord], list[Row]]]:
         """Prune the model, then train it under masks."""
         plan = self.plan
         measured = yield from self._timed_records("prune", prune_once(plan, model, batches))
         with adapted(plan, model) as trained:
-            training = train_model(plan, trained, texts, partial(kept_zeros, plan, model))
+            masks = partial(kept_zeros, plan, model)
+            training = train_model(plan, trained, texts, masks, teacher=teacher)
             history = yield from self._timed_records("train", training)
-        return measured, training_facts(base, history, gradual=False)
+        return measured, history
 
     def _prune_while_training(
-        self, model: PreTrainedModel, texts: Texts, batches: Sequence[Batch], base: float
-    ) -> Generator[Record, None, tuple[dict[str, LayerRecord], dict[str, Any]]]:
+        self,
+        model: PreTrainedModel,
+        texts: Texts,
+        batches: Sequence[Batch],
+        teacher: Teacher | None,
+    ) -> Generator[Record, None, tuple[dict[str, LayerRecord], list[Row]]]:
         """Train the model, and prune it on a schedule meanwhile."""
         plan = self.plan
         pruners: list[GradualPruner] = []
@@ -133,10 +148,9 @@ class TrainedRun(RunBase[TrainedPlan]):
             return pruners[0]
 
         with adapted(plan, model) as trained:
-            training = train_model(plan, trained, texts, during)
+            training = train_model(plan, trained, texts, during, teacher=teacher)
             history = yield from self._timed_records("train", training)
-        measured = gradual_records(plan, self._patterns(pruners[0]))
-        return measured, training_facts(base, history, gradual=True)
+        return gradual_records(plan, self._patterns(pruners[0])), history
 
     def _patterns(self, pruner: GradualPruner) -> dict[str, str]:
         """Return the patterns of linears for which the allocation chose another."""

@@ -74,3 +74,23 @@ def test_a_long_training_is_drawn_in_part_and_stored_whole():
     assert len(drawn) == training.POINTS
     assert (drawn[0], drawn[-1]) == ("step 0, held-out loss: 2.00", "step 999, held-out loss: 1.00")
     assert len(picture.rows) == len(training.rows(GRADUAL | {"history": history})) == 1000
+
+
+def test_a_distillation_has_a_curve_of_each_of_its_losses():
+    losses = [{}, {"prediction": 0.5, "layer": 2.0}, {"prediction": 0.25, "layer": 1.5}]
+    history = [
+        {key: value for key, value in (step | {"distillation": each}).items() if value}
+        | {"loss": step["loss"], "held_out": step["held_out"]}
+        for step, each in zip(HISTORY, losses, strict=True)
+    ]
+    history[0]["step"] = 0
+    found = {each.title: each for each in training.pictures(GRADUAL | {"history": history})}
+    picture = found["Distance from the teacher"]
+    assert tooltips(picture) == [
+        "step 10, prediction: 0.500", "step 20, prediction: 0.250",
+        "step 10, layer: 2.00", "step 20, layer: 1.50",
+    ]  # fmt: skip
+    assert [meaning for _, meaning in picture.legend] == ["prediction", "layer"]
+    rows = training.rows(GRADUAL | {"history": history})
+    assert [row["layer loss"] for row in rows] == [None, 2.0, 1.5]
+    assert "Distance from the teacher" not in {each.title for each in training.pictures(GRADUAL)}

@@ -1,0 +1,71 @@
+"""Memory that a training within a run needs."""
+
+from prunekit.config.train_table import Adapter
+from prunekit.models.orientation import features
+from prunekit.runs.plan_base import PlanBase
+from prunekit.runs.training import adapted_linears, trained_adapter
+from prunekit.training.distill_blocks import stream_width
+from prunekit.training.distill_losses import QUARTERS
+
+VECTORS = 12
+"""Activations of a block that are held for its gradient, in vectors of its width."""
+LOGITS = 3
+"""Copies of the logits that a gradient needs."""
+DISTILLED_LOGITS = 8
+"""Vectors of logits of a prediction that the divergence and its gradient need."""
+DISTILLED_STATES = 6
+"""Vectors of hidden states of a token that the distance and its gradient need, for each block."""
+VALUES = 4
+"""Numbers for each parameter of a transformation: value, gradient, two moments."""
+
+
+def training_state_bytes(plan: PlanBase) -> int:
+    """Return the bytes of float32 weights and of training state.
+
+    Of each weight that is trained: its gradient, two moments, and its best value so far.
+    """
+    adapter = trained_adapter(plan.config, plan.model)
+    if adapter is None:
+        return 5 * 4 * plan.parameters
+    return 4 * (plan.parameters + 5 * _adapter_parameters(plan, adapter))
+
+
+def training_activations(plan: PlanBase) -> int:
+    """Return the bytes of activations that the gradient of a batch needs."""
+    train = plan.config.training
+    assert train is not None
+    blocks = [block for runner in plan.stacks for block in runner.blocks]
+    matrices = (each for block in blocks for each in block.parameters() if each.ndim == 2)
+    width = max((max(each.shape) for each in matrices), default=plan.stacks[0].features)
+    vocabulary = getattr(plan.model.config, "vocab_size", 0)
+    vectors = len(blocks) * VECTORS * width + LOGITS * vocabulary
+    return 4 * train.batch * plan.lengths[0] * vectors
+
+
+def distillation_memory(plan: PlanBase, *, gated: bool) -> dict[str, int]:
+    """Return the bytes of teacher, transformations and distances; empty without [distill].
+
+    Args:
+        plan: The plan of the run.
+        gated: Gates are all that prunes the model during the training, so that a teacher shares
+            frozen weights.
+    """
+    distill, training = plan.config.distill, plan.config.training
+    if distill is None or training is None:
+        return {}
+    teacher, adapter = plan.parameters, trained_adapter(plan.config, plan.model)
+    if gated and adapter:
+        teacher = _adapter_parameters(plan, adapter)
+    width = stream_width(plan.model)
+    transformations = VALUES * QUARTERS * 2 * distill.rank * width
+    has_head = plan.model.get_output_embeddings() is not None
+    vocabulary = getattr(plan.model.config, "vocab_size", 0) if has_head else 0
+    vectors = DISTILLED_LOGITS * vocabulary + DISTILLED_STATES * QUARTERS * width
+    distances = training.batch * plan.lengths[0] * vectors
+    return {"distillation": 4 * (teacher + transformations + distances)}
+
+
+def _adapter_parameters(plan: PlanBase, adapter: Adapter) -> int:
+    """Return the number of parameters of an adapter."""
+    linears = adapted_linears(plan.model, adapter)
+    return adapter.rank * sum(map(sum, map(features, linears)))
