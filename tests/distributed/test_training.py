@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import save_file
 
 import prunekit
+from prunekit.config.distill_table import Distill
 from prunekit.config.train_table import Train
 from prunekit.distributed.join import join
 from prunekit.training.recover import recover
@@ -58,13 +59,19 @@ def pruned(model):
     schedule = {"sparsity": 0.5, "start": 2, "end": 9, "every": 3}
     return [], lambda optimizer: prunekit.GradualPruner(model, optimizer, **schedule)
 
+def taught(model):
+    return pruned(model)
+
 with join("cpu") as ranks:
-    for case in (plain, gated, pruned):
+    for case in (plain, gated, pruned, taught):
         model = new_model()
         gates, during = case(model)
-        steps = [*recover(model, batches, ids[:3], settings, gates, ranks=ranks, during=during)]
+        distill = Distill(map="closest", end=9) if case is taught else None
+        options = {"during": during, "distill": distill}
+        steps = [*recover(model, batches, ids[:3], settings, gates, ranks=ranks, **options)]
         if ranks.is_main:
-            numbers = [[each.loss, each.held_out, each.sparsity, each.achieved] for each in steps]
+            numbers = [[each.loss, each.held_out, each.sparsity, each.achieved,
+                        *each.distillation.values()] for each in steps]
             Path(arguments[0], f"{case.__name__}.json").write_text(json.dumps(numbers[1:]))
             values = {str(i): v.value for each in gates for i, v in enumerate(each.gates.values())}
             named = {name: each.detach() for name, each in model.named_parameters()} | values
@@ -100,14 +107,15 @@ def trained(fork_server, tmp_path_factory):
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("case", ["plain", "gated", "pruned"])
+@pytest.mark.parametrize("case", ["plain", "gated", "pruned", "taught"])
 def test_several_ranks_train_as_one_process_does(trained, case, size):
-    """Losses are averaged over predictions, and gradients summed."""
+    """Losses are averaged over predictions, and gradients summed; with a teacher too."""
     steps, expected = (json.loads((trained[n] / f"{case}.json").read_text()) for n in (size, 1))
     weights, exact = (load_file(trained[n] / case) for n in (size, 1))
     for number, (step, truth) in enumerate(zip(steps, expected, strict=True)):
         assert step[:2] == pytest.approx(truth[:2], rel=1e-5), number
-        assert step[2:] == truth[2:]
+        assert step[2:4] == truth[2:4]
+        assert step[4:] == pytest.approx(truth[4:], rel=1e-3, abs=1e-6), number
     for name, weight in weights.items():
         assert torch.equal(weight == 0, exact[name] == 0), name
         torch.testing.assert_close(weight, exact[name], rtol=1e-3, atol=2e-4)
