@@ -89,7 +89,8 @@ def measured_change(metric: str, before: Number, after: Number) -> str:
     """Format the change of a measure: of a fraction in points, -1.26 points."""
     if metric not in FRACTIONS or before is None or after is None:
         return change(before, after)
-    return f"{100 * (float(after) - float(before)):+.2f} points"
+    points = 100 * (float(after) - float(before))
+    return f"{points:+.2f} points" if math.isfinite(points) else MISSING
 
 
 def count(value: Number) -> str:

@@ -69,3 +69,13 @@ def test_change(before, after, text):
 @pytest.mark.parametrize(("text", "shown"), [("é", "é"), ("a\udcff", "a\\udcff"), ("", "")])
 def test_a_text_that_is_not_unicode_is_escaped(text, shown):
     assert formatting.unicode_text(text) == shown
+
+
+def test_fractions_of_samples_are_percentages_that_change_by_points():
+    assert formatting.measured("accuracy", 0.88876) == "88.88 %"
+    assert formatting.measured("exact match", None) == "—"
+    assert formatting.measured("loss", 0.29278) == "0.293"
+    assert formatting.measured_change("accuracy", 0.88876, 0.8761) == "-1.27 points"
+    assert formatting.measured_change("accuracy", 0.5, "nan") == "—"
+    assert formatting.measured_change("exact match", None, 0.5) == "—"
+    assert formatting.measured_change("loss", 2, 3) == "+50.0 %"

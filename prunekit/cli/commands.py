@@ -21,44 +21,64 @@ if TYPE_CHECKING:
 
 
 @app.command
-def evaluate(
+def evaluate(  # noqa: PLR0913  independent options
     model: str,
     /,
     *,
     data: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     length: int = 2048,
     windows: int | None = None,
+    task: Literal["classification", "seq2seq"] | None = None,
+    column: Annotated[dict[str, str] | None, Parameter(negative=())] = None,
+    samples: int | None = None,
     generate: int = 0,
 ) -> None:
-    """Measure perplexity; with --generate also generation speed and sample text.
+    """Measure perplexity, or accuracy or exact match by --task; --generate adds speed and text.
 
     Args:
         model: A checkpoint folder or a hub id.
-        data: A text file (.txt, .jsonl, .jsonl.gz, .parquet), pydoc:test or hub:NAME:SPLIT; may be
-            repeated.
+        data: A text file (.txt, .jsonl, .jsonl.gz, .parquet), pydoc:test or hub:NAME:SPLIT; with
+            --task a file of rows (.tsv, .csv, .jsonl, .jsonl.gz, .parquet); may be repeated.
         length: Tokens per window; capped at the model's context length.
         windows: Number of windows from the start of the text; all if left out.
+        task: classification (columns text or sentence, label, perhaps pair) or seq2seq (columns
+            input, target).
+        column: Names of columns that differ from these, as --column.label gold.
+        samples: Number of rows from the start, with --task; all if left out.
         generate: Number of new tokens to generate for each of a few prompts.
     """
-    from prunekit.data import sources
+    from prunekit.data import labelled, sources
 
     if not data and not generate:
         raise ConfigError("evaluate: needs --data FILE, --generate TOKENS, or both.")
     check_at_least(2, "--length", length)
     check_at_least(1, "--windows", windows)
+    check_at_least(1, "--samples", samples)
+    unused = {"--windows": windows} if task else {"--samples": samples, "--column": column}
+    if given := [option for option, value in unused.items() if value is not None]:
+        raise ConfigError(f"{given[0]}: does not apply {'with' if task else 'without'} --task.")
     check_at_least(0, "--generate", generate)
-    if problems := sources.check_sources(data):
+    check = labelled.check_labelled_sources if task else sources.check_sources
+    if problems := check(data):
         raise ConfigError("\n".join(f"--data {problem}." for problem in problems))
     from prunekit.distributed.join import join
-    from prunekit.evaluation import perplexity
-    from prunekit.formatting import number
+    from prunekit.formatting import measured
 
     with join() as ranks:
-        results = perplexity.evaluate(model, data, length, windows, ranks=ranks)
+        if task:
+            from prunekit.evaluation.labelled import Rows, evaluate_rows
+
+            rows = Rows(task, column or {}, length, samples)
+            results = evaluate_rows(model, data, rows, ranks=ranks)
+        else:
+            from prunekit.evaluation import perplexity
+
+            results = perplexity.evaluate(model, data, length, windows, ranks=ranks)
     if not ranks.is_main:
         return
     for result in results:
-        print_line(f"{result['data']}: {result['metric']} {number(result['value'])}")
+        value = measured(result["metric"], result["value"])
+        print_line(f"{result['data']}: {result['metric']} {value}")
         print_line(f"  {result['protocol']}")
     if generate:
         _generate(model, generate)

@@ -112,10 +112,16 @@ def _calibration(report: dict[str, Any]) -> str:
         return ""
     return (
         f"Calibration used {formatting.count(data['samples'])} sequences of "
-        f"{formatting.count(data['length'])} tokens ({data['tokens']:,} tokens; "
+        f"{sequence_tokens(data)} tokens ({data['tokens']:,} tokens; "
         f"seed {data['seed']}): "
         f"{data['description'].rstrip('.')}."
     )
+
+
+def sequence_tokens(calibration: dict[str, Any]) -> str:
+    """Return the tokens of a calibration sequence: 2,048, or at most 55 where they differ."""
+    alike = calibration["tokens"] == calibration["samples"] * calibration["length"]
+    return ("" if alike else "at most ") + formatting.count(calibration["length"])
 
 
 def _evaluations(report: dict[str, Any]) -> list[str]:

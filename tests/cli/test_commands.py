@@ -37,6 +37,33 @@ def test_evaluate_prints_what_was_measured(replace, capsys):
     assert capsys.readouterr().out == "a.txt: perplexity 20.70\n  3 windows\n"
 
 
+def test_evaluate_measures_labelled_rows(replace, capsys, tmp_path):
+    def evaluate_rows(*arguments, ranks):
+        assert arguments == ("m", (str(file),), ("seq2seq", {"input": "a", "target": "b"}, 64, 3))
+        return [{"data": "a", "metric": "exact match", "value": 0.5, "protocol": "3 rows"}]
+
+    file = tmp_path / "a.csv"
+    file.write_text("a,b\n")
+    fakes = {"Rows": lambda *given: given, "evaluate_rows": evaluate_rows}
+    replace({"evaluation.labelled": fakes})
+    rows = ["--task", "seq2seq", "--column.input", "a", "--column.target", "b", "--samples", "3"]
+    assert main(["evaluate", "m", "--data", str(file), "--length", "64", *rows]) == 0
+    assert capsys.readouterr().out == "a: exact match 50.00 %\n  3 rows\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--samples", "3"], "--samples: does not apply without --task."),
+        (["--task", "seq2seq", "--windows", "3"], "--windows: does not apply with --task."),
+        (["--task", "seq2seq"], "--data pydoc:test: not a supported kind of text. Allowed: .tsv"),
+    ],
+)
+def test_evaluate_refuses_options_of_the_other_kind(capsys, options, message):
+    assert main(["evaluate", "m", "--data", "pydoc:test", *options]) == 2
+    assert capsys.readouterr().err.startswith(message)
+
+
 def test_evaluate_names_all_texts_that_are_not_there(capsys):
     assert main(["evaluate", "m", "--data", "no.txt", "--data", "pydoc:x"]) == 2
     assert capsys.readouterr().err.splitlines() == [

@@ -86,3 +86,41 @@ def test_more_steps_than_a_run_could_do_are_refused(mistakes, text, key):
     (found,) = mistakes(text, f"{key}={2**63 - 1}")
     assert f"{key}={2**63 - 1}: " in found
     assert "at most" in found or "from 1 to 1,000,000" in found
+
+
+LABELLED = {"calibration.task": '"classification"', "calibration.data": '"rows.tsv"'}
+
+
+def changed(**keys):
+    return [f"{name}={value}" for name, value in (LABELLED | keys).items() if value is not None]
+
+
+def test_labelled_rows_are_files_with_columns(load, tmp_path):
+    (tmp_path / "rows.tsv").write_text("gold\ttext\n")
+    columns = {"calibration.columns": '{label = "gold"}'}
+    calibration = load(GOOD, *changed(**columns)).calibration
+    assert calibration is not None
+    assert (calibration.task, calibration.columns) == ("classification", {"label": "gold"})
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"calibration.task": None}, "rows.tsv: holds labelled rows; set task to classification or "
+         "seq2seq."),
+        ({"calibration.task": '"ranking"'}, "choose"),
+        ({"calibration.data": '"self"'}, '"self" has no labels; name files, or leave out task.'),
+        ({"calibration.data": '"pydoc:train"'}, "Allowed: .tsv, .csv, .jsonl, .jsonl.gz, .parquet"),
+        ({"calibration.columns": '{labl = "x"}'}, '"labl" is no column of task "classification": '
+         "text, pair, label."),
+        ({"calibration.task": None, "calibration.data": '"pydoc:train"',
+          "calibration.columns": '{label = "x"}'}, "names columns of labelled data; set task."),
+        ({"evaluate.data": '"pydoc:test"', "evaluate.samples": "3"}, "counts rows of"),
+        ({"evaluate.task": '"classification"', "evaluate.data": '"rows.tsv"',
+          "evaluate.windows": "3"}, "rows have no windows; write samples."),
+    ],
+)  # fmt: skip
+def test_keys_of_labelled_rows_that_do_not_fit_are_refused(mistakes, tmp_path, keys, message):
+    (tmp_path / "rows.tsv").write_text("text\tlabel\n")
+    (said,) = mistakes(GOOD, *changed(**keys))
+    assert message in said or message.capitalize() in said

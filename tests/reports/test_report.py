@@ -182,6 +182,21 @@ def test_infinite_perplexity_is_shown_as_such(example, tmp_path):
         assert "6.41 → NaN —" in text
 
 
+def test_accuracy_is_shown_with_its_counts(example):
+    measured = {"metric": "accuracy", "before": 0.8, "after": 0.75, "samples": 20}
+    example["evaluation"][0] |= measured | {"correct": {"before": 16, "after": 15}}
+    text = Page(report.render(example)).text
+    assert "accuracy: 16 and 15 of 20 80.00 % 75.00 % -5.00 points" in text
+    assert "Accuracy on" in text
+
+
+def test_sequences_of_unlike_lengths_are_said_to_be(example):
+    calibration = example["calibration"]
+    assert "at most" not in Page(report.render(example)).text
+    calibration["tokens"] = calibration["samples"] * calibration["length"] - 1
+    assert Page(report.render(example)).text.count("at most") == 2
+
+
 def test_broken_groups_are_said_aloud(example):
     assert "groups break" not in report.render(example)
     example["sparsity"]["violations"] = 3

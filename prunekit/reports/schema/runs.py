@@ -49,6 +49,8 @@ class Evaluation(Part):
     protocol: str
     before: Number | None = None
     after: Number | None = None
+    samples: Count | None = None
+    correct: dict[str, Count] | None = None
 
 
 class Proof(Part):

@@ -50,6 +50,15 @@ def test_the_best_run_of_each_sparsity_has_the_lowest_perplexity(report):
     assert [(level, run["series"]) for level, run in best] == [(0.25, "obs"), (0.5, "flap")]
 
 
+def test_of_fractions_of_samples_the_highest_is_the_best(report):
+    for each in (report["dense"], *report["runs"]):
+        each["evaluation"][0] |= {"metric": "accuracy"}
+    page = sweep.page(report)
+    assert [(level, run["series"]) for level, run in page["best"]] == [(0.25, "obs"), (0.5, "obs")]
+    assert page["measures"][0].write(0.5) == "50.00 %"
+    assert page["measures"][0].caption == "Higher is better."
+
+
 def test_the_table_begins_with_the_dense_model(report):
     rows = list(csv.DictReader(sweep.table(report).splitlines()))
     assert [row["run"] for row in rows] == ["dense", "obs-0.5", "obs-0.25", "flap-0.5"]
