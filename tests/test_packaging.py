@@ -17,6 +17,7 @@ EXTRAS = {"parquet", "demo", "hub", "harness", "lora", "bench", "dev"}
 PAGES = ("report.html.j2", "sweep.html.j2", "macros.html.j2", "report.css")
 DATA = {
     "prunekit/cli/presets/starter.toml",
+    "prunekit/cli/presets/apt.toml",
     "prunekit/cli/presets/sentinel.toml",
     *(f"prunekit/reports/templates/{name}" for name in PAGES),
 }

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+from transformers import AutoModelForSequenceClassification
 
 import prunekit
 from prunekit.allocations import allocations
@@ -18,7 +19,9 @@ from prunekit.methods import Scored, methods
 from prunekit.structured.rankers import rankers
 from tests.conftest import ROOT
 from tests.support import checkpoints
+from tests.support.adapters import PEFT_WARNS
 from tests.support.architectures import tiny
+from tests.support.labelled import SENTENCES, write_rows
 
 README = (ROOT / "README.md").read_text("utf-8")
 CONTRIBUTING = (ROOT / ".github/CONTRIBUTING.md").read_text("utf-8")
@@ -77,6 +80,29 @@ def test_pruning_while_training_as_a_run(tmp_path, proof_in_process):
     (tmp_path / "config.toml").write_text(config)
     *_, finish = prunekit.run(prunekit.plan(prunekit.load_config(tmp_path / "config.toml")))
     assert finish.values["sparsity"]["achieved"] == pytest.approx(0.8, abs=1e-3)
+
+
+@pytest.mark.filterwarnings(*PEFT_WARNS)
+@pytest.mark.parametrize("task", ["classification", None])
+def test_adapters_prune_as_printed(tmp_path, proof_in_process, monkeypatch, task):
+    """The two configs, with fewer steps than their defaults."""
+    pytest.importorskip("peft")
+    monkeypatch.setattr("prunekit.reports.report.render", lambda report: "")
+    text = next(t for t in blocks(README, "toml") if "[apt]" in t and ("task" in t) == bool(task))
+    (tmp_path / "config.toml").write_text(text)
+    if task:
+        checkpoints.write(tmp_path / "classifier", "bert", head=AutoModelForSequenceClassification)
+        for name in ("train.tsv", "dev.tsv"):
+            write_rows(tmp_path / name, ("text", "label"), *SENTENCES)
+    else:
+        checkpoints.write(tmp_path / "model", "llama")
+        (tmp_path / "text.txt").write_text(checkpoints.TEXT)
+    quick = {"warmup": 2, "window": 2, "windows": 2, "steps": 6, "held_out": 2, "round_to": 1}
+    changes = [f"apt.{key}={value}" for key, value in quick.items()]
+    changes += ["calibration.samples=8", *([] if task else ["calibration.length=12"])]
+    config = prunekit.load_config(tmp_path / "config.toml", changes)
+    *_, finish = prunekit.run(prunekit.plan(config))
+    assert finish.values["sparsity"]["achieved"] > 0.1
 
 
 def test_tables_name_what_there_is():

@@ -223,14 +223,18 @@ def schema() -> None:
 
 @app.command
 def init(
-    path: Path = Path("config.toml"), /, *, preset: Literal["starter", "sentinel"] = "starter"
+    path: Path = Path("config.toml"),
+    /,
+    *,
+    preset: Literal["starter", "sentinel", "apt"] = "starter",
 ) -> None:
     """Write a config to start from, with every key explained.
 
     Args:
         path: File to write; it must not exist yet.
         preset: starter: a single run, with every key; sentinel: a sweep over head rankers with
-            training, in the settings of Sentinel-AI's benchmark.
+            training, in the settings of Sentinel-AI's benchmark; apt: adapters that prune heads
+            and neurons while they are trained, and grow.
     """
     from importlib.resources import files
 

@@ -1,14 +1,18 @@
 """The presets that ``prunekit init`` writes: complete, and as the defaults are."""
 
 import re
+import tomllib
 from importlib.resources import files
 
 import pytest
 
+from prunekit.config.apt_table import Apt
 from prunekit.config.load import TABLES
 from prunekit.methods.admm import Admm
 
-STARTER = files("prunekit.cli").joinpath("presets", "starter.toml").read_text("utf-8")
+PRESETS = files("prunekit.cli").joinpath("presets")
+STARTER = PRESETS.joinpath("starter.toml").read_text("utf-8")
+APT = PRESETS.joinpath("apt.toml").read_text("utf-8")
 
 
 def test_the_starter_is_right_as_it_stands(load):
@@ -18,10 +22,22 @@ def test_the_starter_is_right_as_it_stands(load):
 
 
 @pytest.mark.parametrize(
-    "key", [key for section in TABLES.values() for key in section.model_fields]
+    ("table", "key"), [(name, key) for name in TABLES for key in TABLES[name].model_fields]
 )
-def test_the_starter_names_every_key(key):
-    assert re.search(rf"^(# )?{key} = ", STARTER, re.MULTILINE)
+def test_the_starter_names_every_key_and_that_of_apt_its_own(table, key):
+    assert re.search(rf"^(# )?{key} = ", APT if table == "apt" else STARTER, re.MULTILINE)
+
+
+def test_the_preset_of_apt_is_right_and_shows_the_defaults(load):
+    config = load(APT)
+    assert config.apt is not None
+    shown = dict(re.findall(r"^# (\w+) = (.+)$", APT.partition("[apt]")[2], re.MULTILINE))
+    examples = {"targets", "also"}
+    for key, value in shown.items():
+        if key not in examples:
+            assert tomllib.loads(f"x = {value}")["x"] == Apt.model_fields[key].default, key
+    lines = "".join(f"{key} = {shown[key]}\n" for key in examples)
+    assert load(APT.replace("[apt]\n", f"[apt]\n{lines}")).apt != config.apt
 
 
 # Lines of "# key = value" that follow each other, behind the line above them.

@@ -32,7 +32,7 @@ from prunekit.runs.checks import (
     text_tokenizer,
 )
 from prunekit.runs.structured.plan import StructuredPlan
-from prunekit.runs.structured.written import rounding_notes
+from prunekit.runs.structured.remarks import remarks_of
 from prunekit.runs.texts import check_data
 from prunekit.runs.training import (
     adapted_linears,
@@ -89,7 +89,7 @@ def plan(config: StructuredConfig, ranks: Ranks = SINGLE) -> StructuredPlan:
         ranks=ranks,
     )
     made = replace(made, fixed=fixed_blocks(model, made.groups.get("blocks", ())))
-    made = replace(made, notes=(*notes, *_remarks(made), *checkpoint.check_copyable()))
+    made = replace(made, notes=(*notes, *remarks_of(made), *checkpoint.check_copyable()))
     for groups in made.groups.values():
         _check_counts(made, groups)
     _check_gradual(made)
@@ -274,27 +274,3 @@ def _check_capacity(made: StructuredPlan) -> None:
             "or a ranker that gathers less."
         )
     check_disk(made.config.output.path, made.checkpoint.nbytes)
-
-
-def _remarks(made: StructuredPlan) -> list[str]:
-    """Return the notes about the written checkpoint."""
-    prune = made.config.prune
-    remarks = [
-        f"Of hidden dimensions a multiple of {group.unit_multiple(prune.round_to)} stays, "
-        "rounded up: transformers wants a number that the heads divide."
-        for group in made.groups.get("hidden", ())
-        if group.unit_multiple(1) > 1
-    ]
-    remarks += [
-        f"{name}.{unit} stays whatever its score: no stock config can leave it out."
-        for name, units in made.fixed.items()
-        for unit in units
-    ]
-    remarks += rounding_notes(made)
-    if not prune.uniform and not WHOLE.issuperset(prune.pattern):
-        remarks.append(
-            "Layers may keep different numbers of units: the folder opens with prunekit.load, and "
-            "with transformers after `import prunekit`. uniform = true makes it one that any tool "
-            "opens."
-        )
-    return remarks
