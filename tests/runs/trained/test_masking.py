@@ -13,7 +13,7 @@ def test_zeros_of_experts_that_are_stored_together_are_kept(tmp_path):
     plan = planned(folder, tmp_path / "out", {"sparsity": 0.5, "skip": ["*.k_proj"]})
     model = load(folder, torch.float32)
     ids = torch.randint(3, 60, (4, 9), generator=torch.Generator().manual_seed(1))
-    records = prune_once(plan, model, ids)
+    records = prune_once(plan, model, [{"input_ids": ids}])
     names = [record.name for record in records]
     assert len(names) == 1 + len(plan.sizes)
     zeros = {name: value == 0 for name, value in model.named_parameters() if value.ndim > 1}
