@@ -12,6 +12,7 @@ from prunekit.evaluation.proof import Check, check_recorded_answers, make_proof,
 from prunekit.models.empty_model import empty_model
 from prunekit.models.hf_config import read_hf_config
 from prunekit.models.memory import report_exhausted
+from prunekit.models.units.emptied import emptied
 from prunekit.models.units.find import unit_groups
 from prunekit.models.weight_names import stored_names
 from prunekit.patterns import Pattern, parse
@@ -118,9 +119,10 @@ def _check_layer(checkpoint: Checkpoint, layer: dict[str, Any], pattern: Pattern
         ShapeError: The pattern does not fit the shape.
     """
     name, shape = layer["tensor"], list(layer["shape"])
-    if name not in checkpoint.entries:
+    entry = checkpoint.entry(name)
+    if entry is None:
         raise CheckpointError(f"{checkpoint.folder}: {name}, which the report names, is missing.")
-    found = list(checkpoint.entries[name].shape)
+    found = list(entry.shape)
     if found != (shape[::-1] if layer["transposed"] else shape):
         raise CheckpointError(
             f"{checkpoint.folder}: {name} has shape {found}, the report says {shape}, outputs "
@@ -155,6 +157,7 @@ def _check_units(checkpoint: Checkpoint, report: dict[str, Any]) -> Check:
     expected = {layer["name"]: len(layer["kept"]) for layer in report["layers"]}
     kinds = dict.fromkeys(layer["kind"] for layer in report["layers"])
     counts = {group.name: group.units for kind in kinds for group in unit_groups(model, kind)}
+    counts |= {name: 0 for kind in kinds for name in emptied(model, kind)}
     wrong = [name for name in expected if counts.get(name) != expected[name]]
     detail = f"{sum(counts.values()):,} units in {len(counts)} places, as the report says"
     if wrong:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunekit.architectures import Architecture
+from prunekit.architectures.empty_linear import EmptyLinear
 from prunekit.errors import NumericsError, ShapeError
 from prunekit.models.adapters import effective_weight
 from prunekit.models.experts import Expert
@@ -92,6 +93,8 @@ def stack_runners(model: PreTrainedModel, architecture: Architecture) -> list[St
 def list_blocks(stacks: Sequence[StackRunner], selection: LinearSelection) -> list[Block]:
     """Return the blocks of all stacks in execution order.
 
+    Linears of attentions and feed-forwards without units have no weights and are left out.
+
     Raises:
         ShapeError: The pattern does not fit and ``on_indivisible`` is "error"; names the linears.
     """
@@ -104,7 +107,8 @@ def list_blocks(stacks: Sequence[StackRunner], selection: LinearSelection) -> li
                 tuple(
                     _linear(name, path, module, selection, misfits)
                     for path in stage.linears
-                    if not runner.stack.is_optional(path) or path in inside
+                    if (not runner.stack.is_optional(path) or path in inside)
+                    and not isinstance(module.get_submodule(path), EmptyLinear)
                 )
                 for stage in runner.stack.stages_of(index, inside)
             )

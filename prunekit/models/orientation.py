@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from prunekit.architectures.adapters import base_layer
+from prunekit.architectures.empty_linear import EmptyLinear
 
 
 def stored_transposed(linear: nn.Module) -> bool:
@@ -35,6 +36,8 @@ def weight_matrix(linear: nn.Module) -> Float[Tensor, "O I"]:
 
 def features(linear: nn.Module) -> tuple[int, int]:
     """Return the number of output and of input features."""
+    if isinstance(linear, EmptyLinear):
+        return linear.out_features, linear.in_features
     outputs, inputs = weight_matrix(linear).shape
     return outputs, inputs
 

@@ -86,7 +86,9 @@ def estimate_work(blocks: Sequence[Block], recipe: Recipe, costs: CostInputs) ->
     tokens, (_, length) = costs.tokens, costs.samples
     weights = sum(linear.size for block in blocks for linear in block.linears)
     # Attention: two products over half of all pairs of tokens.
-    widths = sum(max(linear.inputs for linear in block.stages[0]) for block in blocks)
+    widths = sum(
+        max(linear.inputs for linear in block.stages[0]) for block in blocks if block.stages
+    )
     once = 2 * tokens * weights + 2 * tokens * length * widths
     gathered = sum(
         tokens * kind.flops(stage[0].inputs) // (1 if stage[0].expert else kind.sample_stride)

@@ -74,8 +74,8 @@ def finalize(
         optimizers: Those that train the model, and then the smaller one.
 
     Raises:
-        ConfigError: A layer keeps no unit; see also :func:`check_foldable` and
-            :func:`check_current`.
+        ConfigError: No unit is kept, or none of a layer that cannot be without; see also
+            :func:`check_foldable` and :func:`check_current`.
         ShapeError: A config has to describe the new shapes and cannot.
         CheckpointError: See :meth:`prunekit.models.units.base.UnitGroup.check_unequal`.
     """
@@ -114,15 +114,15 @@ def _described(
         stock: Refuse if a stock config cannot describe the new shapes.
 
     Raises:
-        ConfigError: A layer keeps no unit.
+        ConfigError: No unit is kept, or none of a layer that cannot be without.
         ShapeError: A config has to describe the new shapes and cannot.
         CheckpointError: See :meth:`prunekit.models.units.base.UnitGroup.check_unequal`.
     """
     for group in groups:
-        if not kept[group.name]:
+        if len(kept[group.name]) < group.fewest(0) or not any(kept.values()):
             raise ConfigError(
-                f"{group.name}: all of its {group.units} {group.kind} are pruned, and a layer "
-                "keeps at least one. Reactivate one."
+                f"{group.name}: all of its {group.units} {group.kind} are pruned, and at least one "
+                f"of the {group.kind} is kept. Reactivate one."
             )
     entries = None
     try:
@@ -180,7 +180,7 @@ def _refit_in_order(gated: GatedModel, kept: Mapping[str, Sequence[int]]) -> Non
     """Refit the reader of each pruned group, in run order."""
     with eval_mode(gated.model):
         for group in gated.groups:
-            if len(kept[group.name]) < group.units:
+            if 0 < len(kept[group.name]) < group.units:
                 single = GatedModel(gated.model, [group], gated.gates, gated.batches)
                 total = reader_grams(single, after_gates=False)[group.name]
                 linear = group.reader.linear

@@ -25,6 +25,7 @@ from prunekit.structured.selection import (
     check_covers,
     check_some_pruned,
     check_whole,
+    fewest_units,
     select_units,
     unit_count,
 )
@@ -74,6 +75,7 @@ class GradualUnits(ScheduledPruner):
         self.gates, self.choice = gates, choice
         self._expected: int | None = None
         check_whole("round_to", choice.round_to)
+        self._least = fewest_units(gates.groups, choice.least)
         equal = {group.name: torch.zeros(group.units) for group in gates.groups}
         pruned = gates.closed + len(
             select_units(
@@ -81,7 +83,7 @@ class GradualUnits(ScheduledPruner):
                 gates.keep,
                 schedule.final,
                 scope=choice.scope,
-                least=choice.least,
+                least=self._least,
                 multiples=self._multiples,
             )
         )
@@ -127,7 +129,7 @@ class GradualUnits(ScheduledPruner):
                 {name: scores[name] for name in part},
                 part,
                 sparsity,
-                least=self.choice.least,
+                least=self._least,
                 multiples={name: self._multiples[name] for name in part},
             )
             for layer, unit, _ in lowest:
@@ -149,7 +151,7 @@ class GradualUnits(ScheduledPruner):
         with _closed_by_value(self.gates):
             gradients = self._scores("gradient")
         for part in parts:
-            keep |= regrown(part, scores, gradients, self.regrow, self.choice.least)
+            keep |= regrown(part, scores, gradients, self.regrow, self._least)
         self._set(keep)
 
     @property
@@ -221,6 +223,8 @@ def regrown(keep: Keep, scores: Scores, gradients: Scores, share: float, least: 
     ]
     size = sum(map(len, keep.values()))
     count = min(int(share * len(closed)), size - len(closed))
+    if not count:
+        return opened
     returning = sorted(closed, key=lambda unit: -unit[0])[:count]
     # Above all others, so that no unit that returns is closed at once.
     marked = {name: scores[name].clone() for name in names}

@@ -121,12 +121,14 @@ def refit(
     Args:
         group: The group of the units.
         total: H of its reader.
-        keep: The kept units.
+        keep: The kept units; without any nothing is changed.
         damping: Multiple of the mean diagonal that is added to the diagonal of H.
 
     Raises:
         NumericsError: See :func:`damp`.
     """
+    if not keep:
+        return
     weight, whole = weight_matrix(group.reader.linear), effective_weight(group.reader.linear)
     columns = group.reader.index[list(keep)].flatten()
     damped, _ = damp(total, damping, group.name)

@@ -6,6 +6,7 @@ Shapes: U units of a group.
 from dataclasses import replace
 from typing import Any, cast
 
+import torch
 from jaxtyping import Float
 from pydantic import ValidationError
 from torch import Tensor
@@ -25,6 +26,7 @@ from prunekit.structured.selection import (
     UnitScope,
     check_some_pruned,
     check_whole,
+    fewest_units,
     select_units,
 )
 
@@ -42,6 +44,8 @@ class ScoredGates(GateSet):
     ) -> Scores:
         """Return the score of each unit with the current gates.
 
+        Units of a layer without any open one have the score 0.
+
         Args:
             ranker: A ranker, or its name.
             data: Token ids [N, T] or batches; None for a ranker of weights alone.
@@ -57,8 +61,12 @@ class ScoredGates(GateSet):
         chosen = self._ranker(ranker, settings)
         found = to_batches(data, self.model) if chosen.needs_data else []
         self._check_sharded(found, ranks)
+        gated = self._gated_model(found)
+        groups = [each for each in gated.groups if bool(self.gates[each.name].keep.any())]
         with eval_mode(self.model):
-            return chosen.score(replace(self._gated_model(found), ranks=ranks))
+            scores = chosen.score(replace(gated, groups=groups, ranks=ranks)) if groups else {}
+        closed = {each.name: torch.zeros(each.units, dtype=torch.float64) for each in self.groups}
+        return closed | scores
 
     def prune(
         self,
@@ -75,7 +83,8 @@ class ScoredGates(GateSet):
             scores: Score of each unit, by group name.
             sparsity: Fraction of all units that is pruned afterwards.
             scope: "global" or "layer"; see :func:`prunekit.structured.selection.select_units`.
-            least: Units that every layer keeps.
+            least: Units that every layer keeps; 0 lets all heads of an attention or all neurons of
+                a feed-forward be pruned, which :meth:`Gates.finalize` then takes out.
             round_to: Every width made up by the kept units is rounded up to a multiple of this,
                 and of the heads where transformers divides the hidden size among them.
 
@@ -114,6 +123,7 @@ class ScoredGates(GateSet):
         """
         check_whole("round_to", round_to)
         multiples = {group.name: group.unit_multiple(round_to) for group in self.groups}
+        least = fewest_units(self.groups, least)
         chosen = select_units(
             scores, self.keep, sparsity, scope=scope, least=least, multiples=multiples
         )
@@ -130,6 +140,7 @@ class ScoredGates(GateSet):
         *,
         steps: int,
         scope: UnitScope = "global",
+        least: int = 1,
     ) -> list[RemovedUnit]:
         """Prune in several steps, with new scores in each.
 
@@ -143,6 +154,7 @@ class ScoredGates(GateSet):
             sparsity: Fraction of all units that is pruned afterwards.
             steps: Number of steps; the sparsity rises linearly.
             scope: "global" or "layer".
+            least: As in :meth:`prune`.
 
         Raises:
             ConfigError: ``steps`` is below 1, or as in :meth:`score` and :meth:`prune`.
@@ -153,7 +165,8 @@ class ScoredGates(GateSet):
         depth, removed = len(self._history), []
         try:
             for part in parts:
-                removed += self.close_lowest(self.score(ranker, data), part, scope=scope)
+                scores = self.score(ranker, data)
+                removed += self.close_lowest(scores, part, scope=scope, least=least)
             self._check_some_pruned(sparsity)
         except PrunekitError:
             while len(self._history) > depth:

@@ -1,17 +1,22 @@
 """Selection of the units to remove.
 
-Counts are exact, and no layer is left without units.
+Counts are exact, and no layer is left without units unless that is asked for.
 """
 
+from __future__ import annotations
+
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from prunekit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prunekit.models.units.base import UnitGroup
 
 UnitScope = Literal["global", "layer"]
 """Units compared with each other: those of all layers, or those of one layer."""
@@ -42,7 +47,7 @@ def select_units(
         sparsity: Fraction of all units that is removed afterwards, from 0 up to 1. The count is
             rounded to the nearest integer, half up.
         scope: "global" compares units of all layers, "layer" removes the same fraction of each.
-        least: Units that every layer keeps, 1 or more.
+        least: Units that every layer keeps, 0 or more.
         multiples: The kept number of a layer is rounded up to a multiple of this, or all are kept.
 
     Raises:
@@ -52,7 +57,7 @@ def select_units(
         raise ConfigError(f"sparsity: {sparsity!r} is not from 0 up to, but without, 1.")
     if scope not in get_args(UnitScope):
         raise ConfigError(f"scope: {scope!r} is none. Choose: {', '.join(get_args(UnitScope))}.")
-    check_whole("least", least)
+    check_whole("least", least, 0)
     check_covers("scores", scores, keep)
     refuse_nan_scores(scores)
     compared = [[name] for name in keep] if scope == "layer" else [[*keep]]
@@ -70,9 +75,25 @@ def select_units(
             count,
             {layers[name]: int(keep[name].sum()) - least for name in names},
         )
+    if removed and len(removed) == sum(int(units.sum()) for units in keep.values()):
+        raise ConfigError(
+            f"sparsity: {sparsity:g} prunes all {len(removed)} units that are left, and a model "
+            "keeps at least one. Ask for less."
+        )
     left = {layers[name]: int(units.sum()) for name, units in keep.items()}
     by_layer = {layers[name]: each for name, each in (multiples or {}).items()}
     return _round_up_kept(removed, left, by_layer)
+
+
+def fewest_units(groups: Sequence[UnitGroup], least: int) -> int:
+    """Return the fewest units that each group of one kind keeps, if ``least`` are asked for.
+
+    Raises:
+        ConfigError: ``least`` is no whole number of at least 0, or is 0 for attentions that cannot
+            be without heads.
+    """
+    check_whole("least", least, 0)
+    return max(group.fewest(least) for group in groups)
 
 
 def unit_count(sparsity: float, units: int) -> int:
@@ -101,14 +122,14 @@ def check_some_pruned(name: str, sparsity: float, units: int, kind: str, pruned:
         )
 
 
-def check_whole(name: str, number: object) -> None:
-    """Refuse an argument that is no whole number of at least 1.
+def check_whole(name: str, number: object, lowest: int = 1) -> None:
+    """Refuse an argument that is no whole number of at least ``lowest``.
 
     Raises:
         ConfigError: Names the argument.
     """
-    if not isinstance(number, Integral) or isinstance(number, bool) or number < 1:
-        raise ConfigError(f"{name}: {number!r} is not a whole number of at least 1.")
+    if not isinstance(number, Integral) or isinstance(number, bool) or number < lowest:
+        raise ConfigError(f"{name}: {number!r} is not a whole number of at least {lowest}.")
 
 
 def check_covers(

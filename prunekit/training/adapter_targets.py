@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 
+from torch import nn
 from transformers import PreTrainedModel
 
-from prunekit.architectures import Stack, find_architecture
+from prunekit.architectures import FeedForward, Stack, find_architecture
 from prunekit.architectures.coverage import LINEAR_TYPES, has_module
+from prunekit.architectures.empty_linear import EmptyLinear
 from prunekit.errors import CheckpointError, ConfigError
 from prunekit.inference.sparse_linear import SparseLinear
 from prunekit.models.orientation import features
+from prunekit.models.units.emptied import is_empty
 
 ALL_LINEAR = "all-linear"
 """All linears but the output embeddings, as peft has it."""
@@ -36,13 +39,14 @@ def adapter_targets(model: PreTrainedModel, targets: str | Sequence[str]) -> str
         for name, module in model.named_modules()
         if isinstance(module, (*LINEAR_TYPES, SparseLinear))
     ]
+    has_empty = any(isinstance(module, EmptyLinear) for module in model.modules())
     if asked == [ALL_LINEAR]:
         # peft itself knows no SparseLinear.
         sparse = any(isinstance(module, SparseLinear) for module in model.modules())
         head = model.get_output_embeddings()
         return (
             [name for name in names if model.get_submodule(name) is not head]
-            if sparse
+            if sparse or has_empty
             else ALL_LINEAR
         )
     roles = linears_by_role(model) if {*asked} & {*HEAD_ROLES, *NEURON_ROLES} else {}
@@ -55,6 +59,9 @@ def adapter_targets(model: PreTrainedModel, targets: str | Sequence[str]) -> str
         found |= dict.fromkeys(chosen)
     if not found:
         raise ConfigError(f'adapter: targets is empty. Choose "{ALL_LINEAR}", or names of linears.')
+    if has_empty:  # which a name without a block may mean too
+        ends = tuple(f".{path}" for path in found)
+        return [name for name in names if f".{name}".endswith(ends)]
     return [*found]
 
 
@@ -83,7 +90,7 @@ def _neuron_roles(model: PreTrainedModel, stack: Stack) -> list[tuple[str, str]]
     (*blocks,) = model.base_model.get_submodule(stack.blocks).children()
     found = []
     for declared in stack.feed_forwards:
-        block = next((each for each in blocks if has_module(each, declared.output)), None)
+        block = next((each for each in blocks if _has_neurons(each, declared)), None)
         if block is None:
             continue
         found.append(("down", declared.output))
@@ -94,6 +101,10 @@ def _neuron_roles(model: PreTrainedModel, stack: Stack) -> list[tuple[str, str]]
         gated = fused or len(inputs) > 1
         found += [("up", inputs[-1])] + ([("gate", inputs[0])] if gated else [])
     return found
+
+
+def _has_neurons(block: nn.Module, declared: FeedForward) -> bool:
+    return has_module(block, declared.output) and not is_empty(block, declared)
 
 
 def _message(

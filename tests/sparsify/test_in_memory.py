@@ -11,6 +11,7 @@ from tests.support import checkpoints
 from tests.support.architectures import tiny
 from tests.support.blocks import HALF
 from tests.support.checkpoints import planned
+from tests.support.units import close_whole, randomized_model
 
 
 @pytest.fixture
@@ -130,3 +131,15 @@ def test_a_mistake_in_a_setting_is_named_as_in_a_config(ids):
     ):
         with pytest.raises(ConfigError, match=message):
             prunekit.prune(tiny("llama"), ids, **settings)
+
+
+@pytest.mark.parametrize("propagation", ["block", "stage"])
+@pytest.mark.parametrize("model_type", ["llama", "t5"])
+def test_layers_without_units_are_passed_and_the_rest_is_pruned(model_type, propagation, ids):
+    model = randomized_model(model_type)
+    for kind in ("heads", "neurons"):
+        close_whole(model, kind, (0,)).finalize()
+    prune = {"method": "sparsegpt", "pattern": "2:4", "propagation": propagation}
+    entries = prunekit.prune(model, ids, **prune)
+    assert {entry["sparsity"] for entry in entries} == {0.5}
+    assert [entry["name"] for entry in entries if ".0.self_attn" in entry["name"]] == []

@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 import prunekit
 from prunekit.errors import ConfigError
 from prunekit.structured.gradual_units import regrown
+from prunekit.structured.rankers.obs import BlockObs
 from tests.support.units import batch, randomized_model, valid_logits
 
 TOKENS = torch.randint(3, 96, (4, 10), generator=torch.Generator().manual_seed(4))
@@ -323,3 +324,35 @@ def test_gates_have_one_pruner_and_an_optimizer_of_their_model():
     gates.during(training.optimizer, "random", sparsity=0.6, end=3)
     gates.detach()
     assert not training.optimizer._optimizer_step_post_hooks
+
+
+@pytest.mark.parametrize(
+    ("ranker", "options"), [("gradient", {}), ("obs", {"relative": False}), ("llm-pruner", {})]
+)
+def test_layers_without_open_units_are_left_out_of_the_scores(ranker, options):
+    training = Training(
+        "heads", ranker=ranker, settings=options, initial=0.5, sparsity=0.75, end=3, least=0,
+        regrow=0.4, regrow_every=1,
+    )  # fmt: skip
+    with torch.no_grad():
+        training.model.model.layers[0].self_attn.o_proj.weight *= 1e-4
+    for _ in range(3):
+        training.step()
+    assert training.gates.closed == 3
+    assert not training.gates.keep["model.layers.0.self_attn"].any()
+    scores = training.gates.score(ranker, TOKENS, **options)
+    assert scores["model.layers.0.self_attn"].tolist() == [0, 0]
+    training.pruner.remove()
+    expected = valid_logits(training.model, batch(training.model))
+    training.gates.finalize(optimizer=training.optimizer)
+    logits = valid_logits(training.model, batch(training.model))
+    assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+    train_step(training.model, training.optimizer, 9)
+
+
+def test_steps_may_prune_whole_layers():
+    gates = prunekit.heads(randomized_model("llama"))
+    with torch.no_grad():
+        gates.model.model.layers[1].self_attn.o_proj.weight *= 1e-4
+    gates.prune_in_steps(BlockObs(relative=False), TOKENS, 0.5, steps=2, least=0)
+    assert [len(units) for units in gates.kept.values()] == [2, 0]

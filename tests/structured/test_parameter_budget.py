@@ -212,3 +212,26 @@ def test_numbers_that_stay_are_rounded_up_where_a_part_goes():
     assert {len(units) for units in gates.kept.values()} == {32}
     with pytest.raises(ConfigError, match=r"of 128 neurons 0\.4 prunes none"):
         prunekit.neurons(tiny("llama")).prune(scores, 0.4, round_to=64)
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_whole_layers_go_if_none_has_to_keep_a_unit_but_one_unit_of_each_kind_is_kept(scope):
+    model = tiny("llama")
+    whole = model.num_parameters()
+    found = [place for kind in ("heads", "neurons") for place in unit_groups(model, kind)]
+    scores = {place.name: torch.full((place.units,), 1.0 + (place is found[-1])) for place in found}
+    scores[found[0].name] *= 1e-6
+    constraints = BudgetConstraints(0, scope, least=0)
+    counter = ParameterCounter(found, whole)
+    order = UnitOrder(found, scores, all_kept(found), counter.costs(all_kept(found)), constraints)
+    fewest = {name: int(mask.sum()) for name, mask in order.keep_first(order.fixed).items()}
+    assert [*fewest.values()] == ([0, 1, 0, 1] if scope == "global" else [1, 1, 1, 1])
+    least = counter.remaining(order.keep_first(order.fixed))
+    with pytest.raises(ConfigError, match="cannot be had"):
+        select_within_budget(
+            found, scores, all_kept(found), whole, BudgetConstraints(least - 1, scope, least=0)
+        )
+    kept = select_within_budget(
+        found, scores, all_kept(found), whole, BudgetConstraints(least, scope, least=0)
+    )
+    assert {name: int(mask.sum()) for name, mask in kept.items()} == fewest

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunekit.errors import ConfigError
-from prunekit.structured.selection import check_some_pruned, select_units, unit_count
+from prunekit.models.units.find import unit_groups
+from prunekit.structured.selection import (
+    check_some_pruned,
+    fewest_units,
+    select_units,
+    unit_count,
+)
+from tests.support.architectures import tiny
 
 
 def scores(*layers):
@@ -73,12 +80,10 @@ def test_refuses_what_is_no_part_of_the_units(sparsity):
         select_units(found, all_kept(found), sparsity)
 
 
-def test_refuses_scores_that_are_no_number_and_layers_without_units():
+def test_refuses_scores_that_are_no_number():
     found = scores([1, float("nan")])
     with pytest.raises(ConfigError, match="layer 0: the score of unit 1 is not a number"):
         select_units(found, all_kept(found), 0.5)
-    with pytest.raises(ConfigError, match="least: 0"):
-        select_units(scores([1, 2]), all_kept(found), 0.5, least=0)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +93,7 @@ def test_refuses_scores_that_are_no_number_and_layers_without_units():
         ({"sparsity": None}, "sparsity: None is not from 0"),
         ({"sparsity": math.nan}, "sparsity: nan is not from 0"),
         ({"scope": "x"}, "scope: 'x' is none. Choose: global, layer"),
-        ({"least": 1.5}, "least: 1.5 is not a whole number of at least 1"),
+        ({"least": 1.5}, "least: 1.5 is not a whole number of at least 0"),
         ({"least": True}, "least: True is not a whole number"),
         ({"scores": None}, "scores: layer 0 needs a tensor with 3 values"),
         ({"scores": {}}, "scores: layer 0 needs a tensor with 3 values"),
@@ -109,3 +114,25 @@ def test_half_a_unit_counts_as_one_and_none_pruned_is_an_error():
         check_some_pruned("sparsity", 0.01, 20, "heads", 0)
     check_some_pruned("sparsity", 0.0, 20, "heads", 0)
     check_some_pruned("sparsity", 0.01, 20, "heads", 1)
+
+
+def test_a_layer_may_lose_all_units_but_not_the_model():
+    found = scores([1, 2, 0], [4, 5, 3])
+    chosen = select_units(found, all_kept(found), 0.5, least=0)
+    assert [unit[:2] for unit in chosen] == [(0, 2), (0, 0), (0, 1)]
+    with pytest.raises(ConfigError, match="all 6 units that are left"):
+        select_units(found, all_kept(found), 0.95, least=0)
+    with pytest.raises(ConfigError, match="all 6 units that are left"):
+        select_units(found, all_kept(found), 0.9, least=0, scope="layer")
+    with pytest.raises(ConfigError, match="least: -1 is not a whole number of at least 0"):
+        select_units(found, all_kept(found), 0.5, least=-1)
+
+
+def test_of_blocks_and_coordinates_one_is_kept_and_of_unknown_attentions_too():
+    for kind in ("blocks", "hidden"):
+        assert fewest_units(unit_groups(tiny("llama"), kind), 0) == 1
+    assert fewest_units(unit_groups(tiny("llama"), "heads"), 0) == 0
+    assert fewest_units(unit_groups(tiny("llama"), "heads"), 3) == 3
+    granite = tiny("granite")
+    with pytest.raises(ConfigError, match=r"GraniteAttention \(model\.layers\.0.*Use least = 1"):
+        fewest_units(unit_groups(granite, "heads"), 0)

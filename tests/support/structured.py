@@ -15,7 +15,7 @@ BASE = """\
 path = "{model}"
 device = "cpu"
 [calibration]
-data = "{model}/text.txt"
+data = "{text}/text.txt"
 samples = 8
 length = 12
 [prune]
@@ -23,11 +23,13 @@ length = 12
 [output]
 path = "{output}"
 """
-EVALUATE = '[evaluate]\ndata = "{model}/text.txt"\nlength = 12\nwindows = 4\n'
+EVALUATE = '[evaluate]\ndata = "{text}/text.txt"\nlength = 12\nwindows = 4\n'
 BOTH = 'method = "obs"\npattern = ["neurons", "heads"]\nsparsity = 0.5'
 
 
-def write_config(folder: Path, output: Path, prune: str, *, evaluate: bool = True) -> Path:
+def write_config(
+    folder: Path, output: Path, prune: str, *, evaluate: bool = True, text: Path | None = None
+) -> Path:
     """Write a config next to ``output`` and return its path.
 
     Args:
@@ -35,10 +37,12 @@ def write_config(folder: Path, output: Path, prune: str, *, evaluate: bool = Tru
         output: Output folder of the run.
         prune: Content of the [prune] table.
         evaluate: Whether the config has an [evaluate] table.
+        text: Folder with the ``text.txt``; by default that of the checkpoint.
     """
-    text = BASE + (EVALUATE if evaluate else "")
+    template = BASE + (EVALUATE if evaluate else "")
     path = output.with_suffix(".toml")
-    path.write_text(text.format(model=folder, output=output, prune=prune))
+    given = {"model": folder, "text": text or folder, "output": output, "prune": prune}
+    path.write_text(template.format(**given))
     return path
 
 

@@ -1,13 +1,17 @@
 """Input samples for tests of units, valid for every tiny model."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from transformers import PreTrainedModel
 
+import prunekit
 from prunekit.errors import CheckpointError
 from prunekit.models.attention_hook import check_observable
 from prunekit.models.units.heads_neurons import linear_groups
 from prunekit.models.units.kinds import Kind
+from prunekit.structured.unit_gates import Gates
 from tests.support.architectures import tiny
 
 PADDED = 6  # tokens of the first sample; the second has the full length
@@ -62,6 +66,14 @@ def valid_logits(model: PreTrainedModel, given: dict[str, torch.Tensor]) -> torc
     """Return the logits of non-padding tokens."""
     logits = model(**given).logits
     return logits if "labels" in given else logits[given["attention_mask"].bool()]
+
+
+def close_whole(model: PreTrainedModel, kind: Kind, numbers: Sequence[int]) -> Gates:
+    """Return gates, all closed in the groups of some numbers and open in the others."""
+    gates = prunekit.heads(model) if kind == "heads" else prunekit.neurons(model)
+    closed = {gates.groups[number].name for number in numbers}
+    gates.close({name: mask & (name not in closed) for name, mask in gates.keep.items()})
+    return gates
 
 
 def random_kept(model: PreTrainedModel, kind: Kind, *, uniform: bool) -> dict[str, list[int]]:

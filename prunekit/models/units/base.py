@@ -111,6 +111,14 @@ class UnitGroup(ABC):
                 cannot select the columns of a shared position bias.
         """
 
+    def fewest(self, least: int) -> int:
+        """Return the fewest units that can be kept, if ``least`` are asked for.
+
+        Raises:
+            ConfigError: None are, and an attention of this family cannot be without heads.
+        """
+        return max(least, 1)
+
     @property
     def anchor(self) -> object:
         """Object that identifies the group after blocks before it are removed."""

@@ -22,24 +22,31 @@ from typing_extensions import override
 
 from prunekit.architectures import Attention, FeedForward, Stack, find_architecture
 from prunekit.architectures.adapters import base_layer
-from prunekit.architectures.coverage import ADVICE, base_model_prefix, has_module
-from prunekit.errors import CheckpointError, ShapeError
+from prunekit.architectures.coverage import ADVICE, base_model_prefix
+from prunekit.errors import CheckpointError, ConfigError, ShapeError
 from prunekit.models.adapters import check_low_rank, input_parts, output_parts
 from prunekit.models.attention_hook import check_observable
 from prunekit.models.orientation import stored_axis, weight_matrix
 from prunekit.models.units import linear_config
 from prunekit.models.units.base import Factor, Kept, ParameterAxis, UnitGroup
+from prunekit.models.units.emptied import emptied, empty, is_empty
 from prunekit.models.units.kept_record import set_config_entries, update_record
 from prunekit.models.units.kinds import Kind
 from prunekit.models.units.meta_model import format_entries, meta_model
-from prunekit.models.units.narrowing import narrow_linear
 from prunekit.models.units.position_bias import (
     bias_columns,
     narrow_bias,
     select_bias_columns,
     select_position_biases,
 )
-from prunekit.models.units.unit_index import UnitIndex, output_owner, owner_of, projections
+from prunekit.models.units.unit_index import (
+    UnitIndex,
+    head_index,
+    keep_units,
+    neuron_index,
+    output_owner,
+    owner_of,
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class LinearUnitGroup(UnitGroup):
         name: Full name of the attention, or of the linear that reads the neurons.
         kind: Kind of the units.
         stack: The stack of the block.
+        block: The block.
         module: The attention, or the linear that reads the neurons.
         declared: Declaration of the attention or feed-forward.
         writers: Outputs of the linears that compute the units.
@@ -57,6 +65,7 @@ class LinearUnitGroup(UnitGroup):
     """
 
     stack: Stack
+    block: nn.Module
     module: nn.Module
     declared: Attention | FeedForward
     writers: tuple[UnitIndex, ...]
@@ -119,6 +128,16 @@ class LinearUnitGroup(UnitGroup):
         return [self.reader.linear.register_forward_pre_hook(scale)]
 
     @override
+    def fewest(self, least: int) -> int:
+        if not least and isinstance(self.declared, Attention) and not self.declared.emptiable:
+            raise ConfigError(
+                f"least: 0 would take whole attentions out, and nothing says how "
+                f"{type(self.module).__name__} ({self.name}) returns its output. Use least = 1, or "
+                "declare the family."
+            )
+        return least
+
+    @override
     def check_unequal(self) -> None:
         if self.bias_attention:
             check_observable([self.module])
@@ -133,6 +152,7 @@ class LinearUnitGroup(UnitGroup):
         given: Mapping[str, Any],
     ) -> dict[str, Any]:
         kind, family = groups[0].kind, model.config.model_type
+        linear_config.check_none_empty(emptied(model, kind), kind, family)
         units = linear_config.common_count(groups, kept, family)
         linear_config.check_same_bias_heads(groups, kept, family)
         entries = linear_config.config_entries(groups[0], units, family)
@@ -181,16 +201,10 @@ class LinearUnitGroup(UnitGroup):
 
     def narrow(self, keep: Sequence[int]) -> None:
         """Remove all other units from the weights, which invalidates the group."""
-        removed = torch.ones(self.units, dtype=torch.bool)
-        removed[list(keep)] = False
-        for linear in {part.linear: None for part in self.writers}:
-            rows = torch.ones(len(weight_matrix(linear)), dtype=torch.bool)
-            for part in self.writers:
-                if part.linear is linear:
-                    rows[part.index[removed].flatten()] = False
-            narrow_linear(linear, rows.nonzero().flatten(), outputs=True)
-        columns = self.reader.index[~removed].flatten()
-        narrow_linear(self.reader.linear, columns, outputs=False)
+        if keep:
+            keep_units(self.writers, self.reader, keep)
+        else:
+            empty(self.block, self.declared)
         if isinstance(self.declared, Attention):
             linear_config.set_head_counts(self, self.declared, len(keep))
         if self.bias_attention:
@@ -205,6 +219,10 @@ def linear_groups(model: PreTrainedModel, kind: Kind) -> list[LinearUnitGroup]:
         ConfigError: A linear has an adapter that is no product of two matrices.
     """
     groups = declared_linear_groups(model, kind)
+    if not groups and emptied(model, kind):
+        raise CheckpointError(
+            f"{type(model).__name__}: all of its {kind} are removed, so none is left to remove."
+        )
     if not groups:
         raise CheckpointError(
             f"{type(model).__name__}: nothing says where models of type "
@@ -229,7 +247,7 @@ def declared_linear_groups(model: PreTrainedModel, kind: Kind) -> list[LinearUni
 
 
 def head_groups(name: str, block: nn.Module, stack: Stack) -> Iterator[LinearUnitGroup]:
-    """Yield the groups of heads of one block.
+    """Yield the groups of heads of one block, without attentions that have none.
 
     Args:
         name: Prefix of their names.
@@ -237,25 +255,15 @@ def head_groups(name: str, block: nn.Module, stack: Stack) -> Iterator[LinearUni
         stack: Its stack.
     """
     for declared in stack.attentions:
-        module = block.get_submodule(declared.module)
-        reader = block.get_submodule(declared.output)
-        size = cast("int", getattr(module, declared.size))
-        columns = torch.arange(weight_matrix(reader).shape[1]).view(-1, size)
-        query, key, value = projections(block, declared, columns.shape)
-        units = len(key.index)
-        yield LinearUnitGroup(
-            f"{name}{declared.module}",
-            "heads",
-            stack,
-            module,
-            declared,
-            (UnitIndex(query.linear, query.index.view(units, -1, size)), key, value),
-            UnitIndex(reader, columns.view(units, -1, size)),
-        )
+        if not is_empty(block, declared):
+            module = block.get_submodule(declared.module)
+            index = head_index(block, declared)
+            full_name = f"{name}{declared.module}"
+            yield LinearUnitGroup(full_name, "heads", stack, block, module, declared, *index)
 
 
 def neuron_groups(name: str, block: nn.Module, stack: Stack) -> Iterator[LinearUnitGroup]:
-    """Yield the groups of neurons of one block.
+    """Yield the groups of neurons of one block, without feed-forwards that have none.
 
     Args:
         name: Prefix of their names.
@@ -263,17 +271,11 @@ def neuron_groups(name: str, block: nn.Module, stack: Stack) -> Iterator[LinearU
         stack: Its stack.
     """
     for declared in stack.feed_forwards:
-        reader = block.get_submodule(declared.output)
-        columns = torch.arange(weight_matrix(reader).shape[1]).view(-1, 1, 1)
-        inputs = [block.get_submodule(path) for path in declared.inputs if has_module(block, path)]
-        writers = tuple(
-            UnitIndex(linear, start + columns)
-            for linear in inputs
-            for start in range(0, len(weight_matrix(linear)), len(columns))
-        )
-        index = UnitIndex(reader, columns)
-        full_name = f"{name}{declared.output}"
-        yield LinearUnitGroup(full_name, "neurons", stack, reader, declared, writers, index)
+        if not is_empty(block, declared):
+            reader = block.get_submodule(declared.output)
+            index = neuron_index(block, declared)
+            full_name = f"{name}{declared.output}"
+            yield LinearUnitGroup(full_name, "neurons", stack, block, reader, declared, *index)
 
 
 def _weight(linear: nn.Module) -> nn.Parameter:

@@ -37,6 +37,24 @@ def common_count(groups: Sequence[LinearUnitGroup], kept: Kept, family: str) -> 
     return counts.pop()
 
 
+def check_none_empty(empty: Sequence[str], kind: str, family: str) -> None:
+    """Refuse a model of which attentions or feed-forwards have no units.
+
+    Args:
+        empty: Their names.
+        kind: Kind of the units.
+        family: Model type, for the message.
+
+    Raises:
+        ShapeError: There are some.
+    """
+    if empty:
+        raise ShapeError(
+            f"{empty[0]}: all of its {kind} are removed, and a config of type {family!r} has one "
+            "number for all."
+        )
+
+
 def check_same_bias_heads(groups: Sequence[LinearUnitGroup], kept: Kept, family: str) -> None:
     """Refuse different heads in blocks that share a position bias.
 

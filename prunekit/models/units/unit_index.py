@@ -4,15 +4,18 @@ Shapes: U units, P parts of a unit (the query heads of a group), R rows or colum
 outputs or inputs of a linear.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from prunekit.architectures import Attention
+from prunekit.architectures import Attention, FeedForward
+from prunekit.architectures.coverage import has_module
 from prunekit.models.orientation import weight_matrix
+from prunekit.models.units.narrowing import narrow_linear
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,51 @@ def output_owner(linear: nn.Module, writers: Iterable[UnitIndex]) -> Int[Tensor,
         writers: Outputs of all of them.
     """
     return owner_of(part.index for part in writers if part.linear is linear)
+
+
+def keep_units(writers: Sequence[UnitIndex], reader: UnitIndex, keep: Sequence[int]) -> None:
+    """Remove all other units from the linears that write and read them.
+
+    Args:
+        writers: Outputs of the linears that write the units.
+        reader: Inputs of the linear that reads them.
+        keep: The kept units, at least one.
+    """
+    removed = torch.ones(len(reader.index), dtype=torch.bool)
+    removed[list(keep)] = False
+    for linear in {part.linear: None for part in writers}:
+        rows = torch.ones(len(weight_matrix(linear)), dtype=torch.bool)
+        for part in writers:
+            if part.linear is linear:
+                rows[part.index[removed].flatten()] = False
+        narrow_linear(linear, rows.nonzero().flatten(), outputs=True)
+    narrow_linear(reader.linear, reader.index[~removed].flatten(), outputs=False)
+
+
+def head_index(block: nn.Module, declared: Attention) -> tuple[tuple[UnitIndex, ...], UnitIndex]:
+    """Return the outputs that write the heads of an attention, and the inputs that read them."""
+    reader = block.get_submodule(declared.output)
+    size = cast("int", getattr(block.get_submodule(declared.module), declared.size))
+    columns = torch.arange(weight_matrix(reader).shape[1]).view(-1, size)
+    query, key, value = projections(block, declared, columns.shape)
+    units = len(key.index)
+    writers = UnitIndex(query.linear, query.index.view(units, -1, size)), key, value
+    return writers, UnitIndex(reader, columns.view(units, -1, size))
+
+
+def neuron_index(
+    block: nn.Module, declared: FeedForward
+) -> tuple[tuple[UnitIndex, ...], UnitIndex]:
+    """Return the outputs that write the neurons, and the inputs that read them."""
+    reader = block.get_submodule(declared.output)
+    columns = torch.arange(weight_matrix(reader).shape[1]).view(-1, 1, 1)
+    inputs = [block.get_submodule(path) for path in declared.inputs if has_module(block, path)]
+    writers = tuple(
+        UnitIndex(linear, start + columns)
+        for linear in inputs
+        for start in range(0, len(weight_matrix(linear)), len(columns))
+    )
+    return writers, UnitIndex(reader, columns)
 
 
 def projections(block: nn.Module, declared: Attention, shape: torch.Size) -> tuple[UnitIndex, ...]:
