@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +34,10 @@ from prunekit.architectures.probed_heads import AttentionTrace, storage_id, trac
 FORWARD_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
 IMPLEMENTATION = "prunekit_tracing"
 """Name under which the traced experts are registered in transformers."""
+SHAPE_ONLY = ("_like", "new_")
+"""Parts of the names of operations that read the shape of a tensor alone."""
 TOKENS = 4
+EMBEDDINGS = "inputs_embeds"
 
 TensorIdentity = tuple[object, ...]
 
@@ -50,6 +54,9 @@ class ForwardTrace:
         repeated: Linears that were called more than once.
         experts: Layout of each module of fused experts that was called.
         routers: Names of the weights that choose the experts.
+        embedded: Blocks that read the embeddings beside the hidden states, and the table of
+            embeddings if it was read by a forward from embeddings.
+        broken: Blocks whose input is not the output of the block before, or is not [1, T, D].
         attention: Calls of the attention function.
     """
 
@@ -59,6 +66,8 @@ class ForwardTrace:
     repeated: set[str] = field(default_factory=set)
     experts: dict[str, ExpertLayout] = field(default_factory=dict)
     routers: set[str] = field(default_factory=set)
+    embedded: set[str] = field(default_factory=set)
+    broken: list[str] = field(default_factory=list)
     attention: AttentionTrace = field(default_factory=AttentionTrace)
 
 
@@ -66,10 +75,15 @@ _traces: list[tuple[ForwardTrace, dict[nn.Module, str]]] = []
 
 
 @contextmanager
-def traced_forward(base: PreTrainedModel) -> Iterator[ForwardTrace]:
+def traced_forward(base: PreTrainedModel, blocks: str) -> Iterator[ForwardTrace]:
     """Trace a forward of a copy of a model, from embeddings or else from token ids.
 
-    Inside the context tensors are fake, so the copy can be changed and run again.
+    From token ids too where a block reads the embeddings beside the hidden states. Inside the
+    context tensors are fake, so the copy can be changed and run again.
+
+    Args:
+        base: The model without a head.
+        blocks: Name of its list of blocks.
 
     Raises:
         RuntimeError, TypeError, ValueError, AttributeError, LookupError: It runs from neither.
@@ -77,10 +91,12 @@ def traced_forward(base: PreTrainedModel) -> Iterator[ForwardTrace]:
     config = copy.deepcopy(base.config)
     with torch.inference_mode(mode=False), torch.no_grad(), FakeTensorMode():
         try:
-            trace = _trace(base, config, reads_ids=False)
+            trace = _trace(base, config, blocks, reads_ids=False)
+            if trace.embedded:
+                trace = _trace(base, config, blocks, reads_ids=True)
         except FORWARD_ERRORS as error:
             try:
-                trace = _trace(base, config, reads_ids=True)
+                trace = _trace(base, config, blocks, reads_ids=True)
             except FORWARD_ERRORS:
                 raise error from None
         yield trace
@@ -96,7 +112,13 @@ def run_again(trace: ForwardTrace) -> None:
         _run(trace.model, reads_ids=trace.reads_ids)
 
 
-def _trace(base: PreTrainedModel, config: Any, *, reads_ids: bool) -> ForwardTrace:  # noqa: ANN401
+def _trace(
+    base: PreTrainedModel,
+    config: Any,  # noqa: ANN401
+    blocks: str,
+    *,
+    reads_ids: bool,
+) -> ForwardTrace:
     with trace_attention(type(base), config) as attention:
         with no_init_weights():
             fake = type(base)(config).eval()
@@ -107,15 +129,17 @@ def _trace(base: PreTrainedModel, config: Any, *, reads_ids: bool) -> ForwardTra
             linear.register_forward_hook(_record_into(trace, name, kept))
             for name, linear in named_linears(fake).items()
         ]
-        experts = fused_experts(fake)
-        for name in experts:
+        handles += _watch_chain(trace, fake.get_submodule(blocks), kept)
+        table = None if reads_ids else fake.get_input_embeddings()
+        if isinstance(table, nn.Module):
+            handles.append(
+                table.register_forward_pre_hook(lambda *_: trace.embedded.add(EMBEDDINGS))
+            )
+        for name in fused_experts(fake):
             fake.get_submodule(name).config._experts_implementation = IMPLEMENTATION  # pyright: ignore
         _traces.append((trace, names))
         try:
-            if experts:
-                with _Origins(fake):
-                    _run(fake, reads_ids=reads_ids)
-            else:
+            with _Origins(fake):
                 _run(fake, reads_ids=reads_ids)
         finally:
             _traces.pop()
@@ -145,6 +169,7 @@ def _run(fake: PreTrainedModel, *, reads_ids: bool) -> None:
     else:
         width = next(fake.get_input_embeddings().parameters()).shape[1]
         given = {"inputs_embeds": torch.empty(1, TOKENS, width)}
+        given["inputs_embeds"].__dict__["origins"] = {EMBEDDINGS}
     # A failing forward is an expected outcome here; torch would log a page about it.
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before, log.disabled = log.disabled, True
@@ -186,10 +211,38 @@ class _Origins(TorchDispatchMode):
         inputs = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
         own = {self._weights.get(storage_id(each)) for each in inputs} - {None}
         found = own or set().union(*map(_origins, inputs))
+        if any(part in func.overloadpacket.__name__ for part in SHAPE_ONLY):
+            found = set()
         for each in tree_leaves(output):
             if isinstance(each, Tensor):
                 each.__dict__["origins"] = found
         return output
+
+
+def _watch_chain(trace: ForwardTrace, blocks: nn.Module, kept: list[Tensor]) -> list[Any]:
+    """Note blocks whose hidden states another module changes, and their other inputs."""
+    outputs: list[Tensor] = []
+
+    def before(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        others = dict(kwargs)
+        hidden = args[0] if args else others.pop("hidden_states", None)
+        plain = isinstance(hidden, Tensor) and hidden.shape[:-1] == (1, TOKENS)
+        if not plain or (outputs and identity(outputs[-1]) != identity(hidden)):
+            trace.broken.append(name)
+        for each in tree_leaves((args[1:], others)):
+            if isinstance(each, Tensor) and EMBEDDINGS in _origins(each):
+                trace.embedded.add(name)
+
+    def after(_: nn.Module, __: tuple[Any, ...], result: Any) -> None:  # noqa: ANN401
+        output = result[0] if isinstance(result, tuple | list) else result
+        kept.append(output)
+        outputs.append(output)
+
+    handles = []
+    for name, block in blocks.named_children():
+        handles.append(block.register_forward_pre_hook(partial(before, name), with_kwargs=True))
+        handles.append(block.register_forward_hook(after))
+    return handles
 
 
 def _origins(x: Tensor) -> set[str]:

@@ -24,6 +24,7 @@ from prunekit.architectures.probed_heads import find_attentions, remove_last_key
 from prunekit.errors import CheckpointError
 
 NEVER = "a forward never calls it as a module"
+SHARED = "it shares its weight with another"
 REPEATED = "it is called more than once in a forward"
 ROUTER = "it chooses the experts"
 
@@ -45,8 +46,10 @@ def probe(model: PreTrainedModel) -> Architecture:
     blocks = _find_blocks(base, kind)
     refuse_unknown_experts(model, blocks)
     try:
-        with traced_forward(base) as trace:
-            attentions = _attentions(trace, blocks)
+        with traced_forward(base, blocks) as trace:
+            # Sizes of a text backbone beside towers are nested in the config.
+            alone = len(_block_lists(base)) == 1
+            attentions = _attentions(trace, blocks) if alone else ()
     except FORWARD_ERRORS as error:
         reason = (
             "its forward runs neither from inputs_embeds nor from input_ids without reading "
@@ -114,12 +117,18 @@ def _attentions(trace: ForwardTrace, blocks: str) -> tuple[Attention, ...]:
 
 
 def _stack(
-    base: nn.Module,
+    base: PreTrainedModel,
     blocks: str,
     trace: ForwardTrace,
     attentions: tuple[Attention, ...],
     kind: str,
 ) -> Stack:
+    if trace.broken:
+        _refuse(
+            kind,
+            f"its forward changes the hidden states before {blocks}.{trace.broken[0]}, outside of "
+            "the blocks, or they are not [samples, tokens, features]",
+        )
     dense = _dense(base, blocks, trace)
     per_block = _per_block(trace, blocks, dense, kind)
     if not any(per_block):
@@ -139,15 +148,19 @@ def _stack(
     )
 
 
-def _dense(base: nn.Module, blocks: str, trace: ForwardTrace) -> dict[str, str]:
+def _dense(base: PreTrainedModel, blocks: str, trace: ForwardTrace) -> dict[str, str]:
     """Return the linears of a block that are not pruned, with the reason."""
     dense: dict[str, str] = {}
+    tied: dict[str, str] = getattr(base, "all_tied_weights_keys", {})
+    shared = {*tied, *tied.values()}
     for index, block in base.get_submodule(blocks).named_children():
         for path in named_linears(block):
             name = f"{blocks}.{index}.{path}"
             inside = any(name.startswith(f"{experts}.") for experts in trace.experts)
             if f"{name}.weight" in trace.routers:
                 dense[path] = ROUTER
+            elif f"{name}.weight" in shared:
+                dense[path] = SHARED
             elif name in trace.repeated:
                 dense[path] = REPEATED
             elif name not in trace.reads and not inside:

@@ -5,8 +5,9 @@ checkpoint is executed.
 """
 
 import errno
+import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Event
@@ -20,6 +21,7 @@ from prunekit.checkpoint.atomic import error_number
 from prunekit.checkpoint.companions import companion_notes, companions
 from prunekit.checkpoint.compressed import QUANT_METHOD, CompressedWeight, compressed_weights
 from prunekit.checkpoint.header import FLOAT_DTYPES, TensorEntry, read_header
+from prunekit.checkpoint.parts import TensorPart, find_part, whole_tensors
 from prunekit.checkpoint.weight_files import WEIGHTS_KEY, read_json, weight_files
 from prunekit.errors import CheckpointError, NumericsError
 
@@ -53,20 +55,32 @@ class Checkpoint:
     on_read: Callable[[str, Tensor], None] | None = None
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return dense tensors on the CPU, by name.
+        """Return dense tensors and parts of tensors on the CPU, by name.
 
         They are memory-mapped, except compressed ones, which are expanded, and permuted ones.
 
         Raises:
             CheckpointError: A compressed weight is corrupt, or a data type is not one of torch.
         """
-        names = list(names)
+        asked, names = list(names), whole_tensors(names)
         tensors = self._map([name for name in names if name not in self.compressed])
         tensors |= {name: self._expand(name) for name in names if name in self.compressed}
         permuted, order = self.permuted_axes.keys() & tensors, torch.tensor(self.permutation)
-        return tensors | {
+        tensors |= {
             name: tensors[name].index_select(self.permuted_axes[name], order) for name in permuted
         }
+        found = ((name, find_part(tensors, name)) for name in asked)
+        return {name: value for name, value in found if value is not None}
+
+    def entry(self, name: str) -> TensorEntry | None:
+        """Return the entry of a tensor or of a part of one; None if there is none."""
+        part = TensorPart.parse(name)
+        whole = self.entries.get(part.tensor if part else name)
+        if not part or not whole:
+            return whole
+        shape = part.shape(whole.shape)
+        nbytes = math.prod(shape or ()) * whole.dtype.itemsize
+        return shape and replace(whole, shape=shape, nbytes=nbytes)
 
     def warm_page_cache(self, names: Iterable[str], stop: Event) -> None:
         """Read tensors into the operating system's page cache.
@@ -79,7 +93,7 @@ class Checkpoint:
             OSError: A file cannot be read any more.
         """
         chunk = memoryview(bytearray(CHUNK_BYTES))
-        for name in names:
+        for name in whole_tensors(names):
             parts = self.compressed[name].parts.values() if name in self.compressed else [name]
             for entry in (self.file_entries[part] for part in parts):
                 with entry.file.open("rb", buffering=0) as file:
@@ -106,9 +120,10 @@ class Checkpoint:
         if (low * 0 + high * 0) == 0:
             return
         count = int((~tensor.isfinite()).sum())
+        (whole,) = whole_tensors([name])
         raise NumericsError(
-            f"{self.entries[name].file}: {name}: {count} of its {tensor.numel()} values are NaN or "
-            "inf. The checkpoint is broken; download or save it again."
+            f"{self.entries[whole].file}: {name}: {count} of its {tensor.numel()} values are NaN "
+            "or inf. The checkpoint is broken; download or save it again."
         )
 
     def _expand(self, name: str) -> Tensor:

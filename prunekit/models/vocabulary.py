@@ -1,6 +1,7 @@
 """Tokenizer, token embeddings and output head of a model."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import tokenizers
 import transformers
@@ -56,8 +57,15 @@ def vocabulary_modules(model: PreTrainedModel, stacks: Sequence[nn.Module]) -> l
 
 def input_embeddings(model: PreTrainedModel, stacks: Sequence[nn.Module]) -> list[nn.Module]:
     """Return the token embeddings of the model and of its stacks."""
-    found = [stack.get_input_embeddings() for stack in stacks]  # pyright: ignore
+    found = map(_own_embeddings, stacks)
     return list(dict.fromkeys(filter(None, [model.get_input_embeddings(), *found])))
+
+
+def _own_embeddings(stack: Any) -> nn.Module | None:  # noqa: ANN401
+    try:
+        return stack.get_input_embeddings()
+    except NotImplementedError:  # it only wraps the module that has them
+        return None
 
 
 def output_heads(model: PreTrainedModel) -> list[nn.Module]:

@@ -2,13 +2,16 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
+from prunekit.architectures.expert_layout import expert_layout
 from prunekit.checkpoint.header import FLOAT_DTYPES, TensorEntry
+from prunekit.checkpoint.parts import TensorPart, whole_tensors
 from prunekit.checkpoint.reader import Checkpoint
 from prunekit.errors import CheckpointError
 from prunekit.models.experts import Expert
@@ -44,7 +47,11 @@ def stored_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, st
             + f" that {type(model).__name__} needs. It is incomplete or of another architecture."
         )
     for name, stored in found.items():
-        if counts[name] > 1 and checkpoint.entries[stored].shape != tuple(values[name].shape):
+        if (
+            counts[name] > 1
+            and stored in checkpoint.entries
+            and (checkpoint.entries[stored].shape != tuple(values[name].shape))
+        ):
             raise CheckpointError(
                 f"{checkpoint.folder}: transformers merges {counts[name]} of its tensors into "
                 f"{name}, and nothing says how {type(model).__name__} uses their parts. Open it "
@@ -52,6 +59,21 @@ def stored_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, st
             )
         _check_layout(name, values[name], stored, checkpoint)
     return found
+
+
+def check_whole_tensors(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint whose experts are parts of tensors, for runs that write whole ones.
+
+    Raises:
+        CheckpointError: A parameter is stored as a part of a tensor.
+    """
+    for stored in stored_names(model, checkpoint).values():
+        if part := TensorPart.parse(stored):
+            raise CheckpointError(
+                f"{checkpoint.entries[part.tensor].file}: {part.tensor} holds all experts in one "
+                "tensor. Such weights can be pruned, not yet trained or changed otherwise; drop "
+                "the table that does so."
+            )
 
 
 def unused_tensors(
@@ -67,7 +89,7 @@ def unused_tensors(
     Yields:
         Name and entry, in alphabetical order.
     """
-    for name in sorted(checkpoint.entries.keys() - {*stored.values()}):
+    for name in sorted(checkpoint.entries.keys() - {*whole_tensors(stored.values())}):
         if widths & {*checkpoint.entries[name].shape}:
             yield name, checkpoint.entries[name]
 
@@ -87,16 +109,26 @@ def _renamed(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterator[tuple[s
         if isinstance(module, Expert)
         for fused, linears in module.layout.parts.items()
     }
+    fused = {
+        f"{path}.{tensor}": module
+        for path, module in model.named_modules()
+        if (layout := expert_layout(module)) and "0" in module._modules
+        for tensor in layout.tensors
+    }
     prefix = model.base_model_prefix
-    names = model.state_dict() | experts
+    names = model.state_dict() | fused
     for stored in checkpoint.entries:
         name, source = rename_source_key(stored, renamings, converters, prefix, names)
         owner = name.rpartition(".")[0]
-        if source is None and name in experts:
-            raise CheckpointError(
-                f"{checkpoint.entries[stored].file}: {stored} holds all experts in one tensor; "
-                "only files with one matrix per expert can be read, as save_pretrained writes."
-            )
+        if name in fused and (source is None or "*" not in source):
+            operations = [
+                type(each).__name__
+                for part in converters
+                if source in part.source_patterns
+                for each in part.operations
+            ]
+            yield from _parts_of_experts(name, fused[name], stored, checkpoint, operations)
+            continue
         if source is not None and name in experts:
             sources = next(
                 part.source_patterns for part in converters if source in part.source_patterns
@@ -107,8 +139,46 @@ def _renamed(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterator[tuple[s
         yield stored, name
 
 
+def _parts_of_experts(
+    name: str, module: nn.Module, stored: str, checkpoint: Checkpoint, operations: list[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield each part of a tensor with all experts, and the model's name for it.
+
+    Args:
+        name: Name that the model has for the tensor.
+        module: The module of the experts, which are linears now.
+        stored: Name of the tensor in the checkpoint.
+        checkpoint: The checkpoint.
+        operations: Names of the operations by which transformers converts the tensor.
+    """
+    owner, _, tensor = name.rpartition(".")
+    layout, entry = expert_layout(module), checkpoint.entries[stored]
+    assert layout is not None
+    is_bias = tensor.endswith("_bias")
+    linears = layout.parts[tensor.removesuffix("_bias")]
+    first: Any = module.get_submodule(f"0.{linears[0]}")
+    rows, inputs = len(linears) * first.out_features, first.in_features
+    stores_inputs_first = entry.shape[1:] == (inputs, rows)
+    ambiguous = rows == inputs or bool(set(operations) - {"Transpose"})
+    if operations and ambiguous:
+        raise CheckpointError(
+            f"{entry.file}: {stored} holds all experts in a layout that transformers converts by "
+            f"{', '.join(operations)}, and only {list(entry.shape)} says which way. Save the "
+            "model again with save_pretrained(..., save_original_format=False)."
+        )
+    transposed = stores_inputs_first if operations else layout.transposed
+    step = len(linears) if layout.interleaved else 1
+    for number in range(entry.shape[0]):
+        for index, linear in enumerate(linears):
+            start = index if layout.interleaved else index * first.out_features
+            stop = rows if layout.interleaved else start + first.out_features
+            part = TensorPart(stored, number, range(start, stop, step), transposed and not is_bias)
+            yield part.name, f"{owner}.{number}.{linear}.{'bias' if is_bias else 'weight'}"
+
+
 def _check_layout(name: str, value: Tensor, stored: str, checkpoint: Checkpoint) -> None:
-    entry = checkpoint.entries[stored]
+    entry = checkpoint.entry(stored)
+    assert entry is not None
     if isinstance(value, nn.Parameter) and entry.dtype not in FLOAT_DTYPES:
         dtype = entry.unreadable or str(entry.dtype).removeprefix("torch.")
         raise CheckpointError(

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prunekit.checkpoint.parts import whole_tensors
 from prunekit.checkpoint.reader import Checkpoint
 from prunekit.config.run_config import Config, StructuredConfig
 from prunekit.distributed.ranks import SINGLE, Ranks
@@ -50,7 +51,7 @@ class PlanBase(ABC):
     @cached_property
     def parameters(self) -> int:
         """Number of parameters of the model; tied ones count once."""
-        stored = set(stored_names(self.model, self.checkpoint).values())
+        stored = set(whole_tensors(stored_names(self.model, self.checkpoint).values()))
         return sum(math.prod(self.checkpoint.entries[name].shape) for name in stored)
 
     @property

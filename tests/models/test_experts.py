@@ -7,9 +7,13 @@ from transformers import AutoModelForCausalLM
 import prunekit
 from prunekit.architectures import find_architecture
 from prunekit.architectures.expert_layout import FUSED_PARTS
+from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.errors import CheckpointError, ConfigError, NumericsError
+from prunekit.evaluation.verify import verify
+from prunekit.models.empty_model import empty_model
 from prunekit.models.experts import unfuse, unfused
 from prunekit.models.sequential.activation_cache import ActivationCache
+from prunekit.models.weight_names import check_whole_tensors
 from prunekit.runs.sparsify import run
 from tests.support import checkpoints
 from tests.support.architectures import FUSED, assert_stages_match_forward, tiny
@@ -262,11 +266,35 @@ def test_blocks_without_experts_have_one_feed_forward(tmp_path):
     assert len(sparse) == 4 + 3 * 4
 
 
-def test_files_with_all_experts_in_one_tensor_are_refused(tmp_path):
-    folder = checkpoints.write(tmp_path / "m", "mixtral")
-    tiny("mixtral").save_pretrained(folder, save_original_format=False)
-    with pytest.raises(CheckpointError, match=r"_proj holds all experts in one tensor"):
-        planned(folder, tmp_path / "out")
+def test_experts_in_one_tensor_are_pruned_like_those_in_a_tensor_each(tmp_path):
+    outputs = []
+    for original in (True, False):
+        folder = checkpoints.write(tmp_path / f"m{original}", "mixtral")
+        tiny("mixtral").save_pretrained(folder, save_original_format=original)
+        list(run.run(planned(folder, tmp_path / f"out{original}")))
+        assert checkpoints.tensors(tmp_path / f"out{original}").keys() == (
+            checkpoints.tensors(folder).keys()
+        )
+        outputs.append(exact(tmp_path / f"out{original}").state_dict())
+    each, together = outputs
+    for name, tensor in each.items():
+        assert torch.equal(tensor, together[name]), name
+    report = verify(tmp_path / "outFalse")
+    assert all(check.passed for check in report)
+
+
+@pytest.mark.parametrize("model_type", ["gpt_oss", "granitemoe"])
+def test_a_resumed_run_writes_experts_in_one_tensor_as_an_uninterrupted_one(model_type, tmp_path):
+    folder = checkpoints.write(tmp_path / "m", model_type)
+    prune = {"method": "sparsegpt", "pattern": "2:4"}
+    whole, stopped = checkpoints.run_whole_and_stopped(folder, tmp_path, prune=prune)
+    checkpoints.same_bytes(whole, stopped)
+
+
+def test_experts_in_one_tensor_are_not_trained(tmp_path):
+    checkpoint = open_checkpoint(checkpoints.write(tmp_path / "m", "granitemoe"))
+    with pytest.raises(CheckpointError, match=r"input_linear\.weight holds all experts in one ten"):
+        check_whole_tensors(empty_model(checkpoint), checkpoint)
 
 
 def test_experts_are_written_dense(tmp_path):

@@ -105,6 +105,8 @@ EXPERTS: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8,
         "qk_rope_head_dim": 4, "v_head_dim": 8, "head_dim": 4,
     },
+    "gpt_oss": {**_DECODER, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "granitemoe": {**_DECODER, "intermediate_size": 16, "num_local_experts": 4},
     "jamba": {
         **_DECODER, "num_hidden_layers": 4, "num_experts": 4, "attn_layer_offset": 1,
         "attn_layer_period": 2, "mamba_d_state": 8, "mamba_dt_rank": 4,

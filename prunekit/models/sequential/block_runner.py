@@ -9,6 +9,7 @@ Shapes: B samples, T tokens, D features of the hidden state.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,13 +75,16 @@ def _shapes(hidden: Tensor, context: Context) -> tuple[torch.Size, ...]:
     return (hidden.shape[:2], *([] if encoded is None else [encoded.shape[:2]]))
 
 
+def _zeros(like: Tensor, width: int, ids: Tensor, *_: object, **__: object) -> Tensor:
+    return like.new_zeros(*ids.shape, width)
+
+
 @contextmanager
 def _blank_embeddings(model: nn.Module, like: Tensor) -> Iterator[None]:
     """Let tables of embeddings, which may have no weights now, return zeros."""
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     for table in tables:
-        width = table.weight.shape[1]
-        table.forward = lambda ids, *_, width=width: like.new_zeros(1).expand(*ids.shape, width)
+        table.forward = partial(_zeros, like, table.weight.shape[1])
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ from prunekit.checkpoint.compressed import compress_weight, expand_weight, layer
 from prunekit.checkpoint.formats import WeightLayout, format_named
 from prunekit.checkpoint.header import FLOAT_DTYPES
 from prunekit.checkpoint.output import OutputFolder
+from prunekit.checkpoint.parts import TensorPart, find_part, put_parts, whole_tensors
 from prunekit.models.layout import Block
 from prunekit.models.orientation import stored_transposed, weight_matrix
 from prunekit.models.sequential.loaded_block import LoadedBlock
@@ -105,10 +106,10 @@ class ShardWriter:
         values = {"file": self._output.shard_path(number + 2).name, "layers": layers}
         if writes:
             files = self._write_adapters(block, results)
-            pruned = {layer["tensor"] for layer in layers}
+            pruned = {layer["tensor"] for layer in layers}  # parts of tensors are none of them
             others = self._read([name for name in self._names(block) if name not in pruned])
-            others |= self._permuted(loaded, block, orders or {}, others)
-            shard = self._output.write_shard(number + 2, others | packed)
+            others = put_parts(others, self._permuted(loaded, block, orders or {}, others))
+            shard = self._output.write_shard(number + 2, put_parts(others, packed))
             values["files"] = self._digests(shard, *files)
         return values
 
@@ -131,7 +132,12 @@ class ShardWriter:
             record = records[linear.name]
             stored, name = record.get("stored"), record["tensor"]
             layout = None if stored is None else WeightLayout.load(stored, name)
-            weight = expand_weight(self._format, name, written, layout)
+            weight = (
+                find_part(written, name)
+                if TensorPart.parse(name)
+                else expand_weight(self._format, name, written, layout)
+            )
+            assert weight is not None  # the shard is whole, as its digest says
             self._weights.assign(loaded.module.get_submodule(linear.path), "weight", weight)
         if self._low_rank:
             file = self._adapter_file(block)
@@ -160,7 +166,8 @@ class ShardWriter:
     def _names(self, block: Block) -> list[str]:
         """Return the names of a block's tensors in the checkpoint."""
         prefix = f"{block.name}."
-        return [stored for name, stored in self._weights.stored.items() if name.startswith(prefix)]
+        stored = self._weights.stored
+        return whole_tensors(stored[name] for name in stored if name.startswith(prefix))
 
     def _read(self, names: Sequence[str]) -> dict[str, Tensor]:
         """Read tensors in the output dtype; refuse NaN and inf."""
@@ -183,7 +190,11 @@ class ShardWriter:
         stored = self._weights.stored
         paths = [path for path, _ in loaded.module.named_parameters()]
         names = {path: stored.get(f"{block.name}.{path}", "") for path in paths}
-        copies = {path: others[name].clone() for path, name in names.items() if name in others}
+        copies = {
+            path: value.clone()
+            for path, name in names.items()
+            if (value := find_part(others, name)) is not None
+        }
         return {names[path]: copies[path] for path in permute_channels(loaded, orders, copies)}
 
     def _digests(self, *files: Path) -> dict[str, str]:

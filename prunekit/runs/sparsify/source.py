@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from prunekit.allocations.uniform import Uniform
 from prunekit.architectures import Architecture, find_architecture
 from prunekit.checkpoint.hub import checkpoint_folder
+from prunekit.checkpoint.parts import whole_tensors
 from prunekit.checkpoint.reader import Checkpoint, open_checkpoint
 from prunekit.config.prune_table import Prune
 from prunekit.config.run_config import Config
@@ -67,10 +68,10 @@ def open_source(config: Config, preflight: Preflight | None) -> Source:
 def written_dtypes(config: Config, source: Source) -> tuple[dict[str, torch.dtype], torch.dtype]:
     """Return each linear's stored dtype, and one that rounds no pruned weight."""
     checkpoint, blocks = source.checkpoint, source.blocks
-    names = stored_names(source.model, checkpoint)
+    entries, names = checkpoint.entries, stored_names(source.model, checkpoint)
     dtype = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
     stored = {
-        linear.name: dtype or checkpoint.entries[names[f"{linear.name}.weight"]].dtype
+        linear.name: dtype or entries[whole_tensors([names[f"{linear.name}.weight"]])[0]].dtype
         for block in blocks
         for linear in block.linears
     }

@@ -9,6 +9,7 @@ from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import CapacityError
 from prunekit.formatting import size
 from prunekit.models.empty_model import max_tokens
+from prunekit.models.weight_names import check_whole_tensors
 from prunekit.runs.checks import cap_lengths, check_disk, text_tokenizer
 from prunekit.runs.sparsify.plan import Preflight
 from prunekit.runs.sparsify.planner import planned_device, residual_stream_axes
@@ -39,6 +40,7 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
     """
     source = open_source(config, preflight)
     check_trainable(config, source.model)
+    check_whole_tensors(source.model, source.checkpoint)
     lengths, notes = cap_lengths(config, max_tokens(source.model))
     recipe = _recipe(config, source)
     made = TrainedPlan(
