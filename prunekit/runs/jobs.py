@@ -18,6 +18,7 @@ from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError
 from prunekit.models.devices import resolve_device
 from prunekit.models.memory import report_exhausted
+from prunekit.runs.advice import remarks
 from prunekit.runs.rank_facts import config_facts, plan_facts
 from prunekit.runs.record import Record
 from prunekit.runs.sparsify.plan import Plan, Preflight
@@ -65,6 +66,8 @@ def plan(
         )
     ranks.require_same(config_facts(config))
     made = _plan(config, ranks, preflight)
+    if isinstance(made, Plan | TrainedPlan):
+        made = replace(made, notes=(*made.notes, *remarks(made.config)))
     if not isinstance(made, SweepPlan):
         ranks.require_same(plan_facts(made))
     return made
@@ -141,11 +144,11 @@ def run(
 def _plan_one(
     config: Config | StructuredConfig, preflight: Preflight | None = None
 ) -> Plan | StructuredPlan | TrainedPlan:
-    made = plan(config, preflight=preflight)
+    made = _plan(config, SINGLE, preflight)  # without remarks, as a sweep compares
     assert not isinstance(made, SweepPlan)
     return made
 
 
 def _run_one(config: Config | StructuredConfig, resume: bool) -> Iterator[Record]:  # noqa: FBT001
     """Plan and carry out one run of a sweep (in a worker)."""
-    yield from run(plan(config), resume=resume)
+    yield from run(_plan_one(config), resume=resume)
