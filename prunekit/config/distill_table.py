@@ -37,15 +37,10 @@ class Distill(Section):
         """Return the steps between which μ rises, in a training of ``last`` steps."""
         return self.start, last if self.end is None else self.end
 
-    def mistakes(self, last: int, table: str = "train") -> dict[str, str]:
-        """Return contradictions with the length of the training, by key.
-
-        Args:
-            last: Maximum number of steps of the training.
-            table: Name of the table that sets it.
-        """
+    def mistakes(self, last: int) -> dict[str, str]:
+        """Return contradictions with the maximum number of steps of the training, by key."""
         start, end = self.steps(last)
-        beyond = f"is beyond the training: {table}.steps = {last}."
+        beyond = f"is beyond the training, which has {last} steps."
         if start >= last:
             return {"start": f"{start} {beyond}"}
         return {"end": f"{end} {beyond}"} if end > last else {}

@@ -201,7 +201,7 @@ class Distiller:
         return squared_distance(moved, theirs, valid) / (tokens * theirs.shape[-1])
 
 
-def _token_count(batch: Batch, length: int, *, decodes: bool) -> int:
+def _token_count(batch: Batch, length: int, *, decodes: bool) -> Tensor | int:
     """Return the number of valid tokens of a batch, at least 1."""
     valid: Bool[Tensor, "B T"] | None = valid_tokens(batch, decodes=decodes)
-    return len(batch["input_ids"]) * length if valid is None else max(1, int(valid.sum()))
+    return len(batch["input_ids"]) * length if valid is None else valid.sum().clamp_min(1)

@@ -108,9 +108,10 @@ class Measure:
         pruning, held_out = self.pruning, None
         done = pruning is None or pruning.done
         if is_measured:
-            others = self.distiller.tensors() if self.distiller else {}
             weights = trained_weights(self.model, self.gates)
-            check_equal({**weights, **others}, {}, self.ranks, step)
+            if self.distiller:
+                weights |= self.distiller.transformations.named_parameters()
+            check_equal(weights, {}, self.ranks, step)
             held_out = mean_loss(self.model, self.validation, self.ranks)
             if self.distiller:
                 self.distiller.measured(held_out)

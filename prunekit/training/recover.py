@@ -89,14 +89,27 @@ def recover(  # noqa: PLR0913  independent options
         NumericsError: A loss is not finite, or ranks differ in weights or data.
     """
     settings = settings or Train()
-    train = _in_batches(data, model, settings.batch)
-    validation = _in_batches(held_out, model, settings.batch)
+    train, validation = (_in_batches(each, model, settings.batch) for each in (data, held_out))
     distiller = None
     if distill is not None:
         _check_steps(distill, settings)
         teacher = teacher or _teacher(model, gates, prunes=during is not None)
         steps = distill.steps(settings.steps)
         distiller = Distiller(model, teacher, distill, steps, settings.seed, kept=kept)
+    yield from _trained(model, (train, validation), settings, gates, ranks, during, distiller)
+
+
+def _trained(  # noqa: PLR0913, PLR0917  the options of recover
+    model: PreTrainedModel,
+    data: tuple[list[Batch], list[Batch]],
+    settings: Training,
+    gates: Sequence[Gates],
+    ranks: Ranks,
+    during: During | None,
+    distiller: Distiller | None,
+) -> Iterator[TrainingStep]:
+    """Train a model; see :func:`recover`. ``data`` are batches to train on and held-out ones."""
+    train, validation = data
     weights = trained_weights(model, gates)
     others = distiller.parameters if distiller else []
     optimizer = torch.optim.AdamW([*weights.values(), *others], settings.rate)

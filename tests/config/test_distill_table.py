@@ -25,11 +25,11 @@ def test_every_key_is_explained_and_the_defaults_are_those_of_glue(load):
         ),
         (
             f"{TRAIN}[distill]\nstart = 90\n",
-            "distill.start: 90 is beyond the training: train.steps",
+            "distill.start: 90 is beyond the training, which",
         ),
         (
             f"{TRAIN}[distill]\nend = 91\n",
-            "distill.end: 91 is beyond the training: train.steps = 90",
+            "distill.end: 91 is beyond the training, which has 90",
         ),
         (f"{TRAIN}[distill]\nstart = 8\nend = 8\n", "distill: start = 8 is not before end = 8."),
         (
