@@ -7,9 +7,10 @@ Exit codes: 0 success; 1 failure; 2 invalid input, nothing was written; 130 inte
 """
 
 import shlex
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -47,22 +48,15 @@ def evaluate(  # noqa: PLR0913  independent options
         samples: Number of rows from the start, with --task; all if left out.
         generate: Number of new tokens to generate for each of a few prompts.
     """
-    from prunekit.data import labelled, sources
-
     if not data and not generate:
         raise ConfigError("evaluate: needs --data FILE, --generate TOKENS, or both.")
     check_at_least(2, "--length", length)
     check_at_least(1, "--windows", windows)
     check_at_least(1, "--samples", samples)
-    unused = {"--windows": windows} if task else {"--samples": samples, "--column": column}
-    if given := [option for option, value in unused.items() if value is not None]:
-        raise ConfigError(f"{given[0]}: does not apply {'with' if task else 'without'} --task.")
     check_at_least(0, "--generate", generate)
-    check = labelled.check_labelled_sources if task else sources.check_sources
-    if problems := check(data):
-        raise ConfigError("\n".join(f"--data {problem}." for problem in problems))
+    unused = {"--windows": windows} if task else {"--samples": samples, "--column": column}
+    _check_data(data, unused, labelled=task is not None)
     from prunekit.distributed.join import join
-    from prunekit.formatting import measured
 
     with join() as ranks:
         if task:
@@ -74,14 +68,32 @@ def evaluate(  # noqa: PLR0913  independent options
             from prunekit.evaluation import perplexity
 
             results = perplexity.evaluate(model, data, length, windows, ranks=ranks)
-    if not ranks.is_main:
-        return
+    if ranks.is_main:
+        _print_measures(results)
+        if generate:
+            _generate(model, generate)
+
+
+def _check_data(data: Sequence[str], unused: dict[str, object], *, labelled: bool) -> None:
+    """Refuse options of the other kind of data, and sources of another kind."""
+    from prunekit.data.labelled import check_labelled_sources
+    from prunekit.data.sources import check_sources
+
+    for option, value in unused.items():
+        if value is not None:
+            with_task = "with" if labelled else "without"
+            raise ConfigError(f"{option}: does not apply {with_task} --task.")
+    if problems := (check_labelled_sources if labelled else check_sources)(data):
+        raise ConfigError("\n".join(f"--data {problem}." for problem in problems))
+
+
+def _print_measures(results: Iterable[dict[str, Any]]) -> None:
+    from prunekit.formatting import measured
+
     for result in results:
         value = measured(result["metric"], result["value"])
         print_line(f"{result['data']}: {result['metric']} {value}")
         print_line(f"  {result['protocol']}")
-    if generate:
-        _generate(model, generate)
 
 
 def _generate(model: str, tokens: int) -> None:

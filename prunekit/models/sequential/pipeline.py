@@ -45,6 +45,12 @@ OutputsRead = Literal["all", "by-next-block", "none"]
 """Blocks whose output is read: all; all but the last one of the model; none."""
 
 
+Inputs = Int[Tensor, "B T"] | Mapping[str, Tensor]
+"""Tokens of a batch, or named inputs without padding: ``input_ids``, perhaps ``token_type_ids``,
+and for a decoder that reads an encoder ``decoder_input_ids`` or ``labels``; without these it gets
+the same tokens."""
+
+
 def batch_tokens(device: torch.device) -> int:
     """Return the most tokens of a batch on a device."""
     return BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
@@ -60,7 +66,7 @@ def iterate_blocks(  # noqa: PLR0913  independent options
     model: PreTrainedModel,
     stacks: Sequence[StackRunner],
     weights: Weights | None,
-    inputs: Sequence[Int[Tensor, "B T"] | Mapping[str, Tensor]],
+    inputs: Sequence[Inputs],
     ranks: Ranks = SINGLE,
     *,
     with_dense: bool = False,
@@ -76,9 +82,7 @@ def iterate_blocks(  # noqa: PLR0913  independent options
         model: The model; without weights of its own when ``weights`` is given.
         stacks: Its stacks, in run order.
         weights: Source of the weights, or None when the model has them.
-        inputs: Batches of tokens, or of named inputs without padding: ``input_ids``, perhaps
-            ``token_type_ids``, and for a decoder that reads an encoder ``decoder_input_ids`` or
-            ``labels``; without these it gets the same tokens.
+        inputs: The batches.
         ranks: Processes that run the same blocks with other samples.
         with_dense: Run the dense model too; see :meth:`LoadedBlock.fork_dense`.
         outputs_read: Blocks whose output is read; the others do not propagate.
