@@ -62,3 +62,11 @@ def test_a_module_that_has_such_names_is_no_adapter_layer():
 def test_a_family_declared_or_probed_is_found_under_adapters(model_type):
     plain = find_architecture(tiny(model_type))
     assert find_architecture(adapted_model(model_type).get_base_model()) == plain
+
+
+def test_adapters_of_a_module_that_is_replaced_are_lost_with_it():
+    model = adapted_model("gpt2", ["c_attn"]).get_base_model()
+    with without_adapters(model):
+        model.set_submodule("transformer.h.0.attn.c_attn", nn.Identity())
+    assert [*adapter_layers(model)] == ["transformer.h.1.attn.c_attn"]
+    assert type(model.get_submodule("transformer.h.0.attn.c_attn")) is nn.Identity

@@ -16,6 +16,8 @@ from accelerate import init_empty_weights
 from transformers import PreTrainedModel
 
 from prunekit.architectures.adapters import without_adapters
+from prunekit.checkpoint.compressed import KEPT_UNITS_KEY
+from prunekit.errors import CheckpointError
 from prunekit.models import stock
 from prunekit.models.adapters import update_adapter_features
 from prunekit.models.units.base import Kept, UnitGroup
@@ -55,8 +57,30 @@ def restore(model: PreTrainedModel) -> None:
         for groups in both:
             for group in groups:
                 units = record.get(group.name, group.units)
-                group.narrow(range(units) if isinstance(units, int) else units)
+                group.narrow(_recorded_units(group, units))
             select_position_biases(model, groups)
+
+
+def _recorded_units(group: UnitGroup, units: object) -> Sequence[int]:
+    """Return the units of a group that a record names.
+
+    Args:
+        group: The units of the whole model.
+        units: The record of the group.
+
+    Raises:
+        CheckpointError: They are no units of the group.
+    """
+    keep = range(units) if isinstance(units, int) else units
+    counted = isinstance(keep, range) and len(keep) == units
+    if not (counted or isinstance(keep, list)) or not all(
+        type(each) is int and 0 <= each < group.units for each in keep
+    ):
+        raise CheckpointError(
+            f"config.json: {KEPT_UNITS_KEY} has {units!r} for {group.name}, and that has "
+            f"{group.units} {group.kind}. It belongs to another model."
+        )
+    return keep
 
 
 def described_model(model: PreTrainedModel, config: Mapping[str, Any]) -> PreTrainedModel:

@@ -1,6 +1,7 @@
 """Attentions and feed-forwards without units: output, files, caches, later changes."""
 
 import copy
+import json
 import pickle
 
 import pytest
@@ -189,6 +190,19 @@ def test_a_model_without_any_heads_says_that_none_are_left():
     blocks.finalize()
     with pytest.raises(CheckpointError, match="all of its heads are removed"):
         unit_groups(model, "heads")
+
+
+@pytest.mark.parametrize("units", [0, -1, 5, [4], [0.5], "x", None])
+def test_a_record_that_is_not_of_the_files_is_refused(units, tmp_path):
+    """Files have the weights of layers that the record would take out."""
+    model = model_of("llama")
+    close_whole(model, "neurons", (0,)).finalize()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["prunekit_kept"]["model.layers.1.self_attn"] = units
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"of a layer of which|belongs to another model"):
+        prunekit.load(tmp_path)
 
 
 def test_its_linears_are_shown_as_empty_ones():
