@@ -122,7 +122,7 @@ def _trace(
     with trace_attention(type(base), config) as attention:
         with no_init_weights():
             fake = type(base)(config).eval()
-        names = {module: name for name, module in fake.named_modules()}
+        names: dict[nn.Module, str] = {module: name for name, module in fake.named_modules()}
         trace = ForwardTrace(fake, reads_ids, attention=attention)
         kept: list[Tensor] = []
         handles = [
@@ -169,7 +169,7 @@ def _run(fake: PreTrainedModel, *, reads_ids: bool) -> None:
     else:
         width = next(fake.get_input_embeddings().parameters()).shape[1]
         given = {"inputs_embeds": torch.empty(1, TOKENS, width)}
-        given["inputs_embeds"].__dict__["origins"] = {EMBEDDINGS}
+        _mark(given["inputs_embeds"], {EMBEDDINGS})
     # A failing forward is an expected outcome here; torch would log a page about it.
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before, log.disabled = log.disabled, True
@@ -215,7 +215,7 @@ class _Origins(TorchDispatchMode):
             found = set()
         for each in tree_leaves(output):
             if isinstance(each, Tensor):
-                each.__dict__["origins"] = found
+                _mark(each, found)
         return output
 
 
@@ -243,6 +243,10 @@ def _watch_chain(trace: ForwardTrace, blocks: nn.Module, kept: list[Tensor]) -> 
         handles.append(block.register_forward_pre_hook(partial(before, name), with_kwargs=True))
         handles.append(block.register_forward_hook(after))
     return handles
+
+
+def _mark(x: Any, origins: set[Any]) -> None:  # noqa: ANN401  a tensor with one more attribute
+    x.origins = origins
 
 
 def _origins(x: Tensor) -> set[str]:

@@ -79,8 +79,9 @@ class Checkpoint:
         if not part or not whole:
             return whole
         shape = part.shape(whole.shape)
-        nbytes = math.prod(shape or ()) * whole.dtype.itemsize
-        return shape and replace(whole, shape=shape, nbytes=nbytes)
+        if shape is None:
+            return None
+        return replace(whole, shape=shape, nbytes=math.prod(shape) * whole.dtype.itemsize)
 
     def warm_page_cache(self, names: Iterable[str], stop: Event) -> None:
         """Read tensors into the operating system's page cache.

@@ -5,7 +5,11 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 from transformers import PreTrainedModel
 
-from prunekit.architectures.coverage import matrices_outside_linears, named_linears
+from prunekit.architectures.coverage import (
+    CONVOLUTION_TYPES,
+    matrices_outside_linears,
+    named_linears,
+)
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.vocabulary import output_heads
 
@@ -13,12 +17,18 @@ from prunekit.models.vocabulary import output_heads
 def dense_notes(stacks: Sequence[StackRunner]) -> Iterator[str]:
     """Yield notes about matrices in blocks that are not those of linears.
 
+    Kernels of convolutions over several channels are among them.
     Those of all blocks of a stack are one note, with ``*`` for the number of the block.
     """
     for runner in stacks:
         found: dict[str, str] = {}
         for name, block in zip(runner.names, runner.blocks, strict=True):
-            for path in matrices_outside_linears(block):
+            kernels = [
+                f"{path}.weight"
+                for path, module in block.named_modules()
+                if isinstance(module, CONVOLUTION_TYPES) and module.weight.shape[1] > 1
+            ]
+            for path in (*matrices_outside_linears(block), *kernels):
                 owner = block.get_submodule(path.rpartition(".")[0])
                 found.setdefault(f"{name.rpartition('.')[0]}.*.{path}", type(owner).__name__)
         for path, kind in found.items():

@@ -7,8 +7,14 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import (
+    Transpose,
+    WeightConverter,
+    WeightRenaming,
+    rename_source_key,
+)
 
+from prunekit.architectures.empty_linear import EmptyLinear
 from prunekit.architectures.expert_layout import expert_layout
 from prunekit.checkpoint.header import FLOAT_DTYPES, TensorEntry
 from prunekit.checkpoint.parts import TensorPart, whole_tensors
@@ -25,7 +31,8 @@ def stored_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, st
 
     Raises:
         CheckpointError: A parameter is missing from the files, or has another shape or a data
-            type there that cannot be computed with.
+            type there that cannot be computed with; or the files have weights of a layer that has
+            no units.
     """
     values = model.state_dict(keep_vars=True)
     renamed = [(stored, name) for stored, name in _renamed(model, checkpoint) if name in values]
@@ -46,6 +53,7 @@ def stored_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, st
             + (f" and lacks {len(missing) - 1} more tensors" if len(missing) > 1 else "")
             + f" that {type(model).__name__} needs. It is incomplete or of another architecture."
         )
+    _check_without_units(model, checkpoint)
     for name, stored in found.items():
         if (
             counts[name] > 1
@@ -122,7 +130,7 @@ def _renamed(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterator[tuple[s
         owner = name.rpartition(".")[0]
         if name in fused and (source is None or "*" not in source):
             operations = [
-                type(each).__name__
+                each
                 for part in converters
                 if source in part.source_patterns
                 for each in part.operations
@@ -140,7 +148,7 @@ def _renamed(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterator[tuple[s
 
 
 def _parts_of_experts(
-    name: str, module: nn.Module, stored: str, checkpoint: Checkpoint, operations: list[str]
+    name: str, module: nn.Module, stored: str, checkpoint: Checkpoint, operations: list[Any]
 ) -> Iterator[tuple[str, str]]:
     """Yield each part of a tensor with all experts, and the model's name for it.
 
@@ -149,7 +157,10 @@ def _parts_of_experts(
         module: The module of the experts, which are linears now.
         stored: Name of the tensor in the checkpoint.
         checkpoint: The checkpoint.
-        operations: Names of the operations by which transformers converts the tensor.
+        operations: Operations by which transformers converts the tensor.
+
+    Raises:
+        CheckpointError: It does more than to transpose matrices.
     """
     owner, _, tensor = name.rpartition(".")
     layout, entry = expert_layout(module), checkpoint.entries[stored]
@@ -158,15 +169,17 @@ def _parts_of_experts(
     linears = layout.parts[tensor.removesuffix("_bias")]
     first: Any = module.get_submodule(f"0.{linears[0]}")
     rows, inputs = len(linears) * first.out_features, first.in_features
-    stores_inputs_first = entry.shape[1:] == (inputs, rows)
-    ambiguous = rows == inputs or bool(set(operations) - {"Transpose"})
-    if operations and ambiguous:
-        raise CheckpointError(
-            f"{entry.file}: {stored} holds all experts in a layout that transformers converts by "
-            f"{', '.join(operations)}, and only {list(entry.shape)} says which way. Save the "
-            "model again with save_pretrained(..., save_original_format=False)."
-        )
-    transposed = stores_inputs_first if operations else layout.transposed
+    expected = (inputs, rows) if layout.transposed else (rows, inputs)
+    transposed = layout.transposed
+    for operation in operations:
+        if not isinstance(operation, Transpose):
+            raise CheckpointError(
+                f"{entry.file}: {stored} holds all experts in a layout that transformers converts "
+                f"by {type(operation).__name__}, of which no part is known. Save the model again "
+                "with save_pretrained(..., save_original_format=False)."
+            )
+        # Some transpose only tensors of another shape than the parameter's.
+        transposed ^= not operation.check_dims or entry.shape[1:] != expected
     step = len(linears) if layout.interleaved else 1
     for number in range(entry.shape[0]):
         for index, linear in enumerate(linears):
@@ -176,9 +189,24 @@ def _parts_of_experts(
             yield part.name, f"{owner}.{number}.{linear}.{'bias' if is_bias else 'weight'}"
 
 
+def _check_without_units(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+    """Refuse weights of layers that have no units according to the config."""
+    for name, module in model.named_modules():
+        stored = f"{name}.weight"
+        if isinstance(module, EmptyLinear) and stored in checkpoint.entries:
+            raise CheckpointError(
+                f"{checkpoint.entries[stored].file}: {stored} is of a layer of which config.json "
+                "keeps no units. The config belongs to another model."
+            )
+
+
 def _check_layout(name: str, value: Tensor, stored: str, checkpoint: Checkpoint) -> None:
     entry = checkpoint.entry(stored)
-    assert entry is not None
+    if entry is None:
+        raise CheckpointError(
+            f"{checkpoint.folder}: {stored}, which is {name}, is no part of that tensor. The "
+            "config belongs to another model."
+        )
     if isinstance(value, nn.Parameter) and entry.dtype not in FLOAT_DTYPES:
         dtype = entry.unreadable or str(entry.dtype).removeprefix("torch.")
         raise CheckpointError(

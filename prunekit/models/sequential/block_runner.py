@@ -82,7 +82,7 @@ def _zeros(like: Tensor, width: int, ids: Tensor, *_: object, **__: object) -> T
 @contextmanager
 def _blank_embeddings(model: nn.Module, like: Tensor) -> Iterator[None]:
     """Let tables of embeddings, which may have no weights now, return zeros."""
-    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    tables: list[Any] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     for table in tables:
         table.forward = partial(_zeros, like, table.weight.shape[1])
     try:
