@@ -284,16 +284,21 @@ def test_layers_without_units_are_reported_verified_and_pruned_again(tmp_path, c
     assert "model.layers.0.self_attn" not in {layer["name"] for layer in again["layers"]}
     assert main(["verify", str(tmp_path / "again")]) == 0
     data = {"data": str(folder / "text.txt")}
-    made = checkpoints.planned(tmp_path / "again", tmp_path / "sparse", calibration=data)
+    half = {"method": "sparsegpt", "pattern": "unstructured", "sparsity": 0.5}
+    made = checkpoints.planned(
+        tmp_path / "again", tmp_path / "sparse", calibration=data, prune=half
+    )
     *_, finish = prunekit.run(made)
-    assert {layer["sparsity"] for layer in finish.values["layers"]} == {0.5}
+    pruned = [layer["name"] for layer in finish.values["layers"]]
+    assert "model.layers.1.self_attn.v_proj" in pruned
+    assert not any("layers.0.self_attn" in name or "layers.1.mlp" in name for name in pruned)
     assert main(["verify", str(tmp_path / "sparse")]) == 0
 
 
 def test_least_zero_is_refused_at_plan_time_where_an_attention_is_not_known(tmp_path):
-    folder = checkpoints.write(tmp_path / "m", "olmo2")
-    with pytest.raises(ConfigError, match=r"Olmo2Attention .*Use least = 1"):
-        planned(folder, tmp_path / "out", f"{BOTH}\nleast = 0")
-    budget = 'method = "obs"\npattern = ["heads", "neurons"]\nparameters = 0.5\nleast = 0'
-    with pytest.raises(ConfigError, match=r"Olmo2Attention .*Use least = 1"):
-        planned(folder, tmp_path / "budget", budget)
+    folder = checkpoints.write(tmp_path / "m", "granite")
+    heads = 'method = "obs"\npattern = "heads"\nleast = 0\n'
+    with pytest.raises(ConfigError, match=r"GraniteAttention .*Use least = 1"):
+        planned(folder, tmp_path / "out", f"{heads}sparsity = 0.5")
+    with pytest.raises(ConfigError, match=r"GraniteAttention .*Use least = 1"):
+        planned(folder, tmp_path / "budget", f"{heads}parameters = 0.9")
