@@ -7,7 +7,7 @@ Exit codes: 0 success; 1 failure; 2 invalid input, nothing was written; 130 inte
 """
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -74,7 +74,7 @@ def evaluate(  # noqa: PLR0913  independent options
             _generate(model, generate)
 
 
-def _check_data(data: Sequence[str], unused: dict[str, object], *, labelled: bool) -> None:
+def _check_data(data: Sequence[str], unused: Mapping[str, object], *, labelled: bool) -> None:
     """Refuse options of the other kind of data, and sources of another kind."""
     from prunekit.data.labelled import check_labelled_sources
     from prunekit.data.sources import check_sources
