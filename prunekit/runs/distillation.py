@@ -8,7 +8,7 @@ from prunekit.config.distill_table import Distill
 from prunekit.runs.plan_base import PlanBase
 from prunekit.runs.training import trained_adapter
 from prunekit.structured.unit_gates import Gates
-from prunekit.training.teachers import DenseTwin, SharedTeacher, Teacher
+from prunekit.training.teachers import DenseTeacher, SharedTeacher, Teacher
 
 
 def teacher_of(
@@ -25,9 +25,9 @@ def teacher_of(
         return None
     if gates and trained_adapter(plan.config, model):
         return SharedTeacher(model, gates)
-    twin = DenseTwin(model)
-    twin.model.float()
-    return twin
+    dense = DenseTeacher(model)
+    dense.model.float()
+    return dense
 
 
 def distillation_words(distill: Distill, last: int) -> str:

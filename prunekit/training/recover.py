@@ -40,7 +40,7 @@ from prunekit.training.measure import (
     learning_rate,
     trained_weights,
 )
-from prunekit.training.teachers import DenseTwin, SharedTeacher, Teacher
+from prunekit.training.teachers import DenseTeacher, SharedTeacher, Teacher
 
 __all__ = ["Pruning", "TrainingStep", "learning_rate", "recover", "recovered_fraction", "summarize"]
 
@@ -79,7 +79,7 @@ def recover(  # noqa: PLR0913  independent options
         during: Called with the optimizer; the context that it returns is in force until the end.
         distill: Train towards the outputs of a teacher too.
         teacher: The teacher. By default the model as it is now: with ``gates`` and frozen weights
-            a :class:`SharedTeacher`, with ``gates`` or ``during`` a :class:`DenseTwin`. A model
+            a :class:`SharedTeacher`, with ``gates`` or ``during`` a :class:`DenseTeacher`. A model
             that is pruned already needs the one from before.
         kept: Kept blocks and coordinates, if any were removed; see :class:`Distiller`.
 
@@ -145,10 +145,10 @@ def _teacher(model: PreTrainedModel, gates: Sequence[Gates], *, prunes: bool) ->
     if gates and not all(each.requires_grad for each in model.parameters()):
         return SharedTeacher(model, gates)
     if gates or prunes:
-        return DenseTwin(model)
+        return DenseTeacher(model)
     raise ConfigError(
         "distill: the teacher is the model before pruning, and this one is pruned already, or not "
-        "at all. Pass teacher=DenseTwin(model), made before the pruning."
+        "at all. Pass teacher=DenseTeacher(model), made before the pruning."
     )
 
 

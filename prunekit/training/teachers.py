@@ -60,7 +60,7 @@ class Teacher(Protocol):
         ...
 
 
-class DenseTwin:
+class DenseTeacher:
     """A frozen copy of a model, which needs memory for a second one.
 
     Make it before the model is pruned. The copy has no gates, so that all units take part; it never

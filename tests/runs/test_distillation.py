@@ -12,7 +12,7 @@ from prunekit.config.train_table import Train
 from prunekit.runs.distillation import distillation_words
 from prunekit.training import keep_masks
 from prunekit.training.recover import recover
-from prunekit.training.teachers import DenseTwin, SharedTeacher
+from prunekit.training.teachers import DenseTeacher, SharedTeacher
 from tests.runs.trained.test_run import assert_written, finished, texts
 from tests.support import checkpoints
 from tests.support.structured import write_config
@@ -45,10 +45,10 @@ def test_a_run_that_prunes_weights_is_that_of_the_python_interface(llama, tmp_pa
     report = finished(plan)
     trained, held_out = texts(llama)
     model = prunekit.load(llama)
-    twin = DenseTwin(model)
+    teacher = DenseTeacher(model)
     prunekit.prune(model, torch.cat([trained, held_out]), method="magnitude", sparsity=0.5)
     with keep_masks(model):
-        options = {"distill": Distill(end=4), "teacher": twin}
+        options = {"distill": Distill(end=4), "teacher": teacher}
         [*recover(model, trained, held_out, Train(**TRAIN), **options)]
     assert_written(tmp_path / "out", model)
     first, *rows = report["training"]["history"]
@@ -86,7 +86,7 @@ def test_units_that_close_while_training_have_the_model_or_its_copy_as_teacher(
 ):
     """With an adapter no second model is made."""
     made = []
-    for kind in (DenseTwin, SharedTeacher):
+    for kind in (DenseTeacher, SharedTeacher):
         method = kind.__init__
         monkeypatch.setattr(
             kind, "__init__", lambda self, *a, m=method, k=kind: made.append(k) or m(self, *a)
@@ -96,5 +96,5 @@ def test_units_that_close_while_training_have_the_model_or_its_copy_as_teacher(
         pytest.importorskip("peft")
     prune = 'pattern = ["heads", "neurons"]\nsparsity = 0.5\nend = 3\n'
     report = units(llama, tmp_path, prune, train)
-    assert made == [SharedTeacher if adapter else DenseTwin]
+    assert made == [SharedTeacher if adapter else DenseTeacher]
     assert report["training"]["history"][-1]["distillation"]["prediction"] > 0

@@ -13,7 +13,7 @@ from prunekit.errors import NumericsError
 from prunekit.training.data_parallel import training_step
 from prunekit.training.distill import Distiller
 from prunekit.training.distill_losses import drawn_blocks
-from prunekit.training.teachers import DenseTwin, SharedTeacher
+from prunekit.training.teachers import DenseTeacher, SharedTeacher
 from tests.support.adapters import PEFT_WARNS, adapted_model
 from tests.support.architectures import tiny
 from tests.support.threads import on_ranks
@@ -53,7 +53,7 @@ def nudged(model, by=0.5):
 
 def distilled(model, settings, steps=(0, 4), step=1, **options):
     """Return a distiller whose next step is ``step``."""
-    teacher = options.pop("teacher", None) or DenseTwin(model)
+    teacher = options.pop("teacher", None) or DenseTeacher(model)
     made = Distiller(model, teacher, settings, steps, 3, **options)
     made.step = step - 1
     return made
@@ -248,7 +248,7 @@ def test_ranks_have_the_losses_and_gradients_of_one_process(size, how):
 def test_a_student_that_is_smaller_is_compared_in_the_teachers_coordinates():
     """Blocks and coordinates were removed before; what is missing is zero at first."""
     model, inputs = samples("llama")
-    teacher, kept = DenseTwin(model), {}
+    teacher, kept = DenseTeacher(model), {}
     for kind in (prunekit.blocks, prunekit.hidden):
         gates = kind(model)
         gates.prune(gates.score("random"), 0.5)

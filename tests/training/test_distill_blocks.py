@@ -6,7 +6,7 @@ import torch
 import prunekit
 from prunekit.errors import ConfigError
 from prunekit.training.distill_blocks import BlockMap, kept_coordinates, stream_width
-from prunekit.training.teachers import DenseTwin
+from prunekit.training.teachers import DenseTeacher
 from tests.support.architectures import tiny
 
 NAME = "model.layers"
@@ -15,7 +15,7 @@ NAME = "model.layers"
 def without_blocks(keep, **sizes):
     """Return a teacher and a model that keeps some of its blocks."""
     model = tiny("llama", **sizes)
-    teacher, blocks = DenseTwin(model), prunekit.blocks(model)
+    teacher, blocks = DenseTeacher(model), prunekit.blocks(model)
     blocks.close({NAME: torch.tensor(keep)})
     blocks.finalize()
     return teacher, model, {NAME: [unit for unit, kept in enumerate(keep) if kept]}
@@ -42,7 +42,7 @@ def test_a_block_goes_with_itself_or_with_the_nearest_that_is_left():
 
 def test_blocks_of_a_gated_model_are_known_after_their_removal_too():
     model = tiny("llama", num_hidden_layers=4)
-    teacher = DenseTwin(model)
+    teacher = DenseTeacher(model)
     blocks = BlockMap(model, teacher, {})
     gates = prunekit.blocks(model)
     gates.close({NAME: torch.tensor([True, True, False, True])})
@@ -59,7 +59,7 @@ def test_depth_counts_through_encoder_and_decoder_and_each_has_its_own_candidate
     encoder, decoder = [*model.encoder.block], [*model.decoder.block]
     seen = set()
     for step in range(50):
-        targets = BlockMap(model, DenseTwin(model), {}).targets(0, step, "closest")
+        targets = BlockMap(model, DenseTeacher(model), {}).targets(0, step, "closest")
         assert [each.quarter for each in targets] == [0, 1, 2, 3]
         assert [each.decodes for each in targets] == [False, False, True, True]
         assert all(each.candidates == (decoder if each.decodes else encoder) for each in targets)
@@ -78,7 +78,7 @@ def test_a_teacher_of_another_family_is_refused():
     with pytest.raises(
         ConfigError, match=r"teacher: it has blocks in transformer\.h, the model in"
     ):
-        BlockMap(tiny("llama"), DenseTwin(tiny("gpt2")), {})
+        BlockMap(tiny("llama"), DenseTeacher(tiny("gpt2")), {})
 
 
 def test_coordinates_are_placed_by_name_of_the_embeddings():

@@ -15,7 +15,7 @@ from prunekit.errors import ConfigError, NumericsError
 from prunekit.structured.batches import mean_loss
 from prunekit.training.lora import add_adapter, merge_adapters
 from prunekit.training.recover import learning_rate, recover, recovered_fraction, summarize
-from prunekit.training.teachers import DenseTwin, SharedTeacher
+from prunekit.training.teachers import DenseTeacher, SharedTeacher
 from tests.support import checkpoints
 from tests.support.structured import write_config
 from tests.support.units import randomized_model
@@ -160,13 +160,13 @@ def test_a_pruned_model_is_trained_towards_the_one_before():
     found = {}
     for distill in (None, Distill(map="closest", end=1)):
         model = randomized_model("llama")
-        twin = DenseTwin(model)
+        before = DenseTeacher(model)
         heads = prunekit.heads(model)
         heads.prune(heads.score("magnitude"), 0.5)
         heads.finalize()
-        teacher = {"distill": distill, "teacher": twin} if distill else {}
+        teacher = {"distill": distill, "teacher": before} if distill else {}
         moments = [*recover(model, TOKENS, TOKENS, QUICK, **teacher)]
-        found[distill is not None] = divergence_from(twin.model, model)
+        found[distill is not None] = divergence_from(before.model, model)
         names = {"prediction", "layer"} if distill else set()
         assert [each.distillation.keys() for each in moments] == [set(), *[names] * 4]
     assert found[True] < 0.8 * found[False]
@@ -200,7 +200,7 @@ def test_adapters_of_a_gated_model_have_the_model_itself_as_teacher(monkeypatch)
     heads = prunekit.heads(model)
     heads.prune(heads.score("magnitude"), 0.5)
     adapted = add_adapter(model, 2)
-    monkeypatch.setattr("prunekit.training.recover.DenseTwin", None)
+    monkeypatch.setattr("prunekit.training.recover.DenseTeacher", None)
     refreshed = []
     monkeypatch.setattr(SharedTeacher, "refresh", spied(SharedTeacher.refresh, refreshed))
     moments = [*recover(adapted, TOKENS, TOKENS, QUICK, [heads], distill=Distill())]
@@ -215,7 +215,7 @@ def spied(method, calls):
 
 def test_a_distillation_without_a_teacher_or_beyond_the_training_is_refused():
     model = randomized_model("llama")
-    with pytest.raises(ConfigError, match=r"Pass teacher=DenseTwin\(model\), made before"):
+    with pytest.raises(ConfigError, match=r"Pass teacher=DenseTeacher\(model\), made before"):
         next(recover(model, TOKENS, TOKENS, QUICK, distill=Distill()))
     with pytest.raises(ConfigError, match=r"distill\.end: 21 is beyond the training"):
         next(recover(model, TOKENS, TOKENS, QUICK, distill=Distill(end=21)))

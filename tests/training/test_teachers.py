@@ -6,7 +6,7 @@ import torch
 import prunekit
 from prunekit.errors import ConfigError
 from prunekit.training.apt.growth import grow, ranks_of
-from prunekit.training.teachers import DenseTwin, SharedTeacher, recorded_outputs
+from prunekit.training.teachers import DenseTeacher, SharedTeacher, recorded_outputs
 from tests.support.adapters import PEFT_WARNS, adapted_model, randomize_adapters
 from tests.support.units import batch, randomized_model
 
@@ -37,19 +37,19 @@ def test_a_copy_is_the_dense_model_whatever_becomes_of_the_student():
     inputs = batch(model)
     dense = logits(model, inputs)
     every = pruned(model)
-    twin = DenseTwin(model)
+    teacher = DenseTeacher(model)
     for gates in every:
         gates.finalize()
     with torch.no_grad():
         model.lm_head.weight.zero_()
-    found = outputs(twin, inputs)
+    found = outputs(teacher, inputs)
     assert torch.equal(found.logits, dense)
     assert [each.shape for each in found.hidden] == [(2, 9, 32)] * 2
-    assert not any(each.requires_grad for each in twin.model.parameters())
+    assert not any(each.requires_grad for each in teacher.model.parameters())
     assert not found.logits.requires_grad
-    twin.refresh()
-    assert torch.equal(outputs(twin, inputs).logits, dense)
-    assert twin.tensors().keys() == dict(twin.model.named_parameters()).keys()
+    teacher.refresh()
+    assert torch.equal(outputs(teacher, inputs).logits, dense)
+    assert teacher.tensors().keys() == dict(teacher.model.named_parameters()).keys()
 
 
 @pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama", "t5"])
