@@ -75,8 +75,10 @@ def _shapes(hidden: Tensor, context: Context) -> tuple[torch.Size, ...]:
     return (hidden.shape[:2], *([] if encoded is None else [encoded.shape[:2]]))
 
 
-def _zeros(like: Tensor, width: int, ids: Tensor, *_: object, **__: object) -> Tensor:
-    return like.new_zeros(*ids.shape, width)
+def _zeros(like: Tensor, width: int, ids: Tensor | torch.Size, *_: object, **__: object) -> Tensor:
+    # Tables of positions are given the shape of the tokens, and return [T, D].
+    shape = ids.shape if isinstance(ids, Tensor) else ids[-1:]
+    return like.new_zeros(*shape, width)
 
 
 @contextmanager
