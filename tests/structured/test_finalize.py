@@ -5,7 +5,7 @@ import torch
 
 import prunekit
 from prunekit.errors import ConfigError, ShapeError
-from prunekit.models.units.find import unit_groups
+from prunekit.models.units.blocks import block_groups
 from tests.support.adapters import PEFT_WARNS, adapted_model
 from tests.support.units import batch, close_whole, randomized_model, valid_logits
 
@@ -135,7 +135,7 @@ def test_adapters_and_their_state_are_lost_with_a_layer(model_type):
     assert {*group["params"]} == {*adapted.parameters()} >= {*optimizer.state}
     first, second = (
         sum("lora_" in name for name, _ in block.named_parameters())
-        for block in unit_groups(model, "blocks")[0].blocks
+        for block in block_groups(model)[0].blocks
     )
     assert first == 0
     assert second > 0

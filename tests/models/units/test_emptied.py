@@ -3,6 +3,8 @@
 import copy
 import json
 import pickle
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +33,12 @@ def model_of(model_type, **overrides):
     return randomized_model(model_type, **{**EQUAL_DEPTH.get(model_type, {}), **overrides})
 
 
-def without_first(model_type, heads=None, neurons=(0,), **overrides):
+def without_first(
+    model_type: str,
+    heads: Sequence[int] | None = None,
+    neurons: Sequence[int] = (0,),
+    **overrides: Any,
+) -> tuple[Any, torch.Tensor]:
     """Return a model without units in some attentions and feed-forwards, and the gated logits."""
     model = model_of(model_type, **overrides)
     skip_without_attention_interface(model)
