@@ -61,7 +61,7 @@ def restore(model: PreTrainedModel) -> None:
             select_position_biases(model, groups)
 
 
-def _recorded_units(group: UnitGroup, units: object) -> Sequence[int]:
+def _recorded_units(group: UnitGroup, units: int | list[int]) -> Sequence[int]:
     """Return the units of a group that a record names.
 
     Args:
@@ -72,10 +72,8 @@ def _recorded_units(group: UnitGroup, units: object) -> Sequence[int]:
         CheckpointError: They are no units of the group.
     """
     keep = range(units) if isinstance(units, int) else units
-    counted = isinstance(keep, range) and len(keep) == units
-    if not (counted or isinstance(keep, list)) or not all(
-        type(each) is int and 0 <= each < group.units for each in keep
-    ):
+    countable = len(keep) == units if isinstance(keep, range) else isinstance(keep, list)
+    if not countable or not all(type(each) is int and 0 <= each < group.units for each in keep):
         raise CheckpointError(
             f"config.json: {KEPT_UNITS_KEY} has {units!r} for {group.name}, and that has "
             f"{group.units} {group.kind}. It belongs to another model."
