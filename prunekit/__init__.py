@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from prunekit.runs.sparsify.plan import Plan
     from prunekit.sparsify.in_memory import prune
     from prunekit.statistics import Statistic
+    from prunekit.structured.labelled_batches import labelled_batches
     from prunekit.structured.rankers import Ranker
     from prunekit.structured.unit_gates import blocks, heads, hidden, neurons
     from prunekit.training.apt.loop import apt
@@ -54,6 +55,7 @@ __all__ = [
     "heads",
     "hidden",
     "join",
+    "labelled_batches",
     "load",
     "load_config",
     "neurons",
@@ -81,6 +83,7 @@ _HOMES = {
     "heads": "structured.unit_gates",
     "hidden": "structured.unit_gates",
     "join": "distributed.join",
+    "labelled_batches": "structured.labelled_batches",
     "load": "models.load",
     "load_config": "config.load",
     "neurons": "structured.unit_gates",

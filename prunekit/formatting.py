@@ -118,9 +118,8 @@ def size(value: Number) -> str:
 
 def duration(seconds: Number) -> str:
     """Format seconds: 12.3 s, 1 min 35 s, 2 h 05 min."""
-    if seconds is None:
+    if seconds is None or not math.isfinite(x := float(seconds)):
         return MISSING
-    x = float(seconds)
     if x < 59.95:
         return f"{x:.2f} s" if x < 9.995 else f"{x:.1f} s"
     minutes, rest = divmod(round(x), 60)

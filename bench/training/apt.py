@@ -56,7 +56,7 @@ def measure(row: Row) -> Row:
                 "quality": task.quality(model),
                 "achieved": step.achieved,
                 "done": step.done,
-                "ranks": sum(step.details.get("ranks", {}).values()) or None,
+                "ranks": step.details.get("ranks", {}).get("mean"),
             }
         )
         print(json.dumps(curve[-1]), file=sys.stderr, flush=True)

@@ -100,7 +100,7 @@ def curves(results: dict[str, Any], path: Path) -> None:
     if not names:
         return
     kinds = {"quality": "quality", "held_out": "held-out loss", "achieved": "removed"}
-    kinds["ranks"] = "sum of ranks"
+    kinds["ranks"] = "mean rank"
     figure, axes = plt.subplots(
         len(names), len(kinds), figsize=(4 * len(kinds), 3 * len(names)), squeeze=False
     )

@@ -15,6 +15,9 @@ LATEX = str.maketrans(
     | {letter: f"\\{letter}" for letter in "&%$#_{}"}
 )
 
+APT_SETTINGS = ("rank", "scale", "warmup", "window", "windows", "decay", "ema", "growth")
+"""Keys of [apt] that a paper states."""
+
 
 def model_name(report: dict[str, Any]) -> str:
     """Return the last part of the model's path or Hub id."""
@@ -54,7 +57,10 @@ def latex(report: dict[str, Any]) -> str:
 
 
 def _prune(report: dict[str, Any]) -> dict[str, Any]:
-    return report.get("config", {}).get("prune") or {}
+    config = report.get("config", {})
+    if apt := config.get("apt"):
+        return {"method": "APT"} | {key: apt[key] for key in APT_SETTINGS if key in apt}
+    return config.get("prune") or {}
 
 
 def _pruning(report: dict[str, Any]) -> str:

@@ -227,8 +227,8 @@ def _share(value: float, whole: float) -> float:
 
 def _phases(seconds: dict[str, float]) -> list[tuple[str, float, float]]:
     """Return name, seconds and percentage of each phase; the rest is "other"."""
-    total = seconds.get("total") or sum(filter(None, seconds.values()))
-    phases = {name: spent for name, spent in seconds.items() if name != "total" and spent}
+    phases = {name: float(spent) for name, spent in seconds.items() if spent}
+    total = phases.pop("total", 0.0) or sum(phases.values())
     rest = total - sum(phases.values())
     if phases and rest > 0.005 * total:
         phases["other"] = rest

@@ -3,6 +3,7 @@
 import re
 import tomllib
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
@@ -48,5 +49,9 @@ COMMENTED = re.compile(r"(.*)\n((?:# (?:\w+ = .+|\[\w+\])\n)+)")
 def test_what_the_starter_comments_out_is_the_default_or_an_example(load, found):
     written = re.sub("^# ", "", found[2], flags=re.MULTILINE)
     needed = "[train]\nheld_out = 4\n" if "end = " in written else ""
-    dump = load(STARTER[: found.start(2)] + written + STARTER[found.end(2) :] + needed).dump()
+    before = STARTER[: found.start(2)]
+    if "task = " in written:
+        Path("train.tsv").write_text("review\tgold\n")
+        before = before.replace('data = ["pydoc:train"]', 'data = "train.tsv"')
+    dump = load(before + written + STARTER[found.end(2) :] + needed).dump()
     assert (dump == load(STARTER).dump()) != found[1].lower().endswith("example:")

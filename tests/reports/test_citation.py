@@ -44,6 +44,12 @@ def test_a_model_is_called_by_the_end_of_its_path(example, path):
     assert citation.model_name(example) == "Model"
 
 
+def test_a_training_of_adapters_is_called_apt(example):
+    example["config"] = {"apt": {"steps": 9, "rank": 8, "decay": 0.01, "seed": 0}}
+    assert citation.method_name(example) == "APT"
+    assert citation.settings(example) == "rank = 8, decay = 0.01"
+
+
 def test_markdown_has_one_row_as_wide_as_its_head(example):
     example["model"]["path"] = "a|b_c\nd"
     head, rule, row = citation.markdown(example).split("\n")

@@ -24,7 +24,7 @@ def pictures(training: Mapping[str, Any]) -> list[Picture]:
     """Return the figures of the section of a report about training."""
     history = training["history"]
     found = [_losses(training), *_distillation(history), *_sparsities(history)]
-    found += _factors(history)
+    found += [*_factors(history), *_ranks(history)]
     if any(step.get("rate") is not None for step in history):
         points = _points(history, "rate")
         line = _curve(BLUE, points, "rate", formatting.number)
@@ -45,12 +45,14 @@ def rows(training: Mapping[str, Any]) -> list[dict[str, Any]]:
     names = {"rate": "rate", "sparsity": "asked", "achieved": "counted"}
     present = [key for key in names if any(step.get(key) is not None for step in history)]
     parts = dict.fromkeys(part for step in history for part in step.get("distillation") or {})
+    ranks = dict.fromkeys(name for step in history for name in step.get("ranks") or {})
     return [
         {
             **{key: step[key] for key in ("step", "loss", "held_out")},
             **{names[key]: step.get(key) for key in present},
             **{f"factor of {kind}": (step.get("factors") or {}).get(kind) for kind in kinds},
             **{f"{part} loss": (step.get("distillation") or {}).get(part) for part in parts},
+            **{f"{name} rank": (step.get("ranks") or {}).get(name) for name in ranks},
         }
         for step in history
     ]
@@ -139,6 +141,18 @@ def _factors(history: Steps) -> Iterator[Picture]:
         "Mean gate factor",
         "mean factor",
         "Mean factor of the gates of each kind of units: 1 is open, 0 removes a unit.",
+        stairs=True,
+    )
+
+
+def _ranks(history: Steps) -> Iterator[Picture]:
+    """Yield the figure of the ranks of adapters that grow."""
+    yield from _named_curves(
+        history,
+        "ranks",
+        "Ranks of the adapters",
+        "rank",
+        "Of all adapters: the more important half grows at the end of each window.",
         stairs=True,
     )
 

@@ -136,6 +136,9 @@ class TrainingStep(Part):
     achieved: Fraction | None = None
     factors: dict[Kind, Number] | None = None
     distillation: dict[Text, Number] | None = None
+    ranks: dict[Text, Number] | None = None
+    units: dict[Kind, Count] | None = None
+    parameters: Count | None = None
 
 
 class Training(Part):

@@ -130,9 +130,14 @@ class AptPruner(HookHandles):
 
     @property
     def details(self) -> dict[str, Any]:
-        """Ranks of the adapters and kept units, for the records."""
-        kept = {each.kind: each.units - each.closed for each in self.gates}
-        return {"ranks": ranks_of(self._model), "units": kept, "parameters": self.remaining}
+        """Ranks of the adapters, kept units and parameters, for the records."""
+        ranks = [*ranks_of(self._model).values()]
+        mean = sum(ranks) / len(ranks)
+        return {
+            "ranks": {"smallest": min(ranks), "mean": mean, "largest": max(ranks)},
+            "units": {each.kind: each.units - each.closed for each in self.gates},
+            "parameters": self.remaining,
+        }
 
     def remove(self) -> None:
         """Remove all hooks; the gates remain."""

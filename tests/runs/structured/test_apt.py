@@ -69,9 +69,11 @@ def test_a_run_trains_prunes_merges_writes_and_proves(llama, tmp_path, keys):
         assert len(layer["scores"]) == layer["units"]
         assert layer["sparsity"] == pytest.approx(1 - len(layer["kept"]) / layer["units"])
     assert history[-1]["units"] == kept
-    ranks = [*history[-1]["ranks"].values()]
-    assert min(ranks) == 2 < max(ranks) <= 64
+    ranks = history[-1]["ranks"]
+    assert ranks["smallest"] == 2 < ranks["mean"] < ranks["largest"] <= 64
     assert report["config"]["apt"]["parameters"] == 0.6
     assert "prune" not in report["config"]
     page = (tmp_path / "out/report.html").read_text()
+    assert "Ranks of the adapters" in page
+    assert "largest rank" in (tmp_path / "out/training.csv").read_text()
     assert "60 % of the parameters" in page or "60.0 % of the parameters" in page
