@@ -119,7 +119,8 @@ def _described(
         CheckpointError: See :meth:`prunekit.models.units.base.UnitGroup.check_unequal`.
     """
     for group in groups:
-        if len(kept[group.name]) < group.fewest(0) or not any(kept.values()):
+        is_empty = not kept[group.name]
+        if is_empty and (group.fewest(0) or not any(kept.values())):
             raise ConfigError(
                 f"{group.name}: all of its {group.units} {group.kind} are pruned, and at least one "
                 f"of the {group.kind} is kept. Reactivate one."

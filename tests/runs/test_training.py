@@ -23,7 +23,7 @@ from tests.support.architectures import tiny
 
 
 def planned(train):
-    return SimpleNamespace(config=SimpleNamespace(train=train), device=torch.device("cpu"))
+    return SimpleNamespace(config=SimpleNamespace(training=train), device=torch.device("cpu"))
 
 
 def test_the_last_samples_are_held_out():
@@ -82,7 +82,7 @@ def test_facts_have_what_was_measured():
 
 
 def test_a_training_is_told_in_words():
-    assert training_words(Train(steps=7, adapter=Adapter(rank=2))) == (
+    assert training_words(Train(steps=7), Adapter(rank=2)) == (
         "7 steps of 4 samples at most, held out 16 samples, adapters of rank 2 on all-linear; a "
         "training that is stopped begins anew"
     )
