@@ -1,7 +1,7 @@
 """Sparse training compared: schedules, one shot, masks of better methods.
 
     python -m bench.training.gradual [--steps N …] [--sparsity S …] [--seeds N] [--only NAME …]
-        [--minutes N]
+        [--minutes N] [--busy]
     python -m bench.training.gradual --cost | --traps
 
 Perplexity of held-out stories after so many AdamW steps of 8 × 128 tokens, with the schedule over
@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from 0")
     parser.add_argument("--only", nargs="*", default=[], choices=[*CONTESTANTS])
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no row after these")
+    parser.add_argument("--busy", action="store_true", help="other work runs: show no seconds")
     parser.add_argument("--cost", action="store_true", help="time and memory of a step")
     parser.add_argument("--traps", action="store_true", help="known mistakes")
     run(parser.parse_args())
@@ -103,7 +104,7 @@ def run(options: argparse.Namespace) -> None:
     for row in [] if options.cost or options.traps else wanted(options):
         if key(row) in rows:
             continue
-        rows[key(row)] = measure(found, row)
+        rows[key(row)] = measure(found, row) | ({"busy": True} if options.busy else {})
         results["rows"] = [*rows.values()]
         save(results)
         print(*key(row), rows[key(row)]["perplexity"], flush=True)

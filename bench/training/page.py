@@ -14,8 +14,8 @@ def page(results: dict[str, Any]) -> str:
         f"{results['model']}, dense perplexity {results['dense']:.2f}, trained with AdamW on",
         "batches of 8 × 128 tokens; a schedule takes the first half of the steps. Perplexity of",
         "held-out stories: mean ± deviation of the seeds (their number in brackets, if several),",
-        "the lowest mean in bold; seconds of the whole training. By magnitude unless the name says",
-        "otherwise. Made by `python -m bench.training.gradual`.",
+        "the lowest mean in bold; seconds of the whole training, if nothing else ran beside it. By",
+        "magnitude unless the name says otherwise. Made by `python -m bench.training.gradual`.",
         "",
     ]
     text += _quality(results["rows"])
@@ -91,6 +91,8 @@ def _cell(rows: list[Row], best: float) -> str:
     if rows[1:]:
         spread = statistics.stdev(row["perplexity"] for row in rows)
         shown += f" ± {spread:.2f} ({len(rows)})"
+    if any(row.get("busy") for row in rows):
+        return shown
     return f"{shown}, {statistics.mean(row['seconds'] for row in rows):.0f} s"
 
 
