@@ -79,14 +79,14 @@ def change(before: Number, after: Number) -> str:
 
 
 def measured(metric: str, value: Number) -> str:
-    """Format a measure: a fraction of samples as 88.88 %, another one as a number."""
+    """Format a measure: fractions of samples in percent, others as numbers."""
     if metric not in FRACTIONS or value is None or not math.isfinite(float(value)):
         return number(value)
     return f"{100 * float(value):.2f} %"
 
 
 def measured_change(metric: str, before: Number, after: Number) -> str:
-    """Format the change of a measure: of a fraction in points, -1.26 points."""
+    """Format the change of a measure, of fractions in points."""
     if metric not in FRACTIONS or before is None or after is None:
         return change(before, after)
     points = 100 * (float(after) - float(before))

@@ -17,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -144,7 +143,9 @@ def main() -> None:
 def _in_process(row: Row) -> Row:
     """Measure a row in a process of its own, so that its peak memory is known."""
     command = [sys.executable, "-m", "bench.training.apt", "--row", json.dumps(row)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=Path.cwd())
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=True
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -11,16 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from bench.jobs.end_to_end import SHARED
 from prunekit.data.tokens import calibration_tokens, evaluation_tokens
+from prunekit.models import stock
 from prunekit.structured.batches import mean_loss
 
 Batch = dict[str, Tensor]
@@ -83,7 +78,7 @@ def _sentiment(name: str) -> AptTask:
             return [(text, int(label)) for text, label in [*table][1:]]
 
     def batches(chosen: list[tuple[str, int]], size: int) -> list[Batch]:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = stock.read_tokenizer(folder)
         found = []
         for start in range(0, len(chosen), size):
             texts, labels = zip(*chosen[start : start + size], strict=True)
@@ -110,7 +105,7 @@ def _sentiment(name: str) -> AptTask:
     return AptTask(
         name,
         folder,
-        partial(_load, AutoModelForSequenceClassification, folder),
+        partial(_load, folder),
         train,
         lambda: batches(rows("train_12k.tsv")[:HELD_OUT], 64),
         accuracy,
@@ -134,7 +129,7 @@ def _sorting(name: str) -> AptTask:
         return ["".join(order.choices(LETTERS, k=order.randint(4, 16))) for _ in range(count)]
 
     def batches(chosen: list[str], size: int) -> list[Batch]:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = stock.read_tokenizer(folder)
         found = []
         for start in range(0, len(chosen), size):
             part = chosen[start : start + size]
@@ -147,7 +142,7 @@ def _sorting(name: str) -> AptTask:
 
     @torch.inference_mode()
     def exact(model: PreTrainedModel) -> float:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = stock.read_tokenizer(folder)
         chosen, right = strings(512, "judged"), 0
         for start in range(0, len(chosen), 128):
             part = chosen[start : start + 128]
@@ -161,7 +156,7 @@ def _sorting(name: str) -> AptTask:
     return AptTask(
         name,
         folder,
-        partial(_load, AutoModelForSeq2SeqLM, folder),
+        partial(_load, folder),
         lambda size, seed: batches(strings(64000, seed), size),
         lambda: batches(strings(HELD_OUT, "held out"), 128),
         exact,
@@ -177,18 +172,18 @@ def _stories(name: str) -> AptTask:
     folder, data = SHARED / "models" / name, SHARED / "data/tinystories"
 
     def samples(count: int, seed: int) -> Tensor:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = stock.read_tokenizer(folder)
         return calibration_tokens(tokenizer, [str(data / "train.txt")], count, STORY, seed).ids
 
     def perplexity(model: PreTrainedModel) -> float:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = stock.read_tokenizer(folder)
         judged = evaluation_tokens(tokenizer, [str(data / "valid.txt")], STORY).ids
         return math.exp(mean_loss(model, [{"input_ids": part} for part in judged.split(16)]))
 
     return AptTask(
         name,
         folder,
-        partial(_load, AutoModelForCausalLM, folder),
+        partial(_load, folder),
         lambda size, seed: [{"input_ids": part} for part in samples(4096, seed + 1).split(size)],
         lambda: [{"input_ids": part} for part in samples(128, 0).split(16)],
         perplexity,
@@ -199,5 +194,5 @@ def _stories(name: str) -> AptTask:
     )
 
 
-def _load(kind: Any, folder: Path) -> PreTrainedModel:  # noqa: ANN401  auto classes
-    return kind.from_pretrained(folder, dtype=torch.float32).eval()
+def _load(folder: Path) -> PreTrainedModel:
+    return stock.open_model(folder, dtype=torch.float32).eval()

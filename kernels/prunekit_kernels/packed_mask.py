@@ -86,7 +86,7 @@ def apply(weight: Float[Tensor, "O I"], bits: UInt8[Tensor, "O B"]) -> None:
 
 
 def zero(keep: Bool[Tensor, "..."], *values: Float[Tensor, "..."]) -> None:
-    """Zero pruned entries in place, NaN too, by an unpacked mask, in PyTorch.
+    """Zero pruned entries in place, NaN too, in PyTorch.
 
     Args:
         keep: Mask of kept entries.
@@ -101,7 +101,7 @@ def zero(keep: Bool[Tensor, "..."], *values: Float[Tensor, "..."]) -> None:
 
 
 def kept(value: Float[Tensor, "..."], keep: Bool[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Return a tensor with zeros, also for NaN, where not kept, in PyTorch."""
+    """Return a tensor with zeros, also for NaN, where pruned."""
     whole = value.view(INTEGERS[value.itemsize])
     return torch.mul(whole, _ones(keep, whole.dtype)).view(value.dtype)
 

@@ -181,7 +181,7 @@ class Stack:
         return linear in self.optional or re.sub(r"\.\d+\.", ".*.", linear) in self.optional
 
     def why_dense(self, linear: str) -> str | None:
-        """Return the reason why a linear of a block is never pruned, or None."""
+        """Return why a linear of a block is never pruned, or None."""
         return dict(self.dense).get(linear)
 
 

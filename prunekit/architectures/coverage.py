@@ -71,7 +71,7 @@ def check_coverage(model: PreTrainedModel, stack: Stack) -> None:
 
 
 def matrices_outside_linears(block: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the weights of a block that hold matrices, and are those of no linear.
+    """Return a block's weights that hold matrices and belong to no linear.
 
     Tables of embeddings and kernels of convolutions are none; experts of a known layout neither.
     """
@@ -86,7 +86,7 @@ def matrices_outside_linears(block: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def refuse_unknown_experts(model: PreTrainedModel, blocks: str) -> None:
-    """Check that most weights of each block are in linears, or in experts of a known layout.
+    """Check that most weights of each block are in known linears.
 
     Raises:
         CheckpointError: More weights are in other tensors; names the largest.

@@ -8,13 +8,13 @@ from typing_extensions import override
 
 
 class NoWeight:
-    """Stands for a weight without elements, which transformers neither initializes nor casts to."""
+    """Weight without elements, which transformers neither initializes nor casts to."""
 
     _is_hf_initialized: ClassVar[bool] = True
 
 
 class EmptyLinear(nn.Module):
-    """Takes the place of a linear whose inputs or outputs are all removed.
+    """Stand-in for a linear whose inputs or outputs are removed.
 
     It has no weight, so that no file, optimizer or count of parameters holds one; without inputs
     its output is the bias, or zeros. The output still depends on the input, so that all parameters

@@ -1,4 +1,4 @@
-"""How transformers stores the matrices of all experts of a block in a few tensors.
+"""Layouts in which transformers stores the matrices of all experts.
 
 Modules of its experts interface declare it by flags, so no model family is named here. Others are
 not understood.
@@ -22,7 +22,7 @@ UNGATED_PARTS = {"up_proj": ("up_proj",), "down_proj": ("down_proj",)}
 
 @dataclass(frozen=True)
 class ExpertLayout:
-    """Positions of the linears of each expert in the fused tensors of a module.
+    """Positions of each expert's linears in the fused tensors.
 
     Attributes:
         gated: An expert is ``down(act(gate(x)) · up(x))``; otherwise ``down(act(up(x)))``.
@@ -47,13 +47,13 @@ class ExpertLayout:
         return [*self.parts, *(f"{name}_bias" for name in self.parts if self.biased)]
 
     def stages(self, path: str) -> tuple[tuple[str, ...], ...]:
-        """Return the linears that read the same input, by name, in the order of the data flow."""
+        """Return the linears that read the same input, in run order."""
         return tuple(
             tuple(f"{path}.*.{linear}" for linear in linears) for linears in self.parts.values()
         )
 
     def weights(self, fused: str, matrix: Tensor) -> dict[str, Float[Tensor, "O I"]]:
-        """Return a view of the weight of each linear in the matrix of one expert.
+        """Return a view of each linear's weight in an expert's matrix.
 
         Args:
             fused: Name of the fused tensor.
@@ -76,7 +76,7 @@ class ExpertLayout:
 
 
 def expert_layout(module: nn.Module) -> ExpertLayout | None:
-    """Return the layout of a module with experts, fused or not; None for any other."""
+    """Return the layout of a module's experts; None without experts."""
     flags: dict[str, Any] = {name: getattr(module, name, None) for name in FLAGS}
     if not all(isinstance(flag, bool) for flag in flags.values()):
         return None
@@ -89,7 +89,7 @@ def expert_layout(module: nn.Module) -> ExpertLayout | None:
 
 
 def is_fused(module: nn.Module) -> bool:
-    """Return whether a module holds the matrices of its experts in tensors that are understood."""
+    """Return whether the layout of a module's experts is understood."""
     layout = expert_layout(module)
     return layout is not None and all(name in module._parameters for name in layout.tensors)
 

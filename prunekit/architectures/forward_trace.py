@@ -76,7 +76,7 @@ _traces: list[tuple[ForwardTrace, dict[nn.Module, str]]] = []
 
 @contextmanager
 def traced_forward(base: PreTrainedModel, blocks: str) -> Iterator[ForwardTrace]:
-    """Trace a forward of a copy of a model, from embeddings or else from token ids.
+    """Trace a forward of a model's copy, from embeddings or token ids.
 
     From token ids too where a block reads the embeddings beside the hidden states. Inside the
     context tensors are fake, so the copy can be changed and run again.
@@ -254,7 +254,7 @@ def _origins(x: Tensor) -> set[str]:
 
 
 def _experts(module: nn.Module, hidden: Float[Tensor, "T D"], *routing: Tensor) -> Tensor:
-    """Note the call of a module of experts; its output has no values anyway.
+    """Note the call of a module of experts.
 
     Routers are the weights in the module around the experts from which the choice was computed.
     """

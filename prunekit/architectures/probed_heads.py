@@ -165,13 +165,11 @@ def _attention(
     if not sizes:
         return None
     right = {"heads": call.heads, "groups": call.groups, "width": call.heads * size}
-    counts: dict[str, Count] = {
-        name: count for name, count in COUNTS.items() if name in vars(module)
-    }
+    counts: dict[str, Count] = {each: COUNTS[each] for each in COUNTS if each in vars(module)}
     if any(getattr(module, name) != right[count] for name, count in counts.items()):
         return None
     config: Any = getattr(module, "config", None)
-    expressible = all(hasattr(config, name) for name, count in ENTRIES if count != "size")
+    named = all(hasattr(config, name) for name, count in ENTRIES if count != "size")
     query, key, value, output = (
         name.removeprefix(block) for name in (query, key, values[0], outputs[0])
     )
@@ -183,7 +181,7 @@ def _attention(
         output=output,
         size=sizes[0],
         counts=tuple(counts.items()),
-        entries=ENTRIES if expressible else (),
+        entries=ENTRIES if named else (),
         emptiable=False,  # some add the residual stream to their output
     )
 

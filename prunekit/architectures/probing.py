@@ -83,7 +83,7 @@ def _block_lists(base: nn.Module) -> list[str]:
 
 
 def _of_text(base: PreTrainedModel, lists: list[str]) -> list[str]:
-    """Return the lists of the text backbone, nearest to it, and with equal blocks if there are."""
+    """Return the lists of blocks of the text backbone."""
     paths = {module: name for name, module in base.named_modules()}
     decoder = paths.get(base.get_decoder(), "")
     inside = [name for name in lists if name.startswith(f"{decoder}.")] if decoder else lists
@@ -149,7 +149,7 @@ def _stack(
 
 
 def _dense(base: PreTrainedModel, blocks: str, trace: ForwardTrace) -> dict[str, str]:
-    """Return the linears of a block that are not pruned, with the reason."""
+    """Return a block's linears that are not pruned, with reasons."""
     dense: dict[str, str] = {}
     tied: dict[str, str] = getattr(base, "all_tied_weights_keys", {})
     shared = {*tied, *tied.values()}

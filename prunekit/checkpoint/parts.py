@@ -1,4 +1,4 @@
-"""Matrices that a checkpoint stores together in one tensor, such as those of all experts.
+"""Matrices that a checkpoint stores together in one tensor.
 
 A part is named by its position in the tensor, so that the name alone finds it in any copy of the
 checkpoint: ``experts.gate_up_proj[3, 0:64:2].T`` are the even ones of the first 64 rows of the
@@ -19,7 +19,7 @@ _NAME = re.compile(r"(.+)\[(\d+), (\d+):(\d+):(\d+)\](\.T)?", re.DOTALL)
 
 @dataclass(frozen=True)
 class TensorPart:
-    """Rows of one matrix of a tensor [E, O, I], or [E, I, O] transposed.
+    """Rows of one matrix of a tensor of several.
 
     Attributes:
         tensor: Name of the tensor.
@@ -35,13 +35,13 @@ class TensorPart:
 
     @property
     def name(self) -> str:
-        """Name of the part; no tensor of a checkpoint has such a name."""
+        """Name of the part, which no tensor has."""
         rows = f"{self.rows.start}:{self.rows.stop}:{self.rows.step}"
         return f"{self.tensor}[{self.number}, {rows}]{'.T' * self.transposed}"
 
     @classmethod
     def parse(cls, name: str) -> Self | None:
-        """Return the part of this name; None for the name of a tensor."""
+        """Return the part of a name; None for a whole tensor."""
         if not (found := _NAME.fullmatch(name)):
             return None
         tensor, number, *rows, transposed = found.groups()
@@ -54,7 +54,7 @@ class TensorPart:
         return (matrix.T if self.transposed else matrix)[rows]
 
     def shape(self, whole: tuple[int, ...]) -> tuple[int, ...] | None:
-        """Return the shape of the part in a tensor of a shape; None if it has no such part."""
+        """Return the part's shape in a tensor, or None."""
         if len(whole) not in {2, 3} or self.number >= whole[0]:
             return None
         matrix = whole[:0:-1] if self.transposed else whole[1:]
@@ -69,14 +69,14 @@ def whole_tensors(names: Iterable[str]) -> list[str]:
 
 
 def find_part(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
-    """Return a tensor, or a view of a part of one, by its name; None if there is none."""
+    """Return a tensor, or part of one, by name, or None."""
     part = TensorPart.parse(name)
     whole = tensors.get(part.tensor if part else name)
     return part.of(whole) if part and whole is not None else whole
 
 
 def put_parts(tensors: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors with changed ones, of which some are parts, in their place.
+    """Return tensors in which some, or parts of some, are replaced.
 
     Args:
         tensors: Whole tensors, which are not changed.

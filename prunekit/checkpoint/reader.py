@@ -73,7 +73,7 @@ class Checkpoint:
         return {name: value for name, value in found if value is not None}
 
     def entry(self, name: str) -> TensorEntry | None:
-        """Return the entry of a tensor or of a part of one; None if there is none."""
+        """Return the entry of a tensor or part of one, or None."""
         part = TensorPart.parse(name)
         whole = self.entries.get(part.tensor if part else name)
         if not part or not whole:

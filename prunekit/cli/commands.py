@@ -34,7 +34,7 @@ def evaluate(  # noqa: PLR0913  independent options
     samples: int | None = None,
     generate: int = 0,
 ) -> None:
-    """Measure perplexity, or accuracy or exact match by --task; --generate adds speed and text.
+    """Measure perplexity, or by --task accuracy or exact match.
 
     Args:
         model: A checkpoint folder or a hub id.
@@ -75,7 +75,7 @@ def evaluate(  # noqa: PLR0913  independent options
 
 
 def _check_data(data: Sequence[str], unused: Mapping[str, object], *, labelled: bool) -> None:
-    """Refuse options of the other kind of data, and sources of another kind."""
+    """Refuse options and sources of the other kind of data."""
     from prunekit.data.labelled import check_labelled_sources
     from prunekit.data.sources import check_sources
 

@@ -1,6 +1,6 @@
 """``[apt]``: adapters that prune and grow while they are trained."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,12 +10,14 @@ from prunekit.models.units.kinds import Counted
 
 
 class Apt(Training):
-    """Training of adapters that prune the model and grow (Zhao et al., APT, arXiv:2401.12200).
+    """Training of adapters that prune the model and grow (APT).
 
     After a warm-up come windows. At the start of each the units with the highest salience per
     parameter are chosen within a cubic budget; in it the gates of the others close step by step; at
     its end these units are removed and the most important adapters grow.
     """
+
+    table: ClassVar[str] = "apt"
 
     parameters: float = Field(gt=0, lt=1)
     """Largest fraction of the parameters to keep."""
@@ -73,7 +75,7 @@ class Apt(Training):
         return self.warmup + self.windows * self.window
 
     def budget(self, window: int) -> float:
-        """Return the fraction of parameters to keep at the end of a window, counted from 1.
+        """Return the fraction of parameters kept at a window's end.
 
         ``γ = γ_T + (1 − γ_T) (1 − t)³`` with t = window / windows.
         """
@@ -81,7 +83,7 @@ class Apt(Training):
         return self.parameters + (1 - self.parameters) * left**3
 
     def as_prune(self) -> dict[str, Any]:
-        """Return the table [prune] that removes the same kinds of units to the same budget."""
+        """Return the table [prune] with the same units and budget."""
         return {
             "method": "salience",
             "smoothing": self.ema,

@@ -34,11 +34,11 @@ class Distill(Section):
     """Step at which μ is 1, as it is from then on. Default: the last step of training."""
 
     def steps(self, last: int) -> tuple[int, int]:
-        """Return the steps between which μ rises, in a training of ``last`` steps."""
+        """Return the steps between which μ rises."""
         return self.start, last if self.end is None else self.end
 
     def mistakes(self, last: int) -> dict[str, str]:
-        """Return contradictions with the maximum number of steps of the training, by key."""
+        """Return contradictions with the length of the training, by key."""
         start, end = self.steps(last)
         beyond = f"is beyond the training, which has {last} steps."
         if start >= last:

@@ -1,6 +1,6 @@
 """``[train]``: training of the pruned model, or pruning while training."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -19,6 +19,9 @@ class Adapter(Section):
 
 class Training(Section):
     """Keys of every training."""
+
+    table: ClassVar[str] = "train"
+    """Name of the table, for messages."""
 
     steps: int = Field(default=500, ge=1, le=MOST_STEPS)
     """Maximum number of steps."""

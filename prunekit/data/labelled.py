@@ -1,4 +1,4 @@
-"""Labelled samples of tables: sentences with a class, and inputs with a target.
+"""Labelled samples: sentences with a class, inputs with a target.
 
 task               columns, and the names that each may have by default
 ``classification`` ``text`` (or ``sentence``), ``label``; ``pair``, if there is one

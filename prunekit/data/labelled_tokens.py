@@ -29,7 +29,7 @@ class LabelledData:
     length: int
 
     def sample(self, count: int | None, seed: int) -> Samples:
-        """Return ``count`` rows chosen at random; all in random order if there are fewer, or None.
+        """Return rows chosen at random, at most ``count`` if it is set.
 
         Raises:
             ConfigError: A source or a row is invalid, or the model lacks a token of it.
@@ -62,7 +62,7 @@ class LabelledData:
         return Samples(encoded, self.task.pad, ", ".join(notes), seed or 0)
 
     def _length(self) -> int:
-        """Return the most tokens of a text, for which the special tokens must leave room."""
+        """Return the most tokens of a text, without special tokens."""
         length = min(self.length, self.tokenizer.model_max_length)
         special = self.tokenizer.num_special_tokens_to_add(pair=self.task.name != "seq2seq")
         if length <= special:

@@ -1,4 +1,4 @@
-"""Rows of tables, JSON lines, Parquet files and data sets of the hub.
+"""Rows of tables, JSON lines, Parquet files and hub data.
 
 Each row comes with its place, for messages: file and line, or source and number.
 """
@@ -71,7 +71,7 @@ def parquet_rows(source: str, choose: Choose) -> Iterator[tuple[str, Any]]:
 
 
 def hub_rows(source: str) -> Iterator[tuple[str, Any]]:
-    """Yield the rows of a data set of the hub; a named column becomes ``text``.
+    """Yield the rows of a data set of the hub.
 
     Raises:
         ConfigError: The data set cannot be loaded, or lacks the column.
@@ -103,7 +103,7 @@ def hub_rows(source: str) -> Iterator[tuple[str, Any]]:
 
 
 def table_rows(source: str, choose: Choose) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield the rows of a .csv or .tsv file, whose first line names the columns.
+    """Yield the rows of a .csv or .tsv file.
 
     Cells of a .csv may be quoted; in a .tsv a quote is a character like any other.
 

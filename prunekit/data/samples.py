@@ -1,4 +1,4 @@
-"""Tokenized samples of unlike lengths, and the batches that they are run in.
+"""Tokenized samples of unlike lengths, and their batches.
 
 ``batches`` and ``batches_of`` pad: the whole model runs, with a mask. ``even_batches`` hold samples
 of one length: blocks are run on them without a mask, and statistics of their inputs hold no
@@ -112,7 +112,7 @@ class Samples:
 
     @cached_property
     def _lengths(self) -> list[tuple[int, ...]]:
-        """Numbers of input tokens and of tokens of the decoder of each sample."""
+        """Numbers of input and decoder tokens of each sample."""
         return [
             tuple(
                 len(value)
@@ -141,7 +141,7 @@ def _within(tokens: int) -> Fits:
 
 
 def _shared(groups: Sequence[list[int]], share: slice | None) -> Iterator[list[int]]:
-    """Yield the samples of each batch that are in a slice of all samples."""
+    """Yield each batch's samples that are in a slice of all."""
     first = 0
     for group in groups:
         start, stop = (share.start, share.stop) if share else (first, first + len(group))

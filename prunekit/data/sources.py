@@ -91,7 +91,7 @@ def _source_problem(source: str) -> str | None:
 
 
 def file_problem(source: str, endings: Sequence[str], others: Sequence[str]) -> str | None:
-    """Return why a file is no source, or None; its content is not read.
+    """Return why a file is no source, or None.
 
     Args:
         source: Path of the file.

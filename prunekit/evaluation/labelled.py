@@ -1,4 +1,4 @@
-"""Accuracy, exact match and loss of a checkpoint on labelled samples, block by block.
+"""Accuracy, exact match and loss on labelled samples, block by block.
 
 Exact match is that of greedy decoding: it writes a target, its end token included, if and only if
 each of its tokens has the largest logit after the tokens before it. So one forward decides.
@@ -103,7 +103,7 @@ class Rows:
 def evaluate_rows(
     path: str, sources: Sequence[str], rows: Rows, device: str = "auto", ranks: Ranks = SINGLE
 ) -> list[dict[str, Any]]:
-    """Return the measures of a checkpoint on the rows of each source, with their protocol.
+    """Return a checkpoint's measures on each source, with their protocol.
 
     Args:
         path: Folder or name of the checkpoint.
@@ -160,6 +160,6 @@ def _batch_sums(
 
 
 def _right(logits: Float[Tensor, "B ... C"], labels: Int[Tensor, "B ..."]) -> int:
-    """Return the number of samples all of whose labels have the largest logit."""
+    """Return the number of samples whose labels are all predicted."""
     hits = logits.argmax(-1) == labels
     return int(hits.view(len(labels), -1).all(1).sum())

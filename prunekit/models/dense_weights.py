@@ -1,4 +1,4 @@
-"""Weights of a model that no run prunes, named for its plan and report."""
+"""Weights that no run prunes, named for plan and report."""
 
 from collections.abc import Iterator, Sequence
 
@@ -36,7 +36,7 @@ def dense_notes(stacks: Sequence[StackRunner]) -> Iterator[str]:
 
 
 def outside_note(model: PreTrainedModel, stacks: Sequence[StackRunner]) -> Iterator[str]:
-    """Yield a note about modules with linears outside of the blocks, such as towers."""
+    """Yield a note about linears outside of the blocks, as in towers."""
     blocks = {block for runner in stacks for block in runner.blocks}
     heads = {*output_heads(model)}
 

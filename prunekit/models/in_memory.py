@@ -1,4 +1,4 @@
-"""Requirements on a model that a caller passes in memory, and weights sharded over processes."""
+"""Requirements on models in memory, and weights sharded over processes."""
 
 from __future__ import annotations
 

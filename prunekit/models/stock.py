@@ -51,7 +51,7 @@ def read_config(folder: str | Path) -> PretrainedConfig:
 
 
 def config_parts(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
-    """Yield a config and all configs nested in it, such as those of single layers."""
+    """Yield a config and all configs nested in it."""
     yield config
     if getattr(config, "is_heterogeneous", False):
         yield from config.per_layer_config
@@ -61,7 +61,7 @@ def config_parts(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
 
 
 def config_value(config: PretrainedConfig, name: str) -> Any:  # noqa: ANN401
-    """Return a value that holds for all layers of a model, or None."""
+    """Return a config value that holds for all layers, or None."""
     spec = vars(config).get("_heterogeneity_spec")
     varies = spec is not None and name in spec.per_layer_attributes
     return None if varies else getattr(config, name, None)

@@ -70,7 +70,7 @@ def stored_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, st
 
 
 def check_whole_tensors(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint whose experts are parts of tensors, for runs that write whole ones.
+    """Refuse a checkpoint whose experts are parts of tensors.
 
     Raises:
         CheckpointError: A parameter is stored as a part of a tensor.
@@ -150,7 +150,7 @@ def _renamed(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterator[tuple[s
 def _parts_of_experts(
     name: str, module: nn.Module, stored: str, checkpoint: Checkpoint, operations: list[Any]
 ) -> Iterator[tuple[str, str]]:
-    """Yield each part of a tensor with all experts, and the model's name for it.
+    """Yield each part of a tensor of experts, with its name.
 
     Args:
         name: Name that the model has for the tensor.

@@ -125,7 +125,7 @@ def _calibration(report: dict[str, Any]) -> str:
 
 
 def sequence_tokens(calibration: dict[str, Any]) -> str:
-    """Return the tokens of a calibration sequence: 2,048, or at most 55 where they differ."""
+    """Return the tokens of a calibration sequence, in words."""
     alike = calibration["tokens"] == calibration["samples"] * calibration["length"]
     return ("" if alike else "at most ") + formatting.count(calibration["length"])
 

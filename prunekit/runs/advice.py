@@ -1,4 +1,4 @@
-"""Remarks on a config where another choice was measured to be better; they change nothing.
+"""Remarks where another choice than the config's measured better.
 
 Sources: ``bench/results/quality/quality.md`` and ``gradual.md`` and ``ends.json`` in
 ``bench/results/training``.
@@ -31,7 +31,7 @@ FEW_STEPS = 2000
 
 
 def remarks(config: Config) -> tuple[str, ...]:
-    """Return remarks on a config: one for each choice than which another measured better."""
+    """Return a remark for each choice than which another measured better."""
     return tuple(each for each in (_on_method(config), _on_end(config)) if each)
 
 

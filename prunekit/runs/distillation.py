@@ -1,4 +1,4 @@
-"""The teacher of a training within a run, and the plan in words."""
+"""The teacher of a training within a run."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from prunekit.training.teachers import DenseTeacher, SharedTeacher, Teacher
 def teacher_of(
     plan: PlanBase, model: PreTrainedModel, gates: Sequence[Gates] = ()
 ) -> Teacher | None:
-    """Return the model as it is now, as a teacher; None without [distill].
+    """Return the current model as a teacher, or None.
 
     Args:
         plan: The plan of the run.

@@ -62,7 +62,7 @@ def check_data(
 
 
 def data_words(config: Config | StructuredConfig, lengths: tuple[int, int]) -> dict[str, str]:
-    """Return calibration and labelled evaluation in words, as rows of a printed plan."""
+    """Return calibration and evaluation as rows of a printed plan."""
     rows = {}
     if calibration := config.calibration:
         most = f"rows of at most {lengths[0]}" if calibration.task else f"samples of {lengths[0]}"
@@ -81,7 +81,7 @@ def _described(table: Calibration | Evaluate) -> str:
 
 
 def calibration_data(plan: PlanBase, ranks: Ranks = SINGLE) -> Data | None:
-    """Tokenize the calibration data; None for a run without, or with its own text.
+    """Tokenize the calibration data; None if the run reads none.
 
     ``ranks``: the processes that share the samples.
 

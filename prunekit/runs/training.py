@@ -62,7 +62,7 @@ class Row(NamedTuple):
 
 
 def why_no_loss(config: Config | StructuredConfig, model: PreTrainedModel) -> str | None:
-    """Return why a model has no loss on the calibration data, or None."""
+    """Return why calibration data has no loss, or None."""
     kind = type(model).__name__
     if kind.endswith(("ForCausalLM", "LMHeadModel")):
         return None
@@ -228,7 +228,7 @@ def train_model(  # noqa: PLR0913, PLR0917  independent options
 def recorded_steps(
     plan: PlanBase, steps: Iterator[TrainingStep], gates: Sequence[Gates] = ()
 ) -> Generator[Record, None, list[Row]]:
-    """Yield the progress of a training, log it and return the recorded steps.
+    """Yield and log a training's progress; return the recorded steps.
 
     Args:
         plan: The plan of the run.

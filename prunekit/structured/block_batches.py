@@ -23,7 +23,7 @@ MASKS = frozenset({"attention_mask", "decoder_attention_mask"})
 
 
 def block_batches(data: Data, model: PreTrainedModel) -> list[Batch]:
-    """Return data as batches of samples of one length, on the device of the model.
+    """Return data as batches of samples of one length.
 
     Args:
         data: Token ids [N, T], or batches, of which padding is left out.

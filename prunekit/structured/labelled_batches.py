@@ -25,7 +25,7 @@ def labelled_batches(  # noqa: PLR0913  independent options
     length: int | None = None,
     seed: int = 0,
 ) -> list[Batch]:
-    """Return the rows of a labelled file as padded batches with masks and labels.
+    """Return a labelled file as padded batches with masks and labels.
 
     Samples of similar length share a batch, so that little is padding; the batches are in random
     order. They are data for ``prunekit.prune``, ``prunekit.heads(model).score`` and training.

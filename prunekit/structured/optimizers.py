@@ -51,7 +51,7 @@ def check_trains(optimizer: object, model: nn.Module, others: Collection[Tensor]
 def check_replaceable(
     model: nn.Module, others: Collection[Tensor], given: Optimizers
 ) -> tuple[list[Optimizer], list[DistributedDataParallel]]:
-    """Return the optimizers that are given, and wrappers of DDP, if parameters can be replaced.
+    """Return the given optimizers and DDP wrappers, checked.
 
     Args:
         model: The model.
@@ -120,14 +120,14 @@ class Replacement(Protocol):
         ...
 
     def of(self, whole: Tensor, /) -> Tensor:
-        """Return the state of the new one, of a tensor for the old one."""
+        """Return the new one's state from the old one's."""
         ...
 
 
 def replace_parameters(
     optimizer: Optimizer, replacements: Sequence[Replacement], removed: AbstractSet[Tensor]
 ) -> None:
-    """Put new parameters into an optimizer, with the state of the old ones.
+    """Put new parameters with the old ones' state into an optimizer.
 
     Args:
         optimizer: An optimizer of torch.

@@ -182,7 +182,7 @@ class ScoredGates(GateSet):
         return {group.name: redundancy(group, grams[group.name]) for group in self.linear_groups}
 
     def _check_sharded(self, batches: list[Batch], ranks: Ranks) -> None:
-        """Refuse batches that cannot be run, or weights that cannot be read, where FSDP shards."""
+        """Refuse batches or weights that sharding by FSDP rules out."""
         if is_flattened(self.model):
             raise ConfigError(
                 "score: FSDP 1 and ZeRO-3 keep weights in flat tensors, in which those of a unit "

@@ -53,11 +53,7 @@ def select_units(
     Raises:
         ConfigError: The count is impossible, or a score is not a number.
     """
-    if not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
-        raise ConfigError(f"sparsity: {sparsity!r} is not from 0 up to, but without, 1.")
-    if scope not in get_args(UnitScope):
-        raise ConfigError(f"scope: {scope!r} is none. Choose: {', '.join(get_args(UnitScope))}.")
-    check_whole("least", least, 0)
+    _check_options(sparsity, scope, least)
     check_covers("scores", scores, keep)
     refuse_nan_scores(scores)
     compared = [[name] for name in keep] if scope == "layer" else [[*keep]]
@@ -85,8 +81,16 @@ def select_units(
     return _round_up_kept(removed, left, by_layer)
 
 
+def _check_options(sparsity: object, scope: object, least: int) -> None:
+    if not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
+        raise ConfigError(f"sparsity: {sparsity!r} is not from 0 up to, but without, 1.")
+    if scope not in get_args(UnitScope):
+        raise ConfigError(f"scope: {scope!r} is none. Choose: {', '.join(get_args(UnitScope))}.")
+    check_whole("least", least, 0)
+
+
 def fewest_units(groups: Sequence[UnitGroup], least: int) -> int:
-    """Return the fewest units that each group of one kind keeps, if ``least`` are asked for.
+    """Return the fewest units that each group keeps.
 
     Raises:
         ConfigError: ``least`` is no whole number of at least 0, or is 0 for attentions that cannot

@@ -135,7 +135,7 @@ STATE = TypeAdapter(_State)
 
 
 def write_state(pruner: GradualPruner, file: Path) -> None:
-    """Write the state of a pruner and its samples to a safetensors file."""
+    """Write a pruner's state and samples to a safetensors file."""
     state = pruner.state_dict()
     tensors = {f"bits.{name}": bits for name, bits in state.pop("bits").items()}
     for number, batch in enumerate(pruner.batches or ()):
@@ -144,7 +144,7 @@ def write_state(pruner: GradualPruner, file: Path) -> None:
 
 
 def read_state(file: Path) -> dict[str, Any]:
-    """Return the state in a file, for ``load_state_dict``, and its samples as ``tokens``.
+    """Return the state and the samples in a file.
 
     Raises:
         CheckpointError: The file cannot be read, or :func:`write_state` has not written it.

@@ -42,7 +42,7 @@ class Share:
 
 
 class Losses(NamedTuple):
-    """Losses of a share; their sums over ranks are those of the whole batch.
+    """Losses of a share, which add up over ranks.
 
     Attributes:
         objective: The scalar that is differentiated.

@@ -33,7 +33,7 @@ from prunekit.training.teachers import SharedTeacher, Teacher, recorded_outputs
 
 
 class Distiller:
-    """Objective of a training step: the loss on the text and the distance from a teacher.
+    """Training objective with the distance from a teacher.
 
     Attributes:
         teacher: The teacher.
@@ -88,7 +88,7 @@ class Distiller:
         return min(1.0, max(0.0, (self.step - start) / (end - start)))
 
     def __call__(self, model: PreTrainedModel, share: Share) -> Losses:
-        """Begin a step: run teacher and student on a share of a batch; return the losses."""
+        """Run teacher and student on a share of a batch."""
         self.step += 1
         if not self.mu:
             return fine_tuning_loss(model, share)
@@ -115,13 +115,13 @@ class Distiller:
         return Losses(self.mu * distilled + (1 - self.mu) * loss, loss, parts)
 
     def measured(self, held_out: float) -> None:
-        """Refresh the teacher if a held-out loss, of which lower is better, has improved."""
+        """Refresh the teacher if a held-out loss has improved."""
         if held_out < self._lowest < float("inf"):
             self.teacher.refresh()
         self._lowest = min(held_out, self._lowest)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the values that have to be the same on all ranks, by name."""
+        """Return the values that are the same on all ranks."""
         named = {f"teacher.{name}": each for name, each in self.teacher.tensors().items()}
         return named | dict(self.transformations.named_parameters())
 
@@ -152,7 +152,7 @@ class Distiller:
         theirs: Sequence[Tensor],
         ours: Mapping[nn.Module, Tensor],
     ) -> Float[Tensor, ""]:
-        """Return this rank's part of the sum over blocks of their mean squared distances.
+        """Return this rank's part of the blocks' mean squared distances.
 
         Args:
             share: The share of the batch.
@@ -177,7 +177,7 @@ class Distiller:
         theirs: Sequence[Tensor],
         ours: Mapping[nn.Module, Tensor],
     ) -> list[nn.Module]:
-        """Return the closest candidate of each target, over the whole batch; see above."""
+        """Return the closest candidate of each target, over all ranks."""
         found = [
             self._mean_distance(share, target, ours[block], truth)
             for target, truth in zip(targets, theirs, strict=True)
@@ -194,7 +194,7 @@ class Distiller:
     def _mean_distance(
         self, share: Share, target: Target, ours: Tensor, theirs: Tensor
     ) -> Float[Tensor, ""]:
-        """Return the squared distance over this rank's tokens, divided by those of all."""
+        """Return this rank's part of a mean squared distance."""
         moved = self.transformations.apply(ours, target.quarter)
         valid = valid_tokens(share.samples, decodes=target.decodes)
         tokens = _token_count(share.whole, theirs.shape[1], decodes=target.decodes)

@@ -1,4 +1,4 @@
-"""Which blocks and coordinates of a model correspond to those of its teacher."""
+"""Blocks and coordinates of a student and of its teacher."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -31,7 +31,7 @@ class Target(NamedTuple):
 
 
 class BlockMap:
-    """The blocks of a model and those of its teacher, known by their numbers in the dense model.
+    """Blocks of a student and of its teacher, by number.
 
     Depth counts through all stacks in execution order: of an encoder-decoder with equal stacks two
     quarters are the encoder's and two the decoder's. A block is compared with blocks of its own
@@ -111,7 +111,7 @@ def stream_width(model: PreTrainedModel) -> int:
 
 
 def kept_coordinates(model: PreTrainedModel, width: int, kept: Kept) -> Sequence[int] | None:
-    """Return the places of the student's coordinates among the teacher's; None for all.
+    """Return the student's coordinates among the teacher's; None for all.
 
     Args:
         model: The student.

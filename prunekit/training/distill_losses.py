@@ -1,4 +1,4 @@
-"""Distances of a model's outputs from its teacher's, and how layers are drawn and transformed.
+"""Distances from a teacher's outputs, drawn layers and transformations.
 
 Shapes: B samples, T tokens, C classes or token ids, D features of the teacher's hidden states, R
 rank.
@@ -19,7 +19,7 @@ QUARTERS = 4
 
 
 def drawn_blocks(depth: int, seed: int, step: int) -> dict[int, int]:
-    """Return the block that is drawn from each quarter of depth, by quarter.
+    """Return the block drawn from each quarter of depth.
 
     Of fewer than four blocks some quarters have none. The draws depend on seed and step alone: they
     are the same on all ranks, and no state is needed to go on with them.
@@ -70,7 +70,7 @@ def squared_distance(
 
 
 class Transformations:
-    """``Tr(h) = h + B A h`` for each quarter of depth; the identity as long as B is zero.
+    """``Tr(h) = h + B A h`` for each quarter of depth.
 
     One for each quarter: each is trained at every step, where one for each block would be trained
     only when that is drawn; and quarters may differ, as scale and meaning of the stream do over

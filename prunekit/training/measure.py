@@ -142,7 +142,7 @@ class Measure:
         """
         if self.pruning and not self.pruning.done:
             raise ConfigError(
-                f"train.steps: after {self.settings.steps} steps the sparsity is "
+                f"{self.settings.table}.steps: after {self.settings.steps} steps the sparsity is "
                 f"{self.pruning.achieved:.6g}, {self.pruning.sparsity:.6g} is due by now, and the "
                 "schedule has not ended. Train for more steps, or end the schedule earlier."
             )

@@ -108,7 +108,7 @@ def _trained(  # noqa: PLR0913, PLR0917  the options of recover
     during: During | None,
     distiller: Distiller | None,
 ) -> Iterator[TrainingStep]:
-    """Train a model; see :func:`recover`. ``data`` are batches to train on and held-out ones."""
+    """Train a model; see :func:`recover`."""
     train, validation = data
     weights = trained_weights(model, gates)
     others = distiller.parameters if distiller else []
@@ -136,7 +136,7 @@ def _trained(  # noqa: PLR0913, PLR0917  the options of recover
 
 def _check_steps(distill: Distill, settings: Training) -> None:
     """Refuse a distillation beyond the training."""
-    for key, mistake in distill.mistakes(settings.steps).items():
+    for key, mistake in distill.mistakes(settings.steps, settings.table).items():
         raise ConfigError(f"distill.{key}: {mistake}")
 
 
@@ -171,7 +171,7 @@ def _steps(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, settings)
         losses = training_step(model, queue.pop(), optimizer, ranks, objective)
-        losses.check_finite(step)
+        losses.check_finite(step, settings.table)
         yield step, losses
 
 

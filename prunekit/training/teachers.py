@@ -1,4 +1,4 @@
-"""Models that teach a model in training: its frozen copy, or the model itself.
+"""Teachers of a model: a frozen copy, or itself.
 
 A teacher runs without gradients. Hooks on the modules of a :class:`SharedTeacher`, which are the
 student's, tell its forward by ``torch.is_grad_enabled()``, as it is False.
@@ -61,7 +61,7 @@ class Teacher(Protocol):
 
 
 class DenseTeacher:
-    """A frozen copy of a model, which needs memory for a second one.
+    """A frozen copy of a model.
 
     Make it before the model is pruned. The copy has no gates, so that all units take part; it never
     changes.
@@ -94,7 +94,7 @@ class DenseTeacher:
 
 
 class SharedTeacher:
-    """The student itself with all gates open, and with earlier values of what is trained.
+    """The student itself with open gates and earlier trained values.
 
     The frozen weights are shared, so that no second model is in memory. For the time of a forward
     the copies take the places of the trained parameters. These are neither changed nor copied then,
@@ -107,7 +107,7 @@ class SharedTeacher:
     """
 
     def __init__(self, model: PreTrainedModel, gates: Sequence[GateSet] = ()) -> None:
-        """Copy the values of what is trained.
+        """Copy the trained values.
 
         Args:
             model: The student, possibly with adapters of peft.
@@ -132,7 +132,7 @@ class SharedTeacher:
             return _outputs(self.model, batch, blocks)
 
     def refresh(self) -> None:
-        """Copy the student's values of what is trained now."""
+        """Copy the student's trained values."""
         copies: dict[nn.Parameter, nn.Parameter] = {}
         places = {}
         for module, name, value in _trained(self.model):

@@ -31,12 +31,6 @@ def test_recovery_is_the_part_of_the_lost_loss_that_was_won_back():
     assert recovered_fraction(2.0, 2.0, 1.0) is None
 
 
-def test_the_rate_rises_and_falls_along_a_cosine():
-    found = [learning_rate(step, Train(steps=100, rate=1.0)) for step in (1, 10, 55, 100)]
-    assert found == pytest.approx([0.1, 1.0, 0.55, 0.1])
-    assert learning_rate(100, Train(steps=10_000, rate=1.0)) == 1.0
-
-
 def test_what_was_lost_is_won_back_and_closed_heads_get_no_update():
     """The loss falls, gate factors are recorded, pruned heads are unchanged."""
     model = randomized_model("gpt2")

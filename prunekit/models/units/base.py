@@ -112,7 +112,7 @@ class UnitGroup(ABC):
         """
 
     def fewest(self, least: int) -> int:
-        """Return the fewest units that can be kept, if ``least`` are asked for.
+        """Return the fewest units that can be kept.
 
         Raises:
             ConfigError: None are, and an attention of this family cannot be without heads.

@@ -34,7 +34,7 @@ def is_empty(block: nn.Module, declared: Attention | FeedForward) -> bool:
 
 
 def emptied(model: PreTrainedModel, kind: Kind) -> list[str]:
-    """Return the attentions or feed-forwards without units, by the names of their groups."""
+    """Return the attentions or feed-forwards without units, by group name."""
     if not any(isinstance(module, EmptyLinear) for module in model.modules()):
         return []  # without a look at the architecture, which may take a forward
     base, prefix = model.base_model, base_model_prefix(model)
@@ -55,7 +55,7 @@ def _parts(stack: Stack, kind: Kind) -> list[tuple[str, Attention | FeedForward]
 
 
 def empty(block: nn.Module, declared: Attention | FeedForward) -> None:
-    """Remove all units of an attention or feed-forward, in place, with all adapters of it."""
+    """Remove all units of an attention or feed-forward, in place."""
     is_attention = isinstance(declared, Attention)
     names = (declared.query, declared.key, declared.value) if is_attention else declared.inputs
     for path in dict.fromkeys(names):
@@ -120,7 +120,7 @@ def _weights(
     hidden: Float[Tensor, "B T D"],
     keys: int,
 ) -> Float[Tensor, "B 0 T K"] | None:
-    """Return the attention weights of no heads, or None where others return none.
+    """Return the attention weights of no heads, or None.
 
     transformers lists those of all layers, and leaves out layers that return none.
 

@@ -247,7 +247,7 @@ def declared_linear_groups(model: PreTrainedModel, kind: Kind) -> list[LinearUni
 
 
 def head_groups(name: str, block: nn.Module, stack: Stack) -> Iterator[LinearUnitGroup]:
-    """Yield the groups of heads of one block, without attentions that have none.
+    """Yield a block's groups of heads that have any.
 
     Args:
         name: Prefix of their names.
@@ -263,7 +263,7 @@ def head_groups(name: str, block: nn.Module, stack: Stack) -> Iterator[LinearUni
 
 
 def neuron_groups(name: str, block: nn.Module, stack: Stack) -> Iterator[LinearUnitGroup]:
-    """Yield the groups of neurons of one block, without feed-forwards that have none.
+    """Yield a block's groups of neurons that have any.
 
     Args:
         name: Prefix of their names.

@@ -66,7 +66,7 @@ def keep_units(writers: Sequence[UnitIndex], reader: UnitIndex, keep: Sequence[i
 
 
 def head_index(block: nn.Module, declared: Attention) -> tuple[tuple[UnitIndex, ...], UnitIndex]:
-    """Return the outputs that write the heads of an attention, and the inputs that read them."""
+    """Return the outputs that write heads, and inputs that read them."""
     reader = block.get_submodule(declared.output)
     size = cast("int", getattr(block.get_submodule(declared.module), declared.size))
     columns = torch.arange(weight_matrix(reader).shape[1]).view(-1, size)
@@ -79,7 +79,7 @@ def head_index(block: nn.Module, declared: Attention) -> tuple[tuple[UnitIndex, 
 def neuron_index(
     block: nn.Module, declared: FeedForward
 ) -> tuple[tuple[UnitIndex, ...], UnitIndex]:
-    """Return the outputs that write the neurons, and the inputs that read them."""
+    """Return the outputs that write neurons, and inputs that read them."""
     reader = block.get_submodule(declared.output)
     columns = torch.arange(weight_matrix(reader).shape[1]).view(-1, 1, 1)
     inputs = [block.get_submodule(path) for path in declared.inputs if has_module(block, path)]

@@ -158,7 +158,7 @@ def _ranks(history: Steps) -> Iterator[Picture]:
 
 
 def _distillation(history: Steps) -> Iterator[Picture]:
-    """Yield the figure of the distance from the teacher, if there is one."""
+    """Yield the figure of the distance from a teacher."""
     yield from _named_curves(
         history,
         "distillation",
@@ -173,7 +173,7 @@ def _distillation(history: Steps) -> Iterator[Picture]:
 def _named_curves(
     history: Steps, key: str, title: str, axis: str, caption: str, *, stairs: bool
 ) -> Iterator[Picture]:
-    """Yield a figure with a curve for each name in a table of the history.
+    """Yield a figure with a curve for each name.
 
     Args:
         history: The recorded steps.

@@ -168,7 +168,7 @@ class UnitRanking:
             )
 
     def keep(self, kept: Mapping[str, Sequence[int]]) -> None:
-        """Record the units that are left, by their numbers in the dense model."""
+        """Record the units left, numbered as in the dense model."""
         for name, units in kept.items():
             entry = self.entries[name]
             entry["kept"] = [*units]

@@ -157,7 +157,7 @@ def view_heads(
 
 
 def _few_tokens(batch: Batch) -> Batch:
-    """Return the first tokens of the sample with most tokens, without padding and classes."""
+    """Return the first tokens of the sample with most tokens."""
     mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
     sample = int(mask.sum(1).argmax())
     count = min(VIEWED_TOKENS, int(mask[sample].sum()))

@@ -1,4 +1,4 @@
-"""Scores of units adjusted to what a model can leave out, and few samples."""
+"""Scores of units, adjusted to the constraints of a model."""
 
 from collections.abc import Mapping, Sequence
 

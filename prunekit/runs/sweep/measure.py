@@ -46,7 +46,7 @@ def measure(
 
 
 def _evaluation(folder: str, texts: Evaluate, device: str) -> list[dict[str, Any]]:
-    """Return the measures of a model on the texts or rows of [evaluate]."""
+    """Return a model's measures on the data of [evaluate]."""
     if texts.task is None:
         return evaluate(folder, texts.data, texts.length, texts.windows, device)
     rows = Rows(texts.task, texts.columns or {}, texts.length, texts.samples)

@@ -1,4 +1,4 @@
-"""How units are read: the modules whose inputs score them, and weights' moments.
+"""Modules that read units, with the moments of their weights.
 
 Shapes: U units of a group, I inputs of a module.
 """
@@ -70,7 +70,7 @@ class UnitReading:
 def unit_readings(
     model: PreTrainedModel, groups: Iterable[UnitGroup], *, outliers: bool
 ) -> dict[str, UnitReading]:
-    """Return how each group of heads, neurons or coordinates is read, by its name.
+    """Return how each group is read, by its name.
 
     Args:
         model: The model.

@@ -72,7 +72,7 @@ def ranks_of(model: nn.Module) -> dict[str, int]:
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-    """Return A and B of each adapter, by the path of its linear."""
+    """Return A and B of each adapter, by its linear."""
     return {
         name: (each.lora_A[ADAPTER].weight, each.lora_B[ADAPTER].weight)
         for name, each in low_rank_layers(model).items()

@@ -1,4 +1,4 @@
-"""The training of APT: adapters are added, train, prune, grow, and are merged.
+"""The training of APT, from adding adapters to merging them.
 
 Source: Zhao et al., APT: Adaptive Pruning and Tuning Pretrained Language Models, arXiv:2401.12200,
 and its code, github.com/ROIM1998/APT.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -29,6 +30,7 @@ from prunekit.training.recover import TrainingStep, recover
 from prunekit.training.teachers import SharedTeacher
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from torch.optim import Optimizer
 
 GATES = {"hidden": hidden, "heads": heads, "neurons": neurons}
@@ -67,12 +69,7 @@ def apt(
         NumericsError: The loss or a salience is not finite.
     """
     gates = [GATES[kind](model) for kind in GATES if kind in settings.kinds]
-    targets = settings.targets or default_targets(model)
-    adapted = add_adapter(model, settings.rank, targets, seed=settings.seed)
-    set_scale(model, settings.scale)
-    initialize(model, settings.seed)
-    for parameter in also_trained(model, settings.also):
-        parameter.requires_grad_()
+    adapted = _with_adapters(model, settings)
     used: list[AptPruner] = []
 
     @contextmanager
@@ -81,26 +78,35 @@ def apt(
             used.append(pruner)
             yield pruner
 
-    if distill is not None and distill.end is None:
-        distill = distill.model_copy(update={"end": settings.end})
-    yield from recover(
-        model,
-        data,
-        held_out,
-        settings,
-        ranks=ranks,
-        during=during,
-        distill=distill,
-        teacher=SharedTeacher(model, gates) if distill else None,
-    )
-    (pruner,) = used
-    if any(each.closed for each in gates):
+    train = partial(recover, model, data, held_out, settings, ranks=ranks, during=during)
+    if distill is None:
+        yield from train()
+    else:
+        ends = distill.model_copy(update={"end": distill.end or settings.end})
+        yield from train(distill=ends, teacher=SharedTeacher(model, gates))
+    _finish(used[0], adapted)
+    return used[0]
+
+
+def _with_adapters(model: PreTrainedModel, settings: Apt) -> PeftModel:
+    """Add the adapters; return the model of peft."""
+    targets = settings.targets or default_targets(model)
+    adapted = add_adapter(model, settings.rank, targets, seed=settings.seed)
+    set_scale(model, settings.scale)
+    initialize(model, settings.seed)
+    for parameter in also_trained(model, settings.also):
+        parameter.requires_grad_()
+    return adapted
+
+
+def _finish(pruner: AptPruner, adapted: PeftModel) -> None:
+    """Remove closed units, merge the adapters and remove the gates."""
+    if any(each.closed for each in pruner.gates):
         pruner.cut()
         pruner.remove()
     merge_adapters(adapted)
-    for each in gates:
+    for each in pruner.gates:
         each.detach()
-    return pruner
 
 
 def default_targets(model: PreTrainedModel) -> list[str]:

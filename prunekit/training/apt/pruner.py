@@ -223,7 +223,7 @@ class AptPruner(HookHandles):
         replace_parameters(self.optimizer, changes, set())
 
     def _select(self, scores: Mapping[str, Tensor], window: int) -> Keep:
-        """Return the units to keep at the end of a window, densest first."""
+        """Return the units to keep at the end of a window."""
         settings, groups = self._settings, self.groups
         whole = [group for group in groups if group.kind in WHOLE]
         constraints = BudgetConstraints(

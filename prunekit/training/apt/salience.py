@@ -149,7 +149,7 @@ def adapter_salience(
 
 
 class RunningMean:
-    """Running mean S̄ ← β S̄ + (1 − β) S of scores over steps."""
+    """Running mean of scores over steps."""
 
     def __init__(self, share: float) -> None:
         """``share`` is β, the share of the earlier mean."""
@@ -157,7 +157,7 @@ class RunningMean:
         self.scores: Scores = {}
 
     def update(self, scores: Scores) -> None:
-        """Add the scores of a step; those of the first are the mean."""
+        """Add the scores of a step."""
         for name, score in scores.items():
             before = self.scores.get(name)
             mean = score if before is None else before.lerp(score, 1 - self._share)
