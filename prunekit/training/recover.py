@@ -136,7 +136,7 @@ def _trained(  # noqa: PLR0913, PLR0917  the options of recover
 
 def _check_steps(distill: Distill, settings: Training) -> None:
     """Refuse a distillation beyond the training."""
-    for key, mistake in distill.mistakes(settings.steps, settings.table).items():
+    for key, mistake in distill.mistakes(settings.steps).items():
         raise ConfigError(f"distill.{key}: {mistake}")
 
 

@@ -26,7 +26,7 @@ def test_a_score_adds_its_modules_and_scales_activations_to_the_tokens(kind):
         sums = h.double().abs().sum(0) * 70 / 7 * g.double().abs().sum(0)
         expected += sums.unflatten(0, (group.units, -1)).sum(1)
     before = [state.clone() for state in states]
-    torch.testing.assert_close(reading.score(states, 70, "sums"), expected)
+    torch.testing.assert_close(reading.score(states, 70, "sums"), expected, rtol=1e-6, atol=0)
     assert all(map(torch.equal, before, states))
 
 
