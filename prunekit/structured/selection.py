@@ -81,7 +81,7 @@ def select_units(
     return _round_up_kept(removed, left, by_layer)
 
 
-def _check_options(sparsity: object, scope: object, least: int) -> None:
+def _check_options(sparsity: float, scope: object, least: int) -> None:
     if not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
         raise ConfigError(f"sparsity: {sparsity!r} is not from 0 up to, but without, 1.")
     if scope not in get_args(UnitScope):
