@@ -116,6 +116,14 @@ def seconds(
     return sorted(times)
 
 
+def write_json(file: Path, results: dict[str, Any]) -> None:
+    """Replace a file of results, so that it is never half written."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(results, indent=1) + "\n")
+    temporary.replace(file)
+
+
 def describe(device: torch.device) -> dict[str, Any]:
     """Return the machine, versions, commit and date of a measurement."""
     if device.type == "cuda":

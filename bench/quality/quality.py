@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import prunekit
-from bench.harness.measure import RESULTS, describe
+from bench.harness.measure import RESULTS, describe, write_json
 from bench.jobs.end_to_end import SHARED, Job, jobs
 from prunekit.architectures import find_architecture
 from prunekit.config.prune_table import Prune
@@ -148,11 +148,8 @@ def key(cell: Cell) -> tuple[str, ...]:
 
 def save(dense: dict[str, float], cells: dict[tuple[str, ...], Cell]) -> None:
     """Rewrite the JSON, the table and the plot."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
     found = {"machine": describe(torch.device("cpu")), "dense": dense, "cells": [*cells.values()]}
-    temporary = FOLDER / "quality.tmp"
-    temporary.write_text(json.dumps(found, indent=1) + "\n")
-    temporary.replace(FOLDER / "quality.json")
+    write_json(FOLDER / "quality.json", found)
     known = [*cells.values()]
     (FOLDER / "quality.md").write_text(table(dense, known, METHODS))
     measured = [cell for cell in known if cell["method"] in {"ours", *OPTIONS}]

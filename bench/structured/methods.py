@@ -26,7 +26,7 @@ import torch
 from transformers import PreTrainedModel
 
 import prunekit
-from bench.harness.measure import RESULTS, describe
+from bench.harness.measure import RESULTS, describe, write_json
 from bench.structured.speed import speed
 from bench.structured.table import LEVELS, Row, page, plot
 from bench.structured.tasks import Task, tasks
@@ -195,10 +195,7 @@ def _key(row: Row) -> str:
 
 def save(found: dict[str, Any], file: Path) -> None:
     """Write the results of a model, and the page of all models."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(found, indent=1) + "\n")
-    temporary.replace(file)
+    write_json(file, found)
     (file.parent / "structured.md").write_text(page(recorded()))
 
 

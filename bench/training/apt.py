@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from bench.harness.measure import RESULTS, describe
+from bench.harness.measure import RESULTS, describe, write_json
 from bench.training.apt_contestants import CONTESTANTS, Ask
 from bench.training.apt_page import curves, page
 from bench.training.apt_tasks import AptTask, tasks
@@ -100,10 +100,7 @@ def dense(task: AptTask) -> Row:
 
 def save(results: dict[str, Any]) -> None:
     """Rewrite the JSON, the page and the curves."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    temporary = FILE.with_suffix(".tmp")
-    temporary.write_text(json.dumps(results, indent=1) + "\n")
-    temporary.replace(FILE)
+    write_json(FILE, results)
     FILE.with_suffix(".md").write_text(page(results))
     curves(results, FILE.with_suffix(".png"))
 

@@ -5,11 +5,9 @@
 gpt2-tinystories, 200 AdamW steps of 8 × 128 tokens, by magnitude to 80 % on a cubic schedule.
 """
 
-import json
-
 import torch
 
-from bench.harness.measure import RESULTS, describe
+from bench.harness.measure import RESULTS, describe, write_json
 from bench.training.contestants import gradual
 from bench.training.task import Ask, task, train
 
@@ -35,7 +33,7 @@ def main() -> None:
     }
     what = {"model": found.name, "steps": STEPS, "sparsity": SPARSITY, "seed": 0}
     results = what | {"machine": describe(torch.device("cpu")), "perplexity by end": perplexity}
-    FILE.write_text(json.dumps(results, indent=1) + "\n")
+    write_json(FILE, results)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from bench.harness.measure import RESULTS, describe
+from bench.harness.measure import RESULTS, describe, write_json
 from bench.training import others, unit_traps
 from bench.training.contestants import CONTESTANTS
 from bench.training.cost import cost
@@ -64,10 +64,7 @@ def key(row: Row) -> tuple[Any, ...]:
 
 def save(results: dict[str, Any]) -> None:
     """Rewrite the JSON, the page and the curves."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    temporary = FILE.with_suffix(".tmp")
-    temporary.write_text(json.dumps(results, indent=1) + "\n")
-    temporary.replace(FILE)
+    write_json(FILE, results)
     FILE.with_suffix(".md").write_text(page(results))
 
 

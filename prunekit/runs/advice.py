@@ -77,6 +77,6 @@ def _on_end(config: Config) -> str | None:
 def _nearest(
     measured: Mapping[float, dict[str, float]], sparsity: float
 ) -> tuple[float, dict[str, float]]:
-    """Return the measured sparsity next to one, and what was measured there."""
+    """Return the measured sparsity next to one, with its figures."""
     nearest = min(measured, key=lambda each: abs(each - sparsity))
     return nearest, measured[nearest]

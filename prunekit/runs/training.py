@@ -87,10 +87,9 @@ def check_trainable(config: Config | StructuredConfig, model: PreTrainedModel) -
         return
     check_trackers(training.log_with)
     if reason:
-        table = "apt" if config.apt else "train"
         raise ConfigError(
-            f"{table}: it {reason}. Set calibration.task and name labelled data, or leave the "
-            "table out."
+            f"{training.table}: it {reason}. Set calibration.task and name labelled data, or leave "
+            "the table out."
         )
 
 

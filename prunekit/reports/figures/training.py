@@ -1,7 +1,7 @@
 """Curves of loss, sparsity, gate factors and learning rate."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prunekit import formatting
 from prunekit.reports.figures.lines import Axis, Curve, curves
@@ -23,8 +23,8 @@ Steps = Sequence[Mapping[str, Any]]
 def pictures(training: Mapping[str, Any]) -> list[Picture]:
     """Return the figures of the section of a report about training."""
     history = training["history"]
-    found = [_losses(training), *_distillation(history), *_sparsities(history)]
-    found += [*_factors(history), *_ranks(history)]
+    found = [_losses(training), *_named_curves(history, DISTILLATION), *_sparsities(history)]
+    found += [*_named_curves(history, FACTORS), *_named_curves(history, RANKS)]
     if any(step.get("rate") is not None for step in history):
         points = _points(history, "rate")
         line = _curve(BLUE, points, "rate", formatting.number)
@@ -133,56 +133,49 @@ def _sparsities(history: Steps) -> Iterator[Picture]:
     )
 
 
-def _factors(history: Steps) -> Iterator[Picture]:
-    """Yield the figure of the gate factors, if there are gates."""
-    yield from _named_curves(
-        history,
-        "factors",
-        "Mean gate factor",
-        "mean factor",
-        "Mean factor of the gates of each kind of units: 1 is open, 0 removes a unit.",
-        stairs=True,
-    )
+class NamedCurves(NamedTuple):
+    """A figure with a curve for each name in a table of the steps.
 
-
-def _ranks(history: Steps) -> Iterator[Picture]:
-    """Yield the figure of the ranks of adapters that grow."""
-    yield from _named_curves(
-        history,
-        "ranks",
-        "Ranks of the adapters",
-        "rank",
-        "Of all adapters: the more important half grows at the end of each window.",
-        stairs=True,
-    )
-
-
-def _distillation(history: Steps) -> Iterator[Picture]:
-    """Yield the figure of the distance from a teacher."""
-    yield from _named_curves(
-        history,
-        "distillation",
-        "Distance from the teacher",
-        "loss",
-        "On training text: divergence of predictions, and squared distance of the hidden states of "
-        "the blocks drawn at that step.",
-        stairs=False,
-    )
-
-
-def _named_curves(
-    history: Steps, key: str, title: str, axis: str, caption: str, *, stairs: bool
-) -> Iterator[Picture]:
-    """Yield a figure with a curve for each name.
-
-    Args:
-        history: The recorded steps.
+    Attributes:
         key: The table of each step.
         title: Title of the figure.
         axis: Name of the vertical axis.
         caption: Text below it.
         stairs: Values hold from one step to the next.
     """
+
+    key: str
+    title: str
+    axis: str
+    caption: str
+    stairs: bool = True
+
+
+DISTILLATION = NamedCurves(
+    "distillation",
+    "Distance from the teacher",
+    "loss",
+    "On training text: divergence of predictions, and squared distance of the hidden states of "
+    "the blocks drawn at that step.",
+    stairs=False,
+)
+FACTORS = NamedCurves(
+    "factors",
+    "Mean gate factor",
+    "mean factor",
+    "Mean factor of the gates of each kind of units: 1 is open, 0 removes a unit.",
+)
+RANKS = NamedCurves(
+    "ranks",
+    "Ranks of the adapters",
+    "rank",
+    "Of all adapters: the more important half grows at the end of each window.",
+)
+
+
+def _named_curves(history: Steps, figure: NamedCurves) -> Iterator[Picture]:
+    """Yield a figure, if the steps have its table."""
+    key, title, axis, caption, stairs = figure
     names = [*dict.fromkeys(name for step in history for name in step.get(key) or {})]
     if not names:
         return

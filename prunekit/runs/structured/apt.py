@@ -24,19 +24,13 @@ def train_adapters(
         texts: Training and held-out batches.
     """
     plan, pruners = ranking.plan, list[AptPruner]()
-    assert plan.config.apt is not None
+    settings, distill = plan.config.apt, plan.config.distill
+    assert settings is not None
     ranking.describe(every, dense)
+    training = apt(ranking.model, *texts, settings, distill=distill, ranks=plan.ranks)
 
     def steps() -> Generator[TrainingStep, None, None]:
-        assert plan.config.apt is not None
-        made = apt(
-            ranking.model,
-            *texts,
-            plan.config.apt,
-            distill=plan.config.distill,
-            ranks=plan.ranks,
-        )
-        pruners.append((yield from made))
+        pruners.append((yield from training))
 
     rows = yield from recorded_steps(plan, steps(), every)
     (pruner,) = pruners

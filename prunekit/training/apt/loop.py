@@ -103,7 +103,6 @@ def _finish(pruner: AptPruner, adapted: PeftModel) -> None:
     """Remove closed units, merge the adapters and remove the gates."""
     if any(each.closed for each in pruner.gates):
         pruner.cut()
-        pruner.remove()
     merge_adapters(adapted)
     for each in pruner.gates:
         each.detach()

@@ -146,14 +146,21 @@ class AptPruner(HookHandles):
 
     def _attach(self) -> None:
         """Observe the groups as they are now."""
-        for each in self.gates:
-            for gate in each.gates.values():
-                # So that units have a gradient where no adapter comes before them.
-                gate.value.requires_grad_()
+        for gate in self._every_gate().values():
+            # So that units have a gradient where no adapter comes before them.
+            gate.value.requires_grad_()
         self._hooks = StepSalience(self._model, self.groups, outliers=self._settings.outliers)
 
+    def _detach(self) -> None:
+        """Observe no groups any more."""
+        self._hooks.remove()
+        for gate in self._every_gate().values():
+            gate.value.requires_grad_(requires_grad=False)
+
     def _before_step(self) -> None:
-        """Read activations and gradients of the step."""
+        """Read activations and gradients of the step, while there are windows to come."""
+        if self.done:
+            return
         adapters = {each: each.grad for each in self._matrices() if each.grad is not None}
         self._salience.update(self._hooks.scores(adapters, self._ranks))
         self._importance.update(
@@ -163,9 +170,8 @@ class AptPruner(HookHandles):
                 if up in adapters
             }
         )
-        for each in self.gates:
-            for gate in each.gates.values():
-                gate.value.grad = None
+        for gate in self._every_gate().values():
+            gate.value.grad = None
 
     def _after_step(self) -> None:
         if step_was_skipped(self.optimizer):
@@ -194,13 +200,16 @@ class AptPruner(HookHandles):
             gate.value.fill_(1)
             gate.keep &= self._target[name].to(gate.keep.device)
         self.window, self._target = self.window + 1, {}
+        if self._cuts or self.done:
+            self._detach()
         if self._cuts:
             self.cut()
+            if not self.done:
+                self._attach()
         self._grow()
 
     def cut(self) -> None:
         """Remove the closed units from the matrices."""
-        self._hooks.remove()
         for each in self.gates:
             if each.closed:
                 done = self.finalized[each.kind] = each.finalize(optimizer=self.optimizer)
@@ -208,7 +217,6 @@ class AptPruner(HookHandles):
                 for name, kept in done.kept.items():
                     self.kept[name] = [self.kept[name][unit] for unit in kept]
         self._whole = _size(counted_parameters(self._model, self._settings.parameters_of))
-        self._attach()
 
     def _grow(self) -> None:
         """Grow the more important half of the adapters."""
