@@ -3,7 +3,7 @@
 Shapes: N samples, B samples of a batch, T tokens.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -176,17 +176,18 @@ def mean_loss(model: PreTrainedModel, data: Sequence[Batch], ranks: Ranks = SING
     return sum(part for part, _ in every) / max(sum(part for _, part in every), 1.0)
 
 
-@torch.no_grad()
-def run_hooked(model: PreTrainedModel, batch: Batch, handles: Iterable[RemovableHandle]) -> None:
+def run_hooked(
+    run: Callable[[Batch], None], batch: Batch, handles: Iterable[RemovableHandle]
+) -> None:
     """Run a batch for its hooks, then remove them.
 
     Args:
-        model: The model with the hooks.
-        batch: Arguments of the call.
+        run: Runs the module with the hooks on a batch.
+        batch: The batch.
         handles: Handles of the hooks.
     """
     try:
-        model(**batch)
+        run(batch)
     finally:
         for handle in handles:
             handle.remove()

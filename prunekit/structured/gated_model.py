@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from prunekit.distributed.ranks import SINGLE, Ranks
+from prunekit.structured.forward import Forward, WholeModel
 
 if TYPE_CHECKING:
+    import torch
     from jaxtyping import Float
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -35,6 +37,7 @@ class GatedModel:
         gates: The gate of each group, by group name.
         batches: Calibration batches; none for a ranker of weights alone.
         ranks: Processes that run the other batches and end with the same scores.
+        part: Runs the batches, if not the whole model does.
     """
 
     model: PreTrainedModel
@@ -42,6 +45,17 @@ class GatedModel:
     gates: Mapping[str, Gate]
     batches: Sequence[Batch]
     ranks: Ranks = SINGLE
+    part: Forward | None = None
+
+    @property
+    def forward(self) -> Forward:
+        """Runs the batches."""
+        return self.part or WholeModel(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the gates, on which the batches run."""
+        return self.gates[self.groups[0].name].value.device
 
     def all_reduce_sums(self, sums: Iterable[Tensor]) -> None:
         """Add sums over the batches of all ranks, in place."""

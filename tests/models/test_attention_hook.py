@@ -6,6 +6,7 @@ import torch
 from prunekit.errors import CheckpointError
 from prunekit.models.attention_hook import observe_attention
 from prunekit.models.units.heads_neurons import linear_groups
+from prunekit.structured.gated_model import GatedModel
 from prunekit.structured.probes.attention_entropy import head_entropies
 from tests.support.architectures import TINY
 from tests.support.units import (
@@ -51,7 +52,7 @@ def test_entropy_is_that_of_the_probabilities_of_eager_attention_in_float64(mode
     model = randomized_model(model_type).double()
     skip_without_attention_interface(model)
     given = batch(model)
-    found = head_entropies(model, linear_groups(model, "heads"), [given])
+    found = head_entropies(_gated(model, [given]))
     model.set_attn_implementation("eager")
     with torch.no_grad():
         shown = model(**given, output_attentions=True)
@@ -82,7 +83,9 @@ def test_a_head_whose_queries_are_zero_has_the_highest_entropy_there_is():
     query = site.writers[0]
     with torch.no_grad():
         query.linear.weight[query.index[1].flatten()] = 0
-    sums = head_entropies(model, [site], [{"input_ids": torch.arange(3, 20)[None]}])[site.name]
+    sums = head_entropies(_gated(model, [{"input_ids": torch.arange(3, 20)[None]}], [site]))[
+        site.name
+    ]
     share = sums.entropy / sums.log_keys
     torch.testing.assert_close(share[2:], torch.ones(2).double(), rtol=0, atol=1e-6)
     assert share[:2].max() < 0.999
@@ -93,8 +96,8 @@ def test_entropies_of_batches_add_up():
     model = randomized_model("gpt2")
     heads = linear_groups(model, "heads")
     parts = [{"input_ids": torch.arange(3 + i, 12 + i)[None]} for i in range(3)]
-    together = head_entropies(model, heads, parts)
-    alone = [head_entropies(model, heads, [part]) for part in parts]
+    together = head_entropies(_gated(model, parts, heads))
+    alone = [head_entropies(_gated(model, [part], heads)) for part in parts]
     for site in heads:
         for index in range(3):
             total = sum(sums[site.name][index] for sums in alone)
@@ -115,3 +118,7 @@ def test_refuses_attention_that_is_computed_elsewhere():
     watched = observe_attention(randomized_model("bert"), {module: lambda *_: None})
     with pytest.raises(CheckpointError, match=refusal), watched:
         pass
+
+
+def _gated(model, batches, groups=None):
+    return GatedModel(model, groups or linear_groups(model, "heads"), {}, batches)

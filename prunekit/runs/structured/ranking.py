@@ -18,15 +18,16 @@ from prunekit.runs.structured.unit_scores import (
     best_token_counter,
     first_tokens,
     raise_scores,
-    share_scores,
 )
 from prunekit.structured.agreement import spearman
 from prunekit.structured.batches import Batch
 from prunekit.structured.finalize import Finalized
+from prunekit.structured.gated_model import GatedModel
 from prunekit.structured.parameter_budget import select_within_budget
 from prunekit.structured.probes.attention_entropy import head_entropies
 from prunekit.structured.rankers import Scores
 from prunekit.structured.selection import check_some_pruned
+from prunekit.structured.shared_scores import share_scores
 from prunekit.structured.unit_gates import Gates
 
 TRUTH_TOKENS = 512
@@ -257,7 +258,9 @@ class UnitRanking:
             return {}
         with self.timed("calibrate"):
             measured = head_entropies(
-                gates.model, gates.linear_groups, self.data.own, self.plan.ranks
+                GatedModel(
+                    gates.model, gates.linear_groups, gates.gates, self.data.own, self.plan.ranks
+                )
             )
         return {
             name: (sums.entropy / sums.log_keys.clamp_min(1e-12)).tolist()

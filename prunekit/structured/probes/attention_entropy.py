@@ -3,49 +3,38 @@
 Shapes: B samples, T tokens, S queries, H query heads.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from prunekit_kernels import Entropy, attention_entropy
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.models.attention_hook import Observer, observe_attention
-from prunekit.models.units.heads_neurons import LinearUnitGroup
-from prunekit.structured.batches import Batch, valid_tokens
+from prunekit.structured.batches import valid_tokens
+from prunekit.structured.gated_model import GatedModel
 
 
-def head_entropies(
-    model: PreTrainedModel,
-    groups: Sequence[LinearUnitGroup],
-    batches: Sequence[Batch],
-    ranks: Ranks = SINGLE,
-) -> dict[str, Entropy]:
+def head_entropies(gated: GatedModel) -> dict[str, Entropy]:
     """Return the attention entropy of each query head, by group.
 
     Entropies are in nats, with the maximum that they could reach.
     Queries that are padding do not count; keys that are padding are visible to no query.
 
     Args:
-        model: In eval mode.
-        groups: Groups of heads.
-        batches: Batches of this rank.
-        ranks: Processes that have the other batches.
+        gated: The model in eval mode, its groups of heads, and the batches.
     """
     sums: dict[str, Entropy] = {}
-    for batch in batches:
+    for batch in gated.batches:
         observers = {
             group.module: _accumulate(
                 sums, group.name, valid_tokens(batch, decodes=group.stack.reads is not None)
             )
-            for group in groups
+            for group in gated.groups
         }
-        with observe_attention(model, observers), torch.no_grad():
-            model(**batch)
+        with observe_attention(gated.model, observers):
+            gated.forward.run(batch)
     for part in (part for entropy in sums.values() for part in entropy):
-        ranks.all_reduce_sum(part, "scores")
+        gated.ranks.all_reduce_sum(part, "scores")
     return sums
 
 

@@ -17,6 +17,7 @@ from prunekit.models.adapters import effective_weight
 from prunekit.models.attention_hook import observe_attention
 from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.structured.batches import Batch, run_hooked
+from prunekit.structured.forward import WholeModel
 
 Head = tuple[LinearUnitGroup, int]
 """A query head: its group and its index among the query heads of the attention."""
@@ -102,5 +103,5 @@ def head_output_norms(
         group.reader.linear.register_forward_pre_hook(record(index, group, head))
         for index, (group, head) in enumerate(heads)
     ]
-    run_hooked(model, batch, handles)
+    run_hooked(WholeModel(model).run, batch, handles)
     return torch.stack(norms)

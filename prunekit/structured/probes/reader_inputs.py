@@ -9,9 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-import torch
-
-from prunekit.structured.batches import Batch, losses, run_hooked, valid_tokens
+from prunekit.structured.batches import Batch, run_hooked, valid_tokens
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -44,7 +42,7 @@ def observe_inputs(
             )
             for group in gated.groups
         ]
-        run_hooked(gated.model, batch, handles)
+        run_hooked(gated.forward.run, batch, handles)
 
 
 def _observing(
@@ -75,18 +73,21 @@ def activations_and_gradients(
         outputs: Return the modules' outputs [B, T, O] and the gradients by those instead.
     """
     tensors: dict[nn.Module, Tensor] = {}
+    observed: list[Tensor] = []
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         tensors[module] = output if outputs else inputs[0]
 
-    with ExitStack() as stack, torch.enable_grad():
+    def forward_done() -> list[Tensor]:
+        # Before the backward: checkpointing runs the forward and its hooks again in it.
+        observed.extend(tensors[module] for module in modules)
+        return observed
+
+    with ExitStack() as stack:
         for gate in gated.gates.values():
             # A gate that requires a gradient passes it on, even if all weights are frozen.
             stack.enter_context(gate.holding(gate.value.detach().clone().requires_grad_()))
         for module in modules:
             stack.callback(module.register_forward_hook(record).remove)
-        loss, predictions = losses(gated.model, batch)
-        # Recorded before the backward: checkpointing runs the forward and its hooks again in it.
-        observed = [tensors[module] for module in modules]
-        gradients = torch.autograd.grad(loss.sum(), observed)
-    return [each.detach() for each in observed], [*gradients], predictions
+        gradients, predictions = gated.forward.gradients(batch, forward_done)
+    return [each.detach() for each in observed], gradients, predictions

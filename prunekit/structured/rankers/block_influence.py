@@ -36,7 +36,7 @@ class BlockInfluence(Ranker):
         groups = cast("list[BlockGroup]", gated.groups)
         # For each block the sum over tokens, and their number.
         sums = {
-            group.name: torch.zeros(group.units, 2, dtype=torch.float64, device=group.device)
+            group.name: torch.zeros(group.units, 2, dtype=torch.float64, device=gated.device)
             for group in groups
         }
         for batch in gated.batches:
@@ -46,7 +46,7 @@ class BlockInfluence(Ranker):
                 for valid in [valid_tokens(batch, decodes=group.stack.reads is not None)]
                 for block, row in zip(group.blocks, sums[group.name], strict=True)
             ]
-            run_hooked(gated.model, batch, handles)
+            run_hooked(gated.forward.run, batch, handles)
         gated.all_reduce_sums(sums.values())
         return {
             name: (total[:, 0] / total[:, 1].clamp_min(1)).cpu() for name, total in sums.items()

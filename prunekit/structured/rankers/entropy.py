@@ -33,7 +33,7 @@ class AttentionEntropy(Ranker):
     def score(self, gated: GatedModel) -> Scores:
         from prunekit.structured.probes.attention_entropy import head_entropies
 
-        entropies = head_entropies(gated.model, gated.groups, gated.batches, gated.ranks)
+        entropies = head_entropies(gated)
         return {
             group.name: -self._mean(entropies[group.name]).view(group.units, -1).mean(1).cpu()
             for group in gated.groups

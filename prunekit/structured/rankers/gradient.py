@@ -30,13 +30,11 @@ class Gradient(Ranker):
     def score(self, gated: GatedModel) -> Scores:
         import torch
 
-        from prunekit.structured.batches import losses
-
         sums = {group.name: torch.zeros(group.units, dtype=torch.float64) for group in gated.groups}
         samples = 0
         for batch in gated.batches:
             size = len(batch["input_ids"])
-            with ExitStack() as stack, torch.enable_grad():
+            with ExitStack() as stack:
                 # One gate per sample, so that one backward pass yields the gradient of each.
                 values = [
                     stack.enter_context(
@@ -44,11 +42,10 @@ class Gradient(Ranker):
                     )
                     for gate in (gated.gates[group.name] for group in gated.groups)
                 ]
-                loss, predictions = losses(gated.model, batch)
-                each = loss / predictions.clamp_min(1)
-                gradients = torch.autograd.grad(each.sum(), values)
+                gradients, predictions = gated.forward.gradients(batch, lambda: values)  # noqa: B023
+            weights = 1 / predictions.double().clamp_min(1)
             for name, gradient in zip(sums, gradients, strict=True):
-                sums[name] += gradient.abs().double().sum((0, 1)).cpu()
+                sums[name] += (gradient[:, 0].abs().double() * weights[:, None]).sum(0).cpu()
             samples += size
         gated.all_reduce_sums(sums.values())
         samples = sum(gated.ranks.all_gather_object(samples))

@@ -29,10 +29,8 @@ class LeaveOneOut(Ranker):
     def score(self, gated: GatedModel) -> Scores:
         import torch
 
-        from prunekit.structured.batches import mean_loss
-
         data = gated.batches, gated.ranks
-        before = mean_loss(gated.model, *data)
+        before = gated.forward.mean_loss(*data)
         scores = {}
         for group in gated.groups:
             gate = gated.gates[group.name]
@@ -41,6 +39,6 @@ class LeaveOneOut(Ranker):
                 closed = gate.value.clone()
                 closed[unit] = 0
                 with gate.holding(closed):
-                    changes.append(mean_loss(gated.model, *data) - before)
+                    changes.append(gated.forward.mean_loss(*data) - before)
             scores[group.name] = torch.tensor(changes, dtype=torch.float64)
         return scores

@@ -49,7 +49,7 @@ def by_matrix(
         for group in gated.groups
     }
     linears = list(dict.fromkeys(part.linear for each in parts.values() for part, _ in each))
-    gradients = weight_gradients(gated.model, linears, gated.batches, gated.ranks)
+    gradients = weight_gradients(gated, linears)
     scores = {}
     for group in gated.groups:
         totals = []

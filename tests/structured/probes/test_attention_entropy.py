@@ -3,6 +3,7 @@
 import torch
 
 from prunekit.models.units.heads_neurons import linear_groups
+from prunekit.structured.gated_model import GatedModel
 from prunekit.structured.probes.attention_entropy import head_entropies
 from tests.support.units import randomized_model
 
@@ -12,7 +13,7 @@ def test_the_entropy_is_that_of_the_eager_probabilities():
     ids = torch.arange(3, 21).view(2, 9)
     groups = linear_groups(model, "heads")
     batches = [{"input_ids": part} for part in ids.split(1)]
-    found = head_entropies(model, groups, batches)
+    found = head_entropies(GatedModel(model, groups, {}, batches))
     model.set_attn_implementation("eager")
     with torch.no_grad():
         maps = model(ids, output_attentions=True).attentions

@@ -6,6 +6,7 @@ Frozen weights are included.
 import torch
 
 from prunekit.structured.batches import losses
+from prunekit.structured.gated_model import GatedModel
 from prunekit.structured.probes.weight_gradients import weight_gradients
 from tests.support.units import randomized_model
 
@@ -15,7 +16,9 @@ def test_the_gradient_is_that_of_the_mean_over_all_predictions():
     linear = model.model.layers[0].mlp.down_proj
     linear.weight.requires_grad_(requires_grad=False)
     ids = torch.arange(3, 30).view(3, 9)
-    found = weight_gradients(model, [linear], [{"input_ids": part} for part in ids.split(2)])
+    found = weight_gradients(
+        GatedModel(model, [], {}, [{"input_ids": part} for part in ids.split(2)]), [linear]
+    )
     assert not linear.weight.requires_grad
     linear.weight.requires_grad_(requires_grad=True)
     loss, predictions = losses(model, {"input_ids": ids})

@@ -1,0 +1,83 @@
+"""How the batches of a gated model are run: through the whole model, or one block.
+
+Shapes: B samples of a batch, T tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from typing_extensions import override
+
+from prunekit.distributed.ranks import Ranks
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from prunekit.structured.batches import Batch
+
+Sums = tuple["Float[Tensor, ' B']", "Float[Tensor, ' B']"]
+"""Summed loss of each sample, and its number of predictions."""
+
+
+class Forward(ABC):
+    """Runs batches, for hooks, for gradients, or for the loss."""
+
+    @abstractmethod
+    def run(self, batch: Batch) -> None:
+        """Run a batch without gradients, for the hooks of the model."""
+
+    @abstractmethod
+    def gradients(
+        self, batch: Batch, tensors: Callable[[], Sequence[Tensor]]
+    ) -> tuple[list[Tensor], Float[Tensor, " B"]]:
+        """Return gradients of a batch's loss, summed over its predictions.
+
+        Args:
+            batch: The batch to run.
+            tensors: Returns the tensors that are differentiated; called after the forward.
+
+        Returns:
+            Their gradients, and the number of predictions of each sample.
+        """
+
+    @abstractmethod
+    def mean_loss(self, batches: Sequence[Batch], ranks: Ranks) -> float:
+        """Return the mean loss over all predictions of all ranks."""
+
+
+@dataclass(frozen=True)
+class WholeModel(Forward):
+    """Runs the whole model, which is in memory."""
+
+    model: PreTrainedModel
+
+    @override
+    def run(self, batch: Batch) -> None:
+        import torch
+
+        with torch.no_grad():
+            self.model(**batch)
+
+    @override
+    def gradients(
+        self, batch: Batch, tensors: Callable[[], Sequence[Tensor]]
+    ) -> tuple[list[Tensor], Float[Tensor, " B"]]:
+        import torch
+
+        from prunekit.structured.batches import losses
+
+        with torch.enable_grad():
+            loss, predictions = losses(self.model, batch)
+            return [*torch.autograd.grad(loss.sum(), tensors())], predictions
+
+    @override
+    def mean_loss(self, batches: Sequence[Batch], ranks: Ranks) -> float:
+        from prunekit.structured.batches import mean_loss
+
+        return mean_loss(self.model, batches, ranks)
