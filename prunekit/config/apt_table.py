@@ -55,6 +55,9 @@ class Apt(Training):
     """Add the root of the kurtosis of weights to the salience."""
     growth: float = Field(default=4.0, ge=1)
     """Parameters of the adapters at the end, as a multiple of those at first; 1: no growth."""
+    uniform: bool = False
+    """Keep equally many heads and neurons in every layer, so that a standard config.json can
+    describe the model, as in [prune]."""
     least: int = Field(default=1, ge=0)
     """Fewest units that every layer keeps; with 0 whole attentions and feed-forwards may be taken
     out, as in [prune]."""
@@ -91,6 +94,7 @@ class Apt(Training):
             "pattern": [*self.kinds],
             "parameters": self.parameters,
             "parameters_of": self.parameters_of,
+            "uniform": self.uniform,
             "least": self.least,
             "round_to": self.round_to,
             "compensate": "none",

@@ -29,6 +29,7 @@ from prunekit.structured.selection import (
     select_units,
     unit_count,
 )
+from prunekit.structured.shared_scores import share_scores
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -163,7 +164,8 @@ class GradualUnits(ScheduledPruner):
     def _scores(self, ranker: str | Ranker | None = None) -> Scores:
         choice, model = self.choice, self.gates.model
         with torch.autocast(model.device.type, enabled=False):
-            return self.gates.score(ranker or choice.ranker, choice.data, ranks=choice.ranks)
+            scores = self.gates.score(ranker or choice.ranker, choice.data, ranks=choice.ranks)
+        return share_scores(self.gates.groups, scores) if choice.uniform else scores
 
     def _set(self, keep: Keep) -> None:
         for name, gate in self.gates.gates.items():
@@ -200,7 +202,7 @@ class GradualUnits(ScheduledPruner):
         choice = self.choice
         ranker = {"name": choice.ranker.name, **choice.ranker.model_dump(mode="json")}
         mine = {"kind": self.gates.kind, "ranker": ranker}
-        for name in ("scope", "least", "round_to"):
+        for name in ("scope", "least", "round_to", "uniform"):
             mine[name] = getattr(choice, name)
         return super()._settings() | mine
 

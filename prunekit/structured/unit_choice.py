@@ -28,6 +28,7 @@ class UnitChoice:
         least: Units that every layer keeps.
         round_to: Every width made up by the kept units is rounded up to a multiple of this.
         ranks: Processes that train the same model.
+        uniform: Score heads together that a stock config keeps in common, see ``share_scores``.
     """
 
     ranker: Ranker
@@ -36,6 +37,7 @@ class UnitChoice:
     least: int = 1
     round_to: int = 1
     ranks: Ranks = SINGLE
+    uniform: bool = False
 
 
 class ScheduleOptions(TypedDict, total=False):
@@ -49,6 +51,8 @@ class ScheduleOptions(TypedDict, total=False):
         scope: As in ``Gates.prune``, like the next two.
         least: Units that every layer keeps.
         round_to: Every width is rounded up to a multiple of this.
+        uniform: Keep equally many units in every layer, and the same heads where layers share a
+            position bias, so that a stock config can describe the model; the scope is "layer".
         regrow: Fraction of the pruned units that returns at a regrowth; as many are pruned.
         regrow_every: Steps between two regrowths, which lie between start and end.
         ranks: Processes that train the same model, with other data each; by default those of
@@ -63,6 +67,7 @@ class ScheduleOptions(TypedDict, total=False):
     scope: UnitScope
     least: int
     round_to: int
+    uniform: bool
     regrow: float
     regrow_every: int | None
     ranks: Ranks | None
@@ -101,11 +106,13 @@ def choice_of(ranker: Ranker, batches: list[Batch], options: ScheduleOptions) ->
         batches: Samples for it.
         options: All options.
     """
+    uniform = options.get("uniform", False)
     return UnitChoice(
         ranker,
         batches,
-        options.get("scope", "global"),
+        options.get("scope", "layer" if uniform else "global"),
         options.get("least", 1),
         options.get("round_to", 1),
         options.get("ranks") or current_ranks(),
+        uniform,
     )

@@ -356,3 +356,16 @@ def test_steps_may_prune_whole_layers():
         gates.model.model.layers[1].self_attn.o_proj.weight *= 1e-4
     gates.prune_in_steps(BlockObs(relative=False), TOKENS, 0.5, steps=2, least=0)
     assert [len(units) for units in gates.kept.values()] == [2, 0]
+
+
+def test_uniform_keeps_the_same_heads_where_blocks_share_a_bias():
+    model = randomized_model("t5")
+    heads, given = prunekit.heads(model), batch(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    options = {"sparsity": 0.5, "end": 2, "uniform": True, "settings": {"seed": 1}}
+    with heads.during(optimizer, "random", **options) as pruner:
+        for _ in range(2):
+            model(**given).loss.backward()
+            optimizer.step()
+    assert pruner.done
+    assert heads.finalize(stock=True, optimizer=optimizer).stock

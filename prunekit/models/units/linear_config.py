@@ -32,7 +32,8 @@ def common_count(groups: Sequence[LinearUnitGroup], kept: Kept, family: str) -> 
     if len(counts) > 1:
         raise ShapeError(
             f"{groups[0].kind}: blocks keep from {min(counts)} to {max(counts)}, and a config of "
-            f'type {family!r} has one number for all. Choose scope = "layer".'
+            f'type {family!r} has one number for all. Choose scope = "layer", or uniform = true in '
+            "a config."
         )
     return counts.pop()
 

@@ -57,6 +57,7 @@ def _pruner(ranking: UnitRanking, gates: Gates, optimizer: Optimizer) -> Gradual
         scope=prune.scope,
         least=prune.least,
         round_to=prune.round_to,
+        uniform=prune.uniform,
         regrow=prune.regrow,
         regrow_every=prune.regrowth_interval,
         ranks=ranking.plan.ranks,

@@ -27,9 +27,8 @@ def remarks_of(made: StructuredPlan) -> list[str]:
     if not prune.uniform and not WHOLE.issuperset(prune.pattern):
         remarks.append(
             "Layers may keep different numbers of units: the folder opens with prunekit.load, and "
-            "with transformers after `import prunekit`."
-            + " uniform = true makes it one that any tool opens."
-            * (made.config.apt is None)
+            "with transformers after `import prunekit`. uniform = true makes it one that any tool "
+            "opens."
         )
     return remarks + _apt_remarks(made)
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from prunekit.models.units.block_kinds import token_counters
-from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.structured.batches import Batch
 from prunekit.structured.rankers import Scores
 from prunekit.structured.unit_gates import Gates
@@ -46,23 +45,3 @@ def best_token_counter(gates: Gates, scores: Scores) -> dict[str, list[int]]:
     if others or not open_ones:
         return {}
     return {group.name: [max(open_ones, key=lambda unit: float(scores[group.name][unit]))]}
-
-
-def share_scores(sites: Sequence[LinearUnitGroup], scores: Scores) -> Scores:
-    """Score heads jointly over blocks that share a position bias.
-
-    A stock config keeps the same heads in all blocks of such a stack. Each block counts alike: its
-    scores are divided by the sum of their magnitudes before they are added.
-    """
-    groups: dict[str, list[str]] = {}
-    for site in sites:
-        if site.has_bias_columns:
-            groups.setdefault(site.stack.blocks, []).append(site.name)
-    totals = {
-        name: torch.stack(
-            [scores[other] / scores[other].abs().sum().clamp_min(1e-300) for other in names]
-        ).sum(0)
-        for names in groups.values()
-        for name in names
-    }
-    return scores | totals

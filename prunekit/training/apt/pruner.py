@@ -27,6 +27,7 @@ from prunekit.structured.parameter_budget import (
     select_within_budget,
 )
 from prunekit.structured.scheduled import step_was_skipped, torch_optimizer
+from prunekit.structured.shared_scores import share_scores
 from prunekit.training.apt.growth import adapter_parameters, grow, grown_ranks, ranks_of
 from prunekit.training.apt.salience import RunningMean, StepSalience
 
@@ -212,7 +213,9 @@ class AptPruner(HookHandles):
         """Remove the closed units from the matrices."""
         for each in self.gates:
             if each.closed:
-                done = self.finalized[each.kind] = each.finalize(optimizer=self.optimizer)
+                done = self.finalized[each.kind] = each.finalize(
+                    stock=self._settings.uniform, optimizer=self.optimizer
+                )
                 self._salience.keep(done.kept)
                 for name, kept in done.kept.items():
                     self.kept[name] = [self.kept[name][unit] for unit in kept]
@@ -233,12 +236,15 @@ class AptPruner(HookHandles):
     def _select(self, scores: Mapping[str, Tensor], window: int) -> Keep:
         """Return the units to keep at the end of a window."""
         settings, groups = self._settings, self.groups
-        whole = [group for group in groups if group.kind in WHOLE]
+        described = [group for group in groups if settings.uniform or group.kind in WHOLE]
+        if settings.uniform:
+            scores = share_scores(groups, dict(scores))
         constraints = BudgetConstraints(
             parameters=int(settings.budget(window) * self._first_whole),
+            scope="layer" if settings.uniform else "global",
             least=settings.least,
             multiples={group.name: group.unit_multiple(settings.round_to) for group in groups},
-            allowed=expressible_in_config(self._model, whole),
+            allowed=expressible_in_config(self._model, described),
             counted=counted_parameters(self._model, settings.parameters_of),
         )
         return select_within_budget(groups, scores, self._keep(), self._whole, constraints)

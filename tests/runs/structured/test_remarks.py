@@ -13,7 +13,9 @@ def test_gates_that_do_not_close_within_a_window_are_remarked(llama, tmp_path):
     notes = " ".join(planned(llama, tmp_path / "a", "").notes)
     assert "apt.decay" not in notes
     assert "apt.kinds: of this family hidden dimensions can be removed too" in notes
-    assert "uniform" not in notes
+    assert "uniform = true makes it one that any tool opens." in notes
+    uniform = planned(llama, tmp_path / "c", "uniform = true").notes
+    assert "prunekit.load" not in " ".join(uniform)
     notes = " ".join(planned(llama, tmp_path / "b", 'kinds = ["hidden", "heads"]').notes)
     assert "apt.kinds" not in notes
 

@@ -58,3 +58,19 @@ def test_least_zero_takes_layers_out_with_their_adapters(
     model.save_pretrained(tmp_path)
     opened = prunekit.load(tmp_path)
     assert torch.equal(valid_logits(opened, given), valid_logits(model, given))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "t5"])
+def test_uniform_keeps_as_many_in_every_layer_and_any_tool_opens_it(model_type, tmp_path):
+    model = randomized_model(model_type)
+    given = batch(model)
+    asked = Apt.model_validate({**WINDOWS, "parameters": 0.5, "uniform": True})
+    *_, last = apt(model, [given, given], [given], asked)
+    for gates in (prunekit.heads(model), prunekit.neurons(model)):
+        (count,) = {group.units for group in gates.groups}
+        assert count < {"heads": 4, "neurons": 64}[gates.kind]
+        gates.detach()
+    assert last.details["parameters"] <= 0.5 * last.details["parameters"] / (1 - last.achieved)
+    model.save_pretrained(tmp_path)
+    opened = type(model).from_pretrained(tmp_path).eval()
+    assert torch.equal(valid_logits(opened, given), valid_logits(model, given))
