@@ -16,6 +16,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from tests.distributed.fork_server import ForkServer, Origin  # noqa: E402
+
 if INTERPRETED:
     from tests.support import interpreter
 
@@ -24,6 +26,20 @@ if INTERPRETED:
 ROOT = Path(__file__).parents[1]
 NO_DEVICE = "no CUDA device"
 NOT_INTERPRETED = "Triton kernels need a CUDA device or TRITON_INTERPRET=1"
+
+ORIGIN = pytest.StashKey[Origin]()
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # workers share that of the process that starts them
+        config.stash[ORIGIN] = Origin()
+        config.add_cleanup(config.stash[ORIGIN].close)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    """Tell a worker of pytest-xdist."""
+    node.workerinput["forked_from"] = node.config.stash[ORIGIN].address
 
 
 def pytest_collection_modifyitems(items):
@@ -67,21 +83,24 @@ def no_page(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def fork_server():
-    """A process from which worlds of ranks are forked."""
-    from tests.distributed.fork_server import ForkServer
+def forked_from(request) -> str:
+    """The address of the process that fork servers are forked from."""
+    given = getattr(request.config, "workerinput", None)
+    return given["forked_from"] if given else request.config.stash[ORIGIN].address
 
-    made = ForkServer()
+
+@pytest.fixture(scope="session")
+def fork_server(forked_from):
+    """A process from which worlds of ranks are forked."""
+    made = ForkServer(forked_from)
     yield made
     made.close()
 
 
 @pytest.fixture(scope="session")
-def stock_server():
+def stock_server(forked_from):
     """A process with transformers and without prunekit, from which scripts are forked."""
-    from tests.distributed.fork_server import ForkServer
-
-    made = ForkServer(stock=True)
+    made = ForkServer(forked_from, stock=True)
     yield made
     made.close()
 

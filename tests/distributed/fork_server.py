@@ -2,37 +2,64 @@
 
 So a world of ranks starts in a tenth of a second. A stock one has imported all but prunekit, for
 scripts that a user would start in a new process. Each line of its standard input requests one; it
-writes the process ids at once, and the exit codes when all have ended.
+writes the process ids at once, and the exit codes when all have ended. These processes are forked
+themselves, from one that all workers of a test run share, so that transformers is imported once.
 """
 
 import json
 import os
+import select
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from socket import socket
 
 from tests.distributed.hosts import INTERFACE, Hosts, enter
 
 ROOT = Path(__file__).parents[2]
 
 
+class Origin:
+    """The process that fork servers are forked from; it imports once it is asked for the first.
+
+    Attributes:
+        address: Socket that fork servers are asked for at.
+    """
+
+    def __init__(self) -> None:
+        self._folder = tempfile.mkdtemp()
+        self.address = f"{self._folder}/socket"
+        path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(self.address)
+            listening.listen()
+            self._process = subprocess.Popen(
+                [sys.executable, __file__, str(listening.fileno())],
+                stdin=subprocess.PIPE,  # ends with this process
+                pass_fds=[listening.fileno()],
+                env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            )
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+        shutil.rmtree(self._folder)
+
+
 class ForkServer:
     """The forking process, as used by a test."""
 
-    def __init__(self, *, stock: bool = False) -> None:
-        path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, *(["stock"] if stock else [])],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        )
+    def __init__(self, address: str, *, stock: bool = False) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(address)
+        self._stream = self._socket.makefile("rw")
+        self._write("stock" if stock else "prunekit")
 
     def start(
         self,
@@ -62,18 +89,19 @@ class ForkServer:
         return World(self, folder, self.request(job))
 
     def request(self, job: object) -> list[int]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
+        self._write(json.dumps(job))
         return self.read()
 
     def read(self) -> list[int]:
-        assert self._process.stdout is not None
-        return json.loads(self._process.stdout.readline())
+        return json.loads(self._stream.readline())
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self._stream.close()
+        self._socket.close()
+
+    def _write(self, line: str) -> None:
+        self._stream.write(line + "\n")
+        self._stream.flush()
 
 
 class World:
@@ -105,17 +133,36 @@ class World:
         assert not any(codes), f"{codes}\n" + "\n".join(errors)
 
 
-def serve(*, stock: bool) -> None:
+def listen(listening: socket.socket) -> None:
+    """Fork a server for each connection, until the standard input is closed."""
+    while listening in select.select([listening, sys.stdin], [], [])[0]:
+        connection, _ = listening.accept()
+        _import_stock()
+        if not os.fork():
+            listening.close()
+            for number in range(2):
+                os.dup2(connection.fileno(), number)
+            connection.close()
+            serve()
+            os._exit(0)
+        connection.close()
+
+
+def _import_stock() -> None:
     import torch
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401  both are lazy
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup would let ranks ignore it
-    if not stock:
+
+
+def serve() -> None:
+    """Fork a world for each line of the standard input after the first."""
+    if sys.stdin.readline() != "stock\n":
         _import_prunekit()
     for line in sys.stdin:
         job = json.loads(line)
-        with socket() as free:
+        with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         pids = [_fork(rank, port, job) for rank in range(job["size"])]
@@ -169,4 +216,4 @@ def _fork(rank: int, port: int, job: dict) -> int:
 
 
 if __name__ == "__main__":
-    serve(stock="stock" in sys.argv)
+    listen(socket.socket(fileno=int(sys.argv[1])))
