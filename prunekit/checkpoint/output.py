@@ -148,7 +148,7 @@ class OutputFolder:
             )
         self._journal.truncate()
         # That of the journal is left by an --overwrite that was killed as it began.
-        for name in (*self.journal[START].get("writes", ()), JOURNAL):
+        for name in (*owned_files.announced_files(self.journal), JOURNAL):
             temporary_file(self.folder / name).unlink(missing_ok=True)
         # If a file of an entry is missing, truncated or altered, its work is repeated.
         is_intact = cache(self._is_intact)  # several entries may name a file
@@ -217,6 +217,16 @@ class OutputFolder:
         for values in self.journal.values():
             found |= recorded_digests(values)
         return found
+
+    def announce_shards(self, shards: int) -> None:
+        """Set the number of weight files, where the run finds it out only now.
+
+        The journal names them before the first is written, so that they count as files of the run.
+        """
+        self.shards = shards
+        names = [self.shard_path(number).name for number in range(1, shards + 1)]
+        if self.journal.get(("shards", "")) != {"writes": names}:
+            self.append_journal("shards", "", {"writes": names})
 
     def shard_path(self, number: int) -> Path:
         """Return the path of shard ``number`` of 1..shards."""

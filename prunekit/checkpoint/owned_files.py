@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from prunekit.checkpoint.atomic import report_full_disk, temporary_file
-from prunekit.checkpoint.journal import JOURNAL, START, Entries, is_journal, read_journal
+from prunekit.checkpoint.journal import JOURNAL, Entries, is_journal, read_journal
 from prunekit.checkpoint.lock import owner_file
 
 REPORT = "report.json"
@@ -27,6 +27,11 @@ def recorded_digests(entry: dict[str, Any]) -> dict[str, str]:
     return entry.get("files") or {}
 
 
+def announced_files(entries: Entries) -> list[str]:
+    """Return the names of files that a run writes, as its journal says before."""
+    return [name for values in entries.values() for name in values.get("writes") or ()]
+
+
 def owned_files(folder: Path, entries: Entries) -> list[Path]:
     """Return the files of a run in the order of their removal.
 
@@ -34,7 +39,7 @@ def owned_files(folder: Path, entries: Entries) -> list[Path]:
         folder: The output folder.
         entries: Entries of its journal, which itself is left out.
     """
-    names = [*entries.get(START, {}).get("writes", ())]
+    names = announced_files(entries)
     for values in entries.values():
         names += recorded_digests(values)
     names += _report_files(folder)

@@ -13,7 +13,7 @@ from prunekit.models.orientation import weight_matrix
 from prunekit.models.units.find import check_current, unit_groups
 from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.models.units.kinds import WHOLE, Kind
-from prunekit.models.units.narrowing import narrow_linear, recorded_narrowings
+from prunekit.models.units.narrowing import Narrowing, narrow_linear, recorded_steps
 from prunekit.models.units.removal import apply_removal, count_parameters
 from prunekit.models.units.stock_config import check_uniform_record, stock_entries
 from prunekit.structured.batches import Data, eval_mode, to_batches
@@ -82,9 +82,9 @@ def finalize(
     check_current(model, groups)
     kept = kept_units(gates)
     check_foldable(groups, gates, data)
-    entries, note = _described(model, groups, kept, stock=stock)
+    entries, note = describe(model, groups, kept, stock=stock)
     before, parameters = count_parameters(model), {*model.parameters()}
-    with recorded_narrowings() as narrowings:
+    with recorded_steps() as steps:
         if data is not None:
             _refit_in_order(
                 GatedModel(model, linear_groups_of(groups), gates, to_batches(data, model)), kept
@@ -93,6 +93,7 @@ def finalize(
             gate.detach()
         apply_removal(model, groups, kept, entries)
         _fold(model, groups[0].kind, gates)
+    narrowings = [step for step in steps if isinstance(step, Narrowing)]
     after = {*model.parameters()}
     assert after - parameters <= {step.after for step in narrowings}
     removed = parameters - after - {step.before for step in narrowings}
@@ -102,7 +103,7 @@ def finalize(
     return Finalized(kept, (before, count_parameters(model)), note == STOCK, note)
 
 
-def _described(
+def describe(
     model: PreTrainedModel, groups: Sequence[UnitGroup], kept: Kept, *, stock: bool
 ) -> tuple[dict[str, Any] | None, str]:
     """Return the config entries of the smaller model, and a note.

@@ -147,3 +147,24 @@ def test_nothing_is_written_to_a_folder_that_took_the_place_of_the_output(single
             write()
     output.close()
     assert {path.name: path.read_bytes() for path in single.iterdir()} == held
+
+
+def test_shards_whose_number_is_known_late_belong_to_the_run(tmp_path):
+    """A kill before the entry of a shard leaves it, and its unfinished file."""
+    folder = tmp_path / "out"
+    for resume in (False, True):
+        output = OutputFolder(folder, 0)
+        output.begin("same", resume=resume, overwrite=False)
+        output.announce_shards(2)
+        assert output.journal["shards", ""]["writes"] == [
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+        ]
+        (output.folder / ".model-00002-of-00002.safetensors.tmp").touch()
+        output.write_shard(1, {"weight": torch.ones(2)})
+        output.close()
+        assert len((folder / "journal.jsonl").read_text().splitlines()) == 2
+    again = OutputFolder(folder, 0)
+    again.begin("other", resume=False, overwrite=True)
+    again.close()
+    assert [path.name for path in folder.iterdir()] == ["journal.jsonl"]

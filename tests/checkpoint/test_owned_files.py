@@ -34,6 +34,11 @@ def test_ours_are_the_named_files_and_what_of_them_is_half_written(folder):
     assert found == ["a", ".a.tmp", ".b.tmp", "c", "d/e", "f"]
 
 
+def test_files_that_a_later_entry_announces_are_ours(folder):
+    fill(folder, "a", "b", ".b.tmp", "other")
+    assert owned(folder, "a", shards={"writes": ["b", "c"]}) == ["a", "b", ".b.tmp"]
+
+
 def test_what_opens_as_a_model_goes_first(folder):
     names = ["a", "model.safetensors.index.json", "config.json"]
     fill(folder, *names)

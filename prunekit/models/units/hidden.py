@@ -31,7 +31,7 @@ from prunekit.errors import ShapeError
 from prunekit.models.units.base import Factor, Kept, ParameterAxis, UnitGroup
 from prunekit.models.units.kept_record import set_config_entries
 from prunekit.models.units.meta_model import meta_model
-from prunekit.models.units.narrowing import narrow_parameter
+from prunekit.models.units.narrowing import change_values, narrow_parameter
 
 
 class CoordinateAxis(NamedTuple):
@@ -164,7 +164,6 @@ def coordinate_axes(model: PreTrainedModel) -> list[CoordinateAxis]:
     ]
 
 
-@torch.no_grad()
 def _rescale(model: PreTrainedModel, group: HiddenGroup, root: float) -> None:
     """Multiply the norm weights by ``root`` = √(d/d').
 
@@ -175,14 +174,19 @@ def _rescale(model: PreTrainedModel, group: HiddenGroup, root: float) -> None:
     final, head = _final_norm(model, group), model.get_output_embeddings()
     embeddings = cast("nn.Parameter", model.get_input_embeddings().weight)
     if group.stream.scaled:
-        embeddings *= root
+        change_values(embeddings, partial(Tensor.mul_, other=root))
         if head is not None and head.weight is embeddings:
             gains[final] /= root
     if head is not None and _divides_logits(model, group.stream):
         gains[final] /= root
     for norm, gain in gains.items():
-        weight, offset = cast("Tensor", norm.weight), group.stream.offset
-        weight.copy_((weight.double() + offset) * gain - offset)
+        amplify = partial(_amplify, gain=gain, offset=group.stream.offset)
+        change_values(cast("nn.Parameter", norm.weight), amplify)
+
+
+def _amplify(weight: Tensor, *, gain: float, offset: float) -> None:
+    """Multiply the factors ``weight + offset`` of a norm."""
+    weight.copy_((weight.double() + offset) * gain - offset)
 
 
 def _narrow(group: HiddenGroup, keep: Sequence[int]) -> None:

@@ -1,13 +1,18 @@
 """Narrowing of linears and parameters to some of their rows or columns.
 
+A removal of units changes parameters in two ways only: it narrows them, or changes their values.
+Both are recorded, so that whoever holds tensors of the same shape can follow: an optimizer, or the
+files of a model that is not in memory.
+
 Shapes: K kept indices.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
@@ -38,22 +43,44 @@ class Narrowing(NamedTuple):
         """Return the same part of a tensor shaped like the parameter."""
         return whole.index_select(self.axis, self.keep.to(whole.device))
 
+    def put_back(self, part: Tensor) -> Tensor:
+        """Return a tensor shaped like the whole parameter, 0 outside of its part."""
+        whole = part.new_zeros(self.before.shape)
+        return whole.index_copy_(self.axis, self.keep.to(part.device), part)
 
-_record: ContextVar[list[Narrowing] | None] = ContextVar("narrowings", default=None)
+
+class ValueChange(NamedTuple):
+    """A parameter whose values were changed.
+
+    Attributes:
+        parameter: The parameter.
+        change: Changes a tensor shaped like it in the same way, in place.
+    """
+
+    parameter: nn.Parameter
+    change: Callable[[Tensor], object]
+
+
+Step = Narrowing | ValueChange
+"""Change of one parameter in a removal of units."""
+
+_record: ContextVar[list[Step] | None] = ContextVar("steps", default=None)
 
 
 @contextmanager
-def recorded_narrowings() -> Iterator[list[Narrowing]]:
-    """Collect all narrowings inside the context, in their order.
-
-    So whoever holds parameters or tensors of their shape, such as an optimizer, can follow.
-    """
-    found: list[Narrowing] = []
+def recorded_steps() -> Iterator[list[Step]]:
+    """Collect all narrowings and value changes inside the context, in order."""
+    found: list[Step] = []
     before = _record.set(found)
     try:
         yield found
     finally:
         _record.reset(before)
+
+
+def _add_to_record(step: Step) -> None:
+    if (record := _record.get()) is not None:
+        record.append(step)
 
 
 def narrow_linear(linear: Any, keep: Int[Tensor, " K"], *, outputs: bool) -> None:  # noqa: ANN401
@@ -88,6 +115,15 @@ def narrow_parameter(parameter: nn.Parameter, axis: int, keep: Int[Tensor, " K"]
         narrowed.grad = done.of(parameter.grad)
     if (stored := getattr(parameter, STORED, None)) is not None:
         setattr(narrowed, STORED, done.of(stored))
-    if (record := _record.get()) is not None:
-        record.append(done)
+    _add_to_record(done)
     return narrowed
+
+
+@torch.no_grad()
+def change_values(parameter: nn.Parameter, change: Callable[[Tensor], object]) -> None:
+    """Change the values of a parameter, in place.
+
+    ``change`` does it to any tensor of the parameter's shape.
+    """
+    change(parameter)
+    _add_to_record(ValueChange(parameter, change))

@@ -1,11 +1,19 @@
 """Narrowed linears use only the kept rows or the kept columns."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from prunekit.models.units.narrowing import narrow_linear, narrow_parameter, recorded_narrowings
+from prunekit.models.units.narrowing import (
+    ValueChange,
+    change_values,
+    narrow_linear,
+    narrow_parameter,
+    recorded_steps,
+)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +47,7 @@ def test_narrowings_are_recorded_in_order_and_apply_to_tensors_of_the_same_shape
     weight = linear.weight
     weight.grad = moment + 1
     narrow_linear(linear, torch.arange(6), outputs=False)
-    with recorded_narrowings() as found:
+    with recorded_steps() as found:
         narrow_linear(linear, torch.tensor([1, 4]), outputs=True)
         narrow_linear(linear, torch.tensor([5, 0]), outputs=False)
     outputs, bias, inputs = found
@@ -52,3 +60,25 @@ def test_narrowings_are_recorded_in_order_and_apply_to_tensors_of_the_same_shape
     assert weight.grad is not None
     narrow_linear(linear, torch.tensor([0]), outputs=True)
     assert len(found) == 3
+
+
+def test_a_part_is_put_back_among_zeros():
+    whole = nn.Parameter(torch.arange(1.0, 7).view(2, 3))
+    with recorded_steps() as found:
+        narrow_parameter(whole, 1, torch.tensor([0, 2]))
+    (step,) = found
+    assert step.put_back(step.of(whole)).tolist() == [[1, 0, 3], [4, 0, 6]]
+
+
+def test_value_changes_are_recorded_with_narrowings_and_apply_to_other_tensors():
+    weight, other = nn.Parameter(torch.ones(3)), torch.full((3,), 5.0)
+    with recorded_steps() as found:
+        narrow_parameter(weight, 0, torch.arange(3))
+        change_values(weight, partial(torch.Tensor.mul_, other=2))
+    change = found[1]
+    assert isinstance(change, ValueChange)
+    assert change.parameter is weight
+    change.change(other)
+    assert weight.tolist() == [2, 2, 2]
+    assert other.tolist() == [10, 10, 10]
+    assert weight.grad_fn is None
