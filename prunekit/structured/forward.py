@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from prunekit.structured.batches import Batch
-
-Sums = tuple["Float[Tensor, ' B']", "Float[Tensor, ' B']"]
-"""Summed loss of each sample, and its number of predictions."""
 
 
 class Forward(ABC):
@@ -47,8 +45,19 @@ class Forward(ABC):
         """
 
     @abstractmethod
-    def mean_loss(self, batches: Sequence[Batch], ranks: Ranks) -> float:
-        """Return the mean loss over all predictions of all ranks."""
+    def mean_losses(
+        self,
+        batches: Sequence[Batch],
+        ranks: Ranks,
+        variants: Sequence[AbstractContextManager[Any]],
+    ) -> list[float]:
+        """Return the mean loss over all predictions of all ranks.
+
+        Args:
+            batches: Batches of this rank.
+            ranks: Processes that have the other batches.
+            variants: Context managers in which it is measured, each once.
+        """
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,16 @@ class WholeModel(Forward):
             return [*torch.autograd.grad(loss.sum(), tensors())], predictions
 
     @override
-    def mean_loss(self, batches: Sequence[Batch], ranks: Ranks) -> float:
+    def mean_losses(
+        self,
+        batches: Sequence[Batch],
+        ranks: Ranks,
+        variants: Sequence[AbstractContextManager[Any]],
+    ) -> list[float]:
         from prunekit.structured.batches import mean_loss
 
-        return mean_loss(self.model, batches, ranks)
+        found = []
+        for variant in variants:
+            with variant:
+                found.append(mean_loss(self.model, batches, ranks))
+        return found

@@ -26,8 +26,14 @@ class Gate:
             there, so training cannot open them again.
     """
 
-    def __init__(self, group: UnitGroup) -> None:
-        units, device = group.units, group.device
+    def __init__(self, group: UnitGroup, device: torch.device | None = None) -> None:
+        """Attach a gate, open, to the model.
+
+        Args:
+            group: The units.
+            device: Device on which the model runs, if its weights are not in memory.
+        """
+        units, device = group.units, device or group.device
         self.value: Float[Tensor, "*B U"] = torch.ones(units, device=device)
         self.keep: Bool[Tensor, " U"] = torch.ones(units, dtype=torch.bool, device=device)
         self._handles = group.hook(self._current)

@@ -60,8 +60,23 @@ class GateSet:
 
     dense_saves = False
 
-    def __init__(self, model: PreTrainedModel, kind: Kind) -> None:
-        check_in_memory(model)
+    def __init__(
+        self, model: PreTrainedModel, kind: Kind, device: torch.device | None = None
+    ) -> None:
+        """Attach gates to all units of a kind, open.
+
+        Args:
+            model: The model.
+            kind: Kind of the units.
+            device: Device on which blocks of an empty model will run; None for a model whose
+                weights are in memory.
+
+        Raises:
+            ConfigError: The model has gates on this kind already, or is not in memory though it
+                should be.
+        """
+        if device is None:
+            check_in_memory(model)
         if attached_gates(model, kind):
             raise ConfigError(
                 f"{kind}: the model has gates on them already; prunekit.{kind}(model) returns them."
@@ -69,6 +84,7 @@ class GateSet:
         self.model = bare_model(model)  # whose forward runs the adapters of peft too
         self.kind: Kind = kind
         self._pruner: GradualUnits | None = None
+        self._device = device
         self._attach()
 
     @property
@@ -246,7 +262,7 @@ class GateSet:
 
     def _attach(self) -> None:
         self.groups = unit_groups(self.model, self.kind)
-        self.gates = {group.name: Gate(group) for group in self.groups}
+        self.gates = {group.name: Gate(group, self._device) for group in self.groups}
         self._history: list[list[GateState]] = []
         # In the model itself, so that a copy of it has gates of its own and knows them.
         vars(self.model).setdefault(ATTACHED, {})[self.kind] = self

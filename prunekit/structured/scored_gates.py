@@ -3,7 +3,9 @@
 Shapes: U units of a group.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -18,6 +20,8 @@ from prunekit.models.in_memory import is_flattened, is_sharded
 from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.structured.agreement import redundancy
 from prunekit.structured.batches import Batch, Data, eval_mode, to_batches
+from prunekit.structured.blockwise.block_walk import BlockWalk
+from prunekit.structured.blockwise.scores import score_blockwise
 from prunekit.structured.gate_set import GateSet
 from prunekit.structured.rankers import GatedModel, Ranker, Scores, rankers
 from prunekit.structured.refit import reader_grams
@@ -61,10 +65,33 @@ class ScoredGates(GateSet):
         chosen = self._ranker(ranker, settings)
         found = to_batches(data, self.model) if chosen.needs_data else []
         self._check_sharded(found, ranks)
-        gated = self._gated_model(found)
+        return self._scores(found, ranks, chosen.score)
+
+    def score_blockwise(self, ranker: Ranker, walk: BlockWalk) -> Scores:
+        """Return the scores of :meth:`score` of heads, neurons or blocks.
+
+        One block of weights is in memory at a time.
+
+        Args:
+            ranker: The ranker.
+            walk: Runs the blocks of this model, on its batches.
+
+        Raises:
+            ConfigError: The ranker does not rank this kind, or labels are missing.
+            CheckpointError: See :meth:`BlockWalk.backward`.
+        """
+        chosen = self._ranker(ranker, {})
+        score = partial(score_blockwise, chosen, walk=walk)
+        return self._scores(walk.batches, walk.ranks, score)
+
+    def _scores(
+        self, batches: Sequence[Batch], ranks: Ranks, score: Callable[[GatedModel], Scores]
+    ) -> Scores:
+        """Return the scores of groups with an open gate, and 0 for all others."""
+        gated = self._gated_model(batches)
         groups = [each for each in gated.groups if bool(self.gates[each.name].keep.any())]
         with eval_mode(self.model):
-            scores = chosen.score(replace(gated, groups=groups, ranks=ranks)) if groups else {}
+            scores = score(replace(gated, groups=groups, ranks=ranks)) if groups else {}
         closed = {each.name: torch.zeros(each.units, dtype=torch.float64) for each in self.groups}
         return closed | scores
 
@@ -209,7 +236,7 @@ class ScoredGates(GateSet):
     def _check_some_pruned(self, sparsity: float) -> None:
         check_some_pruned("sparsity", sparsity, self.units, self.kind, self.closed)
 
-    def _gated_model(self, found: list[Batch]) -> GatedModel:
+    def _gated_model(self, found: Sequence[Batch]) -> GatedModel:
         # A ranker states the kinds that it ranks and uses only members that all of these have.
         groups = cast("list[LinearUnitGroup]", self.groups)
         return GatedModel(self.model, groups, self.gates, found)

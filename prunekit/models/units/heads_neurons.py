@@ -124,7 +124,7 @@ class LinearUnitGroup(UnitGroup):
 
     @override
     def hook(self, factor: Factor) -> list[RemovableHandle]:
-        scale = partial(_scale, factor=factor, owner=self.owner.to(self.device))
+        scale = partial(_scale, factor=factor, owner=self.owner.to(factor().device))
         return [self.reader.linear.register_forward_pre_hook(scale)]
 
     @override

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -17,6 +18,7 @@ class Ranker(BaseModel, ABC):
     Attributes:
         name: Name in configs and in ``Gates.score``.
         kinds: Kinds of units that it can rank.
+        needs_weights: Its scores depend on the model.
         needs_data: It runs the model on samples.
         needs_loss: It also needs the loss on these samples.
         compensate: The default compensation after pruning by it.
@@ -28,6 +30,7 @@ class Ranker(BaseModel, ABC):
 
     name: ClassVar[str]
     kinds: ClassVar[frozenset[Kind]] = frozenset({"heads", "neurons"})
+    needs_weights: ClassVar[bool] = True
     needs_data: ClassVar[bool] = True
     needs_loss: ClassVar[bool] = False
     compensate: ClassVar[Compensation] = "none"
@@ -40,3 +43,15 @@ class Ranker(BaseModel, ABC):
     @abstractmethod
     def score(self, gated: GatedModel) -> Scores:
         """Return the score of each unit, by group name; higher is kept."""
+
+    def measure(self, gated: GatedModel) -> Scores:
+        """Return what :meth:`combine` makes the scores of.
+
+        It may be called for one block at a time: a value depends on its unit alone.
+        """
+        return self.score(gated)
+
+    def combine(self, measured: Sequence[Scores]) -> Scores:
+        """Return the scores of all units, given what each component measured."""
+        (scores,) = measured
+        return scores

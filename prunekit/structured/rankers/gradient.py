@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import ClassVar
 
@@ -28,6 +29,10 @@ class Gradient(Ranker):
 
     @override
     def score(self, gated: GatedModel) -> Scores:
+        return self.combine([self.measure(gated)])
+
+    @override
+    def measure(self, gated: GatedModel) -> Scores:
         import torch
 
         sums = {group.name: torch.zeros(group.units, dtype=torch.float64) for group in gated.groups}
@@ -49,7 +54,11 @@ class Gradient(Ranker):
             samples += size
         gated.all_reduce_sums(sums.values())
         samples = sum(gated.ranks.all_gather_object(samples))
-        scores = {name: total / samples for name, total in sums.items()}
+        return {name: total / samples for name, total in sums.items()}
+
+    @override
+    def combine(self, measured: Sequence[Scores]) -> Scores:
+        (scores,) = measured
         if not self.normalised:
             return scores
         return {name: score / score.norm().clamp_min(1e-300) for name, score in scores.items()}

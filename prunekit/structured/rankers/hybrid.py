@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -52,14 +52,17 @@ class Hybrid(Ranker):
 
     @override
     def score(self, gated: GatedModel) -> Scores:
+        return self.combine([part.score(gated) for part in self.components])
+
+    @override
+    def combine(self, measured: Sequence[Scores]) -> Scores:
         import torch
 
         from prunekit.structured.agreement import normalized_ranks
 
-        terms = []
-        for part, weight in zip(self.components, self.of.values(), strict=True):
-            scores = part.score(gated)
-            flat = torch.cat([scores[group.name] for group in gated.groups])
+        terms, names = [], [*measured[0]]
+        for scores, weight in zip(measured, self.of.values(), strict=True):
+            flat = torch.cat([scores[name] for name in names])
             if self.by == "product":
                 terms.append((flat - flat.min().clamp_max(0)) ** weight)
             else:
@@ -68,8 +71,8 @@ class Hybrid(Ranker):
                 )
         stacked = torch.stack(terms)
         total = stacked.prod(0) if self.by == "product" else stacked.sum(0)
-        parts = total.split([group.units for group in gated.groups])
-        return {group.name: part for group, part in zip(gated.groups, parts, strict=True)}
+        parts = total.split([len(measured[0][name]) for name in names])
+        return dict(zip(names, parts, strict=True))
 
 
 def _known() -> dict[str, type[Ranker]]:

@@ -60,7 +60,7 @@ def _slice_norms(group: UnitGroup) -> Tensor:
 
     total = torch.zeros(group.units, dtype=torch.float64)
     for parameter, axis, owner in group.parameter_axes:
-        if parameter.ndim > 1:
+        if parameter.ndim > 1 and not parameter.is_meta:  # of a block that is not loaded
             others = [other for other in range(parameter.ndim) if other != axis]
             rows = torch.linalg.vector_norm(
                 whole_tensor(parameter.detach()), dim=others, dtype=total.dtype

@@ -16,6 +16,7 @@ class RandomUnits(Ranker):
 
     name: ClassVar[str] = "random"
     kinds: ClassVar[frozenset[Kind]] = frozenset(KINDS)
+    needs_weights: ClassVar[bool] = False
     needs_data: ClassVar[bool] = False
 
     seed: int = 0

@@ -1,0 +1,1 @@
+"""Score units block by block, with the weights of one block in memory."""

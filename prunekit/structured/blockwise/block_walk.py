@@ -1,0 +1,254 @@
+"""Run a model forward and backward, with the weights of one block in memory.
+
+Forward, the input of every block is kept where there is memory for it: on the device, in main
+memory or on disk. Then the loss is computed, and the blocks are loaded again from the last to the
+first, each run on its input and differentiated. All batches pass a block before the next one is
+loaded, so that the weights are read twice, however many samples there are.
+
+Shapes: B samples of a batch, T tokens, D features of the hidden states.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prunekit.distributed.ranks import SINGLE, Ranks
+from prunekit.errors import CheckpointError
+from prunekit.models.sequential.block_runner import Context, StackRunner
+from prunekit.models.sequential.hidden_states import HiddenStates, HiddenStatesFactory, store
+from prunekit.models.sequential.pipeline import iterate_blocks, load_blocks
+from prunekit.models.sequential.weights import Weights, loaded_weights
+from prunekit.models.vocabulary import output_heads
+from prunekit.structured.batches import (
+    Batch,
+    is_causal,
+    predicted_labels,
+    prediction_logits,
+    sample_losses,
+)
+from prunekit.structured.blockwise.block_forward import (
+    ENCODED,
+    BlockForward,
+    BlockInputs,
+    LossGradients,
+)
+
+HEAD_TOKENS = 256
+"""Positions whose logits are computed at once; the float32 logits of a whole batch can be larger
+than a block."""
+
+
+@dataclass(frozen=True)
+class BlockWalk:
+    """A model that is run block by block.
+
+    Attributes:
+        model: The model, in eval mode; empty if there are ``weights``.
+        stacks: Its stacks, in run order.
+        weights: Source of the weights, or None when the model has them.
+        batches: Batches of this rank, without padding.
+        ranks: Processes that have the other batches.
+        new_hidden_states: Makes empty storage for the hidden states of all batches.
+    """
+
+    model: PreTrainedModel
+    stacks: Sequence[StackRunner]
+    weights: Weights | None
+    batches: Sequence[Batch]
+    ranks: Ranks = SINGLE
+    new_hidden_states: HiddenStatesFactory = list
+
+    def loaded(self) -> Iterator[BlockForward]:
+        """Yield every block with its weights, without inputs."""
+        count = sum(len(runner.blocks) for runner in self.stacks)
+        for block in load_blocks(self.stacks, self.weights, range(count)):
+            yield BlockForward(BlockInputs(block.runner, block.index, [], []), {})
+
+    def forward(self) -> Iterator[BlockForward]:
+        """Yield every block in run order, with its inputs."""
+        for block in self._blocks():
+            inputs = BlockInputs(block.runner, block.index, block.hidden, block.contexts)
+            yield BlockForward(inputs, self._numbers)
+
+    def backward(self) -> Iterator[BlockForward]:
+        """Yield every block from last to first, with its inputs and the loss.
+
+        Raises:
+            ConfigError: Labels are missing, or do not fit the shape of the logits.
+            CheckpointError: A decoder changes the encoder's output before its blocks read it.
+        """
+        kept, (hidden, contexts) = self._keep_inputs()
+        loss = self._loss_gradients(hidden, contexts)
+        for runner, blocks in groupby(reversed(kept), key=lambda each: each.runner):
+            if runner is not self.stacks[-1]:
+                self._enter_encoder(runner, kept, loss)
+            for inputs in blocks:
+                with loaded_weights(self.weights, inputs.module):
+                    block = BlockForward(inputs, self._numbers, loss, _Rest(self, kept).mean_losses)
+                    yield block
+                    if inputs is not kept[0]:
+                        block.propagate()
+
+    @property
+    def _numbers(self) -> Mapping[int, int]:
+        return {id(batch): number for number, batch in enumerate(self.batches)}
+
+    def _blocks(self) -> Iterator[Any]:
+        return iterate_blocks(
+            self.model,
+            self.stacks,
+            self.weights,
+            self.batches,
+            self.ranks,
+            new_hidden_states=self.new_hidden_states,
+        )
+
+    def _keep_inputs(self) -> tuple[list[BlockInputs], tuple[HiddenStates, Sequence[Context]]]:
+        """Run the model; return the inputs of each block, and of the head."""
+        kept, block = [], None
+        for block in self._blocks():
+            hidden = self.new_hidden_states()
+            hidden.extend(map(torch.clone, block.hidden))
+            kept.append(BlockInputs(block.runner, block.index, hidden, block.contexts))
+        assert block is not None
+        return kept, (block.hidden, block.contexts)
+
+    def _loss_gradients(self, hidden: HiddenStates, contexts: Sequence[Context]) -> LossGradients:
+        """Return the gradients of the loss by the output of the last block."""
+        found = LossGradients(self.new_hidden_states(), self.new_hidden_states(), [])
+        with loaded_weights(self.weights, *output_heads(self.model)):
+            for batch, states, context in zip(self.batches, hidden, contexts, strict=True):
+                gradient = torch.zeros_like(states)
+                predictions = states.new_zeros(len(states), dtype=torch.float32)
+                for part, labels in self._predicted_parts(batch, states.shape[1]):
+                    leaf = states[:, part].detach().requires_grad_()
+                    loss, count = self._losses(leaf, context, labels)
+                    (gradient[:, part],) = torch.autograd.grad(loss.sum(), leaf)
+                    predictions = predictions + count
+                found.by_output.extend([gradient])
+                found.predictions.append(predictions)
+        return found
+
+    def _predicted_parts(self, batch: Batch, tokens: int) -> Iterator[tuple[slice, Tensor]]:
+        """Yield ranges of positions with their labels.
+
+        Heads of other models than causal ones may read all positions at once.
+        """
+        labels = predicted_labels(self.model, batch)
+        if not is_causal(self.model):
+            yield slice(0, tokens), labels
+            return
+        for start in range(0, tokens - 1, HEAD_TOKENS):
+            part = slice(start, min(start + HEAD_TOKENS, tokens - 1))
+            yield part, labels[:, part]
+
+    def _losses(
+        self, hidden: Float[Tensor, "B T D"], context: Context, labels: Tensor
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Return the summed loss and the number of predictions of each sample."""
+        logits = self.stacks[-1].head(hidden, context)
+        if not is_causal(self.model):
+            logits = prediction_logits(self.model, logits, labels)
+        return sample_losses(logits, labels)
+
+    def mean_losses(
+        self, variants: Sequence[tuple[HiddenStates, Sequence[Context]]]
+    ) -> list[float]:
+        """Return the mean loss for each variant of the input of the head."""
+        sums = []
+        with loaded_weights(self.weights, *output_heads(self.model)), torch.no_grad():
+            for hidden, contexts in variants:
+                total = count = 0.0
+                for batch, states, context in zip(self.batches, hidden, contexts, strict=True):
+                    for part, labels in self._predicted_parts(batch, states.shape[1]):
+                        loss, predictions = self._losses(states[:, part], context, labels)
+                        total += float(loss.double().sum())
+                        count += float(predictions.sum())
+                sums.append((total, count))
+        every = self.ranks.all_gather_object(sums)
+        return [
+            sum(total for total, _ in each) / max(sum(count for _, count in each), 1.0)
+            for each in zip(*every, strict=True)
+        ]
+
+    def _enter_encoder(
+        self, runner: StackRunner, kept: Sequence[BlockInputs], loss: LossGradients
+    ) -> None:
+        """Propagate gradients from the encoder's output to its last block's."""
+        if len(loss.by_encoded) < len(self.batches):
+            raise CheckpointError(
+                f"{type(self.model).__name__}: it changes the output of its encoder before the "
+                "decoder's blocks read it, and gradients are not followed through that. Choose a "
+                "ranker that needs no loss, such as obs or output-norm."
+            )
+        last = next(each for each in reversed(kept) if each.runner is runner)
+        with loaded_weights(self.weights, last.module):
+            outputs = last.outputs(self.new_hidden_states())
+        for number, (states, context) in enumerate(zip(outputs, last.contexts, strict=True)):
+            leaf = states.detach().requires_grad_()
+            encoded = runner.finish(leaf, context)
+            (gradient,) = torch.autograd.grad(encoded, leaf, loss.by_encoded.pop(number))
+            outputs[number] = gradient
+        loss.by_output, loss.by_input = outputs, self.new_hidden_states()
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """Runs the blocks after one, for several variants of its output.
+
+    Attributes:
+        walk: The model.
+        kept: Inputs of all of its blocks.
+    """
+
+    walk: BlockWalk
+    kept: Sequence[BlockInputs]
+
+    def mean_losses(
+        self, inputs: BlockInputs, variants: Sequence[AbstractContextManager[Any]]
+    ) -> list[float]:
+        """Return the mean loss for each variant of a block.
+
+        Args:
+            inputs: The block, which is loaded, and its inputs.
+            variants: Context managers under which it runs.
+        """
+        outputs = []
+        for variant in variants:
+            with variant:
+                outputs.append(inputs.outputs(self.walk.new_hidden_states()))
+        contexts = [inputs.contexts for _ in variants]
+        later = self.kept[self.kept.index(inputs) + 1 :]
+        for before, block in zip([inputs, *later], later, strict=False):
+            if block.runner is not before.runner:
+                for number, states in enumerate(outputs):
+                    contexts[number] = self._encoded(before.runner, states, contexts[number])
+                    outputs[number] = self.walk.new_hidden_states()
+                    outputs[number].extend(map(torch.clone, block.hidden))
+            with loaded_weights(self.walk.weights, block.module):
+                for states, further in zip(outputs, contexts, strict=True):
+                    _advance(block, states, further)
+        return self.walk.mean_losses([*zip(outputs, contexts, strict=True)])
+
+    def _encoded(
+        self, runner: StackRunner, states: HiddenStates, contexts: Sequence[Context]
+    ) -> list[Context]:
+        return [
+            Context({ENCODED: runner.finish(hidden.detach(), context)})
+            for hidden, context in zip(states, contexts, strict=True)
+        ]
+
+
+@torch.no_grad()
+def _advance(block: BlockInputs, states: HiddenStates, contexts: Sequence[Context]) -> None:
+    """Replace hidden states by the output of a block."""
+    for number, context in enumerate(contexts):
+        call = block.runner.bind(block.index, states[number], context)
+        store(states, number, call())
