@@ -1,4 +1,4 @@
-"""How the batches of a gated model are run: through the whole model, or one block.
+"""How batches run: through the whole model, or one block.
 
 Shapes: B samples of a batch, T tokens.
 """

@@ -20,7 +20,7 @@ from prunekit.models.in_memory import is_flattened, is_sharded
 from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.structured.agreement import redundancy
 from prunekit.structured.batches import Batch, Data, eval_mode, to_batches
-from prunekit.structured.blockwise.block_walk import BlockWalk
+from prunekit.structured.blockwise.block_passes import BlockPasses
 from prunekit.structured.blockwise.scores import score_blockwise
 from prunekit.structured.gate_set import GateSet
 from prunekit.structured.rankers import GatedModel, Ranker, Scores, rankers
@@ -67,22 +67,22 @@ class ScoredGates(GateSet):
         self._check_sharded(found, ranks)
         return self._scores(found, ranks, chosen.score)
 
-    def score_blockwise(self, ranker: Ranker, walk: BlockWalk) -> Scores:
+    def score_blockwise(self, ranker: Ranker, passes: BlockPasses) -> Scores:
         """Return the scores of :meth:`score` of heads, neurons or blocks.
 
         One block of weights is in memory at a time.
 
         Args:
             ranker: The ranker.
-            walk: Runs the blocks of this model, on its batches.
+            passes: Passes over the blocks of this model.
 
         Raises:
             ConfigError: The ranker does not rank this kind, or labels are missing.
-            CheckpointError: See :meth:`BlockWalk.backward`.
+            CheckpointError: See :meth:`BlockPasses.backward`.
         """
         chosen = self._ranker(ranker, {})
-        score = partial(score_blockwise, chosen, walk=walk)
-        return self._scores(walk.batches, walk.ranks, score)
+        score = partial(score_blockwise, chosen, passes=passes)
+        return self._scores(passes.batches, passes.ranks, score)
 
     def _scores(
         self, batches: Sequence[Batch], ranks: Ranks, score: Callable[[GatedModel], Scores]

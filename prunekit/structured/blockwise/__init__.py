@@ -1,1 +1,1 @@
-"""Score units block by block, with the weights of one block in memory."""
+"""Scores of units, with one block of weights in memory."""

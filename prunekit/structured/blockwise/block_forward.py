@@ -74,7 +74,7 @@ class LossGradients:
     by_encoded: dict[int, Tensor] = field(default_factory=dict)
 
     def propagate(self) -> None:
-        """Make the gradients by the input those by the output of the block before."""
+        """Turn gradients by the input into those of the previous block's output."""
         self.by_output, self.by_input = self.by_input, self.by_output
 
 

@@ -13,23 +13,23 @@ from prunekit.models.units.base import UnitGroup
 from prunekit.models.units.blocks import BlockGroup
 from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.structured.blockwise.block_forward import BlockForward, BlockInputs
-from prunekit.structured.blockwise.block_walk import BlockWalk
+from prunekit.structured.blockwise.block_passes import BlockPasses
 from prunekit.structured.gated_model import GatedModel, Scores
 from prunekit.structured.rankers import Ranker
 
 
-def score_blockwise(ranker: Ranker, gated: GatedModel, walk: BlockWalk) -> Scores:
-    """Return the score of each unit, with one block of weights in memory.
+def score_blockwise(ranker: Ranker, gated: GatedModel, passes: BlockPasses) -> Scores:
+    """Return the score of each unit, measured block by block.
 
     Args:
         ranker: The ranker.
         gated: The model and its gates on heads, neurons or blocks.
-        walk: Runs the blocks of the same model on the same batches.
+        passes: Passes over the same model with the same batches.
     """
     parts = ranker.components
     measured: list[Scores] = [{} if part.needs_weights else part.measure(gated) for part in parts]
     by_block = [pair for pair in zip(parts, measured, strict=True) if pair[0].needs_weights]
-    for block in _walked([part for part, _ in by_block], walk):
+    for block in _blocks_for([part for part, _ in by_block], passes):
         groups = _groups_in(gated.groups, block.inputs)
         for part, scores in by_block if groups else ():
             view = replace(gated, groups=groups, part=block)
@@ -41,13 +41,13 @@ def score_blockwise(ranker: Ranker, gated: GatedModel, walk: BlockWalk) -> Score
     return ranker.combine(measured)
 
 
-def _walked(parts: Sequence[Ranker], walk: BlockWalk) -> Iterator[BlockForward]:
-    """Yield the blocks with what the rankers need."""
+def _blocks_for(parts: Sequence[Ranker], passes: BlockPasses) -> Iterator[BlockForward]:
+    """Yield the blocks with the inputs that the rankers need."""
     if any(part.needs_loss for part in parts):
-        return walk.backward()
+        return passes.backward()
     if any(part.needs_data for part in parts):
-        return walk.forward()
-    return walk.loaded() if parts else iter(())
+        return passes.forward()
+    return passes.loaded() if parts else iter(())
 
 
 def _groups_in(groups: Sequence[UnitGroup], inputs: BlockInputs) -> list[Any]:
@@ -63,7 +63,7 @@ def _groups_in(groups: Sequence[UnitGroup], inputs: BlockInputs) -> list[Any]:
 def _merge(
     scores: Scores, found: Mapping[str, torch.Tensor], groups: Sequence[UnitGroup], index: int
 ) -> None:
-    """Add the scores of a block; of the list of blocks only its own."""
+    """Add the scores of a block's units, or of the block itself."""
     for group in groups:
         if isinstance(group, BlockGroup):
             total = scores.setdefault(group.name, torch.zeros(group.units, dtype=torch.float64))

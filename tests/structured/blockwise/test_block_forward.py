@@ -6,7 +6,7 @@ from prunekit.architectures import find_architecture
 from prunekit.models.layout import stack_runners
 from prunekit.structured.batches import losses
 from prunekit.structured.blockwise.block_forward import VARIANTS
-from prunekit.structured.blockwise.block_walk import BlockWalk
+from prunekit.structured.blockwise.block_passes import BlockPasses
 from tests.support.units import randomized_model
 
 IDS = torch.randint(3, 96, (2, 9), generator=torch.Generator().manual_seed(2))
@@ -14,7 +14,7 @@ IDS = torch.randint(3, 96, (2, 9), generator=torch.Generator().manual_seed(2))
 
 def blocks_of(model, batches):
     stacks = stack_runners(model, find_architecture(model))
-    return BlockWalk(model, stacks, None, batches).backward()
+    return BlockPasses(model, stacks, None, batches).backward()
 
 
 def test_the_gradient_by_a_weight_is_that_of_the_model_however_often_it_is_asked_for():

@@ -9,7 +9,7 @@ from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.models.empty_model import empty_model
 from prunekit.models.layout import stack_runners
 from prunekit.models.sequential.weights import Weights
-from prunekit.structured.blockwise.block_walk import BlockWalk
+from prunekit.structured.blockwise.block_passes import BlockPasses
 from prunekit.structured.rankers import rankers
 from prunekit.structured.unit_gates import Gates
 from tests.support.units import randomized_model
@@ -39,20 +39,20 @@ def batches(model, samples=4, size=2):
     return found
 
 
-def walk_of(checkpoint):
+def passes_of(checkpoint):
     model = empty_model(checkpoint)
     weights = Weights(model, checkpoint, torch.float64, CPU)
     stacks = stack_runners(model, find_architecture(model))
-    return BlockWalk(model, stacks, weights, batches(model))
+    return BlockPasses(model, stacks, weights, batches(model))
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def saved(request, tmp_path_factory):
-    """A model in memory, and the walk over one whose weights are in a checkpoint only."""
+    """A model in memory, and the passes over one whose weights are in a checkpoint only."""
     model = randomized_model(request.param, **NARROW.get(request.param, {})).double()
     folder = tmp_path_factory.mktemp(request.param)
     model.save_pretrained(folder)
-    return model, walk_of(open_checkpoint(folder))
+    return model, passes_of(open_checkpoint(folder))
 
 
 def assert_same(found, expected):
@@ -63,51 +63,51 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize("kind", ["heads", "neurons"])
 def test_every_ranker_scores_heads_and_neurons_as_in_the_whole_model(saved, kind):
-    model, walk = saved
+    model, passes = saved
     known = {name: made() for name, made in rankers().items()}
     chosen = [each for each in known.values() if all(kind in c.kinds for c in each.components)]
     assert len(chosen) == (13 if kind == "heads" else 12)
     if kind == "neurons":  # which are many: heads and blocks are left out too
         chosen = [each for each in chosen if each.name != "leave-one-out"]
-    with Gates(model, kind) as whole, Gates(walk.model, kind, CPU) as streamed:
+    with Gates(model, kind) as whole, Gates(passes.model, kind, CPU) as streamed:
         for gates in (whole, streamed):  # a closed unit changes what comes after it
             gates.gates[gates.groups[0].name].keep[1] = False
         for ranker in chosen:
-            expected = whole.score(ranker, walk.batches)
-            assert_same(streamed.score_blockwise(ranker, walk), expected)
+            expected = whole.score(ranker, passes.batches)
+            assert_same(streamed.score_blockwise(ranker, passes), expected)
 
 
 @pytest.mark.parametrize("name", OF_BLOCKS)
 def test_every_ranker_scores_blocks_as_in_the_whole_model(saved, name):
-    model, walk = saved
+    model, passes = saved
     ranker = rankers()[name]()
-    with prunekit.blocks(model) as whole, Gates(walk.model, "blocks", CPU) as streamed:
-        expected = whole.score(ranker, walk.batches)
-        assert_same(streamed.score_blockwise(ranker, walk), expected)
+    with prunekit.blocks(model) as whole, Gates(passes.model, "blocks", CPU) as streamed:
+        expected = whole.score(ranker, passes.batches)
+        assert_same(streamed.score_blockwise(ranker, passes), expected)
 
 
 def test_settings_that_compare_layers_or_rankers_are_applied_to_all_blocks_together(saved):
-    model, walk = saved
+    model, passes = saved
     chosen = [
         rankers()["gradient"](normalised=True),
         rankers()["hybrid"](of={"gradient": 1.0, "random": 0.5}, by="z-score"),
         rankers()["salience"](window=20, smoothing=0.85),
     ]
-    with prunekit.heads(model) as whole, Gates(walk.model, "heads", CPU) as streamed:
+    with prunekit.heads(model) as whole, Gates(passes.model, "heads", CPU) as streamed:
         for ranker in chosen:
-            expected = whole.score(ranker, walk.batches)
-            assert_same(streamed.score_blockwise(ranker, walk), expected)
-    with prunekit.blocks(model) as whole, Gates(walk.model, "blocks", CPU) as streamed:
-        expected = whole.score(chosen[0], walk.batches)
-        assert_same(streamed.score_blockwise(chosen[0], walk), expected)
+            expected = whole.score(ranker, passes.batches)
+            assert_same(streamed.score_blockwise(ranker, passes), expected)
+    with prunekit.blocks(model) as whole, Gates(passes.model, "blocks", CPU) as streamed:
+        expected = whole.score(chosen[0], passes.batches)
+        assert_same(streamed.score_blockwise(chosen[0], passes), expected)
 
 
 def test_a_group_without_open_units_scores_zero_and_is_not_looked_at(saved):
-    _, walk = saved
-    with Gates(walk.model, "neurons", CPU) as gates:
+    _, passes = saved
+    with Gates(passes.model, "neurons", CPU) as gates:
         first = gates.groups[0].name
         gates.gates[first].keep[:] = False
-        scores = gates.score_blockwise(rankers()["flap"](), walk)
+        scores = gates.score_blockwise(rankers()["flap"](), passes)
     assert set(scores) == {group.name for group in gates.groups}
     assert not scores[first].any()
     assert all(bool(each.any()) for name, each in scores.items() if name != first)

@@ -1,4 +1,4 @@
-"""A walk holds one block of weights, and its losses and gradients are the model's."""
+"""A passes holds one block of weights, and its losses and gradients are the model's."""
 
 from contextlib import nullcontext
 
@@ -13,17 +13,17 @@ from prunekit.models.layout import stack_runners
 from prunekit.models.sequential.hidden_states import MmapStates
 from prunekit.models.sequential.weights import Weights
 from prunekit.structured.batches import losses, mean_loss
-from prunekit.structured.blockwise import block_walk
+from prunekit.structured.blockwise import block_passes
 from prunekit.structured.blockwise.block_forward import BlockForward
-from prunekit.structured.blockwise.block_walk import BlockWalk
+from prunekit.structured.blockwise.block_passes import BlockPasses
 from tests.support.units import randomized_model
 
 CPU = torch.device("cpu")
 IDS = torch.randint(3, 96, (3, 10), generator=torch.Generator().manual_seed(1))
 
 
-def walk_in_memory(model, batches, **options):
-    return BlockWalk(
+def passes_in_memory(model, batches, **options):
+    return BlockPasses(
         model, stack_runners(model, find_architecture(model)), None, batches, **options
     )
 
@@ -35,11 +35,11 @@ def test_one_block_is_loaded_at_a_time_and_each_twice(tmp_path):
     weights = Weights(model, open_checkpoint(tmp_path), torch.float32, CPU)
     load = weights.load
     weights.load = lambda module, **options: (read.append(module), load(module, **options))[1]
-    walk = BlockWalk(
+    passes = BlockPasses(
         model, stack_runners(model, find_architecture(model)), weights, [{"input_ids": IDS}]
     )
     order = []
-    for block in walk.backward():
+    for block in passes.backward():
         order.append(block.inputs.index)
         loaded = [
             number
@@ -64,9 +64,9 @@ def test_gradients_reach_every_block_though_no_ranker_asks_for_them(tmp_path):
     for hook in hooks:
         hook.remove()
     expected = torch.autograd.grad(total, [each for at in inputs[1:] for each in at])
-    walk = walk_in_memory(model, batches, new_hidden_states=lambda: MmapStates(CPU, tmp_path))
+    passes = passes_in_memory(model, batches, new_hidden_states=lambda: MmapStates(CPU, tmp_path))
     found = []
-    for block in walk.backward():
+    for block in passes.backward():
         found = [*block.loss.by_output, *found]
     for gradient, other in zip(found, expected, strict=False):
         torch.testing.assert_close(gradient, other)
@@ -74,11 +74,11 @@ def test_gradients_reach_every_block_though_no_ranker_asks_for_them(tmp_path):
 
 def test_logits_are_computed_for_some_positions_at_a_time(monkeypatch):
     model = randomized_model("llama")
-    walk = walk_in_memory(model, [{"input_ids": IDS}])
+    passes = passes_in_memory(model, [{"input_ids": IDS}])
     whole, parts = [], []
     for size, found in ((100, whole), (4, parts)):
-        monkeypatch.setattr(block_walk, "HEAD_TOKENS", size)
-        block = next(walk.backward())
+        monkeypatch.setattr(block_passes, "HEAD_TOKENS", size)
+        block = next(passes.backward())
         found.append((block.loss.by_output[0].clone(), block.loss.predictions[0]))
     torch.testing.assert_close(parts[0], whole[0])
 
@@ -89,15 +89,15 @@ def test_the_loss_after_any_block_is_that_of_the_model(model_type):
     batches = [{"input_ids": part} for part in IDS.split(2)]
     if model_type == "t5":
         batches = [each | {"labels": each["input_ids"][:, :6].clone()} for each in batches]
-    walk, expected = walk_in_memory(model, batches), mean_loss(model, batches)
-    for block in walk.backward():
-        found = block.mean_losses(batches, walk.ranks, [nullcontext(), nullcontext()])
+    passes, expected = passes_in_memory(model, batches), mean_loss(model, batches)
+    for block in passes.backward():
+        found = block.mean_losses(batches, passes.ranks, [nullcontext(), nullcontext()])
         assert found == pytest.approx([expected] * 2, rel=1e-6)
 
 
 def test_an_encoder_that_is_not_read_directly_is_refused(monkeypatch):
     model = randomized_model("t5")
-    walk = walk_in_memory(model, [{"input_ids": IDS, "labels": IDS}])
+    passes = passes_in_memory(model, [{"input_ids": IDS, "labels": IDS}])
     keep = BlockForward._keep
     monkeypatch.setattr(
         BlockForward,
@@ -105,4 +105,4 @@ def test_an_encoder_that_is_not_read_directly_is_refused(monkeypatch):
         lambda self, number, found: keep(self, number, [found[0], None][: len(found)]),
     )
     with pytest.raises(CheckpointError, match="changes the output of its encoder"):
-        [*walk.backward()]
+        [*passes.backward()]

@@ -1,4 +1,4 @@
-"""Run a model forward and backward, with the weights of one block in memory.
+"""Forward and backward passes with one block of weights in memory.
 
 Forward, the input of every block is kept where there is memory for it: on the device, in main
 memory or on disk. Then the loss is computed, and the blocks are loaded again from the last to the
@@ -46,8 +46,8 @@ than a block."""
 
 
 @dataclass(frozen=True)
-class BlockWalk:
-    """A model that is run block by block.
+class BlockPasses:
+    """Passes over the blocks of a model.
 
     Attributes:
         model: The model, in eval mode; empty if there are ``weights``.
@@ -78,7 +78,7 @@ class BlockWalk:
             yield BlockForward(inputs, self._numbers)
 
     def backward(self) -> Iterator[BlockForward]:
-        """Yield every block from last to first, with its inputs and the loss.
+        """Yield every block from the last, with inputs and loss gradients.
 
         Raises:
             ConfigError: Labels are missing, or do not fit the shape of the logits.
@@ -111,7 +111,7 @@ class BlockWalk:
         )
 
     def _keep_inputs(self) -> tuple[list[BlockInputs], tuple[HiddenStates, Sequence[Context]]]:
-        """Run the model; return the inputs of each block, and of the head."""
+        """Return the inputs of each block, and of the head."""
         kept, block = [], None
         for block in self._blocks():
             hidden = self.new_hidden_states()
@@ -121,7 +121,7 @@ class BlockWalk:
         return kept, (block.hidden, block.contexts)
 
     def _loss_gradients(self, hidden: HiddenStates, contexts: Sequence[Context]) -> LossGradients:
-        """Return the gradients of the loss by the output of the last block."""
+        """Return the loss gradients by the last block's output."""
         found = LossGradients(self.new_hidden_states(), self.new_hidden_states(), [])
         with loaded_weights(self.weights, *output_heads(self.model)):
             for batch, states, context in zip(self.batches, hidden, contexts, strict=True):
@@ -161,7 +161,7 @@ class BlockWalk:
     def mean_losses(
         self, variants: Sequence[tuple[HiddenStates, Sequence[Context]]]
     ) -> list[float]:
-        """Return the mean loss for each variant of the input of the head."""
+        """Return the mean loss for each variant of the head's input."""
         sums = []
         with loaded_weights(self.weights, *output_heads(self.model)), torch.no_grad():
             for hidden, contexts in variants:
@@ -204,11 +204,11 @@ class _Rest:
     """Runs the blocks after one, for several variants of its output.
 
     Attributes:
-        walk: The model.
+        passes: The passes over the model.
         kept: Inputs of all of its blocks.
     """
 
-    walk: BlockWalk
+    passes: BlockPasses
     kept: Sequence[BlockInputs]
 
     def mean_losses(
@@ -223,19 +223,19 @@ class _Rest:
         outputs = []
         for variant in variants:
             with variant:
-                outputs.append(inputs.outputs(self.walk.new_hidden_states()))
+                outputs.append(inputs.outputs(self.passes.new_hidden_states()))
         contexts = [inputs.contexts for _ in variants]
         later = self.kept[self.kept.index(inputs) + 1 :]
         for before, block in zip([inputs, *later], later, strict=False):
             if block.runner is not before.runner:
                 for number, states in enumerate(outputs):
                     contexts[number] = self._encoded(before.runner, states, contexts[number])
-                    outputs[number] = self.walk.new_hidden_states()
+                    outputs[number] = self.passes.new_hidden_states()
                     outputs[number].extend(map(torch.clone, block.hidden))
-            with loaded_weights(self.walk.weights, block.module):
+            with loaded_weights(self.passes.weights, block.module):
                 for states, further in zip(outputs, contexts, strict=True):
                     _advance(block, states, further)
-        return self.walk.mean_losses([*zip(outputs, contexts, strict=True)])
+        return self.passes.mean_losses([*zip(outputs, contexts, strict=True)])
 
     def _encoded(
         self, runner: StackRunner, states: HiddenStates, contexts: Sequence[Context]
