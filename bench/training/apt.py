@@ -1,12 +1,12 @@
 """APT compared with its ablations and with what people do instead, at equal steps.
 
     python -m bench.training.apt [--task NAME …] [--only NAME …] [--steps N] [--seeds N]
-        [--minutes N]
+        [--minutes N] [--busy]
 
 Quality of the smaller model, time until 97 % of the dense quality, peak memory of the process, and
 the speed of the result beside the dense model. Every row is a process of its own; rows already in
-``bench/results/training/apt.json`` are not measured again, so it can be run in pieces. Times are
-those of an idle machine only if it is idle.
+``bench/results/training/apt.json`` are not measured again, so it can be run in pieces, and with
+``--busy`` beside other work: the page then shows no times of these rows.
 """
 
 import argparse
@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no row after these")
     parser.add_argument("--row", help="measure one row in this process, and print it")
+    parser.add_argument("--busy", action="store_true", help="other work runs: show no times")
     options = parser.parse_args()
     if options.row:
         print(json.dumps(measure(json.loads(options.row))))
@@ -133,7 +134,8 @@ def main() -> None:
                 key = (name, contestant, options.steps, seed)
                 if key in measured or time.monotonic() - began > 60 * options.minutes:
                     continue
-                results["rows"].append(_in_process(dict(zip(KEY, key, strict=True))))
+                row = _in_process(dict(zip(KEY, key, strict=True)))
+                results["rows"].append(row | ({"busy": True} if options.busy else {}))
                 save(results)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -80,8 +81,17 @@ class AptRun:
         yield from apt(model, *ask.batches(), Apt(**values), distill=distill)
 
 
-def prune_once(model: PreTrainedModel, ask: Ask, ranker: str = "salience") -> None:
-    """Remove heads and neurons to the budget of the task, by one ranking."""
+def prune_once(
+    model: PreTrainedModel, ask: Ask, ranker: str = "salience", *, refits: bool = False
+) -> None:
+    """Remove heads and neurons to the budget of the task, by one ranking.
+
+    Args:
+        model: The model, pruned in place.
+        ask: The task.
+        ranker: Name of the ranker.
+        refits: Fit the linears that read units to the dense output.
+    """
     batches = ask.task.train(ask.task.batch, ask.seed)[:16]
     gates = [prunekit.heads(model), prunekit.neurons(model)]
     scores = {name: score for each in gates for name, score in each.score(ranker, batches).items()}
@@ -93,13 +103,15 @@ def prune_once(model: PreTrainedModel, ask: Ask, ranker: str = "salience") -> No
     kept = select_within_budget(groups, scores, keep, whole, budget)
     for each in gates:
         each.close(kept)
-        each.finalize()
+        each.finalize(batches if refits else None)
         each.detach()
 
 
-def one_shot(model: PreTrainedModel, ask: Ask) -> Iterator[TrainingStep]:
+def one_shot(
+    model: PreTrainedModel, ask: Ask, ranker: str = "salience", *, refits: bool = False
+) -> Iterator[TrainingStep]:
     """Prune once, then train all weights."""
-    prune_once(model, ask)
+    prune_once(model, ask, ranker, refits=refits)
     model.requires_grad_()
     rate = ask.task.settings.get("rate", 1e-4)
     yield from recover(model, *ask.batches(), Train(rate=rate, **ask.shared))
@@ -143,6 +155,7 @@ CONTESTANTS: dict[str, Contestant] = {
     "APT without decay of masks": AptRun(settings={"decay": 1.0}),
     "APT without kurtosis": AptRun(settings={"outliers": False}),
     "one shot, then all weights": one_shot,
+    "hybrid and refit, then all weights": partial(one_shot, ranker="hybrid", refits=True),
     "one shot, then adapters": one_shot_adapters,
     "adapters, then one shot": adapters_then_prune,
     "adapters, not pruned": lora,

@@ -25,7 +25,7 @@ def page(results: dict[str, Any]) -> str:
         "deviation of the seeds (their number in brackets), the best mean of smaller models in",
         "bold; seconds of the training (to 97 %: until the pruned model first had so much of the",
         "dense quality), peak memory of the process, and the time of a forward of 32 samples over",
-        "the dense model's. Made by `python -m bench.training.apt`.",
+        "the dense model's; — where other work ran beside. Made by `python -m bench.training.apt`.",
     ]
     for task, dense in results["dense"].items():
         rows = [row for row in results["rows"] if row["task"] == task]
@@ -54,16 +54,17 @@ def _table(rows: Sequence[Row], dense: Row) -> list[str]:
 
 def _line(name: str, rows: Sequence[Row], dense: Row, *, is_best: bool) -> str:
     quality = _spread([row["quality"] for row in rows], 4)
-    reached = [each for row in rows if (each := time_to_goal(row, dense)) is not None]
+    timed = [row for row in rows if not row.get("busy")]
+    reached = [each for row in timed if (each := time_to_goal(row, dense)) is not None]
     cells = [
         name,
         f"**{quality}**" if is_best else quality,
         f"{statistics.mean(row['quality'] for row in rows) / dense['quality']:.3f}",
         f"{rows[0]['kept']:.3f}",
-        f"{statistics.mean(row['seconds'] for row in rows):.0f}",
-        f"{statistics.mean(reached):.0f}" if len(reached) == len(rows) else "not reached",
+        _mean([row["seconds"] for row in timed], ".0f"),
+        _mean(reached, ".0f") if len(reached) == len(timed) else "not reached",
         f"{statistics.mean(row['peak_bytes'] for row in rows) / 1e9:.2f}",
-        f"{statistics.mean(row['forward_ms'] for row in rows) / dense['forward_ms']:.2f}",
+        _mean([row["forward_ms"] / dense["forward_ms"] for row in timed], ".2f"),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -78,6 +79,10 @@ def time_to_goal(row: Row, dense: Row) -> float | None:
         if point["done"] and ratio >= share:
             return point["seconds"]
     return None
+
+
+def _mean(values: Sequence[float], form: str) -> str:
+    return format(statistics.mean(values), form) if values else "—"
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
