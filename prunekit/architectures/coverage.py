@@ -6,7 +6,7 @@ from transformers.pytorch_utils import Conv1D
 
 from prunekit.architectures.base import Stack
 from prunekit.architectures.empty_linear import EmptyLinear
-from prunekit.architectures.expert_layout import FLAGS, fused_experts, is_fused
+from prunekit.architectures.expert_layout import FLAGS, fused_experts
 from prunekit.errors import CheckpointError
 
 LINEAR_TYPES = (nn.Linear, Conv1D)
@@ -75,13 +75,19 @@ def matrices_outside_linears(block: nn.Module) -> dict[str, nn.Parameter]:
 
     Tables of embeddings and kernels of convolutions are none; experts of a known layout neither.
     """
+    experts = {
+        f"{path}.{tensor}".removeprefix(".")
+        for path, layout in fused_experts(block).items()
+        for tensor in layout.tensors
+    }
     return {
-        f"{where}.{name}".removeprefix("."): weight
+        path: weight
         for where, module in block.named_modules()
         if not isinstance(module, (*LINEAR_TYPES, *CONVOLUTION_TYPES, nn.Embedding))
-        and not is_fused(module)
         for name, weight in module.named_parameters(recurse=False)
-        if weight.ndim > 1 and min(weight.shape[-2:]) > 1
+        if (path := f"{where}.{name}".removeprefix(".")) not in experts
+        and weight.ndim > 1
+        and min(weight.shape[-2:]) > 1
     }
 
 

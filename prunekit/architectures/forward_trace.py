@@ -9,8 +9,8 @@ Shapes: T tokens, K experts per token, D features.
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -26,8 +26,9 @@ from transformers.initialization import no_init_weights
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from typing_extensions import override
 
+from prunekit.architectures.block_lists import BlockList, own_embeddings
 from prunekit.architectures.coverage import named_linears
-from prunekit.architectures.expert_layout import ExpertLayout, fused_experts
+from prunekit.architectures.expert_layout import ExpertLayout, fused_experts, is_list
 from prunekit.architectures.probed_heads import AttentionTrace, storage_id, trace_attention
 
 # Raised by a forward that needs the values of fake tensors, or other inputs than it is given.
@@ -37,7 +38,7 @@ IMPLEMENTATION = "prunekit_tracing"
 SHAPE_ONLY = ("_like", "new_")
 """Parts of the names of operations that read the shape of a tensor alone."""
 TOKENS = 4
-EMBEDDINGS = "inputs_embeds"
+EMBEDDINGS, BLOCKS = "inputs_embeds", "blocks"
 
 TensorIdentity = tuple[object, ...]
 
@@ -48,6 +49,8 @@ class ForwardTrace:
 
     Attributes:
         model: The model, with fake tensors.
+        stack: The module of it that ran.
+        inputs: Its inputs.
         reads_ids: It ran from token ids, and does not run from embeddings.
         reads: Identity of the input of each linear and module of fused experts, in the order of
             their first call; equal ones mean the same tensor.
@@ -56,11 +59,16 @@ class ForwardTrace:
         routers: Names of the weights that choose the experts.
         embedded: Blocks that read the embeddings beside the hidden states, and the table of
             embeddings if it was read by a forward from embeddings.
-        broken: Blocks whose input is not the output of the block before, or is not [1, T, D].
+        broken: Blocks whose input is not the output of the block before, or is not [..., 1, T, D]
+            or [1, T, ..., D], or that read other outputs of blocks as arguments.
+        sample_axis: Dimension of the samples in the inputs of blocks.
         attention: Calls of the attention function.
+        features: Width of the output.
     """
 
     model: PreTrainedModel
+    stack: nn.Module
+    inputs: dict[str, Tensor]
     reads_ids: bool = False
     reads: dict[str, TensorIdentity] = field(default_factory=dict)
     repeated: set[str] = field(default_factory=set)
@@ -68,38 +76,49 @@ class ForwardTrace:
     routers: set[str] = field(default_factory=set)
     embedded: set[str] = field(default_factory=set)
     broken: list[str] = field(default_factory=list)
+    sample_axis: int = 0
     attention: AttentionTrace = field(default_factory=AttentionTrace)
+    features: int = 0
 
 
 _traces: list[tuple[ForwardTrace, dict[nn.Module, str]]] = []
 
 
 @contextmanager
-def traced_forward(base: PreTrainedModel, blocks: str) -> Iterator[ForwardTrace]:
-    """Trace a forward of a model's copy, from embeddings or token ids.
+def traced_forward(
+    base: PreTrainedModel, found: BlockList, encoded: int | None = None
+) -> Iterator[ForwardTrace]:
+    """Trace a forward of a stack of a model's copy, from embeddings or token ids.
 
     From token ids too where a block reads the embeddings beside the hidden states. Inside the
     context tensors are fake, so the copy can be changed and run again.
 
     Args:
         base: The model without a head.
-        blocks: Name of its list of blocks.
+        found: The blocks and the module that runs them.
+        encoded: Width of the hidden states that its blocks attend to, if any.
 
     Raises:
         RuntimeError, TypeError, ValueError, AttributeError, LookupError: It runs from neither.
     """
-    config = copy.deepcopy(base.config)
     with torch.inference_mode(mode=False), torch.no_grad(), FakeTensorMode():
+        yield _first_that_runs(partial(_trace, base, found, encoded))
+
+
+def _first_that_runs(trace: Callable[..., ForwardTrace]) -> ForwardTrace:
+    errors: list[Exception] = []
+    for traced, reads_ids in ((True, False), (True, True), (False, False), (False, True)):
+        # Few models choose attention in a table of their own, in which the traced one is missing.
+        if not traced and not any("prunekit_probing" in str(error) for error in errors):
+            break
         try:
-            trace = _trace(base, config, blocks, reads_ids=False)
-            if trace.embedded:
-                trace = _trace(base, config, blocks, reads_ids=True)
+            found = trace(reads_ids=reads_ids, traced=traced)
         except FORWARD_ERRORS as error:
-            try:
-                trace = _trace(base, config, blocks, reads_ids=True)
-            except FORWARD_ERRORS:
-                raise error from None
-        yield trace
+            errors.append(error)
+        else:
+            again = found.embedded and not found.broken
+            return trace(reads_ids=True, traced=traced) if again else found
+    raise errors[0]
 
 
 def run_again(trace: ForwardTrace) -> None:
@@ -109,38 +128,53 @@ def run_again(trace: ForwardTrace) -> None:
         RuntimeError, TypeError, ValueError, AttributeError, LookupError: It does not run.
     """
     with trace_attention(type(trace.model), trace.model.config):
-        _run(trace.model, reads_ids=trace.reads_ids)
+        _run(trace)
 
 
 def _trace(
     base: PreTrainedModel,
-    config: Any,  # noqa: ANN401
-    blocks: str,
+    found: BlockList,
+    encoded: int | None,
     *,
     reads_ids: bool,
+    traced: bool,
 ) -> ForwardTrace:
-    with trace_attention(type(base), config) as attention:
+    config: Any = copy.deepcopy(base.config)
+    config.use_cache = False
+    recorded = trace_attention(type(base), config) if traced else nullcontext(AttentionTrace())
+    with recorded as attention:
         with no_init_weights():
             fake = type(base)(config).eval()
         names: dict[nn.Module, str] = {module: name for name, module in fake.named_modules()}
-        trace = ForwardTrace(fake, reads_ids, attention=attention)
+        stack = fake.get_submodule(found.module)
+        inputs = _inputs(fake, stack, encoded, reads_ids=reads_ids)
+        trace = ForwardTrace(fake, stack, inputs, reads_ids, attention=attention)
         kept: list[Tensor] = []
         handles = [
             linear.register_forward_hook(_record_into(trace, name, kept))
             for name, linear in named_linears(fake).items()
         ]
-        handles += _watch_chain(trace, fake.get_submodule(blocks), kept)
-        table = None if reads_ids else fake.get_input_embeddings()
+        handles += _watch_chain(trace, fake.get_submodule(found.blocks), kept)
+        table = None if reads_ids else own_embeddings(stack)
         if isinstance(table, nn.Module):
             handles.append(
                 table.register_forward_pre_hook(lambda *_: trace.embedded.add(EMBEDDINGS))
             )
-        for name in fused_experts(fake):
-            fake.get_submodule(name).config._experts_implementation = IMPLEMENTATION  # pyright: ignore
+        for name, layout in fused_experts(fake).items():
+            module: Any = fake.get_submodule(name)
+            if layout.call == "interface":
+                module.config._experts_implementation = IMPLEMENTATION
+            else:
+                module.forward = partial(_experts, module)
+        for module in filter(is_list, fake.modules()):
+            module.forward = partial(_listed_experts, module)
+        for linear in named_linears(fake).values():
+            # Some are moved to another dtype in each forward, which fake tensors do not allow.
+            linear.to = partial(_itself, linear)  # pyright: ignore
         _traces.append((trace, names))
         try:
             with _Origins(fake):
-                _run(fake, reads_ids=reads_ids)
+                _run(trace)
         finally:
             _traces.pop()
             for handle in handles:
@@ -163,20 +197,31 @@ def _record_into(trace: ForwardTrace, name: str, kept: list[Tensor]) -> Callable
     return hook
 
 
-def _run(fake: PreTrainedModel, *, reads_ids: bool) -> None:
+def _inputs(
+    fake: PreTrainedModel, stack: nn.Module, encoded: int | None, *, reads_ids: bool
+) -> dict[str, Tensor]:
     if reads_ids:
         given = {"input_ids": torch.zeros(1, TOKENS, dtype=torch.int64)}
     else:
-        width = next(fake.get_input_embeddings().parameters()).shape[1]
-        given = {"inputs_embeds": torch.empty(1, TOKENS, width)}
+        table: Any = own_embeddings(stack) or fake.get_input_embeddings()
+        given = {"inputs_embeds": torch.empty(1, TOKENS, next(table.parameters()).shape[1])}
         _mark(given["inputs_embeds"], {EMBEDDINGS})
+    if encoded is not None:
+        given["encoder_hidden_states"] = torch.empty(1, TOKENS, encoded)
+    return given
+
+
+def _run(trace: ForwardTrace) -> None:
     # A failing forward is an expected outcome here; torch would log a page about it.
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before, log.disabled = log.disabled, True
+    options = {"use_cache": False} if trace.stack is trace.model else {}
     try:
-        fake(**given, use_cache=False)
+        output = trace.stack(**trace.inputs, **options)
     finally:
         log.disabled = before
+    hidden = next(each for each in tree_leaves(output) if isinstance(each, Tensor))
+    trace.features = hidden.shape[-1]
 
 
 def identity(x: Tensor) -> TensorIdentity:
@@ -191,7 +236,10 @@ def identity(x: Tensor) -> TensorIdentity:
 
 
 class _Origins(TorchDispatchMode):
-    """Notes on each tensor which weights were multiplied for it last."""
+    """Notes on each tensor which weights were multiplied for it last.
+
+    And whether it was computed from embeddings or from outputs of blocks.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -210,7 +258,8 @@ class _Origins(TorchDispatchMode):
         output = func(*args, **(kwargs or {}))
         inputs = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
         own = {self._weights.get(storage_id(each)) for each in inputs} - {None}
-        found = own or set().union(*map(_origins, inputs))
+        before = set().union(*map(_origins, inputs))
+        found = (own or before) | (before & {EMBEDDINGS, BLOCKS})
         if any(part in func.overloadpacket.__name__ for part in SHAPE_ONLY):
             found = set()
         for each in tree_leaves(output):
@@ -226,17 +275,23 @@ def _watch_chain(trace: ForwardTrace, blocks: nn.Module, kept: list[Tensor]) -> 
     def before(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         others = dict(kwargs)
         hidden = args[0] if args else others.pop("hidden_states", None)
-        plain = isinstance(hidden, Tensor) and hidden.shape[:-1] == (1, TOKENS)
-        if not plain or (outputs and identity(outputs[-1]) != identity(hidden)):
+        shape = hidden.shape[:-1] if isinstance(hidden, Tensor) else ()
+        axes = [axis for axis in range(len(shape)) if shape[axis : axis + 2] == (1, TOKENS)]
+        trace.sample_axis = axes[0] if axes else 0
+        if not axes or (outputs and identity(outputs[-1]) != identity(hidden)):
             trace.broken.append(name)
         for each in tree_leaves((args[1:], others)):
-            if isinstance(each, Tensor) and EMBEDDINGS in _origins(each):
+            found = _origins(each) if isinstance(each, Tensor) else set()
+            if EMBEDDINGS in found:
                 trace.embedded.add(name)
+            if BLOCKS in found:
+                trace.broken.append(name)
 
     def after(_: nn.Module, __: tuple[Any, ...], result: Any) -> None:  # noqa: ANN401
         output = result[0] if isinstance(result, tuple | list) else result
         kept.append(output)
         outputs.append(output)
+        _mark(output, {*_origins(output), BLOCKS})
 
     handles = []
     for name, block in blocks.named_children():
@@ -253,22 +308,37 @@ def _origins(x: Tensor) -> set[str]:
     return x.__dict__.get("origins", set())
 
 
+def _itself(module: nn.Module, *_: object) -> nn.Module:
+    return module
+
+
+def _listed_experts(module: nn.Module, hidden: Float[Tensor, "T D"], *routing: Tensor) -> Tensor:
+    """Call each expert of a list once, on tokens of its own."""
+    trace, names = _traces[-1]
+    trace.routers |= _routers(names[module], routing)
+    outputs = [expert(hidden.clone()) for expert in module.children()]
+    return outputs[-1]
+
+
+def _routers(experts: str, tensors: Iterable[Tensor]) -> set[str]:
+    """Return the weights in the module around experts that choose them."""
+    around = experts.rpartition(".")[0]
+    found = {weight for tensor in tensors for weight in _origins(tensor)}
+    inside = {weight for weight in found if weight.startswith(f"{around}.")}
+    return {weight for weight in inside if not weight.startswith(f"{experts}.")}
+
+
 def _experts(module: nn.Module, hidden: Float[Tensor, "T D"], *routing: Tensor) -> Tensor:
     """Note the call of a module of experts.
 
-    Routers are the weights in the module around the experts from which the choice was computed.
+    Routers are the weights in the module around the experts from which the choice was computed, or
+    with which the hidden states were scaled for each expert.
     """
     trace, names = _traces[-1]
     name = names[module]
     trace.reads[name] = identity(hidden)
     trace.experts[name] = fused_experts(module)[""]
-    around = name.rpartition(".")[0]
-    trace.routers |= {
-        weight
-        for tensor in routing
-        for weight in _origins(tensor)
-        if weight.startswith(f"{around}.") and not weight.startswith(f"{name}.")
-    }
+    trace.routers |= _routers(name, routing or [hidden])
     return torch.empty_like(hidden)
 
 

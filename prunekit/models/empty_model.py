@@ -14,6 +14,7 @@ from prunekit.checkpoint.reader import Checkpoint, read_config
 from prunekit.checkpoint.weight_files import WEIGHTS_FILE
 from prunekit.errors import CheckpointError
 from prunekit.models import stock
+from prunekit.models.computed import fill_computed
 from prunekit.models.experts import unfuse
 from prunekit.models.hf_config import call_transformers, config_and_class
 from prunekit.models.units.removal import restore
@@ -39,6 +40,7 @@ def empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
             return model
 
     model = call_transformers(checkpoint, "cannot build the model from it", build)
+    fill_computed(model)
     unfuse(model)
     return model
 

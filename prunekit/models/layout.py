@@ -14,7 +14,7 @@ from prunekit.architectures import Architecture
 from prunekit.architectures.empty_linear import EmptyLinear
 from prunekit.errors import NumericsError, ShapeError
 from prunekit.models.adapters import effective_weight
-from prunekit.models.experts import Expert
+from prunekit.models.experts import expert_of
 from prunekit.models.orientation import features
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.patterns import Pattern
@@ -132,9 +132,7 @@ def _linear(
 ) -> Linear:
     outputs, inputs = features(module.get_submodule(path))
     name = f"{block}.{path}"
-    owner = path.rpartition(".")[0]
-    expert = owner if isinstance(module.get_submodule(owner), Expert) else None
-    linear = Linear(name, path, outputs, inputs, expert=expert)
+    linear = Linear(name, path, outputs, inputs, expert=expert_of(module, path))
     matching = [skip for skip in selection.skip if fnmatch(name, skip) or fnmatch(path, skip)]
     if matching:
         return replace(linear, skipped=f'skip = "{matching[0]}"')

@@ -1,13 +1,13 @@
 """Tokenizer, token embeddings and output head of a model."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import tokenizers
 import transformers
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prunekit.architectures.block_lists import own_embeddings
 from prunekit.checkpoint.reader import Checkpoint
 from prunekit.errors import ConfigError, is_out_of_memory
 from prunekit.models import stock
@@ -57,15 +57,8 @@ def vocabulary_modules(model: PreTrainedModel, stacks: Sequence[nn.Module]) -> l
 
 def input_embeddings(model: PreTrainedModel, stacks: Sequence[nn.Module]) -> list[nn.Module]:
     """Return the token embeddings of the model and of its stacks."""
-    found = map(_own_embeddings, stacks)
+    found = map(own_embeddings, stacks)
     return list(dict.fromkeys(filter(None, [model.get_input_embeddings(), *found])))
-
-
-def _own_embeddings(stack: Any) -> nn.Module | None:  # noqa: ANN401
-    try:
-        return stack.get_input_embeddings()
-    except NotImplementedError:  # it only wraps the module that has them
-        return None
 
 
 def output_heads(model: PreTrainedModel) -> list[nn.Module]:

@@ -2,25 +2,16 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
-from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    Transpose,
-    WeightConverter,
-    WeightRenaming,
-    rename_source_key,
-)
 
 from prunekit.architectures.empty_linear import EmptyLinear
-from prunekit.architectures.expert_layout import expert_layout
 from prunekit.checkpoint.header import FLOAT_DTYPES, TensorEntry
-from prunekit.checkpoint.parts import TensorPart, whole_tensors
+from prunekit.checkpoint.parts import is_whole, whole_tensors
 from prunekit.checkpoint.reader import Checkpoint
 from prunekit.errors import CheckpointError
-from prunekit.models.experts import Expert
+from prunekit.models.conversion import converted_names
 
 
 def stored_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:
@@ -35,7 +26,9 @@ def stored_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, st
             no units.
     """
     values = model.state_dict(keep_vars=True)
-    renamed = [(stored, name) for stored, name in _renamed(model, checkpoint) if name in values]
+    renamed = [
+        (stored, name) for stored, name in converted_names(model, checkpoint) if name in values
+    ]
     found = {name: stored for stored, name in renamed}
     counts = Counter(name for _, name in renamed)
     for target, source in getattr(model, "all_tied_weights_keys", {}).items():
@@ -70,17 +63,18 @@ def stored_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, st
 
 
 def check_whole_tensors(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint whose experts are parts of tensors.
+    """Refuse a checkpoint in which some tensor is not that of one parameter.
 
     Raises:
-        CheckpointError: A parameter is stored as a part of a tensor.
+        CheckpointError: A parameter is stored as a part of a tensor, or in several.
     """
-    for stored in stored_names(model, checkpoint).values():
-        if part := TensorPart.parse(stored):
+    for name, stored in stored_names(model, checkpoint).items():
+        if not is_whole(stored):
+            tensor, *_ = whole_tensors([stored])
             raise CheckpointError(
-                f"{checkpoint.entries[part.tensor].file}: {part.tensor} holds all experts in one "
-                "tensor. Such weights can be pruned, not yet trained or changed otherwise; drop "
-                "the table that does so."
+                f"{checkpoint.entries[tensor].file}: {tensor} is not all of {name} and of nothing "
+                "else. Such weights can be pruned, not yet trained or changed otherwise; drop the "
+                "table that does so."
             )
 
 
@@ -100,93 +94,6 @@ def unused_tensors(
     for name in sorted(checkpoint.entries.keys() - {*whole_tensors(stored.values())}):
         if widths & {*checkpoint.entries[name].shape}:
             yield name, checkpoint.entries[name]
-
-
-def _renamed(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
-    """Yield each stored name with the model's name for it.
-
-    The matrix of an expert, which transformers would load into a fused tensor, maps to the linear
-    of :class:`Expert`.
-    """
-    transforms = get_model_conversion_mapping(model)
-    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
-    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
-    experts = {
-        f"{name.rpartition('.')[0]}.{fused}": linears
-        for name, module in model.named_modules()
-        if isinstance(module, Expert)
-        for fused, linears in module.layout.parts.items()
-    }
-    fused = {
-        f"{path}.{tensor}": module
-        for path, module in model.named_modules()
-        if (layout := expert_layout(module)) and "0" in module._modules
-        for tensor in layout.tensors
-    }
-    prefix = model.base_model_prefix
-    names = model.state_dict() | fused
-    for stored in checkpoint.entries:
-        name, source = rename_source_key(stored, renamings, converters, prefix, names)
-        owner = name.rpartition(".")[0]
-        if name in fused and (source is None or "*" not in source):
-            operations = [
-                each
-                for part in converters
-                if source in part.source_patterns
-                for each in part.operations
-            ]
-            yield from _parts_of_experts(name, fused[name], stored, checkpoint, operations)
-            continue
-        if source is not None and name in experts:
-            sources = next(
-                part.source_patterns for part in converters if source in part.source_patterns
-            )
-            # Stored as …experts.7.w1.weight.
-            number, part = stored.split(".")[-3], experts[name][sources.index(source)]
-            name = f"{owner}.{number}.{part}.weight"
-        yield stored, name
-
-
-def _parts_of_experts(
-    name: str, module: nn.Module, stored: str, checkpoint: Checkpoint, operations: list[Any]
-) -> Iterator[tuple[str, str]]:
-    """Yield each part of a tensor of experts, with its name.
-
-    Args:
-        name: Name that the model has for the tensor.
-        module: The module of the experts, which are linears now.
-        stored: Name of the tensor in the checkpoint.
-        checkpoint: The checkpoint.
-        operations: Operations by which transformers converts the tensor.
-
-    Raises:
-        CheckpointError: It does more than to transpose matrices.
-    """
-    owner, _, tensor = name.rpartition(".")
-    layout, entry = expert_layout(module), checkpoint.entries[stored]
-    assert layout is not None
-    is_bias = tensor.endswith("_bias")
-    linears = layout.parts[tensor.removesuffix("_bias")]
-    first: Any = module.get_submodule(f"0.{linears[0]}")
-    rows, inputs = len(linears) * first.out_features, first.in_features
-    expected = (inputs, rows) if layout.transposed else (rows, inputs)
-    transposed = layout.transposed
-    for operation in operations:
-        if not isinstance(operation, Transpose):
-            raise CheckpointError(
-                f"{entry.file}: {stored} holds all experts in a layout that transformers converts "
-                f"by {type(operation).__name__}, of which no part is known. Save the model again "
-                "with save_pretrained(..., save_original_format=False)."
-            )
-        # Some transpose only tensors of another shape than the parameter's.
-        transposed ^= not operation.check_dims or entry.shape[1:] != expected
-    step = len(linears) if layout.interleaved else 1
-    for number in range(entry.shape[0]):
-        for index, linear in enumerate(linears):
-            start = index if layout.interleaved else index * first.out_features
-            stop = rows if layout.interleaved else start + first.out_features
-            part = TensorPart(stored, number, range(start, stop, step), transposed and not is_bias)
-            yield part.name, f"{owner}.{number}.{linear}.{'bias' if is_bias else 'weight'}"
 
 
 def _check_without_units(model: PreTrainedModel, checkpoint: Checkpoint) -> None:

@@ -22,10 +22,10 @@ from tests.support.architectures import FUSED, tiny
     ("model_type", "overrides", "message"),
     [
         (
-            "dbrx",
+            "jetmoe",
             {},
-            r"transformer\.blocks\.0\.ffn\.experts\.mlp\.w1: DbrxExpertGLU holds matrices"
-            r" \[64, 32\].* no has_gate, has_bias, is_transposed, is_concatenated, has",
+            r"model\.layers\.0\.mlp\.input_linear\.weight: JetMoeParallelExperts holds matrices"
+            r" \[4, 128, 32\].* no has_gate, has_bias, is_transposed, is_concatenated, has",
         ),
         (
             "gpt2",

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from prunekit.architectures.expert_layout import ExpertLayout, expert_layout, fused_experts
+from prunekit.architectures.expert_layout import (
+    KNOWN,
+    ExpertLayout,
+    expert_layout,
+    fused_experts,
+    is_list,
+)
+from tests.support.architectures import OWN_EXPERTS, tiny
 
 NAMES = ("gated", "transposed", "interleaved", "biased")
 LAYOUTS = [
@@ -60,3 +67,29 @@ def test_flags_without_tensors_or_tensors_without_flags_are_no_experts():
     del module.has_bias
     assert expert_layout(module) is None
     assert expert_layout(nn.Linear(2, 2)) is None
+
+
+@pytest.mark.parametrize("model_type", OWN_EXPERTS)
+def test_modules_outside_of_the_interface_are_known_by_class(model_type):
+    found = fused_experts(tiny(model_type).base_model)
+    assert found
+    assert {layout.call for layout in found.values()} <= {"routed", "grouped"}
+    model = tiny(model_type).base_model
+    for path, layout in found.items():
+        module = model.get_submodule(path)
+        assert layout in KNOWN.values()
+        assert layout.count(module) == 4
+        for fused, linears in layout.parts.items():
+            matrix = layout.matrices(module, fused)[3]
+            assert {*layout.weights(fused, matrix)} == {*linears}
+            for weight in layout.weights(fused, matrix).values():
+                assert sorted(weight.shape) == [16, 32]
+
+
+def test_a_list_of_experts_is_known_by_its_name():
+    modules = dict(tiny("switch_transformers").named_modules())
+    lists = [name for name, module in modules.items() if is_list(module)]
+    assert lists == [f"{side}.block.1.layer.{at}.mlp.experts" for side, at in SIDES]
+
+
+SIDES = (("encoder", 1), ("decoder", 2))

@@ -97,6 +97,38 @@ def test_a_model_that_does_not_run_from_embeddings_runs_from_token_ids():
         assert stack.reads_ids == (model_type == "gemma4_text")
 
 
+def test_an_encoder_decoder_has_two_stacks():
+    encoder, decoder = find_architecture(tiny("bart")).stacks
+    assert (encoder.module, encoder.reads, encoder.depth) == ("encoder", None, "encoder_layers")
+    assert (decoder.module, decoder.reads, decoder.depth) == (
+        "decoder",
+        "encoder",
+        "decoder_layers",
+    )
+    queries, keys = "encoder_attn.q_proj", ("encoder_attn.k_proj", "encoder_attn.v_proj")
+    assert Stage(*keys) in decoder.stages
+    assert Stage(queries) in decoder.stages
+    assert_stages_match_forward(tiny("bart"), find_architecture(tiny("bart")))
+
+
+def test_experts_in_a_list_are_stages_each_and_their_router_is_dense():
+    encoder, _ = find_architecture(tiny("switch_transformers")).stacks
+    router = "layer.1.mlp.router.classifier"
+    assert dict(encoder.dense)[router] == "it chooses the experts"
+    sparse = encoder.varied[1]
+    for number in range(4):
+        expert = f"layer.1.mlp.experts.expert_{number}"
+        assert {Stage(f"{expert}.wi"), Stage(f"{expert}.wo")} <= {*sparse}
+
+
+def test_streams_beside_each_other_are_a_dimension_before_the_samples():
+    (stack,) = find_architecture(tiny("gemma3n_text")).stacks
+    assert (stack.sample_axis, stack.reads_ids) == (1, True)
+    assert dict(stack.dense) == {
+        "altup.modality_router": "it is called more than once in a forward"
+    }
+
+
 def test_blocks_of_several_classes_have_stages_of_their_own():
     (stack,) = find_architecture(tiny("jamba")).stacks
     mamba, attention = stack.varied[:2]
@@ -119,7 +151,6 @@ def test_linears_of_some_blocks_are_optional():
 @pytest.mark.parametrize(
     ("model_type", "message"),
     [
-        ("bart", "'bart' is not declared .* this model has encoder.layers, decoder.layers"),
         ("albert", "no linear can be pruned: it is called more than once in a forward"),
     ],
 )
@@ -155,6 +186,24 @@ class Blockless(Toy):
     def __init__(self, config):
         super().__init__(config)
         del self.blocks
+
+
+class Looking(Toy):
+    """A model whose blocks read the output of the first one beside the hidden states."""
+
+    def forward(self, inputs_embeds, use_cache):
+        first = inputs_embeds = self.blocks[0](inputs_embeds)
+        for block in self.blocks[1:]:
+            inputs_embeds = block(inputs_embeds, first * 2)
+        return inputs_embeds
+
+    class Block(Block):
+        def forward(self, x, other=0):
+            return super().forward(x + other)
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.blocks = nn.ModuleList(self.Block() for _ in range(3))
 
 
 class Twice(Toy):
@@ -216,6 +265,7 @@ def test_a_tensor_changed_in_place_starts_a_stage_and_a_view_does_not():
     [
         (Backwards, r"not called in the order of their list: \[2, 1, 0\]"),
         (TwoLists, "one list of blocks, this model has blocks, others"),
+        (Looking, r"before blocks\.1, .* reads outputs of earlier ones besides"),
         (Lazy, r"blocks\.2 was never called"),
         (ReadsNumbers, "without reading numbers"),
         (Blockless, "no ModuleList was found"),

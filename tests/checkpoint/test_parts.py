@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from prunekit.checkpoint.parts import TensorPart, put_parts, whole_tensors
+from prunekit.checkpoint.parts import (
+    TensorPart,
+    find_part,
+    is_whole,
+    joined_name,
+    joined_shape,
+    put_parts,
+    whole_tensors,
+)
 
 WHOLE = torch.arange(2 * 4 * 6).view(2, 4, 6)
 PARTS = {
@@ -53,3 +61,33 @@ def test_changed_parts_are_put_into_a_copy():
     expected[1, 2:4] = expected[0, 1::2] = 0
     expected[1, :, :3] = 0
     assert torch.equal(found["a.b"], expected)
+
+
+def test_matrices_below_each_other_are_numbered_of_their_count():
+    stacked = WHOLE.flatten(0, 1)
+    part = TensorPart("a.b", 1, range(0, 4, 2), count=2)
+    assert TensorPart.parse(part.name) == part
+    assert torch.equal(part.of(stacked), WHOLE[1, ::2])
+    assert part.shape((8, 6)) == (2, 6)
+    assert part.shape((9, 6)) is None
+    assert TensorPart("bias", 2, range(2), count=4).shape((8,)) == (2,)
+    turned = TensorPart("a.b", 1, range(6), transposed=True, count=2)
+    assert torch.equal(turned.of(stacked), WHOLE[1].T)
+    assert turned.shape((8, 6)) == (6, 4)
+
+
+def test_tensors_below_each_other_are_one():
+    one, other = WHOLE[0], WHOLE[1, :2]
+    name = joined_name(["x.a", "x.b"])
+    assert not is_whole(name)
+    assert whole_tensors([name, "x.b"]) == ["x.a", "x.b"]
+    tensors = {"x.a": one, "x.b": other}
+    found = find_part(tensors, name)
+    assert torch.equal(found, torch.cat([one, other]))
+    assert find_part({"x.a": one}, name) is None
+    assert joined_shape([(4, 6), (2, 6)]) == (6, 6)
+    assert joined_shape([(4, 6), (2, 5)]) is None
+    changed = put_parts(tensors, {name: found * 2})
+    assert torch.equal(changed["x.a"], one * 2)
+    assert torch.equal(changed["x.b"], other * 2)
+    assert torch.equal(tensors["x.a"], WHOLE[0])

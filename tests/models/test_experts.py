@@ -11,12 +11,17 @@ from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.errors import CheckpointError, ConfigError, NumericsError
 from prunekit.evaluation.verify import verify
 from prunekit.models.empty_model import empty_model
-from prunekit.models.experts import unfuse, unfused
+from prunekit.models.experts import expert_of, unfuse, unfused
 from prunekit.models.sequential.activation_cache import ActivationCache
 from prunekit.models.weight_names import check_whole_tensors
 from prunekit.runs.sparsify import run
 from tests.support import checkpoints
-from tests.support.architectures import FUSED, assert_stages_match_forward, tiny
+from tests.support.architectures import (
+    FUSED,
+    OWN_EXPERTS,
+    assert_stages_match_forward,
+    tiny,
+)
 from tests.support.checkpoints import planned
 
 HALF = {"pattern": "unstructured", "sparsity": 0.5}
@@ -247,13 +252,39 @@ def test_declaration_tells_the_truth_of_experts_as_linears(model_type):
     assert_stages_match_forward(model, find_architecture(model))
 
 
-def test_as_linears_experts_answer_as_they_did():
-    model, ids = tiny("mixtral"), torch.randint(0, 96, (2, 9))
+@pytest.mark.parametrize("model_type", ["mixtral", *OWN_EXPERTS, "switch_transformers"])
+def test_as_linears_experts_answer_as_they_did(model_type):
+    model, ids = tiny(model_type), torch.randint(0, 96, (2, 9))
+    inputs = {"input_ids": ids}
+    inputs |= {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    names = [*model.state_dict()]
     with torch.no_grad():
-        before = model(ids).logits
+        before = model(**inputs).logits
         with unfused(model):
-            torch.testing.assert_close(model(ids).logits, before)
-        assert torch.equal(model(ids).logits, before)
+            torch.testing.assert_close(model(**inputs).logits, before)
+        assert torch.equal(model(**inputs).logits, before)
+    assert [*model.state_dict()] == names
+
+
+@pytest.mark.parametrize("model_type", ["llama4_text", "longcat_flash", "switch_transformers"])
+def test_experts_that_read_all_tokens_are_observed_on_each_once(model_type):
+    model, ids = tiny(model_type), torch.randint(0, 96, (1, 9))
+    inputs = {"input_ids": ids}
+    inputs |= {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    with torch.no_grad(), unfused(model):
+        experts = [
+            module
+            for path, module in model.named_modules()
+            if expert_of(model, f"{path}.any") == path and path
+        ]
+        assert experts
+        seen = []
+        for expert in experts:
+            expert.reads_all = True
+            first = next(iter(expert.children()))
+            first.register_forward_hook(lambda _, x, __: seen.append(len(x[0])))
+        model(**inputs)
+    assert sum(seen) == 9 * len(experts)
 
 
 def test_blocks_without_experts_have_one_feed_forward(tmp_path):
@@ -293,7 +324,7 @@ def test_a_resumed_run_writes_experts_in_one_tensor_as_an_uninterrupted_one(mode
 
 def test_experts_in_one_tensor_are_not_trained(tmp_path):
     checkpoint = open_checkpoint(checkpoints.write(tmp_path / "m", "granitemoe"))
-    with pytest.raises(CheckpointError, match=r"input_linear\.weight holds all experts in one ten"):
+    with pytest.raises(CheckpointError, match=r"input_linear\.weight is not all of \S+experts"):
         check_whole_tensors(empty_model(checkpoint), checkpoint)
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from prunekit.models.sequential.block_runner import Context
 from tests.support.architectures import tiny
 from tests.support.blocks import pruning
 
@@ -34,7 +35,9 @@ def test_the_next_block_reads_what_the_pruned_one_gives(propagation, ids):
             for mine, theirs in zip(visit.hidden, last, strict=True):
                 assert torch.equal(mine, theirs)
         # By stage hidden states change on the way.
-        bound = [visit.runner.bind(visit.index, hidden.clone(), {}) for hidden in visit.hidden]
+        bound = [
+            visit.runner.bind(visit.index, hidden.clone(), Context()) for hidden in visit.hidden
+        ]
         list(outcomes)
         with torch.inference_mode():
             last = [call() for call in bound]

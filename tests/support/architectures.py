@@ -174,16 +174,70 @@ HYBRID: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Sizes of model types with four blocks of several kinds."""
 
-REFUSED: dict[str, dict[str, Any]] = {
-    "albert": {**_ENCODER, "embedding_size": 16},
-    "bart": {
-        "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64,
-        "decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+_SEQ2SEQ = {
+    "d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+    "max_position_embeddings": 64, "decoder_start_token_id": 0,
+}  # fmt: skip
+
+ENCODER_DECODERS: dict[str, dict[str, Any]] = {
+    "bart": _SEQ2SEQ,
+    "marian": {**_SEQ2SEQ, "decoder_vocab_size": 96},
+    "switch_transformers": {
+        "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 2,
+        "num_heads": 4, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1,
+        "num_experts": 4, "expert_capacity": 8, "decoder_start_token_id": 0,
     },
+}  # fmt: skip
+"""Sizes of encoder-decoders without a declaration."""
+
+OWN_EXPERTS: dict[str, dict[str, Any]] = {
     "dbrx": {
         "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64,
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
-        "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 16, "moe_num_experts": 4},
+        "ffn_config": {
+            "hidden_size": 32, "ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2,
+        },
+    },
+    "llama4_text": {
+        **_DECODER, "intermediate_size": 16, "intermediate_size_mlp": 64, "num_local_experts": 4,
+        "head_dim": 8, "pad_token_id": 0,
+    },
+    "longcat_flash": {
+        **_DECODER, "num_layers": 2, "num_hidden_layers": 2, "num_key_value_heads": 4,
+        "ffn_hidden_size": 64, "expert_ffn_hidden_size": 16, "n_routed_experts": 4,
+        "zero_expert_num": 2, "moe_topk": 2, "q_lora_rank": 16, "kv_lora_rank": 16,
+        "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8, "head_dim": 4,
+    },
+}  # fmt: skip
+"""Sizes of model types whose experts are outside of the experts interface of transformers."""
+
+_SHARED_KEYS = {
+    **_DECODER, "num_hidden_layers": 4, "head_dim": 8, "vocab_size_per_layer_input": 96,
+    "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}  # fmt: skip
+
+SHARED_KEYS: dict[str, dict[str, Any]] = {
+    "gemma3n_text": {
+        **_SHARED_KEYS, "intermediate_size": [64] * 4, "activation_sparsity_pattern": [0.0] * 4,
+        "laurel_rank": 8, "altup_num_inputs": 2,
+    },
+    "gemma4_text": {**_SHARED_KEYS, "per_layer_config": {}},
+}  # fmt: skip
+"""Sizes of model types whose last blocks read the keys and values of earlier ones."""
+
+CONVERTED: dict[str, dict[str, Any]] = {
+    "nomic_bert": {**_ENCODER, "head_dim": 8},
+    "olmo_hybrid": {**_HYBRID, **_DELTA, "layer_types": _TWO_KINDS},
+}  # fmt: skip
+"""Sizes of model types of which transformers splits or joins tensors on loading."""
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "albert": {**_ENCODER, "embedding_size": 16},
+    "jetmoe": {
+        **_DECODER, "intermediate_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2,
+        "kv_channels": 8,
     },
     "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64},
 }  # fmt: skip
@@ -194,12 +248,14 @@ def tiny(model_type: str, head: Any = None, **overrides: Any) -> PreTrainedModel
     """Return a seeded random model in eval mode and float32.
 
     Args:
-        model_type: Any key of ``TINY``, ``FUSED``, ``EXPERTS``, ``UNDECLARED``, ``OTHERS``,
-            ``HYBRID`` or ``REFUSED``.
+        model_type: Any key of the tables above.
         head: Auto class to build with; by default the language model class of the config.
         overrides: Config entries that replace the tiny defaults.
     """
-    sizes = {**EXPERTS, **HYBRID, **TINY, **FUSED, **UNDECLARED, **OTHERS, **REFUSED}[model_type]
+    sizes = {
+        **EXPERTS, **HYBRID, **TINY, **FUSED, **UNDECLARED, **OTHERS, **REFUSED,
+        **ENCODER_DECODERS, **OWN_EXPERTS, **SHARED_KEYS, **CONVERTED,
+    }[model_type]  # fmt: skip
     tokens = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = AutoConfig.for_model(model_type, **{**tokens, **sizes, **overrides})
     with torch.random.fork_rng(devices=[]):

@@ -7,7 +7,8 @@ cross-attention, so no model family needs a driver of its own.
 Shapes: B samples, T tokens, D features of the hidden state.
 """
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -16,12 +17,45 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from prunekit.architectures import Stack
+from prunekit.architectures.block_lists import own_embeddings
+from prunekit.errors import ConfigError
 
-Context = dict[str, Tensor]
-"""Further inputs of a stack: ``encoder_hidden_states`` of a decoder after an encoder, ``input_ids``
-of one that does not run from embeddings."""
+
+class Context(dict[str, Tensor]):
+    """Further inputs of a stack for one batch.
+
+    ``encoder_hidden_states`` of a decoder after an encoder, ``input_ids`` of a stack that does not
+    run from embeddings.
+
+    Attributes:
+        shared: Dictionaries that blocks fill for later ones, by name of the argument.
+    """
+
+    def __init__(self, inputs: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__(inputs or {})
+        self.shared: dict[str, MutableMapping[Any, Any]] = {}
+
+    def share(self, name: str, value: Any) -> Any:  # noqa: ANN401
+        """Return the argument of a block, the batch's own if blocks fill it.
+
+        Args:
+            name: Name of the argument.
+            value: What the model passes; blocks fill a dictionary that is empty.
+        """
+        if isinstance(value, MutableMapping) and not value:
+            return self.shared.setdefault(name, copy.copy(value))
+        return value
+
+
+class _EncoderOutput(BaseModelOutput):
+    """Hidden states of an encoder; of its other outputs, as of routers, it has none."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 class _BlockProxy(nn.Module):
@@ -50,6 +84,18 @@ class _PassThrough(_BlockProxy):
         state["call"] = args, kwargs
         output = hidden_states if state["hidden"] is None else state["hidden"]
         return output if state["tail"] is None else (output, *state["tail"])
+
+
+class _Follower(_BlockProxy):
+    """Returns its input in the form of the output of a recorded block."""
+
+    def __init__(self, block: nn.Module, recorder: "_Recorder") -> None:
+        super().__init__(block)
+        self.__dict__["recorder"] = recorder
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:  # noqa: ANN401
+        tail = self.__dict__["recorder"].__dict__["tail"]
+        return hidden_states if tail is None else (hidden_states, *tail)
 
 
 class _Recorder(_BlockProxy):
@@ -116,7 +162,8 @@ class StackRunner:
     @property
     def features(self) -> int:
         """Width of the embeddings that the stack is called with."""
-        return self.model.get_input_embeddings().weight.shape[1]  # pyright: ignore
+        table: Any = own_embeddings(self.module) or self.model.get_input_embeddings()
+        return table.weight.shape[1]
 
     @property
     def simple(self) -> bool:
@@ -134,11 +181,23 @@ class StackRunner:
             context: Further inputs of the stack, or of its embeddings.
         """
         recorder = _Recorder(self.blocks[0])
-        with self._blocks_replaced([recorder]):
+        following: list[nn.Module] = [_Follower(block, recorder) for block in self.blocks[1:]]
+        # All of them: a model may choose their kind of attention by the number of tokens.
+        with self._blocks_replaced([recorder, *following]):
             self.module(input_ids=ids, **context)
-        hidden = recorder.__dict__["hidden"]
+        hidden = self._samples_first(recorder.__dict__["hidden"])
+        self._check_length(ids, hidden)
         self._tails[_shapes(hidden, context)] = recorder.__dict__["tail"]
         return hidden
+
+    def _check_length(self, ids: Tensor, hidden: Tensor) -> None:
+        tokens, padded = ids.shape[1], hidden.shape[1]
+        if tokens != padded:
+            raise ConfigError(
+                f"calibration: {type(self.model).__name__} pads samples of {tokens} tokens to "
+                f"{padded} before its first block, which the others could not tell from tokens. "
+                f"Choose a length that it does not pad, such as {padded}."
+            )
 
     @torch.no_grad()
     def bind(
@@ -159,11 +218,13 @@ class StackRunner:
             block: Runs in its place; None for the block itself.
         """
         args, kwargs = self._arguments(index, hidden, context)
+        kwargs = {name: context.share(name, value) for name, value in kwargs.items()}
         block = block or self.blocks[index]
 
         def call() -> Tensor:
-            result = block(hidden, *args, **kwargs)
-            return result[0] if isinstance(result, tuple | list) else result
+            result = block(self._as_called(hidden), *args, **kwargs)
+            output = result[0] if isinstance(result, tuple | list) else result
+            return self._samples_first(output)
 
         return call
 
@@ -178,25 +239,25 @@ class StackRunner:
         passing = self._pass_through(index + 1, hidden, context)
         with self._blocks_replaced(passing):
             if "input_ids" not in context:
-                context = {"inputs_embeds": self._blank(hidden), **context}
+                context = Context({"inputs_embeds": self._blank(hidden), **context})
             self.module(**context)
         self._call = passing[-1].__dict__["call"]
         # Not with a mutable argument: a key-value cache would grow with each call.
         self._call_key = None if not cacheable or not _is_constant(self._call) else key
         return self._call
 
-    @torch.no_grad()
     def finish(self, hidden: Float[Tensor, "B T D"], context: Context) -> Tensor:
         """Return the stack's output, after its final norm if any.
 
         Args:
-            hidden: Output of the last block.
+            hidden: Output of the last block. If it requires a gradient, the result does too.
             context: Further inputs of the stack.
         """
-        with self._last_hidden(hidden, context):
-            return self.module(inputs_embeds=self._blank(hidden), **context)[0]
+        with torch.set_grad_enabled(hidden.requires_grad), self._last_hidden(hidden, context):
+            if "input_ids" not in context:
+                context = Context({"inputs_embeds": self._blank(hidden), **context})
+            return self.module(**context)[0]
 
-    @torch.inference_mode()
     def head(self, hidden: Float[Tensor, "B T D"], context: Context | None = None) -> Tensor:
         """Return the model's output, such as logits, for the last hidden state.
 
@@ -204,19 +265,32 @@ class StackRunner:
         be passed.
 
         Args:
-            hidden: Output of the last block.
+            hidden: Output of the last block. If it requires a gradient, the result does too.
             context: Further inputs of the stack.
         """
-        blank = self._blank(hidden)
-        with self._last_hidden(hidden, context or {}):
+        encoded = (context or {}).get("encoder_hidden_states")
+        given: dict[str, Any] = {}
+        if encoded is not None:
+            given["encoder_outputs"] = _EncoderOutput(encoded)
+        prefix = "decoder_" if given else ""
+        differentiable = hidden.requires_grad
+        with torch.inference_mode(not differentiable), self._last_hidden(hidden, context or {}):
             if self.stack.reads_ids:
                 ids = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
                 with _blank_embeddings(self.model, hidden):
-                    return self.model(input_ids=ids)[0]
-            if not context:
-                return self.model(inputs_embeds=blank)[0]
-            encoded = (context["encoder_hidden_states"],)
-            return self.model(encoder_outputs=encoded, decoder_inputs_embeds=blank)[0]
+                    return self.model(**given, **{f"{prefix}input_ids": ids})[0]
+            given[f"{prefix}inputs_embeds"] = self._blank(hidden)
+            return self.model(**given)[0]
+
+    def _as_called(self, hidden: Tensor) -> Tensor:
+        """Return hidden states with the dimensions in the order of the blocks."""
+        axis = self.stack.sample_axis
+        return hidden.movedim((0, 1), (axis, axis + 1)) if axis else hidden
+
+    def _samples_first(self, hidden: Tensor) -> Tensor:
+        """Return hidden states with samples and tokens as first dimensions."""
+        axis = self.stack.sample_axis
+        return hidden.movedim((axis, axis + 1), (0, 1)) if axis else hidden
 
     def _blank(self, hidden: Tensor) -> Tensor:
         return hidden.new_zeros(*hidden.shape[:2], self.features)
@@ -228,7 +302,7 @@ class StackRunner:
     @contextmanager
     def _last_hidden(self, hidden: Tensor, context: Context) -> Iterator[None]:
         passing = self._pass_through(len(self.blocks), hidden, context)
-        passing[-1].__dict__["hidden"] = hidden
+        passing[-1].__dict__["hidden"] = self._as_called(hidden)
         with self._blocks_replaced(passing):
             yield
 

@@ -192,10 +192,13 @@ class LoadedBlock:
         Blocks with further inputs or outputs are left out.
         """
         cache = self._progress.cache
-        if cache and len(self.hidden) and not self.contexts[0] and self.runner.simple:
+        if not (cache and len(self.hidden) and self.runner.simple):
+            return
+        context = self.contexts[0]
+        if not context and not context.shared:
             sample = self.hidden[0][:1]
             cache.probe_residual_adds(
-                sample, lambda x: self.runner.bind(self.index, x, {}, self._progress.copy)
+                sample, lambda x: self.runner.bind(self.index, x, Context(), self._progress.copy)
             )
 
     @torch.no_grad()

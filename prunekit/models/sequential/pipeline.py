@@ -91,7 +91,7 @@ def iterate_blocks(  # noqa: PLR0913  independent options
     following = _load_outside_blocks(model, stacks, weights)
     batches = [each if isinstance(each, Mapping) else {"input_ids": each} for each in inputs]
     samples = _sample_numbers(batches, ranks)
-    streams = [_Stream([{} for _ in batches]) for _ in range(1 + with_dense)]
+    streams = [_Stream([Context() for _ in batches]) for _ in range(1 + with_dense)]
     for runner in stacks:
         for index, module in enumerate(runner.blocks):
             after = following.get(module)
@@ -180,25 +180,28 @@ def _embed(
         stream.hidden.extend(map(torch.clone, pruned.hidden))
     for stream in streams if runner.stack.reads_ids else ():
         for batch, context in zip(batches, stream.contexts, strict=True):
-            context["input_ids"] = batch["input_ids"]
+            context["input_ids"] = _tokens(model, batch, context)
 
 
 def _enter(
     model: PreTrainedModel, runner: StackRunner, batch: Mapping[str, Tensor], context: Context
 ) -> Tensor:
-    """Return the input of a stack's first block for a batch.
+    """Return the input of a stack's first block for a batch."""
+    kinds = {name: batch[name] for name in ("token_type_ids",) if name in batch and not context}
+    return runner.enter(_tokens(model, batch, context), Context({**context, **kinds}))
 
-    The tokens of a decoder that reads an encoder are those that the model makes of ``labels``.
+
+def _tokens(model: PreTrainedModel, batch: Mapping[str, Tensor], context: Context) -> Tensor:
+    """Return the tokens that a stack reads.
+
+    Those of a decoder that reads an encoder are what the model makes of ``labels``.
     """
-    if not context:
-        kinds = {name: batch[name] for name in ("token_type_ids",) if name in batch}
-        return runner.enter(batch["input_ids"], kinds)
+    if "encoder_hidden_states" not in context or not batch.keys() & {"decoder_input_ids", "labels"}:
+        return batch["input_ids"]
     if "decoder_input_ids" in batch:
-        return runner.enter(batch["decoder_input_ids"], context)
-    if "labels" not in batch:
-        return runner.enter(batch["input_ids"], context)
+        return batch["decoder_input_ids"]
     shift: Any = getattr(model, "prepare_decoder_input_ids_from_labels")  # noqa: B009  of most
-    return runner.enter(shift(labels=batch["labels"]), context)
+    return shift(labels=batch["labels"])
 
 
 def _sample_numbers(batches: Sequence[Mapping[str, Tensor]], ranks: Ranks) -> list[range]:
@@ -217,6 +220,6 @@ def _prefetch(weights: Weights | None, module: nn.Module | None) -> None:
 def _encoder_outputs(runner: StackRunner, stream: _Stream) -> list[Context]:
     """Return the further inputs of the next stack, for each batch."""
     return [
-        {"encoder_hidden_states": runner.finish(hidden, context)}
+        Context({"encoder_hidden_states": runner.finish(hidden, context)})
         for hidden, context in zip(stream.hidden, stream.contexts, strict=True)
     ]

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from prunekit.checkpoint.adapter import Adapter
 from prunekit.checkpoint.reader import Checkpoint
+from prunekit.models.computed import computed_buffers
 from prunekit.models.orientation import weight_matrix
 from prunekit.models.sequential.prefetch import Fetch
 from prunekit.models.weight_names import stored_names
@@ -35,6 +36,9 @@ class Weights:
         self.stored = stored_names(model, checkpoint)
         parameters = dict(model.named_parameters(remove_duplicate=False)).keys()
         self._parameters = {self.stored[name] for name in parameters & self.stored.keys()}
+        for name, value in computed_buffers(model).items():
+            path, _, attribute = name.rpartition(".")
+            model.get_submodule(path)._buffers[attribute] = value.to(dtype)
         self._prefixes = {module: name for name, module in model.named_modules()}
         for module in model.modules():
             if _is_lookup(module):

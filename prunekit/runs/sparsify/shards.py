@@ -14,7 +14,7 @@ from prunekit.checkpoint.compressed import compress_weight, expand_weight, layer
 from prunekit.checkpoint.formats import WeightLayout, format_named
 from prunekit.checkpoint.header import FLOAT_DTYPES
 from prunekit.checkpoint.output import OutputFolder
-from prunekit.checkpoint.parts import TensorPart, find_part, put_parts, whole_tensors
+from prunekit.checkpoint.parts import find_part, is_whole, put_parts, whole_tensors
 from prunekit.models.layout import Block
 from prunekit.models.orientation import stored_transposed, weight_matrix
 from prunekit.models.sequential.loaded_block import LoadedBlock
@@ -133,9 +133,9 @@ class ShardWriter:
             stored, name = record.get("stored"), record["tensor"]
             layout = None if stored is None else WeightLayout.load(stored, name)
             weight = (
-                find_part(written, name)
-                if TensorPart.parse(name)
-                else expand_weight(self._format, name, written, layout)
+                expand_weight(self._format, name, written, layout)
+                if is_whole(name)
+                else find_part(written, name)
             )
             assert weight is not None  # the shard is whole, as its digest says
             self._weights.assign(loaded.module.get_submodule(linear.path), "weight", weight)

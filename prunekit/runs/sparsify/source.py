@@ -1,5 +1,6 @@
 """The model of a run that prunes weights, opened without reading any."""
 
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from functools import reduce
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel
 from prunekit.allocations.uniform import Uniform
 from prunekit.architectures import Architecture, find_architecture
 from prunekit.checkpoint.hub import checkpoint_folder
-from prunekit.checkpoint.parts import whole_tensors
+from prunekit.checkpoint.parts import is_whole, whole_tensors
 from prunekit.checkpoint.reader import Checkpoint, open_checkpoint
 from prunekit.config.prune_table import Prune
 from prunekit.config.run_config import Config
@@ -61,7 +62,8 @@ def open_source(config: Config, preflight: Preflight | None) -> Source:
     prune = config.prune
     blocks = list_blocks(stacks, LinearSelection(prune.pattern, prune.skip, prune.on_indivisible))
     _check_skips(config, model, blocks)
-    _check_format(config, blocks)
+    if config.output.format != "dense":
+        _check_storable(blocks, stored_names(model, checkpoint))
     return Source(checkpoint, model, architecture, stacks, blocks, config_only)
 
 
@@ -98,14 +100,19 @@ def layer_notes(source: Source) -> list[str]:
     return notes
 
 
-def _check_format(config: Config, blocks: list[Block]) -> None:
-    """Refuse to store fused experts compressed, which transformers cannot open."""
-    linears = (linear for block in blocks for linear in block.linears)
-    expert = next((linear.name for linear in linears if linear.expert), None)
-    if expert and config.output.format != "dense":
-        raise ConfigError(
-            f'output.format: transformers cannot open {expert} and other experts unless "dense".'
-        )
+def _check_storable(blocks: list[Block], stored: Mapping[str, str]) -> None:
+    """Refuse to store compressed what transformers could then not open."""
+    for linear in (linear for block in blocks for linear in block.linears):
+        if linear.expert:
+            raise ConfigError(
+                f"output.format: transformers cannot open {linear.name} and other experts unless "
+                '"dense".'
+            )
+        if not is_whole(stored[f"{linear.name}.weight"]):
+            raise ConfigError(
+                f"output.format: transformers converts {stored[f'{linear.name}.weight']} on "
+                f'loading to {linear.name}, which it cannot unless "dense".'
+            )
 
 
 def _check_skips(config: Config, model: PreTrainedModel, blocks: list[Block]) -> None:

@@ -11,7 +11,9 @@ from transformers import (
 )
 
 from prunekit.architectures import find_architecture
+from prunekit.errors import ConfigError
 from prunekit.models.layout import stack_runners
+from prunekit.models.sequential.block_runner import Context
 from prunekit.models.sequential.pipeline import iterate_blocks
 from tests.support.architectures import TINY, tiny
 from tests.support.blocks import outputs_block_by_block, outputs_of_whole
@@ -104,3 +106,38 @@ def test_the_model_is_whole_again_after_an_error_in_a_block(ids):
         list(iterate_blocks(model, stack_runners(model, find_architecture(model)), None, [ids]))
     hook.remove()
     assert list(model.named_modules()) == before
+
+
+@pytest.mark.parametrize(
+    "model_type", ["gemma3n_text", "gemma4_text", "bart", "marian", "switch_transformers"]
+)
+def test_what_blocks_share_and_read_of_an_encoder_is_each_batch_s_own(model_type, ids):
+    """Batches of one shape: what one of them shares must not reach another."""
+    model = built(model_type)
+    batches = [ids[:1], ids[1:2]]
+    _, visit = outputs_block_by_block(model, batches)
+    for number, batch in enumerate(batches):
+        more = {"decoder_input_ids": batch} if model.config.is_encoder_decoder else {}
+        with torch.no_grad():
+            answer = model(input_ids=batch, **more)[0]
+        found = visit.runner.head(visit.hidden[number], visit.contexts[number])
+        torch.testing.assert_close(found, answer)
+
+
+def test_a_sample_that_the_model_pads_is_refused():
+    model = tiny("llama")
+    runner = stack_runners(model, find_architecture(model))[0]
+    with pytest.raises(
+        ConfigError, match=r"LlamaForCausalLM pads samples of 5 tokens to 8 .*as 8\."
+    ):
+        runner._check_length(torch.zeros(1, 5), torch.zeros(1, 8, 32))
+
+
+def test_a_dictionary_that_blocks_fill_is_the_batch_s_own_and_others_are_passed_on():
+    context, masks, empty = Context({"input_ids": torch.zeros(1)}), {"full": 1}, {}
+    assert context.share("masks", masks) is masks
+    shared = context.share("keys", empty)
+    assert shared == {}
+    assert shared is not empty
+    assert context.share("keys", {}) is shared
+    assert Context().share("keys", {}) is not shared

@@ -91,8 +91,8 @@ def test_matrices_that_stay_dense_are_named(tmp_path, output):
 
 
 def test_experts_of_an_unknown_layout_are_refused_by_name(tmp_path, output):
-    folder = checkpoints.write(tmp_path / "m", "dbrx")
-    with pytest.raises(CheckpointError, match="experts"):
+    folder = checkpoints.write(tmp_path / "m", "jetmoe")
+    with pytest.raises(CheckpointError, match="JetMoeParallelExperts"):
         planned(folder, output)
 
 
