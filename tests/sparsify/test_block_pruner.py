@@ -12,6 +12,7 @@ from prunekit.models.layout import LinearSelection, list_blocks, stack_runners
 from prunekit.models.orientation import weight_matrix
 from tests.support.architectures import TINY, tiny
 from tests.support.blocks import HALF, pruning
+from tests.support.tiers import often
 
 METHODS = ("magnitude", "random", "wanda", "ria", "sparsegpt")
 
@@ -27,7 +28,7 @@ def masks(model, entries):
     return {e["name"]: model.get_parameter(f"{e['name']}.weight") != 0 for e in entries}
 
 
-@pytest.mark.parametrize("model_type", TINY)
+@pytest.mark.parametrize("model_type", often(TINY))
 @pytest.mark.parametrize(
     "section",
     [

@@ -10,6 +10,7 @@ from prunekit.models.sequential.activation_cache import ActivationCache
 from prunekit.models.sequential.hidden_states import MmapStates
 from prunekit.sparsify import block_tuning
 from tests.support.architectures import TINY, tiny
+from tests.support.tiers import DISTINCT, often
 
 SECTIONS = {
     "by stage": {"method": "sparsegpt", "propagation": "stage"},
@@ -17,6 +18,8 @@ SECTIONS = {
     "dense target": {"method": "admm", "iterations": 3},
     "tuned": {"method": "wanda", "target": "dense", "recover": "block"},
 }
+CHOSEN = [("t5", "in steps"), ("llama", "dense target"), ("t5", "dense target"), ("llama", "tuned")]
+"""Model types and sections that are tested in each run of all tests."""
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +40,11 @@ def pruned(model_type, section):
 
 @pytest.mark.parametrize(
     ("model_type", "section"),
-    [(model_type, "by stage") for model_type in TINY]
-    + [(model_type, name) for model_type in ("llama", "t5") for name in list(SECTIONS)[1:]],
+    often(
+        [(model_type, "by stage") for model_type in TINY]
+        + [(model_type, name) for model_type in ("llama", "t5") for name in list(SECTIONS)[1:]],
+        [*((model_type, "by stage") for model_type in DISTINCT), *CHOSEN],
+    ),
 )
 def test_models_are_the_same_as_without(model_type, section, monkeypatch):
     found, errors = pruned(model_type, SECTIONS[section])

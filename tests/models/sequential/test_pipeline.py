@@ -12,6 +12,7 @@ from prunekit.models.sequential.weights import Weights
 from tests.support import checkpoints
 from tests.support.architectures import TINY, tiny
 from tests.support.blocks import loaded_blocks, outputs_block_by_block, outputs_of_whole
+from tests.support.tiers import DISTINCT, often
 
 
 def test_samples_are_cut_into_batches_of_about_equal_tokens():
@@ -20,7 +21,7 @@ def test_samples_are_cut_into_batches_of_about_equal_tokens():
     assert len(split_batches(torch.zeros(2, 5000, dtype=torch.int64), torch.device("cpu"))) == 2
 
 
-@pytest.mark.parametrize("model_type", [*TINY, "modernbert", "bloom"])
+@pytest.mark.parametrize("model_type", often([*TINY, "modernbert", "bloom"], {*DISTINCT, "bloom"}))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_streaming_from_a_checkpoint_gives_the_bits_of_a_loaded_model(
     tmp_path, ids, model_type, dtype

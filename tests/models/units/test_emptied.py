@@ -15,6 +15,7 @@ from prunekit.errors import CheckpointError
 from prunekit.models.units.emptied import emptied
 from prunekit.models.units.find import unit_groups
 from tests.support.architectures import TINY
+from tests.support.tiers import often
 from tests.support.units import (
     EQUAL_DEPTH,
     batch,
@@ -54,7 +55,7 @@ def assert_close(actual, expected):
     assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("model_type", sorted(TINY))
+@pytest.mark.parametrize("model_type", often(sorted(TINY)))
 def test_answers_as_the_gated_model_and_opens_with_the_same_bits(model_type, tmp_path):
     dense = model_of(model_type)
     model, expected = without_first(model_type)

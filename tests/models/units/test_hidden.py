@@ -8,6 +8,7 @@ import prunekit
 from prunekit.errors import ShapeError
 from tests.support.adapters import PEFT_WARNS, adapted_model
 from tests.support.architectures import TINY
+from tests.support.tiers import often
 from tests.support.units import batch, randomized_model, valid_logits
 
 CAN = ("gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "t5")
@@ -22,7 +23,7 @@ def keep_some(gates, count=20):
     return kept.sort().values
 
 
-@pytest.mark.parametrize("model_type", CAN)
+@pytest.mark.parametrize("model_type", often(CAN))
 def test_a_narrower_model_answers_as_the_gated_one_and_opens_as_stock(model_type, tmp_path):
     """RMSNorms and factors of the square root of the width are rescaled."""
     model = randomized_model(model_type)

@@ -10,6 +10,7 @@ from prunekit.models.units.removal import apply_removal, count_parameters
 from prunekit.models.units.stock_config import stock_entries
 from prunekit.structured.gate import Gate
 from tests.support.architectures import TINY
+from tests.support.tiers import often
 from tests.support.units import (
     EQUAL_DEPTH,
     batch,
@@ -39,7 +40,7 @@ def assert_same(actual, expected):
 
 
 @pytest.mark.parametrize("uniform", [True, False], ids=["uniform", "unequal"])
-@pytest.mark.parametrize("model_type", sorted(TINY))
+@pytest.mark.parametrize("model_type", often(sorted(TINY)))
 def test_a_smaller_model_answers_as_the_gated_one(model_type, uniform):
     """Covers each family's rows, columns and biases, GPT-2's Conv1D, T5's position bias."""
     model = randomized_model(model_type)
@@ -60,7 +61,7 @@ def test_a_smaller_model_answers_as_the_gated_one(model_type, uniform):
         assert count_parameters(model) == before - gone > 0
 
 
-@pytest.mark.parametrize("model_type", sorted(TINY))
+@pytest.mark.parametrize("model_type", often(sorted(TINY)))
 def test_a_uniform_model_is_a_stock_one(model_type, tmp_path):
     """The rewritten config describes a stock model.
 

@@ -17,6 +17,7 @@ from tests.support import checkpoints
 from tests.support.architectures import WITHOUT_GATE
 from tests.support.checkpoints import planned
 from tests.support.multiplied import wanda_mistakes
+from tests.support.tiers import often
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "ctrl": {},
@@ -31,6 +32,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phimoe": {},
     "qwen2_moe": {},
 }
+OFTEN = ("deepseek_v3", "gemma4_text", "gpt_oss", "llava", "mamba", "nemotron_h")
+"""Types that differ in how blocks are found, or their experts laid out."""
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ def samples(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", often(FAMILIES, OFTEN))
 def test_every_matrix_of_the_blocks_is_pruned_exactly_or_named(model_type, tmp_path, samples):
     folder = checkpoints.write(tmp_path / "m", model_type, **FAMILIES[model_type])
     prune = {"method": "wanda", "pattern": "unstructured", "sparsity": 0.5, "starved_below": 1}

@@ -7,6 +7,7 @@ import signal
 import time
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from prunekit.sparsify.block_pruner import BlockPruner
 from tests.support import checkpoints
 from tests.support.architectures import tiny
 from tests.support.checkpoints import planned, same_bytes
+from tests.support.tiers import often
 
 BLOCKS = 3
 SPARSEGPT = {"method": "sparsegpt", "pattern": "2:4"}
@@ -399,10 +401,14 @@ SECTIONS = {
 }
 
 
-@pytest.mark.parametrize("sections", SECTIONS.values(), ids=SECTIONS)
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "t5"])
-def test_other_recipes_resume_as_well(tmp_path, monkeypatch, model_type, sections):
-    folder = checkpoints.write(tmp_path / "m", model_type)
+OFTEN = [("llama", "stage, half precision"), ("gpt2", "owl"), ("t5", "dense target")]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "recipe"), often(product(["llama", "gpt2", "t5"], SECTIONS), OFTEN)
+)
+def test_other_recipes_resume_as_well(tmp_path, model_type, recipe):
+    folder, sections = checkpoints.write(tmp_path / "m", model_type), SECTIONS[recipe]
     list(prunekit.run(planned(folder, tmp_path / "whole", **sections)))
     records = prunekit.run(planned(folder, tmp_path / "out", **sections))
     blocks = 0

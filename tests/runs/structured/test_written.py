@@ -15,6 +15,7 @@ from prunekit.runs.structured.written import config_changes, restore_stored
 from tests.support import checkpoints
 from tests.support.architectures import HYBRID, tiny
 from tests.support.structured import planned
+from tests.support.tiers import often
 
 BLOCKS = 'method = "magnitude"\npattern = "blocks"\nsparsity = 0.25'
 NEURONS = 'method = "magnitude"\npattern = "neurons"\nsparsity = 0.25\nuniform = true'
@@ -22,6 +23,8 @@ IDS = torch.arange(3, 12)[None]
 
 TWICE = ("granitemoehybrid", "lfm2", "nemotron_h", "qwen3_next")
 """Types from whose output a block is removed again."""
+OFTEN = ("bamba", "lfm2", "nemotron_h", "qwen3_next")
+"""Types whose configs say in different ways what kind each block is."""
 
 pytestmark = pytest.mark.usefixtures("proof_in_process", "no_page")
 
@@ -50,7 +53,7 @@ def finished(folder, output, prune):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", sorted(HYBRID))
+@pytest.mark.parametrize("model_type", often(sorted(HYBRID), OFTEN))
 def test_blocks_of_several_kinds_move_with_all_their_tensors(model_type, tmp_path):
     """Without the first block every kind is in the place of another one; of some, once more.
 

@@ -8,10 +8,11 @@ from prunekit.errors import ConfigError
 from prunekit.structured.rankers import Ranker, rankers
 from tests.support.architectures import TINY, tiny
 from tests.support.rankers import TOKENS, flat
+from tests.support.tiers import often
 from tests.support.units import batch, randomized_model, skip_without_attention_interface
 
 
-@pytest.mark.parametrize("model_type", sorted(TINY))
+@pytest.mark.parametrize("model_type", often(sorted(TINY)))
 def test_every_ranker_gives_each_unit_of_each_layer_one_finite_score(model_type):
     """Also with grouped queries, in T5's two stacks and in encoders."""
     model = randomized_model(model_type)

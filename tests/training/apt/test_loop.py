@@ -8,9 +8,11 @@ import prunekit
 from prunekit.architectures.adapters import adapter_layers
 from prunekit.config.apt_table import Apt
 from prunekit.config.distill_table import Distill
-from prunekit.errors import ConfigError, ShapeError
+from prunekit.errors import ConfigError, NumericsError, PrunekitError, ShapeError
 from prunekit.models.units.removal import count_parameters
+from prunekit.structured.gate_set import attached_gates
 from prunekit.structured.parameter_budget import counted_parameters
+from prunekit.training.apt.growth import low_rank_layers
 from prunekit.training.apt.loop import also_trained, apt, default_targets
 from prunekit.training.apt.pruner import AptPruner
 from prunekit.training.lora import add_adapter
@@ -48,12 +50,12 @@ def trained(model, asked, given=None):
     ("model_type", "kinds", "head"),
     [
         ("bert", ["heads", "neurons"], CLASSIFIER),
-        ("roberta", ["heads", "neurons"], None),
-        ("distilbert", ["heads", "neurons"], CLASSIFIER),
+        pytest.param("roberta", ["heads", "neurons"], None, marks=pytest.mark.soak),
+        pytest.param("distilbert", ["heads", "neurons"], CLASSIFIER, marks=pytest.mark.soak),
         ("t5", ["hidden", "heads", "neurons"], None),
         ("gpt2", ["heads", "neurons"], None),
         ("llama", ["hidden", "heads", "neurons"], None),
-        ("qwen3", ["hidden", "heads", "neurons"], None),
+        pytest.param("qwen3", ["hidden", "heads", "neurons"], None, marks=pytest.mark.soak),
     ],
 )
 def test_a_family_meets_its_budget_and_no_cut_growth_or_merge_changes_it(
@@ -192,3 +194,92 @@ def test_with_a_teacher_masks_hold_until_the_end_and_the_model_is_cut_then():
     assert left == records[-1].details["parameters"]
     assert records[-1].distillation["layer"] > 0
     assert valid_logits(model, given).shape == before.shape
+
+
+def check_plain(model):
+    """Check that no adapter, gate or hook is left, and that all weights can be trained."""
+    assert not adapter_layers(model)
+    assert not [kind for kind in ("heads", "neurons") if attached_gates(model, kind)]
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+    assert all(each.requires_grad for each in model.parameters())
+
+
+@pytest.mark.parametrize("distill", [None, Distill(start=1)])
+@pytest.mark.parametrize("failing", [None, "_move_gates", "_before_step"])
+def test_an_early_end_leaves_the_model_as_trained_so_far(failing, distill, monkeypatch, tmp_path):
+    """At step 7: the first window has ended, in the second gates are half closed."""
+    model = randomized_model("llama")
+    given = batch(model)
+    steps = apt(model, [given, given], [given], settings(every=1), distill=distill)
+    for record in steps:
+        if record.step == 7:
+            break
+    expected = record.details
+    adapters = {name: merged_weight(each) for name, each in low_rank_layers(model).items()}
+    if failing:
+        monkeypatch.setattr(AptPruner, failing, lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            next(steps)
+    else:
+        steps.close()
+    check_plain(model)
+    left = sum(each.numel() for each in counted_parameters(model, "blocks"))
+    assert left == expected["parameters"]
+    if failing == "_before_step" and distill is None:
+        for name, weight in adapters.items():
+            assert torch.equal(model.get_parameter(f"{name}.weight"), weight)
+    model.save_pretrained(tmp_path)
+    opened = prunekit.load(tmp_path)
+    assert torch.equal(valid_logits(opened, given), valid_logits(model, given))
+
+
+def merged_weight(layer):
+    return layer.base_layer.weight.detach() + layer.get_delta_weight("default").detach()
+
+
+def test_adapters_that_are_not_finite_are_left_out():
+    model = randomized_model("llama")
+    given = batch(model)
+    steps = apt(model, [given], [given], settings(every=1, parameters=0.9))
+    next(steps)
+    before = {name: each.base_layer.weight.clone() for name, each in low_rank_layers(model).items()}
+    next(steps)
+    for layer in low_rank_layers(model).values():
+        layer.lora_B["default"].weight.data.fill_(torch.nan)
+    with pytest.raises(NumericsError, match=r"apt: the loss is nan at step 2\. Lower apt\.rate"):
+        next(steps)
+    check_plain(model)
+    for name, weight in before.items():
+        assert torch.equal(model.get_parameter(f"{name}.weight"), weight)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"parameters": 0.02, "least": 3}, {"targets": ["nothing"]}, {"kinds": ["hidden"]}]
+)
+def test_a_refused_training_leaves_the_model_and_its_own_gates_as_they_were(wrong):
+    model = randomized_model("bert")
+    given = batch(model)
+    gates = prunekit.heads(model)
+    gates.gate(0, 1, 0.5)
+    before = valid_logits(model, given)
+    weights = {name: (each, each.clone()) for name, each in model.named_parameters()}
+    with pytest.raises(PrunekitError):
+        trained(model, settings(**wrong), given)
+    assert torch.equal(valid_logits(model, given), before)
+    assert prunekit.heads(model) is gates
+    gates.detach()
+    check_plain(model)
+    for name, parameter in model.named_parameters():
+        same, value = weights[name]
+        assert parameter is same
+        assert torch.equal(parameter, value)
+
+
+def test_after_the_training_all_weights_can_be_trained_again():
+    model = randomized_model("gpt2")
+    model.transformer.wte.weight.requires_grad = False
+    trained(model, settings())
+    frozen = [name for name, each in model.named_parameters() if not each.requires_grad]
+    assert frozen == ["transformer.wte.weight"]
