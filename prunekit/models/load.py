@@ -1,7 +1,7 @@
 """Load whole models: with transformers, or with blocks that differ in size."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +14,7 @@ from transformers.initialization import no_init_weights
 from prunekit.checkpoint.hub import checkpoint_folder
 from prunekit.checkpoint.reader import Checkpoint, open_checkpoint
 from prunekit.models import stock
+from prunekit.models.computed import fill_computed
 from prunekit.models.experts import unfused
 from prunekit.models.hf_config import call_transformers, model_class, read_hf_config
 from prunekit.models.memory import device_map_options, report_exhausted
@@ -49,6 +50,7 @@ def load(path: str | Path | Checkpoint, dtype: torch.dtype | None = None) -> Pre
         return model
 
     model = call_transformers(checkpoint, "cannot build the model from it", build)
+    fill_computed(model)
     with unfused(model):  # files have a matrix for each expert
         stored = stored_names(model, checkpoint)
         tensors = checkpoint.read(set(stored.values()))
@@ -85,13 +87,28 @@ def open_whole(
 
 @torch.no_grad()
 def _fill(model: PreTrainedModel, stored: dict[str, str], tensors: dict[str, Tensor]) -> None:
-    model.tie_weights()
-    for name, other in model.all_tied_weights_keys.items():
-        # Every T5 config says that weights are tied, but some files store two different matrices.
-        if not torch.equal(tensors[stored[name]], tensors[stored[other]]):
-            module, _, attribute = name.rpartition(".")
-            own = nn.Parameter(model.get_parameter(name).detach().clone())
-            setattr(model.get_submodule(module), attribute, own)
+    tie_as_stored(model, stored, tensors)
     values = model.state_dict(keep_vars=True)
     for name, source in stored.items():
         values[name].copy_(tensors[source])
+
+
+def tie_as_stored(
+    model: PreTrainedModel, stored: Mapping[str, str], tensors: Mapping[str, Tensor]
+) -> None:
+    """Tie weights that the config calls tied, unless their stored values differ.
+
+    Args:
+        model: The model, with or without weights.
+        stored: Name in the files of each tensor.
+        tensors: Stored tensors by their names there, at least those of tied weights that the files
+            hold twice.
+    """
+    model.tie_weights()
+    for name, other in model.all_tied_weights_keys.items():
+        one, two = stored[name], stored[other]
+        # Every T5 config says that weights are tied, but some files store two different matrices.
+        if one != two and not torch.equal(tensors[one], tensors[two]):
+            module, _, attribute = name.rpartition(".")
+            own = nn.Parameter(model.get_parameter(name).detach().clone())
+            setattr(model.get_submodule(module), attribute, own)

@@ -13,6 +13,7 @@ from prunekit.models.units.block_entries import entries_of_kept
 from prunekit.models.units.block_names import tensor_sources
 from prunekit.models.units.blocks import BlockGroup
 from prunekit.models.units.narrowing import STORED
+from prunekit.models.units.replay import unless_equal
 from prunekit.runs.structured.plan import StructuredPlan
 
 
@@ -153,7 +154,7 @@ def unchanged(stored: Tensor | None, value: Tensor, computed: torch.dtype) -> Te
     """
     if stored is None or stored.shape != value.shape:
         return value
-    return stored if torch.equal(stored.to(computed).to(value.dtype), value) else value
+    return unless_equal(stored, value, computed)
 
 
 def as_stored(value: Tensor, dtype: torch.dtype) -> Tensor:
