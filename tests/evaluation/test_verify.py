@@ -43,7 +43,7 @@ def failed_checks(folder):
     return [check.name for check in verify(folder) if not check.passed]
 
 
-def test_what_a_run_wrote_passes_in_a_process_of_its_own(written, capsys):
+def test_what_a_run_wrote_passes_in_a_process_of_its_own(written, capsys, forked_proof):
     assert main(["verify", str(written)]) == 0
     said = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in said] == [

@@ -184,10 +184,10 @@ def test_a_trained_model_answers_the_same_in_nine_sixteenths(shared, tmp_path, m
     source = shared / "models" / "stories15M"
     text = {"data": "pydoc:train", "samples": 4, "length": 64}
     prune = {"method": "sparsegpt", "pattern": "2:4"}
-    for kind in ("dense", "2:4"):
-        sections = {"calibration": text, "prune": prune, "output": {"format": kind}}
-        list(prunekit.run(planned(source, tmp_path / kind, **sections)))
-    convert(tmp_path / "dense", tmp_path / "bitmask", "bitmask")
+    sections = {"calibration": text, "prune": prune, "output": {"format": "2:4"}}
+    list(prunekit.run(planned(source, tmp_path / "2:4", **sections)))
+    for kind in ("dense", "bitmask"):
+        convert(tmp_path / "2:4", tmp_path / kind, kind)
     dense = AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
     exact = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", dtype=torch.float64)
     for kind in KINDS:

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import prunekit
+from prunekit.config.train_table import Training
 from prunekit.errors import ConfigError
 from prunekit.structured.batches import losses
 from prunekit.structured.labelled_batches import labelled_batches
@@ -54,7 +55,7 @@ def test_units_are_ranked_and_a_model_is_trained_on_them(tmp_path):
     found = labelled_batches(sentences(tmp_path), tokenizer(), model, batch=2)
     heads = prunekit.heads(model)
     heads.prune(heads.score("gradient", found), 0.25)
-    steps = [*recover(model, found[:-1], found[-1:])]
+    steps = [*recover(model, found[:-1], found[-1:], Training(steps=4, every=2))]
     assert steps[-1].held_out is not None
     heads.detach()
 
