@@ -9,17 +9,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from prunekit.checkpoint import adapter as adapters
-from prunekit.checkpoint.atomic import file_sha256
 from prunekit.checkpoint.compressed import compress_weight, expand_weight, layer_name
 from prunekit.checkpoint.formats import WeightLayout, format_named
-from prunekit.checkpoint.header import FLOAT_DTYPES
 from prunekit.checkpoint.output import OutputFolder
-from prunekit.checkpoint.parts import find_part, is_whole, put_parts, whole_tensors
+from prunekit.checkpoint.parts import find_part, is_whole, put_parts
 from prunekit.models.layout import Block
 from prunekit.models.orientation import stored_transposed, weight_matrix
 from prunekit.models.sequential.loaded_block import LoadedBlock
 from prunekit.models.sequential.weights import Weights
 from prunekit.models.weight_names import stored_names
+from prunekit.runs.block_shards import BlockShards
 from prunekit.runs.sparsify.plan import Plan
 from prunekit.sparsify.layer_result import LayerResult
 from prunekit.sparsify.permute_channels import Orders, permute_channels
@@ -28,7 +27,7 @@ LayerRecord = dict[str, Any]
 """A pruned linear in journal and report: a ``LayerResult`` as record and where it is stored."""
 
 
-class ShardWriter:
+class ShardWriter(BlockShards):
     """Writes pruned blocks as shards, and restores them on resume.
 
     Args:
@@ -38,7 +37,8 @@ class ShardWriter:
     """
 
     def __init__(self, plan: Plan, weights: Weights, output: OutputFolder) -> None:
-        self._plan, self._weights, self._output = plan, weights, output
+        super().__init__(plan, [block.name for block in plan.blocks], weights, output)
+        self._plan = plan
         self._format = format_named(plan.config.output.format)
         self._low_rank = plan.recipe.recover == "lowrank"
 
@@ -61,15 +61,6 @@ class ShardWriter:
             "tensor": self._weights.stored[f"{name}.weight"],
             "transposed": stored_transposed(self._plan.model.get_submodule(name)),
         }
-
-    def write_rest(self) -> None:
-        """Write the first shard: unchanged tensors outside the blocks."""
-        if ("rest", "") in self._output.journal or not self._output.ranks.is_main:
-            return
-        inside = {name for block in self._plan.blocks for name in self._names(block)}
-        names = [name for name in self._plan.checkpoint.entries if name not in inside]
-        shard = self._output.write_shard(1, self._read(names))
-        self._output.append_journal("rest", "", {"files": self._digests(shard)})
 
     def write_block(
         self,
@@ -103,11 +94,11 @@ class ShardWriter:
             if layout:
                 layer["stored"] = layout.dump()
             layers.append(layer)
-        values = {"file": self._output.shard_path(number + 2).name, "layers": layers}
+        values = {"file": self._shard(number).name, "layers": layers}
         if writes:
             files = self._write_adapters(block, results)
             pruned = {layer["tensor"] for layer in layers}  # parts of tensors are none of them
-            others = self._read([name for name in self._names(block) if name not in pruned])
+            others = self._read([name for name in self._names(block.name) if name not in pruned])
             others = put_parts(others, self._permuted(loaded, block, orders or {}, others))
             shard = self._output.write_shard(number + 2, put_parts(others, packed))
             values["files"] = self._digests(shard, *files)
@@ -126,7 +117,7 @@ class ShardWriter:
         """
         loaded.fork_dense()
         block = self._plan.blocks[number]
-        written = load_file(self._output.shard_path(number + 2))
+        written = load_file(self._shard(number))
         records = {layer["name"]: layer for layer in layers}
         for linear in block.pruned:
             record = records[linear.name]
@@ -163,24 +154,6 @@ class ShardWriter:
             check=lambda written: stored_names(plan.model, written),
         )
 
-    def _names(self, block: Block) -> list[str]:
-        """Return the names of a block's tensors in the checkpoint."""
-        prefix = f"{block.name}."
-        stored = self._weights.stored
-        return whole_tensors(stored[name] for name in stored if name.startswith(prefix))
-
-    def _read(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Read tensors in the output dtype; refuse NaN and inf."""
-        tensors = self._weights.checkpoint.read(names)
-        self._weights.check_finite(tensors)
-        if self._plan.config.model.dtype == "auto":
-            return tensors
-        dtype = getattr(torch, self._plan.config.model.dtype)
-        return {
-            name: tensor.to(dtype) if tensor.dtype in FLOAT_DTYPES else tensor
-            for name, tensor in tensors.items()
-        }
-
     def _permuted(
         self, loaded: LoadedBlock, block: Block, orders: Orders, others: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
@@ -196,12 +169,6 @@ class ShardWriter:
             if (value := find_part(others, name)) is not None
         }
         return {names[path]: copies[path] for path in permute_channels(loaded, orders, copies)}
-
-    def _digests(self, *files: Path) -> dict[str, str]:
-        """Return the SHA-256 of files, by name in the output folder."""
-        return {
-            file.relative_to(self._output.folder).as_posix(): file_sha256(file) for file in files
-        }
 
     def _write_adapters(self, block: Block, results: Sequence[LayerResult]) -> list[Path]:
         """Write the adapters of a block, if any; return their files."""

@@ -14,6 +14,7 @@ from prunekit.models.units.block_names import tensor_sources
 from prunekit.models.units.blocks import BlockGroup
 from prunekit.models.units.narrowing import STORED
 from prunekit.models.units.replay import unless_equal
+from prunekit.runs.block_shards import as_stored
 from prunekit.runs.structured.plan import StructuredPlan
 
 
@@ -155,8 +156,3 @@ def unchanged(stored: Tensor | None, value: Tensor, computed: torch.dtype) -> Te
     if stored is None or stored.shape != value.shape:
         return value
     return unless_equal(stored, value, computed)
-
-
-def as_stored(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a tensor as it is written; ``dtype`` is for floating-point ones."""
-    return value.to(dtype).contiguous() if value.dtype in FLOAT_DTYPES else value.contiguous()

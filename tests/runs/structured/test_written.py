@@ -7,10 +7,9 @@ import pytest
 import torch
 
 import prunekit
-from prunekit.errors import CheckpointError, ShapeError
+from prunekit.errors import ShapeError
 from prunekit.models.units.blocks import block_groups
 from prunekit.models.units.narrowing import STORED
-from prunekit.runs.structured import run
 from prunekit.runs.structured.written import config_changes, restore_stored
 from tests.support import checkpoints
 from tests.support.architectures import HYBRID, tiny
@@ -172,21 +171,6 @@ def test_blocks_for_multi_token_prediction_follow_the_kept_ones(tmp_path):
     for name, value in extra.items():
         assert torch.equal(found[name.replace(".4.", ".3.")], value)
     assert len(found) == len(held) - len(last) + len(extra)
-
-
-def test_a_checkpoint_without_a_tensor_gets_no_config(llama, tmp_path, monkeypatch):
-    written = run.written_tensors
-
-    def lossy(*arguments):
-        tensors = written(*arguments)
-        del tensors["model.layers.1.mlp.up_proj.weight"]
-        return tensors
-
-    monkeypatch.setattr(run, "written_tensors", lossy)
-    plan = planned(llama, tmp_path / "out", NEURONS, evaluate=False)
-    with pytest.raises(CheckpointError, match=r"has no model\.layers\.1\.mlp\.up_proj\.weight"):
-        [*prunekit.run(plan)]
-    assert not (tmp_path / "out/config.json").exists()
 
 
 def test_a_model_in_shards_is_read_and_written_whole(llama, tmp_path):
