@@ -110,6 +110,7 @@ class Stack:
         varied: Stages of each block where blocks differ; ``stages`` is empty then.
         dense: Linears that are never pruned, with the reason.
         reads_ids: The stack runs from token ids only, not from their embeddings.
+        carries: A block reads the further outputs of the block before it, other ones in each batch.
         sample_axis: Dimension of the samples in the hidden states of a block; tokens are the next.
         attentions: Locations of the heads of a block.
         feed_forwards: Locations of the neurons of a block.
@@ -126,6 +127,7 @@ class Stack:
     varied: tuple[tuple[Stage, ...], ...] = ()
     dense: tuple[tuple[str, str], ...] = ()
     reads_ids: bool = False
+    carries: bool = False
     sample_axis: int = 0
     attentions: tuple[Attention, ...] = ()
     feed_forwards: tuple[FeedForward, ...] = ()

@@ -64,7 +64,7 @@ def refuse(base: PreTrainedModel, reason: str) -> NoReturn:
 
 
 def own_embeddings(stack: Any) -> nn.Module | None:  # noqa: ANN401
-    """Return the token embeddings of a stack, or None if it has none."""
+    """Return the token embeddings of a stack, or None."""
     try:
         return stack.get_input_embeddings()
     except (AttributeError, NotImplementedError):  # it only wraps the module that has them
@@ -72,7 +72,7 @@ def own_embeddings(stack: Any) -> nn.Module | None:  # noqa: ANN401
 
 
 def has_towers(base: PreTrainedModel) -> bool:
-    """Return whether there are other lists of blocks than that of the text."""
+    """Return whether there are several lists of blocks."""
     return len(_outermost_lists(base)) > 1
 
 
@@ -91,7 +91,9 @@ def _outermost_lists(base: nn.Module) -> list[str]:
 def _encoder_and_decoder(base: PreTrainedModel, lists: list[str]) -> tuple[BlockList, ...]:
     paths = {module: name for name, module in base.named_modules()}
     found: list[BlockList] = []
-    for side, stack in (("encoder", base.get_encoder()), ("decoder", base.get_decoder())):
+    for side, model in (("encoder", base.get_encoder()), ("decoder", base.get_decoder())):
+        # Without a head, which may be the embeddings, of another model inside of this one.
+        stack = getattr(model, "base_model", model)
         module = paths.get(stack, "")
         inside = [name for name in lists if module and name.startswith(f"{module}.")]
         if not inside:
@@ -103,7 +105,7 @@ def _encoder_and_decoder(base: PreTrainedModel, lists: list[str]) -> tuple[Block
 
 
 def _single(base: PreTrainedModel, stack: nn.Module, lists: list[str]) -> str:
-    """Return the only list of blocks of a stack, or that of its text."""
+    """Return the only list of a stack, or that of its text."""
     if len(lists) > 1:
         lists = _of_text(base, stack, lists)
     if len(lists) > 1:

@@ -1,7 +1,7 @@
 """Layouts in which transformers stores the matrices of all experts.
 
 Modules of its experts interface declare it by flags, so no model family is named here. Few modules
-of experts are outside of that interface; what they lack in flags is in ``KNOWN``, by class.
+of experts are outside of that interface; their layouts are in ``KNOWN``, by class.
 
 Shapes: E experts, O output features, I input features.
 """
@@ -85,7 +85,7 @@ class ExpertLayout:
         return owner.num_experts if self.stacked else len(module.get_parameter(last))
 
     def matrices(self, module: nn.Module, fused: str) -> Tensor:
-        """Return a view of a fused tensor with a matrix, or vector, per expert."""
+        """Return a view of a fused tensor with one entry per expert."""
         tensor = module.get_parameter(fused).detach()
         return tensor.unflatten(0, (self.count(module), -1)) if self.stacked else tensor
 
@@ -137,7 +137,7 @@ def expert_layout(module: nn.Module) -> ExpertLayout | None:
 
 
 def is_list(module: nn.Module) -> bool:
-    """Return whether a module calls its children, experts, on the tokens routed to them."""
+    """Return whether a module's children are experts that it calls."""
     listed = isinstance(module, nn.ModuleDict | nn.ModuleList)
     return listed and type(module).__name__.endswith("Experts")
 

@@ -19,28 +19,30 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-from typing_extensions import override
 
 from prunekit.architectures.block_lists import BlockList, own_embeddings
 from prunekit.architectures.coverage import named_linears
 from prunekit.architectures.expert_layout import ExpertLayout, fused_experts, is_list
+from prunekit.architectures.origins import (
+    EMBEDDINGS,
+    TOKENS,
+    BlockChain,
+    Origins,
+    TensorIdentity,
+    identity,
+    mark,
+    origins,
+)
 from prunekit.architectures.probed_heads import AttentionTrace, storage_id, trace_attention
 
 # Raised by a forward that needs the values of fake tensors, or other inputs than it is given.
 FORWARD_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
 IMPLEMENTATION = "prunekit_tracing"
 """Name under which the traced experts are registered in transformers."""
-SHAPE_ONLY = ("_like", "new_")
-"""Parts of the names of operations that read the shape of a tensor alone."""
-TOKENS = 4
-EMBEDDINGS, BLOCKS = "inputs_embeds", "blocks"
-
-TensorIdentity = tuple[object, ...]
 
 
 @dataclass
@@ -57,11 +59,8 @@ class ForwardTrace:
         repeated: Linears that were called more than once.
         experts: Layout of each module of fused experts that was called.
         routers: Names of the weights that choose the experts.
-        embedded: Blocks that read the embeddings beside the hidden states, and the table of
-            embeddings if it was read by a forward from embeddings.
-        broken: Blocks whose input is not the output of the block before, or is not [..., 1, T, D]
-            or [1, T, ..., D], or that read other outputs of blocks as arguments.
-        sample_axis: Dimension of the samples in the inputs of blocks.
+        chain: Inputs of the blocks.
+        reads_table: A forward from embeddings read the table of embeddings.
         attention: Calls of the attention function.
         features: Width of the output.
     """
@@ -74,9 +73,8 @@ class ForwardTrace:
     repeated: set[str] = field(default_factory=set)
     experts: dict[str, ExpertLayout] = field(default_factory=dict)
     routers: set[str] = field(default_factory=set)
-    embedded: set[str] = field(default_factory=set)
-    broken: list[str] = field(default_factory=list)
-    sample_axis: int = 0
+    chain: BlockChain = field(default_factory=lambda: BlockChain(nn.ModuleList()))
+    reads_table: bool = False
     attention: AttentionTrace = field(default_factory=AttentionTrace)
     features: int = 0
 
@@ -88,10 +86,10 @@ _traces: list[tuple[ForwardTrace, dict[nn.Module, str]]] = []
 def traced_forward(
     base: PreTrainedModel, found: BlockList, encoded: int | None = None
 ) -> Iterator[ForwardTrace]:
-    """Trace a forward of a stack of a model's copy, from embeddings or token ids.
+    """Trace a forward of a stack, from embeddings or token ids.
 
-    From token ids too where a block reads the embeddings beside the hidden states. Inside the
-    context tensors are fake, so the copy can be changed and run again.
+    It runs in a copy of the model; from token ids too where a block reads the embeddings beside the
+    hidden states. Inside the context tensors are fake, so the copy can be changed and run again.
 
     Args:
         base: The model without a head.
@@ -116,7 +114,8 @@ def _first_that_runs(trace: Callable[..., ForwardTrace]) -> ForwardTrace:
         except FORWARD_ERRORS as error:
             errors.append(error)
         else:
-            again = found.embedded and not found.broken
+            reads = found.chain.embedded or found.reads_table
+            again = reads and not found.chain.broken
             return trace(reads_ids=True, traced=traced) if again else found
     raise errors[0]
 
@@ -154,11 +153,11 @@ def _trace(
             linear.register_forward_hook(_record_into(trace, name, kept))
             for name, linear in named_linears(fake).items()
         ]
-        handles += _watch_chain(trace, fake.get_submodule(found.blocks), kept)
+        trace.chain = BlockChain(fake.get_submodule(found.blocks))
         table = None if reads_ids else own_embeddings(stack)
         if isinstance(table, nn.Module):
             handles.append(
-                table.register_forward_pre_hook(lambda *_: trace.embedded.add(EMBEDDINGS))
+                table.register_forward_pre_hook(lambda *_: setattr(trace, "reads_table", True))
             )
         for name, layout in fused_experts(fake).items():
             module: Any = fake.get_submodule(name)
@@ -173,10 +172,11 @@ def _trace(
             linear.to = partial(_itself, linear)  # pyright: ignore
         _traces.append((trace, names))
         try:
-            with _Origins(fake):
+            with Origins(fake):
                 _run(trace)
         finally:
             _traces.pop()
+            trace.chain.remove()
             for handle in handles:
                 handle.remove()
     return trace
@@ -205,7 +205,7 @@ def _inputs(
     else:
         table: Any = own_embeddings(stack) or fake.get_input_embeddings()
         given = {"inputs_embeds": torch.empty(1, TOKENS, next(table.parameters()).shape[1])}
-        _mark(given["inputs_embeds"], {EMBEDDINGS})
+        mark(given["inputs_embeds"], {EMBEDDINGS})
     if encoded is not None:
         given["encoder_hidden_states"] = torch.empty(1, TOKENS, encoded)
     return given
@@ -224,90 +224,6 @@ def _run(trace: ForwardTrace) -> None:
     trace.features = hidden.shape[-1]
 
 
-def identity(x: Tensor) -> TensorIdentity:
-    """Return a key that is equal for views of the same data.
-
-    The batch has one sample, so merging the batch and token dimensions changes nothing. The version
-    distinguishes a tensor from itself after an in-place operation.
-    """
-    rows = x.squeeze()
-    storage = rows.untyped_storage()._cdata, rows.storage_offset()
-    return *storage, rows.shape, rows.stride(), rows._version
-
-
-class _Origins(TorchDispatchMode):
-    """Notes on each tensor which weights were multiplied for it last.
-
-    And whether it was computed from embeddings or from outputs of blocks.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self._weights = {
-            storage_id(weight): name for name, weight in model.named_parameters() if weight.ndim > 1
-        }
-
-    @override
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        output = func(*args, **(kwargs or {}))
-        inputs = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-        own = {self._weights.get(storage_id(each)) for each in inputs} - {None}
-        before = set().union(*map(_origins, inputs))
-        found = (own or before) | (before & {EMBEDDINGS, BLOCKS})
-        if any(part in func.overloadpacket.__name__ for part in SHAPE_ONLY):
-            found = set()
-        for each in tree_leaves(output):
-            if isinstance(each, Tensor):
-                _mark(each, found)
-        return output
-
-
-def _watch_chain(trace: ForwardTrace, blocks: nn.Module, kept: list[Tensor]) -> list[Any]:
-    """Note blocks whose hidden states another module changes, and their other inputs."""
-    outputs: list[Tensor] = []
-
-    def before(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        others = dict(kwargs)
-        hidden = args[0] if args else others.pop("hidden_states", None)
-        shape = hidden.shape[:-1] if isinstance(hidden, Tensor) else ()
-        axes = [axis for axis in range(len(shape)) if shape[axis : axis + 2] == (1, TOKENS)]
-        trace.sample_axis = axes[0] if axes else 0
-        if not axes or (outputs and identity(outputs[-1]) != identity(hidden)):
-            trace.broken.append(name)
-        for each in tree_leaves((args[1:], others)):
-            found = _origins(each) if isinstance(each, Tensor) else set()
-            if EMBEDDINGS in found:
-                trace.embedded.add(name)
-            if BLOCKS in found:
-                trace.broken.append(name)
-
-    def after(_: nn.Module, __: tuple[Any, ...], result: Any) -> None:  # noqa: ANN401
-        output = result[0] if isinstance(result, tuple | list) else result
-        kept.append(output)
-        outputs.append(output)
-        _mark(output, {*_origins(output), BLOCKS})
-
-    handles = []
-    for name, block in blocks.named_children():
-        handles.append(block.register_forward_pre_hook(partial(before, name), with_kwargs=True))
-        handles.append(block.register_forward_hook(after))
-    return handles
-
-
-def _mark(x: Any, origins: set[Any]) -> None:  # noqa: ANN401  a tensor with one more attribute
-    x.origins = origins
-
-
-def _origins(x: Tensor) -> set[str]:
-    return x.__dict__.get("origins", set())
-
-
 def _itself(module: nn.Module, *_: object) -> nn.Module:
     return module
 
@@ -323,7 +239,7 @@ def _listed_experts(module: nn.Module, hidden: Float[Tensor, "T D"], *routing: T
 def _routers(experts: str, tensors: Iterable[Tensor]) -> set[str]:
     """Return the weights in the module around experts that choose them."""
     around = experts.rpartition(".")[0]
-    found = {weight for tensor in tensors for weight in _origins(tensor)}
+    found = {weight for tensor in tensors for weight in origins(tensor)}
     inside = {weight for weight in found if weight.startswith(f"{around}.")}
     return {weight for weight in inside if not weight.startswith(f"{experts}.")}
 

@@ -10,10 +10,10 @@ from prunekit.architectures.coverage import named_linears, refuse_unknown_expert
 from prunekit.architectures.forward_trace import (
     FORWARD_ERRORS,
     ForwardTrace,
-    TensorIdentity,
     run_again,
     traced_forward,
 )
+from prunekit.architectures.origins import TensorIdentity
 from prunekit.architectures.probed_heads import find_attentions, remove_last_key_head
 
 NEVER = "a forward never calls it as a module"
@@ -77,10 +77,11 @@ def _stack(
     base: PreTrainedModel, found: BlockList, trace: ForwardTrace, attentions: tuple[Attention, ...]
 ) -> Stack:
     blocks = found.blocks
-    if trace.broken:
+    chain = trace.chain
+    if chain.broken:
         refuse(
             base,
-            f"its forward changes the hidden states before {blocks}.{trace.broken[0]}, outside of "
+            f"its forward changes the hidden states before {blocks}.{chain.broken[0]}, outside of "
             "the blocks, or samples and tokens are not neighbouring dimensions of them, or that "
             "block reads outputs of earlier ones besides",
         )
@@ -101,7 +102,8 @@ def _stack(
         varied=() if alike else per_block,
         dense=tuple(sorted(dense.items())),
         reads_ids=trace.reads_ids,
-        sample_axis=trace.sample_axis,
+        sample_axis=chain.sample_axis,
+        carries=chain.carries,
         attentions=attentions,
         depth=found.depth,
     )

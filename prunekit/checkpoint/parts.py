@@ -1,6 +1,7 @@
-"""Matrices that a checkpoint stores in one tensor, and a matrix that it stores in several.
+"""Parts of tensors, and tensors that are one matrix together.
 
-Both are named by their position in the tensors, so that the name alone finds them in any copy of
+A checkpoint may store several matrices in one tensor, or one matrix in several tensors. Both are
+named by their position in the tensors, so that the name alone finds them in any copy of
 the checkpoint: ``experts.gate_up_proj[3, 0:64:2].T`` are the even ones of the first 64 rows of the
 transposed matrix 3; ``Wqkv.weight[1/3, 0:32:1]`` are the first 32 rows of the second third;
 ``gate_proj.weight + up_proj.weight`` are all rows of the one, then all rows of the other.
@@ -88,7 +89,7 @@ def joined_shape(shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...] | None:
 
 
 def is_whole(name: str) -> bool:
-    """Return whether a name is that of a tensor, not of a part or several."""
+    """Return whether a name is that of one whole tensor."""
     return _JOIN not in name and TensorPart.parse(name) is None
 
 
@@ -100,7 +101,7 @@ def whole_tensors(names: Iterable[str]) -> list[str]:
 
 
 def find_part(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
-    """Return a tensor, a part of one, or several joined, by name, or None."""
+    """Return a tensor, a part, or joined tensors by name, or None."""
     if _JOIN in name:
         found = [tensors[each] for each in name.split(_JOIN) if each in tensors]
         return torch.cat(found) if len(found) == len(name.split(_JOIN)) else None

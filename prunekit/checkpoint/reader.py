@@ -20,10 +20,19 @@ from torch import Tensor
 from prunekit.checkpoint.atomic import error_number
 from prunekit.checkpoint.companions import companion_notes, companions
 from prunekit.checkpoint.compressed import QUANT_METHOD, CompressedWeight, compressed_weights
-from prunekit.checkpoint.header import FLOAT_DTYPES, TensorEntry, read_header
-from prunekit.checkpoint.parts import TensorPart, find_part, whole_tensors
-from prunekit.checkpoint.weight_files import WEIGHTS_KEY, read_json, weight_files
+from prunekit.checkpoint.header import FLOAT_DTYPES, TensorEntry
+from prunekit.checkpoint.parts import (
+    TensorPart,
+    find_part,
+    is_whole,
+    joined_shape,
+    whole_tensors,
+)
+from prunekit.checkpoint.quantized import QuantizedWeight, quantized_weights, unused_scales
+from prunekit.checkpoint.views import TensorView, read_views, stored_tensors
+from prunekit.checkpoint.weight_files import WEIGHTS_KEY, read_config, read_entries
 from prunekit.errors import CheckpointError, NumericsError
+from prunekit.formatting import size
 
 CHUNK_BYTES = 1 << 20
 
@@ -40,8 +49,8 @@ class Checkpoint:
         entries: Tensors by name; compressed weights with their dense shapes and sizes.
         file_entries: Tensors as stored in the files.
         compressed: Compressed weights, by name of the dense weight.
-        permuted_axes: Axis along which a tensor is permuted when read, by name.
-        permutation: The permutation of these axes.
+        views: Tensors that are computed from stored ones when read, by name.
+        quantized: Weights stored in few bits, by name; they are read as bfloat16.
         on_read: Called with name and value, as stored, of each tensor that is read.
     """
 
@@ -50,35 +59,38 @@ class Checkpoint:
     entries: dict[str, TensorEntry]
     file_entries: dict[str, TensorEntry]
     compressed: dict[str, CompressedWeight] = field(default_factory=dict)
-    permuted_axes: dict[str, int] = field(default_factory=dict)
-    permutation: list[int] = field(default_factory=list)
+    views: Mapping[str, TensorView] = field(default_factory=dict)
+    quantized: Mapping[str, QuantizedWeight] = field(default_factory=dict)
     on_read: Callable[[str, Tensor], None] | None = None
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Return dense tensors and parts of tensors on the CPU, by name.
 
-        They are memory-mapped, except compressed ones, which are expanded, and permuted ones.
+        They are memory-mapped, except compressed ones, which are expanded, and views.
 
         Raises:
             CheckpointError: A compressed weight is corrupt, or a data type is not one of torch.
         """
         asked, names = list(names), whole_tensors(names)
-        tensors = self._map([name for name in names if name not in self.compressed])
-        tensors |= {name: self._expand(name) for name in names if name in self.compressed}
-        permuted, order = self.permuted_axes.keys() & tensors, torch.tensor(self.permutation)
-        tensors |= {
-            name: tensors[name].index_select(self.permuted_axes[name], order) for name in permuted
-        }
+        stored = stored_tensors(names, self.views)
+        packed = self.compressed.keys() | self.quantized.keys()
+        tensors = self._map([name for name in stored if name not in packed])
+        tensors |= {name: self._expand(name) for name in stored if name in packed}
+        tensors = read_views(names, self.views, tensors)
         found = ((name, find_part(tensors, name)) for name in asked)
         return {name: value for name, value in found if value is not None}
 
     def entry(self, name: str) -> TensorEntry | None:
-        """Return the entry of a tensor or part of one, or None."""
-        part = TensorPart.parse(name)
-        whole = self.entries.get(part.tensor if part else name)
-        if not part or not whole:
-            return whole
-        shape = part.shape(whole.shape)
+        """Return the entry of a tensor, part or join, or None."""
+        if is_whole(name):
+            return self.entries.get(name)
+        entries = [self.entries.get(each) for each in whole_tensors([name])]
+        found = [entry for entry in entries if entry]
+        if len(found) < len(entries) or len({entry.dtype for entry in found}) > 1:
+            return None
+        part, whole = TensorPart.parse(name), found[0]
+        shapes = [entry.shape for entry in found]
+        shape = part.shape(whole.shape) if part else joined_shape(shapes)
         if shape is None:
             return None
         return replace(whole, shape=shape, nbytes=math.prod(shape) * whole.dtype.itemsize)
@@ -94,15 +106,20 @@ class Checkpoint:
             OSError: A file cannot be read any more.
         """
         chunk = memoryview(bytearray(CHUNK_BYTES))
-        for name in whole_tensors(names):
-            parts = self.compressed[name].parts.values() if name in self.compressed else [name]
-            for entry in (self.file_entries[part] for part in parts):
+        for name in stored_tensors(whole_tensors(names), self.views):
+            for entry in (self.file_entries[part] for part in self._stored_parts(name)):
                 with entry.file.open("rb", buffering=0) as file:
                     for offset in range(entry.start, entry.start + entry.nbytes, CHUNK_BYTES):
                         if stop.is_set():
                             return
                         file.seek(offset)
                         file.readinto(chunk)
+
+    def _stored_parts(self, name: str) -> Iterable[str]:
+        if name in self.compressed:
+            return self.compressed[name].parts.values()
+        weight = self.quantized.get(name)
+        return [weight.values, weight.scales] if weight else [name]
 
     def check_finite(self, name: str, tensor: Tensor) -> None:
         """Refuse a weight that holds NaN or inf.
@@ -121,13 +138,16 @@ class Checkpoint:
         if (low * 0 + high * 0) == 0:
             return
         count = int((~tensor.isfinite()).sum())
-        (whole,) = whole_tensors([name])
+        whole, *_ = whole_tensors([name])
         raise NumericsError(
             f"{self.entries[whole].file}: {name}: {count} of its {tensor.numel()} values are NaN "
             "or inf. The checkpoint is broken; download or save it again."
         )
 
     def _expand(self, name: str) -> Tensor:
+        if weight := self.quantized.get(name):
+            parts = self._map([weight.values, weight.scales])
+            return weight.expand(parts[weight.values], parts[weight.scales])
         stored = self.compressed[name]
         file = self.file_entries[stored.parts["weight"]].file
         return stored.expand(f"{file}: {name}", self._map(stored.parts.values()))
@@ -179,7 +199,7 @@ class Checkpoint:
     def check_copyable(self) -> list[str]:
         """Check that all tensors and companions can be read.
 
-        Returns notes about the other files.
+        Returns notes about the other files, and about weights that are written in another type.
 
         Raises:
             CheckpointError: A companion or the data type of a tensor cannot be read.
@@ -187,7 +207,14 @@ class Checkpoint:
         for name in self.file_entries:
             self._check_readable(name)
         files = {entry.file for entry in self.file_entries.values()}
-        return [*companion_notes(self.folder, files.union(self.companions))]
+        notes = [*companion_notes(self.folder, files.union(self.companions))]
+        if self.quantized:
+            stored = sum(entry.nbytes for entry in self.file_entries.values())
+            notes.append(
+                f"{len(self.quantized)} weights are stored in few bits and are read, and written, "
+                f"as bfloat16: {size(self.nbytes)} instead of {size(stored)}."
+            )
+        return notes
 
     @cached_property
     def nbytes(self) -> int:
@@ -217,44 +244,17 @@ def open_weights(folder: Path, config: dict[str, Any]) -> Checkpoint:
     storage = config.get("quantization_config")
     if isinstance(storage, dict) and storage.get("quant_method") == QUANT_METHOD:
         return with_compressed(folder, config, compressed_weights(folder, storage))
-    for key, way_out in _REFUSED_CONFIGS.items():
-        if config.get(key):
-            raise CheckpointError(f"{folder / 'config.json'}: has {key!r}. {way_out}")
+    if config.get("sparsity_config"):
+        raise CheckpointError(
+            f"{folder / 'config.json'}: has 'sparsity_config'. Compressed sparse weights cannot be "
+            "pruned; start from the dense ones, or make them dense: prunekit migrate."
+        )
+    if storage:
+        return _with_quantized(folder, config, storage if isinstance(storage, dict) else {})
     entries = read_entries(folder, config)
     # The key says how these weights are stored, and nothing about a copy of them.
     config = {key: value for key, value in config.items() if key != WEIGHTS_KEY}
     return Checkpoint(folder, config, entries, entries)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the content of ``config.json``.
-
-    Raises:
-        CheckpointError: The file is missing or not a JSON object.
-    """
-    return read_json(folder / "config.json", "a Hugging Face checkpoint has one")
-
-
-def read_entries(folder: Path, config: Mapping[str, Any] | None = None) -> dict[str, TensorEntry]:
-    """Return the tensors of a folder as stored in its files.
-
-    Like transformers, it reads all tensors of the files that an index lists; of tensors with the
-    same name, the one in the last file counts.
-
-    Args:
-        folder: Folder of the checkpoint.
-        config: Content of its ``config.json``, which may name the weight files.
-
-    Raises:
-        CheckpointError: A file is missing, corrupt, or of an unsupported kind.
-    """
-    entries: dict[str, TensorEntry] = {}
-    for file, names in weight_files(folder, config or {}).items():
-        header = read_header(file)
-        if missing := names - header.keys():
-            raise CheckpointError(f"{file}: lacks {min(missing)}, which the index places there.")
-        entries |= header
-    return entries
 
 
 def with_compressed(
@@ -277,17 +277,24 @@ def with_compressed(
         for part in (*weight.parts.values(), *weight.metadata):
             entries.pop(part)
         first, shape = files[weight.parts["weight"]], weight.layout.shape
-        size = shape[0] * shape[1] * first.dtype.itemsize
-        entries[name] = TensorEntry(first.file, first.dtype, shape, size)
+        nbytes = shape[0] * shape[1] * first.dtype.itemsize
+        entries[name] = TensorEntry(first.file, first.dtype, shape, nbytes)
     entries = dict(sorted(entries.items()))
     storage = {"quantization_config", WEIGHTS_KEY}
     config = {key: value for key, value in config.items() if key not in storage}
     return Checkpoint(folder, config, entries, files, packed)
 
 
-_REFUSED_CONFIGS = {
-    "quantization_config": "Quantized weights cannot be pruned; start from the float checkpoint. "
-    "Sparse weights of compressed-tensors: prunekit migrate makes them dense.",
-    "sparsity_config": "Compressed sparse weights cannot be pruned; start from the dense ones, "
-    "or make them dense: prunekit migrate.",
-}
+def _with_quantized(folder: Path, config: dict[str, Any], storage: dict[str, Any]) -> Checkpoint:
+    """Return a checkpoint whose quantized weights appear as bfloat16."""
+    files = read_entries(folder, config)
+    found = quantized_weights(folder, storage, files)
+    entries = dict(files)
+    for weight in found.values():
+        del entries[weight.values], entries[weight.scales]
+    for name in unused_scales(files):
+        entries.pop(name, None)
+    entries |= {name: weight.entry(files) for name, weight in found.items()}
+    dropped = {"quantization_config", WEIGHTS_KEY}
+    config = {key: value for key, value in config.items() if key not in dropped}
+    return Checkpoint(folder, config, dict(sorted(entries.items())), files, quantized=found)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prunekit.checkpoint.header import MAX_HEADER_BYTES
+from prunekit.checkpoint.header import MAX_HEADER_BYTES, TensorEntry, read_header
 from prunekit.errors import CheckpointError
 
 WEIGHTS_FILE = "model.safetensors"
@@ -22,6 +22,37 @@ MAX_JSON_BYTES = MAX_HEADER_BYTES
 MAX_JSON_DEPTH = 64
 """Levels of tables and lists in a JSON file; Python writes fewer than it reads."""
 PICKLES = {".bin", ".pt", ".pth"}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the content of ``config.json``.
+
+    Raises:
+        CheckpointError: The file is missing or not a JSON object.
+    """
+    return read_json(folder / "config.json", "a Hugging Face checkpoint has one")
+
+
+def read_entries(folder: Path, config: Mapping[str, Any] | None = None) -> dict[str, TensorEntry]:
+    """Return the tensors of a folder as stored in its files.
+
+    Like transformers, it reads all tensors of the files that an index lists; of tensors with the
+    same name, the one in the last file counts.
+
+    Args:
+        folder: Folder of the checkpoint.
+        config: Content of its ``config.json``, which may name the weight files.
+
+    Raises:
+        CheckpointError: A file is missing, corrupt, or of an unsupported kind.
+    """
+    entries: dict[str, TensorEntry] = {}
+    for file, names in weight_files(folder, config or {}).items():
+        header = read_header(file)
+        if missing := names - header.keys():
+            raise CheckpointError(f"{file}: lacks {min(missing)}, which the index places there.")
+        entries |= header
+    return entries
 
 
 def weight_files(folder: Path, config: Mapping[str, Any]) -> dict[Path, set[str]]:

@@ -16,13 +16,8 @@ from prunekit.checkpoint.formats import Format, WeightLayout, format_named
 from prunekit.checkpoint.journal import JOURNAL, START, read_journal
 from prunekit.checkpoint.output import OutputFolder, check_same_tensors, checkpoint_files
 from prunekit.checkpoint.output_path import check_apart, nearest_existing_folder
-from prunekit.checkpoint.reader import (
-    Checkpoint,
-    open_checkpoint,
-    read_config,
-    read_entries,
-    with_compressed,
-)
+from prunekit.checkpoint.reader import Checkpoint, open_checkpoint, with_compressed
+from prunekit.checkpoint.weight_files import read_config, read_entries
 from prunekit.errors import CapacityError, CheckpointError, ConfigError
 from prunekit.models.empty_model import empty_model
 from prunekit.models.memory import report_exhausted

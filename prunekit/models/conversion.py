@@ -14,6 +14,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Chunk,
     Concatenate,
+    Interleave,
+    PermuteForRope,
     Split,
     Transpose,
     WeightConverter,
@@ -49,13 +51,13 @@ def converted_names(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterator[
         operations: list[Any] = converter.operations if converter and source else []
         if name in fused and (source is None or "*" not in source):
             yield from _parts_of_experts(name, fused[name], stored, checkpoint, operations)
-        elif converter is None or source is None:
+        elif converter is None or source is None or not operations:
             yield stored, name
         elif name in matrices:
             # Stored as …experts.7.w1.weight.
             part = matrices[name][converter.source_patterns.index(source)]
             yield stored, f"{name.rpartition('.')[0]}.{stored.split('.')[-3]}.{part}.weight"
-        elif operations and isinstance(operations[0], Chunk | Split) and operations[0].dim == 0:
+        elif _splits_rows(operations, checkpoint, stored):
             yield from _split(name, stored, converter, names)
         elif isinstance(operations[0], Concatenate) and operations[0].dim == 0:
             joined.setdefault(name, {})[converter.source_patterns.index(source)] = stored
@@ -66,7 +68,7 @@ def converted_names(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterator[
 
 
 def _expert_matrices(model: PreTrainedModel) -> dict[str, tuple[str, ...]]:
-    """Return the linears of an expert by the fused tensor that has them."""
+    """Return the linears of an expert, by fused tensor."""
     return {
         f"{name.rpartition('.')[0]}.{fused}": linears
         for name, module in model.named_modules()
@@ -85,6 +87,30 @@ def _fused_experts(model: PreTrainedModel) -> dict[str, nn.Module]:
     }
 
 
+def _splits_rows(operations: list[Any], checkpoint: Checkpoint, stored: str) -> bool:
+    """Return whether each of several parameters is rows of the tensor.
+
+    Raises:
+        CheckpointError: They are also put in another order, in a model of text.
+    """
+    first, *others = operations
+    if isinstance(first, Interleave):
+        first, *others = [*others, first]
+    # Towers stay dense: their rows are copied as they are.
+    moved = [
+        each
+        for each in others
+        if isinstance(each, PermuteForRope) and each.subconfig_key != "vision_config"
+    ]
+    if moved:
+        raise CheckpointError(
+            f"{checkpoint.entries[stored].file}: {stored} has its rows in another order than "
+            "transformers has. Save the model again with save_pretrained(..., "
+            "save_original_format=False)."
+        )
+    return isinstance(first, Chunk | Split) and first.dim == 0
+
+
 def _split(
     name: str, stored: str, converter: WeightConverter, names: Mapping[str, Any]
 ) -> Iterator[tuple[str, str]]:
@@ -98,10 +124,14 @@ def _split(
     """
     first, *_ = targets = converter.target_patterns
     begin, owned = 0, [name.replace(first, target) for target in targets]
-    for own in owned if names.keys() >= {*owned} else ():
-        stop = begin + names[own].shape[0]
-        yield TensorPart(stored, 0, range(begin, stop), count=1).name, own
-        begin = stop
+    alternating = isinstance(converter.operations[0], Interleave)
+    for index, own in enumerate(owned if names.keys() >= {*owned} else ()):
+        count = names[own].shape[0]
+        rows = range(begin, begin + count)
+        if alternating:
+            rows = range(index, count * len(owned), len(owned))
+        yield TensorPart(stored, 0, rows, count=1).name, own
+        begin += count
 
 
 def _parts_of_experts(
@@ -117,7 +147,7 @@ def _parts_of_experts(
         operations: Operations by which transformers converts the tensor.
 
     Raises:
-        CheckpointError: It does more than to transpose matrices.
+        CheckpointError: It does more than to transpose matrices and to interleave rows.
     """
     layout, entry = expert_layout(module), checkpoint.entries[stored]
     assert layout is not None
@@ -130,7 +160,11 @@ def _parts_of_experts(
     rows, inputs = len(linears) * first.out_features, first.in_features
     transposed = layout.is_transposed(tensor)
     expected = (inputs, rows) if transposed else (rows, inputs)
+    interleaved = layout.interleaved
     for operation in operations:
+        if isinstance(operation, Interleave) and operation.dim == 1 and not transposed:
+            interleaved = not interleaved
+            continue
         if not isinstance(operation, Transpose):
             raise CheckpointError(
                 f"{entry.file}: {stored} holds all experts in a layout that transformers converts "
@@ -139,11 +173,11 @@ def _parts_of_experts(
             )
         # Some transpose only tensors of another shape than the parameter's.
         transposed ^= not operation.check_dims or entry.shape[1:] != expected
-    step = len(linears) if layout.interleaved else 1
+    step = len(linears) if interleaved else 1
     for number in range(count):
         for index, linear in enumerate(linears):
-            start = index if layout.interleaved else index * first.out_features
-            stop = rows if layout.interleaved else start + first.out_features
+            start = index if interleaved else index * first.out_features
+            stop = rows if interleaved else start + first.out_features
             part = TensorPart(
                 stored,
                 number,

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from prunekit.checkpoint.header import TensorEntry
-from prunekit.checkpoint.reader import Checkpoint, read_config
-from prunekit.checkpoint.weight_files import WEIGHTS_FILE
+from prunekit.checkpoint.reader import Checkpoint
+from prunekit.checkpoint.weight_files import WEIGHTS_FILE, read_config
 from prunekit.errors import CheckpointError
 from prunekit.models import stock
 from prunekit.models.computed import fill_computed

@@ -184,13 +184,13 @@ def _listed(
     hidden: Float[Tensor, "T D"],
     *routing: Tensor,
 ) -> Tensor:
-    """Run the forward of a list of experts, of which each is called in any case.
+    """Run a list of experts, each in any case.
 
     Args:
         module: The list.
         forward: Its own forward.
         hidden: Hidden states of all tokens.
-        routing: What chooses the experts.
+        routing: Choice of the experts, and shares.
     """
     silent: list[nn.Module] = []
     for expert in module.children():
@@ -214,7 +214,7 @@ def _without_hooks(module: nn.Module) -> Iterator[None]:
 
 
 def expert_of(block: nn.Module, path: str) -> str | None:
-    """Return the path of the expert that a linear belongs to, or None."""
+    """Return the path of a linear's expert, or None."""
     owner = path.rpartition(".")[0]
     if isinstance(block.get_submodule(owner), Expert):
         return owner
@@ -227,7 +227,7 @@ def expert_of(block: nn.Module, path: str) -> str | None:
 
 
 def _grouped(module: nn.Module, hidden: Float[Tensor, "ET D"]) -> Float[Tensor, "ET D"]:
-    """Run each expert on its rows that are not zeros; those stay zeros."""
+    """Run each expert on its rows that are not zeros."""
     experts = _experts(module)
     groups = hidden.view(len(experts), -1, hidden.shape[-1])
     out = torch.zeros_like(groups)

@@ -123,7 +123,8 @@ def _check_values(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
     for part in stock.config_parts(config):
         for name, least in LEAST.items():
             value = stock.config_value(part, name)
-            if isinstance(value, str | float) or (isinstance(value, int) and value < least):
+            fraction = isinstance(value, float) and not value.is_integer()
+            if isinstance(value, str) or fraction or (value is not None and value < least):
                 raise CheckpointError(
                     f"{where}: {name} is {value!r}; it is a number from {least} on."
                 )

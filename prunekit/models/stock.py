@@ -61,7 +61,9 @@ def config_parts(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
 
 
 def config_value(config: PretrainedConfig, name: str) -> Any:  # noqa: ANN401
-    """Return a config value that holds for all layers, or None."""
+    """Return a given config value that holds for all layers, or None."""
+    if isinstance(getattr(type(config), name, None), property):
+        return None  # XLNet computes -1 for the largest position: it has none
     spec = vars(config).get("_heterogeneity_spec")
     varies = spec is not None and name in spec.per_layer_attributes
     return None if varies else getattr(config, name, None)

@@ -63,7 +63,7 @@ def stored_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, st
 
 
 def check_whole_tensors(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint in which some tensor is not that of one parameter.
+    """Refuse a checkpoint whose tensors are not those of parameters.
 
     Raises:
         CheckpointError: A parameter is stored as a part of a tensor, or in several.

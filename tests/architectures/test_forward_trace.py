@@ -12,7 +12,7 @@ def test_linears_that_read_the_same_tensor_have_one_identity():
     assert reads[f"{first}q_proj"] == reads[f"{first}k_proj"] == reads[f"{first}v_proj"]
     assert reads[f"{first}o_proj"] != reads[f"{first}q_proj"]
     assert reads["layers.0.mlp.gate_proj"] == reads["layers.0.mlp.up_proj"]
-    assert (trace.reads_ids, trace.broken, trace.repeated) == (False, [], set())
+    assert (trace.reads_ids, trace.chain.broken, trace.repeated) == (False, [], set())
 
 
 def test_experts_that_are_called_and_their_routers_are_named():

@@ -24,6 +24,8 @@ from tests.support.architectures import (
 )
 from tests.support.checkpoints import planned
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 HALF = {"pattern": "unstructured", "sparsity": 0.5}
 
 

@@ -6,7 +6,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.errors import CheckpointError
 from prunekit.models.empty_model import empty_model
-from prunekit.models.hf_config import call_transformers, config_and_class
+from prunekit.models.hf_config import call_transformers, config_and_class, read_hf_config
+from prunekit.models.stock import config_value
 from tests.support import checkpoints
 
 SMALL = {
@@ -47,6 +48,13 @@ def test_a_count_that_its_class_has_by_default_is_no_claim(single):
     checkpoints.configure(single / "doge", num_experts=16385)
     with pytest.raises(CheckpointError, match="num_experts is 16385, more than the files can"):
         empty_model(open_checkpoint(single / "doge"))
+
+
+def test_a_number_that_the_class_computes_is_no_claim(tmp_path):
+    config = read_hf_config(open_checkpoint(checkpoints.write(tmp_path, "xlnet")))
+    assert config.max_position_embeddings == -1
+    assert config_value(config, "max_position_embeddings") is None
+    assert config_value(config, "d_model") == 32
 
 
 def test_an_unknown_class_is_named(single):

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.models.sequential.activation_cache import ActivationCache
-from prunekit.models.sequential.block_runner import Context, StackRunner
+from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.sequential.cached_module import ModuleTraits
+from prunekit.models.sequential.context import Context
 from prunekit.models.sequential.hidden_states import (
     HiddenStates,
     HiddenStatesFactory,

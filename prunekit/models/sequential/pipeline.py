@@ -32,7 +32,8 @@ from transformers import PreTrainedModel
 
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.models import memory
-from prunekit.models.sequential.block_runner import Context, StackRunner
+from prunekit.models.sequential.block_runner import StackRunner
+from prunekit.models.sequential.context import Context
 from prunekit.models.sequential.hidden_states import HiddenStates, HiddenStatesFactory
 from prunekit.models.sequential.loaded_block import LoadedBlock
 from prunekit.models.sequential.weights import Weights, loaded_weights
@@ -194,7 +195,7 @@ def _enter(
 def _tokens(model: PreTrainedModel, batch: Mapping[str, Tensor], context: Context) -> Tensor:
     """Return the tokens that a stack reads.
 
-    Those of a decoder that reads an encoder are what the model makes of ``labels``.
+    For a decoder that reads an encoder, the model makes them of ``labels``.
     """
     if "encoder_hidden_states" not in context or not batch.keys() & {"decoder_input_ids", "labels"}:
         return batch["input_ids"]

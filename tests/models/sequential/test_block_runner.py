@@ -13,10 +13,11 @@ from transformers import (
 from prunekit.architectures import find_architecture
 from prunekit.errors import ConfigError
 from prunekit.models.layout import stack_runners
-from prunekit.models.sequential.block_runner import Context
 from prunekit.models.sequential.pipeline import iterate_blocks
 from tests.support.architectures import TINY, tiny
 from tests.support.blocks import outputs_block_by_block, outputs_of_whole
+from tests.support.family_configs import tiny_config
+from tests.support.tiers import DISTINCT, often
 
 HEADS = (
     AutoModel,
@@ -40,7 +41,10 @@ def built(model_type, head=None):
     return tiny(model_type, head, use_cache=False)
 
 
-@pytest.mark.parametrize(("model_type", "head"), MODELS)
+@pytest.mark.parametrize(
+    ("model_type", "head"),
+    often(MODELS, [each for each in MODELS if each[0] in {*DISTINCT, *PROBED}]),
+)
 def test_blocks_one_by_one_give_the_bits_of_the_whole_model(model_type, head, ids):
     model = built(model_type, head)
     expected, answer = outputs_of_whole(model, ids)
@@ -109,11 +113,15 @@ def test_the_model_is_whole_again_after_an_error_in_a_block(ids):
 
 
 @pytest.mark.parametrize(
-    "model_type", ["gemma3n_text", "gemma4_text", "bart", "marian", "switch_transformers"]
+    "model_type", ["gemma3n_text", "gemma4_text", "bart", "marian", "switch_transformers", "zaya"]
 )
 def test_what_blocks_share_and_read_of_an_encoder_is_each_batch_s_own(model_type, ids):
     """Batches of one shape: what one of them shares must not reach another."""
-    model = built(model_type)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        # Its blocks hand on the states of their routers.
+        zaya = AutoModelForCausalLM.from_config(tiny_config("zaya"), use_cache=False).eval()
+    model = zaya if model_type == "zaya" else built(model_type)
     batches = [ids[:1], ids[1:2]]
     _, visit = outputs_block_by_block(model, batches)
     for number, batch in enumerate(batches):
@@ -131,13 +139,3 @@ def test_a_sample_that_the_model_pads_is_refused():
         ConfigError, match=r"LlamaForCausalLM pads samples of 5 tokens to 8 .*as 8\."
     ):
         runner._check_length(torch.zeros(1, 5), torch.zeros(1, 8, 32))
-
-
-def test_a_dictionary_that_blocks_fill_is_the_batch_s_own_and_others_are_passed_on():
-    context, masks, empty = Context({"input_ids": torch.zeros(1)}), {"full": 1}, {}
-    assert context.share("masks", masks) is masks
-    shared = context.share("keys", empty)
-    assert shared == {}
-    assert shared is not empty
-    assert context.share("keys", {}) is shared
-    assert Context().share("keys", {}) is not shared
