@@ -1,7 +1,7 @@
 """Removal of units in memory and from files, to be compared."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -151,7 +151,7 @@ def removed_from_files(
     *,
     refitted: bool = False,
     resume: bool = False,
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """Write the smaller checkpoint block by block; yield the name of each block.
 
     Args:

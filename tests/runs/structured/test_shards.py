@@ -12,6 +12,8 @@ from prunekit.checkpoint.journal import read_journal
 from prunekit.checkpoint.output import OutputFolder
 from prunekit.errors import CheckpointError, NumericsError
 from prunekit.models import stock
+from prunekit.runs.structured.shards import UnitShards
+from prunekit.runs.structured.smaller_model import SmallerModel
 from tests.support import checkpoints
 from tests.support.removals import (
     equal_units,
@@ -131,6 +133,26 @@ def test_changed_weights_and_a_run_that_stops_after_any_shard(
         assert not (tmp_path / f"stopped{count}/config.json").exists()
         [*removed_from_files(stopped, removals, refitted=True, resume=True)]
         checkpoints.same_bytes(tmp_path / f"stopped{count}", tmp_path / "out")
+
+
+def test_a_changed_weight_whose_kept_part_is_as_stored_keeps_its_bytes(tmp_path):
+    """Where a bias compensates, only the removed columns of a weight are set to 0."""
+    folder = checkpoints.write(tmp_path / "m")
+    held, name = checkpoints.tensors(folder), "model.layers.1.mlp.down_proj.weight"
+    held[name] = held[name].double() * 1.1
+    checkpoints.save(folder, held)
+    plan = unit_plan(folder, tmp_path / "out", ["neurons"], uniform=True)
+    kept = {f"model.layers.{number}.mlp.down_proj": [3, 60] for number in range(2)}
+    output = OutputFolder(tmp_path / "out", 0)
+    output.begin("same", resume=False, overwrite=False)
+    shards = UnitShards(plan, SmallerModel(plan, [("neurons", kept)]), output)
+    shards.begin()
+    weight = torch.zeros(32, 64)
+    weight[:, [3, 60]] = held[name].float()[:, [3, 60]]
+    values = shards.write_block(1, None, {name: weight})
+    assert values["changed"] == [name]
+    assert torch.equal(checkpoints.tensors(tmp_path / "out")[name], held[name][:, [3, 60]])
+    output.close()
 
 
 def test_never_more_than_one_block_is_read_between_shards(tmp_path, monkeypatch):
