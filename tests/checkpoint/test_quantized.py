@@ -17,6 +17,8 @@ from prunekit.runs.sparsify.run import run
 from tests.support import checkpoints
 from tests.support.checkpoints import planned
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 FP8 = {"quant_method": "fp8", "weight_block_size": [16, 24], "activation_scheme": "dynamic"}
 MXFP4 = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
 

@@ -17,6 +17,8 @@ from tests.support import checkpoints
 from tests.support.architectures import CONVERTED, tiny
 from tests.support.checkpoints import planned
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 HEADS = {"nomic_bert": AutoModelForMaskedLM, "olmo_hybrid": AutoModelForCausalLM}
 
 
