@@ -7,12 +7,14 @@ and report are readers of the same records.
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from typing_extensions import override
 
 from prunekit.checkpoint.reader import open_checkpoint
+from prunekit.checkpoint.views import TensorView
 from prunekit.evaluation.verify import make_proof, recount_zeros
 from prunekit.models.layout import Block
 from prunekit.models.sequential.hidden_states import hidden_states_factory
@@ -195,10 +197,12 @@ class SparsifyRun(RunBase[Plan]):
             known = {"order": order}
             self.output.append_journal("order", "residual", known)
         if known["order"]:
-            axes = {self.weights.stored[name]: axis for name, axis in plan.axes.items()}
-            self.weights.checkpoint = replace(
-                plan.checkpoint, permuted_axes=axes, permutation=known["order"]
-            )
+            views, index = {}, torch.tensor(known["order"])
+            for name, axis in plan.axes.items():
+                stored = self.weights.stored[name]
+                permute = partial(torch.index_select, dim=axis, index=index)
+                views[stored] = TensorView(stored, permute)
+            self.weights.checkpoint = replace(plan.checkpoint, views=views)
 
     def _prune_independently(self, tokens: Data | None, pruner: BlockPruner) -> Iterator[Record]:
         """Prune independent blocks; each rank prunes and writes its own.
