@@ -38,6 +38,10 @@ class Training(Section):
     """Validations without an improvement after which training stops."""
     seed: int = Field(default=0, ge=0)
     """Seed of the order of batches."""
+    save_every: int | None = Field(default=None, ge=0, le=MOST_STEPS)
+    """Steps between two saves of the training's state in the output folder, from which --resume
+    continues it; 0: none, so that a training that was stopped begins again. Default: with each
+    validation, if saving takes at most a twentieth of the time."""
     log_with: Annotated[list[str], Listed] = Field(default=[])
     """Experiment trackers that the training is logged with, by their names in accelerate:
     tensorboard, wandb, mlflow, … Their packages have to be installed; files are written to the

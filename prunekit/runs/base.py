@@ -30,6 +30,7 @@ from prunekit.runs.identity import WeightDigests, check_weights, fingerprint
 from prunekit.runs.plan_base import PlanBase
 from prunekit.runs.record import Record, stoppable
 from prunekit.runs.texts import Data, calibration_data, evaluation_data, measures, metrics
+from prunekit.runs.training_log import STATES
 
 OWN_TEXT = "calibration.json"
 """File of the output folder with the tokens that the dense model wrote, one list per sample."""
@@ -60,7 +61,7 @@ class RunBase(ABC, Generic[P]):
         self.writes = [*checkpoint_files(plan.checkpoint), *reports.FILES, OWN_TEXT]
         phases = ["calibrate", "prune", "evaluate", "write", "verify"]
         if plan.config.training:
-            self.writes.append(reports.TRAINING)
+            self.writes += [reports.TRAINING, *STATES]
             phases.append("train")
         self.seconds: dict[str, float] = dict.fromkeys(phases, 0.0)
         self.began = time.perf_counter()

@@ -124,20 +124,26 @@ def check_output_path(config: Config | StructuredConfig, checkpoint: Checkpoint)
     check_apart(output, [*paths, *(path for path in sources if path.is_absolute())])
 
 
-def check_disk(path: str, needed: int) -> None:
+def check_disk(path: str, needed: int, states: int = 0) -> None:
     """Refuse an output folder that cannot hold the checkpoint.
+
+    Args:
+        path: The folder.
+        needed: Bytes of the checkpoint.
+        states: Bytes of saved states of a training beside it.
 
     Raises:
         ConfigError: The path is a file, or is inside one.
-        CapacityError: The folder is not writable, or has less than ``needed`` bytes free.
+        CapacityError: The folder is not writable, or has fewer bytes free.
     """
     existing = nearest_existing_folder(Path(path))
     if not os.access(existing, os.W_OK):
         raise CapacityError(f"output.path: {existing} cannot be written to.")
     usage = shutil.disk_usage(existing)
     # Some file systems of object stores do not know their size, and report 0.
-    if usage.total and needed > usage.free:
+    if usage.total and needed + states > usage.free:
+        more = f", the state of the training {size(states)} more; save_every = 0 saves none"
         raise CapacityError(
             f"output.path: {existing} has {size(usage.free)} free, the checkpoint needs "
-            f"{size(needed)}."
+            f"{size(needed)}{more if states else ''}."
         )

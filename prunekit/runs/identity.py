@@ -40,7 +40,10 @@ def fingerprint(plan: PlanBase, tokens: Data | None, evaluated: Mapping[str, Dat
 
     config = plan.config.dump()
     config.pop("output")
-    config.get("calibration", {}).pop("hidden", None)  # changes no bit of the result
+    # These change no bit of the result.
+    config.get("calibration", {}).pop("hidden", None)
+    for table in ("train", "apt"):
+        config.get(table, {}).pop("save_every", None)
     return digest(
         {
             "prunekit": __version__,

@@ -4,9 +4,8 @@ import importlib.util
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -20,9 +19,9 @@ from prunekit.models.units.base import Kept
 from prunekit.runs.plan_base import PlanBase
 from prunekit.runs.record import Record
 from prunekit.runs.texts import Data
+from prunekit.runs.training_log import Row, TrainingLog
 from prunekit.structured.batches import Batch
 from prunekit.structured.block_batches import to_device
-from prunekit.structured.unit_gates import Gates
 from prunekit.training.adapter_targets import adapter_targets
 from prunekit.training.apt.loop import default_targets
 from prunekit.training.lora import add_adapter, merge_adapters
@@ -35,30 +34,6 @@ TRACKERS = "trackers"
 """Subfolder of the output for the files of experiment trackers."""
 Texts = tuple[list[Batch], list[Batch]]
 """Batches to train on, and held-out ones."""
-
-
-class Row(NamedTuple):
-    """A recorded step with the mean gate factor of each kind."""
-
-    step: TrainingStep
-    factors: dict[str, float]
-
-    def facts(self) -> dict[str, Any]:
-        """Return the measured facts of the step."""
-        step = self.step
-        row = {
-            "step": step.step,
-            "loss": step.loss,
-            "held_out": step.held_out,
-            "rate": step.rate,
-            "sparsity": step.sparsity,
-            "achieved": step.achieved,
-            "factors": self.factors or None,
-            "distillation": dict(step.distillation) or None,
-            **step.details,
-        }
-        optional = {"sparsity", "achieved", "factors", "distillation"}
-        return {key: row[key] for key in row if row[key] is not None or key not in optional}
 
 
 def why_no_loss(config: Config | StructuredConfig, model: PreTrainedModel) -> str | None:
@@ -125,8 +100,16 @@ def training_words(train: Training, adapter: Adapter | None) -> str:
     )
     return (
         f"{train.steps} steps of {train.batch} samples at most, held out {train.held_out} samples"
-        f"{trained}; a training that is stopped begins anew"
+        f"{trained}{saved_words(train)}"
     )
+
+
+def saved_words(train: Training) -> str:
+    """Return when the state of a training is saved, in words."""
+    if train.save_every == 0:
+        return "; a training that is stopped begins again"
+    often = "with validations" if train.save_every is None else f"every {train.save_every} steps"
+    return f"; saved {often}, for --resume"
 
 
 def schedule_words(prune: GradualKeys) -> str:
@@ -193,8 +176,8 @@ def train_model(  # noqa: PLR0913, PLR0917  independent options
     plan: PlanBase,
     model: PreTrainedModel,
     texts: Texts,
+    log: TrainingLog,
     during: During | None = None,
-    gates: Sequence[Gates] = (),
     teacher: Teacher | None = None,
     kept: Kept | None = None,
 ) -> Generator[Record, None, list[Row]]:
@@ -204,8 +187,8 @@ def train_model(  # noqa: PLR0913, PLR0917  independent options
         plan: The plan of the run.
         model: The model in float32, trained in place.
         texts: Training and held-out batches.
+        log: Stores the recorded steps and the state.
         during: See :func:`prunekit.training.recover.recover`.
-        gates: Gates whose mean factors are recorded.
         teacher: The model before pruning; None without [distill].
         kept: Kept blocks and coordinates, if any were removed from the model.
     """
@@ -220,36 +203,34 @@ def train_model(  # noqa: PLR0913, PLR0917  independent options
         distill=plan.config.distill,
         teacher=teacher,
         kept=kept,
+        log=log,
     )
-    return (yield from recorded_steps(plan, steps, gates))
+    return (yield from recorded_steps(plan, steps, log))
 
 
 def recorded_steps(
-    plan: PlanBase, steps: Iterator[TrainingStep], gates: Sequence[Gates] = ()
+    plan: PlanBase, steps: Iterator[TrainingStep], log: TrainingLog
 ) -> Generator[Record, None, list[Row]]:
-    """Yield and log a training's progress; return the recorded steps.
+    """Yield and track a training's progress; return the recorded steps.
 
     Args:
         plan: The plan of the run.
         steps: The steps of the training.
-        gates: Gates whose mean factors are recorded.
+        log: Stores the recorded steps.
     """
     settings = plan.config.training
     assert settings is not None
     yield Record("phase", "train", {"steps": settings.steps})
-    history: list[Row] = []
+    if log.state:
+        done = log.state["step"]
+        facts = {"done": done, "held_out": None}
+        yield Record("step", f"continues after step {done}", facts)
     folder, values = Path(plan.config.output.path), plan.config.dump()
-    with trackers(settings.log_with, folder.name, folder / TRACKERS, values, plan.ranks) as log:
+    with trackers(settings.log_with, folder.name, folder / TRACKERS, values, plan.ranks) as track:
         for step in steps:
-            history.append(Row(step, {each.kind: _mean_factor(each) for each in gates}))
-            log(step.step, history[-1].facts())
+            track(step.step, log.rows[-1].facts())
             yield Record("step", _progress(step), {"done": step.step, "held_out": step.held_out})
-    return history
-
-
-def _mean_factor(gates: Gates) -> float:
-    factors = [gate.factor.detach().flatten() for gate in gates.gates.values()]
-    return float(torch.cat(factors).mean())
+    return log.rows
 
 
 def _progress(step: TrainingStep) -> str:

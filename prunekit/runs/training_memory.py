@@ -1,6 +1,9 @@
-"""Memory that a training within a run needs."""
+"""Memory and disk that a training within a run needs."""
 
+from prunekit.config.distill_table import Distill
+from prunekit.config.run_config import Config
 from prunekit.config.train_table import Adapter
+from prunekit.formatting import size
 from prunekit.models.orientation import features
 from prunekit.runs.plan_base import PlanBase
 from prunekit.runs.training import adapted_linears, trained_adapter
@@ -30,6 +33,31 @@ def training_state_bytes(plan: PlanBase) -> int:
     return 4 * (plan.parameters + 5 * _adapter_parameters(plan, adapter))
 
 
+def saved_state_disk(plan: PlanBase) -> int:
+    """Return the bytes that saved states need on disk beside the checkpoint.
+
+    A state has value, best value and two moments of each parameter that is trained, and the values
+    and masks of frozen ones that are pruned. While one is written the one before it is there too,
+    but no weight of the checkpoint.
+    """
+    training, adapter = plan.config.training, trained_adapter(plan.config, plan.model)
+    if training is None or training.save_every == 0:
+        return 0
+    state = 4 * 4 * (plan.parameters if adapter is None else _adapter_parameters(plan, adapter))
+    if isinstance(plan.config, Config) and plan.config.prune.gradual:
+        state += plan.prunable // 8 + (4 * plan.prunable if adapter else 0)
+    if plan.config.distill:
+        state += 3 * 4 * _transformations(plan, plan.config.distill)
+        state += 4 * _adapter_parameters(plan, adapter) if adapter else 0
+    return max(state, 2 * state - plan.checkpoint.nbytes)
+
+
+def saved_state_words(plan: PlanBase) -> str:
+    """Return the disk that saved states need, in words."""
+    disk = saved_state_disk(plan)
+    return f"; {size(disk)} more while it trains" if disk else ""
+
+
 def training_activations(plan: PlanBase) -> int:
     """Return the bytes of activations that the gradient of a batch needs."""
     train = plan.config.training
@@ -57,12 +85,17 @@ def distillation_memory(plan: PlanBase, *, gated: bool) -> dict[str, int]:
     if gated and adapter:
         teacher = _adapter_parameters(plan, adapter)
     width = stream_width(plan.model)
-    transformations = VALUES * QUARTERS * 2 * distill.rank * width
+    transformations = VALUES * _transformations(plan, distill)
     has_head = plan.model.get_output_embeddings() is not None
     vocabulary = getattr(plan.model.config, "vocab_size", 0) if has_head else 0
     vectors = DISTILLED_LOGITS * vocabulary + DISTILLED_STATES * QUARTERS * width
     distances = training.batch * plan.lengths[0] * vectors
     return {"distillation": 4 * (teacher + transformations + distances)}
+
+
+def _transformations(plan: PlanBase, distill: Distill) -> int:
+    """Return the number of parameters of all transformations."""
+    return QUARTERS * 2 * distill.rank * stream_width(plan.model)
 
 
 def _adapter_parameters(plan: PlanBase, adapter: Adapter) -> int:

@@ -92,6 +92,11 @@ class ScheduledPruner(HookHandles, ABC):
         return {}
 
     @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The parameters whose values it changes, by name: none."""
+        return {}
+
+    @property
     def done(self) -> bool:
         """Whether the schedule has ended with its exact count."""
         return self._started and self.step >= self.schedule.end and self._is_exact()

@@ -1,6 +1,7 @@
 """The best weights of a training, by the held-out loss."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,16 @@ class BestCheckpoint:
     def restore(self) -> None:
         """Copy the stored weights back."""
         _copy(self._copies, self._weights())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return loss, count and stored weights."""
+        return {"loss": self.loss, "stale": self.stale, "weights": self._copies}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state, with the weights of its step."""
+        self.loss, self.stale = state["loss"], state["stale"]
+        pairs = zip(state["weights"], self._weights(), strict=self.loss is not None)
+        self._copies = [stored.to(weight.device, copy=True) for stored, weight in pairs]
 
 
 @torch.no_grad()

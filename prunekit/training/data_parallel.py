@@ -5,7 +5,7 @@ the predictions of the whole batch, so that the sums over ranks are those of one
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -105,6 +105,7 @@ def training_step(
     optimizer: Optimizer,
     ranks: Ranks,
     objective: Objective = fine_tuning_loss,
+    check: Callable[[StepLosses], None] = lambda _: None,
 ) -> StepLosses:
     """Do an optimizer step; return its losses.
 
@@ -114,6 +115,7 @@ def training_step(
         optimizer: Of the weights that are trained.
         ranks: The processes that share the batch.
         objective: The loss that is differentiated.
+        check: Called with the losses before any weight changes; raises to refuse them.
     """
     predictions = (predicted_labels(model, batch) != IGNORED).sum().clamp_min(1)
     part = ranks.shard(len(batch["input_ids"]))
@@ -127,8 +129,10 @@ def training_step(
     found.objective.backward()
     reported = [found.loss.detach(), *(part.detach() for part in found.parts.values())]
     loss, *parts = _sum_gradients(optimizer, reported, ranks)
+    summed = StepLosses(loss, dict(zip(found.parts, parts, strict=True)))
+    check(summed)
     optimizer.step()
-    return StepLosses(loss, dict(zip(found.parts, parts, strict=True)))
+    return summed
 
 
 def _sum_gradients(optimizer: Optimizer, reported: Sequence[Tensor], ranks: Ranks) -> list[float]:

@@ -108,8 +108,11 @@ class GradualPruner(ScheduledPruner):
         check_unmasked(places)
         if regrow and not any(place.parameter.requires_grad for place in places.values()):
             raise ConfigError("regrow: needs gradients of the weights, which are all frozen.")
-        super().__init__(model, optimizer, planned, regrow, regrow_every)
-        self.masks = Masks(places, self.optimizer, mask_all_adapters(self.model))
+        with ExitStack() as stack:
+            super().__init__(model, optimizer, planned, regrow, regrow_every)
+            stack.callback(super().remove)
+            self.masks = Masks(places, self.optimizer, mask_all_adapters(self.model))
+            stack.pop_all()
         self.masks.dense_gradients = self._regrows_at(1)
 
     @override
@@ -121,6 +124,12 @@ class GradualPruner(ScheduledPruner):
     @override
     def achieved(self) -> float:
         return self.masks.sparsity
+
+    @property
+    @override
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The parameters that are pruned, by name."""
+        return self.masks.weights
 
     @override
     def _is_exact(self) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunekit.config.train_table import Training
@@ -42,6 +42,19 @@ class Pruning(Protocol):
     @property
     def details(self) -> Mapping[str, Any]:
         """Further facts of now for the records."""
+        ...
+
+    @property
+    def weights(self) -> Mapping[str, nn.Parameter]:
+        """The parameters whose values it changes, by name."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state besides these weights: a tree with tensors."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state, with the weights of its step."""
         ...
 
 
@@ -133,6 +146,13 @@ class Measure:
             distillation=losses.parts if losses else {},
             details=pruning.details if pruning else {},
         )
+
+    def changed_weights(self) -> dict[str, Tensor]:
+        """Return all parameters and gate values that the training changes, by name."""
+        changed = trained_weights(self.model, self.gates)
+        pruned = self.pruning.weights if self.pruning else {}
+        frozen = {name: each for name, each in pruned.items() if not each.requires_grad}
+        return changed | {f"pruned {name}": each for name, each in frozen.items()}
 
     def restore_best(self) -> None:
         """Restore the best weights after the last step.

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,6 @@ from prunekit.models.units.base import Kept
 from prunekit.structured.batches import Batch, Data, eval_mode, split_batches, to_batches
 from prunekit.structured.unit_gates import Gates
 from prunekit.training.data_parallel import (
-    Objective,
     StepLosses,
     check_equal,
     fine_tuning_loss,
@@ -39,6 +39,12 @@ from prunekit.training.measure import (
     TrainingStep,
     learning_rate,
     trained_weights,
+)
+from prunekit.training.saved_state import (
+    TrainingLog,
+    Unlogged,
+    restore_training,
+    training_state,
 )
 from prunekit.training.teachers import DenseTeacher, SharedTeacher, Teacher
 
@@ -63,11 +69,13 @@ def recover(  # noqa: PLR0913  independent options
     distill: Distill | None = None,
     teacher: Teacher | None = None,
     kept: Kept | None = None,
+    log: TrainingLog | None = None,
 ) -> Iterator[TrainingStep]:
     """Train a model with AdamW, then restore its best weights.
 
     Trained is all that requires a gradient. Dropout is off; for the learning rate see
-    :func:`learning_rate`. Weights from before the end of pruning are never the best.
+    :func:`learning_rate`. Weights from before the end of pruning are never the best. If it ends
+    early, by an error or a closed generator, the weights are those of the last step done.
 
     Args:
         model: The model, trained in place. It may have gates, or adapters of peft.
@@ -82,10 +90,11 @@ def recover(  # noqa: PLR0913  independent options
             a :class:`SharedTeacher`, with ``gates`` or ``during`` a :class:`DenseTeacher`. A model
             that is pruned already needs the one from before.
         kept: Kept blocks and coordinates, if any were removed; see :class:`Distiller`.
+        log: Stores records and state. To continue, pass all else as it was at first.
 
     Raises:
-        ConfigError: The steps ended before the pruning in force was done; there is no teacher, or
-            it does not fit.
+        ConfigError: Nothing requires a gradient; pruning was not done at the end; the teacher is
+            missing or does not fit; the state is of another training.
         NumericsError: A loss is not finite, or ranks differ in weights or data.
     """
     settings = settings or Train()
@@ -96,7 +105,8 @@ def recover(  # noqa: PLR0913  independent options
         teacher = teacher or _teacher(model, gates, prunes=during is not None)
         steps = distill.steps(settings.steps)
         distiller = Distiller(model, teacher, distill, steps, settings.seed, kept=kept)
-    yield from _trained(model, (train, validation), settings, gates, ranks, during, distiller)
+    texts, log = (train, validation), log or Unlogged()
+    yield from _trained(model, texts, settings, gates, ranks, during, distiller, log)
 
 
 def _trained(  # noqa: PLR0913, PLR0917  the options of recover
@@ -107,15 +117,11 @@ def _trained(  # noqa: PLR0913, PLR0917  the options of recover
     ranks: Ranks,
     during: During | None,
     distiller: Distiller | None,
+    log: TrainingLog,
 ) -> Iterator[TrainingStep]:
     """Train a model; see :func:`recover`."""
     train, validation = data
-    weights = trained_weights(model, gates)
-    others = distiller.parameters if distiller else []
-    optimizer = torch.optim.AdamW([*weights.values(), *others], settings.rate)
-    every = {**dict(model.named_parameters()), **weights}
-    every |= distiller.tensors() if distiller else {}
-    check_equal(every, {"data": train, "held_out": validation}, ranks, 0)
+    optimizer = _optimizer(model, data, settings, gates, ranks, distiller)
     with ExitStack() as stack:
         stack.enter_context(eval_mode(model))
         for each in gates:
@@ -123,15 +129,52 @@ def _trained(  # noqa: PLR0913, PLR0917  the options of recover
         pruning = stack.enter_context(during(optimizer)) if during else None
         own = own_shares(validation, ranks)
         measure = Measure(model, own, settings, gates, pruning, ranks, distiller)
-        yield measure.record(0, is_measured=True)
+        done = restore_training(optimizer, measure, log.state) if log.state else 0
+        log.state = None  # frees its tensors
+        if not done:
+            record = measure.record(0, is_measured=True)
+            log.add(record)
+            yield record
         objective = distiller or fine_tuning_loss
-        for step, losses in _steps(model, train, optimizer, settings, ranks, objective):
-            is_measured = step % settings.every == 0 or step == settings.steps
-            if is_measured or step % RECORD_INTERVAL == 0:
-                yield measure.record(step, losses, is_measured=is_measured)
+        for step, batch in _batches(train, settings, done):
             if measure.best.stale == settings.patience:
                 break
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, settings)
+            check = partial(StepLosses.check_finite, step=step, table=settings.table)
+            losses = training_step(model, batch, optimizer, ranks, objective, check)
+            is_measured = step % settings.every == 0 or step == settings.steps
+            records = []
+            if is_measured or step % RECORD_INTERVAL == 0:
+                records = [measure.record(step, losses, is_measured=is_measured)]
+                log.add(*records)
+            # Before the records, at which a run may be stopped.
+            state = partial(training_state, optimizer, measure, step)
+            log.save(step, state, is_measured=is_measured)
+            yield from records
         measure.restore_best()
+
+
+def _optimizer(
+    model: PreTrainedModel,
+    data: tuple[list[Batch], list[Batch]],
+    settings: Training,
+    gates: Sequence[Gates],
+    ranks: Ranks,
+    distiller: Distiller | None,
+) -> Optimizer:
+    """Return the optimizer of all that is trained; ranks have to agree."""
+    weights = trained_weights(model, gates)
+    if not weights:
+        raise ConfigError(
+            f"{settings.table}: no parameter of the model requires a gradient, so none would be "
+            "trained. Set model.requires_grad_(), or add an adapter."
+        )
+    every = {**dict(model.named_parameters()), **weights}
+    every |= distiller.tensors() if distiller else {}
+    check_equal(every, {"data": data[0], "held_out": data[1]}, ranks, 0)
+    others = distiller.parameters if distiller else []
+    return torch.optim.AdamW([*weights.values(), *others], settings.rate)
 
 
 def _check_steps(distill: Distill, settings: Training) -> None:
@@ -152,27 +195,23 @@ def _teacher(model: PreTrainedModel, gates: Sequence[Gates], *, prunes: bool) ->
     )
 
 
-def _steps(
-    model: PreTrainedModel,
-    train: Sequence[Batch],
-    optimizer: Optimizer,
-    settings: Training,
-    ranks: Ranks,
-    objective: Objective,
-) -> Iterator[tuple[int, StepLosses]]:
-    """Run training steps, yielding the number and losses of each.
+def _batches(train: Sequence[Batch], settings: Training, done: int) -> Iterator[tuple[int, Batch]]:
+    """Yield number and batch of each step after those that are done.
 
     Batches are shuffled in each epoch.
+
+    Args:
+        train: The batches.
+        settings: Number of steps, and seed of the order.
+        done: Steps that are left out.
     """
     order = random.Random(settings.seed)
     queue: list[Batch] = []
     for step in range(1, settings.steps + 1):
         queue = queue or order.sample(train, len(train))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, settings)
-        losses = training_step(model, queue.pop(), optimizer, ranks, objective)
-        losses.check_finite(step, settings.table)
-        yield step, losses
+        batch = queue.pop()
+        if step > done:
+            yield step, batch
 
 
 def recovered_fraction(base: float, post: float, final: float) -> float | None:

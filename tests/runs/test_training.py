@@ -10,7 +10,6 @@ from prunekit.config.train_table import Adapter, Train
 from prunekit.data.tokens import Tokens
 from prunekit.errors import ConfigError
 from prunekit.runs.training import (
-    Row,
     adapted_linears,
     schedule_words,
     training_facts,
@@ -18,6 +17,7 @@ from prunekit.runs.training import (
     training_words,
     why_no_loss,
 )
+from prunekit.runs.training_log import Row
 from prunekit.training.recover import TrainingStep
 from tests.support.architectures import tiny
 
@@ -83,9 +83,12 @@ def test_facts_have_what_was_measured():
 
 def test_a_training_is_told_in_words():
     assert training_words(Train(steps=7), Adapter(rank=2)) == (
-        "7 steps of 4 samples at most, held out 16 samples, adapters of rank 2 on all-linear; a "
-        "training that is stopped begins anew"
+        "7 steps of 4 samples at most, held out 16 samples, adapters of rank 2 on all-linear; "
+        "saved with validations, for --resume"
     )
+    assert training_words(Train(save_every=9), None).endswith("; saved every 9 steps, for --resume")
+    never = training_words(Train(save_every=0), None)
+    assert never.endswith("; a training that is stopped begins again")
     prune = {"method": "magnitude", "pattern": "unstructured", "sparsity": 0.5}
     once = Prune.model_validate(prune | {"end": 9, "schedule": "one-shot"})
     assert schedule_words(once) == "once, at step 9 of the training"

@@ -470,3 +470,16 @@ def test_adapters_train_under_the_masks_and_merge_into_the_same_function(model_t
     for name, count in counts.items():
         weight = merged.get_parameter(name.replace(".base_layer", ""))
         assert int((weight == 0).sum()) == count
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # of peft
+def test_a_refused_pruner_leaves_no_hook(ids):
+    peft = pytest.importorskip("peft")
+    model = tiny("llama")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)
+    adapted = peft.get_peft_model(model, config)
+    optimizer = adamw(adapted)
+    with pytest.raises(ConfigError, match="which masks cannot follow"):
+        prunekit.GradualPruner(adapted, optimizer, **CUBIC)
+    train(adapted, optimizer, ids)
+    assert not any(module._forward_pre_hooks for module in adapted.modules())

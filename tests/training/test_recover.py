@@ -89,6 +89,26 @@ def test_a_loss_that_is_no_number_is_named_with_its_step():
         list(recover(model, TOKENS, TOKENS, QUICK))
 
 
+def test_a_loss_that_is_no_number_changes_no_weight():
+    model = randomized_model("llama")
+    steps = recover(model, TOKENS, TOKENS, Train(steps=5, rate=1e-3, every=1))
+    for _ in range(3):
+        next(steps)
+    weights = [each.detach().clone() for each in model.parameters()]
+    handle = model.lm_head.register_forward_hook(lambda *parts: parts[2] * torch.nan)
+    with pytest.raises(NumericsError, match="at step 3"):
+        next(steps)
+    handle.remove()
+    for before, after in zip(weights, model.parameters(), strict=True):
+        assert torch.equal(before, after)
+
+
+def test_a_model_of_which_nothing_is_trained_is_refused():
+    model = randomized_model("llama").requires_grad_(requires_grad=False)
+    with pytest.raises(ConfigError, match="no parameter of the model requires a gradient"):
+        list(recover(model, TOKENS, TOKENS, QUICK))
+
+
 class Damage:
     """Pruning that turns a weight around at a step, after which the loss is higher."""
 
@@ -105,6 +125,13 @@ class Damage:
     achieved = property(lambda self: 0.25 * self.done)
     done = property(lambda self: self.step >= self.end)
     details = property(lambda self: {})
+    weights = property(lambda self: {})
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        """Do nothing."""
 
 
 def damage(model, end):

@@ -4,7 +4,8 @@ from collections.abc import Generator, Sequence
 
 from prunekit.runs.record import Record
 from prunekit.runs.structured.ranking import DenseUnits, UnitRanking
-from prunekit.runs.training import Row, Texts, recorded_steps
+from prunekit.runs.training import Texts, recorded_steps
+from prunekit.runs.training_log import Row, TrainingLog
 from prunekit.structured.finalize import Finalized
 from prunekit.structured.unit_gates import Gates
 from prunekit.training.apt.loop import apt
@@ -13,7 +14,7 @@ from prunekit.training.recover import TrainingStep
 
 
 def train_adapters(
-    ranking: UnitRanking, every: Sequence[Gates], dense: DenseUnits, texts: Texts
+    ranking: UnitRanking, every: Sequence[Gates], dense: DenseUnits, texts: Texts, log: TrainingLog
 ) -> Generator[Record, None, tuple[list[Finalized], list[Row]]]:
     """Train adapters that prune the model; return removals and recorded steps.
 
@@ -22,17 +23,18 @@ def train_adapters(
         every: Gates on all units, which are closed.
         dense: Scores of the dense model.
         texts: Training and held-out batches.
+        log: Stores the recorded steps and the state.
     """
     plan, pruners = ranking.plan, list[AptPruner]()
     settings, distill = plan.config.apt, plan.config.distill
     assert settings is not None
     ranking.describe(every, dense)
-    training = apt(ranking.model, *texts, settings, distill=distill, ranks=plan.ranks)
+    training = apt(ranking.model, *texts, settings, distill=distill, ranks=plan.ranks, log=log)
 
     def steps() -> Generator[TrainingStep, None, None]:
         pruners.append((yield from training))
 
-    rows = yield from recorded_steps(plan, steps(), every)
+    rows = yield from recorded_steps(plan, steps(), log)
     (pruner,) = pruners
     ranking.keep(pruner.kept)
     return [*pruner.finalized.values()], rows

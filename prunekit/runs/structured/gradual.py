@@ -5,18 +5,20 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
 from torch.optim import Optimizer
 
 from prunekit.runs.distillation import teacher_of
 from prunekit.runs.record import Record
 from prunekit.runs.structured.ranking import UnitRanking
-from prunekit.runs.training import Row, Texts, adapted, train_model
+from prunekit.runs.training import Texts, adapted, train_model
+from prunekit.runs.training_log import Row, TrainingLog
 from prunekit.structured.gradual_units import GradualUnits
 from prunekit.structured.unit_gates import Gates
 
 
 def prune_while_training(
-    ranking: UnitRanking, every: Sequence[Gates], texts: Texts
+    ranking: UnitRanking, every: Sequence[Gates], texts: Texts, log: TrainingLog
 ) -> Generator[Record, None, list[Row]]:
     """Train a model while gates close; return the recorded steps.
 
@@ -24,6 +26,7 @@ def prune_while_training(
         ranking: The ranking of the model's units, in float32.
         every: Gates on all units, which are closed.
         texts: Training and held-out batches.
+        log: Stores the recorded steps and the state.
     """
 
     @contextmanager
@@ -36,7 +39,7 @@ def prune_while_training(
 
     with adapted(ranking.plan, ranking.model) as trained:
         teacher = teacher_of(ranking.plan, trained, every)
-        return (yield from train_model(ranking.plan, trained, texts, during, every, teacher))
+        return (yield from train_model(ranking.plan, trained, texts, log, during, teacher))
 
 
 def _pruner(ranking: UnitRanking, gates: Gates, optimizer: Optimizer) -> GradualUnits:
@@ -47,7 +50,7 @@ def _pruner(ranking: UnitRanking, gates: Gates, optimizer: Optimizer) -> Gradual
     return gates.during(
         optimizer,
         prune.method,
-        ranking.data.own or None,
+        [*ranking.scorer.batches] or None,
         sparsity=schedule.final,
         end=schedule.end,
         schedule=schedule.name,
@@ -89,6 +92,20 @@ class UnitPruners:
     def details(self) -> dict[str, Any]:
         """Further facts of now: none."""
         return {}
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The parameters whose values they change: none."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of each pruner."""
+        return {"pruners": [pruner.state_dict() for pruner in self.pruners]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state, with the weights of its step."""
+        for pruner, each in zip(self.pruners, state["pruners"], strict=True):
+            pruner.load_state_dict(each)
 
     @property
     def done(self) -> bool:

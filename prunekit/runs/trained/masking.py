@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
@@ -90,6 +91,18 @@ class KeptZeros:
     def details(self) -> Mapping[str, Any]:
         """No further facts for the records."""
         return {}
+
+    @property
+    def weights(self) -> Mapping[str, nn.Parameter]:
+        """The parameters whose values they change: none."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return no state: the zeros are those of the model."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Do nothing."""
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from prunekit.runs.plan_base import fact_table
 from prunekit.runs.sparsify.plan import WeightsPlan, linear_table
 from prunekit.runs.texts import data_words
 from prunekit.runs.training import schedule_words, training_words
+from prunekit.runs.training_memory import saved_state_words
 
 OF_THE_SCHEDULE = frozenset(
     {"end", "start", "every", "schedule", "initial_sparsity", "regrow", "regrow_every"}
@@ -57,7 +58,8 @@ def _facts(plan: TrainedPlan) -> dict[str, str]:
         "gathers": ", ".join(kind.name for kind in plan.recipe.needs) or "nothing",
         "runs": f"on {plan.device} in float32, with the whole model in memory",
         "ranks": f"{plan.ranks.size}: samples of a batch are shared; each has the whole model",
-        "output": f"{config.output.path}  (at most {size(plan.checkpoint.nbytes)})",
+        "output": f"{config.output.path}  (at most {size(plan.checkpoint.nbytes)}"
+        f"{saved_state_words(plan)})",
         "memory": f"about {size(sum(plan.memory.values()))}: "
         + ", ".join(f"{name} {size(value)}" for name, value in plan.memory.items()),
         **data_words(config, plan.lengths),

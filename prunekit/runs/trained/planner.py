@@ -18,6 +18,7 @@ from prunekit.runs.trained.plan import TrainedPlan, gradual_settings
 from prunekit.runs.training import check_trainable
 from prunekit.runs.training_memory import (
     distillation_memory,
+    saved_state_disk,
     training_activations,
     training_state_bytes,
 )
@@ -108,4 +109,4 @@ def _check_capacity(made: TrainedPlan) -> None:
         )
     if made.preflight and made.preflight.device_memory:
         return  # the disk of the other machine is unknown
-    check_disk(made.config.output.path, made.checkpoint.nbytes)
+    check_disk(made.config.output.path, made.checkpoint.nbytes, saved_state_disk(made))

@@ -1,7 +1,8 @@
 """Run that prunes weights before or during training.
 
 Load, evaluate, prune, train, write, evaluate, verify, report, with the whole model in memory. A run
-that was stopped before its weights were written begins again, except for its evaluations.
+that was stopped while it trained goes on from the training's last saved state; all before that is
+done again, except for evaluations.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -29,13 +30,13 @@ from prunekit.runs.trained.masking import gradual_pruner, kept_zeros, prune_once
 from prunekit.runs.trained.plan import TrainedPlan
 from prunekit.runs.trained.written import ModelWriter, gradual_records
 from prunekit.runs.training import (
-    Row,
     Texts,
     adapted,
     train_model,
     training_facts,
     training_texts,
 )
+from prunekit.runs.training_log import Row, TrainingLog, discard_state
 from prunekit.structured.batches import Batch, eval_mode, mean_loss
 from prunekit.training.gradual import GradualPruner
 from prunekit.training.recover import Pruning
@@ -84,6 +85,7 @@ class TrainedRun(RunBase[TrainedPlan]):
         trained = self.output.journal["trained", ""]
         for layer in trained["layers"]:
             yield Record("layer", layer["name"], layer)
+        discard_state(self.output)
         with self._timed("write"):
             self.ranks.run_on_main(lambda: self._finish(trained))
         yield from self._evaluate("after", evaluated)
@@ -128,7 +130,8 @@ class TrainedRun(RunBase[TrainedPlan]):
         measured = yield from self._timed_records("prune", prune_once(plan, model, batches))
         with adapted(plan, model) as trained:
             masks = partial(kept_zeros, plan, model)
-            training = train_model(plan, trained, texts, masks, teacher=teacher)
+            log = TrainingLog(self.output, plan.config.training)
+            training = train_model(plan, trained, texts, log, masks, teacher)
             history = yield from self._timed_records("train", training)
         return measured, history
 
@@ -148,7 +151,8 @@ class TrainedRun(RunBase[TrainedPlan]):
             return pruners[0]
 
         with adapted(plan, model) as trained:
-            training = train_model(plan, trained, texts, during, teacher=teacher)
+            log = TrainingLog(self.output, plan.config.training)
+            training = train_model(plan, trained, texts, log, during, teacher)
             history = yield from self._timed_records("train", training)
         return gradual_records(plan, self._patterns(pruners[0])), history
 

@@ -14,20 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import ConfigError
-from prunekit.models.units.kinds import WHOLE
-from prunekit.models.units.stock_config import expressible_in_config
 from prunekit.structured.frozen_units import HookHandles
+from prunekit.structured.gate_file import GateState
 from prunekit.structured.optimizers import replace_parameters
-from prunekit.structured.parameter_budget import (
-    BudgetConstraints,
-    Keep,
-    ParameterCounter,
-    counted_parameters,
-    select_within_budget,
-)
 from prunekit.structured.scheduled import step_was_skipped, torch_optimizer
-from prunekit.structured.shared_scores import share_scores
+from prunekit.training.apt.budget import WindowBudget
 from prunekit.training.apt.growth import adapter_parameters, grow, grown_ranks, ranks_of
 from prunekit.training.apt.salience import RunningMean, StepSalience
 
@@ -40,6 +31,7 @@ if TYPE_CHECKING:
     from prunekit.models.units.base import UnitGroup
     from prunekit.models.units.kinds import Kind
     from prunekit.structured.finalize import Finalized
+    from prunekit.structured.parameter_budget import Keep
     from prunekit.structured.unit_gates import Gates
 
 
@@ -86,16 +78,12 @@ class AptPruner(HookHandles):
         self.finalized: dict[Kind, Finalized] = {}
         self._salience = RunningMean(settings.ema)
         self._importance = RunningMean(settings.ema)
-        self._whole = self._first_whole = _size(counted_parameters(model, settings.parameters_of))
+        self._budget = WindowBudget(model, settings)
         self._adapter_size = _size(self._matrices())
         self._generator = torch.Generator().manual_seed(settings.seed)
         self._target: Keep = {}
-        equal = {group.name: torch.ones(group.units) for group in self.groups}
-        if all(bool(mask.all()) for mask in self._select(equal, settings.windows).values()):
-            raise ConfigError(
-                f"apt.parameters: with {settings.parameters:g} no unit would be removed, as widths "
-                "are rounded up. Keep fewer, or lower round_to."
-            )
+        self._removals: list[Keep] = []
+        self._budget.check_some_removed(self.groups, self._keep())
         self._attach()
         super().__init__(
             [
@@ -112,7 +100,7 @@ class AptPruner(HookHandles):
     @property
     def remaining(self) -> int:
         """Parameters of those counted that the model keeps, with closed gates removed."""
-        return self._counter().remaining(self._keep())
+        return self._budget.remaining(self.groups, self._keep())
 
     @property
     def sparsity(self) -> float:
@@ -122,12 +110,17 @@ class AptPruner(HookHandles):
     @property
     def achieved(self) -> float:
         """Fraction of the counted parameters that was removed, counted."""
-        return 1 - self.remaining / self._first_whole
+        return 1 - self.remaining / self._budget.first
 
     @property
     def done(self) -> bool:
         """Whether the last window has ended."""
         return self.window == self._settings.windows
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The parameters whose values it changes: none."""
+        return {}
 
     @property
     def details(self) -> dict[str, Any]:
@@ -159,7 +152,7 @@ class AptPruner(HookHandles):
             gate.value.requires_grad_(requires_grad=False)
 
     def _before_step(self) -> None:
-        """Read activations and gradients of the step, while there are windows to come."""
+        """Gather the salience of the step, while there are windows to come."""
         if self.done:
             return
         adapters = {each: each.grad for each in self._matrices() if each.grad is not None}
@@ -184,7 +177,9 @@ class AptPruner(HookHandles):
             if (self.step - settings.warmup) % settings.window == 0:
                 self._end_window()
         if self.step >= settings.warmup and not self.done and not self._target:
-            self._target = self._select(self._salience.scores, self.window + 1)
+            self._target = self._budget.select(
+                self.groups, self._salience.scores, self._keep(), self.window + 1
+            )
 
     @torch.no_grad()
     def _move_gates(self) -> None:
@@ -197,9 +192,10 @@ class AptPruner(HookHandles):
     @torch.no_grad()
     def _end_window(self) -> None:
         """Close or open all gates, remove the closed units, grow adapters."""
-        for name, gate in self._every_gate().items():
-            gate.value.fill_(1)
-            gate.keep &= self._target[name].to(gate.keep.device)
+        self.open_left()
+        self._close(self._target)
+        if self._cuts:
+            self._removals.append(self._target)
         self.window, self._target = self.window + 1, {}
         if self._cuts or self.done:
             self._detach()
@@ -208,6 +204,16 @@ class AptPruner(HookHandles):
             if not self.done:
                 self._attach()
         self._grow()
+
+    @torch.no_grad()
+    def open_left(self) -> None:
+        """Open the gates of all units that no window has closed."""
+        for gate in self._every_gate().values():
+            gate.value.fill_(1)
+
+    def _close(self, keep: Keep) -> None:
+        for name, gate in self._every_gate().items():
+            gate.keep &= keep[name].to(gate.keep.device)
 
     def cut(self) -> None:
         """Remove the closed units from the matrices."""
@@ -219,7 +225,7 @@ class AptPruner(HookHandles):
                 self._salience.keep(done.kept)
                 for name, kept in done.kept.items():
                     self.kept[name] = [self.kept[name][unit] for unit in kept]
-        self._whole = _size(counted_parameters(self._model, self._settings.parameters_of))
+        self._budget.recount()
 
     def _grow(self) -> None:
         """Grow the more important half of the adapters."""
@@ -229,29 +235,51 @@ class AptPruner(HookHandles):
         ranks = ranks_of(self._model)
         importance = {name: float(self._importance.scores[name]) for name in ranks}
         factor = allowed / _size(self._matrices())
-        grown = grown_ranks(ranks, importance, factor, settings.most_rank)
-        changes = grow(self._model, grown, self._generator)
+        self._set_ranks(grown_ranks(ranks, importance, factor, settings.most_rank))
+
+    def _set_ranks(self, ranks: Mapping[str, int]) -> None:
+        changes = grow(self._model, ranks, self._generator)
         replace_parameters(self.optimizer, changes, set())
 
-    def _select(self, scores: Mapping[str, Tensor], window: int) -> Keep:
-        """Return the units to keep at the end of a window."""
-        settings, groups = self._settings, self.groups
-        described = [group for group in groups if settings.uniform or group.kind in WHOLE]
-        if settings.uniform:
-            scores = share_scores(groups, dict(scores))
-        constraints = BudgetConstraints(
-            parameters=int(settings.budget(window) * self._first_whole),
-            scope="layer" if settings.uniform else "global",
-            least=settings.least,
-            multiples={group.name: group.unit_multiple(settings.round_to) for group in groups},
-            allowed=expressible_in_config(self._model, described),
-            counted=counted_parameters(self._model, settings.parameters_of),
-        )
-        return select_within_budget(groups, scores, self._keep(), self._whole, constraints)
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that windows and steps have changed, besides trained weights."""
+        return {
+            "step": self.step,
+            "window": self.window,
+            "removals": self._removals,
+            "ranks": ranks_of(self._model),
+            "gates": {
+                name: GateState.of(gate)._asdict() for name, gate in self._every_gate().items()
+            },
+            "target": self._target,
+            "salience": self._salience.scores,
+            "importance": self._importance.scores,
+            "generator": self._generator.get_state(),
+        }
 
-    def _counter(self) -> ParameterCounter:
-        counted = counted_parameters(self._model, self._settings.parameters_of)
-        return ParameterCounter(self.groups, self._whole, counted)
+    def rebuild(self, state: Mapping[str, Any]) -> None:
+        """Give the model the shapes of a state: remove units, grow adapters.
+
+        Units are removed window by window, since the rescaling of norms rounds at each.
+        """
+        self.step, self.window = state["step"], state["window"]
+        self._detach()
+        for keep in state["removals"]:
+            self._close(keep)
+            self._removals.append(keep)
+            self.cut()
+        ranks = ranks_of(self._model)
+        self._set_ranks({name: rank for name, rank in state["ranks"].items() if rank > ranks[name]})
+        if not self.done:
+            self._attach()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state, with the shapes and weights of its step."""
+        for name, gate in self._every_gate().items():
+            GateState(**state["gates"][name]).restore(gate)
+        self._target = state["target"]
+        self._salience.scores, self._importance.scores = state["salience"], state["importance"]
+        self._generator.set_state(state["generator"])
 
     def _keep(self) -> dict[str, Tensor]:
         return {name: mask for each in self.gates for name, mask in each.keep.items()}
@@ -264,5 +292,5 @@ class AptPruner(HookHandles):
         return [each for pair in adapter_parameters(self._model).values() for each in pair]
 
 
-def _size(parameters: Sequence[nn.Parameter] | set[nn.Parameter]) -> int:
+def _size(parameters: Sequence[nn.Parameter]) -> int:
     return sum(each.numel() for each in parameters)

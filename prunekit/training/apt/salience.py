@@ -165,5 +165,5 @@ class RunningMean:
 
     def keep(self, kept: Mapping[str, Sequence[int]]) -> None:
         """Keep the scores of some units, by group name."""
-        for name, units in kept.items():
-            self.scores[name] = self.scores[name][[*units]]
+        for name in kept.keys() & self.scores.keys():
+            self.scores[name] = self.scores[name][[*kept[name]]]

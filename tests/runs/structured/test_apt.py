@@ -9,7 +9,9 @@ from prunekit.config.load import load_config
 from prunekit.evaluation.verify import verify
 from prunekit.runs.structured.planner import plan
 from prunekit.structured.parameter_budget import counted_parameters
+from tests.support import checkpoints
 from tests.support.adapters import PEFT_WARNS
+from tests.support.labelled import words
 
 pytest.importorskip("peft")
 pytestmark = [
@@ -77,3 +79,61 @@ def test_a_run_trains_prunes_merges_writes_and_proves(llama, tmp_path, keys):
     assert "Ranks of the adapters" in page
     assert "largest rank" in (tmp_path / "out/training.csv").read_text()
     assert "60 % of the parameters" in page or "60.0 % of the parameters" in page
+
+
+WORDS = """\
+[model]
+path = "{model}"
+device = "cpu"
+[calibration]
+task = "seq2seq"
+data = "{data}"
+samples = 5
+[apt]
+parameters = 0.5
+kinds = {kinds}
+rank = 2
+most_rank = 6
+warmup = 2
+window = 2
+windows = 2
+decay = 0.5
+steps = 8
+rate = 1e-2
+batch = 2
+held_out = 1
+every = 4
+{keys}
+[evaluate]
+task = "seq2seq"
+data = "{data}"
+[output]
+path = "{output}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("kinds", "keys"),
+    [
+        ('["heads", "neurons"]', "uniform = true"),
+        ('["hidden", "heads", "neurons"]', "least = 0\n[distill]"),
+    ],
+)
+def test_t5_learns_to_sort_while_it_is_pruned(tmp_path, monkeypatch, kinds, keys):
+    """Encoder, decoder and cross-attention; one position bias for the blocks of a stack."""
+    monkeypatch.setattr("prunekit.reports.report.render", lambda report: "")
+    model = checkpoints.write(tmp_path / "t5", "t5", num_decoder_layers=2)
+    file = tmp_path / "t5.toml"
+    paths = {"model": model, "data": words(tmp_path), "output": tmp_path / "out"}
+    file.write_text(WORDS.format(**paths, kinds=kinds, keys=keys))
+    made = plan(load_config(file))
+    [*prunekit.run(made)]
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert all(check.passed for check in verify(tmp_path / "out"))
+    smaller = prunekit.load(tmp_path / "out")
+    left = sum(each.numel() for each in counted_parameters(smaller, "blocks"))
+    assert left <= 0.5 * made.counted_parameters
+    assert {row["metric"] for row in report["evaluation"]} >= {"exact match", "loss"}
+    assert report["stock"] == ("uniform" in keys)
+    places = {layer["name"].rpartition(".")[2] for layer in report["layers"]}
+    assert {"SelfAttention", "EncDecAttention", "wo"} <= places

@@ -68,7 +68,7 @@ def test_an_adapter_is_merged_before_units_are_removed_or_after(llama, tmp_path,
     assert not [name for name in checkpoints.tensors(tmp_path / "out") if "lora" in name]
 
 
-def test_a_stopped_training_begins_anew_and_writes_the_same_bytes(llama, tmp_path, no_page):
+def test_a_stopped_run_is_resumed_and_writes_the_same_bytes(llama, tmp_path, no_page):
     [*prunekit.run(planned(llama, tmp_path / "whole", BOTH))]
     made = planned(llama, tmp_path / "out", BOTH)
     records = prunekit.run(made)
