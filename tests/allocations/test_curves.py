@@ -13,6 +13,8 @@ from prunekit.statistics import Gram, StageStatistics
 from tests.support.allocations import allocate, law
 from tests.support.checkpoints import planned, tensors, write
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 
 def gram_blocks(*loudness, spelled="unstructured"):
     """Return one single-layer block per number, the spread of its input scales."""

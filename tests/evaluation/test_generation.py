@@ -13,6 +13,8 @@ from prunekit.errors import ConfigError
 from prunekit.evaluation.generation import generate
 from tests.support.checkpoints import planned, write
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 
 def test_writes_what_greedy_decoding_writes(tmp_path: Path):
     folder = write(tmp_path / "model")

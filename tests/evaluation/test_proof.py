@@ -19,6 +19,8 @@ from prunekit.models import memory, stock
 from tests.support import checkpoints
 from tests.support.checkpoints import planned
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 CPU = torch.device("cpu")
 
 

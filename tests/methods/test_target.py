@@ -22,6 +22,8 @@ from tests.support.architectures import tiny
 from tests.support.checkpoints import planned, write
 from tests.support.methods import tokens, weights
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 MOST = {"pattern": "unstructured", "sparsity": 0.7, "target": "dense"}
 
 

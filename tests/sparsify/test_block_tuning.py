@@ -12,6 +12,8 @@ from prunekit.sparsify import block_tuning
 from tests.support.architectures import tiny
 from tests.support.checkpoints import planned, run_whole_and_stopped, write
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 IDS = torch.randint(3, 60, (16, 12), generator=torch.Generator().manual_seed(1))
 MOST = {"pattern": "unstructured", "sparsity": 0.7}
 

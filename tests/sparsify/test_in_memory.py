@@ -7,6 +7,7 @@ import prunekit
 from prunekit.data.tokens import calibration_tokens
 from prunekit.errors import ConfigError, NumericsError
 from prunekit.models.sequential import pipeline
+from prunekit.sparsify import block_tuning
 from tests.support import checkpoints
 from tests.support.architectures import tiny
 from tests.support.blocks import HALF
@@ -46,8 +47,9 @@ def test_a_model_in_memory_is_pruned_as_its_checkpoint_is(
         assert torch.equal(weight, written[layer["tensor"]])
 
 
-def test_blocks_are_tuned_on_pruned_inputs_also_without_statistics(ids):
+def test_blocks_are_tuned_on_pruned_inputs_also_without_statistics(ids, monkeypatch):
     """Statistics for the error alone do not change the weights that tuning ends with."""
+    monkeypatch.setattr(block_tuning, "STEPS", 9)
     weights = []
     for measure_error in (True, False):
         model = tiny("llama")

@@ -14,6 +14,8 @@ from tests.kernels.layers import correlated
 from tests.support.architectures import tiny
 from tests.support.checkpoints import planned, tensors, write
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 LOW = {"method": "sparsegpt", "pattern": "2:4", "recover": "lowrank", "recover_rank": 6}
 
 

@@ -16,6 +16,8 @@ from prunekit.sparsify.permute_channels import channel_axes, permute_channels
 from tests.support.architectures import TINY, tiny
 from tests.support.checkpoints import change, planned, run_whole_and_stopped, tensors, write
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 IDS = torch.randint(3, 60, (4, 12), generator=torch.Generator().manual_seed(1))
 
 

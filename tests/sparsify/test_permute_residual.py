@@ -19,6 +19,8 @@ from tests.sparsify.test_permute_channels import IDS, answer, noisy
 from tests.support.architectures import TINY, tiny
 from tests.support.checkpoints import configure, planned, run_whole_and_stopped, tensors, write
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 SECTION = {"method": "wanda", "pattern": "2:4", "permute": "residual"}
 HAVE_STREAM = [kind for kind in sorted(TINY) if find_architecture(tiny(kind)).stream]
 

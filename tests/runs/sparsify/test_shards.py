@@ -11,7 +11,7 @@ from prunekit.runs.sparsify.shards import ShardWriter, compressed_layouts
 from tests.support import checkpoints
 from tests.support.checkpoints import planned, same_bytes, tensors
 
-pytestmark = pytest.mark.usefixtures("proof_in_process")
+pytestmark = pytest.mark.usefixtures("no_page", "proof_in_process")
 
 
 @pytest.fixture(scope="module", params=["dense", "2:4"])

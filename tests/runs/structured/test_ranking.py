@@ -29,7 +29,7 @@ def test_the_report_holds_the_ranker_against_the_loss_without_each_unit(llama, t
     assert "ρ of both is" in page
 
 
-def test_one_unit_a_step_is_the_greedy_search(llama, tmp_path):
+def test_one_unit_a_step_is_the_greedy_search(llama, tmp_path, no_page):
     prune = 'method = "obs"\npattern = "heads"\nsparsity = 0.42\nsteps = "each"'
     plan = planned(llama, tmp_path / "out", prune, evaluate=False)
     records = [*prunekit.run(plan)]
@@ -48,7 +48,7 @@ def test_one_unit_a_step_is_the_greedy_search(llama, tmp_path):
     assert kept == gates.kept
 
 
-def test_steps_rank_what_is_left_anew_and_end_at_the_same_count(llama, tmp_path):
+def test_steps_rank_what_is_left_anew_and_end_at_the_same_count(llama, tmp_path, no_page):
     plan = planned(llama, tmp_path / "out", f"{BOTH}\nsteps = 3")
     records = [*prunekit.run(plan)]
     steps = [record.name for record in records if record.kind == "step"]

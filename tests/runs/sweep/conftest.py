@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from prunekit.reports import report
 from prunekit.runs.sweep import run
 from tests.support import checkpoints
 
@@ -16,7 +17,7 @@ def llama(tmp_path_factory):
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """Execute runs in this process, since workers take seconds to start.
+    """Execute runs in this process, since workers take seconds to start, without their pages.
 
     The fixture value lists the names of the called functions.
     """
@@ -26,5 +27,9 @@ def in_process(monkeypatch):
         called.append(function.__name__)
         return function(*arguments)
 
+    render = report.render
     monkeypatch.setattr(run, "run_in_subprocess", call)
+    monkeypatch.setattr(
+        report, "render", lambda made: render(made) if made["kind"] == "sweep" else ""
+    )
     return called

@@ -40,7 +40,7 @@ def test_a_sweep_is_carried_out_taken_up_and_shown(llama, tmp_path, in_process):
 
 
 @pytest.fixture
-def begun(llama, tmp_path, in_process):
+def begun(llama, tmp_path, in_process, no_page):
     """A copy of the model, and a sweep of it that stopped after the dense model and a run."""
     copy = shutil.copytree(llama, tmp_path / "model")
     path = write_sweep(copy, tmp_path / "out", 'tokens = 0\nmethod = ["obs"]\nsparsity = [0.25]')
