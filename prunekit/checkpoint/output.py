@@ -219,7 +219,7 @@ class OutputFolder:
         return found
 
     def announce_shards(self, shards: int) -> None:
-        """Set the number of weight files, where the run finds it out only now.
+        """Set the number of weight files once the run knows it.
 
         The journal names them before the first is written, so that they count as files of the run.
         """

@@ -28,7 +28,7 @@ def recorded_digests(entry: dict[str, Any]) -> dict[str, str]:
 
 
 def announced_files(entries: Entries) -> list[str]:
-    """Return the names of files that a run writes, as its journal says before."""
+    """Return the names of the files that entries announce."""
     return [name for values in entries.values() for name in values.get("writes") or ()]
 
 

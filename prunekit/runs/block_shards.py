@@ -1,4 +1,4 @@
-"""Shards of a checkpoint that a run writes: the rest first, then each block."""
+"""Shards of a run: first the rest, then each block."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from prunekit.runs.plan_base import PlanBase
 
 
 class BlockShards:
-    """Reads the tensors of each block, and writes those outside of the blocks.
+    """Base of the writers of shards: data types, names and the rest.
 
     Args:
         plan: The plan of the run.
@@ -56,7 +56,7 @@ class BlockShards:
         return {name: self._as_written(name, value) for name, value in tensors.items()}
 
     def _as_written(self, name: str, value: Tensor) -> Tensor:
-        """Return a value in the data type in which the tensor, or part of one, is written."""
+        """Return the value of a tensor, or part of one, as written."""
         entry = self._weights.checkpoint.entry(name)
         assert entry is not None
         return as_stored(value, self._dtype or entry.dtype)

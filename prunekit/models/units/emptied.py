@@ -69,7 +69,7 @@ def empty(block: nn.Module, declared: Attention | FeedForward) -> None:
 
 
 def _stop_attending(module: nn.Module, declared: Attention) -> None:
-    """Replace the forward of an attention and its norms of queries and keys."""
+    """Replace an attention's forward and its norms of queries and keys."""
     path = declared.output.removeprefix(f"{declared.module}.")
     reader = path if has_module(module, path) else None
     for name, child in module.named_children():  # such as norms of queries

@@ -44,7 +44,7 @@ class Narrowing(NamedTuple):
         return whole.index_select(self.axis, self.keep.to(whole.device))
 
     def put_back(self, part: Tensor) -> Tensor:
-        """Return a tensor shaped like the whole parameter, 0 outside of its part."""
+        """Return a whole tensor that is 0 outside of its part."""
         whole = part.new_zeros(self.before.shape)
         return whole.index_copy_(self.axis, self.keep.to(part.device), part)
 

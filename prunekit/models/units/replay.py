@@ -15,7 +15,7 @@ from prunekit.models.units.narrowing import Narrowing, Step
 
 @dataclass(frozen=True)
 class Replay:
-    """How a tensor of a smaller model follows from one of the whole model.
+    """Derivation of a smaller model's tensor from the whole model's.
 
     Attributes:
         steps: The steps in their order.
@@ -74,7 +74,9 @@ def replays(
     steps: Iterable[Step],
     dtype: torch.dtype,
 ) -> dict[str, Replay]:
-    """Return the replay of each tensor of the smaller model, by its name there.
+    """Return the replay of each tensor of the smaller model.
+
+    Keys are its names there.
 
     Args:
         before: Parameters and stored buffers of the whole model.

@@ -34,10 +34,11 @@ def cut_checkpoint(
     entries: Mapping[str, Any] | None,
     dtype: torch.dtype,
 ) -> tuple[Checkpoint, dict[str, Replay]]:
-    """Remove units from a model without weights, in place, and from its checkpoint.
+    """Remove units from a model without weights and its checkpoint.
 
     Args:
-        model: The model, on the meta device, tied as it would be with its weights.
+        model: The model, on the meta device, tied as it would be with its weights; it is changed in
+            place.
         checkpoint: Its weights.
         groups: All groups of one kind, as they are now.
         kept: Kept units of each group.

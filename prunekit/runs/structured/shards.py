@@ -1,4 +1,4 @@
-"""Shards of a smaller checkpoint: the rest first, then each block, one in memory at a time."""
+"""Shards of a smaller model, cut from the files block by block."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -21,7 +21,7 @@ from prunekit.runs.structured.smaller_model import SmallerModel
 
 
 class UnitShards(BlockShards):
-    """Writes the blocks of a smaller model as shards, and restores them on resume.
+    """Writes a smaller model as shards, and restores blocks on resume.
 
     Tensors are cut from their stored values, unless the caller passes changed ones.
 
@@ -50,14 +50,14 @@ class UnitShards(BlockShards):
     ) -> dict[str, Any]:
         """Write the shard of a block.
 
-        A block that is loaded has the written values afterwards, rounded where the files are
-        narrower, so that a resumed run goes on from the same ones.
+        A loaded block is then set to the written values, rounded where the files are narrower: a
+        resumed run continues from the same ones.
 
         Args:
             number: Number of the block in the smaller model.
             loaded: The block with all heads and neurons, if it is loaded.
             changed: Its tensors that are not as stored, by name in the model, with all heads and
-                neurons: weights that read removed ones, and what a compensation changed.
+                neurons: weights that read removed ones, and all that a compensation changed.
 
         Returns:
             Values for the journal: names of the changed tensors and, on the rank that writes, file

@@ -15,10 +15,10 @@ DOUBLE = torch.float64
 @pytest.fixture
 def cut():
     """Tensors before and after a removal, and its steps."""
-    before = {"moved.1": nn.Parameter(torch.rand(4, 6)), "same": nn.Parameter(torch.rand(2))}
-    before |= {"computed": torch.tensor(32.0)}
+    whole = nn.Parameter(torch.rand(4, 6))
+    before = {"moved.1": whole, "same": nn.Parameter(torch.rand(2)), "computed": torch.tensor(32.0)}
     with recorded_steps() as steps:
-        rows = narrow_parameter(before["moved.1"], 0, torch.tensor([0, 3]))
+        rows = narrow_parameter(whole, 0, torch.tensor([0, 3]))
         change_values(rows, partial(torch.Tensor.mul_, other=3))
         both = narrow_parameter(rows, 1, torch.tensor([2, 5]))
     after = {"moved.0": both, "same": before["same"], "computed": torch.tensor(24.0)}

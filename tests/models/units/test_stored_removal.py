@@ -7,6 +7,7 @@ from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.errors import ShapeError
 from prunekit.models.empty_model import empty_model
 from prunekit.models.units.find import unit_groups
+from prunekit.models.units.kinds import Kind
 from prunekit.models.units.stored_removal import cut_checkpoint
 from prunekit.models.weight_names import stored_names
 from tests.support import checkpoints
@@ -18,7 +19,8 @@ def test_removals_one_after_the_other_are_one_view_of_the_files(tmp_path):
     folder = checkpoints.write(tmp_path / "m", num_hidden_layers=3)
     held, checkpoint = checkpoints.tensors(folder), open_checkpoint(folder)
     model = empty_model(checkpoint)
-    for kind, keep in (("blocks", [0, 2]), ("heads", [1]), ("neurons", [4, 60])):
+    chosen: dict[Kind, list[int]] = {"blocks": [0, 2], "heads": [1], "neurons": [4, 60]}
+    for kind, keep in chosen.items():
         groups = unit_groups(model, kind)
         kept = {group.name: keep for group in groups}
         entries = {"num_hidden_layers": 2} if kind == "blocks" else None
