@@ -39,7 +39,7 @@ RUNS = [
     ("t5", ("blocks", "heads"), "unequal", FLOAT, HALF),
     ("gemma2", ALL, "uniform", HALF, FLOAT),
     ("gemma2", ("hidden",), "uniform", FLOAT, HALF),
-    ("stablelm", ("blocks", "heads"), "unequal", HALF, FLOAT),
+    pytest.param("stablelm", ("blocks", "heads"), "unequal", HALF, FLOAT, marks=pytest.mark.slow),
 ]
 """Family, kinds, choice of units, data types of the files and of the run."""
 CHOICES = {"uniform": equal_units, "unequal": unequal_units}
@@ -107,7 +107,7 @@ def emptied(groups):
 @pytest.mark.parametrize(
     ("model_type", "kinds", "choose", "stored"),
     [
-        ("llama", ("hidden", *UNITS), unequal_units, FLOAT),
+        ("llama", ("hidden", "heads"), unequal_units, FLOAT),
         ("llama", UNITS, unequal_units, HALF),
         ("gpt2", UNITS, emptied, HALF),
         ("t5", UNITS, emptied, FLOAT),
@@ -126,7 +126,7 @@ def test_changed_weights_and_a_run_that_stops_after_any_shard(
     steps = [*removed_from_files(plan_to("out"), removals, refitted=True)]
     if stored == FLOAT:  # in memory, changed weights are rounded only at the end
         assert_same(tmp_path / "out", tmp_path / "whole")
-    for count in range(1, len(steps)):
+    for count in range(1, len(steps), 1 if model_type == "llama" else 3):
         stopped = plan_to(f"stopped{count}")
         with closing(removed_from_files(stopped, removals, refitted=True)) as run:
             assert [*islice(run, count)] == steps[:count]
