@@ -6,13 +6,13 @@ to their bias: b + W_P E[x_P] (An et al. 2024, arXiv:2312.11983, eq. 8).
 Shapes: N samples, T tokens, I inputs of a linear that reads units, C removed columns.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from prunekit_kernels import gram, mirror
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunekit.architectures import find_architecture
@@ -48,24 +48,40 @@ def compensate(
         how: "refit", or "bias", for which each of these linears must have a bias.
         ranks: Processes with the same model and other tokens.
     """
-    by_reader = {
-        group.reader.linear: group for group in groups if len(kept[group.name]) < group.units
-    }
+    readers = removed_readers(groups, kept)
     stacks = stack_runners(model, find_architecture(model))
     for block in iterate_blocks(model, stacks, None, batches, ranks):
-        inside = [by_reader[module] for module in block.module.modules() if module in by_reader]
-        if inside:
-            _compensate_block(block, inside, kept, how)
+        compensate_block(block, readers, kept, how)
         yield block.name
 
 
-def _compensate_block(
+def removed_readers(
+    groups: Iterable[LinearUnitGroup], kept: Mapping[str, Sequence[int]]
+) -> dict[nn.Module, LinearUnitGroup]:
+    """Return the groups of which units are removed, by the linear that reads them."""
+    return {group.reader.linear: group for group in groups if len(kept[group.name]) < group.units}
+
+
+def compensate_block(
     block: LoadedBlock,
-    groups: Sequence[LinearUnitGroup],
+    readers: Mapping[nn.Module, LinearUnitGroup],
     kept: Mapping[str, Sequence[int]],
     how: Compensation,
-) -> None:
-    """Compensate the reading linears of a block in run order."""
+) -> list[LinearUnitGroup]:
+    """Compensate the reading linears of a block in run order.
+
+    Args:
+        block: The block with its inputs; its weights are changed in place.
+        readers: From :func:`removed_readers`.
+        kept: Kept units of each group.
+        how: "refit" or "bias".
+
+    Returns:
+        The groups whose reading linear was changed.
+    """
+    groups = [readers[module] for module in block.module.modules() if module in readers]
+    if not groups:
+        return []
     paths = {module: path for path, module in block.module.named_modules()}
     by_path = {paths[group.reader.linear]: group for group in groups}
     order = block.execution_order(by_path)
@@ -82,6 +98,7 @@ def _compensate_block(
         with torch.no_grad():
             weight_matrix(group.reader.linear)[:, columns] = 0
         block.settle_stage()
+    return groups
 
 
 def _gram(block: LoadedBlock, path: str) -> Float[Tensor, "I I"]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -10,12 +11,14 @@ from rich.table import Table
 from prunekit.config.run_config import StructuredConfig
 from prunekit.formatting import count, percent, size
 from prunekit.models.orientation import weight_matrix
+from prunekit.models.sequential.hidden_states import Where
 from prunekit.models.sequential.pipeline import BATCH_TOKENS
 from prunekit.models.units.base import UnitGroup
 from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.models.units.kinds import Kind
 from prunekit.runs.distillation import distillation_words
 from prunekit.runs.plan_base import PlanBase, fact_table, note_lines
+from prunekit.runs.structured.blockwise_memory import blockwise_memory, placed
 from prunekit.runs.texts import data_words
 from prunekit.runs.training import (
     schedule_words,
@@ -24,6 +27,7 @@ from prunekit.runs.training import (
 )
 from prunekit.runs.training_memory import (
     distillation_memory,
+    saved_state_words,
     training_activations,
     training_state_bytes,
 )
@@ -58,9 +62,41 @@ class StructuredPlan(PlanBase):
             each.numel() for each in counted_parameters(self.model, self.config.prune.parameters_of)
         )
 
+    @property
+    def by_block(self) -> bool:
+        """Whether one block of weights is in memory at a time.
+
+        A training needs the whole model, and so do coordinates, whose gates are in all blocks.
+        """
+        return self.config.training is None and "hidden" not in self.config.prune.pattern
+
+    @cached_property
+    def where(self) -> Where:
+        """Where the hidden states of all samples are stored."""
+        config = self.config.calibration
+        requested = None if config is None or config.hidden == "auto" else config.hidden
+        return placed(self.memory, requested, self.device)
+
     @cached_property
     def memory(self) -> dict[str, int]:
-        """Estimated peak bytes by use; ranking needs the whole model in memory."""
+        """Estimated peak bytes by use."""
+        return self._blockwise_memory if self.by_block else self._whole_model_memory
+
+    @property
+    def _blockwise_memory(self) -> dict[str, int]:
+        config = self.config.calibration
+        samples = -(-config.samples // self.ranks.size) if config else 0
+        ranker = self.config.prune.method
+        run = self.dtype, self.device
+        needs_loss = self.config.prune.truth
+        tokens = samples * self.lengths[0]
+        return blockwise_memory(
+            self.stacks, chain(*self.groups.values()), ranker, tokens, run, needs_loss=needs_loss
+        )
+
+    @property
+    def _whole_model_memory(self) -> dict[str, int]:
+        """Estimated peak bytes by use with the whole model in memory."""
         needs_loss = self.config.training is not None or self.config.prune.truth
         needs_loss |= any(part.needs_loss for part in self.config.prune.method.components)
         model = self.parameters * self.dtype.itemsize
@@ -129,6 +165,7 @@ def _facts(plan: StructuredPlan) -> dict[str, str]:
     ranking = f"by {prune.method.name}, compared {'in each layer' * (prune.scope == 'layer')}"
     if prune.scope == "global":
         ranking += "across layers"
+    stored = plan.by_block and plan.where != "device"
     rows = {
         "model": f"{config.model.path}  ({type(plan.model).__name__}, "
         f"{count(plan.parameters)} parameters, {plan.block_count} blocks)",
@@ -136,12 +173,15 @@ def _facts(plan: StructuredPlan) -> dict[str, str]:
         f"{prune.steps}, compensate {prune.compensate}, uniform {str(prune.uniform).lower()}, "
         f"rounded up to {prune.round_to}",
         "runs": f"on {plan.device} in {str(plan.dtype).removeprefix('torch.')}",
-        "output": f"{config.output.path}  (at most {size(plan.checkpoint.nbytes)})",
+        "output": f"{config.output.path}  (at most {size(plan.checkpoint.nbytes)}"
+        f"{saved_state_words(plan)})",
         "memory": "about "
-        + ", ".join(f"{name} {size(value)}" for name, value in plan.memory.items()),
+        + ", ".join(f"{name} {size(value)}" for name, value in plan.memory.items())
+        + (f" (on {'main memory' if plan.where == 'host' else 'disk'})" if stored else ""),
     }
     if plan.ranks.is_distributed:
-        rows["ranks"] = f"{plan.ranks.size}: samples are shared; each has the whole model"
+        held = "a block at a time" if plan.by_block else "the whole model"
+        rows["ranks"] = f"{plan.ranks.size}: samples are shared; each has {held}"
     rows |= data_words(config, plan.lengths)
     if prune.truth:
         units = sum(group.units for groups in plan.groups.values() for group in groups)

@@ -40,6 +40,7 @@ from prunekit.runs.training import (
     trained_adapter,
     why_no_loss,
 )
+from prunekit.runs.training_memory import saved_state_disk
 from prunekit.structured.parameter_budget import (
     BudgetConstraints,
     counted_parameters,
@@ -266,11 +267,17 @@ def _check_unused(made: StructuredPlan) -> None:
 
 def _check_capacity(made: StructuredPlan) -> None:
     """Refuse a run that needs more memory or disk than is free."""
-    available, needed = free_bytes(made.device), sum(made.memory.values())
-    if needed > available:
+    available, needed, disk = free_bytes(made.device), dict(made.memory), made.checkpoint.nbytes
+    if made.by_block and made.where != "device":
+        hidden = needed.pop("hidden states")
+        disk += hidden if made.where == "disk" else 0
+    if (total := sum(needed.values())) > available:
+        held, way_out = "the whole model", "a smaller model"
+        if made.by_block:
+            held, way_out = "one block", "fewer or shorter samples"
         raise CapacityError(
-            f"memory: {' and '.join(made.groups)} are ranked with the whole model in memory, about "
-            f"{size(needed)} on {made.device}; {size(available)} are free. Take a smaller model, "
-            "or a ranker that gathers less."
+            f"memory: {' and '.join(made.groups)} are ranked with {held} in memory, about "
+            f"{size(total)} on {made.device}; {size(available)} are free. Take {way_out}, or a "
+            "ranker that gathers less."
         )
-    check_disk(made.config.output.path, made.checkpoint.nbytes)
+    check_disk(made.config.output.path, disk, saved_state_disk(made))

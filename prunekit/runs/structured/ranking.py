@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any, NamedTuple
 
 from torch.optim import Optimizer
-from transformers import PreTrainedModel
 
 from prunekit.allocations.schedules import SCHEDULES, Schedule
 from prunekit.formatting import percent
@@ -14,34 +13,21 @@ from prunekit.runs.record import Record
 from prunekit.runs.structured.plan import StructuredPlan
 from prunekit.runs.structured.planner import budget_constraints
 from prunekit.runs.structured.result import layer_entries, mark_kept_heads, view_heads
+from prunekit.runs.structured.unit_scorer import UnitScorer
 from prunekit.runs.structured.unit_scores import (
     best_token_counter,
-    first_tokens,
     raise_scores,
 )
 from prunekit.structured.agreement import spearman
-from prunekit.structured.batches import Batch
 from prunekit.structured.finalize import Finalized
-from prunekit.structured.gated_model import GatedModel
 from prunekit.structured.parameter_budget import select_within_budget
-from prunekit.structured.probes.attention_entropy import head_entropies
 from prunekit.structured.rankers import Scores
 from prunekit.structured.selection import check_some_pruned
 from prunekit.structured.shared_scores import share_scores
 from prunekit.structured.unit_gates import Gates
 
-TRUTH_TOKENS = 512
-"""Calibration tokens per unit on which leave-one-out measures the loss."""
-
 Ranked = tuple[list[Gates], list[Finalized]]
 """Closed gates on heads and neurons, and the results for the kinds that are removed already."""
-
-
-class CalibrationBatches(NamedTuple):
-    """Calibration batches: those of this rank and those of all ranks together."""
-
-    own: list[Batch]
-    whole: list[Batch]
 
 
 class DenseUnits(NamedTuple):
@@ -67,22 +53,20 @@ class UnitRanking:
     def __init__(
         self,
         plan: StructuredPlan,
-        model: PreTrainedModel,
+        scorer: UnitScorer,
         stack: ExitStack,
-        data: CalibrationBatches,
         timed: Callable[[str], AbstractContextManager[None]],
     ) -> None:
         """Prepare a ranking; nothing is measured yet.
 
         Args:
             plan: The plan of the run.
-            model: The model with its weights.
+            scorer: Measures the units of the model.
             stack: Detaches the gates at its end.
-            data: Calibration batches; both empty for a ranker without data.
             timed: Returns a context manager that adds its time to a phase of the run.
         """
-        self.plan, self.model, self.stack, self.data = plan, model, stack, data
-        self.timed = timed
+        self.plan, self.scorer, self.stack, self.timed = plan, scorer, stack, timed
+        self.model = scorer.model
         self.entries: dict[str, dict[str, Any]] = {}
         self.views: dict[str, Any] | None = None
         self.agreement: dict[Kind, float] = {}
@@ -101,7 +85,7 @@ class UnitRanking:
         gates: list[Gates] = []
         done: list[Finalized] = []
         for kind in prune.pattern:
-            each = self.stack.enter_context(Gates(self.model, kind))
+            each = self.stack.enter_context(self.scorer.gates(kind))
             steps, schedule = self._steps(each)
             yield Record("phase", f"rank {kind}", {"steps": steps})
             entropies = self._entropies(each)
@@ -145,7 +129,7 @@ class UnitRanking:
     def gate_all(self) -> list[Gates]:
         """Attach gates to the units of all kinds that are removed."""
         kinds = self.plan.config.prune.pattern
-        return [self.stack.enter_context(Gates(self.model, kind)) for kind in kinds]
+        return [self.stack.enter_context(self.scorer.gates(kind)) for kind in kinds]
 
     def measure(self, every: Sequence[Gates]) -> "DenseUnits":
         """Measure the units of the dense model, for the report."""
@@ -209,11 +193,10 @@ class UnitRanking:
 
     def _inspect(self, gates: Gates, scores: Scores) -> None:
         """Measure head views and agreement of the dense model for the report."""
-        own = self.data.own
-        if gates.kind == "heads" and own and self.plan.ranks.is_main:
-            self.views = view_heads(gates, scores, own[0], self.plan.tokenizer)
+        if gates.kind == "heads" and self.scorer.batches and self.plan.ranks.is_main:
+            self.views = view_heads(gates, scores, self.scorer, self.plan.tokenizer)
         if self.plan.config.prune.truth:
-            truth = gates.score("leave-one-out", first_tokens(self.data.whole, TRUTH_TOKENS))
+            truth = self.scorer.truth(gates)
             self._truths[gates.kind] = truth
             self.agreement[gates.kind] = spearman(scores, truth)
 
@@ -237,7 +220,7 @@ class UnitRanking:
 
     def _score(self, gates: Gates) -> Scores:
         prune = self.plan.config.prune
-        scores = gates.score(prune.method, self.data.own or None, ranks=self.plan.ranks)
+        scores = self.scorer.score(gates, prune.method)
         scores = raise_scores(scores, self.plan.fixed)
         if gates.kind == "blocks":
             scores = raise_scores(scores, best_token_counter(gates, scores))
@@ -254,14 +237,10 @@ class UnitRanking:
 
     def _entropies(self, gates: Gates) -> dict[str, list[float]]:
         """Return the attention entropy of each head over the highest possible one."""
-        if gates.kind != "heads" or not self.data.own:
+        if gates.kind != "heads" or not self.scorer.batches:
             return {}
         with self.timed("calibrate"):
-            measured = head_entropies(
-                GatedModel(
-                    gates.model, gates.linear_groups, gates.gates, self.data.own, self.plan.ranks
-                )
-            )
+            measured = self.scorer.entropies(gates)
         return {
             name: (sums.entropy / sums.log_keys.clamp_min(1e-12)).tolist()
             for name, sums in measured.items()

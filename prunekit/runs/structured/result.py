@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from prunekit.methods import score_statistics
 from prunekit.reports.report import UNITS
 from prunekit.runs.facts import in_report_order
 from prunekit.runs.structured.plan import StructuredPlan
-from prunekit.structured.batches import Batch, eval_mode
+from prunekit.runs.structured.unit_scorer import UnitScorer
+from prunekit.structured.batches import Batch
 from prunekit.structured.probes.attention_maps import attention_maps, head_output_norms
 from prunekit.structured.rankers import Scores
 from prunekit.structured.selection import unit_count
@@ -104,6 +106,7 @@ def layer_entries(
             "sparsity": 1 - len(kept[place.name]) / place.units,
             "parameters": place.parameters_per_unit,
             "scores": scores[place.name].tolist(),
+            score_statistics.KEY: score_statistics.unit_statistics(scores[place.name]),
             "entropy": entropies.get(place.name),
             **({"truth": truth[place.name].tolist()} if truth else {}),
         }
@@ -112,17 +115,17 @@ def layer_entries(
 
 
 def view_heads(
-    gates: Gates, scores: Scores, batch: Batch, tokenizer: PreTrainedTokenizerBase
+    gates: Gates, scores: Scores, scorer: UnitScorer, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     """Return attention maps of the highest and lowest heads, and head redundancy.
 
     Args:
         gates: Gates on heads, all open.
         scores: Score of each head [U].
-        batch: Calibration tokens; the maps show the first ones of the longest sample.
+        scorer: Runs the model; the maps show the first tokens of its longest sample.
         tokenizer: Decodes the tokens that the maps show.
     """
-    few = _few_tokens(batch)
+    few = _few_tokens(scorer.batches[0])
     ranked = sorted(
         (float(score), site, unit)
         for site in range(len(gates.linear_groups))
@@ -133,10 +136,9 @@ def view_heads(
         (gates.linear_groups[site], unit * gates.linear_groups[site].reader.index.shape[1])
         for _, site, unit in ends
     ]
-    with eval_mode(gates.model):
-        maps = attention_maps(gates.model, chosen, few)
-        norms = head_output_norms(gates.model, chosen, few)
-    redundancy = gates.redundancy([batch])
+    with attention_maps(gates.model, chosen) as maps, head_output_norms(chosen) as norms:
+        scorer.run(few)
+    redundancy = scorer.redundancy(gates)
     return {
         "tokens": [tokenizer.decode([token]) for token in few["input_ids"][0].tolist()],
         "heads": [
@@ -149,7 +151,7 @@ def view_heads(
                 "activity": rounded(norm),
             }
             for (site, head), (score, _, unit), attention, norm in zip(
-                chosen, ends, maps, norms, strict=True
+                chosen, ends, maps(), norms(), strict=True
             )
         ],
         "redundancy": {name: rounded(value) for name, value in redundancy.items()},

@@ -43,6 +43,7 @@ from prunekit.structured.blockwise.block_forward import (
 HEAD_TOKENS = 256
 """Positions whose logits are computed at once; the float32 logits of a whole batch can be larger
 than a block."""
+ADVICE = "Choose a ranker that needs no loss, such as obs or output-norm."
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,12 @@ class BlockPasses:
 
         Raises:
             ConfigError: Labels are missing, or do not fit the shape of the logits.
-            CheckpointError: A decoder changes the encoder's output before its blocks read it.
+            CheckpointError: Gradients flow between blocks in other ways than by hidden states: keys
+                that later blocks share, or an encoder's output that is changed before the decoder's
+                blocks read it.
         """
         kept, (hidden, contexts) = self._keep_inputs()
+        self._check_hidden_states_alone(kept)
         loss = self._loss_gradients(hidden, contexts)
         for runner, blocks in groupby(reversed(kept), key=lambda each: each.runner):
             if runner is not self.stacks[-1]:
@@ -119,6 +123,14 @@ class BlockPasses:
             kept.append(BlockInputs(block.runner, block.index, hidden, block.contexts))
         assert block is not None
         return kept, (block.hidden, block.contexts)
+
+    def _check_hidden_states_alone(self, kept: Sequence[BlockInputs]) -> None:
+        shared = {name for each in kept for name in each.contexts[0].shared if each.contexts}
+        if shared:
+            raise CheckpointError(
+                f"{type(self.model).__name__}: blocks also hand {' and '.join(sorted(shared))} to "
+                f"later ones, and gradients are not followed through that. {ADVICE}"
+            )
 
     def _loss_gradients(self, hidden: HiddenStates, contexts: Sequence[Context]) -> LossGradients:
         """Return the loss gradients by the last block's output."""
@@ -185,8 +197,7 @@ class BlockPasses:
         if len(loss.by_encoded) < len(self.batches):
             raise CheckpointError(
                 f"{type(self.model).__name__}: it changes the output of its encoder before the "
-                "decoder's blocks read it, and gradients are not followed through that. Choose a "
-                "ranker that needs no loss, such as obs or output-norm."
+                f"decoder's blocks read it, and gradients are not followed through that. {ADVICE}"
             )
         last = next(each for each in reversed(kept) if each.runner is runner)
         with loaded_weights(self.weights, last.module):

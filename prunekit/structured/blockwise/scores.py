@@ -30,7 +30,7 @@ def score_blockwise(ranker: Ranker, gated: GatedModel, passes: BlockPasses) -> S
     measured: list[Scores] = [{} if part.needs_weights else part.measure(gated) for part in parts]
     by_block = [pair for pair in zip(parts, measured, strict=True) if pair[0].needs_weights]
     for block in _blocks_for([part for part, _ in by_block], passes):
-        groups = _groups_in(gated.groups, block.inputs)
+        groups = groups_in(gated.groups, block.inputs)
         for part, scores in by_block if groups else ():
             view = replace(gated, groups=groups, part=block)
             _merge(scores, part.measure(view), groups, block.inputs.index)
@@ -50,7 +50,7 @@ def _blocks_for(parts: Sequence[Ranker], passes: BlockPasses) -> Iterator[BlockF
     return passes.loaded() if parts else iter(())
 
 
-def _groups_in(groups: Sequence[UnitGroup], inputs: BlockInputs) -> list[Any]:
+def groups_in(groups: Sequence[UnitGroup], inputs: BlockInputs) -> list[Any]:
     """Return the groups with units in a block."""
     return [
         group

@@ -5,7 +5,8 @@ Only this module computes a matrix of queries by keys, for few enough tokens to 
 Shapes: B samples, T tokens, H query heads, S queries, K keys, N heads to be shown.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -16,24 +17,23 @@ from transformers import PreTrainedModel
 from prunekit.models.adapters import effective_weight
 from prunekit.models.attention_hook import observe_attention
 from prunekit.models.units.heads_neurons import LinearUnitGroup
-from prunekit.structured.batches import Batch, run_hooked
-from prunekit.structured.forward import WholeModel
 
 Head = tuple[LinearUnitGroup, int]
 """A query head: its group and its index among the query heads of the attention."""
 
 
+@contextmanager
 def attention_maps(
-    model: PreTrainedModel, heads: Sequence[Head], batch: Batch
-) -> list[Float[Tensor, "S K"]]:
-    """Return the attention probabilities of heads on the first sample.
-
-    The maps are on the CPU.
+    model: PreTrainedModel, heads: Sequence[Head]
+) -> Iterator[Callable[[], list[Float[Tensor, "S K"]]]]:
+    """Observe attention probabilities of the first sample in a context.
 
     Args:
-        model: In eval mode.
+        model: In eval mode; run in the context, as a whole or block by block.
         heads: The heads.
-        batch: One batch of few tokens.
+
+    Yields:
+        A function that returns the map of each head, on the CPU.
     """
     probabilities: dict[nn.Module, Tensor] = {}
 
@@ -43,9 +43,8 @@ def attention_maps(
         probabilities[module] = _probabilities(module, query, key, mask, options)[0].cpu()
 
     observers = {group.module: observe for group, _ in heads}
-    with observe_attention(model, observers), torch.no_grad():
-        model(**batch)
-    return [probabilities[group.module][head] for group, head in heads]
+    with observe_attention(model, observers):
+        yield lambda: [probabilities[group.module][head] for group, head in heads]
 
 
 def _probabilities(
@@ -72,18 +71,17 @@ def _probabilities(
     return scores.softmax(-1)
 
 
-def head_output_norms(
-    model: PreTrainedModel, heads: Sequence[Head], batch: Batch
-) -> Float[Tensor, "N T"]:
-    """Return ``‖W x‖₂`` of heads at each token, first sample.
+@contextmanager
+def head_output_norms(heads: Sequence[Head]) -> Iterator[Callable[[], Float[Tensor, "N T"]]]:
+    """Observe ``‖W x‖₂`` of heads at each token in a context.
 
-    The result is on the CPU. W are the columns of the reader that belong to the head, x its input
-    after the gate.
+    W are the columns of the reader that belong to the head, x its input after the gate.
 
     Args:
-        model: In eval mode.
-        heads: The heads.
-        batch: One batch of few tokens.
+        heads: Heads of a model that is run in the context, as a whole or block by block.
+
+    Yields:
+        A function that returns the norms in the first sample, on the CPU.
     """
     norms: list[Tensor] = [torch.empty(0)] * len(heads)
 
@@ -99,9 +97,8 @@ def head_output_norms(
 
         return hook
 
-    handles = [
-        group.reader.linear.register_forward_pre_hook(record(index, group, head))
-        for index, (group, head) in enumerate(heads)
-    ]
-    run_hooked(WholeModel(model).run, batch, handles)
-    return torch.stack(norms)
+    with ExitStack() as stack:
+        for index, (group, head) in enumerate(heads):
+            hook = record(index, group, head)
+            stack.callback(group.reader.linear.register_forward_pre_hook(hook).remove)
+        yield lambda: torch.stack(norms)

@@ -102,8 +102,11 @@ def test_the_plan_refuses_what_cannot_work(tmp_path, model_type, prune, error, m
 
 def test_the_plan_refuses_too_little_memory(llama, tmp_path, monkeypatch):
     monkeypatch.setattr(planner, "free_bytes", lambda device: 1000)
-    with pytest.raises(CapacityError, match="with the whole model in memory"):
+    with pytest.raises(CapacityError, match=r"one block in memory.*Take fewer or shorter samples"):
         planned(llama, tmp_path / "out", BOTH)
+    coordinates = 'method = "magnitude"\npattern = "hidden"\nsparsity = 0.5'
+    with pytest.raises(CapacityError, match=r"the whole model in memory.*Take a smaller model"):
+        planned(llama, tmp_path / "out", coordinates)
 
 
 def test_a_tensor_that_nobody_reads_is_not_left_as_wide_as_it_was(llama, tmp_path):

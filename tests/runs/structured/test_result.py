@@ -6,8 +6,10 @@ import torch
 import prunekit
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.cli.main import main
+from prunekit.distributed.ranks import SINGLE
 from prunekit.models.vocabulary import load_tokenizer
 from prunekit.runs.structured import result
+from prunekit.runs.structured.unit_scorer import WholeModelScorer
 from prunekit.structured.rankers import rankers
 from tests.support import checkpoints
 from tests.support.structured import BOTH, planned
@@ -26,6 +28,9 @@ def test_the_report_says_what_went_and_the_files_are_as_it_says(shrunk, llama):
     assert before - after == gone
     for layer in report["layers"]:
         assert len(layer["scores"]) == layer["units"]
+        found = layer["score_statistics"]
+        assert found["mean"] == pytest.approx(sum(layer["scores"]) / layer["units"], rel=1e-6)
+        assert found["max"] == pytest.approx(max(layer["scores"]), rel=1e-6)
         assert 1 <= len(layer["kept"]) <= layer["units"]
         assert (layer["entropy"] is not None) == (layer["kind"] == "heads")
     assert [layer["name"] for layer in report["layers"]][:2] == [
@@ -51,6 +56,7 @@ def test_the_page_shows_parameters_heads_and_entropy(shrunk):
         "Framed: the 6 removed heads.",
         "Fraction of units removed",
         "Opens with prunekit.",
+        "Scores: mean ± deviation; range",
     ):
         assert said in page, said
     assert "Zeros, counted" not in page
@@ -90,7 +96,9 @@ def test_views_show_the_heads_at_both_ends_of_the_ranking(llama):
     names = [group.name for group in gates.linear_groups]
     scores = {name: torch.arange(4.0) + 4 * place for place, name in enumerate(names)}
     tokenizer = load_tokenizer(open_checkpoint(llama))
-    views = result.view_heads(gates, scores, {"input_ids": torch.arange(4, 14)[None]}, tokenizer)
+    batches = [{"input_ids": torch.arange(4, 14)[None]}]
+    scorer = WholeModelScorer(gates.model, batches, batches, SINGLE)
+    views = result.view_heads(gates, scores, scorer, tokenizer)
     assert [head["score"] for head in views["heads"]] == [0.0, 1.0, 10.0, 11.0]
     assert [head["layer"] for head in views["heads"]] == [names[0]] * 2 + [names[-1]] * 2
     assert len(views["tokens"]) == 10

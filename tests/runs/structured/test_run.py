@@ -227,8 +227,9 @@ def damage(file, how):
 def test_a_damaged_shard_is_found_and_written_again(shrunk, llama, tmp_path, how):
     folder = tmp_path / "out"
     shutil.copytree(shrunk[0], folder)
-    (shard,) = folder.glob("*.safetensors")
-    assert shrunk[1]["files"].keys() == {shard.name}
+    shards = sorted(folder.glob("*.safetensors"))
+    assert shrunk[1]["files"].keys() == {shard.name for shard in shards}
+    shard = shards[1]  # of the first block: those after it were propagated from its weights
     written = open_checkpoint(folder)
     assert verify._check_files(written, shrunk[1]["files"]).passed
     damage(shard, how)

@@ -1,5 +1,6 @@
 """A smaller checkpoint written block by block is the one that a whole model in memory gives."""
 
+import shutil
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
@@ -12,6 +13,7 @@ from prunekit.checkpoint.journal import read_journal
 from prunekit.checkpoint.output import OutputFolder
 from prunekit.errors import CheckpointError, NumericsError
 from prunekit.models import stock
+from prunekit.runs.sparsify.run import run as sparsify
 from prunekit.runs.structured.shards import UnitShards
 from prunekit.runs.structured.smaller_model import SmallerModel
 from tests.support import checkpoints
@@ -93,6 +95,19 @@ def test_tensors_that_nothing_uses_and_wider_ones(tmp_path):
     wide = [name for name in held if "mlp" in name or "norm" in name]
     checkpoints.save(folder, held | {name: held[name].double() * 1.1 for name in wide})
     plan = unit_plan(folder, tmp_path / "out", ["blocks"])
+    removals = removed_in_memory(plan, equal_units, tmp_path / "whole")
+    [*removed_from_files(plan, removals)]
+    assert_same(tmp_path / "out", tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("proof_in_process", "no_page")
+def test_weights_that_are_stored_compressed_are_cut_as_dense_ones(tmp_path):
+    sparse = {"prune": {"method": "magnitude", "pattern": "2:4"}, "output": {"format": "2:4"}}
+    folder = checkpoints.write(tmp_path / "dense")
+    [*sparsify(checkpoints.planned(folder, tmp_path / "m", calibration=None, **sparse))]
+    shutil.copy(folder / "text.txt", tmp_path / "m")
+    plan = unit_plan(tmp_path / "m", tmp_path / "out", ["hidden", "neurons"], uniform=True)
+    assert plan.checkpoint.compressed
     removals = removed_in_memory(plan, equal_units, tmp_path / "whole")
     [*removed_from_files(plan, removals)]
     assert_same(tmp_path / "out", tmp_path / "whole")

@@ -17,7 +17,9 @@ def test_a_map_is_that_of_eager_attention(model_type):
     skip_without_attention_interface(model)
     given = {name: part[1:] for name, part in batch(model).items()}
     heads = [(site, 3) for site in linear_groups(model, "heads")]
-    found = attention_maps(model, heads, given)
+    with attention_maps(model, heads) as maps, torch.no_grad():
+        model(**given)
+    found = maps()
     model.set_attn_implementation("eager")
     with torch.no_grad():
         shown = model(**given, output_attentions=True)
@@ -36,7 +38,9 @@ def test_what_passes_a_gate_is_the_norm_of_what_its_head_adds():
     site = linear_groups(model, "heads")[1]
     ids, seen = torch.arange(3, 12)[None], []
     handle = site.reader.linear.register_forward_pre_hook(lambda _, x: seen.append(x[0][0]))
-    found = head_output_norms(model, [(site, 2)], {"input_ids": ids})
+    with head_output_norms([(site, 2)]) as norms, torch.no_grad():
+        model(ids)
+    found = norms()
     handle.remove()
     size = model.config.head_dim or 8
     part = slice(2 * size, 3 * size)
