@@ -86,10 +86,22 @@ def until(condition, seconds=60):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("victim", "again"), [(0, 2), (1, 2), (1, 1), (0, 3)])
-def test_a_killed_rank_is_named_and_the_run_is_taken_up(start, whole, tmp_path, victim, again):
-    # Once with the patience of a real run.
-    world = start(2, "out", script=SLOW if again == 2 else QUICK + SLOW)
+@pytest.mark.parametrize(
+    ("victim", "again", "patience"),
+    # Once with the patience of a real run, which after rank 1 is ten seconds.
+    [
+        (0, 2, ""),
+        pytest.param(1, 2, "", marks=pytest.mark.soak),
+        (1, 2, QUICK),
+        (1, 1, QUICK),
+        (0, 3, QUICK),
+    ],
+    ids=lambda value: "quick" if value == QUICK else str(value) or "patient",
+)
+def test_a_killed_rank_is_named_and_the_run_is_taken_up(
+    start, whole, tmp_path, victim, again, patience
+):
+    world = start(2, "out", script=patience + SLOW)
     until(lambda: blocks_done(tmp_path / "out") >= 2)
     world.kill(victim, signal.SIGKILL)
     began = time.monotonic()

@@ -46,7 +46,7 @@ NARROW = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1}
 CASES = {
     "wanda": {"method": "wanda", "pattern": "2:4", "measure_error": False},
     "sparsegpt": {"method": "sparsegpt", "pattern": "2:4"},
-    "admm": {"method": "admm", "pattern": "2:4", "iterations": 4, "refine_iterations": 1},
+    "admm": {"method": "admm", "pattern": "2:4", "iterations": 2, "refine_iterations": 1},
     "on disk": {"method": "wanda", "pattern": "2:4", "propagation": "block"},
 }
 SHARED = ("admm",)

@@ -11,6 +11,7 @@ from prunekit.runs.sparsify import planner
 from tests.distributed import configs
 from tests.distributed.configs import RUN
 from tests.support import checkpoints
+from tests.support.tiers import often
 
 ROWS = {"pattern": "unstructured", "sparsity": 0.5, "scope": "row"}
 LAYER = ROWS | {"scope": "layer"}
@@ -51,32 +52,46 @@ JUDGED = "sparsegpt 2:4"
 """The case whose perplexity is measured, too."""
 TOLERANCE = 1e-4
 """How far weights may be off where sums are added up in another order, relative to their norm."""
-WORLDS = {1: [*CASES], 2: [*CASES], 4: FOUR}
+SELDOM = ("magnitude block", "sparsegpt layer, in order")
+SELDOM_FOUR = ("magnitude tiles", "sparsegpt, blocks apart")
+"""Cases for the tier ``soak``, which share as another one does."""
+OFTEN = [name for name in CASES if name not in SELDOM]
+OFTEN_FOUR = [name for name in FOUR if name not in SELDOM_FOUR]
+WORLDS = [(1, OFTEN), (1, SELDOM), (2, OFTEN), (2, SELDOM), (4, OFTEN_FOUR), (4, SELDOM_FOUR)]
+"""Ranks and cases of worlds, each of which is started for the first test that needs it."""
+
+
+class Outputs(dict):
+    """The folder of each run, by model, case and number of ranks."""
+
+    def __init__(self, fork_server, root):
+        super().__init__()
+        self.fork_server, self.root = fork_server, root
+        self.models = {
+            "llama": checkpoints.write(root / "llama", num_hidden_layers=2),
+            "gpt2": checkpoints.write(root / "gpt2", "gpt2"),
+            "mixtral": checkpoints.write(root / "mixtral", "mixtral"),
+        }
+
+    def __missing__(self, key):
+        _, case, size = key
+        (names,) = (cases for ranks, cases in WORLDS if ranks == size and case in cases)
+        wanted = [("llama", name) for name in names]
+        wanted += [("gpt2", name) for name in GPT2 if name in names]
+        wanted += [("mixtral", name) for name in MIXTRAL if name in names]
+        world, files = self.root / f"{size}-{len(self)}", []
+        for number, (model, name) in enumerate(wanted):
+            folder = self[model, name, size] = world.with_name(f"{world.name}-{number}")
+            file = folder.with_suffix(".toml")
+            sections = {"prune": CASES[name]} | ({} if name == JUDGED else {"evaluate": None})
+            files.append(configs.write(file, self.models[model], folder, **sections))
+        self.fork_server.start(world, size, RUN, *files).succeed()
+        return self[key]
 
 
 @pytest.fixture(scope="module")
 def outputs(fork_server, tmp_path_factory):
-    """The folder of each run, by model, case and number of ranks."""
-    root = tmp_path_factory.mktemp("sharing")
-    models = {
-        "llama": checkpoints.write(root / "llama", num_hidden_layers=2),
-        "gpt2": checkpoints.write(root / "gpt2", "gpt2"),
-        "mixtral": checkpoints.write(root / "mixtral", "mixtral"),
-    }
-    found = {}
-    for size, names in WORLDS.items():
-        files = []
-        wanted = [("llama", name) for name in names] + [("gpt2", name) for name in GPT2]
-        wanted += [("mixtral", name) for name in MIXTRAL]
-        for number, (model, name) in enumerate(wanted):
-            folder = root / f"{size}-{number}"
-            file = root / f"{size}-{number}.toml"
-            sections = {"prune": CASES[name]} | ({} if name == JUDGED else {"evaluate": None})
-            files.append(configs.write(file, models[model], folder, **sections))
-        fork_server.start(root / f"world{size}", size, RUN, *files).succeed()
-        for number, key in enumerate(wanted):
-            found[(*key, size)] = root / f"{size}-{number}"
-    return found
+    return Outputs(fork_server, tmp_path_factory.mktemp("sharing"))
 
 
 def compare(one, several, tolerance):
@@ -98,12 +113,12 @@ def compare(one, several, tolerance):
     assert other["sparsity"] == report["sparsity"]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", often(CASES, OFTEN))
 def test_two_ranks_give_the_bits_of_one(outputs, name):
     compare(outputs["llama", name, 1], outputs["llama", name, 2], 0)
 
 
-@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize("name", often(FOUR, OFTEN_FOUR))
 def test_four_ranks_give_the_masks_of_one(outputs, name):
     compare(outputs["llama", name, 1], outputs["llama", name, 4], TOLERANCE)
 

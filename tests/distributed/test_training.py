@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import socket
+from functools import cache
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tests.distributed.phases import PATIENCE
 from tests.distributed.test_faults import until
 from tests.support import checkpoints
 from tests.support.adapters import PEFT_WARNS
+from tests.support.tiers import often
 
 TRAIN = """
 import json
@@ -98,20 +100,23 @@ with join("cpu") as ranks:
 
 @pytest.fixture(scope="module")
 def trained(fork_server, tmp_path_factory):
-    """The folder with the numbers of each step and the weights, by number of ranks."""
-    root = tmp_path_factory.mktemp("trained")
-    folders = {size: root / str(size) for size in (1, 2, 3)}
-    for size, folder in folders.items():
+    """Return the folder with the numbers of each step and the weights of some ranks."""
+
+    @cache
+    def of(size):
+        folder = tmp_path_factory.mktemp("trained")
         fork_server.start(folder, size, TRAIN + CASES, folder).succeed()
-    return folders
+        return folder
+
+    return of
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", often([2, 3], [3]))
 @pytest.mark.parametrize("case", ["plain", "gated", "pruned", "taught"])
 def test_several_ranks_train_as_one_process_does(trained, case, size):
     """Losses are averaged over predictions, and gradients summed; with a teacher too."""
-    steps, expected = (json.loads((trained[n] / f"{case}.json").read_text()) for n in (size, 1))
-    weights, exact = (load_file(trained[n] / case) for n in (size, 1))
+    steps, expected = (json.loads((trained(n) / f"{case}.json").read_text()) for n in (size, 1))
+    weights, exact = (load_file(trained(n) / case) for n in (size, 1))
     for number, (step, truth) in enumerate(zip(steps, expected, strict=True)):
         assert step[:2] == pytest.approx(truth[:2], rel=1e-5), number
         assert step[2:4] == truth[2:4]
@@ -150,6 +155,7 @@ RUNS = {
 }
 
 
+@pytest.mark.soak
 def test_runs_that_train_prune_and_train_alike_on_several_ranks(fork_server, tmp_path):
     model = checkpoints.write(tmp_path / "model", num_hidden_layers=1)
     train = {"steps": 8, "rate": 1e-3, "batch": 3, "held_out": 2, "every": 1}
@@ -222,7 +228,7 @@ with join("cpu") as ranks:
 """
 
 
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("victim", often([1, 0], [1]))
 def test_a_rank_killed_in_training_ends_all_with_its_name(fork_server, tmp_path, victim):
     world = fork_server.start(tmp_path, 3, PATIENCE + TRAIN + ENDLESS, tmp_path)
     until(lambda: len([*tmp_path.glob("reached-*")]) == 3)
