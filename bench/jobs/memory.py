@@ -107,6 +107,12 @@ def make(folder: Path, shape: Shape) -> None:
     config.save_pretrained(folder)
 
 
+def write_text(folder: Path) -> None:
+    """Write a calibration text of random words beside the checkpoint."""
+    numbers = torch.randint(VOCABULARY, (40000,), generator=torch.Generator().manual_seed(1))
+    (folder / "text.txt").write_text(" ".join(f"w{number}" for number in numbers.tolist()))
+
+
 def main() -> None:
     """Measure and rewrite ``bench/results/<machine>/memory-<shape>.json``."""
     parser = argparse.ArgumentParser()
@@ -119,9 +125,7 @@ def main() -> None:
         folder = given.folder or Path(name)
         if not (folder / "config.json").is_file():
             make(folder, shape)
-        text = folder / "text.txt"
-        numbers = torch.randint(VOCABULARY, (10000,), generator=torch.Generator().manual_seed(1))
-        text.write_text(" ".join(f"w{number}" for number in numbers.tolist()))
+        write_text(folder)
         if given.limit:
             _write(f"memory-{kind}-limited", kind, _limited(folder, shape, given.limit, Path(name)))
             return
