@@ -58,7 +58,7 @@ def compensate(
 def removed_readers(
     groups: Iterable[LinearUnitGroup], kept: Mapping[str, Sequence[int]]
 ) -> dict[nn.Module, LinearUnitGroup]:
-    """Return the groups of which units are removed, by the linear that reads them."""
+    """Return the groups with removed units, by their reading linear."""
     return {group.reader.linear: group for group in groups if len(kept[group.name]) < group.units}
 
 

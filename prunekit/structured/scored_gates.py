@@ -87,7 +87,7 @@ class ScoredGates(GateSet):
     def _scores(
         self, batches: Sequence[Batch], ranks: Ranks, score: Callable[[GatedModel], Scores]
     ) -> Scores:
-        """Return the scores of groups with an open gate, and 0 for all others."""
+        """Return the scores; 0 for groups without an open gate."""
         gated = self._gated_model(batches)
         groups = [each for each in gated.groups if bool(self.gates[each.name].keep.any())]
         with eval_mode(self.model):

@@ -1,4 +1,4 @@
-"""Estimate of the memory of a structured run that is done block by block."""
+"""Memory estimate of a structured run by block."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import cast

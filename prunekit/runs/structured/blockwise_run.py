@@ -1,4 +1,4 @@
-"""Run that ranks and removes units with one block of weights in memory.
+"""Structured run with one block of weights in memory.
 
 First all units are ranked, in passes over the blocks; the decision is journaled. Then the blocks
 are loaded again one by one, compensated, cut and written as shards, so that a stopped run goes on
@@ -37,7 +37,7 @@ Removals = list[tuple[Kind, dict[str, list[int]]]]
 
 
 class CompensatedBlock(NamedTuple):
-    """A block, if it is loaded, and its changed tensors by their names in the model."""
+    """A block, if loaded, and its changed tensors by name."""
 
     loaded: LoadedBlock | None = None
     changed: Mapping[str, Tensor] | None = None
@@ -115,7 +115,7 @@ class BlockwiseRun(UnitRun):
     def _compensated(
         self, removals: Removals, shards: UnitShards, tokens: Data
     ) -> Iterator[CompensatedBlock]:
-        """Yield each block, compensated for removed units, and what changed."""
+        """Yield each block, compensated for removed units, and its changed tensors."""
         plan, how = self.plan, self.plan.config.prune.compensate
         whole = SmallerModel(plan, [each for each in removals if each[0] in WHOLE])
         linear = [each for each in removals if each[0] not in WHOLE]

@@ -1,4 +1,4 @@
-"""What structured runs share: evaluations, verification and the report."""
+"""Base class of structured runs: evaluations, verification, report."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
@@ -48,7 +48,7 @@ class UnitRun(RunBase[StructuredPlan]):
 
     @abstractmethod
     def _remove_units(self, tokens: Data | None) -> Iterator[Record]:
-        """Rank and remove units, and write the weights; what is journaled is not done again."""
+        """Rank and remove units and write the weights, unless journaled."""
 
     @abstractmethod
     def _finish(self, removal: dict[str, Any]) -> None:
@@ -65,6 +65,6 @@ class UnitRun(RunBase[StructuredPlan]):
 
 
 def run_order(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
-    """Return names of modules in the order in which the model lists them."""
+    """Return names of modules in the model's order."""
     order = {name: place for place, (name, _) in enumerate(model.named_modules())}
     return sorted(names, key=lambda name: order[name])

@@ -1,4 +1,4 @@
-"""Scores and other measures of units: in the whole model, or block by block."""
+"""Measures of units: in the whole model, or block by block."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ class UnitScorer(ABC):
 
     @abstractmethod
     def truth(self, gates: Gates) -> Scores:
-        """Return the loss without each unit, on a few tokens of all ranks."""
+        """Return the loss without each unit, on a few tokens."""
 
     @abstractmethod
     def entropies(self, gates: Gates) -> dict[str, Entropy]:
@@ -107,7 +107,7 @@ class WholeModelScorer(UnitScorer):
 
 @dataclass
 class BlockwiseScorer(UnitScorer):
-    """Measures units of an empty model, with one block of weights in memory.
+    """Measures units with one block of weights in memory.
 
     Attributes:
         weights: Source of the weights.

@@ -1,7 +1,7 @@
-"""Run that ranks and removes units of a model in memory, and may train it.
+"""Structured run with the whole model in memory, which it may train.
 
 The checkpoint is written as one shard: a run that was stopped before starts again, except for its
-evaluations, and for its training, which goes on from the last saved state.
+evaluations, and for its training, which continues from the last saved state.
 """
 
 from collections.abc import Generator, Iterator
@@ -50,7 +50,7 @@ from prunekit.training.teachers import Teacher
 
 
 class WholeModelRun(UnitRun):
-    """A run with the whole model in memory: it is trained, or coordinates are removed."""
+    """A run with a training, or one that removes coordinates."""
 
     @override
     def _remove_units(self, tokens: Data | None) -> Iterator[Record]:

@@ -45,13 +45,13 @@ class Ranker(BaseModel, ABC):
         """Return the score of each unit, by group name; higher is kept."""
 
     def measure(self, gated: GatedModel) -> Scores:
-        """Return what :meth:`combine` makes the scores of.
+        """Return the values from which :meth:`combine` makes the scores.
 
         It may be called for one block at a time: a value depends on its unit alone.
         """
         return self.score(gated)
 
     def combine(self, measured: Sequence[Scores]) -> Scores:
-        """Return the scores of all units, given what each component measured."""
+        """Return the scores of all units, given each component's values."""
         (scores,) = measured
         return scores
