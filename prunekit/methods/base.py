@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from typing_extensions import override
 
 from prunekit.methods.layer import Layer, Pruned
+from prunekit.methods.score_statistics import KEY, row_statistics
 from prunekit.methods.target import Target
 from prunekit.patterns import Grouped, WeightScope
 from prunekit.statistics import Statistic
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Propagation = Literal["block", "stage", "none"]
+SCORES_AT_ONCE = 1 << 22
+"""Scores in memory for their statistics, where a kernel that selects stores none."""
 MAX_STACKED_ROWS = 4096
 """Total rows up to which the layers of a stage are solved as one: they then share the launches of
 SparseGPT's sweep and the inverses of ADMM. More rows fill a device alone."""
@@ -122,8 +125,9 @@ class Scored(Method):
 
     @override
     def prune(self, layer: Layer) -> Pruned:
-        keep = layer.pattern.keep(self.score(layer), layer.sparsity)
-        return Pruned(layer.weight.where(keep, 0), keep)
+        score = self.score(layer)
+        keep = layer.pattern.keep(score, layer.sparsity)
+        return Pruned(layer.weight.where(keep, 0), keep, {KEY: row_statistics(score)})
 
 
 class ScoreFactors(NamedTuple):
@@ -161,8 +165,22 @@ class ScaledMagnitude(Scored):
 
         if not isinstance(layer.pattern, Grouped):
             return super().prune(layer)
-        weight = layer.weight.clone()
+        weight, factors = layer.weight.clone(), self.factors(layer)
         outputs, inputs = weight.shape
         groups = layer.pattern.groups(outputs, inputs, layer.sparsity)
-        bits = score_and_mask(weight, groups, *self.factors(layer))
-        return Pruned(weight, unpack(bits, inputs))
+        statistics = _statistics(layer.weight, factors)
+        bits = score_and_mask(weight, groups, *factors)
+        return Pruned(weight, unpack(bits, inputs), {KEY: statistics})
+
+
+def _statistics(weight: Float[Tensor, "O I"], factors: ScoreFactors) -> Float[Tensor, "O 4"]:
+    """Return the statistics of each row's scores, some rows at a time."""
+    import torch
+    from prunekit_kernels.score_and_mask import score
+
+    (outputs, inputs), shares, parts = weight.shape, factors.shares, []
+    for start in range(0, outputs, step := max(1, SCORES_AT_ONCE // inputs)):
+        rows = slice(start, start + step)
+        of_rows = None if shares is None else (shares[0][rows], shares[1])
+        parts.append(row_statistics(score(weight[rows], factors.scale, of_rows)))
+    return torch.cat(parts)

@@ -6,7 +6,7 @@ Shapes: O output features, I input features.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Bool, Float, Shaped
 
@@ -72,9 +72,10 @@ class Pruned:
     Attributes:
         weight: [O, I], zero wherever ``keep`` is False.
         keep: True where a weight is kept.
-        facts: Numbers for the layer's record, such as the damping.
+        facts: Numbers for the layer's record, such as the damping; under ``score_statistics`` those
+            of this rank's rows, a tensor.
     """
 
     weight: Float[Tensor, "O I"]
     keep: Bool[Tensor, "O I"]
-    facts: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from prunekit.distributed.ranks import SINGLE
 from prunekit.methods.layer import Layer
 from prunekit.methods.magnitude import Magnitude
 from prunekit.methods.refine import refine
+from prunekit.methods.score_statistics import with_scores
 from prunekit.methods.target import reconstruction_target
 from prunekit.models.adapters import assign_weight
 from prunekit.models.layout import Block, Linear
@@ -175,7 +176,7 @@ class BlockPruner:
         shards: Shards,
         stats: StageStatistics,
         step: int,
-    ) -> tuple[dict[str, dict[str, float]], LinearWeights]:
+    ) -> tuple[dict[str, dict[str, object]], LinearWeights]:
         """Prune the linears of a stage in place.
 
         Args:
@@ -238,7 +239,7 @@ class BlockPruner:
         before: Float[Tensor, "O I"],
         stats: StageStatistics,
         *,
-        facts: Mapping[str, float],
+        facts: Mapping[str, object],
         seconds: float,
     ) -> LayerResult:
         """Return the result of a linear; adds the measuring time to ``seconds``."""
@@ -257,7 +258,7 @@ class BlockPruner:
             tokens=stats.routed,
             starved=stats.starved,
             pattern=pattern if pattern != self.recipe.pattern.name else None,
-            facts=facts,
+            facts=with_scores(facts, shard.gather, linear.size),
         )
 
     @torch.no_grad()

@@ -36,7 +36,7 @@ class LayerResult:
     tokens: int | None = None
     starved: str | None = None
     pattern: str | None = None
-    facts: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
     recovery: Mapping[str, float | None] = field(default_factory=dict)
     adapter: Adapter | None = None
 

@@ -38,6 +38,9 @@ def folders(fork_server, tmp_path_factory):
 def test_two_ranks_write_the_zeros_and_units_of_one(folders, name):
     one, two = (json.loads((folders[name, size] / "report.json").read_text()) for size in (1, 2))
     assert two["sparsity"] == one["sparsity"]
+    for layer, same in zip(one["layers"], two["layers"], strict=True):
+        assert same.get("score_statistics") == layer.get("score_statistics")
+        assert ("score_statistics" in layer) == (name != "weights")
     for row, other in zip(one["training"]["history"], two["training"]["history"], strict=True):
         assert other["achieved"] == row["achieved"]
         for key in ("loss", "held_out"):
@@ -47,3 +50,32 @@ def test_two_ranks_write_the_zeros_and_units_of_one(folders, name):
     for key, value in held.items():
         assert ((value == 0) == (others[key] == 0)).all(), key
         assert others[key] == pytest.approx(value, abs=1e-4)
+
+
+RESUMED = """
+from prunekit.config.load import load_config
+from prunekit.distributed.join import join
+from prunekit.errors import StoppedError
+from prunekit.runs import jobs
+
+with join("cpu") as ranks:
+    made, reached = jobs.plan(load_config(arguments[0]), ranks), []
+    try:
+        for record in jobs.run(made, stop=lambda: bool(reached)):
+            if record.values.get("done") == 3:
+                reached.append(record)
+        raise AssertionError("not stopped")
+    except StoppedError:
+        pass
+    names = [record.name for record in jobs.run(made, resume=True)]
+    assert "continues after step 2" in names, names
+"""
+
+
+def test_two_ranks_go_on_with_a_stopped_training(fork_server, folders, tmp_path):
+    model = folders["units", 2].parent / "llama"
+    train = TRAIN | {"save_every": 2}
+    file = tmp_path / "out.toml"
+    configs.write(file, model, tmp_path / "out", prune=CASES["units"], train=train)
+    fork_server.start(tmp_path / "world", 2, RESUMED, file).succeed()
+    checkpoints.same_bytes(tmp_path / "out", folders["units", 2])

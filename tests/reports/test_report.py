@@ -278,3 +278,15 @@ def test_a_training_has_its_curves_and_says_when_errors_were_measured(example, t
     text = Page(report.render(example)).text
     assert "at best after the last pruning" in text
     assert "Relative squared error" not in text
+
+
+def test_statistics_of_scores_are_in_the_table_of_layers_where_they_were_measured():
+    measured = {"min": 0.25, "max": 8.5, "mean": 2.5, "std": 1.125}
+    scored = copy.deepcopy(EXAMPLE)
+    for layer in scored["layers"][1:]:
+        layer["score_statistics"] = measured
+    page = Page(report.render(scored)).text
+    assert "Scores: mean ± deviation; range" in page
+    mean, std, low, high = map(report.formatting.number, (2.5, 1.125, 0.25, 8.5))
+    assert page.count(f"{mean} ± {std}; {low} to {high}") == len(scored["layers"]) - 1
+    assert "Scores: mean" not in Page(report.render(EXAMPLE)).text

@@ -111,6 +111,15 @@ class Sparsity(Part):
     violations: Count
 
 
+class ScoreStatistics(Part):
+    """Scores of the weights of a linear, or of units."""
+
+    min: Number
+    max: Number
+    mean: Number
+    std: Number
+
+
 class Layer(Part):
     """A pruned linear."""
 
@@ -123,6 +132,7 @@ class Layer(Part):
     relative_error: Number | None = None
     seconds: Number | None = None
     damping: Number | None = None
+    score_statistics: ScoreStatistics | None = None
 
 
 class TrainingStep(Part):
@@ -176,6 +186,7 @@ class Units(Part):
     sparsity: Fraction
     parameters: Count
     scores: list[Number]
+    score_statistics: ScoreStatistics | None = None
     entropy: list[FiniteFloat] | None = None
     truth: list[Number] | None = None
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from prunekit.errors import ConfigError
 from prunekit.models.units.kinds import WHOLE
 from prunekit.models.units.stock_config import expressible_in_config
 from prunekit.structured.parameter_budget import (
@@ -57,23 +56,18 @@ class WindowBudget:
         counted = counted_parameters(self._model, self._settings.parameters_of)
         return ParameterCounter(groups, self._whole, counted).remaining(keep)
 
-    def check_some_removed(self, groups: Sequence[UnitGroup], keep: Keep) -> None:
-        """Refuse a budget for which no unit is removed.
+    def check(self, groups: Sequence[UnitGroup], keep: Keep) -> None:
+        """Refuse a budget that cannot be met.
 
         Args:
             groups: The groups of all kinds.
             keep: The kept units of each group.
 
         Raises:
-            ConfigError: None is, as widths are rounded up; or the budget cannot be met.
+            ConfigError: It cannot.
         """
         equal = {group.name: torch.ones(group.units) for group in groups}
-        kept = self.select(groups, equal, keep, self._settings.windows)
-        if all(bool(mask.all()) for mask in kept.values()):
-            raise ConfigError(
-                f"apt.parameters: with {self._settings.parameters:g} no unit would be removed, as "
-                "widths are rounded up. Keep fewer, or lower round_to."
-            )
+        self.select(groups, equal, keep, self._settings.windows)
 
     def select(
         self, groups: Sequence[UnitGroup], scores: Mapping[str, Tensor], keep: Keep, window: int

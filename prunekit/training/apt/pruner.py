@@ -83,7 +83,7 @@ class AptPruner(HookHandles):
         self._generator = torch.Generator().manual_seed(settings.seed)
         self._target: Keep = {}
         self._removals: list[Keep] = []
-        self._budget.check_some_removed(self.groups, self._keep())
+        self._budget.check(self.groups, self._keep())
         self._attach()
         super().__init__(
             [

@@ -74,6 +74,9 @@ def test_a_model_that_is_pruned_once_is_that_of_the_python_interface(llama, tmp_
         [*recover(model, trained, held_out, Train(**TRAIN))]
     assert_written(tmp_path / "out", model)
     assert zeros(tmp_path / "out").items() <= before.items()
+    for layer in report["layers"]:
+        scores = layer["score_statistics"]
+        assert 0 <= scores["min"] < scores["mean"] < scores["max"]
     facts = report["training"]
     assert facts["base"] < facts["post"]
     assert facts["final"] < facts["post"]
@@ -150,7 +153,7 @@ def test_an_adapter_alone_is_trained_and_merged_without_filling_zeros(
 
 
 @pytest.mark.parametrize("prune", [GRADUAL, {"sparsity": 0.5}])
-def test_a_stopped_training_begins_anew_and_writes_the_same_bytes(llama, tmp_path, no_page, prune):
+def test_a_stopped_run_is_resumed_and_writes_the_same_bytes(llama, tmp_path, no_page, prune):
     finished(planned(llama, tmp_path / "whole", prune))
     plan = planned(llama, tmp_path / "out", prune)
     for stop in (1, 3, 20):

@@ -42,7 +42,7 @@ def test_a_uniform_budget_keeps_as_many_in_every_layer():
         assert len(counts) == 1
 
 
-def test_a_budget_by_which_no_unit_is_removed_is_refused():
+def test_a_budget_that_no_removal_meets_is_refused():
     budget, groups, keep, _ = budget_of(parameters=0.999, round_to=64)
-    with pytest.raises(ConfigError, match=r"apt\.parameters: with 0\.999 no unit would be removed"):
-        budget.check_some_removed(groups, keep)
+    with pytest.raises(ConfigError, match=r"parameters: 99\.9 % cannot be had"):
+        budget.check(groups, keep)

@@ -1,0 +1,69 @@
+"""Lowest, highest, mean and standard deviation of the scores of a layer.
+
+Rows are summed up on the device where the scores are; one transfer then brings the figures to the
+host. Since rows are reduced one by one, it does not matter which rank has them.
+
+Shapes: O output features of this rank, N of all ranks, I input features, U units of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Float
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KEY = "score_statistics"
+"""Key of a record and of a report's layer."""
+DIGITS = 7
+"""Significant digits of the figures, those of float32."""
+
+
+def row_statistics(score: Float[Tensor, "O I"]) -> Float[Tensor, "O 4"]:
+    """Return lowest, highest, sum and norm of each row, in float64."""
+    import torch
+
+    lowest, highest = torch.aminmax(score, dim=1)
+    norm = torch.linalg.vector_norm(score, dim=1, dtype=torch.float64)
+    total = score.sum(1, dtype=torch.float64)
+    return torch.stack([lowest.double(), highest.double(), total, norm], 1)
+
+
+def summarized(rows: Float[Tensor, "N 4"], size: int) -> dict[str, float]:
+    """Return the statistics of all scores.
+
+    Args:
+        rows: Those of each row, see :func:`row_statistics`.
+        size: Number of scores.
+    """
+    import torch
+
+    lowest, highest, total, norm = rows.unbind(1)
+    mean = total.sum() / size
+    variance = (norm.square().sum() / size - mean.square()).clamp_min(0)
+    found = torch.stack([lowest.min(), highest.max(), mean, variance.sqrt()]).tolist()
+    names = ("min", "max", "mean", "std")
+    return {name: float(f"{value:.{DIGITS}g}") for name, value in zip(names, found, strict=True)}
+
+
+def with_scores(
+    facts: Mapping[str, Any], gather: Callable[[Tensor], Tensor], size: int
+) -> dict[str, Any]:
+    """Return the facts of a layer with statistics of its scores.
+
+    Args:
+        facts: Facts of a method, which may have scores or not.
+        gather: Returns the rows of all ranks, given this rank's.
+        size: Number of weights of the layer.
+    """
+    if KEY not in facts:
+        return dict(facts)
+    return {**facts, KEY: summarized(gather(facts[KEY]), size)}
+
+
+def unit_statistics(scores: Float[Tensor, " U"]) -> dict[str, float]:
+    """Return the statistics of the scores of a group of units."""
+    return summarized(row_statistics(scores[None].double()), len(scores))
