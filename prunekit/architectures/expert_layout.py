@@ -33,7 +33,7 @@ class ExpertLayout:
         gated: An expert is ``down(act(gate(x)) · up(x))``; otherwise ``down(act(up(x)))``.
         transposed: The tensors are [E, I, O]; otherwise [E, O, I].
         interleaved: Outputs of gate and up projection alternate; otherwise all gates come first.
-        biased: Each tensor has one of biases [E, O] beside it, named with ``_bias`` at its end.
+        biased: Each tensor has biases [E, O] beside it, named with ``_bias`` at the end.
         call: The module is called with hidden states, numbers of experts and their shares
             ("routed"), with the hidden states of the experts one below the other, zeros where a
             token is not routed to it ("grouped"), or by its own forward, since it belongs to the

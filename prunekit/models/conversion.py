@@ -96,7 +96,7 @@ def _splits_rows(operations: list[Any], checkpoint: Checkpoint, stored: str) -> 
     first, *others = operations
     if isinstance(first, Interleave):
         first, *others = [*others, first]
-    # Towers stay dense: their rows are copied as they are.
+    # Towers are not pruned: their rows are copied as they are.
     moved = [
         each
         for each in others
@@ -178,11 +178,6 @@ def _parts_of_experts(
         for index, linear in enumerate(linears):
             start = index if interleaved else index * first.out_features
             stop = rows if interleaved else start + first.out_features
-            part = TensorPart(
-                stored,
-                number,
-                range(start, stop, step),
-                transposed and not is_bias,
-                count * layout.stacked,
-            )
+            rows_of_part, turned = range(start, stop, step), transposed and not is_bias
+            part = TensorPart(stored, number, rows_of_part, turned, count * layout.stacked)
             yield part.name, f"{owner}.{number}.{linear}.{'bias' if is_bias else 'weight'}"
