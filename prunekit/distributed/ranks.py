@@ -102,9 +102,15 @@ class Ranks:
         self.traffic[purpose] += 2 * tensor.nbytes * (self.size - 1) // self.size
 
     def all_gather_rows(
-        self, own: Shaped[Tensor, "O I"], parts: list[slice]
+        self, own: Shaped[Tensor, "O I"], parts: list[slice], purpose: str = "rows"
     ) -> Shaped[Tensor, "N I"]:
-        """All-gather the rows of a matrix, split over the ranks as ``parts``."""
+        """All-gather the rows of a matrix.
+
+        Args:
+            own: Rows of this rank.
+            parts: The rows of each rank.
+            purpose: What they are for, in the traffic and in messages.
+        """
         if not self.is_distributed:
             return own
         import torch
@@ -116,10 +122,10 @@ class Ranks:
         # As bytes, because some backends do not support every dtype.
         sent = padded.view(torch.uint8)
         received = [torch.empty_like(sent) for _ in rows]
-        name = f"gather of rows, {_describe(own, (sum(rows), *own.shape[1:]))}"
+        name = f"gather of {purpose}, {_describe(own, (sum(rows), *own.shape[1:]))}"
         with self.collective(name, self.size * sent.nbytes):
             distributed.all_gather(received, sent)
-        self.traffic["rows"] += (self.size - 1) * sent.nbytes
+        self.traffic[purpose] += (self.size - 1) * sent.nbytes
         pieces = (part.view(own.dtype)[:count] for part, count in zip(received, rows, strict=True))
         return torch.cat([*pieces])
 

@@ -6,6 +6,7 @@ Shapes: O output features, I input features.
 import time
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -258,7 +259,7 @@ class BlockPruner:
             tokens=stats.routed,
             starved=stats.starved,
             pattern=pattern if pattern != self.recipe.pattern.name else None,
-            facts=with_scores(facts, shard.gather, linear.size),
+            facts=with_scores(facts, partial(shard.gather, purpose="scores"), linear.size),
         )
 
     @torch.no_grad()

@@ -85,9 +85,9 @@ class ShardedLinear:
         """Return a float32 copy of this rank's rows of the weight."""
         return read_weight(block, self.linear, self.rows)
 
-    def gather(self, own: Float[Tensor, "O I"]) -> Float[Tensor, "N I"]:
-        """Return the rows of all ranks, given this rank's."""
-        return self.ranks.all_gather_rows(own, self.shards) if self.shards else own
+    def gather(self, own: Float[Tensor, "O I"], purpose: str = "rows") -> Float[Tensor, "N I"]:
+        """Return the rows of all ranks, given this rank's and their purpose."""
+        return self.ranks.all_gather_rows(own, self.shards, purpose) if self.shards else own
 
     def shard(self, pattern: Pattern) -> tuple[Pattern, RowShard | None]:
         """Return the pattern for this rank's rows, and these; None for all."""

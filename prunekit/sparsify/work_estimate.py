@@ -165,7 +165,8 @@ def _inverse_owners(
 def estimate_traffic(blocks: Sequence[Block], recipe: Recipe, costs: CostInputs) -> dict[str, int]:
     """Return the bytes that each rank sends over a run, by purpose.
 
-    Sums for thresholds and errors, and statistics that experts gather anew, are not included.
+    Sums for thresholds and errors, statistics of scores, and those that experts gather anew are not
+    included.
 
     Args:
         blocks: All blocks and their linears.

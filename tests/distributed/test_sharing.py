@@ -153,7 +153,7 @@ def test_the_traffic_of_a_rank_is_what_the_plan_says(outputs, name):
     for rank in json.loads((folder / "report.json").read_text())["ranks"]:
         sent = {what: rank["sent_bytes"].get(what, 0) for what in planned}
         assert sent == planned
-        assert rank["sent_bytes"].keys() - planned.keys() <= {"thresholds", "errors"}
+        assert rank["sent_bytes"].keys() - planned.keys() <= {"thresholds", "errors", "scores"}
 
 
 def test_the_traffic_that_is_planned_is_the_formula(outputs):
