@@ -1,4 +1,4 @@
-"""Scores of heads that blocks with a shared position bias keep in common.
+"""Scores of heads in blocks that share a position bias.
 
 Shapes: U units of a group.
 """

@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from prunekit.distributed.ranks import Ranks
-from prunekit.models.sequential.block_runner import Context, StackRunner
+from prunekit.errors import CheckpointError
+from prunekit.models.sequential.block_runner import StackRunner
+from prunekit.models.sequential.context import Context
 from prunekit.models.sequential.hidden_states import HiddenStates, store
 from prunekit.structured.batches import Batch
 from prunekit.structured.forward import Forward
 
 ENCODED = "encoder_hidden_states"
+ADVICE = "Choose a ranker that needs no loss, such as obs or output-norm."
 VARIANTS = 16
 """Variants of a block whose outputs are kept at once."""
 
@@ -142,6 +145,8 @@ class BlockForward(Forward):
                 leaves.append(context[ENCODED])
         with torch.enable_grad():
             output = inputs.runner.bind(inputs.index, hidden, context)()
+        if leaves and not number:
+            self._check_hidden_states_alone(hidden, context)
         wanted = [*tensors(), *leaves]
         # Of the encoder's output None: not every block of a decoder reads it.
         found = torch.autograd.grad(output, wanted, loss.by_output[number], allow_unused=True)
@@ -152,6 +157,24 @@ class BlockForward(Forward):
             torch.zeros_like(tensor) if gradient is None else gradient
             for tensor, gradient in zip(wanted, own, strict=False)
         ]
+
+    def _check_hidden_states_alone(self, hidden: Tensor, context: Context) -> None:
+        """Refuse a block with other outputs through which gradients flow.
+
+        Raises:
+            CheckpointError: Its keys, or its further outputs, reach later blocks.
+        """
+        names = sorted(context.shared)
+        for value in context.tails.get(self.inputs.index) or ():
+            follows = isinstance(value, Tensor) and value.requires_grad
+            if follows and _depends(value, hidden):
+                names.append("further outputs")
+        if names:
+            raise CheckpointError(
+                f"{self.inputs.runner.names[self.inputs.index]}: it also hands "
+                f"{' and '.join(dict.fromkeys(names))} to later blocks, and gradients are not "
+                f"followed through that. {ADVICE}"
+            )
 
     def _keep(self, number: int, found: Sequence[Tensor | None]) -> None:
         """Keep the gradients by the inputs of the block."""
@@ -167,3 +190,9 @@ class BlockForward(Forward):
             if each is not None:
                 known = loss.by_encoded.get(number)
                 loss.by_encoded[number] = each if known is None else known + each
+
+
+def _depends(value: Tensor, on: Tensor) -> bool:
+    """Return whether a gradient flows from a tensor to another."""
+    (found,) = torch.autograd.grad(value.sum(), on, retain_graph=True, allow_unused=True)
+    return found is not None

@@ -21,7 +21,8 @@ from transformers import PreTrainedModel
 
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import CheckpointError
-from prunekit.models.sequential.block_runner import Context, StackRunner
+from prunekit.models.sequential.block_runner import StackRunner
+from prunekit.models.sequential.context import Context
 from prunekit.models.sequential.hidden_states import HiddenStates, HiddenStatesFactory, store
 from prunekit.models.sequential.pipeline import iterate_blocks, load_blocks
 from prunekit.models.sequential.weights import Weights, loaded_weights
@@ -34,6 +35,7 @@ from prunekit.structured.batches import (
     sample_losses,
 )
 from prunekit.structured.blockwise.block_forward import (
+    ADVICE,
     ENCODED,
     BlockForward,
     BlockInputs,
@@ -43,7 +45,6 @@ from prunekit.structured.blockwise.block_forward import (
 HEAD_TOKENS = 256
 """Positions whose logits are computed at once; the float32 logits of a whole batch can be larger
 than a block."""
-ADVICE = "Choose a ranker that needs no loss, such as obs or output-norm."
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,6 @@ class BlockPasses:
                 blocks read it.
         """
         kept, (hidden, contexts) = self._keep_inputs()
-        self._check_hidden_states_alone(kept)
         loss = self._loss_gradients(hidden, contexts)
         for runner, blocks in groupby(reversed(kept), key=lambda each: each.runner):
             if runner is not self.stacks[-1]:
@@ -123,14 +123,6 @@ class BlockPasses:
             kept.append(BlockInputs(block.runner, block.index, hidden, block.contexts))
         assert block is not None
         return kept, (block.hidden, block.contexts)
-
-    def _check_hidden_states_alone(self, kept: Sequence[BlockInputs]) -> None:
-        shared = {name for each in kept for name in each.contexts[0].shared if each.contexts}
-        if shared:
-            raise CheckpointError(
-                f"{type(self.model).__name__}: blocks also hand {' and '.join(sorted(shared))} to "
-                f"later ones, and gradients are not followed through that. {ADVICE}"
-            )
 
     def _loss_gradients(self, hidden: HiddenStates, contexts: Sequence[Context]) -> LossGradients:
         """Return the loss gradients by the last block's output."""

@@ -1,9 +1,12 @@
 """One block in place of the model: its gradients are those of the model's loss."""
 
+import pytest
 import torch
 
 from prunekit.architectures import find_architecture
+from prunekit.errors import CheckpointError
 from prunekit.models.layout import stack_runners
+from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.structured.batches import losses
 from prunekit.structured.blockwise.block_forward import VARIANTS
 from prunekit.structured.blockwise.block_passes import BlockPasses
@@ -66,3 +69,27 @@ def test_more_variants_than_are_kept_at_once_are_measured_in_turn():
     assert entered == variants
     assert len({*found}) == 1
     assert len(found) == VARIANTS + 1
+
+
+@pytest.mark.parametrize("handed", ["keys", "further outputs"])
+def test_a_block_that_hands_other_values_to_later_ones_is_refused(monkeypatch, handed):
+    """Gradients flow through these too; those of T5's position bias do not."""
+    model, batch = randomized_model("gpt2"), {"input_ids": IDS}
+    call = StackRunner.bind
+
+    def bind(self, index, hidden, context, block=None):
+        run = call(self, index, hidden, context, block)
+
+        def handing_on():
+            if hidden.requires_grad and handed == "keys":
+                context.shared["keys"] = {0: hidden}
+            elif hidden.requires_grad:
+                context.hand_on(index, (hidden * 2,))
+            return run()
+
+        return handing_on
+
+    monkeypatch.setattr(StackRunner, "bind", bind)
+    blocks = blocks_of(model, [batch])
+    with pytest.raises(CheckpointError, match=f"also hands {handed} to later blocks"):
+        next(blocks).gradients(batch, list)
