@@ -68,7 +68,7 @@ def dist() -> int:
 
 
 def soak() -> int:
-    """200 kills, lost hosts, longer fuzzing, all kernels; under an hour, not part of all."""
+    """200 kills, lost hosts, fuzzing, all kernels and families; two hours, not part of all."""
     return _pytest("-m", "soak", "tests", workers=1) | _pytest(
         "-m", "soak", "tests/kernels", TRITON_INTERPRET="1"
     )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prunekit.models.sequential.block_runner import Context
+from prunekit.models.sequential.context import Context
 from tests.support.architectures import tiny
 from tests.support.blocks import pruning
 
