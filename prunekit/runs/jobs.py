@@ -19,9 +19,10 @@ from prunekit.errors import ConfigError
 from prunekit.models.devices import resolve_device
 from prunekit.models.memory import report_exhausted
 from prunekit.runs.advice import remarks
+from prunekit.runs.preflight import Preflight
 from prunekit.runs.rank_facts import config_facts, plan_facts
 from prunekit.runs.record import Record
-from prunekit.runs.sparsify.plan import Plan, Preflight
+from prunekit.runs.sparsify.plan import Plan
 from prunekit.runs.sparsify.planner import plan as plan_sparsify
 from prunekit.runs.sparsify.run import run as run_sparsify
 from prunekit.runs.sparsify.time_estimate import estimate_time
@@ -83,12 +84,7 @@ def _plan(
         if ranks.is_distributed:
             raise ConfigError("sweep: its runs are one process each. Start one.")
         return plan_sweep(config, lambda one: _plan_one(one, preflight))
-    if preflight and preflight.device_memory:
-        raise ConfigError(
-            f"prune.pattern: {' and '.join(config.prune.pattern)} are ranked with the whole model "
-            "in memory, whose size says all. Leave --device-memory out."
-        )
-    return plan_structured(config, ranks)
+    return plan_structured(config, ranks, preflight)
 
 
 def estimate(plan: JobPlan) -> str | None:

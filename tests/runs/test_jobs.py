@@ -1,12 +1,13 @@
 """Dispatch of jobs to plans and time estimates."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
 
 from prunekit.config.load import load_config
 from prunekit.distributed.ranks import Ranks
-from prunekit.errors import ConfigError
+from prunekit.errors import CapacityError, ConfigError
 from prunekit.models.devices import resolve_device
 from prunekit.runs import jobs
 from prunekit.runs.sparsify.plan import Plan
@@ -52,10 +53,14 @@ def test_a_sweep_is_refused_on_several_ranks(folder, tmp_path):
         jobs.plan(load_config(path), Ranks(0, 2))
 
 
-def test_units_are_not_planned_for_another_device(folder, tmp_path):
-    config = load_config(write_config(folder, tmp_path / "out", BOTH))
-    with pytest.raises(ConfigError, match="Leave --device-memory out"):
-        jobs.plan(config, preflight=jobs.Preflight(80 * 10**9))
+def test_units_are_planned_for_another_device_too(folder, tmp_path):
+    (tmp_path / "outline").mkdir()
+    shutil.copy(folder / "config.json", tmp_path / "outline")
+    config = load_config(write_config(tmp_path / "outline", tmp_path / "out", BOTH, text=folder))
+    made = jobs.plan(config, Ranks(0, 2), jobs.Preflight(80 * 10**9))
+    assert (made.device.type, made.where) == ("cuda", "device")
+    with pytest.raises(CapacityError, match="1 kB are free"):
+        jobs.plan(config, preflight=jobs.Preflight(1000))
 
 
 def test_other_objects_than_configs_and_plans_are_refused():

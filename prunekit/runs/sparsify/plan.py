@@ -1,7 +1,6 @@
 """Plan of a sparsify run, and its printed form."""
 
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -14,27 +13,13 @@ from prunekit.architectures import Architecture
 from prunekit.config.run_config import Config
 from prunekit.formatting import count, size
 from prunekit.models.layout import Block, Linear
-from prunekit.models.memory import free_bytes, free_host_bytes
-from prunekit.models.sequential.hidden_states import Where
 from prunekit.runs.plan_base import PlanBase, fact_table, note_lines
+from prunekit.runs.preflight import Preflight, available_memory, requested_placement
 from prunekit.runs.texts import data_words
 from prunekit.sparsify.memory_estimate import Memory
 from prunekit.sparsify.permute_residual import Axes
 from prunekit.sparsify.recipe import Recipe
 from prunekit.sparsify.work_estimate import Work
-
-
-@dataclass(frozen=True)
-class Preflight:
-    """Memory of another machine, for a plan without local weights.
-
-    Attributes:
-        device_memory: Bytes of memory of each GPU; None plans for the device of this machine.
-        host_memory: Bytes of main memory for each process; None sets no limit.
-    """
-
-    device_memory: int | None = None
-    host_memory: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,19 +82,6 @@ class Plan(WeightsPlan):
     def describe(self) -> RenderableType:
         """Return the plan as a table to print."""
         return Group(fact_table(_facts(self)), *linear_table(self))
-
-
-def requested_placement(config: Config) -> Where | None:
-    """Return where the config places hidden states; None: the plan chooses."""
-    where = config.calibration.hidden if config.calibration else "auto"
-    return None if where == "auto" else where
-
-
-def available_memory(device: torch.device, preflight: Preflight | None) -> tuple[int, int]:
-    """Return the free bytes of the compute device and of main memory."""
-    if preflight and preflight.device_memory:
-        return preflight.device_memory, preflight.host_memory or sys.maxsize
-    return free_bytes(device), free_host_bytes()
 
 
 def linear_table(plan: WeightsPlan) -> list[RenderableType]:

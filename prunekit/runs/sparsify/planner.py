@@ -13,7 +13,7 @@ from prunekit.config.run_config import Config
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import CapacityError, ConfigError
 from prunekit.formatting import size
-from prunekit.models.devices import compute_dtype, resolve_device, stored_dtype
+from prunekit.models.devices import compute_dtype, stored_dtype
 from prunekit.models.empty_model import max_tokens
 from prunekit.models.memory import local_processes
 from prunekit.models.weight_names import stored_names
@@ -23,7 +23,13 @@ from prunekit.runs.checks import (
     generation_memory,
     text_tokenizer,
 )
-from prunekit.runs.sparsify.plan import Plan, Preflight, available_memory, requested_placement
+from prunekit.runs.preflight import (
+    Preflight,
+    available_memory,
+    planned_device,
+    requested_placement,
+)
+from prunekit.runs.sparsify.plan import Plan
 from prunekit.runs.sparsify.source import Source, layer_notes, open_source, written_dtypes
 from prunekit.sparsify.memory_estimate import Memory, estimate_memory
 from prunekit.sparsify.permute_channels import check_permutable
@@ -96,20 +102,6 @@ def _memory(
     )
     available = available_memory(inputs.device, preflight)
     return needs.placed(requested_placement(config), *available)
-
-
-def planned_device(config: Config, ranks: Ranks, preflight: Preflight | None) -> torch.device:
-    """Return the device for blocks, here or on the planned machine.
-
-    Args:
-        config: The user's config.
-        ranks: Processes that share the run.
-        preflight: Memory of another machine, which has a GPU.
-    """
-    if preflight and preflight.device_memory is not None:
-        return torch.device("cuda")
-    device = resolve_device(config.model.device)
-    return device if preflight else ranks.local_device(device)
 
 
 def residual_stream_axes(source: Source, recipe: Recipe) -> Axes:

@@ -10,21 +10,20 @@ from transformers import PreTrainedModel
 
 from prunekit.allocations.uniform import Uniform
 from prunekit.architectures import Architecture, find_architecture
-from prunekit.checkpoint.hub import checkpoint_folder
 from prunekit.checkpoint.parts import is_whole, whole_tensors
-from prunekit.checkpoint.reader import Checkpoint, open_checkpoint
+from prunekit.checkpoint.reader import Checkpoint
 from prunekit.config.prune_table import Prune
 from prunekit.config.run_config import Config
 from prunekit.errors import ConfigError
 from prunekit.models.dense_weights import dense_notes, outside_note
 from prunekit.models.devices import stored_dtype
-from prunekit.models.empty_model import checkpoint_from_config, empty_model, has_weights
+from prunekit.models.empty_model import empty_model
 from prunekit.models.layout import Block, Linear, LinearSelection, list_blocks, stack_runners
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.weight_names import stored_names
 from prunekit.patterns.base import Grouped
-from prunekit.runs.checks import check_generates_text, check_output_path
-from prunekit.runs.sparsify.plan import Preflight
+from prunekit.runs.checks import check_generates_text
+from prunekit.runs.preflight import Preflight, planned_checkpoint
 from prunekit.runs.texts import check_data
 
 
@@ -49,11 +48,7 @@ def open_source(config: Config, preflight: Preflight | None) -> Source:
     Raises:
         PrunekitError: The model cannot be pruned as the config says.
     """
-    folder = checkpoint_folder(config.model.path, config.model.revision)
-    config_only = preflight is not None and not has_weights(folder)
-    checkpoint = checkpoint_from_config(folder) if config_only else open_checkpoint(folder)
-    if not config_only:
-        check_output_path(config, checkpoint)
+    checkpoint, config_only = planned_checkpoint(config, preflight)
     model = empty_model(checkpoint)
     architecture = find_architecture(model)
     stacks = stack_runners(model, architecture)

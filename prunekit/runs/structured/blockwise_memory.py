@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prunekit.models.devices import loss_dtype
-from prunekit.models.memory import ESTIMATE_MARGIN, free_bytes, free_host_bytes
+from prunekit.models.memory import ESTIMATE_MARGIN
 from prunekit.models.orientation import weight_matrix
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.sequential.hidden_states import Where
@@ -26,7 +26,7 @@ def blockwise_memory(
     stacks: Sequence[StackRunner],
     groups: Iterable[UnitGroup],
     ranker: Ranker,
-    tokens: int,
+    samples: tuple[int, int],
     run: tuple[torch.dtype, torch.device],
     *,
     needs_loss: bool = False,
@@ -37,7 +37,7 @@ def blockwise_memory(
         stacks: The stacks of the model without weights.
         groups: Groups of units of all kinds.
         ranker: The ranker.
-        tokens: Calibration tokens of the busiest rank.
+        samples: Calibration samples of the busiest rank, and tokens of each.
         run: Data type and device of the run.
         needs_loss: The loss is needed, also if the ranker does not need it.
     """
@@ -52,11 +52,12 @@ def blockwise_memory(
             width = weight_matrix(group.reader.linear).shape[1]
             widths.setdefault(id(group.block), []).append(width)
     widest = max((width for each in widths.values() for width in each), default=features)
-    batch = min(tokens, batch_tokens(device))
+    (count, length), most = samples, batch_tokens(device)
+    tokens, batch = count * length, min(count * length, max(most, length))
     head = max((cast("Tensor", each.weight).numel() for each in output_heads(model)), default=0)
     vocabulary = head // features
     states = (len(blocks) + 3 if needs_loss else 2) * tokens * features * dtype.itemsize
-    samples = max(1, batch // HEAD_TOKENS)
+    positions = HEAD_TOKENS * max(1, batch // max(length, 1))
     return {
         "block": largest * dtype.itemsize * (1 + (device.type != "cpu")),
         # Of a block at a time: Gram matrices, gradients of its weights, and the solver.
@@ -65,22 +66,29 @@ def blockwise_memory(
         + 3 * 8 * widest**2,
         "activations": 4 * batch * widest * (VECTORS if needs_loss else 8),
         "vocabulary": needs_loss
-        * (head * loss_dtype(dtype, device).itemsize + 3 * 4 * samples * HEAD_TOKENS * vocabulary),
+        * (head * loss_dtype(dtype, device).itemsize + 3 * 4 * min(positions, batch) * vocabulary),
         "hidden states": states,
     }
 
 
-def placed(memory: Mapping[str, int], requested: Where | None, device: torch.device) -> Where:
+def placed(
+    memory: Mapping[str, int],
+    requested: Where | None,
+    device: torch.device,
+    available: tuple[int, int],
+) -> Where:
     """Return where the hidden states are stored.
 
     Args:
         memory: From :func:`blockwise_memory`.
         requested: The user's choice; None for the nearest storage with enough free bytes.
         device: Device that runs blocks.
+        available: Free bytes of the device and of main memory.
     """
     if requested == "disk" or (requested and device.type != "cpu"):
         return requested
-    if requested or sum(memory.values()) * ESTIMATE_MARGIN <= free_bytes(device):
+    on_device, in_host = available
+    if requested or sum(memory.values()) * ESTIMATE_MARGIN <= on_device:
         return "device"
-    in_host = memory["hidden states"] * ESTIMATE_MARGIN <= free_host_bytes()
-    return "host" if device.type != "cpu" and in_host else "disk"
+    fits = device.type != "cpu" and memory["hidden states"] * ESTIMATE_MARGIN <= in_host
+    return "host" if fits else "disk"

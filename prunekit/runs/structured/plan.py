@@ -18,6 +18,7 @@ from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.models.units.kinds import Kind
 from prunekit.runs.distillation import distillation_words
 from prunekit.runs.plan_base import PlanBase, fact_table, note_lines
+from prunekit.runs.preflight import Preflight, available_memory, requested_placement
 from prunekit.runs.structured.blockwise_memory import blockwise_memory, placed
 from prunekit.runs.texts import data_words
 from prunekit.runs.training import (
@@ -43,12 +44,14 @@ class StructuredPlan(PlanBase):
         places: Groups of units of each kind that is removed.
         stored: Name of each parameter → its name in the checkpoint.
         fixed: Blocks that cannot be removed, by name of their list.
+        preflight: Memory of another machine, for a plan that is only shown.
     """
 
     config: StructuredConfig
     groups: dict[Kind, Sequence[UnitGroup]]
     stored: dict[str, str]
     fixed: dict[str, list[int]] = field(default_factory=dict)
+    preflight: Preflight | None = None
 
     @property
     def prunable(self) -> int:
@@ -73,9 +76,8 @@ class StructuredPlan(PlanBase):
     @cached_property
     def where(self) -> Where:
         """Where the hidden states of all samples are stored."""
-        config = self.config.calibration
-        requested = None if config is None or config.hidden == "auto" else config.hidden
-        return placed(self.memory, requested, self.device)
+        available = available_memory(self.device, self.preflight)
+        return placed(self.memory, requested_placement(self.config), self.device, available)
 
     @cached_property
     def memory(self) -> dict[str, int]:
@@ -89,9 +91,13 @@ class StructuredPlan(PlanBase):
         ranker = self.config.prune.method
         run = self.dtype, self.device
         needs_loss = self.config.prune.truth
-        tokens = samples * self.lengths[0]
         return blockwise_memory(
-            self.stacks, chain(*self.groups.values()), ranker, tokens, run, needs_loss=needs_loss
+            self.stacks,
+            chain(*self.groups.values()),
+            ranker,
+            (samples, self.lengths[0]),
+            run,
+            needs_loss=needs_loss,
         )
 
     @property

@@ -8,16 +8,13 @@ from transformers import PreTrainedModel
 
 from prunekit.architectures import find_architecture
 from prunekit.checkpoint.compressed import KEPT_UNITS_KEY
-from prunekit.checkpoint.hub import checkpoint_folder
-from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.config.run_config import StructuredConfig
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import CapacityError, ConfigError, ShapeError
 from prunekit.formatting import size
-from prunekit.models.devices import loss_dtype, resolve_device, stored_dtype
+from prunekit.models.devices import loss_dtype, stored_dtype
 from prunekit.models.empty_model import empty_model, max_tokens
 from prunekit.models.layout import stack_runners
-from prunekit.models.memory import free_bytes
 from prunekit.models.units.base import UnitGroup
 from prunekit.models.units.find import unit_groups
 from prunekit.models.units.heads_neurons import LinearUnitGroup
@@ -28,8 +25,13 @@ from prunekit.runs.checks import (
     cap_lengths,
     check_disk,
     check_generates_text,
-    check_output_path,
     text_tokenizer,
+)
+from prunekit.runs.preflight import (
+    Preflight,
+    available_memory,
+    planned_checkpoint,
+    planned_device,
 )
 from prunekit.runs.structured.plan import StructuredPlan
 from prunekit.runs.structured.remarks import remarks_of
@@ -54,32 +56,35 @@ from prunekit.structured.selection import (
 )
 
 
-def plan(config: StructuredConfig, ranks: Ranks = SINGLE) -> StructuredPlan:
+def plan(
+    config: StructuredConfig, ranks: Ranks = SINGLE, preflight: Preflight | None = None
+) -> StructuredPlan:
     """Plan a run from ``config.json`` and safetensors headers alone.
 
     Args:
         config: The user's config.
-        ranks: Processes that share calibration and evaluation text; each has the whole model.
+        ranks: Processes that share calibration and evaluation text.
+        preflight: Memory of another machine, for a plan that is only shown.
 
     Raises:
         PrunekitError: The run cannot work; nothing was written and no weight read.
     """
-    checkpoint = open_checkpoint(checkpoint_folder(config.model.path, config.model.revision))
-    check_output_path(config, checkpoint)
+    checkpoint, config_only = planned_checkpoint(config, preflight)
     model = empty_model(checkpoint)
     stacks = stack_runners(model, find_architecture(model))
     check_data(config, model, stacks)
     check_generates_text(config, model, stacks)
     _check_loss(config, model)
     check_trainable(config, model)
-    device = ranks.local_device(resolve_device(config.model.device))
+    device = planned_device(config, ranks, preflight)
     dtype = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
     lengths, notes = cap_lengths(config, max_tokens(model))
     made = StructuredPlan(
         config=config,
         checkpoint=checkpoint,
         model=model,
-        tokenizer=text_tokenizer(config, checkpoint),
+        # Nothing is tokenized for a plan that is only shown.
+        tokenizer=text_tokenizer(config, None if config_only else checkpoint),
         stacks=stacks,
         groups={kind: unit_groups(model, kind) for kind in config.prune.pattern},
         device=device,
@@ -88,6 +93,7 @@ def plan(config: StructuredConfig, ranks: Ranks = SINGLE) -> StructuredPlan:
         lengths=lengths,
         notes=tuple(notes),
         ranks=ranks,
+        preflight=preflight,
     )
     made = replace(made, fixed=fixed_blocks(model, made.groups.get("blocks", ())))
     made = replace(made, notes=(*notes, *remarks_of(made), *checkpoint.check_copyable()))
@@ -267,10 +273,16 @@ def _check_unused(made: StructuredPlan) -> None:
 
 def _check_capacity(made: StructuredPlan) -> None:
     """Refuse a run that needs more memory or disk than is free."""
-    available, needed, disk = free_bytes(made.device), dict(made.memory), made.checkpoint.nbytes
+    available, host = available_memory(made.device, made.preflight)
+    needed, disk = dict(made.memory), made.checkpoint.nbytes
     if made.by_block and made.where != "device":
         hidden = needed.pop("hidden states")
         disk += hidden if made.where == "disk" else 0
+        if made.where == "host" and hidden > host:
+            raise CapacityError(
+                f"memory: the hidden states take {size(hidden)} of main memory, {size(host)} are "
+                'free. Set calibration.hidden = "disk".'
+            )
     if (total := sum(needed.values())) > available:
         held, way_out = "the whole model", "a smaller model"
         if made.by_block:
@@ -280,4 +292,6 @@ def _check_capacity(made: StructuredPlan) -> None:
             f"{size(total)} on {made.device}; {size(available)} are free. Take {way_out}, or a "
             "ranker that gathers less."
         )
+    if made.preflight and made.preflight.device_memory:
+        return  # the disk of the other machine is unknown
     check_disk(made.config.output.path, disk, saved_state_disk(made))

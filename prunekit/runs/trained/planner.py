@@ -11,8 +11,8 @@ from prunekit.formatting import size
 from prunekit.models.empty_model import max_tokens
 from prunekit.models.weight_names import check_whole_tensors
 from prunekit.runs.checks import cap_lengths, check_disk, text_tokenizer
-from prunekit.runs.sparsify.plan import Preflight
-from prunekit.runs.sparsify.planner import planned_device, residual_stream_axes
+from prunekit.runs.preflight import Preflight, planned_device
+from prunekit.runs.sparsify.planner import residual_stream_axes
 from prunekit.runs.sparsify.source import Source, layer_notes, open_source, written_dtypes
 from prunekit.runs.trained.plan import TrainedPlan, gradual_settings
 from prunekit.runs.training import check_trainable

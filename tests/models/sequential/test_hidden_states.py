@@ -25,7 +25,8 @@ from prunekit.models.sequential.hidden_states import (
     scratch,
     store,
 )
-from prunekit.runs.sparsify import plan as planning_plan
+from prunekit.runs import preflight
+from prunekit.runs.preflight import Preflight
 from prunekit.runs.sparsify import planner
 from prunekit.runs.sparsify.run import run
 from prunekit.sparsify.block_pruner import BlockPruner
@@ -177,7 +178,7 @@ def test_the_plan_says_where_hidden_states_are_and_why(llama, tmp_path, monkeypa
     assert "it has room" in line
     assert plan.memory.where == "device"
     enough = int((plan.memory.total - plan.memory.hidden / 2) * memory.ESTIMATE_MARGIN)
-    monkeypatch.setattr(planning_plan, "free_bytes", lambda _: enough)
+    monkeypatch.setattr(preflight, "free_bytes", lambda _: enough)
     plan, line = plan_and_line()
     assert plan.memory.where == "disk"
     assert "with them cpu would need" in line
@@ -190,9 +191,9 @@ def test_too_little_main_memory_beside_a_gpu_is_refused(llama, tmp_path):
     config = config.model_copy(
         update={"calibration": config.calibration.model_copy(update={"hidden": "host"})}
     )
-    planner.plan(config, Ranks(), planning_plan.Preflight(10**9, 10**9))
+    planner.plan(config, Ranks(), Preflight(10**9, 10**9))
     with pytest.raises(CapacityError, match=r'main memory, .*Set calibration.hidden = "disk"'):
-        planner.plan(config, Ranks(), planning_plan.Preflight(10**9, 10**3))
+        planner.plan(config, Ranks(), Preflight(10**9, 10**3))
 
 
 def test_a_stopped_run_goes_on_with_hidden_states_elsewhere(llama, tmp_path):

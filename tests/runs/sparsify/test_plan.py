@@ -4,11 +4,10 @@ from dataclasses import replace
 from io import StringIO
 
 import pytest
-import torch
 from rich.console import Console
 
 from prunekit.distributed.ranks import Ranks
-from prunekit.runs.sparsify.plan import Preflight, available_memory, requested_placement
+from prunekit.runs.preflight import requested_placement
 from tests.support import checkpoints
 from tests.support.checkpoints import planned
 
@@ -52,11 +51,3 @@ def test_the_config_can_place_hidden_states(folder, tmp_path, hidden, where):
     plan = planned(folder, tmp_path / "out", calibration={"hidden": hidden})
     assert requested_placement(plan.config) == where
     assert ("as calibration.hidden asks" in shown(plan)) == (where is not None)
-
-
-def test_memory_of_another_machine_is_as_it_was_stated():
-    cuda = torch.device("cuda")
-    assert available_memory(cuda, Preflight(80, 500)) == (80, 500)
-    assert available_memory(cuda, Preflight(80))[1] > 10**15
-    here = available_memory(torch.device("cpu"), Preflight())
-    assert min(here) > 0

@@ -2,7 +2,6 @@
 
 import torch
 
-from prunekit.runs.structured import blockwise_memory
 from prunekit.runs.structured.blockwise_memory import placed
 from tests.support import checkpoints
 from tests.support.structured import planned
@@ -23,14 +22,13 @@ def test_blocks_beyond_the_first_only_add_inputs_that_are_kept_for_the_gradient(
     assert {**few, "hidden states": 0} == {**many, "hidden states": 0}
 
 
-def test_hidden_states_lie_where_there_is_room_or_where_the_user_says(monkeypatch):
+def test_hidden_states_lie_where_there_is_room_or_where_the_user_says():
     memory = {"block": 100, "hidden states": 1000}
     for free, expected in ((10_000, "device"), (500, "disk")):
-        monkeypatch.setattr(blockwise_memory, "free_bytes", lambda _, free=free: free)
-        assert placed(memory, None, CPU) == expected
-    assert placed(memory, "device", CPU) == "device"
-    assert placed(memory, "host", CPU) == "device"  # which is main memory
-    assert placed(memory, "disk", CPU) == "disk"
+        assert placed(memory, None, CPU, (free, free)) == expected
+    room = 10_000, 10_000
+    assert placed(memory, "device", CPU, room) == "device"
+    assert placed(memory, "host", CPU, room) == "device"  # which is main memory
+    assert placed(memory, "disk", CPU, room) == "disk"
     for host, expected in ((10_000, "host"), (500, "disk")):
-        monkeypatch.setattr(blockwise_memory, "free_host_bytes", lambda host=host: host)
-        assert placed(memory, None, torch.device("meta")) == expected
+        assert placed(memory, None, torch.device("cuda"), (500, host)) == expected

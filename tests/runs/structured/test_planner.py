@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prunekit.errors import CapacityError, ConfigError, ShapeError
-from prunekit.runs.structured import planner
+from prunekit.runs import preflight
 from tests.support import checkpoints
 from tests.support.structured import BOTH, planned
 
@@ -101,7 +101,7 @@ def test_the_plan_refuses_what_cannot_work(tmp_path, model_type, prune, error, m
 
 
 def test_the_plan_refuses_too_little_memory(llama, tmp_path, monkeypatch):
-    monkeypatch.setattr(planner, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(preflight, "free_bytes", lambda device: 1000)
     with pytest.raises(CapacityError, match=r"one block in memory.*Take fewer or shorter samples"):
         planned(llama, tmp_path / "out", BOTH)
     coordinates = 'method = "magnitude"\npattern = "hidden"\nsparsity = 0.5'

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from prunekit.errors import CapacityError, ConfigError
-from prunekit.runs.sparsify.plan import Preflight
+from prunekit.runs.preflight import Preflight
 from prunekit.runs.trained import planner
 from tests.support import checkpoints
 from tests.support.trained import planned
@@ -27,7 +27,7 @@ def shown(plan):
 def test_the_plan_says_when_it_prunes_and_what_it_holds(llama, tmp_path):
     text = shown(planned(llama, tmp_path / "out", GRADUAL))
     assert "allocation uniform, 3 times while training, from step 2 to 6, cubic" in text
-    assert "8 steps of 4 samples at most, held out 4 samples; a training that is stopped" in text
+    assert "8 steps of 4 samples at most, held out 4 samples; saved with" in text
     assert "in float32, with the whole model in memory" in text
     assert "masks 2.3 kB" in text
     once = shown(planned(llama, tmp_path / "out", {"sparsity": 0.5}))
