@@ -21,6 +21,8 @@ MOST_WORKERS = 4
 LINT_IMPORTS = "from importlinter.cli import lint_imports_command; lint_imports_command()"
 CUDA = "import sys, torch; sys.exit(not torch.cuda.is_available())"
 SINGLE_PROCESS = ("tests", "--ignore=tests/distributed", "--ignore=tests/aot")
+NOT_PASSED_ON = {"TRITON_INTERPRET", "PYTHONDONTWRITEBYTECODE"}
+"""Variables of the user that would change a tier, or compile every file in every process."""
 ORDINARY = "not interpret and not aot and not gpu and not soak"
 
 
@@ -135,7 +137,7 @@ def _pytest(
 
 def _python(*arguments: str, **variables: str) -> int:
     """Run the current Python in the root of the checkout; return 0, or 1 on failure."""
-    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    clean = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     command = [sys.executable, *arguments]
     print("$", *arguments, flush=True)

@@ -12,15 +12,18 @@ from tests.support.family_configs import cases
 from tests.support.family_trial import trial
 
 FEW = (
+    "causal:deepseek_v3",
     "causal:gemma4_text",
     "causal:gpt_oss",
     "causal:llama4_text",
+    "causal:mamba",
+    "causal:nemotron_h",
     "masked:gte",
     "seq2seq:bart",
     "vlm:gemma3",
 )
-"""One of each kind: keys that blocks share, experts stored in two ways, tensors that transformers
-converts on loading, two stacks, and a tower."""
+"""One of each kind: keys that blocks share, experts laid out in four ways, states in place of keys,
+tensors that transformers converts on loading, two stacks, and a tower."""
 TABLE = recorded()
 
 
