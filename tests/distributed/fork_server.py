@@ -149,10 +149,8 @@ def listen(listening: socket.socket) -> None:
 
 
 def _import_stock() -> None:
-    import torch
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401  both are lazy
 
-    torch.set_num_threads(1)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup would let ranks ignore it
 
 
@@ -185,8 +183,12 @@ def _write(numbers: list[int]) -> None:
 
 
 def _fork(rank: int, port: int, job: dict) -> int:
+    import torch
+
     if child := os.fork():
         return child
+    # torch replaces its threads at their first use after a fork; two that do so at once collide.
+    torch.set_num_threads(1)
     if job["size"] > 1:
         os.environ |= {
             "RANK": str(rank),

@@ -110,11 +110,10 @@ def test_other_software_or_hardware_on_one_rank(start, tmp_path, patch, said):
 
 ELSEWHERE_STORED = """
 from pathlib import Path
-from prunekit.runs.sparsify import source
-from prunekit.runs.structured import planner
-real = source.open_checkpoint
+from prunekit.runs import preflight
+real = preflight.open_checkpoint
 if rank:
-    source.open_checkpoint = planner.open_checkpoint = lambda _: real(Path({folder!r}))
+    preflight.open_checkpoint = lambda _: real(Path({folder!r}))
 """
 """Rank 1 sees another folder at the path of the model."""
 
