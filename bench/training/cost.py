@@ -2,8 +2,10 @@
 
 import statistics
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 from bench.training.contestants import CONTESTANTS, dense
 from bench.training.task import (
@@ -17,9 +19,19 @@ from bench.training.task import (
     train_step,
     weights,
 )
+from prunekit import GradualPruner
+from prunekit.training.masks import Masks
 
+OWN = (
+    (Masks, "_mask_gradient"),
+    (Masks, "apply"),
+    (GradualPruner, "_before_step"),
+    (GradualPruner, "_after_step"),
+)
+"""What runs in a step because of our pruner."""
 TIMED = ("by hand, cubic", "torch.nn.utils.prune, cubic", "GradualPruner, cubic")
 DENSE = "plain training"
+OURS = "GradualPruner, cubic"
 
 
 def cost(found: Task, sparsity: float, steps: int) -> list[dict[str, Any]]:
@@ -37,8 +49,9 @@ def cost(found: Task, sparsity: float, steps: int) -> list[dict[str, Any]]:
     ask = Ask(sparsity, end=steps // 2)
     parts = found.samples(steps * BATCH, seed=0).split(BATCH)
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    own: list[float] = []
     with ExitStack() as stack:
-        training = {}
+        training, spent = {}, stack.enter_context(_own_seconds())
         for name, attach in contestants.items():
             model = found.load()
             optimizer = new_optimizer(model)
@@ -50,10 +63,12 @@ def cost(found: Task, sparsity: float, steps: int) -> list[dict[str, Any]]:
             for name in names[first:] + names[:first]:
                 model, optimizer, after_step = training[name]
                 for batch in parts[number : number + EVERY]:
-                    began = time.perf_counter()
+                    began, before = time.perf_counter(), spent[0]
                     train_step(model, optimizer, batch)
                     after_step()
                     seconds[name].append(time.perf_counter() - began)
+                    if name == OURS:
+                        own.append(spent[0] - before)
     return [
         {
             "contestant": name,
@@ -62,8 +77,40 @@ def cost(found: Task, sparsity: float, steps: int) -> list[dict[str, Any]]:
             "afterwards": _ratio(each[ask.end :], seconds[DENSE][ask.end :]),
             "mask_bits": mask_bits(found, contestants[name], sparsity),
         }
+        | (_shares(own, each, ask.end) if name == OURS else {})
         for name, each in seconds.items()
     ]
+
+
+@contextmanager
+def _own_seconds() -> Iterator[list[float]]:
+    """Sum up the time of our pruner's own code, in a list of one number."""
+    spent, depth = [0.0], [0]
+
+    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **options: Any) -> Any:  # noqa: ANN401
+            began, outermost = time.perf_counter(), not depth[0]
+            depth[0] += 1
+            try:
+                return call(*args, **options)
+            finally:
+                depth[0] -= 1
+                spent[0] += (time.perf_counter() - began) * outermost
+
+        return run
+
+    with ExitStack() as stack:
+        for owner, name in OWN:
+            stack.enter_context(patch.object(owner, name, timed(getattr(owner, name))))
+        yield spent
+
+
+def _shares(own: list[float], whole: list[float], end: int) -> dict[str, float]:
+    """Return the time of a step over that without our own code."""
+    parts = {"own_while_pruning": slice(1, end), "own_afterwards": slice(end, None)}
+    return {
+        name: sum(whole[part]) / (sum(whole[part]) - sum(own[part])) for name, part in parts.items()
+    }
 
 
 def _ratio(times: list[float], plain: list[float]) -> float:
