@@ -24,8 +24,8 @@ def page(results: dict[str, Any]) -> str:
             "",
             "Time of a step over that of plain training, in turn in one process: median of spans",
             "of ten steps, with one pruning each while the schedule lasts. It varies by 4 % with",
-            "where the models lie in memory; what does not is the time of the pruner's own code over",
-            "that of all other code of its steps. Bits of masks per weight.",
+            "where the models lie in memory; the time of its own code does not: it is over that",
+            "of all other code of these steps. Bits of masks per weight.",
             "",
         ]
         text += [
