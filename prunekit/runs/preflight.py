@@ -32,7 +32,7 @@ class Preflight:
 def planned_checkpoint(
     config: Config | StructuredConfig, preflight: Preflight | None
 ) -> tuple[Checkpoint, bool]:
-    """Return the checkpoint to plan for, and whether it is a ``config.json`` alone.
+    """Return the checkpoint, and whether only its config.json is here.
 
     Args:
         config: The user's config.

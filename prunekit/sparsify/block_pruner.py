@@ -6,7 +6,6 @@ Shapes: O output features, I input features.
 import time
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -259,7 +258,7 @@ class BlockPruner:
             tokens=stats.routed,
             starved=stats.starved,
             pattern=pattern if pattern != self.recipe.pattern.name else None,
-            facts=with_scores(facts, partial(shard.gather, purpose="scores"), linear.size),
+            facts=with_scores(facts, lambda rows: shard.gather(rows, "scores"), linear.size),
         )
 
     @torch.no_grad()

@@ -134,7 +134,7 @@ def _sparsities(history: Steps) -> Iterator[Picture]:
 
 
 class NamedCurves(NamedTuple):
-    """A figure with a curve for each name in a table of the steps.
+    """A figure with a curve for each named column.
 
     Attributes:
         key: The table of each step.
