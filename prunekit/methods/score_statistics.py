@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 KEY = "score_statistics"
 """Key of a record and of a report's layer."""
-DIGITS = 6
-"""Significant digits of the figures."""
+DIGITS = 7
+"""Significant digits of the figures, those of float32."""
 
 
 def row_statistics(score: Float[Tensor, "O I"]) -> Float[Tensor, "O 4"]:

@@ -29,8 +29,8 @@ def expected(scores):
 
 def test_figures_are_those_of_all_scores():
     found = summarized(row_statistics(SCORES), SCORES.numel())
-    assert found == pytest.approx(expected(SCORES), rel=1e-5)
-    assert unit_statistics(SCORES[0]) == pytest.approx(expected(SCORES[0]), rel=1e-5)
+    assert found == pytest.approx(expected(SCORES), rel=1e-6)
+    assert unit_statistics(SCORES[0]) == pytest.approx(expected(SCORES[0]), rel=1e-6)
     assert unit_statistics(torch.tensor([2.0]))["std"] == 0
 
 
@@ -62,4 +62,4 @@ def test_each_method_with_scores_measures_those_that_it_compares(method, pattern
     assert (KEY in facts) == isinstance(method, Scored)
     if isinstance(method, Scored):
         found = summarized(facts[KEY], given.weight.numel())
-        assert found == pytest.approx(expected(method.score(given)), rel=1e-5)
+        assert found == pytest.approx(expected(method.score(given)), rel=1e-6)
