@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from prunekit.distributed.ranks import Ranks
+from prunekit.distributed.ranks import SINGLE, Ranks
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -45,26 +45,26 @@ class Forward(ABC):
         """
 
     @abstractmethod
-    def mean_losses(
-        self,
-        batches: Sequence[Batch],
-        ranks: Ranks,
-        variants: Sequence[AbstractContextManager[Any]],
-    ) -> list[float]:
-        """Return the mean loss over all predictions of all ranks.
+    def mean_losses(self, variants: Sequence[AbstractContextManager[Any]]) -> list[float]:
+        """Return the mean loss over all batches of all ranks.
 
-        Args:
-            batches: Batches of this rank.
-            ranks: Processes that have the other batches.
-            variants: Context managers in which it is measured, each once.
+        ``variants``: context managers in which it is measured, each once.
         """
 
 
 @dataclass(frozen=True)
 class WholeModel(Forward):
-    """Runs the whole model, which is in memory."""
+    """Runs the whole model, which is in memory.
+
+    Attributes:
+        model: The model.
+        batches: Batches of this rank, for the mean loss.
+        ranks: Processes that have the other batches.
+    """
 
     model: PreTrainedModel
+    batches: Sequence[Batch] = ()
+    ranks: Ranks = SINGLE
 
     @override
     def run(self, batch: Batch) -> None:
@@ -86,16 +86,11 @@ class WholeModel(Forward):
             return [*torch.autograd.grad(loss.sum(), tensors())], predictions
 
     @override
-    def mean_losses(
-        self,
-        batches: Sequence[Batch],
-        ranks: Ranks,
-        variants: Sequence[AbstractContextManager[Any]],
-    ) -> list[float]:
+    def mean_losses(self, variants: Sequence[AbstractContextManager[Any]]) -> list[float]:
         from prunekit.structured.batches import mean_loss
 
         found = []
         for variant in variants:
             with variant:
-                found.append(mean_loss(self.model, batches, ranks))
+                found.append(mean_loss(self.model, self.batches, self.ranks))
         return found

@@ -50,7 +50,7 @@ class GatedModel:
     @property
     def forward(self) -> Forward:
         """Runs the batches."""
-        return self.part or WholeModel(self.model)
+        return self.part or WholeModel(self.model, self.batches, self.ranks)
 
     @property
     def device(self) -> torch.device:

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import prunekit
-from prunekit.distributed.ranks import SINGLE
 from prunekit.structured.batches import losses, mean_loss
 from prunekit.structured.forward import WholeModel
 from tests.support.units import batch, randomized_model
@@ -29,7 +28,7 @@ def test_the_loss_is_measured_in_each_variant_and_the_model_is_as_before():
         gate = blocks.gates["transformer.h"]
         closed = gate.value.clone().index_fill_(0, torch.tensor(0), 0)
         variants = [nullcontext(), gate.holding(closed)]
-        dense, without = WholeModel(model).mean_losses(given, SINGLE, variants)
+        dense, without = WholeModel(model, given).mean_losses(variants)
         assert dense == mean_loss(model, given)
         blocks.gate(0, 0, 0.0)
         assert without == pytest.approx(mean_loss(model, given), rel=1e-6)

@@ -96,7 +96,7 @@ def layer_notes(source: Source) -> list[str]:
 
 
 def _check_storable(blocks: list[Block], stored: Mapping[str, str]) -> None:
-    """Refuse to store compressed what transformers could then not open."""
+    """Refuse compressed formats that transformers could not open."""
     for linear in (linear for block in blocks for linear in block.linears):
         if linear.expert:
             raise ConfigError(

@@ -5,7 +5,7 @@ are loaded again one by one, compensated, cut and written as shards, so that a s
 with the next block.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -53,11 +53,14 @@ class BlockwiseRun(UnitRun):
     @override
     def _remove_units(self, tokens: Data | None) -> Iterator[Record]:
         """Rank units, then cut the blocks and write them."""
-        if ("shrunk", "") not in self.output.journal:
-            yield from self._rank(tokens)
+        known = self.output.journal.get(("shrunk", ""))
+        if known is None:
+            smaller = yield from self._rank(tokens)
+        else:
+            smaller = SmallerModel(self.plan, known["removals"])
         removals = self.output.journal["shrunk", ""]["removals"]
         with self._timed("write"):
-            shards = UnitShards(self.plan, SmallerModel(self.plan, removals), self.output)
+            shards = UnitShards(self.plan, smaller, self.output)
             shards.begin()
         how = self.plan.config.prune.compensate
         compensates = how != "none" and any(kind not in WHOLE for kind, _ in removals)
@@ -78,8 +81,12 @@ class BlockwiseRun(UnitRun):
         assert self._shards is not None
         self._shards.finish(self.dtype)
 
-    def _rank(self, tokens: Data | None) -> Iterator[Record]:
-        """Rank the units of an empty model; journal which are removed."""
+    def _rank(self, tokens: Data | None) -> Generator[Record, None, SmallerModel]:
+        """Rank the units of an empty model; journal which are removed.
+
+        Returns:
+            The model without them.
+        """
         plan = self.plan
         with self._timed("calibrate"):
             model = empty_model(plan.checkpoint)
@@ -111,6 +118,7 @@ class BlockwiseRun(UnitRun):
             "removals": removals,
         }
         self.output.append_journal("shrunk", "", facts)
+        return smaller
 
     def _compensated(
         self, removals: Removals, shards: UnitShards, tokens: Data

@@ -24,7 +24,7 @@ from prunekit.runs.distillation import teacher_of
 from prunekit.runs.record import Record
 from prunekit.runs.structured.apt import train_adapters
 from prunekit.runs.structured.gradual import prune_while_training
-from prunekit.runs.structured.ranking import UnitRanking
+from prunekit.runs.structured.ranking import DenseUnits, UnitRanking
 from prunekit.runs.structured.unit_run import UnitRun, run_order
 from prunekit.runs.structured.unit_scorer import WholeModelScorer
 from prunekit.runs.structured.written import (
@@ -129,10 +129,7 @@ class WholeModelRun(UnitRun):
         self, ranking: UnitRanking, texts: Texts, base: float
     ) -> Generator[Record, None, tuple[list[Finalized], dict[str, Any]]]:
         """Close gates while the model is trained, then remove their units."""
-        self._widen(ranking.model)
-        every = ranking.gate_all()
-        dense = ranking.measure(every)
-        log = TrainingLog(self.output, self.plan.config.training, every)
+        every, dense, log = self._gate_for_training(ranking)
         training = prune_while_training(ranking, every, texts, log)
         rows = yield from self._timed_records("train", training)
         gates, done = ranking.settle(every, dense)
@@ -144,13 +141,19 @@ class WholeModelRun(UnitRun):
         self, ranking: UnitRanking, texts: Texts, base: float
     ) -> Generator[Record, None, tuple[list[Finalized], dict[str, Any]]]:
         """Train adapters that prune the model and grow, and merge them."""
-        self._widen(ranking.model)
-        every = ranking.gate_all()
-        dense = ranking.measure(every)
-        log = TrainingLog(self.output, self.plan.config.training, every)
+        every, dense, log = self._gate_for_training(ranking)
         training = train_adapters(ranking, every, dense, texts, log)
         done, rows = yield from self._timed_records("train", training)
         return done, training_facts(base, rows, gradual=True)
+
+    def _gate_for_training(
+        self, ranking: UnitRanking
+    ) -> tuple[list[Gates], DenseUnits, TrainingLog]:
+        """Return gates on all units, their measures, and the training's log."""
+        self._widen(ranking.model)
+        every = ranking.gate_all()
+        dense = ranking.measure(every)
+        return every, dense, TrainingLog(self.output, self.plan.config.training, every)
 
     def _train(
         self, ranking: UnitRanking, texts: Texts, base: float, teacher: Teacher | None

@@ -17,7 +17,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
-from prunekit.distributed.ranks import Ranks
 from prunekit.errors import CheckpointError
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.sequential.context import Context
@@ -113,12 +112,7 @@ class BlockForward(Forward):
         return self._gradients(number, tensors), self.loss.predictions[number]
 
     @override
-    def mean_losses(
-        self,
-        batches: Sequence[Batch],
-        ranks: Ranks,
-        variants: Sequence[AbstractContextManager[Any]],
-    ) -> list[float]:
+    def mean_losses(self, variants: Sequence[AbstractContextManager[Any]]) -> list[float]:
         assert self.mean_losses_after is not None
         found: list[float] = []
         for start in range(0, len(variants), VARIANTS):

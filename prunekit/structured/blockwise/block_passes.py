@@ -75,9 +75,10 @@ class BlockPasses:
 
     def forward(self) -> Iterator[BlockForward]:
         """Yield every block in run order, with its inputs."""
+        numbers = self._numbers
         for block in self._blocks():
             inputs = BlockInputs(block.runner, block.index, block.hidden, block.contexts)
-            yield BlockForward(inputs, self._numbers)
+            yield BlockForward(inputs, numbers)
 
     def backward(self) -> Iterator[BlockForward]:
         """Yield every block from the last, with inputs and loss gradients.
@@ -90,12 +91,13 @@ class BlockPasses:
         """
         kept, (hidden, contexts) = self._keep_inputs()
         loss = self._loss_gradients(hidden, contexts)
+        numbers, rest = self._numbers, _Rest(self, kept)
         for runner, blocks in groupby(reversed(kept), key=lambda each: each.runner):
             if runner is not self.stacks[-1]:
                 self._enter_encoder(runner, kept, loss)
             for inputs in blocks:
                 with loaded_weights(self.weights, inputs.module):
-                    block = BlockForward(inputs, self._numbers, loss, _Rest(self, kept).mean_losses)
+                    block = BlockForward(inputs, numbers, loss, rest.mean_losses)
                     yield block
                     if inputs is not kept[0]:
                         block.propagate()

@@ -30,12 +30,11 @@ class LeaveOneOut(Ranker):
     def score(self, gated: GatedModel) -> Scores:
         import torch
 
-        data = gated.batches, gated.ranks
-        (before,) = gated.forward.mean_losses(*data, [nullcontext()])
+        (before,) = gated.forward.mean_losses([nullcontext()])
         scores = {}
         for group in gated.groups:
             gate = gated.gates[group.name]
             closed = gate.value.repeat(group.units, 1).fill_diagonal_(0)
-            losses = gated.forward.mean_losses(*data, [gate.holding(each) for each in closed])
+            losses = gated.forward.mean_losses([gate.holding(each) for each in closed])
             scores[group.name] = torch.tensor(losses, dtype=torch.float64) - before
         return scores

@@ -65,7 +65,7 @@ def test_more_variants_than_are_kept_at_once_are_measured_in_turn():
             return None
 
     variants = [Variant() for _ in range(VARIANTS + 1)]
-    found = block.mean_losses([batch], None, variants)
+    found = block.mean_losses(variants)
     assert entered == variants
     assert len({*found}) == 1
     assert len(found) == VARIANTS + 1
