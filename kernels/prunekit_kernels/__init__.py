@@ -20,7 +20,7 @@ from prunekit_kernels.groups import Groups
 from prunekit_kernels.inverse_factor import Factor, cholesky, inverse_factor
 from prunekit_kernels.obs_block import NOfM, Sweep, obs_block
 from prunekit_kernels.obs_sweep import obs_sweep
-from prunekit_kernels.packed_mask import apply, pack, popcount, unpack
+from prunekit_kernels.packed_mask import apply, apply_all, pack, popcount, unpack
 from prunekit_kernels.pcg import mean_diagonal, pcg
 from prunekit_kernels.probability_entropy import Entropy, probability_entropy
 from prunekit_kernels.project import project
@@ -45,6 +45,7 @@ __all__ = [
     "Sweep",
     "admm",
     "apply",
+    "apply_all",
     "apt_score",
     "attention_entropy",
     "bitmask_matvec",

@@ -7,6 +7,8 @@ last column are 0.
 Shapes: O output features, I input features, B = ⌈I / 8⌉ bytes.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -16,6 +18,7 @@ from prunekit_kernels._triton import runs_triton, tl, triton
 
 TILE_O = 4
 TILE_I = 512
+CACHED = 1 << 18  # entries unpacked at once on a CPU
 # Multiplying by this gathers the eight bytes of a word, each 0 or 1, as bits of its highest byte.
 GATHER = sum(1 << (56 - 7 * byte) for byte in range(8))
 
@@ -85,25 +88,58 @@ def apply(weight: Float[Tensor, "O I"], bits: UInt8[Tensor, "O B"]) -> None:
     _apply(weight, bits)
 
 
-def zero(keep: Bool[Tensor, "..."], *values: Float[Tensor, "..."]) -> None:
+def zero(keep: Bool[Tensor, "..."], value: Float[Tensor, "..."]) -> None:
     """Zero pruned entries in place, NaN too, in PyTorch.
 
     Args:
         keep: Mask of kept entries.
-        values: Tensors of its shape: a weight, its gradient, the state of an optimizer for it.
+        value: A tensor of its shape.
     """
-    ones: dict[int, Tensor] = {}
-    for value in values:
-        size = value.itemsize
-        if size not in ones:
-            ones[size] = _ones(keep, INTEGERS[size])
-        value.view(INTEGERS[size]).mul_(ones[size])
-
-
-def kept(value: Float[Tensor, "..."], keep: Bool[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Return a tensor with zeros, also for NaN, where pruned."""
     whole = value.view(INTEGERS[value.itemsize])
-    return torch.mul(whole, _ones(keep, whole.dtype)).view(value.dtype)
+    whole.mul_(_ones(keep, whole.dtype))
+
+
+def apply_all(bits: UInt8[Tensor, "R B"], *values: Float[Tensor, "..."]) -> None:
+    """Zero pruned entries of tensors with one mask, in place; NaN too.
+
+    Args:
+        bits: Packed keep mask of the rows of their last axis, on their device.
+        values: Tensors of one shape: a weight, its gradient, the state of an optimizer for it.
+    """
+    if not values or values[0].ndim == 2:
+        _apply_all(bits, values)
+    else:
+        for part, *slices in zip(bits.chunk(len(values[0])), *values, strict=True):
+            apply_all(part, *slices)
+
+
+def _apply_all(bits: UInt8[Tensor, "O B"], values: Sequence[Float[Tensor, "O I"]]) -> None:
+    if not bits.is_cpu:
+        for value in values:
+            apply(value, bits)
+        return
+    outputs, inputs = values[0].shape
+    packed = bits.numpy()  # NumPy starts no threads, and its calls take less time
+    wholes = [value.view(INTEGERS[value.itemsize]).numpy() for value in values]
+    step = max(1, CACHED // max(inputs, 1))  # what is unpacked remains in the cache
+    for start in range(0, outputs, step):
+        rows = slice(start, start + step)
+        keep = np.unpackbits(packed[rows], axis=1, count=inputs, bitorder="little").view(np.int8)
+        for whole in wholes:
+            whole[rows] *= keep
+
+
+def kept(
+    value: Float[Tensor, "..."], keep: Bool[Tensor, "..."], fill: float = 0.0
+) -> Float[Tensor, "..."]:
+    """Return a tensor with ``fill`` where pruned, also for NaN."""
+    whole = value.view(INTEGERS[value.itemsize])
+    ones = _ones(keep, whole.dtype)
+    found = whole * ones
+    if fill:
+        bits = int(torch.tensor(fill, dtype=value.dtype).view(whole.dtype))
+        found.sub_(ones.sub_(1), alpha=bits)
+    return found.view(value.dtype)
 
 
 def part(
@@ -151,7 +187,7 @@ def _apply(weight: Tensor, bits: Tensor) -> None:
     if runs_triton(weight):
         _launch(weight, bits)
     else:
-        zero(unpack(bits, weight.shape[1]), weight)
+        _apply_all(bits, [weight])
 
 
 @_apply.register_fake

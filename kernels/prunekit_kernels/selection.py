@@ -130,8 +130,11 @@ def _long_value(scores: Any, place: int) -> Any:
     margin = 4 * math.sqrt(rank * (1 - fraction)) + 2  # four standard deviations of the rank
     ends = max(int(rank - margin), 0), min(int(rank + margin), len(sample) - 1)
     low, high = np.partition(sample, ends)[[*ends]]
-    near = scores[(scores >= low) & (scores <= high)]
-    place_near = place - np.count_nonzero(scores < low)
+    # Of equal scores, such as those of pruned weights, none has to be near.
+    place_near = place - np.count_nonzero(scores <= low)
+    if place_near < 0 <= place - np.count_nonzero(scores < low):
+        return low
+    near = scores[(scores > low) & (scores <= high)]
     if 0 <= place_near < len(near):
         return np.partition(near, place_near)[place_near]
     return np.partition(scores, place)[place]  # the sample was not representative

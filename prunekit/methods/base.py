@@ -125,9 +125,12 @@ class Scored(Method):
 
     @override
     def prune(self, layer: Layer) -> Pruned:
+        from prunekit_kernels.packed_mask import kept
+
         score = self.score(layer)
         keep = layer.pattern.keep(score, layer.sparsity)
-        return Pruned(layer.weight.where(keep, 0), keep, {KEY: row_statistics(score)})
+        facts = {KEY: row_statistics(score)} if layer.summarized else {}
+        return Pruned(kept(layer.weight, keep), keep, facts)
 
 
 class ScoreFactors(NamedTuple):
@@ -168,9 +171,9 @@ class ScaledMagnitude(Scored):
         weight, factors = layer.weight.clone(), self.factors(layer)
         outputs, inputs = weight.shape
         groups = layer.pattern.groups(outputs, inputs, layer.sparsity)
-        statistics = _statistics(layer.weight, factors)
+        facts = {KEY: _statistics(layer.weight, factors)} if layer.summarized else {}
         bits = score_and_mask(weight, groups, *factors)
-        return Pruned(weight, unpack(bits, inputs), {KEY: statistics})
+        return Pruned(weight, unpack(bits, inputs), facts)
 
 
 def _statistics(weight: Float[Tensor, "O I"], factors: ScoreFactors) -> Float[Tensor, "O 4"]:

@@ -45,6 +45,7 @@ class Layer:
         pattern: Which zeros are allowed.
         sparsity: Fraction of zeros, 0..1.
         rows: The rows in ``weight`` if ranks share the layer; None if it has all.
+        summarized: Whether statistics of the scores are wanted.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Layer:
     pattern: Pattern
     sparsity: float
     rows: RowShard | None = None
+    summarized: bool = True
 
     @property
     def outputs(self) -> int:

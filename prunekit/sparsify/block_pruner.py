@@ -144,7 +144,7 @@ class BlockPruner:
         original: LinearWeights | None,
         step: int,
     ) -> Iterator[LayerResult]:
-        """Prune the linears of a stage; yield results in the last step.
+        """Prune the linears of a stage; yield results in the last step, if the recipe does.
 
         ``original`` is None but in the last step, where it has the weights from before the first.
         """
@@ -152,7 +152,7 @@ class BlockPruner:
         dense = {linear: shards[linear].read(loaded.module) for linear in linears}
         facts, targets = self._prune_weights(loaded, dense, shards, stats, step)
         seconds = time.perf_counter() - began
-        if original is None:
+        if original is None or not self.recipe.yields_results:
             return
         for linear in linears:
             result = self._measure(
@@ -220,7 +220,9 @@ class BlockPruner:
                     pattern = KeptPattern(pattern, self.kept[linear.name])
                 whole = torch.empty(linear.outputs, linear.inputs, device="meta")
                 weight = whole[shards[linear].rows]
-                layers[linear] = Layer(linear.name, weight, stats, pattern, sparsity, rows)
+                layers[linear] = Layer(
+                    linear.name, weight, stats, pattern, sparsity, rows, self.recipe.yields_results
+                )
         return layers
 
     def _target(

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
-import torch
 from jaxtyping import Bool
 from pydantic import ValidationError
 from torch import Tensor
@@ -32,7 +31,7 @@ from prunekit.models.layout import (
 )
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.sequential.loaded_block import LoadedBlock
-from prunekit.models.sequential.pipeline import OutputsRead, iterate_blocks
+from prunekit.models.sequential.pipeline import OutputsRead, iterate_blocks, load_blocks
 from prunekit.sparsify.block_pruner import BlockPruner
 from prunekit.sparsify.calibrate import make_survey
 from prunekit.sparsify.layer_result import LayerResult
@@ -197,11 +196,18 @@ class ModelPruner:
     def _iterate(
         self, outputs_read: OutputsRead, *, with_dense: bool = False
     ) -> Iterator[tuple[LoadedBlock, Block]]:
-        one = torch.zeros(1, 1, dtype=torch.int64, device=self.model.device)
-        inputs = [{"input_ids": one}] if self.batches is None else self.batches
-        loaded = iterate_blocks(
-            self.model, self.stacks, None, inputs, with_dense=with_dense, outputs_read=outputs_read
-        )
+        if outputs_read == "none":
+            loaded = load_blocks(self.stacks, None, range(len(self.blocks)))
+        else:
+            assert self.batches is not None
+            loaded = iterate_blocks(
+                self.model,
+                self.stacks,
+                None,
+                self.batches,
+                with_dense=with_dense,
+                outputs_read=outputs_read,
+            )
         return zip(loaded, self.blocks, strict=True)
 
 

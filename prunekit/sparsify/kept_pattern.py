@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from jaxtyping import Bool, Float
+from prunekit_kernels import packed_mask
 from typing_extensions import override
 
 from prunekit.patterns import Pattern, WeightScope
@@ -49,5 +50,4 @@ class KeptPattern(Pattern):
     ) -> Float[Tensor, "O C"]:
         """Return scores in which pruned weights are the lowest."""
         # A tile is compared by its sum, which -inf of one weight would decide.
-        lowest = 0.0 if self.tiled else -float("inf")
-        return score.masked_fill(~kept, lowest)
+        return packed_mask.kept(score, kept, 0.0 if self.tiled else -float("inf"))

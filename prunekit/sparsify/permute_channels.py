@@ -139,6 +139,8 @@ def permute_channels(
     Returns:
         Names of the parameters whose entries moved.
     """
+    if not orders:
+        return []
     names = {module: name for name, module in loaded.module.named_modules()}
     values = dict(loaded.module.named_parameters()) if values is None else values
     moved = []

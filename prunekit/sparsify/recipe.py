@@ -57,6 +57,7 @@ class Recipe:
             the residual stream too (``permute_residual``).
         measure_error: Report relative errors; gathers a sampled Gram matrix if the method needs
             none.
+        yields_results: Whether linears are measured and yielded; a training needs no results.
         coverage: Policy for experts with too few tokens.
     """
 
@@ -72,6 +73,7 @@ class Recipe:
     recover_rank: int = 0
     permute: Permute = False
     measure_error: bool = True
+    yields_results: bool = True
     coverage: ExpertCoverage = field(default_factory=ExpertCoverage)
 
     def check(self, blocks: Sequence[Block]) -> None:

@@ -102,8 +102,10 @@ class GradualPruner(ScheduledPruner):
         self._shares: dict[str, float] = {}
         self.sparsities: dict[str, float] = {}
         self._gradients: dict[nn.Parameter, Tensor] = {}
-        with self._pruner() as pruner:
-            linears = pruner.linears
+        recipe = replace(Recipe.of(self.section, calibrated=False), yields_results=False)
+        with unfused(self.model):
+            self._model_pruner = ModelPruner.of(self.model, self.batches, self.section, recipe)
+        linears = self._model_pruner.linears
         self._views, places = find_weights(self.model, linears)
         check_unmasked(places)
         if regrow and not any(place.parameter.requires_grad for place in places.values()):
@@ -258,11 +260,10 @@ class GradualPruner(ScheduledPruner):
     @contextmanager
     def _pruner(self) -> Iterator[ModelPruner]:
         """Return the pruner of the model; within the context experts are linears."""
-        recipe = Recipe.of(self.section, calibrated=False)
         with ExitStack() as stack:
             stack.enter_context(unfused(self.model))
             stack.enter_context(torch.no_grad())
             stack.enter_context(torch.autocast(self.model.device.type, enabled=False))
             if any(module._compiled_call_impl for module in self.model.modules()):
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-            yield ModelPruner.of(self.model, self.batches, self.section, recipe)
+            yield self._model_pruner

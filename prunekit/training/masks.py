@@ -3,15 +3,27 @@
 Shapes: R rows, C columns of a weight as stored; a weight of experts is a stack of matrices.
 """
 
+import operator
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import cast
 
 import torch
 from jaxtyping import Bool, Shaped, UInt8
-from prunekit_kernels import pack, unpack
-from prunekit_kernels.packed_mask import zero
+from prunekit_kernels import apply_all, pack, unpack
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import (
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    NAdam,
+    Optimizer,
+    RAdam,
+    RMSprop,
+)
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from prunekit.architectures.adapters import adapter_layers, bare_model, without_adapters
@@ -21,12 +33,16 @@ from prunekit.structured.frozen_units import HookHandles
 from prunekit.training.masked_adapters import MaskedAdapters, mask_adapters
 from prunekit.training.weight_guard import MaskedWeight, WeightGuard, attach
 
+BY_ELEMENT = (SGD, Adam, AdamW, Adamax, NAdam, RAdam, Adagrad, Adadelta, RMSprop)
+"""Optimizers whose state of a weight remains zero where it was and the gradient is."""
+
 
 def keep_masks(model: nn.Module, optimizer: Optimizer | None = None) -> "Masks":
     """Keep zeros in a model's linear layers zero under any optimizer.
 
     Gradients are masked where a weight is zero now. After each step so are the weight and the
-    elements of the optimizer's state for it, so that momentum and weight decay cannot change it.
+    elements of the optimizer's state for it, so that momentum and weight decay cannot change it. Of
+    torch's optimizers that update weights one by one the state is masked once, and then remains so.
     Adapters of peft on such layers are masked too, see ``mask_adapters``. The masks take one bit
     per weight.
 
@@ -95,6 +111,7 @@ class Masks(HookHandles):
             after_step = optimizer.register_step_post_hook
         self._guards = [WeightGuard(name, place) for name, place in places.items()]
         guards = [attach(guard, places[guard.name]) for guard in self._guards]
+        self._masked_states: dict[nn.Parameter, list[weakref.ref[Tensor]]] = {}
         super().__init__([*gradients, *guards, after_step(lambda stepped, *_: self.apply(stepped))])
 
     @property
@@ -136,6 +153,7 @@ class Masks(HookHandles):
             keep: True where a weight is kept.
         """
         self._of(weight)[rows] = pack(keep)
+        self._masked_states.pop(weight, None)
 
     def packed(self) -> dict[str, Tensor]:
         """Return packed masks on the CPU, by name of the weight."""
@@ -164,6 +182,7 @@ class Masks(HookHandles):
         """Set all masks, as :meth:`packed` returned them."""
         for name, weight in self.weights.items():
             self._bits[weight] = packed[name].to(weight.device, copy=True)
+        self._masked_states.clear()
 
     def take_gradients(self) -> dict[nn.Parameter, Tensor]:
         """Return a copy of the gradients, and mask those of the weights."""
@@ -171,18 +190,18 @@ class Masks(HookHandles):
         for weight in self.weights.values():
             if weight.grad is not None:
                 taken[weight] = weight.grad.detach().clone()
-                zero(self.keep(weight), weight.grad)
+                apply_all(self._of(weight), weight.grad)
         return taken
 
     def _mask_gradient(self, weight: Tensor) -> None:
         gradient = weight.grad
         if gradient is None or self.dense_gradients:
             return
-        keep = self.keep(cast("nn.Parameter", weight))
+        parameter = cast("nn.Parameter", weight)
         if gradient.requires_grad:  # one that is differentiated again has to be a product
-            weight.grad = gradient * keep
+            weight.grad = gradient * self.keep(parameter)
         else:
-            zero(keep, gradient)
+            apply_all(self._of(parameter), gradient)
 
     @torch.no_grad()
     def apply(self, optimizer: Optimizer | None = None) -> None:
@@ -199,10 +218,18 @@ class Masks(HookHandles):
             groups = optimizer.param_groups
             weights = [each for group in groups for each in group["params"] if each in self._bits]
         for weight in weights:
-            keep = self.keep(weight)
-            state = optimizer.state.get(weight, {}) if optimizer else {}
-            tensors = [value for value in state.values() if isinstance(value, Tensor)]
-            zero(keep, weight, *(each for each in tensors if each.shape == weight.shape))
+            state = _state_of(optimizer, weight) if optimizer else []
+            known = [each() for each in self._masked_states.get(weight, ())]
+            is_masked = len(known) == len(state) and all(map(operator.is_, known, state))
+            apply_all(self._of(weight), weight, *(() if is_masked else state))
+            if type(optimizer) in BY_ELEMENT:
+                self._masked_states[weight] = [weakref.ref(each) for each in state]
+
+
+def _state_of(optimizer: Optimizer, weight: nn.Parameter) -> list[Tensor]:
+    """Return the tensors of an optimizer's state with an entry per weight."""
+    values = optimizer.state.get(weight, {}).values()
+    return [each for each in values if isinstance(each, Tensor) and each.shape == weight.shape]
 
 
 def mask_all_adapters(model: nn.Module) -> MaskedAdapters | None:

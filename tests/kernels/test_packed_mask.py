@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from prunekit_kernels import apply, pack, popcount, unpack
+from prunekit_kernels import apply, apply_all, pack, packed_mask, popcount, unpack
 from prunekit_kernels.packed_mask import TILE_I, TILE_O, _apply, pack_reference, zero
 
 SHAPES = [(1, 1), (3, 7), (5, 8), (2, 9), (TILE_O, TILE_I), (TILE_O + 1, TILE_I + 1)]
@@ -97,13 +97,27 @@ def test_compiles_without_graph_break(device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_zeroes_several_tensors_also_in_place_of_nan(dtype):
+@pytest.mark.parametrize("shape", [(5, 9), (2, 3, 8), (2, 2, 3, 17), (0, 4), (300, 300)], ids=str)
+def test_applies_one_mask_to_several_tensors(dtype, shape, device):
+    keep = mask(shape, device)
+    first = torch.randn(shape, device=device).to(dtype)
+    turned = torch.randn(shape[::-1], device=device).permute(*range(len(shape))[::-1])
+    values = [first, first.double(), turned, first.float().masked_fill(~keep, torch.nan)]
+    expected = [value.where(keep, 0) for value in values]
+    apply_all(pack(keep.flatten(0, -2)), *values)
+    for value, wanted in zip(values, expected, strict=True):
+        assert torch.equal(value, wanted)
+        assert not torch.signbit(value[~keep]).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_zeroes_also_in_place_of_nan(dtype):
     value = torch.tensor([[1.5, -2.0, torch.nan], [torch.inf, 0.0, -1.0]], dtype=dtype)
     keep = torch.tensor([[True, False, False], [False, True, True]])
     expected = torch.tensor([[1.5, 0, 0], [0, 0, -1]], dtype=dtype)
-    double, turned = value.double(), value.T.clone().T
-    zero(keep, value, double, turned)
+    filled = packed_mask.kept(value, keep, -torch.inf)
+    assert torch.equal(filled, expected.masked_fill(~keep, -torch.inf))
+    assert torch.equal(packed_mask.kept(value, keep), expected)
+    zero(keep, value)
     assert torch.equal(value, expected)
-    assert torch.equal(double, expected.double())
-    assert torch.equal(turned, expected)
     assert not bool(value.signbit()[~keep].any())

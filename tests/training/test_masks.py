@@ -57,6 +57,41 @@ def test_zeros_stay_zero_and_the_rest_learns(make, watched):
         assert all((part[gone] == 0).all() for part in state)
 
 
+def states(model, optimizer):
+    return [part for part in optimizer.state[model[0].weight].values() if part.ndim == 2]
+
+
+def test_a_state_that_is_loaded_later_is_masked():
+    model, dense = pruned(), pruned()
+    optimizer, other = (torch.optim.AdamW(each.parameters()) for each in (model, dense))
+    step(dense, other)
+    with keep_masks(model):
+        step(model, optimizer)
+        optimizer.load_state_dict(other.state_dict())
+        step(model, optimizer, 1)
+    zeros = model[0].weight == 0
+    assert all(
+        (part[zeros] == 0).all() and (part[~zeros] != 0).any() for part in states(model, optimizer)
+    )
+
+
+def test_the_state_of_an_optimizer_that_mixes_weights_is_masked_each_step():
+    class Mixing(torch.optim.AdamW):
+        def step(self, closure=None):
+            super().step(closure)
+            for part in states(model, self):
+                part.add_(part.sum())
+
+    model = pruned()
+    optimizer = Mixing(model.parameters())
+    with keep_masks(model):
+        step(model, optimizer)
+    zeros = model[0].weight == 0
+    assert all(
+        (part[zeros] == 0).all() and (part[~zeros] != 0).any() for part in states(model, optimizer)
+    )
+
+
 def test_without_masks_zeros_come_back():
     model = pruned()
     zeros = (model[0].weight == 0).sum()
