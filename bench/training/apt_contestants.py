@@ -43,7 +43,7 @@ class Ask:
     @property
     def shared(self) -> dict[str, Any]:
         """Settings of every training."""
-        every = max(1, self.steps // 20)
+        every = max(1, self.steps // 10)
         return {"steps": self.steps, "seed": self.seed, "every": every, "patience": 100}
 
     def batches(self) -> tuple[list[Any], list[Any]]:
