@@ -25,13 +25,15 @@ from prunekit.runs.record import Record
 from prunekit.runs.sparsify.plan import Plan
 from prunekit.runs.sparsify.planner import plan as plan_sparsify
 from prunekit.runs.sparsify.run import run as run_sparsify
-from prunekit.runs.sparsify.time_estimate import estimate_time
+from prunekit.runs.sparsify.time_estimate import estimate_time as time_of_weights
 from prunekit.runs.structured.plan import StructuredPlan
 from prunekit.runs.structured.planner import plan as plan_structured
 from prunekit.runs.structured.run import run as run_structured
+from prunekit.runs.structured.time_estimate import estimate_time as time_of_units
 from prunekit.runs.sweep.plan import SweepPlan
 from prunekit.runs.sweep.plan import plan as plan_sweep
 from prunekit.runs.sweep.run import run as run_sweep
+from prunekit.runs.time_estimate import TimeEstimate
 from prunekit.runs.trained.plan import TrainedPlan
 from prunekit.runs.trained.planner import plan as plan_trained
 from prunekit.runs.trained.run import run as run_trained
@@ -88,17 +90,23 @@ def _plan(
 
 
 def estimate(plan: JobPlan) -> str | None:
-    """Return how long a sparsify run takes, in words, or None.
+    """Return how long a run takes, in words; None for a sweep or a training.
 
     The speed is measured for about a second, on this machine even if the run is for another.
     """
-    if not isinstance(plan, Plan):
+    if isinstance(plan, SweepPlan | TrainedPlan) or plan.config.training:
         return None
     if not (plan.preflight and plan.preflight.device_memory):
-        return estimate_time(plan).describe(len(plan.blocks))
+        return _estimate_time(plan).describe(plan.block_count)
     here = resolve_device("auto")
-    duration = estimate_time(replace(plan, device=here)).describe(len(plan.blocks))
+    duration = _estimate_time(replace(plan, device=here)).describe(plan.block_count)
     return f"at the speed of {here} here, since that of the other machine is not known: {duration}"
+
+
+def _estimate_time(plan: Plan | StructuredPlan) -> TimeEstimate:
+    if isinstance(plan, Plan):
+        return time_of_weights(plan)
+    return time_of_units(plan)
 
 
 def run(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from prunekit.errors import NumericsError
 from prunekit.models.adapters import effective_weight
-from prunekit.models.orientation import weight_matrix
+from prunekit.models.orientation import features, weight_matrix
 from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.structured.probes.reader_inputs import observe_inputs
 
@@ -108,6 +108,21 @@ def removal_loss(
     columns = weight[:, index].movedim(1, 0)  # [U, O, S]
     weighted = columns if output_weights is None else output_weights @ columns
     return (torch.linalg.solve(blocks, columns, left=False) * weighted).sum((1, 2))
+
+
+def removal_flops(group: LinearUnitGroup) -> int:
+    """Return the operations of :func:`removal_loss`."""
+    outputs, inputs = features(group.reader.linear)
+    # Of H a Cholesky factor and its inverse, a solve for each unit, the sums.
+    return inputs**3 + 2 * inputs * outputs * (group.features_per_unit + 1)
+
+
+def refit_flops(group: LinearUnitGroup, kept: float) -> int:
+    """Return the operations of :func:`refit` that keeps a fraction of the units."""
+    outputs, inputs = features(group.reader.linear)
+    columns = kept * inputs
+    factors = (inputs**3 + columns**3) / 3
+    return int(factors + 2 * outputs * columns * (inputs + columns))
 
 
 @torch.no_grad()

@@ -42,9 +42,13 @@ def test_each_config_has_its_kind_of_plan(folder, tmp_path):
     assert kinds == [Plan, StructuredPlan, SweepPlan]
 
 
-def test_only_sparsify_runs_have_a_time_estimate(folder, tmp_path):
-    plan = jobs.plan(load_config(write_config(folder, tmp_path / "out", BOTH)))
-    assert jobs.estimate(plan) is None
+def test_runs_have_a_time_estimate_but_trainings_and_sweeps(folder, tmp_path):
+    path = write_config(folder, tmp_path / "out", BOTH)
+    assert "a block, files apart: forward" in (jobs.estimate(jobs.plan(load_config(path))) or "")
+    path.write_text(path.read_text() + "[train]\nheld_out = 2\n")
+    assert jobs.estimate(jobs.plan(load_config(path))) is None
+    sweep = write_sweep(folder, tmp_path / "out", "sparsity = [0.25, 0.5]", 'method = "obs"')
+    assert jobs.estimate(jobs.plan(load_config(sweep))) is None
 
 
 def test_a_sweep_is_refused_on_several_ranks(folder, tmp_path):
@@ -59,6 +63,7 @@ def test_units_are_planned_for_another_device_too(folder, tmp_path):
     config = load_config(write_config(tmp_path / "outline", tmp_path / "out", BOTH, text=folder))
     made = jobs.plan(config, Ranks(0, 2), jobs.Preflight(80 * 10**9))
     assert (made.device.type, made.where) == ("cuda", "device")
+    assert (jobs.estimate(made) or "").startswith("at the speed of")
     with pytest.raises(CapacityError, match="1 kB are free"):
         jobs.plan(config, preflight=jobs.Preflight(1000))
 

@@ -16,6 +16,7 @@ from prunekit.models.layout import Block, Linear
 from prunekit.runs.plan_base import PlanBase, fact_table, note_lines
 from prunekit.runs.preflight import Preflight, available_memory, requested_placement
 from prunekit.runs.texts import data_words
+from prunekit.runs.time_estimate import operations_text
 from prunekit.sparsify.memory_estimate import Memory
 from prunekit.sparsify.permute_residual import Axes
 from prunekit.sparsify.recipe import Recipe
@@ -163,8 +164,9 @@ def _placement_text(plan: Plan) -> str:
 def _operations_text(work: Work) -> str:
     most, mean = max(work.solve), sum(work.solve) / len(work.solve)
     imbalance = f" (at most {most / mean:.3f} of the mean)" if len(work.solve) > 1 and mean else ""
-    parts = {"forward": work.forward, "gathering": work.gather, f"solving{imbalance}": most}
-    return ", ".join(f"{name} {value / 1e12:.3g}" for name, value in parts.items()) + " TFLOP"
+    return operations_text(
+        {"forward": work.forward, "gathering": work.gather, f"solving{imbalance}": most}
+    )
 
 
 def _group_alike(plan: WeightsPlan) -> dict[tuple, list[Linear]]:

@@ -1,90 +1,49 @@
-"""Estimates the time of a run from a measurement on its device.
+"""Estimates the time of a run that sets weights to zero.
 
-Each kind of work is measured on matrices of the model's shapes, or of a part of them, and scaled by
-the number of operations. Reading and writing files is left out.
-
-Shapes: O output features, I input features, T tokens.
+Shapes: T tokens, I input features, O output features.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from prunekit.formatting import duration
 from prunekit.methods.layer import Layer
 from prunekit.methods.refine import refine
-from prunekit.models.devices import synchronized_seconds
-from prunekit.models.layout import Linear
 from prunekit.runs.sparsify.plan import Plan
+from prunekit.runs.time_estimate import (
+    TimeEstimate,
+    measured_layer,
+    seconds_of_product,
+    shortest_seconds,
+)
 from prunekit.sparsify.error import relative_error
 from prunekit.sparsify.work_estimate import row_flops
 from prunekit.statistics import CrossGram, StageStatistics
-
-WIDEST = 1024
-"""Maximum number of input and of output features of the measured layer."""
-TOKENS = 1024
-REPEATS = 3
-
-
-@dataclass(frozen=True)
-class TimeEstimate:
-    """Seconds of a run on its slowest rank, by kind of work."""
-
-    forward: float
-    gather: float
-    solve: float
-
-    @property
-    def total(self) -> float:
-        """Seconds of the whole run, without files."""
-        return self.forward + self.gather + self.solve
-
-    def describe(self, blocks: int) -> str:
-        """Return the estimate in words, for a model of ``blocks`` blocks."""
-        return (
-            f"about {duration(self.total)}, {duration(self.total / blocks)} a block, files apart: "
-            f"forward {duration(self.forward)}, gathering {duration(self.gather)}, "
-            f"solving {duration(self.solve)}"
-        )
 
 
 def estimate_time(plan: Plan) -> TimeEstimate:
     """Measure for about a second; return the time of the whole run."""
     widest = max(plan.linears, key=lambda linear: linear.size)
-    generator = torch.Generator().manual_seed(0)
-    outputs, inputs = min(widest.outputs, WIDEST), _measured_inputs(widest)
-    x = torch.randn(TOKENS, inputs, generator=generator).to(plan.device, plan.dtype)
-    weight = torch.randn(outputs, inputs, generator=generator).to(plan.device, plan.dtype)
-    work = plan.work
+    x, weight = measured_layer(widest.outputs, widest.inputs, plan.device, plan.dtype)
+    (tokens, inputs), work = x.shape, plan.work
     with torch.no_grad():
-        product = _seconds(lambda: x @ weight.T, plan.device)
+        product = seconds_of_product(x, weight)
         stats, gathering = _gather(plan, x)
         solving = _solve(plan, weight.float(), stats)
-    gathered = TOKENS * sum(kind.flops(inputs) for kind in plan.recipe.needs)
-    solved = row_flops(plan.recipe, outputs, inputs)
+    gathered = tokens * sum(kind.flops(inputs) for kind in plan.recipe.needs)
+    solved = row_flops(plan.recipe, len(weight), inputs)
     method = plan.recipe.method
-    solved += method.inverses([outputs]) * method.flops_of_inverse(inputs)
+    solved += method.inverses([len(weight)]) * method.flops_of_inverse(inputs)
     return TimeEstimate(
-        forward=work.forward * product / (2 * TOKENS * outputs * inputs),
-        gather=work.gather * gathering / gathered if gathered else 0.0,
-        solve=max(work.solve) * solving / solved,
+        {
+            "forward": work.forward * product,
+            "gathering": work.gather * gathering / gathered if gathered else 0.0,
+            "solving": max(work.solve) * solving / solved,
+        }
     )
 
 
-def _measured_inputs(linear: Linear) -> int:
-    """Return the input features, halved while above ``WIDEST`` and divisible by 128.
-
-    Every pattern divides the result as it divides the original.
-    """
-    inputs = linear.inputs
-    while inputs > WIDEST and inputs % 2 == 0 and (inputs // 2) % 64 == 0:
-        inputs //= 2
-    return inputs
-
-
-def _gather(plan: Plan, x: Tensor) -> tuple[StageStatistics, float]:
+def _gather(plan: Plan, x: Float[Tensor, "T I"]) -> tuple[StageStatistics, float]:
     kinds = plan.recipe.needs
     statistics = [kind(x.shape[1], plan.device) for kind in kinds]
 
@@ -95,10 +54,10 @@ def _gather(plan: Plan, x: Tensor) -> tuple[StageStatistics, float]:
             else:
                 statistic.update(x)
 
-    return StageStatistics(statistics), _seconds(update, plan.device) if kinds else 0.0
+    return StageStatistics(statistics), shortest_seconds(update, plan.device) if kinds else 0.0
 
 
-def _solve(plan: Plan, weight: Tensor, stats: StageStatistics) -> float:
+def _solve(plan: Plan, weight: Float[Tensor, "O I"], stats: StageStatistics) -> float:
     recipe, sparsity = plan.recipe, plan.config.prune.sparsity
 
     def solve() -> None:
@@ -109,15 +68,4 @@ def _solve(plan: Plan, weight: Tensor, stats: StageStatistics) -> float:
             pruned = refine(layer, pruned)
         relative_error(weight, pruned.weight, fresh)
 
-    return _seconds(solve, plan.device)
-
-
-def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Return the shortest time of ``REPEATS`` calls, after one to warm up."""
-    call()
-    least = float("inf")
-    for _ in range(REPEATS):
-        began = synchronized_seconds(device)
-        call()
-        least = min(least, synchronized_seconds(device) - began)
-    return least
+    return shortest_seconds(solve, plan.device)

@@ -12,7 +12,7 @@ from prunekit.config.run_config import StructuredConfig
 from prunekit.formatting import count, percent, size
 from prunekit.models.orientation import weight_matrix
 from prunekit.models.sequential.hidden_states import Where
-from prunekit.models.sequential.pipeline import BATCH_TOKENS
+from prunekit.models.sequential.pipeline import BATCH_TOKENS, batch_tokens
 from prunekit.models.units.base import UnitGroup
 from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.models.units.kinds import Kind
@@ -20,7 +20,10 @@ from prunekit.runs.distillation import distillation_words
 from prunekit.runs.plan_base import PlanBase, fact_table, note_lines
 from prunekit.runs.preflight import Preflight, available_memory, requested_placement
 from prunekit.runs.structured.blockwise_memory import blockwise_memory, placed
+from prunekit.runs.structured.unit_scores import TRUTH_TOKENS
+from prunekit.runs.structured.work_estimate import UnitWork, WorkInputs, estimate_unit_work
 from prunekit.runs.texts import data_words
+from prunekit.runs.time_estimate import operations_text
 from prunekit.runs.training import (
     schedule_words,
     trained_adapter,
@@ -69,9 +72,9 @@ class StructuredPlan(PlanBase):
     def by_block(self) -> bool:
         """Whether one block of weights is in memory at a time.
 
-        A training needs the whole model, and so do coordinates, whose gates are in all blocks.
+        Only a training needs the whole model.
         """
-        return self.config.training is None and "hidden" not in self.config.prune.pattern
+        return self.config.training is None
 
     @cached_property
     def where(self) -> Where:
@@ -99,6 +102,24 @@ class StructuredPlan(PlanBase):
             run,
             needs_loss=needs_loss,
         )
+
+    @cached_property
+    def work(self) -> UnitWork:
+        """Estimated operations of ranking and compensating, on the busiest rank."""
+        config = self.config.calibration
+        count, length = (config.samples, self.lengths[0]) if config else (0, 1)
+        samples = -(-count // self.ranks.size), length
+        few = min(count, max(1, TRUTH_TOKENS // length))
+        given = WorkInputs(
+            stacks=self.stacks,
+            groups=self.groups,
+            prune=self.config.prune,
+            samples=samples,
+            few=few,
+            batch=batch_tokens(self.device),
+            by_block=self.by_block,
+        )
+        return estimate_unit_work(given)
 
     @property
     def _whole_model_memory(self) -> dict[str, int]:
@@ -138,6 +159,13 @@ class StructuredPlan(PlanBase):
     def describe(self) -> RenderableType:
         """Return the plan as a table to print."""
         return _describe(self)
+
+
+def _operations_text(plan: StructuredPlan) -> str:
+    work = plan.work
+    parts = {"forward": work.forward, "backward": work.backward}
+    parts |= {"gathering": work.gather, "solving": work.solve}
+    return operations_text(parts) + ("; training apart" if plan.config.training else "")
 
 
 def owned_parameters(groups: Iterable[UnitGroup]) -> int:
@@ -184,6 +212,7 @@ def _facts(plan: StructuredPlan) -> dict[str, str]:
         "memory": "about "
         + ", ".join(f"{name} {size(value)}" for name, value in plan.memory.items())
         + (f" (on {'main memory' if plan.where == 'host' else 'disk'})" if stored else ""),
+        "operations": _operations_text(plan),
     }
     if plan.ranks.is_distributed:
         held = "a block at a time" if plan.by_block else "the whole model"

@@ -9,6 +9,9 @@ from prunekit.structured.batches import Batch
 from prunekit.structured.rankers import Scores
 from prunekit.structured.unit_gates import Gates
 
+TRUTH_TOKENS = 512
+"""Calibration tokens per unit on which leave-one-out measures the loss."""
+
 
 def first_tokens(batches: Sequence[Batch], tokens: int) -> list[Batch]:
     """Return the first samples: at most ``tokens`` tokens, at least one sample."""

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from prunekit.models.units.kinds import Compensation, Kind
 from prunekit.structured.gated_model import GatedModel, Scores
+
+if TYPE_CHECKING:
+    from prunekit.models.units.base import UnitGroup
+
+
+class Flops(NamedTuple):
+    """Floating-point operations of a ranker for a group, besides running blocks.
+
+    Attributes:
+        of_token: Operations of each token.
+        once: Operations that do not depend on the number of tokens.
+    """
+
+    of_token: int = 0
+    once: int = 0
 
 
 class Ranker(BaseModel, ABC):
@@ -21,6 +36,8 @@ class Ranker(BaseModel, ABC):
         needs_weights: Its scores depend on the model.
         needs_data: It runs the model on samples.
         needs_loss: It also needs the loss on these samples.
+        compares_losses: Its scores are losses of the model with other gates.
+        by_weights: It differentiates the loss by the weights of units.
         compensate: The default compensation after pruning by it.
     """
 
@@ -33,12 +50,28 @@ class Ranker(BaseModel, ABC):
     needs_weights: ClassVar[bool] = True
     needs_data: ClassVar[bool] = True
     needs_loss: ClassVar[bool] = False
+    compares_losses: ClassVar[bool] = False
+    by_weights: ClassVar[bool] = False
     compensate: ClassVar[Compensation] = "none"
 
     @property
     def components(self) -> list[Ranker]:
         """The rankers whose scores it combines; itself if it combines none."""
         return [self]
+
+    @property
+    def forwards(self) -> int:
+        """Forwards of each block over all samples, besides those that are differentiated."""
+        return int(self.needs_data and not self.needs_loss)
+
+    def flops(self, group: UnitGroup, length: int) -> Flops:  # noqa: ARG002  of some rankers
+        """Return the operations for the units of a group, for the plan.
+
+        Args:
+            group: The group.
+            length: Tokens of a sample.
+        """
+        return Flops()
 
     @abstractmethod
     def score(self, gated: GatedModel) -> Scores:
@@ -47,7 +80,8 @@ class Ranker(BaseModel, ABC):
     def measure(self, gated: GatedModel) -> Scores:
         """Return the values from which :meth:`combine` makes the scores.
 
-        It may be called for one block at a time: a value depends on its unit alone.
+        It may be called for one block at a time: a value depends on its unit alone. Values of a
+        coordinate, which is a part of many blocks, are added.
         """
         return self.score(gated)
 

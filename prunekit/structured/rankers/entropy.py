@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from typing_extensions import override
 
 from prunekit.models.units.kinds import Kind
 from prunekit.structured.gated_model import GatedModel, Scores
-from prunekit.structured.rankers.base import Ranker
+from prunekit.structured.rankers.base import Flops, Ranker
 
 if TYPE_CHECKING:
     from prunekit_kernels import Entropy
     from torch import Tensor
+
+    from prunekit.models.units.base import UnitGroup
+    from prunekit.models.units.heads_neurons import LinearUnitGroup
 
 
 class AttentionEntropy(Ranker):
@@ -38,6 +41,11 @@ class AttentionEntropy(Ranker):
             group.name: -self._mean(entropies[group.name]).view(group.units, -1).mean(1).cpu()
             for group in gated.groups
         }
+
+    @override
+    def flops(self, group: UnitGroup, length: int) -> Flops:
+        # Products of a query with the half of the keys that it sees.
+        return Flops(of_token=length * cast("LinearUnitGroup", group).reader.index.numel())
 
     def _mean(self, sums: Entropy) -> Tensor:
         # With one visible key both are 0: return 0, not 0 / 0.

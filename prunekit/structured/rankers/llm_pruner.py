@@ -20,6 +20,7 @@ class LLMPruner(Ranker):
 
     name: ClassVar[str] = "llm-pruner"
     needs_loss: ClassVar[bool] = True
+    by_weights: ClassVar[bool] = True
 
     @override
     def score(self, gated: GatedModel) -> Scores:

@@ -10,19 +10,20 @@ Shapes: U units, S inputs of each, O outputs and I inputs of the linear.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from pydantic import Field
 from typing_extensions import override
 
 from prunekit.models.units.kinds import Compensation
 from prunekit.structured.gated_model import GatedModel, Scores
-from prunekit.structured.rankers.base import Ranker
+from prunekit.structured.rankers.base import Flops, Ranker
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+    from prunekit.models.units.base import UnitGroup
     from prunekit.models.units.heads_neurons import LinearUnitGroup
 
 
@@ -44,6 +45,17 @@ class BlockObs(Ranker):
 
         grams = reader_grams(gated)
         return {group.name: self._score(group, grams[group.name]) for group in gated.groups}
+
+    @override
+    def flops(self, group: UnitGroup, length: int) -> Flops:
+        from prunekit.models.orientation import features
+        from prunekit.statistics import Gram
+        from prunekit.structured.refit import removal_flops
+
+        linear = cast("LinearUnitGroup", group)
+        outputs, inputs = features(linear.reader.linear)
+        whole_output = 2 * outputs * inputs**2 * self.relative
+        return Flops(Gram.flops(inputs), removal_flops(linear) + whole_output)
 
     def _score(self, group: LinearUnitGroup, total: Float[Tensor, "I I"]) -> Float[Tensor, " U"]:
         from prunekit.models.adapters import effective_weight

@@ -5,16 +5,17 @@ Shapes: T tokens, O outputs of the linear that reads the units, U units, S of it
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from typing_extensions import override
 
 from prunekit.structured.gated_model import GatedModel, Scores
-from prunekit.structured.rankers.base import Ranker
+from prunekit.structured.rankers.base import Flops, Ranker
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from prunekit.models.units.base import UnitGroup
     from prunekit.models.units.heads_neurons import LinearUnitGroup
 
 
@@ -48,6 +49,15 @@ class OutputNorm(Ranker):
         gated.all_reduce_sums(sums.values())
         counts = gated.all_reduce_counts(tokens)
         return {name: total / max(counts[name], 1) for name, total in sums.items()}
+
+    @override
+    def flops(self, group: UnitGroup, length: int) -> Flops:
+        from prunekit.models.orientation import features
+
+        linear = cast("LinearUnitGroup", group)
+        outputs, inputs = features(linear.reader.linear)
+        each = 2 * inputs * linear.features_per_unit
+        return Flops(of_token=each, once=outputs * each)
 
 
 def _products(group: LinearUnitGroup) -> Tensor:

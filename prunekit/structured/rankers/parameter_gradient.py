@@ -22,6 +22,7 @@ class ParameterGradient(Ranker):
 
     name: ClassVar[str] = "parameter-gradient"
     needs_loss: ClassVar[bool] = True
+    by_weights: ClassVar[bool] = True
 
     @override
     def score(self, gated: GatedModel) -> Scores:

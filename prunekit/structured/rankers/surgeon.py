@@ -13,18 +13,21 @@ Shapes: U units, I inputs and O outputs of the linear.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from pydantic import Field
 from typing_extensions import override
 
 from prunekit.models.units.kinds import Compensation
 from prunekit.structured.gated_model import GatedModel, Scores
-from prunekit.structured.rankers.base import Ranker
+from prunekit.structured.rankers.base import Flops, Ranker
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
+
+    from prunekit.models.units.base import UnitGroup
+    from prunekit.models.units.heads_neurons import LinearUnitGroup
 
 
 class Surgeon(Ranker):
@@ -55,6 +58,22 @@ class Surgeon(Ranker):
             )
             scores[group.name] = loss / 2 if self.full else loss * curvature / 2
         return scores
+
+    @property
+    @override
+    def forwards(self) -> int:
+        return 1  # for H
+
+    @override
+    def flops(self, group: UnitGroup, length: int) -> Flops:
+        from prunekit.models.orientation import features
+        from prunekit.statistics import Gram
+        from prunekit.structured.refit import removal_flops
+
+        linear = cast("LinearUnitGroup", group)
+        outputs, inputs = features(linear.reader.linear)
+        weighted = self.full * 2 * outputs**2
+        return Flops(Gram.flops(inputs) + weighted, removal_flops(linear) + weighted * inputs)
 
     def _output_curvatures(self, gated: GatedModel) -> dict[str, Float[Tensor, ...]]:
         """Return G of each group, or its mean diagonal, per prediction.

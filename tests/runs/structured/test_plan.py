@@ -11,6 +11,9 @@ def test_the_plan_says_what_will_go(llama, tmp_path, capsys):
     assert main(["plan", str(write_config(llama, tmp_path / "out", BOTH))]) == 0
     said = capsys.readouterr().out
     assert "50.0 % of heads and neurons, by obs, compared across layers" in said
+    assert "operations" in said
+    assert "TFLOP" in said
+    assert "time: about" in said
     assert "uniform = true makes it one" in " ".join(said.split())
     assert not (tmp_path / "out").exists()
 
