@@ -80,6 +80,11 @@ def joined_name(names: Iterable[str]) -> str:
     return _JOIN.join(names)
 
 
+def single_names(name: str) -> list[str]:
+    """Return the names that a name joins, or it alone."""
+    return name.split(_JOIN)
+
+
 def joined_shape(shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...] | None:
     """Return the shape of tensors one below the other, or None."""
     first, *others = shapes
@@ -95,7 +100,7 @@ def is_whole(name: str) -> bool:
 
 def whole_tensors(names: Iterable[str]) -> list[str]:
     """Return the tensors that hold these tensors and parts, each once."""
-    single = (each for name in names for each in name.split(_JOIN))
+    single = (each for name in names for each in single_names(name))
     parts = ((name, TensorPart.parse(name)) for name in single)
     return list(dict.fromkeys(part.tensor if part else name for name, part in parts))
 

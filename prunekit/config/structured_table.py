@@ -1,6 +1,6 @@
 """``[prune]`` of runs that remove whole units.
 
-Units are blocks, hidden dimensions, heads and neurons.
+Units are blocks, hidden dimensions, experts, heads and neurons.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -62,9 +62,9 @@ class StructuredPrune(GradualKeys):
         Field(min_length=1),
     ]
     """Kinds of units to remove: blocks (whole blocks), hidden (dimensions of the residual stream),
-    heads (under grouped-query attention a key head with its query heads), neurons, or a list of
-    several. Kinds later in this order are ranked in the model without the removed units of the
-    earlier kinds."""
+    experts (of a mixture, whose router then chooses among the others), heads (under grouped-query
+    attention a key head with its query heads), neurons, or a list of several. Kinds later in this
+    order are ranked in the model without the removed units of the earlier kinds."""
     parameters: float | None = Field(default=None, gt=0, le=1)
     """Largest fraction of the model's parameters to keep, instead of sparsity. Units of all kinds
     compete: those with the lowest score per parameter are removed first."""
@@ -78,7 +78,8 @@ class StructuredPrune(GradualKeys):
     model; a plan for which that is not possible is refused."""
     scope: Literal["global", "layer"] = Field(default=None, validate_default=True)  # pyright: ignore
     """Which units compete with each other: those of all layers, or those of one layer, so that
-    every layer keeps the same fraction. Default: layer if uniform, else global."""
+    every layer keeps the same fraction. Default: layer if uniform or if experts are removed, of
+    which a config has one number for all layers, else global."""
     least: int = Field(default=1, ge=0)
     """Fewest units that every layer keeps. With 0 an attention or feed-forward may lose all: then
     it is taken out, and only the bias of its output is left. Of blocks and hidden dimensions at
@@ -159,7 +160,10 @@ class StructuredPrune(GradualKeys):
         uniform = info.data.get("uniform")
         if scope == "global" and uniform:
             raise ValueError('"global" makes layers of different sizes; uniform = true forbids it.')
-        return ("layer" if uniform else "global") if scope is None else scope
+        experts = "experts" in info.data.get("pattern", ())
+        if scope == "global" and experts:
+            raise ValueError('"global" leaves layers with unequal experts, and no config says so.')
+        return ("layer" if uniform or experts else "global") if scope is None else scope
 
     @field_validator("steps")
     @classmethod

@@ -3,6 +3,7 @@
 Shapes: U units of a group.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -118,6 +119,7 @@ class ScoredGates(GateSet):
         Raises:
             ConfigError: The count is impossible, a score is not a number, or no unit is pruned
                 though ``sparsity`` is above 0.
+            ShapeError: Fewer experts would be open than each token takes.
         """
         chosen = self.close_lowest(scores, sparsity, scope=scope, least=least, round_to=round_to)
         try:
@@ -147,6 +149,7 @@ class ScoredGates(GateSet):
 
         Raises:
             ConfigError: The count is impossible, or a score is not a number.
+            ShapeError: Fewer experts would be open than each token takes.
         """
         check_whole("round_to", round_to)
         multiples = {group.name: group.unit_multiple(round_to) for group in self.groups}
@@ -154,6 +157,9 @@ class ScoredGates(GateSet):
         chosen = select_units(
             scores, self.keep, sparsity, scope=scope, least=least, multiples=multiples
         )
+        pruned = Counter(layer for layer, *_ in chosen)
+        for layer, group in enumerate(self.groups):
+            group.check_left(int(self.gates[group.name].keep.sum()) - pruned[layer])
         self._remember()
         for layer, unit, _ in chosen:
             self._gate(layer, unit).keep[unit] = False

@@ -183,3 +183,17 @@ def hidden(model: PreTrainedModel) -> Gates:
         ShapeError: Coordinates cannot be removed; the message names the constraint.
     """
     return _gates(model, "hidden")
+
+
+def experts(model: PreTrainedModel) -> Gates:
+    """Return gates on the experts of a model's mixtures.
+
+    While an expert is closed its router chooses among the open ones, so that these take its tokens,
+    exactly as after the removal. Layers keep equally many: prune with ``scope="layer"``.
+
+    Raises:
+        ConfigError: It is no transformers model with its weights in memory.
+        CheckpointError: The family cannot be probed, or has no experts.
+        ShapeError: Experts cannot be removed; the message names the constraint.
+    """
+    return _gates(model, "experts")

@@ -119,6 +119,13 @@ class UnitGroup(ABC):
         """
         return max(least, 1)
 
+    def check_left(self, units: int) -> None:  # noqa: B027  most groups have nothing to check
+        """Refuse a number of units with which the group cannot run.
+
+        Raises:
+            ShapeError: A token takes more experts.
+        """
+
     @property
     def anchor(self) -> object:
         """Object that identifies the group after blocks before it are removed."""

@@ -1,17 +1,22 @@
-"""Names of the tensors of a model with fewer blocks.
+"""Names of the tensors of a model with fewer blocks, or fewer experts.
 
-The kept blocks are renumbered, in the model and in its files. A name in the files can differ from
-the one in the model, and may hold more numbers than that of the block, such as those of experts:
-the number of the block is the first one that agrees with the block of every tensor whose name
-begins alike.
+The kept ones are renumbered, in the model and in its files. A name in the files can differ from the
+one in the model, and may hold more numbers, such as those of experts in a block: the number of the
+block is the first one that agrees with the block of every tensor whose name begins alike, and that
+of an expert likewise. Files may also store the matrices of all experts in one tensor.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
+from prunekit.checkpoint.parts import TensorPart, joined_name, single_names
 from prunekit.errors import ShapeError
-from prunekit.models.units.base import Kept
+from prunekit.models.units.base import Kept, UnitGroup
 from prunekit.models.units.block_entries import new_number
 from prunekit.models.units.blocks import BlockGroup, shared_biases
 
@@ -25,28 +30,46 @@ class Source(NamedTuple):
     Attributes:
         stored: Its name in the files of the whole model.
         name: Its name in the smaller model; None for a tensor that no module has.
+        matrices: Of a tensor with a matrix for each expert the kept ones, and their number before.
     """
 
     stored: str
     name: str | None
+    matrices: tuple[tuple[int, ...], int] | None = None
+
+    def of(self, whole: Tensor) -> Tensor:
+        """Return the kept matrices of the tensor in the files."""
+        if self.matrices is None:
+            return whole
+        keep, count = self.matrices
+        rows = torch.arange(len(whole)).view(count, -1)[[*keep]]
+        return whole.index_select(0, rows.flatten())
+
+    def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of :meth:`of`."""
+        if self.matrices is None:
+            return whole
+        keep, count = self.matrices
+        return (whole[0] // count * len(keep), *whole[1:])
 
 
 def tensor_sources(
-    groups: Sequence[BlockGroup], kept: Kept, stored: Mapping[str, str], names: Iterable[str]
+    groups: Sequence[UnitGroup], kept: Kept, stored: Mapping[str, str], names: Iterable[str]
 ) -> dict[str, Source]:
     """Return the source of each tensor of the smaller checkpoint.
 
     Keys are the names in its files. Tensors that no module has are kept, except those of removed
-    blocks.
+    blocks and experts.
 
     Args:
-        groups: The lists of blocks of the whole model; none if no block is removed.
-        kept: Kept blocks of each list.
+        groups: The groups of the whole model whose units are numbered in names: the lists of its
+            blocks, or its experts; none if neither are removed.
+        kept: Kept units of each group.
         stored: Name in the files of each tensor of the whole model.
         names: Names of all tensors in the files of the whole model.
 
     Raises:
-        ShapeError: The names in the files do not hold the numbers of the blocks.
+        ShapeError: The names in the files do not hold the numbers of the units.
     """
     rules = [_Renumbering(group, kept[group.name], stored) for group in groups]
     sources = {}
@@ -56,41 +79,60 @@ def tensor_sources(
         new_file_name = rule.in_files(file_name) if rule else file_name
         if new is not None and new_file_name is not None:
             sources[new_file_name] = Source(file_name, new)
+    matrices = {name: rule.matrices for rule in rules for name in rule.tensors}
     for file_name in sorted({*names} - {*stored.values()}):
         moved: str | None = file_name
         for rule in rules:
             moved = moved and rule.in_files(moved)
         if moved is not None:
-            sources[moved] = Source(file_name, None)
+            sources[moved] = Source(file_name, None, matrices.get(file_name))
     return sources
 
 
 class _Renumbering:
-    """New names of the tensors in one list of blocks.
+    """New names of the tensors in one list of blocks, or of the experts of one layer.
 
     Attributes:
-        inside: Names of the model's tensors that move with a block.
+        inside: Names of the model's tensors that move with a unit.
+        tensors: Tensors in the files with a matrix for each unit.
     """
 
-    def __init__(self, group: BlockGroup, keep: Sequence[int], stored: Mapping[str, str]) -> None:
+    def __init__(self, group: UnitGroup, keep: Sequence[int], stored: Mapping[str, str]) -> None:
         self._group, self._keep = group, keep
-        # These are always in the first block.
-        shared = {f"{group.name}.0.{path}.{name}.weight" for path, name in shared_biases(group)}
+        shared: set[str] = set()
+        if isinstance(group, BlockGroup):  # these are always in the first block
+            shared = {f"{group.name}.0.{path}.{name}.weight" for path, name in shared_biases(group)}
         self.inside = {name for name in stored if name.startswith(f"{group.name}.")} - shared
+        self.tensors: set[str] = set()
         self._prefixes = self._find_prefixes({name: stored[name] for name in self.inside})
+
+    @property
+    def matrices(self) -> tuple[tuple[int, ...], int]:
+        """The kept units, and their number before."""
+        return (*self._keep,), self._group.units
 
     def in_model(self, name: str) -> str | None:
         """Return the new name of a tensor in the model.
 
-        None if its block is removed.
+        None if its unit is removed.
         """
         return self._renumber(name, f"{self._group.name}.")
 
     def in_files(self, name: str) -> str | None:
-        """Return the new name of a tensor in the files.
+        """Return the new name of a tensor, or of joined ones, in the files.
 
-        None if its block is removed.
+        None if its unit is removed.
         """
+        moved = [self._single(each) for each in single_names(name)]
+        found = [each for each in moved if each is not None]
+        return joined_name(found) if len(found) == len(moved) else None
+
+    def _single(self, name: str) -> str | None:
+        part = TensorPart.parse(name)
+        if part and part.tensor in self.tensors:
+            number = new_number(part.number, self._keep, self._group.units)
+            count = len(self._keep) if part.count else 0
+            return None if number is None else replace(part, number=number, count=count).name
         prefix = next((part for part, _ in _numbers(name) if part in self._prefixes), None)
         return name if prefix is None else self._renumber(name, prefix)
 
@@ -100,23 +142,30 @@ class _Renumbering:
         return None if new is None else f"{prefix}{new}{dot}{rest}"
 
     def _find_prefixes(self, inside: Mapping[str, str]) -> set[str]:
-        """Return the beginnings of stored names after which the block's number follows."""
+        """Return the beginnings of stored names after which the unit's number follows."""
         agrees: dict[str, bool] = {}
         for name, file_name in inside.items():
-            block = int(name.removeprefix(f"{self._group.name}.").partition(".")[0])
             for prefix, number in _numbers(file_name):
-                agrees[prefix] = agrees.get(prefix, True) and number == block
+                agrees[prefix] = agrees.get(prefix, True) and number == self._unit(name)
         found = set()
         for name, file_name in inside.items():
             prefix = next((part for part, _ in _numbers(file_name) if agrees[part]), None)
-            if prefix is None:
+            part = TensorPart.parse(file_name)
+            if prefix is not None:
+                found.add(prefix)
+            elif part and part.number == self._unit(name):
+                self.tensors.add(part.tensor)
+            else:
                 raise ShapeError(
                     f"{self._group.name}: the files store {name} as {file_name}, which does not "
-                    "hold the number of its block, so blocks cannot be renumbered there. Open the "
-                    "model with transformers and save it again."
+                    f"hold the number of its {self._group.kind.removesuffix('s')}, so "
+                    f"{self._group.kind} cannot be renumbered there. Open the model with "
+                    "transformers and save it again."
                 )
-            found.add(prefix)
         return found
+
+    def _unit(self, name: str) -> int:
+        return int(name.removeprefix(f"{self._group.name}.").partition(".")[0])
 
 
 def _numbers(name: str) -> Iterator[tuple[str, int]]:

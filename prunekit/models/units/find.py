@@ -10,6 +10,7 @@ from prunekit.errors import ConfigError
 from prunekit.models.units.adapter_axes import adapter_axes
 from prunekit.models.units.base import UnitGroup
 from prunekit.models.units.blocks import block_groups
+from prunekit.models.units.experts import expert_groups
 from prunekit.models.units.heads_neurons import linear_groups
 from prunekit.models.units.hidden import hidden_groups
 from prunekit.models.units.kinds import Kind
@@ -23,10 +24,12 @@ def unit_groups(model: PreTrainedModel, kind: Kind) -> Sequence[UnitGroup]:
     Raises:
         CheckpointError: The family is not declared, or without the units of this kind.
         ConfigError: An adapter has no parts that belong to units.
-        ShapeError: Coordinates cannot be removed; the message names the constraint.
+        ShapeError: Coordinates or experts cannot be removed; the message names the constraint.
     """
     if kind == "blocks":
         return block_groups(model)
+    if kind == "experts":
+        return expert_groups(model)
     if kind != "hidden":
         return linear_groups(model, kind)
     with without_adapters(model):

@@ -2,7 +2,7 @@
 
 from typing import Literal, get_args
 
-Kind = Literal["blocks", "hidden", "heads", "neurons"]
+Kind = Literal["blocks", "hidden", "experts", "heads", "neurons"]
 """Kind of a unit; hidden: a coordinate of the residual stream."""
 
 Compensation = Literal["none", "refit", "bias"]
@@ -14,6 +14,9 @@ Counted = Literal["model", "blocks"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """All kinds, in the order of removal."""
 
-WHOLE: frozenset[Kind] = frozenset({"blocks", "hidden"})
+WHOLE: frozenset[Kind] = frozenset({"blocks", "hidden", "experts"})
 """Kinds whose remaining number the config always has to state. Their gates must be fully open or
 closed by then, as no weight can absorb a factor between 0 and 1."""
+
+NUMBERED: tuple[Kind, ...] = ("blocks", "experts")
+"""Kinds whose units are numbered in the names of tensors."""

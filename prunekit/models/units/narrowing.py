@@ -25,17 +25,17 @@ stored value."""
 
 
 class Narrowing(NamedTuple):
-    """A parameter that was replaced by a part of it.
+    """A parameter or buffer that was replaced by a part of it.
 
     Attributes:
-        before: The whole parameter, which did not change.
+        before: The whole one, which did not change.
         after: The new one.
         axis: Axis along which indices were selected.
         keep: These indices, in their new order.
     """
 
-    before: nn.Parameter
-    after: nn.Parameter
+    before: Tensor
+    after: Tensor
     axis: int
     keep: Int[Tensor, " K"]
 
@@ -110,13 +110,24 @@ def narrow_parameter(parameter: nn.Parameter, axis: int, keep: Int[Tensor, " K"]
     """
     selected = parameter.detach().index_select(axis, keep.to(parameter.device))
     narrowed = nn.Parameter(selected, requires_grad=parameter.requires_grad)
-    done = Narrowing(parameter, narrowed, axis, keep)
+    done = _narrowed(Narrowing(parameter, narrowed, axis, keep))
     if parameter.grad is not None:
         narrowed.grad = done.of(parameter.grad)
-    if (stored := getattr(parameter, STORED, None)) is not None:
-        setattr(narrowed, STORED, done.of(stored))
-    _add_to_record(done)
     return narrowed
+
+
+def narrow_buffer(buffer: Tensor, axis: int, keep: Int[Tensor, " K"]) -> Tensor:
+    """Return some indices of a buffer, as :func:`narrow_parameter` does."""
+    done = Narrowing(buffer, buffer.index_select(axis, keep.to(buffer.device)), axis, keep)
+    return _narrowed(done).after
+
+
+def _narrowed(done: Narrowing) -> Narrowing:
+    """Record a narrowing, also of the value as stored."""
+    if (stored := getattr(done.before, STORED, None)) is not None:
+        setattr(done.after, STORED, done.of(stored))
+    _add_to_record(done)
+    return done
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from prunekit.checkpoint.compressed import KEPT_UNITS_KEY
 from prunekit.errors import CheckpointError
 from prunekit.models import stock
 from prunekit.models.adapters import update_adapter_features
+from prunekit.models.experts import unfuse
 from prunekit.models.units.base import Kept, UnitGroup
 from prunekit.models.units.heads_neurons import declared_linear_groups
 from prunekit.models.units.kept_record import read_record, require_prunekit
@@ -84,6 +85,8 @@ def _recorded_units(group: UnitGroup, units: int | list[int]) -> Sequence[int]:
 def described_model(model: PreTrainedModel, config: Mapping[str, Any]) -> PreTrainedModel:
     """Build the model that a ``config.json`` describes, without weights.
 
+    Fused experts are linears, as in :func:`prunekit.models.empty_model.empty_model`.
+
     Args:
         model: A model of the same family; only its class is used.
         config: Content of the ``config.json``, with the record of kept units.
@@ -95,6 +98,7 @@ def described_model(model: PreTrainedModel, config: Mapping[str, Any]) -> PreTra
     with init_empty_weights(include_buffers=False):
         described = type(model)._from_config(read).eval()
         restore(described)
+    unfuse(described)
     return described
 
 

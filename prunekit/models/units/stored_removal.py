@@ -20,6 +20,7 @@ from prunekit.errors import ShapeError
 from prunekit.models.units.base import Kept, UnitGroup
 from prunekit.models.units.block_names import Source, tensor_sources
 from prunekit.models.units.blocks import BlockGroup
+from prunekit.models.units.experts import ExpertGroup
 from prunekit.models.units.narrowing import recorded_steps
 from prunekit.models.units.removal import apply_removal
 from prunekit.models.units.replay import Replay, replays
@@ -51,7 +52,7 @@ def cut_checkpoint(
         each of its tensors, by its name in the model.
     """
     stored, before = stored_names(model, checkpoint), model.state_dict(keep_vars=True)
-    lists = [group for group in groups if isinstance(group, BlockGroup)]
+    lists = [group for group in groups if isinstance(group, BlockGroup | ExpertGroup)]
     sources = tensor_sources(lists, kept, stored, checkpoint.entries)
     with recorded_steps() as steps:
         apply_removal(model, groups, kept, entries)
@@ -70,6 +71,10 @@ def cut_checkpoint(
             shape = tuple(after[source.name or ""].shape)
             entry = replace(entry, shape=shape, nbytes=math.prod(shape) * entry.dtype.itemsize)
             view = (view or TensorView(source.stored, _same)).then(replay.of)
+        if source.matrices:
+            shape = source.shape(entry.shape)
+            entry = replace(entry, shape=shape, nbytes=math.prod(shape) * entry.dtype.itemsize)
+            view = (view or TensorView(source.stored, _same)).then(source.of)
         if view or name != source.stored:
             views[name] = view or TensorView(source.stored, _same)
         cut[name] = entry

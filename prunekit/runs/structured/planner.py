@@ -16,6 +16,7 @@ from prunekit.models.devices import loss_dtype, stored_dtype
 from prunekit.models.empty_model import empty_model, max_tokens
 from prunekit.models.layout import stack_runners
 from prunekit.models.units.base import UnitGroup
+from prunekit.models.units.experts import ExpertGroup
 from prunekit.models.units.find import unit_groups
 from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.models.units.kinds import WHOLE
@@ -33,6 +34,7 @@ from prunekit.runs.preflight import (
     planned_checkpoint,
     planned_device,
 )
+from prunekit.runs.sharded_training import ways_out, with_sharding
 from prunekit.runs.structured.plan import StructuredPlan
 from prunekit.runs.structured.remarks import remarks_of
 from prunekit.runs.texts import check_data
@@ -96,6 +98,7 @@ def plan(
         preflight=preflight,
     )
     made = replace(made, fixed=fixed_blocks(model, made.groups.get("blocks", ())))
+    made = with_sharding(made, _fits)
     made = replace(made, notes=(*notes, *remarks_of(made), *checkpoint.check_copyable()))
     for groups in made.groups.values():
         _check_counts(made, groups)
@@ -257,7 +260,7 @@ def _check_unused(made: StructuredPlan) -> None:
         tuple(axis.parameter.shape)
         for groups in made.groups.values()
         for group in groups
-        if isinstance(group, LinearUnitGroup)
+        if isinstance(group, LinearUnitGroup | ExpertGroup)
         for axis in group.parameter_axes
     }
     sizes = widths.union(*shapes)
@@ -269,6 +272,12 @@ def _check_unused(made: StructuredPlan) -> None:
                 f"{list(entry.shape)} and would stay that wide. Remove it from the checkpoint "
                 "first: open the model with transformers and save it again."
             )
+
+
+def _fits(made: StructuredPlan) -> bool:
+    """Return whether a run with a training fits into memory."""
+    available, _ = available_memory(made.device, made.preflight)
+    return sum(made.memory.values()) <= available
 
 
 def _check_capacity(made: StructuredPlan) -> None:
@@ -287,6 +296,8 @@ def _check_capacity(made: StructuredPlan) -> None:
         held, way_out = "the whole model", "a smaller model"
         if made.by_block:
             held, way_out = "one block", "fewer or shorter samples"
+        elif made.config.training:
+            way_out = f"{way_out}. {ways_out(made)}"
         raise CapacityError(
             f"memory: {' and '.join(made.groups)} are ranked with {held} in memory, about "
             f"{size(total)} on {made.device}; {size(available)} are free. Take {way_out}, or a "

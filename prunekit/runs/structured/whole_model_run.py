@@ -18,6 +18,7 @@ from prunekit.data.tokens import Tokens
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.models.load import load
 from prunekit.models.sequential.pipeline import BATCH_TOKENS
+from prunekit.models.units.kinds import NUMBERED
 from prunekit.models.units.removal import count_parameters, described_model
 from prunekit.models.weight_names import stored_names
 from prunekit.runs.distillation import teacher_of
@@ -85,7 +86,7 @@ class WholeModelRun(UnitRun):
             kept = {
                 name: entry["kept"]
                 for name, entry in ranking.entries.items()
-                if entry["kind"] == "blocks"
+                if entry["kind"] in NUMBERED
             }
             changed, dropped = config_changes(plan, before, model.config.to_dict(), kept)
             facts = {

@@ -8,10 +8,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunekit.checkpoint.header import FLOAT_DTYPES
-from prunekit.models.units.base import Kept
+from prunekit.checkpoint.parts import is_whole, put_parts
+from prunekit.models.experts import unfused
+from prunekit.models.units.base import Kept, UnitGroup
 from prunekit.models.units.block_entries import entries_of_kept
 from prunekit.models.units.block_names import tensor_sources
 from prunekit.models.units.blocks import BlockGroup
+from prunekit.models.units.kinds import NUMBERED
 from prunekit.models.units.narrowing import STORED
 from prunekit.models.units.replay import unless_equal
 from prunekit.runs.block_shards import as_stored
@@ -25,11 +28,10 @@ def rounded_names(plan: StructuredPlan) -> dict[str, str]:
     """
     if plan.config.model.dtype != "auto":
         return {}
-    entries = plan.checkpoint.entries
     return {
         name: stored
         for name, stored in plan.stored.items()
-        if _loses(entries[stored].dtype, plan.dtype)
+        if _loses(_stored_dtype(plan, stored), plan.dtype)
     }
 
 
@@ -49,7 +51,9 @@ def remember_stored(plan: StructuredPlan, model: PreTrainedModel) -> None:
 
     It follows the removal of units, so that only weights that the run changes are written rounded.
     """
-    rounded, values = rounded_names(plan), model.state_dict(keep_vars=True)
+    values = model.state_dict(keep_vars=True)
+    # The linear of a fused expert is no parameter; what is written of it is compared by name.
+    rounded = {name: stored for name, stored in rounded_names(plan).items() if name in values}
     tensors = plan.checkpoint.read(set(rounded.values()))
     for name, stored in rounded.items():
         setattr(values[name], STORED, tensors[stored])
@@ -75,19 +79,20 @@ def written_tensors(plan: StructuredPlan, model: PreTrainedModel, kept: Kept) ->
     Args:
         plan: The plan of the run.
         model: The model without the removed units.
-        kept: Kept blocks of each list; empty if no block is removed.
+        kept: Kept units of each group of blocks or experts; empty if none is removed.
     """
     asked = plan.config.model.dtype
     dtype = None if asked == "auto" else getattr(torch, asked)
-    values, entries = model.state_dict(keep_vars=True), plan.checkpoint.entries
-    sources = tensor_sources(block_lists(plan), kept, plan.stored, entries)
+    sources = tensor_sources(numbered_groups(plan), kept, plan.stored, plan.checkpoint.entries)
     # Of tensors that were computed with in a narrower type, those that did not change are copied.
     copied = {
         source.stored
         for source in sources.values()
-        if source.name is None or _loses(entries[source.stored].dtype, plan.dtype)
+        if source.name is None or _loses(_stored_dtype(plan, source.stored), plan.dtype)
     }
     dense, tensors, storages = plan.checkpoint.read(copied), {}, set()
+    with unfused(model):
+        values = model.state_dict(keep_vars=True)
     for name, source in sources.items():
         if source.name is not None and source.name not in values:
             continue  # of an attention or feed-forward that is removed as a whole
@@ -97,11 +102,14 @@ def written_tensors(plan: StructuredPlan, model: PreTrainedModel, kept: Kept) ->
             stored = getattr(computed, STORED, value)
             value = unchanged(stored, computed.detach().cpu(), plan.dtype)
         assert value is not None
-        tensors[name] = as_stored(value, dtype or entries[source.stored].dtype)
+        written = source.of(value)
+        tensors[name] = as_stored(written, dtype or _stored_dtype(plan, source.stored))
         if tensors[name].data_ptr() in storages:
             tensors[name] = tensors[name].clone()  # a file holds tied weights one by one
         storages.add(tensors[name].data_ptr())
-    return tensors
+    whole = {name: tensor for name, tensor in tensors.items() if is_whole(name)}
+    parts = {name: tensor for name, tensor in tensors.items() if name not in whole}
+    return put_parts(whole, parts)
 
 
 def config_changes(
@@ -133,9 +141,20 @@ def config_changes(
     return changed, sorted(before.keys() - after.keys() | aliases & stored.keys())
 
 
+def numbered_groups(plan: StructuredPlan) -> list[UnitGroup]:
+    """Return the groups of removed units that are numbered in names of tensors."""
+    return [group for kind in NUMBERED for group in plan.groups.get(kind, ())]
+
+
 def block_lists(plan: StructuredPlan) -> list[BlockGroup]:
     """Return the lists of blocks, or none if no block is removed."""
     return [group for group in plan.groups.get("blocks", ()) if isinstance(group, BlockGroup)]
+
+
+def _stored_dtype(plan: StructuredPlan, stored: str) -> torch.dtype:
+    entry = plan.checkpoint.entry(stored)
+    assert entry is not None
+    return entry.dtype
 
 
 def _loses(stored: torch.dtype, computed: torch.dtype) -> bool:
