@@ -42,6 +42,12 @@ class Training(Section):
     """Steps between two saves of the training's state in the output folder, from which --resume
     continues it; 0: none, so that a training that was stopped begins again. Default: with each
     validation, if saving takes at most a twentieth of the time."""
+    sharded: bool | None = None
+    """Shard weights, gradients and the optimizer's state over the processes (FSDP 2), so that each
+    has a part. Default: only if the training fits into memory in no other way."""
+    checkpoint_activations: bool = False
+    """Store the input of each block alone, and run the block again for its gradient: less memory, a
+    third more time."""
     log_with: Annotated[list[str], Listed] = Field(default=[])
     """Experiment trackers that the training is logged with, by their names in accelerate:
     tensorboard, wandb, mlflow, … Their packages have to be installed; files are written to the

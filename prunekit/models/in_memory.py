@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeGuard
 
+import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
@@ -71,14 +72,65 @@ def whole_tensor(value: Tensor) -> Tensor:
     return value.full_tensor() if is_distributed(value) else value
 
 
-def check_unsharded(model: nn.Module) -> None:
-    """Refuse a model whose weights are sharded over processes.
+def local_part(value: Tensor) -> Tensor:
+    """Return this process's part of a tensor, in the same memory; all of it without FSDP 2."""
+    return value.detach().to_local() if is_distributed(value) else value
+
+
+def sharded_like(part: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor of which this process has a part.
+
+    Args:
+        part: The part; returned as it is if ``like`` is not sharded.
+        like: A tensor that is sharded in the same way. Its last axis may have another size.
+    """
+    if not is_distributed(like):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    shape = torch.Size([*like.shape[:-1], part.shape[-1]]) if like.ndim > 1 else like.shape
+    return DTensor.from_local(
+        part,
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=shape,
+        stride=torch.empty(shape, device="meta").stride(),
+    )
+
+
+def own_part(whole: Tensor, like: Tensor) -> Tensor:
+    """Return the rows of a whole tensor that this process has of another, sharded one."""
+    if not is_distributed(like):
+        return whole
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(
+        like.shape, like.device_mesh, like.placements
+    )
+    return whole.narrow(0, offset[0], shape[0]) if shape[0] else whole[:0]
+
+
+def summed_over_parts(number: int, like: Tensor) -> int:
+    """Return the sum of a number over the processes that have a part of a tensor."""
+    if not is_distributed(like):
+        return number
+    from torch import distributed
+
+    total = torch.tensor(number, device=like.device)
+    distributed.all_reduce(total, group=like.device_mesh.get_group())
+    return int(total)
+
+
+def check_unflattened(model: nn.Module) -> None:
+    """Refuse a model whose weights are parts of flat tensors.
 
     Raises:
-        ConfigError: It is sharded by FSDP or by DeepSpeed's ZeRO-3.
+        ConfigError: It is sharded by FSDP 1 or by DeepSpeed's ZeRO-3.
     """
-    if is_sharded(model):
+    if is_flattened(model):
         raise ConfigError(
-            "model: its weights are sharded over processes (FSDP or ZeRO-3), and a part cannot be "
-            "pruned by itself. Use DDP, or prune before the model is sharded or after it is saved."
+            "model: its weights are sharded over processes as parts of flat tensors (FSDP 1 or "
+            "ZeRO-3), of which no rows can be told. Use FSDP 2 or DDP, or prune before the model "
+            "is sharded or after it is saved."
         )

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -30,7 +31,7 @@ from prunekit.runs.identity import WeightDigests, check_weights, fingerprint
 from prunekit.runs.plan_base import PlanBase
 from prunekit.runs.record import Record, stoppable
 from prunekit.runs.texts import Data, calibration_data, evaluation_data, measures, metrics
-from prunekit.runs.training_log import STATES
+from prunekit.runs.training_log import state_files
 
 OWN_TEXT = "calibration.json"
 """File of the output folder with the tokens that the dense model wrote, one list per sample."""
@@ -61,7 +62,8 @@ class RunBase(ABC, Generic[P]):
         self.writes = [*checkpoint_files(plan.checkpoint), *reports.FILES, OWN_TEXT]
         phases = ["calibrate", "prune", "evaluate", "write", "verify"]
         if plan.config.training:
-            self.writes += [reports.TRAINING, *STATES]
+            names = state_files(ranks, sharded=plan.sharded)
+            self.writes += [reports.TRAINING, *chain(*names)]
             phases.append("train")
         self.seconds: dict[str, float] = dict.fromkeys(phases, 0.0)
         self.began = time.perf_counter()

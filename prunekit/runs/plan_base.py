@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prunekit.checkpoint.parts import whole_tensors
 from prunekit.checkpoint.reader import Checkpoint
 from prunekit.config.run_config import Config, StructuredConfig
+from prunekit.config.train_table import Training
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.vocabulary import token_limit
@@ -35,6 +36,7 @@ class PlanBase(ABC):
         lengths: Tokens of a calibration sample and of an evaluation window, after the cap.
         notes: Messages for the user: caps, skipped layers, probing.
         ranks: Processes that carry out the run.
+        sharded: The weights are sharded over the ranks while the model is trained.
     """
 
     config: Config | StructuredConfig
@@ -47,6 +49,13 @@ class PlanBase(ABC):
     lengths: tuple[int, int]
     notes: tuple[str, ...]
     ranks: Ranks = SINGLE
+    sharded: bool = False
+
+    @property
+    def training(self) -> Training | None:
+        """The training of the config, with the decision whether it is sharded."""
+        training = self.config.training
+        return training and training.model_copy(update={"sharded": self.sharded})
 
     @cached_property
     def parameters(self) -> int:

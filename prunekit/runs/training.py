@@ -100,7 +100,8 @@ def training_words(train: Training, adapter: Adapter | None) -> str:
     )
     return (
         f"{train.steps} steps of {train.batch} samples at most, held out {train.held_out} samples"
-        f"{trained}{saved_words(train)}"
+        f"{trained}{', activations checkpointed' * train.checkpoint_activations}"
+        f"{saved_words(train)}"
     )
 
 
@@ -192,7 +193,7 @@ def train_model(  # noqa: PLR0913, PLR0917  independent options
         teacher: The model before pruning; None without [distill].
         kept: Kept blocks and coordinates, if any were removed from the model.
     """
-    settings = plan.config.train
+    settings = plan.training
     assert settings is not None
     steps = recover(
         model,

@@ -1,11 +1,12 @@
 """Records of a run's training, and its state in the output folder.
 
 The state is written to one of two files in turn, and the journal names the newest: one of them is
-complete at any time. When the run has written its weights both are removed.
+complete at any time. When the run has written its weights both are removed. If the weights are
+sharded over processes, each process writes files of its own.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ import torch
 from prunekit.checkpoint.atomic import file_sha256
 from prunekit.checkpoint.output import OutputFolder
 from prunekit.config.train_table import Training
+from prunekit.distributed.ranks import Ranks
+from prunekit.errors import CheckpointError
 from prunekit.structured.unit_gates import Gates
 from prunekit.training.recover import TrainingStep
 from prunekit.training.saved_state import State, read_state, write_state
@@ -81,14 +84,13 @@ class TrainingLog:
         self.rows: list[Row] = []
         self.state: State | None = None
         self._output, self._settings, self._gates = output, settings, gates
+        self._names = state_files(output.ranks, sharded=settings.sharded)
         self._number = 0
         self._not_before = -float("inf")
         if values := output.journal.get(ENTRY):
-            (name,) = values["files"]
-            found = read_state(output.folder / name)
+            found = read_state(output.folder / self._own(values["files"]))
             self.state = found["state"]
             self.rows = [Row.load(each) for each in found["rows"]]
-            self._number = 1 - STATES.index(name)
 
     def add(self, step: TrainingStep) -> None:
         """Store a record."""
@@ -108,21 +110,70 @@ class TrainingLog:
         every = self._settings.save_every
         due = is_measured if every is None else every > 0 and step % every == 0
         if due and step < self._settings.steps:
-            self._output.ranks.run_on_main(lambda: self._save(step, state))
+            self._save(step, state)
 
     def _save(self, step: int, state: Callable[[], State]) -> None:
-        began = time.perf_counter()
-        if self._settings.save_every is None and began < self._not_before:
+        ranks, began = self._output.ranks, time.perf_counter()
+        waits = self._settings.save_every is None
+        if ranks.run_on_main(lambda: waits and began < self._not_before):
             return
-        name, other = STATES[self._number], STATES[1 - self._number]
-        rows = [row.dump() for row in self.rows]
-        write_state(self._output.folder / name, {"state": state(), "rows": rows})
-        digest = file_sha256(self._output.folder / name)
-        self._output.append_journal(*ENTRY, {"step": step, "files": {name: digest}})
-        (self._output.folder / other).unlink(missing_ok=True)
+        name = self._mine[self._number]
+        if self._settings.sharded:
+            digests = dict(ranks.all_gather_object((name, self._write(name, state))))
+        else:
+            digests = ranks.run_on_main(lambda: {name: self._write(name, state)})
+        ranks.run_on_main(lambda: self._replace(step, digests))
         self._number = 1 - self._number
         ended = time.perf_counter()
         self._not_before = ended + (ended - began) / SHARE
+
+    def _write(self, name: str, state: Callable[[], State]) -> str:
+        """Write a file; return its digest."""
+        file, rows = self._output.folder / name, [row.dump() for row in self.rows]
+        write_state(file, {"state": state(), "rows": rows})
+        return file_sha256(file)
+
+    def _replace(self, step: int, digests: dict[str, str]) -> None:
+        """Make files the state to continue from, and remove those before."""
+        self._output.append_journal(*ENTRY, {"step": step, "files": digests})
+        for each in self._names:
+            (self._output.folder / each[1 - self._number]).unlink(missing_ok=True)
+
+    def _own(self, names: Iterable[str]) -> str:
+        """Return the file of this rank, and continue with the other one.
+
+        Raises:
+            CheckpointError: The state is that of another number of processes.
+        """
+        for number in (0, 1):
+            if {*names} == {each[number] for each in self._names}:
+                self._number = 1 - number
+                return self._mine[number]
+        raise CheckpointError(
+            f"{self._output.folder}: the state of its training is in {len([*names])} files, one of "
+            "each process if weights were sharded. Continue it with as many processes, or start "
+            "again with --overwrite."
+        )
+
+    @property
+    def _mine(self) -> tuple[str, str]:
+        """The two files that this rank reads, and writes if the weights are sharded."""
+        return self._names[self._output.ranks.rank if self._settings.sharded else 0]
+
+
+def state_files(ranks: Ranks, *, sharded: bool | None) -> list[tuple[str, str]]:
+    """Return the two names of each file of a state.
+
+    Args:
+        ranks: The processes that train.
+        sharded: Each has a file with its parts of the weights.
+    """
+    if not sharded:
+        return [STATES]
+    return [
+        (f"training-state-0.{part}.safetensors", f"training-state-1.{part}.safetensors")
+        for part in (f"{rank}-of-{ranks.size}" for rank in range(ranks.size))
+    ]
 
 
 def discard_state(output: OutputFolder) -> None:
@@ -130,8 +181,8 @@ def discard_state(output: OutputFolder) -> None:
     output.journal.pop(ENTRY, None)
 
     def remove() -> None:
-        for name in STATES:
-            (output.folder / name).unlink(missing_ok=True)
+        for file in output.folder.glob("training-state-*.safetensors"):
+            file.unlink()
 
     output.ranks.run_on_main(remove)
 

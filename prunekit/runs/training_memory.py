@@ -23,14 +23,32 @@ VALUES = 4
 
 
 def training_state_bytes(plan: PlanBase) -> int:
-    """Return the bytes of float32 weights and of training state.
+    """Return the bytes of float32 weights and of training state in each process.
 
-    Of each weight that is trained: its gradient, two moments, and its best value so far.
+    Of each weight that is trained: its gradient, two moments, and its best value so far. Sharded
+    weights are whole before the training, and where single weights are pruned meanwhile.
     """
     adapter = trained_adapter(plan.config, plan.model)
-    if adapter is None:
-        return 5 * 4 * plan.parameters
-    return 4 * (plan.parameters + 5 * _adapter_parameters(plan, adapter))
+    trained = plan.parameters if adapter is None else _adapter_parameters(plan, adapter)
+    if not plan.sharded:
+        return 4 * ((plan.parameters if adapter else 0) + 5 * trained)
+    shared = plan.parameters if adapter else 5 * plan.parameters
+    state = -(-shared // plan.ranks.size) + (5 * trained if adapter else 0)
+    if isinstance(plan.config, Config) and plan.config.prune.gradual:
+        return 4 * (state + plan.parameters)
+    return 4 * max(plan.parameters, state + _gathered(plan, trains=adapter is None))
+
+
+def _gathered(plan: PlanBase, *, trains: bool) -> int:
+    """Return how many numbers of sharded weights a process has whole at a time.
+
+    These are the weights outside of blocks, and of two blocks, as the next one is fetched; with
+    ``trains`` also their gradients, and a copy that is exchanged.
+    """
+    blocks = [block for runner in plan.stacks for block in runner.blocks]
+    sizes = [sum(each.numel() for each in block.parameters()) for block in blocks]
+    outside = plan.parameters - sum(sizes)
+    return (2 + 2 * trains) * max(sizes) + (1 + 2 * trains) * outside
 
 
 def saved_state_disk(plan: PlanBase) -> int:
@@ -67,6 +85,9 @@ def training_activations(plan: PlanBase) -> int:
     width = max((max(each.shape) for each in matrices), default=plan.stacks[0].features)
     vocabulary = getattr(plan.model.config, "vocab_size", 0)
     vectors = len(blocks) * VECTORS * width + LOGITS * vocabulary
+    if train.checkpoint_activations:
+        features = max(runner.features for runner in plan.stacks)
+        vectors = len(blocks) * features + VECTORS * width + LOGITS * vocabulary
     return 4 * train.batch * plan.lengths[0] * vectors
 
 
@@ -84,6 +105,8 @@ def distillation_memory(plan: PlanBase, *, gated: bool) -> dict[str, int]:
     teacher, adapter = plan.parameters, trained_adapter(plan.config, plan.model)
     if gated and adapter:
         teacher = _adapter_parameters(plan, adapter)
+    elif plan.sharded:
+        teacher = max(teacher, teacher // plan.ranks.size + _gathered(plan, trains=False))
     width = stream_width(plan.model)
     transformations = VALUES * _transformations(plan, distill)
     has_head = plan.model.get_output_embeddings() is not None

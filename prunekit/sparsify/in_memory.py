@@ -161,7 +161,7 @@ class ModelPruner:
         """Return the sparsity of each linear by name."""
         allocation, pattern = self.section.allocation, self.section.pattern
         outputs_read: OutputsRead = "all" if allocation.needs else "none"
-        with eval_mode(self.model), _uncached(self.model, self.stacks):
+        with eval_mode(self.model), uncached(self.model, self.stacks):
             return allocation.allocate(
                 {linear.name: linear.size for linear in self.linears},
                 make_survey(lambda: self._iterate(outputs_read), allocation, pattern),
@@ -183,7 +183,7 @@ class ModelPruner:
         weights = {each.name: model.get_parameter(f"{each.name}.weight") for each in self.linears}
         dtypes = {name: weight.dtype for name, weight in weights.items()}
         axes = residual_axes(model) if recipe.permute == "residual" else {}
-        with eval_mode(model), _uncached(model, self.stacks):
+        with eval_mode(model), uncached(model, self.stacks):
             if axes and (order := residual_order(self._iterate("all"), self.blocks, axes, recipe)):
                 permute_residual(model, axes, order)
             pruner = BlockPruner(recipe, sparsities, dtypes, kept)
@@ -212,7 +212,7 @@ class ModelPruner:
 
 
 @contextmanager
-def _uncached(model: PreTrainedModel, stacks: Sequence[StackRunner]) -> Iterator[None]:
+def uncached(model: PreTrainedModel, stacks: Sequence[StackRunner]) -> Iterator[None]:
     """Turn off key-value caches for the time of a ``with`` block."""
     configs = [model.config, *(runner.module.config for runner in stacks)]
     caching = [config for config in configs if getattr(config, "use_cache", False)]

@@ -159,7 +159,7 @@ def predicted_labels(model: PreTrainedModel, batch: Batch) -> Int[Tensor, "B ...
     return labels[:, 1:] if causal else labels
 
 
-@torch.inference_mode()
+@torch.no_grad()  # FSDP 2 keeps weights that it gathers here, and trains with them later
 def mean_loss(model: PreTrainedModel, data: Sequence[Batch], ranks: Ranks = SINGLE) -> float:
     """Return the mean loss over all predictions, accumulated in float64.
 

@@ -64,7 +64,8 @@ class ScheduledPruner(HookHandles, ABC):
         self.step, self._started = 0, False
         super().__init__(
             [
-                model.register_forward_pre_hook(FirstForward(self, model)),
+                # Before the hooks of FSDP, which gather weights.
+                model.register_forward_pre_hook(FirstForward(self, model), prepend=True),
                 self.optimizer.register_step_pre_hook(lambda *_: self._before_step()),
                 self.optimizer.register_step_post_hook(lambda *_: self._after_step()),
             ]

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunekit.models.in_memory import local_part
+
 
 class BestCheckpoint:
     """The weights whose held-out loss was the lowest so far.
@@ -26,7 +28,7 @@ class BestCheckpoint:
         """Store the current weights if their loss is the lowest."""
         self.stale += 1
         if self.loss is None:
-            self._copies = [each.detach().clone() for each in self._weights()]
+            self._copies = [local_part(each).detach().clone() for each in self._weights()]
         elif loss < self.loss:
             _copy(self._weights(), self._copies)
         else:
@@ -51,4 +53,4 @@ class BestCheckpoint:
 @torch.no_grad()
 def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
     for value, destination in zip(source, target, strict=True):
-        destination.copy_(value)
+        local_part(destination).copy_(local_part(value))

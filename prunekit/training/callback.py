@@ -19,6 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from typing_extensions import TypedDict, override
 
 from prunekit.errors import CheckpointError, ConfigError
+from prunekit.models.in_memory import is_sharded
 from prunekit.training.gradual import GradualPruner
 
 FILE = "prunekit_pruner.safetensors"
@@ -63,6 +64,12 @@ class PruneCallback(TrainerCallback, ExportableState):
         if isinstance(end, int) and 0 < state.max_steps < end:
             raise ConfigError(
                 f"end: step {end} comes after the training, which has {state.max_steps} steps."
+            )
+        if is_sharded(parts["model"]):
+            raise ConfigError(
+                "PruneCallback: the weights are sharded over processes (FSDP), and a checkpoint "
+                "of the Trainer would have the masks of one alone. Use DDP, or a GradualPruner in "
+                "a loop of your own."
             )
         file = self._find(args, state) if state.global_step else None
         saved = read_state(file) if file else None

@@ -1,7 +1,8 @@
 """A training step whose batch is shared by several processes.
 
-Each rank has the whole model and all data, and runs its share of every batch. A loss is divided by
-the predictions of the whole batch, so that the sums over ranks are those of one process.
+Each rank has all data and the whole model, or a part of each weight, and runs its share of every
+batch. A loss is divided by the predictions of the whole batch, so that the sums over ranks are
+those of one process.
 """
 
 import math
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from prunekit.distributed.ranks import Ranks
 from prunekit.distributed.weights import differing, sum_over_ranks
 from prunekit.errors import NumericsError
+from prunekit.models.in_memory import is_distributed
 from prunekit.structured.batches import Batch, losses, predicted_labels
 from prunekit.structured.token_ids import IGNORED
 
@@ -138,11 +140,13 @@ def training_step(
 def _sum_gradients(optimizer: Optimizer, reported: Sequence[Tensor], ranks: Ranks) -> list[float]:
     """Sum the gradients over ranks, in place; return the summed losses.
 
-    A weight that has a gradient on no rank has none afterwards.
+    A weight that has a gradient on no rank has none afterwards. Gradients of sharded weights are
+    sums already.
     """
     if not ranks.is_distributed:
         return [float(loss) for loss in reported]
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    trained = (weight for group in optimizer.param_groups for weight in group["params"])
+    weights = [weight for weight in trained if not is_distributed(weight)]
     present = [float(weight.grad is not None) for weight in weights]
     numbers = torch.tensor([*map(float, reported), *present], device=reported[0].device)
     for weight in weights:
@@ -162,6 +166,23 @@ def own_shares(batches: Sequence[Batch], ranks: Ranks) -> list[Batch]:
     return [_samples(batch, part) for batch, part in parts if part.start < part.stop]
 
 
+def equal_shares(batches: Sequence[Batch], ranks: Ranks) -> list[Batch]:
+    """Return this rank's samples of each batch, or one that predicts nothing."""
+    parts = [(batch, ranks.shard(len(batch["input_ids"]))) for batch in batches]
+    return [
+        _samples(batch, part)
+        if part.start < part.stop
+        else _without_predictions(_samples(batch, slice(1)))
+        for batch, part in parts
+    ]
+
+
+def _without_predictions(batch: Batch) -> Batch:
+    """Return a batch whose labels are all ignored."""
+    like = batch.get("labels", batch["input_ids"])
+    return {**batch, "labels": torch.full_like(like, IGNORED)}
+
+
 def _samples(batch: Batch, part: slice) -> Batch:
     return {name: value[part] if value.ndim else value for name, value in batch.items()}
 
@@ -172,7 +193,7 @@ def check_equal(
     """Compare weights and data over ranks.
 
     Args:
-        weights: Weights by name.
+        weights: Weights by name; sharded ones are not compared, as no rank has another's part.
         data: Batches by the name of the argument.
         ranks: The ranks that compare theirs.
         step: Number of the training step, for the message.
@@ -186,7 +207,8 @@ def check_equal(
         for number, batch in enumerate(batches)
         for name, value in batch.items()
     }
-    if differences := differing({**named, **weights}, ranks):
+    named |= {name: each for name, each in weights.items() if not is_distributed(each)}
+    if differences := differing(named, ranks):
         raise NumericsError(
             "\n  ".join([f"train: after step {step} ranks differ in", *differences])
             + "\nPass the same model and data on all ranks, and use GPUs of one kind."

@@ -37,6 +37,7 @@ from prunekit.training.gradual_settings import (
 )
 from prunekit.training.masks import Masks, mask_all_adapters
 from prunekit.training.regrowth import Regrowth, regrown
+from prunekit.training.sharding import whole_weights
 from prunekit.training.weight_views import check_unmasked, find_weights
 
 
@@ -50,7 +51,8 @@ class GradualPruner(ScheduledPruner):
     are pruned. Weights that are zero before count as pruned.
 
     Args:
-        model: A transformers model on one device, or a wrapper of DDP, Accelerate or compile.
+        model: A transformers model on one device, or a wrapper of DDP, Accelerate or compile. It
+            may be sharded by FSDP 2; then each process has it whole while it is pruned.
         optimizer: The optimizer whose steps count.
         end: Last step at which the model is pruned; then it has the sparsity.
         method: Name of the method; see ``prunekit list``.
@@ -261,6 +263,7 @@ class GradualPruner(ScheduledPruner):
     def _pruner(self) -> Iterator[ModelPruner]:
         """Return the pruner of the model; within the context experts are linears."""
         with ExitStack() as stack:
+            stack.enter_context(whole_weights(self.model))
             stack.enter_context(unfused(self.model))
             stack.enter_context(torch.no_grad())
             stack.enter_context(torch.autocast(self.model.device.type, enabled=False))

@@ -12,11 +12,12 @@ from prunekit.allocations.schedules import PruneSchedule
 from prunekit.architectures.adapters import bare_model
 from prunekit.config.prune_table import Prune
 from prunekit.errors import ConfigError
-from prunekit.models.in_memory import check_in_memory, check_unsharded
+from prunekit.models.in_memory import check_in_memory, check_unflattened
 from prunekit.models.layout import Linear
 from prunekit.patterns import Pattern
 from prunekit.patterns.n_of_m import NOfM
 from prunekit.sparsify.in_memory import prune_table
+from prunekit.training.weight_views import check_experts
 
 NOT_GRADUAL = ("steps", "initial_sparsity", "recover", "permute")
 """Keys of ``[prune]`` that do not apply while training."""
@@ -40,14 +41,15 @@ def unwrapped_model(model: nn.Module) -> PreTrainedModel:
     """Return the transformers model within wrappers of parallel training.
 
     Raises:
-        ConfigError: There is none, or its weights are sharded.
+        ConfigError: There is none, or its weights are sharded in a way that hides their rows.
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model: a {type(model).__name__} is not a model.")
     inner: Any = extract_model_from_parallel(model, keep_torch_compile=False)
     inner = bare_model(inner)
     check_in_memory(inner)
-    check_unsharded(inner)
+    check_unflattened(inner)
+    check_experts(inner)
     return inner
 
 

@@ -1,5 +1,7 @@
 """Masks that keep pruned weights zero while a model is trained.
 
+Of a weight that FSDP 2 shards, each process masks its part.
+
 Shapes: R rows, C columns of a weight as stored; a weight of experts is a stack of matrices.
 """
 
@@ -29,6 +31,14 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from prunekit.architectures.adapters import adapter_layers, bare_model, without_adapters
 from prunekit.architectures.coverage import LINEAR_TYPES
 from prunekit.errors import ConfigError
+from prunekit.models.in_memory import (
+    is_distributed,
+    local_part,
+    own_part,
+    sharded_like,
+    summed_over_parts,
+    whole_tensor,
+)
 from prunekit.structured.frozen_units import HookHandles
 from prunekit.training.masked_adapters import MaskedAdapters, mask_adapters
 from prunekit.training.weight_guard import MaskedWeight, WeightGuard, attach
@@ -63,7 +73,7 @@ def keep_masks(model: nn.Module, optimizer: Optimizer | None = None) -> "Masks":
     found = {
         f"{name}.weight": MaskedWeight(module, "weight")
         for name, module in _linears(model)
-        if (module.weight == 0).any()
+        if summed_over_parts(int((local_part(module.weight) == 0).any()), module.weight)
     }
     if not found:
         raise ConfigError(
@@ -99,7 +109,8 @@ class Masks(HookHandles):
         }
         self.dense_gradients = False
         self._bits = {
-            weight: pack(as_matrix(weight.detach() != 0)) for weight in self.weights.values()
+            weight: pack(as_matrix(local_part(weight).detach() != 0))
+            for weight in self.weights.values()
         }
         gradients = [
             weight.register_post_accumulate_grad_hook(self._mask_gradient)
@@ -109,7 +120,9 @@ class Masks(HookHandles):
         after_step = register_optimizer_step_post_hook
         if optimizer is not None:
             after_step = optimizer.register_step_post_hook
-        self._guards = [WeightGuard(name, place) for name, place in places.items()]
+        # A sharded weight is another one while its block runs.
+        guarded = {n: each for n, each in places.items() if not is_distributed(each.parameter)}
+        self._guards = [WeightGuard(name, place) for name, place in guarded.items()]
         guards = [attach(guard, places[guard.name]) for guard in self._guards]
         self._masked_states: dict[nn.Parameter, list[weakref.ref[Tensor]]] = {}
         super().__init__([*gradients, *guards, after_step(lambda stepped, *_: self.apply(stepped))])
@@ -118,8 +131,9 @@ class Masks(HookHandles):
     def sparsity(self) -> float:
         """Fraction of zeros in the masked weights, counted."""
         weights = self.weights.values()
-        zeros = sum(int((weight.detach() == 0).sum()) for weight in weights)
-        return zeros / sum(weight.numel() for weight in weights)
+        zeros = sum(int((local_part(weight).detach() == 0).sum()) for weight in weights)
+        like = next(iter(weights))
+        return summed_over_parts(zeros, like) / sum(weight.numel() for weight in weights)
 
     def remove(self) -> None:
         """Remove the hooks; a copy of the model can then be trained."""
@@ -131,7 +145,15 @@ class Masks(HookHandles):
 
     def keep(self, weight: nn.Parameter) -> Bool[Tensor, "..."]:
         """Return the mask of a weight, in its shape."""
-        return unpack(self._of(weight), weight.shape[-1]).view(weight.shape)
+        return unpack(self._whole(weight), weight.shape[-1]).view(weight.shape)
+
+    def _whole(self, weight: nn.Parameter) -> UInt8[Tensor, "R B"]:
+        """Return the packed mask of a whole weight, which may be sharded."""
+        bits = self._of(weight)
+        if not is_distributed(weight):
+            return bits
+        stacked = bits.view(*local_part(weight).shape[:-1], bits.shape[-1])
+        return as_matrix(whole_tensor(sharded_like(stacked, weight)))
 
     def _of(self, weight: nn.Parameter) -> UInt8[Tensor, "R B"]:
         """Return the packed mask on the device where the weight is now."""
@@ -142,7 +164,7 @@ class Masks(HookHandles):
 
     def rows(self, weight: nn.Parameter, rows: slice) -> Bool[Tensor, "R C"]:
         """Return the mask of some rows of a weight as a matrix."""
-        return unpack(self._of(weight)[rows], weight.shape[-1])
+        return unpack(self._whole(weight)[rows], weight.shape[-1])
 
     def set_rows(self, weight: nn.Parameter, rows: slice, keep: Bool[Tensor, "R C"]) -> None:
         """Set the mask of some rows; :meth:`apply` zeroes the weights.
@@ -152,7 +174,11 @@ class Masks(HookHandles):
             rows: Rows of it as a matrix.
             keep: True where a weight is kept.
         """
-        self._of(weight)[rows] = pack(keep)
+        bits = self._whole(weight)
+        bits[rows] = pack(keep)
+        if is_distributed(weight):
+            stacked = bits.view(*weight.shape[:-1], bits.shape[-1])
+            self._bits[weight] = as_matrix(own_part(stacked, weight)).clone()
         self._masked_states.pop(weight, None)
 
     def packed(self) -> dict[str, Tensor]:
@@ -172,7 +198,7 @@ class Masks(HookHandles):
             if bits.shape != mine.shape or bits.dtype != mine.dtype:
                 raise ConfigError(f"masks: those of {name} have another shape than the weight.")
             keep = unpack(bits.to(weight.device), weight.shape[-1])
-            if wrong := int((as_matrix(weight.detach())[~keep] != 0).sum()):
+            if wrong := int((as_matrix(local_part(weight).detach())[~keep] != 0).sum()):
                 raise ConfigError(
                     f"masks: {wrong} weights of {name} are pruned in them and not zero here. Load "
                     "the weights of the same step first."
@@ -190,7 +216,7 @@ class Masks(HookHandles):
         for weight in self.weights.values():
             if weight.grad is not None:
                 taken[weight] = weight.grad.detach().clone()
-                apply_all(self._of(weight), weight.grad)
+                apply_all(self._of(weight), local_part(weight.grad))
         return taken
 
     def _mask_gradient(self, weight: Tensor) -> None:
@@ -201,7 +227,7 @@ class Masks(HookHandles):
         if gradient.requires_grad:  # one that is differentiated again has to be a product
             weight.grad = gradient * self.keep(parameter)
         else:
-            apply_all(self._of(parameter), gradient)
+            apply_all(self._of(parameter), local_part(gradient))
 
     @torch.no_grad()
     def apply(self, optimizer: Optimizer | None = None) -> None:
@@ -221,7 +247,8 @@ class Masks(HookHandles):
             state = _state_of(optimizer, weight) if optimizer else []
             known = [each() for each in self._masked_states.get(weight, ())]
             is_masked = len(known) == len(state) and all(map(operator.is_, known, state))
-            apply_all(self._of(weight), weight, *(() if is_masked else state))
+            masked = [weight, *(() if is_masked else state)]
+            apply_all(self._of(weight), *map(local_part, masked))
             if type(optimizer) in BY_ELEMENT:
                 self._masked_states[weight] = [weakref.ref(each) for each in state]
 

@@ -9,7 +9,7 @@ Shapes: N samples, T tokens.
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -22,12 +22,16 @@ from prunekit.config.distill_table import Distill
 from prunekit.config.train_table import Train, Training
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError
+from prunekit.models.in_memory import is_distributed
 from prunekit.models.units.base import Kept
 from prunekit.structured.batches import Batch, Data, eval_mode, split_batches, to_batches
 from prunekit.structured.unit_gates import Gates
+from prunekit.training.activation_checkpoints import checkpointed_losses
 from prunekit.training.data_parallel import (
+    Objective,
     StepLosses,
     check_equal,
+    equal_shares,
     fine_tuning_loss,
     own_shares,
     training_step,
@@ -46,6 +50,7 @@ from prunekit.training.saved_state import (
     restore_training,
     training_state,
 )
+from prunekit.training.sharding import sharded
 from prunekit.training.teachers import DenseTeacher, SharedTeacher, Teacher
 
 __all__ = ["Pruning", "TrainingStep", "learning_rate", "recover", "recovered_fraction", "summarize"]
@@ -75,7 +80,8 @@ def recover(  # noqa: PLR0913  independent options
 
     Trained is all that requires a gradient. Dropout is off; for the learning rate see
     :func:`learning_rate`. Weights from before the end of pruning are never the best. If it ends
-    early, by an error or a closed generator, the weights are those of the last step done.
+    early, by an error or a closed generator, the weights are those of the last step done. With
+    ``settings.sharded`` rank 0 has the weights afterwards, on the CPU, and other ranks have zeros.
 
     Args:
         model: The model, trained in place. It may have gates, or adapters of peft.
@@ -121,13 +127,16 @@ def _trained(  # noqa: PLR0913, PLR0917  the options of recover
 ) -> Iterator[TrainingStep]:
     """Train a model; see :func:`recover`."""
     train, validation = data
-    optimizer = _optimizer(model, data, settings, gates, ranks, distiller)
+    _check_trained(model, data, settings, gates, ranks, distiller)
     with ExitStack() as stack:
+        stack.enter_context(_in_place(model, settings, ranks, distiller))
+        optimizer = _optimizer(model, settings, gates, distiller)
         stack.enter_context(eval_mode(model))
         for each in gates:
             stack.enter_context(each.hold(optimizer))
         pruning = stack.enter_context(during(optimizer)) if during else None
-        own = own_shares(validation, ranks)
+        shares = equal_shares if settings.sharded else own_shares
+        own = shares(validation, ranks)
         measure = Measure(model, own, settings, gates, pruning, ranks, distiller)
         done = restore_training(optimizer, measure, log.state) if log.state else 0
         log.state = None  # frees its tensors
@@ -135,7 +144,7 @@ def _trained(  # noqa: PLR0913, PLR0917  the options of recover
             record = measure.record(0, is_measured=True)
             log.add(record)
             yield record
-        objective = distiller or fine_tuning_loss
+        objective = _objective(settings, distiller)
         for step, batch in _batches(train, settings, done):
             if measure.best.stale == settings.patience:
                 break
@@ -155,15 +164,15 @@ def _trained(  # noqa: PLR0913, PLR0917  the options of recover
         measure.restore_best()
 
 
-def _optimizer(
+def _check_trained(
     model: PreTrainedModel,
     data: tuple[list[Batch], list[Batch]],
     settings: Training,
     gates: Sequence[Gates],
     ranks: Ranks,
     distiller: Distiller | None,
-) -> Optimizer:
-    """Return the optimizer of all that is trained; ranks have to agree."""
+) -> None:
+    """Refuse a model of which nothing is trained, and ranks that differ."""
     weights = trained_weights(model, gates)
     if not weights:
         raise ConfigError(
@@ -173,8 +182,40 @@ def _optimizer(
     every = {**dict(model.named_parameters()), **weights}
     every |= distiller.tensors() if distiller else {}
     check_equal(every, {"data": data[0], "held_out": data[1]}, ranks, 0)
+
+
+def _optimizer(
+    model: PreTrainedModel,
+    settings: Training,
+    gates: Sequence[Gates],
+    distiller: Distiller | None,
+) -> Optimizer:
+    """Return the optimizer of all that is trained."""
     others = distiller.parameters if distiller else []
-    return torch.optim.AdamW([*weights.values(), *others], settings.rate)
+    trained = [*trained_weights(model, gates).values(), *others]
+    parts = [each for each in trained if is_distributed(each)]
+    whole = [each for each in trained if not is_distributed(each)]
+    # In two groups, as an operation on several tensors takes those of one kind.
+    groups = [{"params": each} for each in (parts, whole) if each]
+    return torch.optim.AdamW(groups, settings.rate)
+
+
+def _in_place(
+    model: PreTrainedModel, settings: Training, ranks: Ranks, distiller: Distiller | None
+) -> AbstractContextManager[None]:
+    """Return a context in which the model and its teacher are sharded, if asked for."""
+    if not settings.sharded:
+        return nullcontext()
+    teacher = distiller and distiller.teacher
+    return sharded(model, ranks, teacher.model if isinstance(teacher, DenseTeacher) else None)
+
+
+def _objective(settings: Training, distiller: Distiller | None) -> Objective:
+    """Return the loss that is differentiated."""
+    objective = distiller or fine_tuning_loss
+    if settings.checkpoint_activations:
+        return partial(checkpointed_losses, objective)
+    return objective
 
 
 def _check_steps(distill: Distill, settings: Training) -> None:

@@ -1,6 +1,7 @@
 """State of a training, and the log that stores it.
 
-A state is a tree of tables and lists with numbers, texts and tensors at its ends.
+A state is a tree of tables and lists with numbers, texts and tensors at its ends. If the weights
+are sharded over processes, each has a state of its own, with its parts.
 """
 
 import json
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from prunekit.checkpoint.atomic import write_shard
 from prunekit.errors import CheckpointError, ConfigError
+from prunekit.models.in_memory import local_part, sharded_like
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -98,9 +100,13 @@ def restore_training(optimizer: "Optimizer", measure: "Measure", state: State) -
     if differ := sorted(weights.keys() ^ state["weights"].keys()):
         raise ConfigError(f"state: it is of another training; {differ[0]} is in one only.")
     for name, weight in weights.items():
-        weight.copy_(state["weights"][name])
+        local_part(weight).copy_(state["weights"][name])
     groups = optimizer.state_dict()["param_groups"]
-    values = {int(number): dict(each) for number, each in state["optimizer"].items()}
+    trained = [each for group in optimizer.param_groups for each in group["params"]]
+    values = {
+        int(number): _sharded(each, trained[int(number)])
+        for number, each in state["optimizer"].items()
+    }
     optimizer.load_state_dict({"state": values, "param_groups": groups})
     measure.best.load_state_dict(state["best"])
     if measure.pruning:
@@ -108,6 +114,17 @@ def restore_training(optimizer: "Optimizer", measure: "Measure", state: State) -
     if measure.distiller:
         measure.distiller.load_state_dict(state["distiller"])
     return state["step"]
+
+
+def _sharded(values: Mapping[str, Any], parameter: Tensor) -> dict[str, Any]:
+    """Return the state of a parameter, sharded as it is."""
+    shape = local_part(parameter).shape
+    return {
+        key: sharded_like(value.to(parameter.device), parameter)
+        if isinstance(value, Tensor) and value.ndim and value.shape == shape
+        else value
+        for key, value in values.items()
+    }
 
 
 def write_state(file: Path, state: State) -> None:
@@ -139,7 +156,7 @@ def read_state(file: Path) -> State:
 def _without_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
     """Return a tree with names in place of its tensors."""
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().cpu()
+        tensors[path] = local_part(value.detach()).cpu()
         return {TENSOR: path}
     if isinstance(value, Mapping):
         return {

@@ -13,8 +13,10 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prunekit.architectures.expert_layout import is_fused
 from prunekit.errors import ConfigError
 from prunekit.models.experts import unfused
+from prunekit.models.in_memory import is_distributed, is_sharded, whole_tensor
 from prunekit.models.layout import Linear
 from prunekit.models.orientation import stored_transposed
 from prunekit.training.masks import Masks, as_matrix
@@ -37,8 +39,8 @@ class WeightView:
 
     @property
     def matrix(self) -> Shaped[Tensor, "O I"]:
-        """The weight, outputs first."""
-        return self.of(self.parameter)
+        """The weight, outputs first; of a sharded one a copy, gathered from all processes."""
+        return self.of(whole_tensor(self.parameter))
 
     def of(self, stored: Shaped[Tensor, "..."]) -> Shaped[Tensor, "O I"]:
         """Return the same part of a tensor stored like the parameter."""
@@ -77,7 +79,9 @@ def weight_views(
         linears: The linears.
     """
     own = {*parameters}
-    by_storage = {each.untyped_storage().data_ptr(): each for each in own}
+    by_storage = {
+        each.untyped_storage().data_ptr(): each for each in own if not is_distributed(each)
+    }
     views = {}
     for linear in linears:
         weight = model.get_parameter(f"{linear.name}.weight")
@@ -106,12 +110,27 @@ def find_weights(
     Returns:
         The weight of each linear by its name, and the parameters by theirs.
     """
+    check_experts(model)
     places = weight_places(model)
     parameters = [place.parameter for place in places.values()]
     with unfused(model), torch.no_grad():
         views = weight_views(model, parameters, linears)
     used = {view.parameter for view in views.values()}
     return views, {name: place for name, place in places.items() if place.parameter in used}
+
+
+def check_experts(model: nn.Module) -> None:
+    """Refuse sharded weights that hold several experts.
+
+    Raises:
+        ConfigError: The model has some.
+    """
+    fused = (name for name, each in model.named_modules() if is_fused(each))
+    if is_sharded(model) and (name := next(fused, None)):
+        raise ConfigError(
+            f"model: {name} has its experts in one tensor, which is sharded over processes, so "
+            "that their masks are unknown. Use DDP, or prune before or after the training."
+        )
 
 
 def check_unmasked(places: Mapping[str, MaskedWeight]) -> None:

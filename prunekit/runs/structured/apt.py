@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Sequence
 
+from prunekit.config.apt_table import Apt
 from prunekit.runs.record import Record
 from prunekit.runs.structured.ranking import DenseUnits, UnitRanking
 from prunekit.runs.training import Texts, recorded_steps
@@ -26,8 +27,8 @@ def train_adapters(
         log: Stores the recorded steps and the state.
     """
     plan, pruners = ranking.plan, list[AptPruner]()
-    settings, distill = plan.config.apt, plan.config.distill
-    assert settings is not None
+    settings, distill = plan.training, plan.config.distill
+    assert isinstance(settings, Apt)
     ranking.describe(every, dense)
     training = apt(ranking.model, *texts, settings, distill=distill, ranks=plan.ranks, log=log)
 

@@ -31,7 +31,9 @@ def prune_while_training(
 
     @contextmanager
     def during(optimizer: Optimizer) -> Iterator[UnitPruners]:
-        if ranking.plan.config.train and not ranking.plan.config.train.adapter:
+        train, sharded = ranking.plan.config.train, ranking.plan.sharded
+        # A sharded optimizer has parts, whose training has ended when units are removed.
+        if train and not train.adapter and not sharded:
             ranking.optimizers.append(optimizer)
         with ExitStack() as stack:
             pruners = [stack.enter_context(_pruner(ranking, each, optimizer)) for each in every]

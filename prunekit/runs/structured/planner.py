@@ -98,7 +98,7 @@ def plan(
         preflight=preflight,
     )
     made = replace(made, fixed=fixed_blocks(model, made.groups.get("blocks", ())))
-    made = with_sharding(made, _fits)
+    made = with_sharding(made, lambda each: each.memory, available_memory(device, preflight)[0])
     made = replace(made, notes=(*notes, *remarks_of(made), *checkpoint.check_copyable()))
     for groups in made.groups.values():
         _check_counts(made, groups)
@@ -274,12 +274,6 @@ def _check_unused(made: StructuredPlan) -> None:
             )
 
 
-def _fits(made: StructuredPlan) -> bool:
-    """Return whether a run with a training fits into memory."""
-    available, _ = available_memory(made.device, made.preflight)
-    return sum(made.memory.values()) <= available
-
-
 def _check_capacity(made: StructuredPlan) -> None:
     """Refuse a run that needs more memory or disk than is free."""
     available, host = available_memory(made.device, made.preflight)
@@ -293,11 +287,9 @@ def _check_capacity(made: StructuredPlan) -> None:
                 'free. Set calibration.hidden = "disk".'
             )
     if (total := sum(needed.values())) > available:
-        held, way_out = "the whole model", "a smaller model"
+        held, way_out = "the whole model", ", ".join(["a smaller model", *ways_out(made)])
         if made.by_block:
             held, way_out = "one block", "fewer or shorter samples"
-        elif made.config.training:
-            way_out = f"{way_out}. {ways_out(made)}"
         raise CapacityError(
             f"memory: {' and '.join(made.groups)} are ranked with {held} in memory, about "
             f"{size(total)} on {made.device}; {size(available)} are free. Take {way_out}, or a "

@@ -154,7 +154,7 @@ class WholeModelRun(UnitRun):
         self._widen(ranking.model)
         every = ranking.gate_all()
         dense = ranking.measure(every)
-        return every, dense, TrainingLog(self.output, self.plan.config.training, every)
+        return every, dense, TrainingLog(self.output, self.plan.training, every)
 
     def _train(
         self, ranking: UnitRanking, texts: Texts, base: float, teacher: Teacher | None
@@ -162,7 +162,7 @@ class WholeModelRun(UnitRun):
         """Train the smaller model; return the facts of it."""
         self._widen(ranking.model)
         kept = {name: entry["kept"] for name, entry in ranking.entries.items()}
-        log = TrainingLog(self.output, self.plan.config.training)
+        log = TrainingLog(self.output, self.plan.training)
         with adapted(self.plan, ranking.model) as trained:
             training = train_model(self.plan, trained, texts, log, teacher=teacher, kept=kept)
             rows = yield from self._timed_records("train", training)

@@ -10,6 +10,7 @@ from prunekit.config.prune_table import Prune
 from prunekit.formatting import count, size
 from prunekit.runs.distillation import distillation_words
 from prunekit.runs.plan_base import fact_table
+from prunekit.runs.sharded_training import held_words
 from prunekit.runs.sparsify.plan import WeightsPlan, linear_table
 from prunekit.runs.texts import data_words
 from prunekit.runs.training import schedule_words, training_words
@@ -57,7 +58,7 @@ def _facts(plan: TrainedPlan) -> dict[str, str]:
         "train": training_words(train, train.adapter),
         "gathers": ", ".join(kind.name for kind in plan.recipe.needs) or "nothing",
         "runs": f"on {plan.device} in float32, with the whole model in memory",
-        "ranks": f"{plan.ranks.size}: samples of a batch are shared; each has the whole model",
+        "ranks": f"{plan.ranks.size}: samples of a batch are shared; each has {held_words(plan)}",
         "output": f"{config.output.path}  (at most {size(plan.checkpoint.nbytes)}"
         f"{saved_state_words(plan)})",
         "memory": f"about {size(sum(plan.memory.values()))}: "

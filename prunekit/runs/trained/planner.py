@@ -12,6 +12,7 @@ from prunekit.models.empty_model import max_tokens
 from prunekit.models.weight_names import check_whole_tensors
 from prunekit.runs.checks import cap_lengths, check_disk, text_tokenizer
 from prunekit.runs.preflight import Preflight, planned_device
+from prunekit.runs.sharded_training import held_words, ways_out, with_sharding
 from prunekit.runs.sparsify.planner import residual_stream_axes
 from prunekit.runs.sparsify.source import Source, layer_notes, open_source, written_dtypes
 from prunekit.runs.trained.plan import TrainedPlan, gradual_settings
@@ -63,6 +64,7 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
         ranks=ranks,
         preflight=preflight,
     )
+    made = with_sharding(made, _memory, made.available)
     made = replace(made, memory=_memory(made))
     _check_capacity(made)
     return made
@@ -102,10 +104,11 @@ def _check_capacity(made: TrainedPlan) -> None:
     """Refuse a run that needs more memory or disk than is free."""
     needed, available = sum(made.memory.values()), made.available
     if needed > available:
+        ways = ", ".join(ways_out(made))
         raise CapacityError(
-            f"memory: [train] holds the whole model in memory, about {size(needed)} on "
-            f"{made.device}; {size(available)} are free. Lower train.batch, set train.adapter, "
-            "which trains fewer weights, or take a smaller model."
+            f"memory: [train] holds {held_words(made)} in memory, about {size(needed)} on "
+            f"{made.device}; {size(available)} are free. To need less, {ways}, or take a smaller "
+            "model."
         )
     if made.preflight and made.preflight.device_memory:
         return  # the disk of the other machine is unknown

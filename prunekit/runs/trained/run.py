@@ -113,9 +113,11 @@ class TrainedRun(RunBase[TrainedPlan]):
         measured, history = yield from training
         facts = training_facts(base, history, gradual=plan.config.prune.gradual is not None)
         with self._timed("write"):
-            values = ModelWriter(plan, model, self.output).write(
-                measured, writes=self.ranks.is_main
-            )
+            writer = ModelWriter(plan, model, self.output)
+            if plan.sharded:  # rank 0 alone has the weights
+                values = self.ranks.run_on_main(lambda: writer.write(measured, writes=True))
+            else:
+                values = writer.write(measured, writes=self.ranks.is_main)
         self.output.append_journal("trained", "", values | {"training": facts})
 
     def _prune_then_train(
@@ -130,7 +132,7 @@ class TrainedRun(RunBase[TrainedPlan]):
         measured = yield from self._timed_records("prune", prune_once(plan, model, batches))
         with adapted(plan, model) as trained:
             masks = partial(kept_zeros, plan, model)
-            log = TrainingLog(self.output, plan.config.training)
+            log = TrainingLog(self.output, plan.training)
             training = train_model(plan, trained, texts, log, masks, teacher)
             history = yield from self._timed_records("train", training)
         return measured, history
@@ -151,7 +153,7 @@ class TrainedRun(RunBase[TrainedPlan]):
             return pruners[0]
 
         with adapted(plan, model) as trained:
-            log = TrainingLog(self.output, plan.config.training)
+            log = TrainingLog(self.output, plan.training)
             training = train_model(plan, trained, texts, log, during, teacher)
             history = yield from self._timed_records("train", training)
         return gradual_records(plan, self._patterns(pruners[0])), history

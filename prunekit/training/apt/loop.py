@@ -84,7 +84,9 @@ def apt(  # noqa: PLR0913  independent options
     """
     with _adapted(model, settings) as adapted:
         state = log.state["pruning"] if log and log.state else None
-        during = partial(adapted.pruned, settings, ranks, state, cuts=distill is None)
+        # Matrices whose weights are sharded are cut after the last step only.
+        cuts = distill is None and not settings.sharded
+        during = partial(adapted.pruned, settings, ranks, state, cuts=cuts)
         options = {"ranks": ranks, "during": during, "log": log}
         train = partial(recover, model, data, held_out, settings, **options)
         if distill is None:

@@ -1,0 +1,95 @@
+"""Decision whether the weights of a training are sharded over processes."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+from prunekit.architectures.expert_layout import is_fused
+from prunekit.config.run_config import Config
+from prunekit.errors import ConfigError
+from prunekit.runs.plan_base import PlanBase
+from prunekit.runs.training import trained_adapter
+
+P = TypeVar("P", bound=PlanBase)
+
+
+def with_sharding(made: P, memory: Callable[[P], Mapping[str, int]], available: int) -> P:
+    """Return a plan whose training is sharded if that is asked for, or nothing else fits.
+
+    Args:
+        made: The plan, whose training is not sharded.
+        memory: Returns the peak bytes of each process by use.
+        available: Bytes that each has.
+
+    Raises:
+        ConfigError: It is asked for and cannot be done.
+    """
+    training = made.config.training
+    if training is None or training.sharded is False:
+        return made
+    sharded = replace(made, sharded=True)
+    reason = why_not_sharded(made)
+    if training.sharded:
+        if reason:
+            raise ConfigError(f"{training.table}.sharded: {reason}.")
+        return sharded
+    helps = sum(memory(sharded).values()) <= available < sum(memory(made).values())
+    return sharded if reason is None and helps else made
+
+
+def held_words(made: PlanBase) -> str:
+    """Return how much of the model a process has while it is trained, in words."""
+    if not made.sharded:
+        return "the whole model"
+    if trained_adapter(made.config, made.model):
+        return "the adapters, and a part of the weights under them (FSDP 2)"
+    return "a part of the weights, gradients and optimizer state (FSDP 2)"
+
+
+def ways_out(made: PlanBase) -> list[str]:
+    """Return how a training needs less memory, in words; empty without one."""
+    if (training := made.config.training) is None:
+        return []
+    table = training.table
+    ways = [f"lower {table}.batch"]
+    if not training.checkpoint_activations:
+        ways.append(f"set {table}.checkpoint_activations = true")
+    if not trained_adapter(made.config, made.model):
+        ways.append(f"set {table}.adapter, which trains fewer weights")
+    if not made.ranks.is_distributed:
+        ways.append("start several processes, which can share the weights")
+    return ways
+
+
+def why_not_sharded(made: PlanBase) -> str | None:
+    """Return why the weights of a training cannot be sharded, or None."""
+    config, ranks = made.config, made.ranks
+    if not ranks.is_distributed:
+        return (
+            "one process has all weights. Start several, such as with torchrun --nproc-per-node 2 "
+            "(prunekit plan --world-size 2), or leave the key out"
+        )
+    if isinstance(config, Config):
+        fused = any(is_fused(each) for each in made.model.modules())
+        return (
+            "the model has experts in one tensor, and masks of its parts are unknown. Prune it "
+            "first, by a run without [train], or leave the key out"
+            if fused
+            else None
+        )
+    samples = config.calibration.samples if config.calibration else 0
+    if not config.prune.gradual:
+        return None
+    if samples % ranks.size:
+        return (
+            f"the {samples} calibration samples have to be divided evenly by {ranks.size} "
+            "processes, as these run the model alike while units are ranked. Set "
+            f"calibration.samples = {samples // ranks.size * ranks.size or ranks.size}"
+        )
+    ranker = next((part for part in config.prune.method.components if part.by_weights), None)
+    if ranker:
+        return (
+            f"{ranker.name} ranks by gradients of whole weights, which no process has. Choose a "
+            "ranker of activations, such as gradient or salience"
+        )
+    return None
