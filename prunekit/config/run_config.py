@@ -104,6 +104,10 @@ class RunConfig(Section, Generic[P]):
             mistakes["calibration", "length"] = (
                 f"a sample of 1 token has none to predict; [{table}] needs 2 or more."
             )
+        if training and calibration and calibration.hidden != "auto":
+            mistakes["calibration", "hidden"] = (
+                f"does not apply with [{table}], which holds the whole model in memory."
+            )
         if train and data.get("apt"):
             mistakes["train",] = "[apt] trains too. Remove one of both tables."
         end = prune and prune.end
@@ -142,15 +146,11 @@ class Config(RunConfig[Prune]):
     @classmethod
     def _train_mistakes(cls, train: Train | None, data: dict[str, Any]) -> dict[Key, str]:
         mistakes = super()._train_mistakes(train, data)
-        calibration, prune = data.get("calibration"), data.get("prune")
+        prune = data.get("prune")
         if train and prune and prune.recover == "lowrank":
             mistakes["prune", "recover"] = (
                 '"lowrank" writes an adapter for the weights before [train], not after. Remove it; '
                 "to train an adapter, set train.adapter."
-            )
-        if train and calibration and calibration.hidden != "auto":
-            mistakes["calibration", "hidden"] = (
-                "does not apply with [train], which holds the whole model in memory."
             )
         return mistakes
 
@@ -200,15 +200,6 @@ class StructuredConfig(RunConfig[StructuredPrune]):
         if self.apt:
             del values["prune"]
         return values
-
-    @field_validator("calibration")
-    @classmethod
-    def _check_hidden(cls, calibration: Calibration | None) -> Calibration | None:
-        if calibration and calibration.hidden != "auto":
-            raise ValueError(
-                "hidden does not apply to removing units, which holds the whole model in memory."
-            )
-        return calibration
 
     @field_validator("output")
     @classmethod

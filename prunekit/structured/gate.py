@@ -7,9 +7,6 @@ factor of 0 is the removal of the unit.
 Shapes: U units, B samples.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -51,11 +48,20 @@ class Gate:
         for handle in self._handles:
             handle.remove()
 
-    @contextmanager
-    def holding(self, value: Float[Tensor, "*B U"]) -> Iterator[Tensor]:
+    def holding(self, value: Float[Tensor, "*B U"]) -> "Holding":
         """Use ``value`` instead of the gate's value within the context."""
-        before, self.value = self.value, value
-        try:
-            yield value
-        finally:
-            self.value = before
+        return Holding(self, value)
+
+
+class Holding:
+    """Context in which a gate has another value; it can be entered again."""
+
+    def __init__(self, gate: Gate, value: Float[Tensor, "*B U"]) -> None:
+        self._gate, self._value, self._before = gate, value, gate.value
+
+    def __enter__(self) -> Tensor:
+        self._before, self._gate.value = self._gate.value, self._value
+        return self._value
+
+    def __exit__(self, *_: object) -> None:
+        self._gate.value = self._before

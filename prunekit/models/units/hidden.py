@@ -13,8 +13,8 @@ input. Weights could hide that, but rounding them to bfloat16 costs more.
 Shapes: U coordinates, B samples, T tokens.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import lcm, sqrt
 from typing import Any, NamedTuple, Self, cast
@@ -57,6 +57,7 @@ class HiddenGroup(UnitGroup):
         step: transformers accepts only multiples of this as the width.
         stream: How the family treats the residual stream.
         axes: Parameter axes with the coordinates; tied parameters appear more than once.
+        distinct: Those of them without ties; weights that are loaded later are not tied.
         norms: Norms that read the stream.
     """
 
@@ -64,6 +65,7 @@ class HiddenGroup(UnitGroup):
     step: int
     stream: Stream
     axes: tuple[CoordinateAxis, ...] = field(repr=False)
+    distinct: tuple[CoordinateAxis, ...] = field(repr=False)
     norms: tuple[nn.Module, ...] = field(repr=False)
 
     @property
@@ -75,8 +77,19 @@ class HiddenGroup(UnitGroup):
     @override
     def parameter_axes(self) -> tuple[ParameterAxis, ...]:
         owner = torch.arange(self.size)
-        distinct = {id(axis.parameter): axis for axis in self.axes}
-        return tuple(ParameterAxis(axis.parameter, axis.axis, owner) for axis in distinct.values())
+        return tuple(ParameterAxis(axis.parameter, axis.axis, owner) for axis in self.distinct)
+
+    def part(self, modules: Collection[nn.Module]) -> Self:
+        """Return the same coordinates in some of the modules alone.
+
+        Their gate multiplies the norms among these.
+        """
+        return replace(
+            self,
+            axes=tuple(axis for axis in self.axes if axis.module in modules),
+            distinct=tuple(axis for axis in self.distinct if axis.module in modules),
+            norms=tuple(norm for norm in self.norms if norm in modules),
+        )
 
     @override
     def unit_multiple(self, of: int) -> int:
@@ -143,7 +156,9 @@ def hidden_groups(model: PreTrainedModel) -> list[HiddenGroup]:
     ]
     names = {module: name for name, module in model.named_modules()}
     name = names[model.get_input_embeddings()]
-    return [HiddenGroup(name, "hidden", size, _step(model), stream, tuple(axes), tuple(norms))]
+    distinct = {id(axis.parameter): axis for axis in axes}
+    parts = tuple(axes), tuple(distinct.values()), tuple(norms)
+    return [HiddenGroup(name, "hidden", size, _step(model), stream, *parts)]
 
 
 def coordinate_axes(model: PreTrainedModel) -> list[CoordinateAxis]:

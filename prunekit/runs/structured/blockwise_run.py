@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from typing_extensions import override
 
-from prunekit.models.empty_model import empty_model
 from prunekit.models.sequential.hidden_states import HiddenStatesFactory, hidden_states_factory
 from prunekit.models.sequential.loaded_block import LoadedBlock
 from prunekit.models.sequential.pipeline import iterate_blocks
@@ -89,26 +88,21 @@ class BlockwiseRun(UnitRun):
         """
         plan = self.plan
         with self._timed("calibrate"):
-            model = empty_model(plan.checkpoint)
             scorer = BlockwiseScorer(
-                model,
-                own_batches(tokens, plan.device, self.ranks) if tokens else [],
-                own_batches(tokens, plan.device) if tokens else [],
-                self.ranks,
-                Weights(model, plan.checkpoint, plan.dtype, plan.device),
-                self._hidden_states,
+                batches=own_batches(tokens, plan.device, self.ranks) if tokens else [],
+                whole=own_batches(tokens, plan.device) if tokens else [],
+                ranks=self.ranks,
+                plan=plan,
+                new_hidden_states=self._hidden_states,
             )
         with ExitStack() as stack:
             ranking = UnitRanking(plan, scorer, stack, self._timed)
-            gates, done = yield from ranking.rank()
+            gates, _ = yield from ranking.rank()
             self.weights_read.require_same(self.ranks)
-            removals: Removals = [
-                *(("blocks", each.kept) for each in done),
-                *((each.kind, each.kept) for each in gates),
-            ]
+            removals = [*scorer.removals, *((each.kind, each.kept) for each in gates)]
         smaller = SmallerModel(plan, removals)
         facts = {
-            "layers": [ranking.entries[name] for name in run_order(model, ranking.entries)],
+            "layers": [ranking.entries[name] for name in run_order(scorer.model, ranking.entries)],
             "parameters": [plan.parameters, count_parameters(smaller.model)],
             "stock": all(note == STOCK for note in smaller.notes),
             "note": next((note for note in smaller.notes if note != STOCK), STOCK),

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -19,9 +18,10 @@ from prunekit.models.units.kinds import Kind
 from prunekit.runs.distillation import distillation_words
 from prunekit.runs.plan_base import PlanBase, fact_table, note_lines
 from prunekit.runs.preflight import Preflight, available_memory, requested_placement
-from prunekit.runs.structured.blockwise_memory import blockwise_memory, placed
+from prunekit.runs.sharded_training import held_words
+from prunekit.runs.structured.blockwise_memory import Place, blockwise_memory, by_place, placed
 from prunekit.runs.structured.unit_scores import TRUTH_TOKENS
-from prunekit.runs.structured.work_estimate import UnitWork, WorkInputs, estimate_unit_work
+from prunekit.runs.structured.work_estimate import CostInputs, UnitWork, estimate_unit_work
 from prunekit.runs.texts import data_words
 from prunekit.runs.time_estimate import operations_text
 from prunekit.runs.training import (
@@ -82,44 +82,38 @@ class StructuredPlan(PlanBase):
         available = available_memory(self.device, self.preflight)
         return placed(self.memory, requested_placement(self.config), self.device, available)
 
+    @property
+    def place(self) -> Place:
+        """Estimated peak bytes on the device, in main memory and on disk."""
+        if self.by_block:
+            return by_place(self.memory, self.where, self.device)
+        return Place(sum(self.memory.values()), 0, 0)
+
     @cached_property
     def memory(self) -> dict[str, int]:
         """Estimated peak bytes by use."""
-        return self._blockwise_memory if self.by_block else self._whole_model_memory
-
-    @property
-    def _blockwise_memory(self) -> dict[str, int]:
-        config = self.config.calibration
-        samples = -(-config.samples // self.ranks.size) if config else 0
-        ranker = self.config.prune.method
-        run = self.dtype, self.device
-        needs_loss = self.config.prune.truth
-        return blockwise_memory(
-            self.stacks,
-            chain(*self.groups.values()),
-            ranker,
-            (samples, self.lengths[0]),
-            run,
-            needs_loss=needs_loss,
-        )
+        if self.by_block:
+            return blockwise_memory(self._costs, self.dtype, self.device)
+        return self._whole_model_memory
 
     @cached_property
     def work(self) -> UnitWork:
         """Estimated operations of ranking and compensating, on the busiest rank."""
+        return estimate_unit_work(self._costs)
+
+    @property
+    def _costs(self) -> CostInputs:
         config = self.config.calibration
         count, length = (config.samples, self.lengths[0]) if config else (0, 1)
-        samples = -(-count // self.ranks.size), length
-        few = min(count, max(1, TRUTH_TOKENS // length))
-        given = WorkInputs(
+        return CostInputs(
             stacks=self.stacks,
             groups=self.groups,
             prune=self.config.prune,
-            samples=samples,
-            few=few,
+            samples=(-(-count // self.ranks.size), length),
+            few=min(count, max(1, TRUTH_TOKENS // length)),
             batch=batch_tokens(self.device),
             by_block=self.by_block,
         )
-        return estimate_unit_work(given)
 
     @property
     def _whole_model_memory(self) -> dict[str, int]:
@@ -161,6 +155,13 @@ class StructuredPlan(PlanBase):
         return _describe(self)
 
 
+def _memory_text(plan: StructuredPlan) -> str:
+    listed = ", ".join(f"{name} {size(value)}" for name, value in plan.memory.items() if value)
+    apart = {"main memory": plan.place.host, "a file beside the checkpoint": plan.place.disk}
+    moved = [f"{size(nbytes)} of it in {where}" for where, nbytes in apart.items() if nbytes]
+    return f"about {listed}" + "".join(f"; {each}" for each in moved)
+
+
 def _operations_text(plan: StructuredPlan) -> str:
     work = plan.work
     parts = {"forward": work.forward, "backward": work.backward}
@@ -199,7 +200,6 @@ def _facts(plan: StructuredPlan) -> dict[str, str]:
     ranking = f"by {prune.method.name}, compared {'in each layer' * (prune.scope == 'layer')}"
     if prune.scope == "global":
         ranking += "across layers"
-    stored = plan.by_block and plan.where != "device"
     rows = {
         "model": f"{config.model.path}  ({type(plan.model).__name__}, "
         f"{count(plan.parameters)} parameters, {plan.block_count} blocks)",
@@ -209,13 +209,11 @@ def _facts(plan: StructuredPlan) -> dict[str, str]:
         "runs": f"on {plan.device} in {str(plan.dtype).removeprefix('torch.')}",
         "output": f"{config.output.path}  (at most {size(plan.checkpoint.nbytes)}"
         f"{saved_state_words(plan)})",
-        "memory": "about "
-        + ", ".join(f"{name} {size(value)}" for name, value in plan.memory.items())
-        + (f" (on {'main memory' if plan.where == 'host' else 'disk'})" if stored else ""),
+        "memory": _memory_text(plan),
         "operations": _operations_text(plan),
     }
     if plan.ranks.is_distributed:
-        held = "a block at a time" if plan.by_block else "the whole model"
+        held = "a block at a time" if plan.by_block else held_words(plan)
         rows["ranks"] = f"{plan.ranks.size}: samples are shared; each has {held}"
     rows |= data_words(config, plan.lengths)
     if prune.truth:

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any, NamedTuple
 
 from torch.optim import Optimizer
+from transformers import PreTrainedModel
 
 from prunekit.allocations.schedules import SCHEDULES, Schedule
 from prunekit.formatting import percent
@@ -40,8 +41,8 @@ class DenseUnits(NamedTuple):
 class UnitRanking:
     """Ranking of the units of one model.
 
-    Heads and neurons are only gated, and removed by the caller; blocks and hidden dimensions are
-    removed as soon as they are ranked.
+    Heads and neurons are only gated, and removed by the caller; blocks, hidden dimensions and
+    experts are removed as soon as they are ranked.
 
     Attributes:
         entries: Report entry of each unit group, by its name.
@@ -66,12 +67,16 @@ class UnitRanking:
             timed: Returns a context manager that adds its time to a phase of the run.
         """
         self.plan, self.scorer, self.stack, self.timed = plan, scorer, stack, timed
-        self.model = scorer.model
         self.entries: dict[str, dict[str, Any]] = {}
         self.views: dict[str, Any] | None = None
         self.agreement: dict[Kind, float] = {}
         self.optimizers: list[Optimizer] = []
         self._truths: dict[Kind, Scores] = {}
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model as it is now."""
+        return self.scorer.model
 
     def rank(self) -> Generator[Record, None, Ranked]:
         """Rank all units and close the gates of those that are removed."""
@@ -205,13 +210,14 @@ class UnitRanking:
             mark_kept_heads(self.views, gates)
 
     def _collect(self, gates: Gates, kept: list[Gates], done: list[Finalized]) -> None:
-        """Remove blocks and hidden dimensions; keep gates of other kinds."""
+        """Remove blocks, hidden dimensions and experts; keep gates of other kinds."""
         if gates.kind not in WHOLE:
             kept.append(gates)
             return
         with self.timed("prune"):
             done.append(self.finalize(gates))
         gates.detach()
+        self.scorer.remove(gates.kind, done[-1].kept)
 
     def finalize(self, gates: Gates) -> Finalized:
         """Remove the units whose gates are closed."""

@@ -15,8 +15,11 @@ from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.models.layout import stack_runners
 from prunekit.models.sequential.hidden_states import HiddenStatesFactory
 from prunekit.models.sequential.weights import Weights
+from prunekit.models.units.base import Kept
 from prunekit.models.units.kinds import Kind
-from prunekit.runs.structured.unit_scores import first_tokens
+from prunekit.runs.structured.plan import StructuredPlan
+from prunekit.runs.structured.smaller_model import SmallerModel
+from prunekit.runs.structured.unit_scores import TRUTH_TOKENS, first_tokens
 from prunekit.structured.agreement import redundancy
 from prunekit.structured.batches import Batch, eval_mode
 from prunekit.structured.blockwise.block_passes import BlockPasses
@@ -27,9 +30,6 @@ from prunekit.structured.probes.attention_entropy import head_entropies
 from prunekit.structured.rankers import Ranker, rankers
 from prunekit.structured.refit import reader_grams
 from prunekit.structured.unit_gates import Gates
-
-TRUTH_TOKENS = 512
-"""Calibration tokens per unit on which leave-one-out measures the loss."""
 
 
 @dataclass
@@ -69,6 +69,15 @@ class UnitScorer(ABC):
         """Return the similarity of each pair of heads in the first batch."""
 
     @abstractmethod
+    def remove(self, kind: Kind, kept: Kept) -> None:
+        """Continue without the units that were removed from the model.
+
+        Args:
+            kind: Kind of the units.
+            kept: Kept units of each group.
+        """
+
+    @abstractmethod
     def run(self, batch: Batch) -> None:
         """Run the model on one batch, for its hooks."""
 
@@ -100,6 +109,10 @@ class WholeModelScorer(UnitScorer):
         return gates.redundancy([self.batches[0]])
 
     @override
+    def remove(self, kind: Kind, kept: Kept) -> None:
+        """Do nothing: the model itself was changed."""
+
+    @override
     def run(self, batch: Batch) -> None:
         with eval_mode(self.model):
             WholeModel(self.model).run(batch)
@@ -110,13 +123,27 @@ class BlockwiseScorer(UnitScorer):
     """Measures units with one block of weights in memory.
 
     Attributes:
-        weights: Source of the weights.
+        plan: The plan of the run.
         new_hidden_states: Makes empty storage for hidden states.
+        removals: Kinds that were removed, each with its kept units.
+        weights: Source of the weights.
     """
 
-    weights: Weights
+    model: PreTrainedModel = field(init=False)
+    plan: StructuredPlan
     new_hidden_states: HiddenStatesFactory
+    removals: list[tuple[Kind, dict[str, list[int]]]] = field(default_factory=list)
+    weights: Weights = field(init=False)
     _redundancy: dict[str, Float[Tensor, "U U"]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Open the model without weights."""
+        self._open()
+
+    def _open(self) -> None:
+        plan, smaller = self.plan, SmallerModel(self.plan, self.removals)
+        self.model = smaller.model
+        self.weights = Weights(self.model, smaller.checkpoint, plan.dtype, plan.device)
 
     def passes(self, batches: Sequence[Batch], ranks: Ranks = SINGLE) -> BlockPasses:
         """Return the passes over the blocks that the model has now."""
@@ -148,7 +175,7 @@ class BlockwiseScorer(UnitScorer):
         found: dict[str, Entropy] = {}
         gated = GatedModel(self.model, gates.linear_groups, gates.gates, self.batches, self.ranks)
         for block in self.passes(self.batches, self.ranks).forward():
-            groups = groups_in(gated.groups, block.inputs)
+            groups = groups_in(gated.groups, block)
             if groups:
                 view = replace(gated, groups=groups, part=block)
                 found |= head_entropies(view)
@@ -161,6 +188,11 @@ class BlockwiseScorer(UnitScorer):
     @override
     def redundancy(self, gates: Gates) -> dict[str, Float[Tensor, "U U"]]:
         return self._redundancy
+
+    @override
+    def remove(self, kind: Kind, kept: Kept) -> None:
+        self.removals.append((kind, {name: [*units] for name, units in kept.items()}))
+        self._open()
 
     @override
     def run(self, batch: Batch) -> None:

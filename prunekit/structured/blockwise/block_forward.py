@@ -67,6 +67,7 @@ class LossGradients:
         by_output: Gradients by the output of the current block, for each batch.
         by_input: Those by its input, as far as they are computed.
         by_encoded: Those by the output of the encoder that the current stack reads, by batch.
+        by_norm: Those by the output of the final norm, for each batch, if they are wanted.
         predictions: Number of predictions of each sample, for each batch.
     """
 
@@ -74,6 +75,7 @@ class LossGradients:
     by_input: HiddenStates
     predictions: list[Float[Tensor, " B"]]
     by_encoded: dict[int, Tensor] = field(default_factory=dict)
+    by_norm: HiddenStates = field(default_factory=list)
 
     def propagate(self) -> None:
         """Turn gradients by the input into those of the previous block's output."""
@@ -96,6 +98,11 @@ class BlockForward(Forward):
     loss: LossGradients | None = None
     mean_losses_after: Callable[..., list[float]] | None = None
     _propagated: set[int] = field(default_factory=set, init=False)
+
+    @property
+    def modules(self) -> frozenset[nn.Module]:
+        """The block and all modules in it."""
+        return frozenset(self.inputs.module.modules())
 
     @override
     @torch.no_grad()

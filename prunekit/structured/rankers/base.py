@@ -15,16 +15,20 @@ if TYPE_CHECKING:
     from prunekit.models.units.base import UnitGroup
 
 
-class Flops(NamedTuple):
-    """Floating-point operations of a ranker for a group, besides running blocks.
+class Cost(NamedTuple):
+    """Work and memory of a ranker for a group of units, besides running blocks.
 
     Attributes:
-        of_token: Operations of each token.
-        once: Operations that do not depend on the number of tokens.
+        token_flops: Floating-point operations of each token.
+        flops: Those that do not depend on the number of tokens.
+        held: Bytes of statistics, which are held for all groups of a block.
+        solving: Further bytes of main memory while the group is scored.
     """
 
-    of_token: int = 0
-    once: int = 0
+    token_flops: int = 0
+    flops: int = 0
+    held: int = 0
+    solving: int = 0
 
 
 class Ranker(BaseModel, ABC):
@@ -64,14 +68,14 @@ class Ranker(BaseModel, ABC):
         """Forwards of each block over all samples, besides those that are differentiated."""
         return int(self.needs_data and not self.needs_loss)
 
-    def flops(self, group: UnitGroup, length: int) -> Flops:  # noqa: ARG002  of some rankers
-        """Return the operations for the units of a group, for the plan.
+    def cost(self, group: UnitGroup, length: int) -> Cost:  # noqa: ARG002  of some rankers
+        """Return work and memory for the units of a group, for the plan.
 
         Args:
             group: The group.
             length: Tokens of a sample.
         """
-        return Flops()
+        return Cost()
 
     @abstractmethod
     def score(self, gated: GatedModel) -> Scores:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import ClassVar
+from itertools import chain
+from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
 from prunekit.models.units.kinds import KINDS, Kind
 from prunekit.structured.gated_model import GatedModel, Scores
 from prunekit.structured.rankers.base import Ranker
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Gradient(Ranker):
@@ -35,7 +39,12 @@ class Gradient(Ranker):
     def measure(self, gated: GatedModel) -> Scores:
         import torch
 
+        from prunekit.models.units.hidden import HiddenGroup
+
         sums = {group.name: torch.zeros(group.units, dtype=torch.float64) for group in gated.groups}
+        signed: dict[str, list[Tensor]] = {
+            group.name: [] for group in gated.groups if isinstance(group, HiddenGroup)
+        }
         samples = 0
         for batch in gated.batches:
             size = len(batch["input_ids"])
@@ -50,15 +59,27 @@ class Gradient(Ranker):
                 gradients, predictions = gated.forward.gradients(batch, lambda: values)  # noqa: B023
             weights = 1 / predictions.double().clamp_min(1)
             for name, gradient in zip(sums, gradients, strict=True):
-                sums[name] += (gradient[:, 0].abs().double() * weights[:, None]).sum(0).cpu()
+                each = (gradient[:, 0].double() * weights[:, None]).cpu()
+                if name in signed:
+                    signed[name].append(each)
+                else:
+                    sums[name] += each.abs().sum(0)
             samples += size
         gated.all_reduce_sums(sums.values())
         samples = sum(gated.ranks.all_gather_object(samples))
-        return {name: total / samples for name, total in sums.items()}
+        means = {name: total / samples for name, total in sums.items()}
+        return means | {
+            name: torch.cat([*chain(*gated.ranks.all_gather_object(each))])
+            for name, each in signed.items()
+        }
 
     @override
     def combine(self, measured: Sequence[Scores]) -> Scores:
-        (scores,) = measured
+        (parts,) = measured
+        # Those of a coordinate are [N, U], with signs: gradients by its gates at all norms add up.
+        scores = {
+            name: each.abs().mean(0) if each.ndim > 1 else each for name, each in parts.items()
+        }
         if not self.normalised:
             return scores
         return {name: score / score.norm().clamp_min(1e-300) for name, score in scores.items()}

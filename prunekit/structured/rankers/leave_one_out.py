@@ -25,6 +25,7 @@ class LeaveOneOut(Ranker):
     name: ClassVar[str] = "leave-one-out"
     kinds: ClassVar[frozenset[Kind]] = frozenset(KINDS)
     needs_loss: ClassVar[bool] = True
+    compares_losses: ClassVar[bool] = True
 
     @override
     def score(self, gated: GatedModel) -> Scores:

@@ -212,11 +212,14 @@ def test_hidden_means_nothing_where_the_whole_model_is_in_memory(llama, tmp_path
     from prunekit.config.load import load_config
 
     file = tmp_path / "config.toml"
-    file.write_text(
+    text = (
         f'[model]\npath = "{llama}"\n[calibration]\ndata = "pydoc:train"\nhidden = "disk"\n'
         '[prune]\nmethod = "magnitude"\npattern = "heads"\nsparsity = 0.5\n[output]\npath = "o"\n'
     )
-    with pytest.raises(ConfigError, match="hidden does not apply to removing units"):
+    file.write_text(text)
+    assert load_config(file).calibration.hidden == "disk"
+    file.write_text(f"{text}[train]\nsteps = 2\n")
+    with pytest.raises(ConfigError, match=r"hidden: does not apply with \[train\]"):
         load_config(file)
 
 

@@ -1,5 +1,6 @@
 """A run by block writes what a run of the whole model writes, one block in memory."""
 
+import pytest
 import torch
 
 from prunekit.checkpoint.reader import open_checkpoint
@@ -11,7 +12,8 @@ from tests.support.structured import planned
 
 OWN = {"seconds", "memory", "environment", "files", "config", "config_text"}
 """Keys of a report that differ: paths, times, and the number of shards."""
-TOGETHER = 'method = "gradient"\npattern = ["blocks", "heads", "neurons"]\nsparsity = 0.34\n'
+KINDS = 'method = "gradient"\npattern = ["blocks", "hidden", "heads", "neurons"]\n'
+TOGETHER = f"{KINDS}sparsity = 0.34\n"
 REFITTED = TOGETHER + 'compensate = "refit"\ntruth = true'
 
 
@@ -31,6 +33,12 @@ def test_both_kinds_of_run_write_the_same_tensors_and_report(tmp_path, proof_in_
     (whole, dense), (blockwise, streamed) = found.values()
     assert dense.keys() == streamed.keys()
     assert all(torch.equal(value, streamed[name]) for name, value in dense.items())
+    for layers in zip(whole["layers"], blockwise["layers"], strict=True):
+        if layers[0]["kind"] == "hidden":  # sums over parts of the model in another order
+            scores = (torch.tensor(each.pop("scores")) for each in layers)
+            torch.testing.assert_close(*scores, rtol=1e-6, atol=0)
+            statistics = [each.pop("score_statistics") for each in layers]
+            assert statistics[0] == pytest.approx(statistics[1], rel=1e-6)
     assert {key: whole[key] for key in whole.keys() - OWN} == {
         key: blockwise[key] for key in blockwise.keys() - OWN
     }

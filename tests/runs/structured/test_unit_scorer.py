@@ -4,26 +4,26 @@ import torch
 
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.distributed.ranks import SINGLE
-from prunekit.models.empty_model import empty_model
 from prunekit.models.load import load
-from prunekit.models.sequential.weights import Weights
 from prunekit.models.vocabulary import load_tokenizer
 from prunekit.runs.structured.result import view_heads
 from prunekit.runs.structured.unit_scorer import BlockwiseScorer, WholeModelScorer
 from prunekit.structured.rankers import rankers
+from tests.support.structured import planned
 
-CPU = torch.device("cpu")
 
-
-def test_scores_entropies_and_views_are_the_same(llama):
+def test_scores_entropies_and_views_are_the_same(llama, tmp_path):
     checkpoint = open_checkpoint(llama)
     ids = torch.randint(3, 16, (4, 12), generator=torch.Generator().manual_seed(1))
     batches = [{"input_ids": part} for part in ids.split(2)]
-    model = empty_model(checkpoint)
-    weights = Weights(model, checkpoint, torch.float32, CPU)
+    plan = planned(
+        llama, tmp_path / "out", 'method = "magnitude"\npattern = "heads"\nsparsity = 0.5'
+    )
     scorers = [
         WholeModelScorer(load(checkpoint, torch.float32), batches, batches, SINGLE),
-        BlockwiseScorer(model, batches, batches, SINGLE, weights, list),
+        BlockwiseScorer(
+            batches=batches, whole=batches, ranks=SINGLE, plan=plan, new_hidden_states=list
+        ),
     ]
     found = []
     for scorer in scorers:

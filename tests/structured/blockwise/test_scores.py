@@ -6,6 +6,7 @@ import torch
 import prunekit
 from prunekit.architectures import find_architecture
 from prunekit.checkpoint.reader import open_checkpoint
+from prunekit.errors import CheckpointError
 from prunekit.models.empty_model import empty_model
 from prunekit.models.layout import stack_runners
 from prunekit.models.sequential.weights import Weights
@@ -55,10 +56,10 @@ def saved(request, tmp_path_factory):
     return model, passes_of(open_checkpoint(folder))
 
 
-def assert_same(found, expected):
+def assert_same(found, expected, tolerance=1e-9):
     assert list(found) == list(expected)
     for name, scores in expected.items():
-        torch.testing.assert_close(found[name], scores, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found[name], scores, rtol=tolerance, atol=tolerance / 1000)
 
 
 @pytest.mark.parametrize("kind", ["heads", "neurons"])
@@ -75,6 +76,46 @@ def test_every_ranker_scores_heads_and_neurons_as_in_the_whole_model(saved, kind
         for ranker in chosen:
             expected = whole.score(ranker, passes.batches)
             assert_same(streamed.score_blockwise(ranker, passes), expected)
+
+
+OF_COORDINATES = {
+    "gradient": {},
+    "leave-one-out": {},
+    "magnitude": {},
+    "random": {},
+    "salience": {"window": 20, "smoothing": 0.85},
+}
+
+
+@pytest.mark.parametrize("name", OF_COORDINATES)
+def test_every_ranker_scores_coordinates_as_in_the_whole_model(saved, name):
+    model, passes = saved
+    if model.config.model_type in {"bert", "gpt2"}:
+        pytest.skip("a LayerNorm has no coordinates that can be removed")
+    # A new model: weights that were loaded and dropped are not tied any more.
+    passes = passes_of(passes.weights.checkpoint)
+    passes.model.tie_weights()
+    ranker = rankers()[name](**OF_COORDINATES[name])
+    assert "hidden" in ranker.kinds
+    with prunekit.hidden(model) as whole, Gates(passes.model, "hidden", CPU) as streamed:
+        for gates in (whole, streamed):
+            gates.gates[gates.groups[0].name].keep[1] = False
+        expected = whole.score(ranker, passes.batches)
+        # One gate is at all norms: its gradients are added in float32, or by block in float64.
+        assert_same(streamed.score_blockwise(ranker, passes), expected, tolerance=1e-6)
+
+
+def test_norms_outside_of_blocks_that_cannot_be_run_by_themselves_are_refused(saved):
+    model, passes = saved
+    if model.config.model_type != "llama":
+        pytest.skip("one family is enough")
+    decoder = passes.stacks[-1].module
+    decoder.extra = torch.nn.Identity()
+    try:
+        with pytest.raises(CheckpointError, match=r"model.extra and model.norm: a stack has one"):
+            next(passes.backward([decoder.norm, decoder.extra]))
+    finally:
+        del decoder.extra
 
 
 @pytest.mark.parametrize("name", OF_BLOCKS)
