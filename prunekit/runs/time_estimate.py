@@ -49,7 +49,7 @@ class TimeEstimate:
 def measured_layer(
     outputs: int, inputs: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Float[Tensor, "T I"], Float[Tensor, "O I"]]:
-    """Return random inputs and weights of a layer, of at most ``WIDEST`` features.
+    """Return random inputs and weights of a layer, at most ``WIDEST``.
 
     Args:
         outputs: Output features of the layer.

@@ -117,12 +117,28 @@ def removal_flops(group: LinearUnitGroup) -> int:
     return inputs**3 + 2 * inputs * outputs * (group.features_per_unit + 1)
 
 
+def removal_bytes(group: LinearUnitGroup) -> int:
+    """Return the bytes that :func:`removal_loss` takes, besides H."""
+    outputs, inputs = features(group.reader.linear)
+    # H and its factor; then its inverse, the weights and five matrices of their size.
+    return 8 * (inputs**2 + max(inputs**2, 6 * inputs * outputs))
+
+
 def refit_flops(group: LinearUnitGroup, kept: float) -> int:
     """Return the operations of :func:`refit` that keeps a fraction of the units."""
     outputs, inputs = features(group.reader.linear)
     columns = kept * inputs
     factors = (inputs**3 + columns**3) / 3
     return int(factors + 2 * outputs * columns * (inputs + columns))
+
+
+def refit_bytes(group: LinearUnitGroup, kept: float) -> int:
+    """Return the bytes that :func:`refit` takes, besides H."""
+    outputs, inputs = features(group.reader.linear)
+    columns = int(kept * inputs)
+    # H and its factor; then rows of it, the columns of those, and the weights.
+    square = inputs**2 + max(inputs**2, columns * (inputs + columns))
+    return 8 * (square + outputs * (inputs + columns))
 
 
 @torch.no_grad()
@@ -146,7 +162,7 @@ def refit(
         return
     weight, whole = weight_matrix(group.reader.linear), effective_weight(group.reader.linear)
     columns = group.reader.index[list(keep)].flatten()
-    damped, _ = damp(total, damping, group.name)
+    damped = damp(total, damping, group.name)[0]
     target = whole.double().cpu() @ damped[:, columns]
     factor = torch.linalg.cholesky(damped[columns][:, columns])
     fitted = torch.cholesky_solve(target.T, factor).T

@@ -1,74 +1,176 @@
 """Memory estimate of a structured run by block."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import cast
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunekit.models.devices import loss_dtype
 from prunekit.models.memory import ESTIMATE_MARGIN
-from prunekit.models.orientation import weight_matrix
-from prunekit.models.sequential.block_runner import StackRunner
+from prunekit.models.orientation import features
+from prunekit.models.sequential.cached_module import MAX_INPUT_WIDTH
 from prunekit.models.sequential.hidden_states import Where
-from prunekit.models.sequential.pipeline import batch_tokens
-from prunekit.models.units.base import UnitGroup
-from prunekit.models.units.heads_neurons import LinearUnitGroup
-from prunekit.models.vocabulary import output_heads
+from prunekit.models.vocabulary import input_embeddings, output_heads
+from prunekit.runs.structured.work_estimate import CostInputs, is_inside
+from prunekit.statistics import Gram
+from prunekit.structured.blockwise.block_forward import VARIANTS
 from prunekit.structured.blockwise.block_passes import HEAD_TOKENS
-from prunekit.structured.rankers import Ranker
+from prunekit.structured.finalize import linear_groups_of
+from prunekit.structured.rankers import Ranker, rankers
+from prunekit.structured.refit import refit_bytes
 
 VECTORS = 12
 """Widest vectors that a block holds of each token while it is differentiated."""
+OBSERVED_VECTORS = 5
+"""Those while its inputs are observed."""
 
 
-def blockwise_memory(
-    stacks: Sequence[StackRunner],
-    groups: Iterable[UnitGroup],
-    ranker: Ranker,
-    samples: tuple[int, int],
-    run: tuple[torch.dtype, torch.device],
-    *,
-    needs_loss: bool = False,
-) -> dict[str, int]:
-    """Return the peak bytes by use, on the device that runs blocks.
+class Place(NamedTuple):
+    """Bytes of a run by their place."""
+
+    device: int
+    host: int
+    disk: int
+
+
+def blockwise_memory(given: CostInputs, dtype: torch.dtype, device: torch.device) -> dict[str, int]:
+    """Return the peak bytes by use.
+
+    Scores and refits are solved in main memory: on a GPU those bytes are apart.
 
     Args:
-        stacks: The stacks of the model without weights.
-        groups: Groups of units of all kinds.
-        ranker: The ranker.
-        samples: Calibration samples of the busiest rank, and tokens of each.
-        run: Data type and device of the run.
-        needs_loss: The loss is needed, also if the ranker does not need it.
+        given: The model, its units and the samples.
+        dtype: Data type of the run.
+        device: Device that runs blocks.
     """
-    dtype, device = run
-    needs_loss |= any(part.needs_loss for part in ranker.components)
-    model, features = stacks[0].model, max(runner.features for runner in stacks)
-    blocks = [module for runner in stacks for module in runner.blocks]
+    parts = [*given.prune.method.components]
+    if given.prune.truth:
+        parts.append(rankers()["leave-one-out"]())
+    needs_loss = any(part.needs_loss for part in parts)
+    on_cpu = device.type == "cpu"
+    blocks = [module for runner in given.stacks for module in runner.blocks]
     largest = max(sum(each.numel() for each in block.parameters()) for block in blocks)
-    widths: dict[int, list[int]] = {}
-    for group in groups:
-        if isinstance(group, LinearUnitGroup):
-            width = weight_matrix(group.reader.linear).shape[1]
-            widths.setdefault(id(group.block), []).append(width)
-    widest = max((width for each in widths.values() for width in each), default=features)
-    (count, length), most = samples, batch_tokens(device)
-    tokens, batch = count * length, min(count * length, max(most, length))
-    head = max((cast("Tensor", each.weight).numel() for each in output_heads(model)), default=0)
-    vocabulary = head // features
-    states = (len(blocks) + 3 if needs_loss else 2) * tokens * features * dtype.itemsize
-    positions = HEAD_TOKENS * max(1, batch // max(length, 1))
-    return {
-        "block": largest * dtype.itemsize * (1 + (device.type != "cpu")),
-        # Of a block at a time: Gram matrices, gradients of its weights, and the solver.
-        "statistics": 4 * max((sum(w**2 for w in each) for each in widths.values()), default=0)
-        + 4 * largest * needs_loss
-        + 3 * 8 * widest**2,
-        "activations": 4 * batch * widest * (VECTORS if needs_loss else 8),
-        "vocabulary": needs_loss
-        * (head * loss_dtype(dtype, device).itemsize + 3 * 4 * min(positions, batch) * vocabulary),
-        "hidden states": states,
+    activations = _activations(given, needs_loss=needs_loss)
+    phases = [(0, 0), *(each for block in blocks for each in _statistics(given, parts, block))]
+    if on_cpu:  # activations and solving follow each other
+        held, solving = max(phases, key=lambda each: each[0] + max(each[1], activations))
+        solving, activations = (
+            solving * (solving >= activations),
+            activations * (activations > solving),
+        )
+    else:
+        held, solving = map(max, zip(*phases, strict=True))
+    memory = {
+        "block": largest * dtype.itemsize * (1 + (not on_cpu)),
+        "statistics": held,
+        "activations": activations,
+        "solving": solving,
+        "vocabulary": _vocabulary(given, dtype, device, needs_loss=needs_loss),
+        "hidden states": _hidden_states(given, parts, blocks) * dtype.itemsize,
     }
+    # Embeddings and head are loaded before anything is gathered.
+    gathered = ["statistics", "activations", *(["solving"] if on_cpu else [])]
+    before = memory["vocabulary"] > sum(memory[name] for name in gathered)
+    return memory | dict.fromkeys(gathered if before else ["vocabulary"], 0)
+
+
+def _statistics(
+    given: CostInputs, parts: list[Ranker], block: nn.Module
+) -> Iterator[tuple[int, int]]:
+    """Yield the bytes of statistics in a block, and of solving."""
+    length = given.samples[1]
+    for kind, groups in given.groups.items():
+        inside = [group for group in groups if is_inside(group, block)]
+        for part in parts if inside else ():
+            costs = [part.cost(group, length) for group in inside]
+            solving = max(each.solving for each in costs)
+            if part.by_weights:
+                weights = {each for group in linear_groups_of(inside) for each in group.linears}
+                sizes = [cast("Tensor", each.weight).numel() for each in weights]
+                # Sums and a batch's gradients in float32; products of a matrix in float64.
+                yield 8 * sum(sizes), solving + 4 * 8 * max(sizes, default=0)
+            yield sum(each.held for each in costs), solving
+        for group in linear_groups_of(inside):
+            width = features(group.reader.linear)[1]
+            if kind == "heads" and given.samples[0]:  # their similarities, for the report
+                yield Gram.nbytes(width), 2 * 8 * width**2
+            if given.prune.compensate == "refit":
+                yield Gram.nbytes(width), refit_bytes(group, given.kept)
+
+
+def _activations(given: CostInputs, *, needs_loss: bool) -> int:
+    """Return the bytes of intermediate activations of a batch in a block."""
+    count, length = given.samples
+    tokens = min(count * length, max(given.batch, length))
+    widths = [runner.features for runner in given.stacks]
+    for groups in given.groups.values():
+        widths += [features(group.reader.linear)[1] for group in linear_groups_of(groups)]
+    return 4 * tokens * max(widths) * (VECTORS if needs_loss else OBSERVED_VECTORS)
+
+
+def _vocabulary(
+    given: CostInputs, dtype: torch.dtype, device: torch.device, *, needs_loss: bool
+) -> int:
+    """Return the bytes of the embeddings, or of head and logits."""
+    count, length = given.samples
+    if not count:
+        return 0
+    model = given.stacks[0].model
+    tables = input_embeddings(model, [runner.module for runner in given.stacks])
+    embeddings = max((cast("Tensor", each.weight).numel() for each in tables), default=0)
+    heads = output_heads(model) if needs_loss else []
+    head = max((cast("Tensor", each.weight).numel() for each in heads), default=0)
+    batch = min(count, max(1, given.batch // max(length, 1)))
+    positions = batch * min(HEAD_TOKENS, length)
+    logits = 3 * 4 * positions * head // given.stacks[-1].features
+    loss_bytes = head * loss_dtype(dtype, device).itemsize + logits
+    return max(embeddings * dtype.itemsize, loss_bytes)
+
+
+def _hidden_states(given: CostInputs, parts: list[Ranker], blocks: list[nn.Module]) -> int:
+    """Return the numbers that hidden states of all samples have."""
+    count, length = given.samples
+    width = max(runner.features for runner in given.stacks)
+    features_of_token = 2 * width
+    if any(part.needs_loss for part in parts):
+        # The input of each block, the output of the last, and gradients by two of them.
+        features_of_token = (len(blocks) + 3) * width
+    if any(part.compares_losses for part in given.prune.method.components):
+        features_of_token += VARIANTS * width
+    if given.prune.compensate == "refit":
+        features_of_token = max(features_of_token, width + _cached_features(given, width))
+    return count * length * features_of_token
+
+
+def _cached_features(given: CostInputs, width: int) -> int:
+    """Return the cached features of a token during a refit."""
+    widest = [
+        max(features(group.reader.linear)[1] for group in groups)
+        for each in given.groups.values()
+        if (groups := linear_groups_of(each))
+    ]
+    # The input of a reader if it is not too wide, else the output of its module.
+    return sum(each if each <= MAX_INPUT_WIDTH * width else width for each in widest)
+
+
+def by_place(memory: Mapping[str, int], where: Where, device: torch.device) -> Place:
+    """Return the bytes on the device, in main memory and on disk.
+
+    A CPU runs them in main memory, which then is the device.
+
+    Args:
+        memory: From :func:`blockwise_memory`.
+        where: Where the hidden states are stored.
+        device: Device that runs blocks.
+    """
+    apart: dict[str, str] = {"hidden states": where}
+    if device.type != "cpu":
+        apart["solving"] = "host"
+    sums = {"device": 0, "host": 0, "disk": 0}
+    for name, nbytes in memory.items():
+        sums[apart.get(name, "device")] += nbytes
+    return Place(**sums)
 
 
 def placed(
@@ -88,7 +190,8 @@ def placed(
     if requested == "disk" or (requested and device.type != "cpu"):
         return requested
     on_device, in_host = available
-    if requested or sum(memory.values()) * ESTIMATE_MARGIN <= on_device:
+    if requested or by_place(memory, "device", device).device * ESTIMATE_MARGIN <= on_device:
         return "device"
-    fits = device.type != "cpu" and memory["hidden states"] * ESTIMATE_MARGIN <= in_host
+    host = by_place(memory, "host", device).host
+    fits = device.type != "cpu" and host * ESTIMATE_MARGIN <= in_host
     return "host" if fits else "disk"

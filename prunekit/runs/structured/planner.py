@@ -277,16 +277,14 @@ def _check_unused(made: StructuredPlan) -> None:
 def _check_capacity(made: StructuredPlan) -> None:
     """Refuse a run that needs more memory or disk than is free."""
     available, host = available_memory(made.device, made.preflight)
-    needed, disk = dict(made.memory), made.checkpoint.nbytes
-    if made.by_block and made.where != "device":
-        hidden = needed.pop("hidden states")
-        disk += hidden if made.where == "disk" else 0
-        if made.where == "host" and hidden > host:
-            raise CapacityError(
-                f"memory: the hidden states take {size(hidden)} of main memory, {size(host)} are "
-                'free. Set calibration.hidden = "disk".'
-            )
-    if (total := sum(needed.values())) > available:
+    total, in_host, on_disk = made.place
+    if in_host > host:
+        way_out = "Take fewer or narrower kinds of units, or compensate = none"
+        raise CapacityError(
+            f"memory: the run needs about {size(in_host)} of main memory, {size(host)} are free. "
+            + ('Set calibration.hidden = "disk".' if made.where == "host" else f"{way_out}.")
+        )
+    if total > available:
         held, way_out = "the whole model", ", ".join(["a smaller model", *ways_out(made)])
         if made.by_block:
             held, way_out = "one block", "fewer or shorter samples"
@@ -297,4 +295,4 @@ def _check_capacity(made: StructuredPlan) -> None:
         )
     if made.preflight and made.preflight.device_memory:
         return  # the disk of the other machine is unknown
-    check_disk(made.config.output.path, disk, saved_state_disk(made))
+    check_disk(made.config.output.path, made.checkpoint.nbytes + on_disk, saved_state_disk(made))

@@ -5,7 +5,7 @@ that needs the loss differentiates its second run. The loss without a unit takes
 that of the unit to the last.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import reduce
 from itertools import chain
@@ -24,6 +24,7 @@ from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.models.units.kinds import Kind
 from prunekit.models.vocabulary import output_heads
 from prunekit.statistics import Gram
+from prunekit.structured.finalize import linear_groups_of
 from prunekit.structured.rankers import Ranker, rankers
 from prunekit.structured.refit import refit_flops
 
@@ -33,7 +34,9 @@ REFIT_RUNS = 1.3
 
 @dataclass(frozen=True)
 class UnitWork:
-    """Floating-point operations of a run on its busiest rank; a multiply-add counts as two.
+    """Floating-point operations of a run on its busiest rank.
+
+    A multiply-add counts as two.
 
     Attributes:
         forward: Forwards of blocks and of the output head.
@@ -56,7 +59,7 @@ class UnitWork:
 
 
 @dataclass(frozen=True)
-class WorkInputs:
+class CostInputs:
     """Inputs of the estimate.
 
     Attributes:
@@ -92,7 +95,7 @@ class WorkInputs:
         return max(1, round((1 - self.kept) * most))
 
 
-def estimate_unit_work(given: WorkInputs) -> UnitWork:
+def estimate_unit_work(given: CostInputs) -> UnitWork:
     """Return the operations of ranking and compensating, without training and evaluation."""
     whole = _Passes(given, given.samples[0])
     few = _Passes(given, given.few)
@@ -124,14 +127,14 @@ class _Block:
 
     @property
     def backward(self) -> int:
-        """Gradients by the inputs of linears, and by those of both products of attention."""
+        """Operations of the gradients by all inputs of linears and products."""
         return self.linear + 2 * self.attention
 
 
 class _Passes:
     """Operations of passes over the blocks, with a number of samples."""
 
-    def __init__(self, given: WorkInputs, samples: int) -> None:
+    def __init__(self, given: CostInputs, samples: int) -> None:
         self.given, self.length = given, given.samples[1]
         self.tokens = samples * self.length
         self.blocks = [
@@ -146,7 +149,10 @@ class _Passes:
 
     @property
     def once(self) -> int:
-        """Operations of one forward of all blocks; the first one runs to see its output too."""
+        """Operations of one forward of all blocks.
+
+        The first one runs once more, to see the form of its output.
+        """
         return sum(block.forward for block in [self.blocks[0], *self.blocks])
 
     def ranking(self, ranker: Ranker, groups: Sequence[UnitGroup]) -> UnitWork:
@@ -173,7 +179,7 @@ class _Passes:
         """Return the operations of entropies, and of similarities in the first batch."""
         if not self.tokens:
             return UnitWork()
-        widths = [features(group.reader.linear)[1] for group in _linear(groups)]
+        widths = [features(group.reader.linear)[1] for group in linear_groups_of(groups)]
         similar = UnitWork(self.once, gather=self.tokens * sum(map(Gram.flops, widths)))
         entropies = self.ranking(rankers()["entropy"](), groups)
         return entropies + similar.times(self.first_batch)
@@ -181,7 +187,7 @@ class _Passes:
     def compensation(self) -> UnitWork:
         """Return the operations of compensating for removed units."""
         how, kept = self.given.prune.compensate, self.given.kept
-        groups = [*_linear(chain(*self.given.groups.values()))]
+        groups = linear_groups_of([*chain(*self.given.groups.values())])
         if how == "none" or not groups:
             return UnitWork()
         if how == "bias":
@@ -222,44 +228,47 @@ class _Passes:
 
     def _besides(self, part: Ranker, inside: Sequence[UnitGroup]) -> UnitWork:
         """Return the operations of a ranker besides running the block."""
-        linears = {each for group in _linear(inside) for each in group.linears}
+        linears = {each for group in linear_groups_of(inside) for each in group.linears}
         weights = 2 * self.tokens * sum(cast("Tensor", each.weight).numel() for each in linears)
-        flops = [part.flops(group, self.length) for group in inside]
+        costs = [part.cost(group, self.length) for group in inside]
         return UnitWork(
             backward=weights * part.by_weights,
-            gather=self.tokens * sum(each.of_token for each in flops),
-            solve=sum(each.once for each in flops),
+            gather=self.tokens * sum(each.token_flops for each in costs),
+            solve=sum(each.flops for each in costs),
         )
 
     def _without_each(self, place: int, inside: Sequence[UnitGroup]) -> UnitWork:
         """Return the operations of the loss without each unit, and with all."""
+        everywhere = inside[0].kind == "hidden"  # coordinates are in all blocks
+        if everywhere and place:
+            return UnitWork()
         later = self.blocks[place if self.given.by_block else 0 :]
         with_all = self.given.by_block or not place
         variants = with_all + sum(group.units for group in inside)
         return UnitWork(forward=variants * (self.head + sum(block.forward for block in later)))
 
     def _backward_to(self, block: _Block, inside: Sequence[UnitGroup]) -> int:
-        """Return the operations of gradients by the gates of a block's units alone."""
-        if not self.given.by_block:
+        """Return the operations of gradients by a block's gates alone."""
+        if not self.given.by_block or inside[0].kind == "hidden":
             return block.backward
         readers, writers = 0, 0
-        for group in _linear(inside):
+        for group in linear_groups_of(inside):
             readers += cast("Tensor", group.reader.linear.weight).numel()
             writers += sum(cast("Tensor", each.linear.weight).numel() for each in group.writers)
-        if inside[0].kind == "heads":  # all but what computes them
+        if inside[0].kind == "heads":  # all linears but those that compute them
             return max(block.linear - 2 * self.tokens * writers, 0)
         return 2 * self.tokens * readers
 
 
 def is_inside(group: UnitGroup, block: nn.Module) -> bool:
-    """Return whether units of a group are in a block, or are the block."""
+    """Return whether a block is or has units of a group."""
     if isinstance(group, LinearUnitGroup | ExpertGroup):
         return group.block is block
     return not isinstance(group, BlockGroup) or block in group.blocks
 
 
 def active_parameters(block: nn.Module, runner: StackRunner) -> int:
-    """Return the weights of a block's matrices that a token is multiplied by."""
+    """Return the number of weights that a token is multiplied by."""
     config = runner.model.config.get_text_config()
     total = 0
     for parameter in block.parameters():
@@ -270,8 +279,3 @@ def active_parameters(block: nn.Module, runner: StackRunner) -> int:
             taken = min(getattr(config, "num_experts_per_tok", None) or experts, experts)
             total += parameter.numel() * taken // experts
     return total
-
-
-def _linear(groups: Iterable[UnitGroup]) -> Iterator[LinearUnitGroup]:
-    """Yield the groups of heads and neurons."""
-    return (group for group in groups if isinstance(group, LinearUnitGroup))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Cost(NamedTuple):
-    """Work and memory of a ranker for a group of units, besides running blocks.
+    """Work and memory of a ranker for a group, besides running blocks.
 
     Attributes:
         token_flops: Floating-point operations of each token.
@@ -69,7 +69,7 @@ class Ranker(BaseModel, ABC):
         return int(self.needs_data and not self.needs_loss)
 
     def cost(self, group: UnitGroup, length: int) -> Cost:  # noqa: ARG002  of some rankers
-        """Return work and memory for the units of a group, for the plan.
+        """Return work and memory for a group, for the plan.
 
         Args:
             group: The group.

@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from prunekit.models.units.kinds import Kind
 from prunekit.structured.gated_model import GatedModel, Scores
-from prunekit.structured.rankers.base import Flops, Ranker
+from prunekit.structured.rankers.base import Cost, Ranker
 
 if TYPE_CHECKING:
     from prunekit_kernels import Entropy
@@ -43,9 +43,9 @@ class AttentionEntropy(Ranker):
         }
 
     @override
-    def flops(self, group: UnitGroup, length: int) -> Flops:
+    def cost(self, group: UnitGroup, length: int) -> Cost:
         # Products of a query with the half of the keys that it sees.
-        return Flops(of_token=length * cast("LinearUnitGroup", group).reader.index.numel())
+        return Cost(token_flops=length * cast("LinearUnitGroup", group).reader.index.numel())
 
     def _mean(self, sums: Entropy) -> Tensor:
         # With one visible key both are 0: return 0, not 0 / 0.

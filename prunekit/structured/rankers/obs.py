@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from prunekit.models.units.kinds import Compensation
 from prunekit.structured.gated_model import GatedModel, Scores
-from prunekit.structured.rankers.base import Flops, Ranker
+from prunekit.structured.rankers.base import Cost, Ranker
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -47,15 +47,20 @@ class BlockObs(Ranker):
         return {group.name: self._score(group, grams[group.name]) for group in gated.groups}
 
     @override
-    def flops(self, group: UnitGroup, length: int) -> Flops:
+    def cost(self, group: UnitGroup, length: int) -> Cost:
         from prunekit.models.orientation import features
         from prunekit.statistics import Gram
-        from prunekit.structured.refit import removal_flops
+        from prunekit.structured.refit import removal_bytes, removal_flops
 
         linear = cast("LinearUnitGroup", group)
         outputs, inputs = features(linear.reader.linear)
         whole_output = 2 * outputs * inputs**2 * self.relative
-        return Flops(Gram.flops(inputs), removal_flops(linear) + whole_output)
+        return Cost(
+            Gram.flops(inputs),
+            removal_flops(linear) + whole_output,
+            Gram.nbytes(inputs),
+            removal_bytes(linear),
+        )
 
     def _score(self, group: LinearUnitGroup, total: Float[Tensor, "I I"]) -> Float[Tensor, " U"]:
         from prunekit.models.adapters import effective_weight

@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from prunekit.models.units.kinds import Compensation
 from prunekit.structured.gated_model import GatedModel, Scores
-from prunekit.structured.rankers.base import Flops, Ranker
+from prunekit.structured.rankers.base import Cost, Ranker
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -65,15 +65,20 @@ class Surgeon(Ranker):
         return 1  # for H
 
     @override
-    def flops(self, group: UnitGroup, length: int) -> Flops:
+    def cost(self, group: UnitGroup, length: int) -> Cost:
         from prunekit.models.orientation import features
         from prunekit.statistics import Gram
-        from prunekit.structured.refit import removal_flops
+        from prunekit.structured.refit import removal_bytes, removal_flops
 
         linear = cast("LinearUnitGroup", group)
         outputs, inputs = features(linear.reader.linear)
         weighted = self.full * 2 * outputs**2
-        return Flops(Gram.flops(inputs) + weighted, removal_flops(linear) + weighted * inputs)
+        return Cost(
+            Gram.flops(inputs) + weighted,
+            removal_flops(linear) + weighted * inputs,
+            Gram.nbytes(inputs),
+            removal_bytes(linear),
+        )
 
     def _output_curvatures(self, gated: GatedModel) -> dict[str, Float[Tensor, ...]]:
         """Return G of each group, or its mean diagonal, per prediction.

@@ -2,7 +2,7 @@
 
 import torch
 
-from prunekit.runs.structured.blockwise_memory import placed
+from prunekit.runs.structured.blockwise_memory import blockwise_memory, by_place, placed
 from tests.support import checkpoints
 from tests.support.structured import planned
 
@@ -32,3 +32,31 @@ def test_hidden_states_lie_where_there_is_room_or_where_the_user_says():
     assert placed(memory, "disk", CPU, room) == "disk"
     for host, expected in ((10_000, "host"), (500, "disk")):
         assert placed(memory, None, torch.device("cuda"), (500, host)) == expected
+
+
+def test_each_ranker_holds_what_it_gathers(tmp_path):
+    folder = checkpoints.write(tmp_path / "model")
+    found = {
+        ranker: planned(folder, tmp_path / "out", f'{HEADS.format(ranker)}\ncompensate = "none"')
+        for ranker in ("gradient", "llm-pruner", "obs", "magnitude")
+    }
+    on_gpu = {
+        ranker: blockwise_memory(plan._costs, torch.bfloat16, torch.device("cuda"))
+        for ranker, plan in found.items()
+    }
+    gram = on_gpu["obs"]["statistics"]  # the similarity of heads takes one in any case
+    assert on_gpu["gradient"]["statistics"] == on_gpu["magnitude"]["statistics"] == gram
+    assert on_gpu["llm-pruner"]["statistics"] > gram
+    assert on_gpu["obs"]["solving"] > on_gpu["gradient"]["solving"]
+
+
+def test_scores_are_solved_in_main_memory(tmp_path):
+    folder = checkpoints.write(tmp_path / "model")
+    made = planned(folder, tmp_path / "out", HEADS.format("obs"))
+    memory, cuda = made.memory | {"solving": 1000, "hidden states": 100}, torch.device("cuda")
+    whole = sum(memory.values())
+    assert by_place(memory, "device", CPU) == (whole, 0, 0)
+    assert by_place(memory, "disk", CPU) == (whole - 100, 0, 100)
+    assert by_place(memory, "device", cuda) == (whole - 1000, 1000, 0)
+    assert by_place(memory, "host", cuda) == (whole - 1100, 1100, 0)
+    assert by_place(memory, "disk", cuda) == (whole - 1100, 1000, 100)

@@ -29,11 +29,11 @@ def test_parameters_of_several_groups_are_counted_once(llama, tmp_path):
 def test_memory_grows_with_a_loss_and_with_training(llama, tmp_path):
     plan = planned(llama, tmp_path / "out", BOTH)
     truth = planned(llama, tmp_path / "out", f"{BOTH}\ntruth = true")
-    parts = {"block", "statistics", "activations", "vocabulary", "hidden states"}
+    parts = {"block", "statistics", "activations", "solving", "vocabulary", "hidden states"}
     assert plan.memory.keys() == truth.memory.keys() == parts
     assert plan.memory["block"] < plan.parameters * 4
-    assert all(truth.memory[part] >= plan.memory[part] for part in parts)
-    assert truth.memory["hidden states"] > 2 * plan.memory["hidden states"]
+    assert sum(truth.memory.values()) > sum(plan.memory.values())
+    assert truth.memory["hidden states"] > plan.memory["hidden states"]
     path = write_config(llama, tmp_path / "out", BOTH)
     path.write_text(path.read_text() + "[train]\nheld_out = 2\n")
     trained = jobs.plan(load_config(path))
