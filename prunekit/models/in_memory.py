@@ -73,7 +73,7 @@ def whole_tensor(value: Tensor) -> Tensor:
 
 
 def local_part(value: Tensor) -> Tensor:
-    """Return this process's part of a tensor, in the same memory; all of it without FSDP 2."""
+    """Return this process's part of a tensor, or all of it."""
     return value.detach().to_local() if is_distributed(value) else value
 
 
@@ -100,7 +100,10 @@ def sharded_like(part: Tensor, like: Tensor) -> Tensor:
 
 
 def own_part(whole: Tensor, like: Tensor) -> Tensor:
-    """Return the rows of a whole tensor that this process has of another, sharded one."""
+    """Return those rows of a tensor that belong to this process.
+
+    It has the same rows of ``like``, which is sharded.
+    """
     if not is_distributed(like):
         return whole
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -112,7 +115,7 @@ def own_part(whole: Tensor, like: Tensor) -> Tensor:
 
 
 def summed_over_parts(number: int, like: Tensor) -> int:
-    """Return the sum of a number over the processes that have a part of a tensor."""
+    """Sum a number over the processes that have parts of a tensor."""
     if not is_distributed(like):
         return number
     from torch import distributed

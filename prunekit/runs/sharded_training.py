@@ -14,7 +14,9 @@ P = TypeVar("P", bound=PlanBase)
 
 
 def with_sharding(made: P, memory: Callable[[P], Mapping[str, int]], available: int) -> P:
-    """Return a plan whose training is sharded if that is asked for, or nothing else fits.
+    """Return a plan whose training is sharded, if it has to be.
+
+    It is if the config asks for that, or leaves it open and nothing else fits.
 
     Args:
         made: The plan, whose training is not sharded.
@@ -38,7 +40,7 @@ def with_sharding(made: P, memory: Callable[[P], Mapping[str, int]], available: 
 
 
 def held_words(made: PlanBase) -> str:
-    """Return how much of the model a process has while it is trained, in words."""
+    """Return how much of the model a process trains, in words."""
     if not made.sharded:
         return "the whole model"
     if trained_adapter(made.config, made.model):

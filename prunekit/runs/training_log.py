@@ -157,7 +157,7 @@ class TrainingLog:
 
     @property
     def _mine(self) -> tuple[str, str]:
-        """The two files that this rank reads, and writes if the weights are sharded."""
+        """The two files with the state of this rank."""
         return self._names[self._output.ranks.rank if self._settings.sharded else 0]
 
 

@@ -23,7 +23,7 @@ VALUES = 4
 
 
 def training_state_bytes(plan: PlanBase) -> int:
-    """Return the bytes of float32 weights and of training state in each process.
+    """Return each process's bytes of float32 weights and training state.
 
     Of each weight that is trained: its gradient, two moments, and its best value so far. Sharded
     weights are whole before the training, and where single weights are pruned meanwhile.
@@ -40,10 +40,10 @@ def training_state_bytes(plan: PlanBase) -> int:
 
 
 def _gathered(plan: PlanBase, *, trains: bool) -> int:
-    """Return how many numbers of sharded weights a process has whole at a time.
+    """Return how many numbers a process gathers of sharded weights.
 
-    These are the weights outside of blocks, and of two blocks, as the next one is fetched; with
-    ``trains`` also their gradients, and a copy that is exchanged.
+    At a time these are the weights outside of blocks, and of two blocks, as the next one is
+    fetched; with ``trains`` also their gradients, and a copy that is exchanged.
     """
     blocks = [block for runner in plan.stacks for block in runner.blocks]
     sizes = [sum(each.numel() for each in block.parameters()) for block in blocks]

@@ -22,6 +22,7 @@ from typing_extensions import override
 from prunekit.allocations.uniform import Uniform
 from prunekit.errors import ConfigError
 from prunekit.models.experts import unfused
+from prunekit.models.in_memory import whole_tensor
 from prunekit.sparsify.in_memory import ModelPruner
 from prunekit.sparsify.kept_pattern import KeptPattern
 from prunekit.sparsify.recipe import Recipe
@@ -227,10 +228,11 @@ class GradualPruner(ScheduledPruner):
                 gradient = self._gradients.get(view.parameter)
                 if gradient is None or not sparsity:
                     continue
+                gradient = view.of(whole_tensor(gradient))
                 keep = regrown(
                     self.section.pattern.at(sparsity),
                     sparsity,
-                    Regrowth(view.matrix, view.of(gradient), view.keep(self.masks), self.regrow),
+                    Regrowth(view.matrix, gradient, view.keep(self.masks), self.regrow),
                 )
                 view.set_keep(self.masks, keep)
         self._apply_masks()

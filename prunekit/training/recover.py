@@ -78,10 +78,10 @@ def recover(  # noqa: PLR0913  independent options
 ) -> Iterator[TrainingStep]:
     """Train a model with AdamW, then restore its best weights.
 
-    Trained is all that requires a gradient. Dropout is off; for the learning rate see
-    :func:`learning_rate`. Weights from before the end of pruning are never the best. If it ends
-    early, by an error or a closed generator, the weights are those of the last step done. With
-    ``settings.sharded`` rank 0 has the weights afterwards, on the CPU, and other ranks have zeros.
+    Trained is all that requires a gradient. Dropout is off; see :func:`learning_rate`. Weights from
+    before the end of pruning are never the best. If it ends early, by an error or a closed
+    generator, the weights are those of the last step done. If ``settings.sharded``, rank 0 has the
+    weights afterwards, on the CPU, and other ranks have zeros.
 
     Args:
         model: The model, trained in place. It may have gates, or adapters of peft.
@@ -96,7 +96,7 @@ def recover(  # noqa: PLR0913  independent options
             a :class:`SharedTeacher`, with ``gates`` or ``during`` a :class:`DenseTeacher`. A model
             that is pruned already needs the one from before.
         kept: Kept blocks and coordinates, if any were removed; see :class:`Distiller`.
-        log: Stores records and state. To continue, pass all else as it was at first.
+        log: Stores records and state. To continue, pass all else as at first.
 
     Raises:
         ConfigError: Nothing requires a gradient; pruning was not done at the end; the teacher is
@@ -104,15 +104,14 @@ def recover(  # noqa: PLR0913  independent options
         NumericsError: A loss is not finite, or ranks differ in weights or data.
     """
     settings = settings or Train()
-    train, validation = (_in_batches(each, model, settings.batch) for each in (data, held_out))
+    texts = (_in_batches(data, model, settings.batch), _in_batches(held_out, model, settings.batch))
     distiller = None
     if distill is not None:
         _check_steps(distill, settings)
         teacher = teacher or _teacher(model, gates, prunes=during is not None)
         steps = distill.steps(settings.steps)
         distiller = Distiller(model, teacher, distill, steps, settings.seed, kept=kept)
-    texts, log = (train, validation), log or Unlogged()
-    yield from _trained(model, texts, settings, gates, ranks, during, distiller, log)
+    yield from _trained(model, texts, settings, gates, ranks, during, distiller, log or Unlogged())
 
 
 def _trained(  # noqa: PLR0913, PLR0917  the options of recover
@@ -203,7 +202,7 @@ def _optimizer(
 def _in_place(
     model: PreTrainedModel, settings: Training, ranks: Ranks, distiller: Distiller | None
 ) -> AbstractContextManager[None]:
-    """Return a context in which the model and its teacher are sharded, if asked for."""
+    """Return a context in which model and teacher are sharded, or nothing."""
     if not settings.sharded:
         return nullcontext()
     teacher = distiller and distiller.teacher

@@ -1,4 +1,4 @@
-"""Weights of a model sharded over processes by FSDP 2, while it is trained.
+"""Trained weights, sharded over processes by FSDP 2.
 
 Each rank has a part of every weight, with its gradient and its optimizer state; a block is whole
 while it runs. If adapters are trained, the weights under them are sharded, and each rank has the
@@ -63,7 +63,7 @@ class Sharding:
 
     @torch.no_grad()
     def gather(self) -> None:
-        """Gather the weights on the CPU of rank 0, one tensor at a time.
+        """Gather each weight in turn on the CPU of rank 0.
 
         The model is then as before it was sharded, with the weights of now. On other ranks its
         parameters are zeros.
@@ -76,7 +76,7 @@ class Sharding:
         wholes: dict[nn.Parameter, nn.Parameter] = {}
         for name, part in [*self._model.named_parameters()]:
             if is_distributed(part):
-                with self._ranks.collective(f"gather of {name}"):
+                with self._ranks.collective(f"gather of {name}", part.numel() * part.itemsize):
                     value = part.full_tensor()
                 value = value.cpu() if self._ranks.is_main else _zeros(value)
                 wholes[part] = nn.Parameter(value, requires_grad=part.requires_grad)
@@ -86,14 +86,15 @@ class Sharding:
 
 
 def _zeros(value: Tensor) -> Tensor:
-    """Return zeros of a shape on the CPU, which take no memory until they are written."""
+    """Return zeros on the CPU in place of a tensor."""
+    # They take no memory until they are written.
     return torch.zeros(value.shape, dtype=value.dtype)
 
 
 def _shard(model: PreTrainedModel, ranks: Ranks) -> None:
     """Shard each block, and all that is outside of blocks."""
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import FSDPModule, fully_shard
 
     trained = {each for each in model.parameters() if each.requires_grad}
     ignored = trained if adapter_layers(model) else set[nn.Parameter]()
@@ -105,16 +106,16 @@ def _shard(model: PreTrainedModel, ranks: Ranks) -> None:
     }
     for block in blocks_of(model):
         fully_shard(block, **options)
-    root = fully_shard(model, **options)
-    for module in root.modules():
-        if isinstance(module, type(root).__mro__[1]):
+    fully_shard(model, **options)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
             # The losses of ranks add up, so their gradients do; gloo knows no other reduction.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(enable=True)
 
 
 def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
-    """Return the blocks of all stacks of a model, which may have adapters."""
+    """Return the blocks of a model, which may have adapters."""
     bare = bare_model(model)
     return [block for each in stack_runners(bare, find_architecture(bare)) for block in each.blocks]
 
@@ -184,7 +185,7 @@ def sharded(
 
 @contextmanager
 def whole_weights(model: nn.Module) -> Iterator[None]:
-    """Gather all weights in place within the context; changes reach the parts at its end."""
+    """Gather all weights in place; changes reach the parts afterwards."""
     from torch.distributed.fsdp import FSDPModule
 
     modules = [each for each in model.modules() if isinstance(each, FSDPModule)]
@@ -206,7 +207,7 @@ def whole_weights(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _without_hooks(module: nn.Module) -> Iterator[None]:
-    """Remove the hooks of FSDP within the context: they would shard the weights again."""
+    """Remove the hooks of FSDP, which would shard the weights again."""
     tables: list[dict[int, Any]] = [getattr(module, table) for table in HOOKS]
     before = [{**hooks} for hooks in tables]
     for hooks in tables:
@@ -223,7 +224,7 @@ def _without_hooks(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _failures_named(ranks: Ranks) -> Iterator[None]:
-    """Name the rank that failed, if an exchange of weights within the context fails.
+    """Name the rank that failed, if an exchange of weights fails.
 
     Raises:
         RankError: Another rank failed.

@@ -39,7 +39,7 @@ class WeightView:
 
     @property
     def matrix(self) -> Shaped[Tensor, "O I"]:
-        """The weight, outputs first; of a sharded one a copy, gathered from all processes."""
+        """The weight, outputs first; gathered in a copy if it is sharded."""
         return self.of(whole_tensor(self.parameter))
 
     def of(self, stored: Shaped[Tensor, "..."]) -> Shaped[Tensor, "O I"]:

@@ -33,7 +33,7 @@ def test_the_preset_of_apt_is_right_and_shows_the_defaults(load):
     config = load(APT)
     assert config.apt is not None
     shown = dict(re.findall(r"^# (\w+) = (.+)$", APT.partition("[apt]")[2], re.MULTILINE))
-    examples = {"targets", "also", "save_every"}
+    examples = {"targets", "also", "save_every", "sharded"}
     for key, value in shown.items():
         if key not in examples:
             assert tomllib.loads(f"x = {value}")["x"] == Apt.model_fields[key].default, key

@@ -5,9 +5,12 @@ import torch
 
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import NumericsError
+from prunekit.structured.batches import mean_loss
+from prunekit.structured.token_ids import IGNORED
 from prunekit.training.data_parallel import (
     Losses,
     StepLosses,
+    equal_shares,
     fine_tuning_loss,
     own_shares,
     training_step,
@@ -95,6 +98,15 @@ def test_a_loss_that_is_not_finite_is_named():
         StepLosses(float("inf"), {"layer": 1.0}).check_finite(3)
     with pytest.raises(NumericsError, match=r"^apt: the layer loss is nan at step 4\. Lower apt"):
         StepLosses(1.0, {"layer": float("nan")}).check_finite(4, "apt")
+
+
+def test_a_rank_without_samples_runs_one_that_predicts_nothing():
+    batches = [BATCH, {"input_ids": IDS[:2]}]
+    first, second = equal_shares(batches, Ranks(0, 3))
+    assert [*first] == [*own_shares(batches, Ranks(0, 3))[0]]
+    assert len(second["input_ids"]) == 1
+    assert bool((second["labels"] == IGNORED).all())
+    assert mean_loss(randomized_model("llama"), [second]) == 0
 
 
 def test_shares_leave_out_batches_without_a_sample_of_this_rank():

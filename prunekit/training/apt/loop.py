@@ -69,8 +69,8 @@ def apt(  # noqa: PLR0913  independent options
         held_out: Likewise; the best adapters have the lowest loss on it.
         settings: The table ``[apt]``.
         distill: The table ``[distill]``. The teacher is the model itself with open gates and the
-            best adapters so far, so matrices are cut after the last step only. μ rises until the
-            last window ends, if the table does not say otherwise.
+            best adapters so far, so matrices are cut after the last step only, as sharded ones are.
+            μ rises until the last window ends, if the table does not say otherwise.
         ranks: Processes with the same model and data; each runs its share of every batch.
         log: See :func:`prunekit.training.recover.recover`.
 
@@ -84,16 +84,13 @@ def apt(  # noqa: PLR0913  independent options
     """
     with _adapted(model, settings) as adapted:
         state = log.state["pruning"] if log and log.state else None
-        # Matrices whose weights are sharded are cut after the last step only.
         cuts = distill is None and not settings.sharded
         during = partial(adapted.pruned, settings, ranks, state, cuts=cuts)
-        options = {"ranks": ranks, "during": during, "log": log}
-        train = partial(recover, model, data, held_out, settings, **options)
-        if distill is None:
-            yield from train()
-        else:
-            ends = distill.model_copy(update={"end": distill.end or settings.end})
-            yield from train(distill=ends, teacher=SharedTeacher(model, adapted.gates))
+        options: dict[str, Any] = {"ranks": ranks, "during": during, "log": log}
+        if distill is not None:
+            options["distill"] = distill.model_copy(update={"end": distill.end or settings.end})
+            options["teacher"] = SharedTeacher(model, adapted.gates)
+        yield from recover(model, data, held_out, settings, **options)
     assert adapted.pruner is not None
     return adapted.pruner
 
