@@ -131,7 +131,8 @@ def one_shot_adapters(model: PreTrainedModel, ask: Ask) -> Iterator[TrainingStep
 
 def lora(model: PreTrainedModel, ask: Ask) -> Iterator[TrainingStep]:
     """Train adapters as those of APT at first, without pruning."""
-    adapted = add_adapter(model, 8, default_targets(model), seed=ask.seed)
+    targets = ask.task.settings.get("targets") or default_targets(model)
+    adapted = add_adapter(model, 8, targets, seed=ask.seed)
     set_scale(model, 2.0)
     initialize(model, ask.seed)
     for parameter in also_trained(model, ALSO):
