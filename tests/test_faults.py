@@ -380,6 +380,61 @@ def test_a_conversion_that_was_killed_is_repeated(
     record("kill", "in a conversion", "the same command again: same bytes; another is refused")
 
 
+UNITS_DIE = """
+import os, signal
+from pathlib import Path
+from prunekit.checkpoint.output import OutputFolder
+from prunekit.config.load import load_config
+from prunekit.runs import jobs
+
+file, name, moment = arguments
+real, count = getattr(OutputFolder, name), []
+def die(*given, **options):
+    count.append(1)
+    if len(count) == int(moment):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*given, **options)
+setattr(OutputFolder, name, die)
+for each in jobs.run(jobs.plan(load_config(Path(file))), resume=True):
+    if (each.kind, each.name) == ("phase", "verify"):
+        break
+"""
+ALL_UNITS = {
+    "method": "gradient",
+    "pattern": ["blocks", "heads", "neurons"],
+    "sparsity": 0.34,
+    "compensate": "refit",
+}
+COORDINATES = {"method": "gradient", "pattern": ["hidden", "neurons"], "sparsity": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("name", "prune"),
+    [
+        ("append_journal", ALL_UNITS),
+        ("write_shard", ALL_UNITS),
+        ("append_journal", COORDINATES),
+    ],
+    ids=["journal", "shards", "coordinates"],
+)
+def test_a_run_over_units_that_is_killed_at_every_step_is_taken_up(
+    fork_server, config, tmp_path, name, prune
+):
+    """Each process is killed when it is about to write for the second time."""
+    kills, codes = 0, [-signal.SIGKILL]
+    while codes == [-signal.SIGKILL]:
+        given = config("out", prune=prune), name, 2
+        codes = fork_server.start(tmp_path / f"out-{kills}", 1, UNITS_DIE, *given).wait()
+        kills += codes != [0]
+        assert kills < 10, "a process wrote nothing"
+    assert codes == [0]
+    assert kills >= BLOCKS - 1
+    whole = config("whole", prune=prune), name, 0
+    fork_server.start(tmp_path / "said-whole", 1, UNITS_DIE, *whole).succeed()
+    same_bytes(tmp_path / "out", tmp_path / "whole")
+    record("kill", f"of a run over units at each {name}", "taken up each time: same bytes")
+
+
 # Inputs that change
 
 
@@ -446,6 +501,7 @@ KINDS = {
     "low-rank adapters": {"prune": {**WANDA, "recover": "lowrank"}},
     "own text": {"calibration": {"data": "self", "samples": 2, "length": 12}},
     "heads and neurons": {"prune": {"method": "obs", "pattern": "neurons", "sparsity": 0.5}},
+    "units by loss, refitted": {"prune": ALL_UNITS},
 }
 SOAK = 150
 """Kills, besides those of several ranks in ``tests/distributed/test_faults.py``."""

@@ -55,6 +55,12 @@ WANDA = {"method": "wanda", "pattern": "2:4"}
 APART = SPARSEGPT | {"propagation": "none"}
 HEADS = {"method": "obs", "pattern": "heads", "sparsity": 0.5}
 NEURONS = {"method": "flap", "pattern": "neurons", "sparsity": 0.25}
+UNITS = {
+    "method": "gradient",
+    "pattern": ["blocks", "heads", "neurons"],
+    "sparsity": 0.34,
+    "compensate": "refit",
+}
 SWEEP = {"method": "flap", "pattern": "neurons"}
 KINDS = {
     "by stage": Kind(1, {"prune": SPARSEGPT}),
@@ -69,6 +75,8 @@ KINDS = {
     "low-rank adapters, two ranks": Kind(2, {"prune": WANDA | {"recover": "lowrank"}}),
     "heads": Kind(1, {"prune": HEADS}),
     "neurons, two ranks": Kind(2, {"prune": NEURONS}),
+    "units by loss, refitted": Kind(1, {"prune": UNITS}),
+    "units by loss, refitted, two ranks": Kind(2, {"prune": UNITS}),
     "sweep": Kind(1, {"prune": SWEEP, "sweep": {"sparsity": [0.25, 0.5], "tokens": 0}}),
     "convert": Kind(1, {}, ("convert", "{pruned}/dense", "{output}", "--format", "bitmask")),
     "migrate": Kind(1, {}, ("migrate", "{pruned}/legacy", "{output}", "--format", "dense")),
