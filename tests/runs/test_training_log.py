@@ -11,7 +11,9 @@ import prunekit
 from prunekit.checkpoint.output import OutputFolder
 from prunekit.config.run_config import Config, StructuredConfig
 from prunekit.config.train_table import Train
-from prunekit.runs.training_log import ENTRY, STATES, Row, TrainingLog
+from prunekit.distributed.ranks import Ranks
+from prunekit.errors import CheckpointError
+from prunekit.runs.training_log import ENTRY, STATES, Row, TrainingLog, state_files
 from prunekit.training import recover as training
 from prunekit.training.measure import TrainingStep
 from tests.support import checkpoints
@@ -218,3 +220,12 @@ def test_rows_are_those_that_were_saved(output):
     assert again.rows[0].step.done is False
     assert again.state is not None
     assert again.state["value"].tolist() == [1.5]
+
+
+def test_the_state_of_other_processes_is_refused(output):
+    names = [first for first, _ in state_files(Ranks(0, 2), sharded=True)]
+    assert names == [f"training-state-0.{rank}-of-2.safetensors" for rank in (0, 1)]
+    assert state_files(Ranks(0, 2), sharded=False) == [STATES]
+    output.journal[ENTRY] = {"step": 2, "files": dict.fromkeys(names, "")}
+    with pytest.raises(CheckpointError, match=r"in 2 files, .* with as many processes"):
+        TrainingLog(output, Train())
