@@ -159,8 +159,11 @@ class UnitOrder:
             score, cost = scores[group.name].tolist(), costs[group.name].tolist()
             left = keep[group.name].nonzero().flatten().tolist()
             density = [_density(*each) for each in zip(score, cost, strict=True)]
+            compared = group.comparable(
+                torch.tensor(density, dtype=torch.float64), keep[group.name]
+            ).tolist()
             # Stable, so that of equal ones the lower index is kept.
-            self._ranked[group.name] = sorted(left, key=density.__getitem__, reverse=True)
+            self._ranked[group.name] = sorted(left, key=compared.__getitem__, reverse=True)
             for rank, unit in enumerate(self._ranked[group.name]):
                 level = rank * largest[group.kind] // group.units
                 by_layer = constraints.scope == "layer"

@@ -29,9 +29,11 @@ from prunekit.structured.refit import reader_grams
 from prunekit.structured.selection import (
     RemovedUnit,
     UnitScope,
+    check_covers,
     check_some_pruned,
     check_whole,
     fewest_units,
+    refuse_nan_scores,
     select_units,
 )
 
@@ -154,9 +156,20 @@ class ScoredGates(GateSet):
         check_whole("round_to", round_to)
         multiples = {group.name: group.unit_multiple(round_to) for group in self.groups}
         least = fewest_units(self.groups, least)
-        chosen = select_units(
-            scores, self.keep, sparsity, scope=scope, least=least, multiples=multiples
+        keep = self.keep
+        check_covers("scores", scores, keep)
+        refuse_nan_scores(scores)
+        compared = {
+            group.name: group.comparable(scores[group.name], keep[group.name])
+            for group in self.groups
+        }
+        lowest = select_units(
+            compared, keep, sparsity, scope=scope, least=least, multiples=multiples
         )
+        names = [group.name for group in self.groups]
+        chosen = [
+            each._replace(score=float(scores[names[each.layer]][each.unit])) for each in lowest
+        ]
         pruned = Counter(layer for layer, *_ in chosen)
         for layer, group in enumerate(self.groups):
             group.check_left(int(self.gates[group.name].keep.sum()) - pruned[layer])

@@ -74,6 +74,10 @@ def test_a_pattern_of_units_makes_another_kind_of_config(llama, tmp_path):
             '"heads" is listed twice.',
         ),
         (
+            'method = "reap"\npattern = "experts"\nsparsity = 0.5\nscope = "global"',
+            '"global" leaves layers with unequal experts',
+        ),
+        (
             'method = "obs"\npattern = "heads"\nsparsity = 0.5\nuniform = true\nscope = "global"',
             '"global" makes layers of different sizes',
         ),

@@ -6,7 +6,6 @@ import torch
 import prunekit
 from prunekit.errors import ConfigError
 from prunekit.models.units.find import unit_groups
-from prunekit.models.units.kinds import KINDS
 from prunekit.models.units.removal import apply_removal
 from prunekit.models.units.stock_config import expressible_in_config, stock_entries
 from prunekit.structured.parameter_budget import (
@@ -16,6 +15,7 @@ from prunekit.structured.parameter_budget import (
     select_within_budget,
 )
 from tests.support.architectures import tiny
+from tests.support.units import DENSE_KINDS
 
 
 def all_kept(found):
@@ -36,12 +36,12 @@ def test_counts_what_is_left_of_the_model_to_the_last_parameter(model_type):
     """All kinds at once: removing a coordinate also shrinks each head."""
     model = tiny(model_type)
     whole = model.num_parameters()
-    found = [place for kind in KINDS for place in unit_groups(model, kind)]
+    found = [place for kind in DENSE_KINDS for place in unit_groups(model, kind)]
     keep = {name: units.clone() for name, units in all_kept(found).items()}
     for place in found:
         keep[place.name][: 4 if place.kind == "hidden" else 1] = False
     said = ParameterCounter(found, whole).remaining(keep)
-    for kind in KINDS:
+    for kind in DENSE_KINDS:
         here = unit_groups(model, kind)
         if kind in ("heads", "neurons"):  # renamed groups, while ``keep`` has their old names
             kept = {place.name: [*range(1, place.units)] for place in here}
@@ -73,7 +73,7 @@ def test_the_formula_of_heads_neurons_and_hidden_dimensions_of_a_gated_decoder()
 def test_what_goes_with_a_unit_is_what_is_counted_less_without_it():
     """Costs are those at the remaining shape, not at the original one."""
     model = tiny("llama")
-    found = [place for kind in KINDS for place in unit_groups(model, kind)]
+    found = [place for kind in DENSE_KINDS for place in unit_groups(model, kind)]
     count = ParameterCounter(found, model.num_parameters())
     keep = all_kept(found)
     costs = count.costs(keep)

@@ -10,10 +10,12 @@ import prunekit
 from prunekit.errors import CheckpointError
 from prunekit.models.attention_hook import check_observable
 from prunekit.models.units.heads_neurons import linear_groups
-from prunekit.models.units.kinds import Kind
+from prunekit.models.units.kinds import KINDS, Kind
 from prunekit.structured.unit_gates import Gates
 from tests.support.architectures import tiny
 
+DENSE_KINDS = tuple(kind for kind in KINDS if kind != "experts")
+"""Kinds of units of models without experts."""
 PADDED = 6  # tokens of the first sample; the second has the full length
 LENGTH = 9
 EQUAL_DEPTH = {"t5": {"num_decoder_layers": 2}}

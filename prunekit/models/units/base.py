@@ -10,7 +10,7 @@ from math import gcd, lcm
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
@@ -123,8 +123,21 @@ class UnitGroup(ABC):
         """Refuse a number of units with which the group cannot run.
 
         Raises:
-            ShapeError: A token takes more experts.
+            ShapeError: A router cannot choose among so few experts.
         """
+
+    def comparable(
+        self,
+        scores: Float[Tensor, " U"],
+        keep: Bool[Tensor, " U"],  # noqa: ARG002  of some kinds
+    ) -> Float[Tensor, " U"]:
+        """Return scores by which units of this group are compared.
+
+        Args:
+            scores: Score of each unit; higher is kept.
+            keep: False for units that are removed already.
+        """
+        return scores
 
     @property
     def anchor(self) -> object:

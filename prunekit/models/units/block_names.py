@@ -1,4 +1,4 @@
-"""Names of the tensors of a model with fewer blocks, or fewer experts.
+"""Names of the tensors of a model with fewer blocks or experts.
 
 The kept ones are renumbered, in the model and in its files. A name in the files can differ from the
 one in the model, and may hold more numbers, such as those of experts in a block: the number of the
@@ -90,7 +90,7 @@ def tensor_sources(
 
 
 class _Renumbering:
-    """New names of the tensors in one list of blocks, or of the experts of one layer.
+    """New names of tensors in a list of blocks or experts.
 
     Attributes:
         inside: Names of the model's tensors that move with a unit.
@@ -119,7 +119,7 @@ class _Renumbering:
         return self._renumber(name, f"{self._group.name}.")
 
     def in_files(self, name: str) -> str | None:
-        """Return the new name of a tensor, or of joined ones, in the files.
+        """Return the new name of tensors in the files.
 
         None if its unit is removed.
         """

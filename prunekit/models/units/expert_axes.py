@@ -1,8 +1,8 @@
-"""What in a model grows with the number of experts, found from two stock models.
+"""Tensors and numbers of a model that grow with its experts.
 
-One is built from the config as it is, one with twice as many experts: each tensor outside of the
-experts that is larger there has one row for each expert, and each number that is twice as large
-counts them. So no family's router is named here.
+They are found by comparing two stock models. One is built from the config as it is, one with twice
+as many experts: each tensor outside of the experts that is larger there has one row for each
+expert, and each number that is twice as large counts them. So no family's router is named here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

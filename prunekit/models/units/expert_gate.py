@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from prunekit.errors import CheckpointError, ShapeError
+from prunekit.errors import CheckpointError
 from prunekit.models.units.base import Factor
 from prunekit.models.units.routers import Router
 
@@ -25,16 +25,15 @@ class ExpertGate:
     An expert with the factor 0 gets no token. Other factors multiply the outputs.
     """
 
-    def __init__(self, name: str, factor: Factor, router: Router, top_k: int) -> None:
+    def __init__(self, name: str, factor: Factor, router: Router) -> None:
         """Prepare the gate; nothing is attached yet.
 
         Args:
             name: Full name of the experts, for messages.
             factor: Returns the factors, float32 [E] or [B, 1, E].
             router: The router.
-            top_k: Experts that each token needs.
         """
-        self._name, self._factor, self._router, self._top_k = name, factor, router, top_k
+        self._name, self._factor, self._router = name, factor, router
         self._open: Int[Tensor, " O"] | None = None
         self._before: list[Tensor] = []
 
@@ -52,8 +51,8 @@ class ExpertGate:
         is_open = (factor != 0).view(-1, factor.shape[-1]).any(0)
         if bool(is_open.all()):
             return
+        self._router.check_open(self._name, is_open)
         self._open = found = is_open.nonzero().flatten()
-        check_enough(self._name, len(found), self._top_k)
         self._before = [axis.tensor for axis in self._router.axes]
         for axis, tensor in zip(self._router.axes, self._before, strict=True):
             axis.set(tensor.index_select(axis.axis, found.to(tensor.device)))
@@ -95,20 +94,3 @@ def routing(name: str, inputs: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]
             "so single ones cannot be closed or ranked."
         )
     return inputs
-
-
-def check_enough(name: str, left: int, top_k: int) -> None:
-    """Refuse fewer experts than each token needs.
-
-    Args:
-        name: Name of the experts, or of the kind.
-        left: Number of experts that are left.
-        top_k: Experts that each token needs.
-
-    Raises:
-        ShapeError: There are fewer.
-    """
-    if left < top_k:
-        raise ShapeError(
-            f"{name}: {left} experts would be left, and each token takes {top_k}. Remove fewer."
-        )

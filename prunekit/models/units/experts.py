@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self, cast
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
@@ -25,7 +25,7 @@ from prunekit.errors import CheckpointError, ShapeError
 from prunekit.models.experts import Expert
 from prunekit.models.units.base import Factor, Kept, ParameterAxis, UnitGroup
 from prunekit.models.units.expert_axes import ExpertCount, expert_count, tensors
-from prunekit.models.units.expert_gate import ExpertGate, check_enough
+from prunekit.models.units.expert_gate import ExpertGate
 from prunekit.models.units.meta_model import format_entries, meta_model
 from prunekit.models.units.narrowing import narrow_buffer, narrow_parameter
 from prunekit.models.units.routers import Router, find_router
@@ -40,9 +40,8 @@ class ExpertGroup(UnitGroup):
         stack: The stack of the block.
         block: The block.
         module: The module of the experts.
-        router: The module that holds the experts and their router, and its tensors.
+        router: Their router.
         count: Where the model states the number of experts.
-        top_k: Experts that each token takes.
     """
 
     stack: Stack
@@ -50,7 +49,6 @@ class ExpertGroup(UnitGroup):
     module: nn.Module = field(repr=False)
     router: Router = field(repr=False)
     count: ExpertCount = field(repr=False)
-    top_k: int
 
     @property
     @override
@@ -80,16 +78,21 @@ class ExpertGroup(UnitGroup):
 
     @override
     def unit_multiple(self, of: int) -> int:
-        return 1  # no width depends on the number of experts
+        return self.router.groups  # no width depends on the number of experts
 
     @override
     def hook(self, factor: Factor) -> list[RemovableHandle]:
-        gate = ExpertGate(self.name, factor, self.router, self.top_k)
-        return gate.attach(self.module)
+        return ExpertGate(self.name, factor, self.router).attach(self.module)
 
     @override
     def check_left(self, units: int) -> None:
-        check_enough(self.name, units, self.top_k)
+        self.router.check_left(self.name, units)
+
+    @override
+    def comparable(
+        self, scores: Float[Tensor, " U"], keep: Bool[Tensor, " U"]
+    ) -> Float[Tensor, " U"]:
+        return self.router.balanced(scores, keep)
 
     @classmethod
     @override
@@ -170,8 +173,7 @@ def expert_groups(model: PreTrainedModel) -> list[ExpertGroup]:
     groups = []
     for name, stack, block_name, block, module in places:
         router = find_router(model, block_name, name, count)
-        top_k = router.top_k(name)
-        groups.append(ExpertGroup(name, "experts", stack, block, module, router, count, top_k))
+        groups.append(ExpertGroup(name, "experts", stack, block, module, router, count))
     return groups
 
 

@@ -67,14 +67,12 @@ def cut_checkpoint(
         if source.name is not None and replay is None:
             continue  # of an attention or feed-forward that is removed as a whole
         entry, view = checkpoint.entries[source.stored], checkpoint.views.get(source.stored)
+        shape, change = source.shape(entry.shape), source.of if source.matrices else None
         if replay and not replay.is_trivial:
-            shape = tuple(after[source.name or ""].shape)
+            shape, change = tuple(after[source.name or ""].shape), replay.of
+        if change:
             entry = replace(entry, shape=shape, nbytes=math.prod(shape) * entry.dtype.itemsize)
-            view = (view or TensorView(source.stored, _same)).then(replay.of)
-        if source.matrices:
-            shape = source.shape(entry.shape)
-            entry = replace(entry, shape=shape, nbytes=math.prod(shape) * entry.dtype.itemsize)
-            view = (view or TensorView(source.stored, _same)).then(source.of)
+            view = (view or TensorView(source.stored, _same)).then(change)
         if view or name != source.stored:
             views[name] = view or TensorView(source.stored, _same)
         cut[name] = entry

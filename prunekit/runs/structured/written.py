@@ -52,7 +52,7 @@ def remember_stored(plan: StructuredPlan, model: PreTrainedModel) -> None:
     It follows the removal of units, so that only weights that the run changes are written rounded.
     """
     values = model.state_dict(keep_vars=True)
-    # The linear of a fused expert is no parameter; what is written of it is compared by name.
+    # The linear of a fused expert is no parameter of the model: it is compared by name.
     rounded = {name: stored for name, stored in rounded_names(plan).items() if name in values}
     tensors = plan.checkpoint.read(set(rounded.values()))
     for name, stored in rounded.items():
@@ -142,7 +142,7 @@ def config_changes(
 
 
 def numbered_groups(plan: StructuredPlan) -> list[UnitGroup]:
-    """Return the groups of removed units that are numbered in names of tensors."""
+    """Return the groups whose units are numbered in names."""
     return [group for kind in NUMBERED for group in plan.groups.get(kind, ())]
 
 

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 
 class ExpertSums(NamedTuple):
-    """Sums over the routed tokens of each expert of a layer; float64 on the CPU.
+    """Sums over the routed tokens of each expert of a layer.
+
+    They are float64, on the CPU.
 
     Attributes:
         tokens: Number of all tokens of the layer.
@@ -40,7 +42,7 @@ class ExpertSums(NamedTuple):
 
 
 def expert_sums(gated: GatedModel, *, outputs: bool) -> dict[str, ExpertSums]:
-    """Run the batches and return the sums of each group of experts, over all ranks.
+    """Return the sums of each group, over all batches and ranks.
 
     Args:
         gated: The model, its groups of experts and the batches; padding is left out.
@@ -58,7 +60,7 @@ def expert_sums(gated: GatedModel, *, outputs: bool) -> dict[str, ExpertSums]:
             gated.forward.run(batch)
     gated.all_reduce_sums(sums.values())
     return {
-        group.name: ExpertSums(float(routed.sum()) / group.top_k, routed, shares, norms)
+        group.name: ExpertSums(float(routed.sum()) / group.router.top_k, routed, shares, norms)
         for group in groups
         for routed, shares, norms in [sums[group.name].cpu()]
     }
@@ -68,7 +70,7 @@ def expert_sums(gated: GatedModel, *, outputs: bool) -> dict[str, ExpertSums]:
 def _observed(
     group: ExpertGroup, batch: Batch, sums: Float[Tensor, "3 U"], *, outputs: bool
 ) -> Iterator[None]:
-    """Add to the sums whenever the experts of a group run, with their gate.
+    """Add to the sums whenever the experts of a group run.
 
     With outputs each pair of token and expert runs as a token of its own with one expert, and the
     outputs are added up here: every expert runs as often as before.
@@ -103,7 +105,7 @@ def _add(
     routed: tuple[Int[Tensor, "T K"], Float[Tensor, "T K"], Float[Tensor, "T K"]],
     valid: Bool[Tensor, "B T"] | None,
 ) -> None:
-    """Add one to the count of each chosen expert, and its values to the others.
+    """Add the routing of some tokens to the sums.
 
     Args:
         sums: The sums.

@@ -1,4 +1,4 @@
-"""REAP: prune experts that add little to the tokens routed to them first."""
+"""REAP: prune experts that change their tokens little first."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from prunekit.structured.rankers.base import Ranker
 
 
 class Reap(Ranker):
-    """``E gⱼ(x) · ‖fⱼ(x)‖₂``: mean over the tokens routed to the expert fⱼ with the share gⱼ.
+    """``E gⱼ(x) · ‖fⱼ(x)‖₂``: mean over the tokens of each expert.
 
-    An expert without tokens has the score 0. Source: Lasby et al. 2025, arXiv:2510.13999, eq. 9.
+    The expert fⱼ counts with the share gⱼ for a token that is routed to it. An expert without
+    tokens has the score 0. Source: Lasby et al. 2025, arXiv:2510.13999.
     """
 
     name: ClassVar[str] = "reap"

@@ -12,7 +12,10 @@ from prunekit.structured.rankers.base import Ranker
 
 
 class RouterMass(Ranker):
-    """``E gⱼ(x)``: mean over all tokens of an expert's share; 0 where it is not chosen."""
+    """``E gⱼ(x)``: mean share of an expert over all tokens.
+
+    The share is 0 where the expert is not chosen.
+    """
 
     name: ClassVar[str] = "router-mass"
     kinds: ClassVar[frozenset[Kind]] = frozenset({"experts"})

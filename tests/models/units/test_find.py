@@ -4,12 +4,12 @@ import pytest
 
 from prunekit.errors import ConfigError
 from prunekit.models.units.find import check_current, unit_groups
-from prunekit.models.units.kinds import KINDS
 from tests.support.adapters import PEFT_WARNS, adapted_model
 from tests.support.architectures import tiny
+from tests.support.units import DENSE_KINDS
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DENSE_KINDS)
 def test_the_groups_of_a_kind_have_that_kind(kind):
     model = tiny("llama")
     groups = unit_groups(model, kind)
@@ -20,7 +20,7 @@ def test_the_groups_of_a_kind_have_that_kind(kind):
 
 
 @pytest.mark.filterwarnings(*PEFT_WARNS)
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "blocks"])
+@pytest.mark.parametrize("kind", [kind for kind in DENSE_KINDS if kind != "blocks"])
 def test_groups_from_before_adapters_were_added_are_not_current(kind):
     base = tiny("llama")
     before, blocks = unit_groups(base, kind), unit_groups(base, "blocks")

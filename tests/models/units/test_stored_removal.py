@@ -70,3 +70,31 @@ def test_a_part_of_a_tensor_is_not_cut(tmp_path, monkeypatch):
     kept = {group.name: [0] for group in neurons}
     with pytest.raises(ShapeError, match=r"up_proj\.weight\[0/1, 0:64:1\], and only a tensor"):
         cut_checkpoint(model, checkpoint, neurons, kept, None, FLOAT)
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "gpt_oss"])
+def test_experts_are_renumbered_in_files_that_store_them_one_by_one_or_together(
+    model_type, tmp_path
+):
+    folder = checkpoints.write(tmp_path / "m", model_type)
+    held, checkpoint = checkpoints.tensors(folder), open_checkpoint(folder)
+    model, together = empty_model(checkpoint), model_type == "gpt_oss"
+    groups = unit_groups(model, "experts")
+    kept = {groups[0].name: [0, 3], groups[1].name: [1, 2]}
+    cut, replays = cut_checkpoint(model, checkpoint, groups, kept, {}, FLOAT)
+    assert stored_names(model, cut).keys() == replays.keys()
+    prefix = "model.layers.1." + ("mlp." if together else "block_sparse_moe.")
+    router = prefix + ("router.weight" if together else "gate.weight")
+    read = cut.read(cut.entries)
+    assert {name: tuple(value.shape) for name, value in read.items()} == {
+        name: entry.shape for name, entry in cut.entries.items()
+    }
+    assert torch.equal(read[router], held[router][[1, 2]])
+    if together:
+        name = f"{prefix}experts.down_proj"
+        assert torch.equal(read[name], held[name][[1, 2]])
+    else:
+        assert torch.equal(
+            read[f"{prefix}experts.1.w2.weight"], held[f"{prefix}experts.2.w2.weight"]
+        )
+        assert f"{prefix}experts.2.w2.weight" not in read

@@ -71,3 +71,26 @@ def test_no_more_than_one_block_is_in_memory(tmp_path, monkeypatch, proof_in_pro
     most.clear()
     carried_out(BlockwiseRun(planned(folder, tmp_path / "other", TOGETHER, evaluate=False)))
     assert set(most) == {1}
+
+
+@pytest.mark.slow
+def test_experts_are_removed_alike_by_both_kinds_of_run(tmp_path, proof_in_process):
+    """Files have the matrices of each expert; the model in memory has those of all in one."""
+    folder, prune = tmp_path / "model", 'method = "reap"\npattern = "experts"\nsparsity = 0.5'
+    checkpoints.write(folder, "mixtral", torch.bfloat16)
+    found = []
+    for kind in (WholeModelRun, BlockwiseRun):
+        plan = planned(folder, tmp_path / kind.__name__, prune)
+        report = carried_out(kind(plan))
+        kept = {layer["name"]: layer["kept"] for layer in report["layers"]}
+        found.append((kept, checkpoints.tensors(tmp_path / kind.__name__)))
+        assert report["stock"]
+    (kept, whole), (others, streamed) = found
+    assert kept == others
+    assert whole.keys() == streamed.keys()
+    assert all(torch.equal(value, streamed[name]) for name, value in whole.items())
+    dense, first = checkpoints.tensors(folder), "model.layers.0.block_sparse_moe"
+    for place, number in enumerate(kept["model.layers.0.mlp.experts"]):
+        for matrix in ("w1", "w2", "w3"):
+            before = dense[f"{first}.experts.{number}.{matrix}.weight"]
+            assert torch.equal(whole[f"{first}.experts.{place}.{matrix}.weight"], before)

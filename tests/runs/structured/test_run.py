@@ -13,11 +13,11 @@ from prunekit.cli.main import main
 from prunekit.data.tokens import calibration_tokens
 from prunekit.errors import CheckpointError, ConfigError, ShapeError
 from prunekit.evaluation import verify
-from prunekit.models.units.kinds import KINDS
 from prunekit.models.vocabulary import load_tokenizer
 from tests.support import checkpoints
 from tests.support.checkpoints import same_bytes
 from tests.support.structured import BOTH, finished, planned
+from tests.support.units import DENSE_KINDS
 
 pytestmark = pytest.mark.usefixtures("proof_in_process", "no_page")
 
@@ -81,7 +81,7 @@ def test_a_refit_in_one_walk_is_that_of_a_run_a_layer(llama, tmp_path):
     tokenizer = load_tokenizer(open_checkpoint(llama))
     ids = calibration_tokens(tokenizer, [str(llama / "text.txt")], 8, 12, 0).ids
     model = prunekit.load(llama)
-    both = {kind: getattr(prunekit, kind)(model) for kind in KINDS}
+    both = {kind: getattr(prunekit, kind)(model) for kind in DENSE_KINDS}
     for layer in report["layers"]:  # in execution order
         for name, gate in both[layer["kind"]].gates.items():
             if name == layer["name"]:
