@@ -1,6 +1,6 @@
 """Peak memory of pruning large Llama-shaped checkpoints, beside its parts.
 
-    python -m bench.jobs.memory [tinyllama-1.1b | llama-7b] [FOLDER] [--limit GIB]
+    python -m bench.jobs.memory [tinyllama-1.1b | llama-7b | llama-45m] [FOLDER] [--limit GIB]
 
 The checkpoint (random parameters, bfloat16, 2.2 or 13.5 GB) is made in FOLDER once, block by block,
 and pruned, each time in its own process: TinyLlama's shape by Wanda and by SparseGPT on 4 x 128
@@ -61,6 +61,8 @@ class Shape:
 SHAPES = {
     "tinyllama-1.1b": Shape(2048, 5632, 22, 32, 4, ("wanda", "sparsegpt"), (4, 128)),
     "llama-7b": Shape(4096, 11008, 32, 32, 32, ("wanda",), (8, 256)),
+    # Of 90 MB, to try a measurement.
+    "llama-45m": Shape(512, 1376, 4, 8, 4, ("wanda",), (4, 128)),
 }
 
 
@@ -122,7 +124,7 @@ def main() -> None:
     given = parser.parse_args()
     kind, shape = given.shape, SHAPES[given.shape]
     with tempfile.TemporaryDirectory() as name:
-        folder = given.folder or Path(name)
+        folder = given.folder or Path(name, "model")
         if not (folder / "config.json").is_file():
             make(folder, shape)
         write_text(folder)

@@ -1,7 +1,7 @@
 """Time and peak memory of runs over units: block by block, and with the whole model.
 
-    python -m bench.jobs.units [tinyllama-1.1b | llama-7b] [FOLDER] [--samples N LENGTH]
-        [--only NAME …]
+    python -m bench.jobs.units [tinyllama-1.1b | llama-7b | llama-45m] [FOLDER]
+        [--samples N LENGTH] [--only NAME …]
 
 Heads and neurons, 30 % by gradient, with a refit, of random weights in bfloat16 that
 :mod:`bench.jobs.memory` makes in FOLDER once. Each kind of run is a process of its own, without its
@@ -26,6 +26,7 @@ from prunekit.config.load import load_config
 from prunekit.config.run_config import StructuredConfig
 from prunekit.runs.structured.blockwise_run import BlockwiseRun
 from prunekit.runs.structured.planner import plan
+from prunekit.runs.structured.time_estimate import estimate_time
 from prunekit.runs.structured.whole_model_run import WholeModelRun
 
 KINDS = {"by block": BlockwiseRun, "whole model": WholeModelRun}
@@ -59,7 +60,8 @@ def carry_out(kind: str, config: Path) -> None:
         if (record.kind, record.name) == ("phase", "verify"):
             break
     found = {"seconds": time.perf_counter() - began, "phases": run.seconds}
-    print(json.dumps(found | {"planned": made.memory, "where": made.where}))
+    found |= {"planned": made.memory, "where": made.where}
+    print(json.dumps(found | {"planned_seconds": estimate_time(made).parts}))
 
 
 def measure(model: Path, calibration: tuple[int, int], kind: str, folder: Path) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def main() -> None:
     calibration = samples, length
     names = given.only or [*KINDS][: 1 if kind == "llama-7b" else None]
     with tempfile.TemporaryDirectory() as name:
-        folder = given.folder or Path(name)
+        folder = given.folder or Path(name, "model")
         if not (folder / "config.json").is_file():
             make(folder, shape)
         write_text(folder)
