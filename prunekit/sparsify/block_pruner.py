@@ -144,9 +144,9 @@ class BlockPruner:
         original: LinearWeights | None,
         step: int,
     ) -> Iterator[LayerResult]:
-        """Prune the linears of a stage; yield results in the last step, if the recipe does.
+        """Prune the linears of a stage; yield results if wanted.
 
-        ``original`` is None but in the last step, where it has the weights from before the first.
+        ``original`` is None but in the last step; then it has the weights from before the first.
         """
         began, (linears, stats) = time.perf_counter(), stage
         dense = {linear: shards[linear].read(loaded.module) for linear in linears}
@@ -211,18 +211,16 @@ class BlockPruner:
 
     def _layers(self, stage: Stage, shards: Shards, step: int) -> dict[Linear, Layer]:
         """Return the layers pruned in this step, with meta weights."""
-        linears, stats = stage
-        layers: dict[Linear, Layer] = {}
+        (linears, stats), layers = stage, dict[Linear, Layer]()
         for linear in linears:
             if (sparsity := self.recipe.sparsity(step, self.sparsities[linear.name])) > 0:
                 pattern, rows = shards[linear].shard(self._pattern(linear))
                 if self.kept is not None:
                     pattern = KeptPattern(pattern, self.kept[linear.name])
-                whole = torch.empty(linear.outputs, linear.inputs, device="meta")
-                weight = whole[shards[linear].rows]
-                layers[linear] = Layer(
-                    linear.name, weight, stats, pattern, sparsity, rows, self.recipe.yields_results
-                )
+                shape = linear.outputs, linear.inputs
+                weight = torch.empty(*shape, device="meta")[shards[linear].rows]
+                base = linear.name, weight, stats, pattern, sparsity, rows
+                layers[linear] = Layer(*base, summarized=self.recipe.yields_results)
         return layers
 
     def _target(

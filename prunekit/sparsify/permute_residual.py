@@ -20,7 +20,7 @@ from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError, ShapeError
 from prunekit.models.layout import Block
 from prunekit.models.sequential.loaded_block import LoadedBlock
-from prunekit.models.units.hidden import coordinate_axes
+from prunekit.models.units.coordinates import coordinate_axes
 from prunekit.models.weight_names import unused_tensors
 from prunekit.patterns.n_of_m import NOfM
 from prunekit.sparsify.calibrate import gather_statistics

@@ -13,7 +13,8 @@ from prunekit.architectures.adapters import adapter_layers, base_layer
 from prunekit.errors import ConfigError
 from prunekit.models.adapters import check_low_rank, input_parts, output_parts
 from prunekit.models.orientation import stored_axis
-from prunekit.models.units.hidden import CoordinateAxis, HiddenGroup
+from prunekit.models.units.coordinates import CoordinateAxis
+from prunekit.models.units.hidden import HiddenGroup
 
 
 def adapter_axes(model: PreTrainedModel, group: HiddenGroup) -> list[CoordinateAxis]:

@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import lcm, sqrt
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,22 +29,16 @@ from prunekit.architectures import Stream, find_architecture
 from prunekit.architectures.coverage import ADVICE, LINEAR_TYPES
 from prunekit.errors import ShapeError
 from prunekit.models.units.base import Factor, Kept, ParameterAxis, UnitGroup
+from prunekit.models.units.coordinates import (
+    CoordinateAxis,
+    coordinate_axes,
+    head_sizes,
+    width_key,
+    width_step,
+)
 from prunekit.models.units.kept_record import set_config_entries
 from prunekit.models.units.meta_model import meta_model
 from prunekit.models.units.narrowing import change_values, narrow_parameter
-
-
-class CoordinateAxis(NamedTuple):
-    """Axis of a parameter along which the coordinates lie."""
-
-    module: nn.Module
-    name: str
-    axis: int
-
-    @property
-    def parameter(self) -> nn.Parameter:
-        """The current parameter."""
-        return cast("nn.Parameter", getattr(self.module, self.name))
 
 
 @dataclass(frozen=True)
@@ -113,9 +107,9 @@ class HiddenGroup(UnitGroup):
         width = len(kept[group.name])
         epsilon = getattr(model.config, group.stream.epsilon)
         entries = {
-            _width_key(model): width,
+            width_key(model): width,
             group.stream.epsilon: epsilon * group.size / width,
-            **_head_sizes(model),
+            **head_sizes(model),
         }
         meta_model(model, {**given, **entries}, "hidden")
         return entries
@@ -133,7 +127,7 @@ class HiddenGroup(UnitGroup):
         entries = entries or {}
         _narrow(group, kept[group.name])
         _rescale(model, group, sqrt(group.size / len(kept[group.name])))
-        before, after = _head_sizes(model), entries
+        before, after = head_sizes(model), entries
         _adopt_numbers(model, *(meta_model(model, each, "hidden") for each in (before, after)))
         set_config_entries(model, entries)
 
@@ -158,25 +152,7 @@ def hidden_groups(model: PreTrainedModel) -> list[HiddenGroup]:
     name = names[model.get_input_embeddings()]
     distinct = {id(axis.parameter): axis for axis in axes}
     parts = tuple(axes), tuple(distinct.values()), tuple(norms)
-    return [HiddenGroup(name, "hidden", size, _step(model), stream, *parts)]
-
-
-def coordinate_axes(model: PreTrainedModel) -> list[CoordinateAxis]:
-    """Return every parameter axis that grows with the width in the config.
-
-    Raises:
-        ShapeError: An axis other than the coordinates grows too.
-    """
-    size: int = model.config.hidden_size
-    usual = meta_model(model, _head_sizes(model), "hidden")
-    wider = meta_model(model, {_width_key(model): 2 * size, **_head_sizes(model)}, "hidden")
-    return [
-        CoordinateAxis(module, name, axis)
-        for path, module in model.named_modules()
-        for name, parameter in module._parameters.items()
-        if parameter is not None
-        for axis in _growing_axes(f"{path}.{name}".lstrip("."), size, usual, wider)
-    ]
+    return [HiddenGroup(name, "hidden", size, width_step(model), stream, *parts)]
 
 
 def _rescale(model: PreTrainedModel, group: HiddenGroup, root: float) -> None:
@@ -228,54 +204,6 @@ def _adopt_numbers(model: PreTrainedModel, usual: PreTrainedModel, stock: PreTra
                 mine = module._buffers[key]
                 assert mine is not None
                 module._buffers[key] = buffer.to(mine)
-
-
-def _width_key(model: PreTrainedModel) -> str:
-    """Return the config name of the hidden size."""
-    return model.config.attribute_map.get("hidden_size", "hidden_size")
-
-
-def _head_sizes(model: PreTrainedModel) -> dict[str, int]:
-    """Return the entries that fix the head size.
-
-    Without them it may follow from the width.
-    """
-    return {
-        name: getattr(block.get_submodule(attention.module), attention.size)
-        for stack in find_architecture(model).stacks
-        for block in [model.base_model.get_submodule(stack.blocks)[0]]  # pyright: ignore
-        for attention in stack.attentions
-        for name, count in attention.entries
-        if count == "size"
-    }
-
-
-def _step(model: PreTrainedModel) -> int:
-    """Return the number that must divide the width, 1 in most families."""
-    wider = {_width_key(model): model.config.hidden_size + 1, **_head_sizes(model)}
-    try:
-        meta_model(model, wider, "hidden")
-    except ShapeError:
-        return model.config.num_attention_heads
-    return 1
-
-
-def _growing_axes(
-    path: str, size: int, usual: PreTrainedModel, wider: PreTrainedModel
-) -> list[int]:
-    """Return the axis of a parameter that grows with the width.
-
-    Raises:
-        ShapeError: An axis other than the coordinates grows with it.
-    """
-    before, after = usual.get_parameter(path).shape, wider.get_parameter(path).shape
-    axes = [axis for axis, width in enumerate(before) if after[axis] != width]
-    if len(axes) > 1 or any((before[axis], after[axis]) != (size, 2 * size) for axis in axes):
-        raise ShapeError(
-            f"{path}: a config of another width makes {list(after)} of {list(before)}, which is "
-            "more than the coordinates of the residual stream. They cannot be taken out."
-        )
-    return axes
 
 
 def _final_norm(model: PreTrainedModel, group: HiddenGroup) -> nn.Module:
