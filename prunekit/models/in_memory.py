@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,7 @@ def whole_tensor(value: Tensor) -> Tensor:
 
 def local_part(value: Tensor) -> Tensor:
     """Return this process's part of a tensor, or all of it."""
-    return value.detach().to_local() if is_distributed(value) else value
+    return cast("DTensor", value.detach()).to_local() if is_distributed(value) else value
 
 
 def sharded_like(part: Tensor, like: Tensor) -> Tensor:

@@ -176,9 +176,9 @@ class Masks(HookHandles):
         """
         bits = self._whole(weight)
         bits[rows] = pack(keep)
-        if is_distributed(weight):
-            stacked = bits.view(*weight.shape[:-1], bits.shape[-1])
-            self._bits[weight] = as_matrix(own_part(stacked, weight)).clone()
+        stacked = bits.view(*weight.shape[:-1], bits.shape[-1])
+        own = own_part(stacked, weight)
+        self._bits[weight] = as_matrix(own if own is stacked else own.clone())
         self._masked_states.pop(weight, None)
 
     def packed(self) -> dict[str, Tensor]:

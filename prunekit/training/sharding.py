@@ -73,7 +73,7 @@ class Sharding:
         for module, _, _ in self._before:
             if isinstance(module, FSDPModule):
                 module.reshard()
-        wholes: dict[nn.Parameter, nn.Parameter] = {}
+        wholes: dict[Tensor, nn.Parameter] = {}
         for name, part in [*self._model.named_parameters()]:
             if is_distributed(part):
                 with self._ranks.collective(f"gather of {name}", part.numel() * part.itemsize):
@@ -124,7 +124,7 @@ def _restore(
     module: nn.Module,
     kind: type[nn.Module],
     added: set[str],
-    wholes: Mapping[nn.Parameter, nn.Parameter],
+    wholes: Mapping[Tensor, nn.Parameter],
 ) -> None:
     """Register whole parameters, and remove all that sharding added to a module.
 
