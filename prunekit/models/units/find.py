@@ -34,7 +34,8 @@ def unit_groups(model: PreTrainedModel, kind: Kind) -> Sequence[UnitGroup]:
         return linear_groups(model, kind)
     with without_adapters(model):
         (group,) = hidden_groups(model)
-    return [replace(group, axes=(*group.axes, *adapter_axes(model, group)))]
+    added = adapter_axes(model, group)
+    return [replace(group, axes=(*group.axes, *added), distinct=(*group.distinct, *added))]
 
 
 def check_current(model: PreTrainedModel, groups: Sequence[UnitGroup]) -> None:
