@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from prunekit.statistics import Statistic
     from prunekit.structured.labelled_batches import labelled_batches
     from prunekit.structured.rankers import Ranker
-    from prunekit.structured.unit_gates import blocks, heads, hidden, neurons
+    from prunekit.structured.unit_gates import blocks, experts, heads, hidden, neurons
     from prunekit.training.apt.loop import apt
     from prunekit.training.callback import PruneCallback
     from prunekit.training.gradual import GradualPruner

@@ -110,12 +110,12 @@ class Replacement(Protocol):
     """A parameter that another one replaced."""
 
     @property
-    def before(self) -> nn.Parameter:
+    def before(self) -> Tensor:
         """The replaced parameter."""
         ...
 
     @property
-    def after(self) -> nn.Parameter:
+    def after(self) -> Tensor:
         """The new one."""
         ...
 

@@ -20,7 +20,7 @@ from tests.support.family_trial import trial
 ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "tests/families.json"
 PAGE = ROOT / "bench/results/families.md"
-KINDS = ("weights", "experts", "heads", "neurons", "hidden", "blocks")
+KINDS = ("weights", "expert weights", "experts", "heads", "neurons", "hidden", "blocks")
 TITLES = {
     "causal": "Causal language models",
     "vlm": "Images and text",
@@ -68,7 +68,7 @@ def page(table: dict[str, Any]) -> str:
 
 def _row(name: str, outcome: dict[str, Any]) -> str:
     units = outcome.get("units", [])
-    has = {"weights": True, "experts": bool(outcome.get("experts"))}
+    has = {"weights": True, "expert weights": bool(outcome.get("experts"))}
     marks = ("yes" if has.get(kind, kind in units) else "" for kind in KINDS)
     return f"| {name} | {' | '.join(marks)} |"
 

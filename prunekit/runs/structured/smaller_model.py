@@ -31,8 +31,6 @@ the groups have then."""
 class SmallerModel:
     """The model of a plan without some of its units.
 
-    Make another one to remove more: loading and dropping weights separates tied parameters.
-
     Attributes:
         model: The model on the meta device; weights that are tied are one parameter.
         checkpoint: Its weights, cut when they are read, and its config. A tensor whose values the
@@ -51,16 +49,21 @@ class SmallerModel:
         """
         self._plan = plan
         self.model, self.checkpoint = empty_model(plan.checkpoint), plan.checkpoint
-        pairs = self.model.all_tied_weights_keys.items()
-        held = ({plan.stored[name], plan.stored[other]} for name, other in pairs)
-        twice = {name for names in held if len(names) == 2 for name in names}
-        tie_as_stored(self.model, plan.stored, plan.checkpoint.read(twice))
+        self.tie()
         self.notes: list[str] = []
         self._config_before = self.model.config.to_dict()
         self._kept_blocks: Kept = {}
         self._replays: list[dict[str, Replay]] = []
         for kind, kept in removals:
             self._remove(kind, kept)
+
+    def tie(self) -> None:
+        """Tie weights again, which are separate once they were loaded and dropped."""
+        stored = self._plan.stored
+        pairs = self.model.all_tied_weights_keys.items()
+        held = ({stored[name], stored[other]} for name, other in pairs)
+        twice = {name for names in held if len(names) == 2 for name in names}
+        tie_as_stored(self.model, stored, self._plan.checkpoint.read(twice))
 
     @property
     def stacks(self) -> list[StackRunner]:

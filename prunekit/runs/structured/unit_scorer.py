@@ -134,6 +134,7 @@ class BlockwiseScorer(UnitScorer):
     new_hidden_states: HiddenStatesFactory
     removals: list[tuple[Kind, dict[str, list[int]]]] = field(default_factory=list)
     weights: Weights = field(init=False)
+    _smaller: SmallerModel = field(init=False)
     _redundancy: dict[str, Float[Tensor, "U U"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -141,9 +142,10 @@ class BlockwiseScorer(UnitScorer):
         self._open()
 
     def _open(self) -> None:
-        plan, smaller = self.plan, SmallerModel(self.plan, self.removals)
-        self.model = smaller.model
-        self.weights = Weights(self.model, smaller.checkpoint, plan.dtype, plan.device)
+        plan = self.plan
+        self._smaller = SmallerModel(plan, self.removals)
+        self.model = self._smaller.model
+        self.weights = Weights(self.model, self._smaller.checkpoint, plan.dtype, plan.device)
 
     def passes(self, batches: Sequence[Batch], ranks: Ranks = SINGLE) -> BlockPasses:
         """Return the passes over the blocks that the model has now."""
@@ -162,12 +164,17 @@ class BlockwiseScorer(UnitScorer):
 
     @override
     def score(self, gates: Gates, ranker: Ranker) -> Scores:
-        return gates.score_blockwise(ranker, self.passes(self.batches, self.ranks))
+        return self._score(gates, ranker, self.passes(self.batches, self.ranks))
 
     @override
     def truth(self, gates: Gates) -> Scores:
         few = first_tokens(self.whole, TRUTH_TOKENS)
-        return gates.score_blockwise(rankers()["leave-one-out"](), self.passes(few))
+        return self._score(gates, rankers()["leave-one-out"](), self.passes(few))
+
+    def _score(self, gates: Gates, ranker: Ranker, passes: BlockPasses) -> Scores:
+        scores = gates.score_blockwise(ranker, passes)
+        self._smaller.tie()
+        return scores
 
     @override
     def entropies(self, gates: Gates) -> dict[str, Entropy]:

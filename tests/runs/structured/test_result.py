@@ -69,7 +69,7 @@ def test_report_can_be_written_again_and_list_names_rankers(shrunk, capsys):
     assert (shrunk[0] / "report.html").read_bytes() == before
     assert main(["list"]) == 0
     said = capsys.readouterr().out
-    assert "method where pattern is blocks or hidden or heads or neurons" in said
+    assert "method where pattern is blocks or hidden or experts or heads or neurons" in said
     assert all(f"  {name}" in said for name in rankers())
 
 

@@ -10,14 +10,10 @@ HEADS = 'method = "magnitude"\npattern = "heads"\nsparsity = 0.5'
 
 
 @pytest.mark.parametrize("pattern", ['"hidden"', '["heads", "hidden"]'])
-def test_coordinates_have_gates_in_all_blocks_and_need_the_whole_model(llama, tmp_path, pattern):
-    plan = planned(llama, tmp_path / "out", HEADS.replace('"heads"', pattern))
-    assert not plan.by_block
-    assert plan.memory["model"] == 4 * plan.parameters
-
-
-def test_a_training_needs_the_whole_model(llama, tmp_path):
-    assert planned(llama, tmp_path / "out", HEADS).by_block
+def test_a_training_needs_the_whole_model(llama, tmp_path, pattern):
+    assert planned(llama, tmp_path / "out", HEADS.replace('"heads"', pattern)).by_block
     path = write_config(llama, tmp_path / "out", HEADS)
     path.write_text(path.read_text() + "[train]\nheld_out = 2\n")
-    assert not jobs.plan(load_config(path)).by_block
+    plan = jobs.plan(load_config(path))
+    assert not plan.by_block
+    assert plan.memory["model"] == 4 * plan.parameters
