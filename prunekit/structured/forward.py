@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from prunekit.models.units.base import UnitGroup
     from prunekit.structured.batches import Batch
 
 
@@ -43,6 +44,10 @@ class Forward(ABC):
         Returns:
             Their gradients, and the number of predictions of each sample.
         """
+
+    def units(self, group: UnitGroup) -> Sequence[int]:
+        """Return the units of a group that are in what runs: all."""
+        return range(group.units)
 
     @abstractmethod
     def mean_losses(self, variants: Sequence[AbstractContextManager[Any]]) -> list[float]:

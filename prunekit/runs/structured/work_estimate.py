@@ -244,7 +244,8 @@ class _Passes:
             return UnitWork()
         later = self.blocks[place if self.given.by_block else 0 :]
         with_all = self.given.by_block or not place
-        variants = with_all + sum(group.units for group in inside)
+        one = inside[0].kind == "blocks"  # this block
+        variants = with_all + sum(1 if one else group.units for group in inside)
         return UnitWork(forward=variants * (self.head + sum(block.forward for block in later)))
 
     def _backward_to(self, block: _Block, inside: Sequence[UnitGroup]) -> int:

@@ -21,6 +21,8 @@ from prunekit.errors import CheckpointError
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.sequential.context import Context
 from prunekit.models.sequential.hidden_states import HiddenStates, store
+from prunekit.models.units.base import UnitGroup
+from prunekit.models.units.blocks import BlockGroup
 from prunekit.structured.batches import Batch
 from prunekit.structured.forward import Forward
 
@@ -103,6 +105,11 @@ class BlockForward(Forward):
     def modules(self) -> frozenset[nn.Module]:
         """The block and all modules in it."""
         return frozenset(self.inputs.module.modules())
+
+    @override
+    def units(self, group: UnitGroup) -> Sequence[int]:
+        """Return the units of a group that are in the block, or it itself."""
+        return [self.inputs.index] if isinstance(group, BlockGroup) else super().units(group)
 
     @override
     @torch.no_grad()

@@ -34,8 +34,10 @@ class LeaveOneOut(Ranker):
         (before,) = gated.forward.mean_losses([nullcontext()])
         scores = {}
         for group in gated.groups:
-            gate = gated.gates[group.name]
-            closed = gate.value.repeat(group.units, 1).fill_diagonal_(0)
+            gate, units = gated.gates[group.name], [*gated.forward.units(group)]
+            closed = gate.value.repeat(len(units), 1)
+            closed[range(len(units)), units] = 0
             losses = gated.forward.mean_losses([gate.holding(each) for each in closed])
-            scores[group.name] = torch.tensor(losses, dtype=torch.float64) - before
+            scores[group.name] = torch.zeros(group.units, dtype=torch.float64)
+            scores[group.name][units] = torch.tensor(losses, dtype=torch.float64) - before
         return scores
