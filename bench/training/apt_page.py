@@ -110,12 +110,15 @@ def curves(results: dict[str, Any], path: Path) -> None:
         len(names), len(kinds), figsize=(4 * len(kinds), 3 * len(names)), squeeze=False
     )
     for line, task in zip(axes, names, strict=True):
+        rows = [row for row in results["rows"] if row["task"] == task and not row["seed"]]
         for axis, (key, title) in zip(line, kinds.items(), strict=True):
-            for row in (row for row in results["rows"] if row["task"] == task and not row["seed"]):
+            for number, row in enumerate(rows):
                 points = [(each["step"], each[key]) for each in row["curve"]]
                 shown = [(step, value) for step, value in points if value is not None]
                 if shown:
-                    axis.plot(*zip(*shown, strict=True), label=row["contestant"], linewidth=1)
+                    label = f"{row['contestant']}, {row['steps']} steps"
+                    color = f"C{number}"  # the same in each of the figures
+                    axis.plot(*zip(*shown, strict=True), label=label, color=color, linewidth=1)
             axis.set_title(f"{task}: {title}", fontsize=9)
         line[0].legend(fontsize=5)
     figure.tight_layout()
