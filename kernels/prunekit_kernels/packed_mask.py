@@ -104,9 +104,10 @@ def apply_all(bits: UInt8[Tensor, "R B"], *values: Float[Tensor, "..."]) -> None
 
     Args:
         bits: Packed keep mask of the rows of their last axis, on their device.
-        values: Tensors of one shape: a weight, its gradient, the state of an optimizer for it.
+        values: One or more tensors of one shape: a weight, its gradient, the state of an optimizer
+            for it.
     """
-    if not values or values[0].ndim == 2:
+    if values[0].ndim == 2:
         _apply_all(bits, values)
     else:
         for part, *slices in zip(bits.chunk(len(values[0])), *values, strict=True):

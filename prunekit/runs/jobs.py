@@ -90,9 +90,10 @@ def _plan(
 
 
 def estimate(plan: JobPlan) -> str | None:
-    """Return how long a run takes, in words; None for a sweep or a training.
+    """Return the estimated time of a run, in words.
 
-    The speed is measured for about a second, on this machine even if the run is for another.
+    It is None for a sweep or a training. The speed is measured for about a second, on this machine
+    even if the run is for another.
     """
     if isinstance(plan, SweepPlan | TrainedPlan) or plan.config.training:
         return None

@@ -46,7 +46,7 @@ class Forward(ABC):
         """
 
     def units(self, group: UnitGroup) -> Sequence[int]:
-        """Return the units of a group that are in what runs: all."""
+        """Return the units of a group that this forward runs."""
         return range(group.units)
 
     @abstractmethod

@@ -71,7 +71,7 @@ class ScoredGates(GateSet):
         return self._scores(found, ranks, chosen.score)
 
     def score_blockwise(self, ranker: Ranker, passes: BlockPasses) -> Scores:
-        """Return the scores of :meth:`score` of heads, neurons or blocks.
+        """Return the scores of :meth:`score`, measured block by block.
 
         One block of weights is in memory at a time.
 

@@ -57,6 +57,10 @@ class UnitGroup(ABC):
         """Parameters with rows of the units, and the rows' owners."""
 
     @abstractmethod
+    def is_in(self, block: nn.Module) -> bool:
+        """Return whether the group has units in a block, or the block is one."""
+
+    @abstractmethod
     def hook(self, factor: Factor) -> list[RemovableHandle]:
         """Multiply the output of each unit by its factor.
 

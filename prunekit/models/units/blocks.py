@@ -70,6 +70,10 @@ class BlockGroup(UnitGroup):
         return 1  # no width depends on the number of blocks
 
     @override
+    def is_in(self, block: nn.Module) -> bool:
+        return block in self.blocks
+
+    @override
     def hook(self, factor: Factor) -> list[RemovableHandle]:
         return [
             block.register_forward_hook(

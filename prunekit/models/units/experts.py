@@ -81,6 +81,10 @@ class ExpertGroup(UnitGroup):
         return self.router.groups  # no width depends on the number of experts
 
     @override
+    def is_in(self, block: nn.Module) -> bool:
+        return self.block is block
+
+    @override
     def hook(self, factor: Factor) -> list[RemovableHandle]:
         return ExpertGate(self.name, factor, self.router).attach(self.module)
 

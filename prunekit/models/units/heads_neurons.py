@@ -123,6 +123,10 @@ class LinearUnitGroup(UnitGroup):
         return tuple(axes)
 
     @override
+    def is_in(self, block: nn.Module) -> bool:
+        return self.block is block
+
+    @override
     def hook(self, factor: Factor) -> list[RemovableHandle]:
         scale = partial(_scale, factor=factor, owner=self.owner.to(factor().device))
         return [self.reader.linear.register_forward_pre_hook(scale)]

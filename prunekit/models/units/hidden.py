@@ -90,6 +90,10 @@ class HiddenGroup(UnitGroup):
         return lcm(of, self.step)
 
     @override
+    def is_in(self, block: nn.Module) -> bool:
+        return True  # the stream passes every block
+
+    @override
     def hook(self, factor: Factor) -> list[RemovableHandle]:
         scale = partial(_scale, factor=factor)
         return [norm.register_forward_pre_hook(scale) for norm in self.norms]

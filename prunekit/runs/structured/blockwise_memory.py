@@ -12,7 +12,7 @@ from prunekit.models.orientation import features
 from prunekit.models.sequential.cached_module import MAX_INPUT_WIDTH
 from prunekit.models.sequential.hidden_states import Where
 from prunekit.models.vocabulary import input_embeddings, output_heads
-from prunekit.runs.structured.work_estimate import CostInputs, is_inside
+from prunekit.runs.structured.work_estimate import CostInputs
 from prunekit.statistics import Gram
 from prunekit.structured.blockwise.block_forward import VARIANTS
 from prunekit.structured.blockwise.block_passes import HEAD_TOKENS
@@ -81,7 +81,7 @@ def _statistics(
     """Yield the bytes of statistics in a block, and of solving."""
     length = given.samples[1]
     for kind, groups in given.groups.items():
-        inside = [group for group in groups if is_inside(group, block)]
+        inside = [group for group in groups if group.is_in(block)]
         for part in parts if inside else ():
             costs = [part.cost(group, length) for group in inside]
             solving = max(each.solving for each in costs)

@@ -18,9 +18,6 @@ from prunekit.config.structured_table import StructuredPrune
 from prunekit.models.orientation import features
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.units.base import UnitGroup
-from prunekit.models.units.blocks import BlockGroup
-from prunekit.models.units.experts import ExpertGroup
-from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.models.units.kinds import Kind
 from prunekit.models.vocabulary import output_heads
 from prunekit.statistics import Gram
@@ -209,7 +206,7 @@ class _Passes:
     ) -> UnitWork:
         """Return the operations of rankers in one block, and of its gradients."""
         block = self.blocks[place]
-        inside = [group for group in groups if is_inside(group, block.module)]
+        inside = [group for group in groups if group.is_in(block.module)]
         total, differentiated = UnitWork(), False
         for part in parts if inside else ():
             total += self._besides(part, inside)
@@ -259,13 +256,6 @@ class _Passes:
         if inside[0].kind == "heads":  # all linears but those that compute them
             return max(block.linear - 2 * self.tokens * writers, 0)
         return 2 * self.tokens * readers
-
-
-def is_inside(group: UnitGroup, block: nn.Module) -> bool:
-    """Return whether a block is or has units of a group."""
-    if isinstance(group, LinearUnitGroup | ExpertGroup):
-        return group.block is block
-    return not isinstance(group, BlockGroup) or block in group.blocks
 
 
 def active_parameters(block: nn.Module, runner: StackRunner) -> int:

@@ -75,7 +75,7 @@ class BlockPasses:
             yield BlockForward(BlockInputs(block.runner, block.index, [], []), {})
 
     def outside(self) -> Iterator[OutsideForward]:
-        """Yield what lies outside of the blocks, with its weights and without inputs."""
+        """Yield the modules outside of the blocks, loaded, without inputs."""
         with self._vocabulary_loaded():
             yield OutsideForward(self._outside)
 

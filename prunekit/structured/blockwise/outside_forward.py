@@ -1,5 +1,6 @@
-"""What lies outside of the blocks, in place of the model: final norm, embeddings, output head.
+"""The modules outside of the blocks, in place of the model.
 
+They are the final norms, the embeddings and the output head.
 With y the output of the norm, ``Σ y · ∂L/∂y`` has the gradients of the loss L by everything before
 the output head.
 """

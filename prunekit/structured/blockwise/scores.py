@@ -13,8 +13,6 @@ from torch import nn
 
 from prunekit.models.units.base import UnitGroup
 from prunekit.models.units.blocks import BlockGroup
-from prunekit.models.units.experts import ExpertGroup
-from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.models.units.hidden import HiddenGroup
 from prunekit.structured.blockwise.block_forward import BlockForward
 from prunekit.structured.blockwise.block_passes import BlockPasses
@@ -74,16 +72,9 @@ def groups_in(groups: Sequence[UnitGroup], part: Part) -> list[Any]:
     for group in groups:
         if isinstance(group, HiddenGroup):
             found.append(group.part(part.modules))
-        elif isinstance(part, BlockForward) and _is_in(group, part.inputs.module):
+        elif isinstance(part, BlockForward) and group.is_in(part.inputs.module):
             found.append(group)
     return found
-
-
-def _is_in(group: UnitGroup, block: nn.Module) -> bool:
-    """Return whether heads, neurons or experts are in a block, or it is one of the units."""
-    if isinstance(group, LinearUnitGroup | ExpertGroup):
-        return group.block is block
-    return isinstance(group, BlockGroup) and block in group.blocks
 
 
 def _merge(
