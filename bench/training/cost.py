@@ -20,10 +20,12 @@ from bench.training.task import (
     weights,
 )
 from prunekit import GradualPruner
+from prunekit.training.after_backward import AfterBackward
 from prunekit.training.masks import Masks
 
 OWN = (
-    (Masks, "_mask_gradient"),
+    (Masks, "_gradient_hook"),
+    (AfterBackward, "flush"),
     (Masks, "apply"),
     (GradualPruner, "_before_step"),
     (GradualPruner, "_after_step"),

@@ -92,7 +92,8 @@ class Fused:
 def unfuse(model: PreTrainedModel) -> list[Fused]:
     """Replace the tensors of fused experts by linears, in place."""
     replaced: list[Fused] = []
-    for module in [each for each in model.modules() if is_fused(each)]:
+    modules = [*model.modules()]
+    for module in filter(is_fused, modules):
         layout, owner = expert_layout(module), cast("Any", module)
         assert layout is not None
         experts = [Expert(module, number) for number in range(layout.count(module))]
@@ -108,7 +109,7 @@ def unfuse(model: PreTrainedModel) -> list[Fused]:
         else:
             module.forward = partial(_FORWARDS[layout.call], module)
         replaced.append(Fused(module, cast("dict[str, nn.Parameter]", tensors), implementation))
-    for module in filter(is_list, model.modules()):
+    for module in filter(is_list, modules):
         module.forward = partial(_listed, module, type(module).forward)
         replaced.append(Fused(module, {}, None))
     if replaced:

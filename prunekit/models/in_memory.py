@@ -59,6 +59,8 @@ def is_sharded(model: nn.Module) -> bool:
 
 def is_distributed(value: Tensor) -> TypeGuard[DTensor]:
     """Return whether FSDP 2 shards a tensor."""
+    if type(value) in {Tensor, nn.Parameter}:  # it is asked of each weight in each step
+        return False
     from torch.distributed.tensor import DTensor
 
     return isinstance(value, DTensor)

@@ -4,7 +4,7 @@ Shapes: N samples, T tokens.
 """
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -161,7 +161,7 @@ class ModelPruner:
         """Return the sparsity of each linear by name."""
         allocation, pattern = self.section.allocation, self.section.pattern
         outputs_read: OutputsRead = "all" if allocation.needs else "none"
-        with eval_mode(self.model), uncached(self.model, self.stacks):
+        with self._running(outputs_read):
             return allocation.allocate(
                 {linear.name: linear.size for linear in self.linears},
                 make_survey(lambda: self._iterate(outputs_read), allocation, pattern),
@@ -183,7 +183,7 @@ class ModelPruner:
         weights = {each.name: model.get_parameter(f"{each.name}.weight") for each in self.linears}
         dtypes = {name: weight.dtype for name, weight in weights.items()}
         axes = residual_axes(model) if recipe.permute == "residual" else {}
-        with eval_mode(model), uncached(model, self.stacks):
+        with self._running("all" if axes else recipe.outputs_read):
             if axes and (order := residual_order(self._iterate("all"), self.blocks, axes, recipe)):
                 permute_residual(model, axes, order)
             pruner = BlockPruner(recipe, sparsities, dtypes, kept)
@@ -192,6 +192,15 @@ class ModelPruner:
             ):
                 permute_channels(loaded, channel_orders(loaded, block, recipe))
                 yield from pruner.prune(loaded, block)
+
+    @contextmanager
+    def _running(self, outputs_read: OutputsRead) -> Iterator[None]:
+        """Prepare the model for the time of a ``with`` block, if its blocks run."""
+        with ExitStack() as stack:
+            if outputs_read != "none":
+                stack.enter_context(eval_mode(self.model))
+                stack.enter_context(uncached(self.model, self.stacks))
+            yield
 
     def _iterate(
         self, outputs_read: OutputsRead, *, with_dense: bool = False

@@ -36,7 +36,8 @@ from prunekit.training.gradual_settings import (
     zeros_message,
     zeros_of,
 )
-from prunekit.training.masks import Masks, mask_all_adapters
+from prunekit.training.masked_adapters import mask_all_adapters
+from prunekit.training.masks import Masks
 from prunekit.training.regrowth import Regrowth, regrown
 from prunekit.training.sharding import whole_weights
 from prunekit.training.weight_views import check_unmasked, find_weights
@@ -115,6 +116,7 @@ class GradualPruner(ScheduledPruner):
             raise ConfigError("regrow: needs gradients of the weights, which are all frozen.")
         with ExitStack() as stack:
             super().__init__(model, optimizer, planned, regrow, regrow_every)
+            # Their hook runs after that of the schedule, and applies the masks that it sets.
             stack.callback(super().remove)
             self.masks = Masks(places, self.optimizer, mask_all_adapters(self.model))
             stack.pop_all()
@@ -158,7 +160,8 @@ class GradualPruner(ScheduledPruner):
         if not self._started:
             with self._pruner() as pruner:
                 self._check_zeros(pruner, self.schedule.final)
-        super().begin()
+            super().begin()
+            self.masks.apply(self.optimizer)
 
     def _check_zeros(self, pruner: ModelPruner, sparsity: float) -> None:
         pattern, total, most = self.section.pattern, 0, 0
@@ -184,12 +187,6 @@ class GradualPruner(ScheduledPruner):
                 pass
             for name, keep in kept.items():
                 self._views[name].set_keep(self.masks, keep)
-        self._apply_masks()
-
-    def _apply_masks(self) -> None:
-        """Zero all pruned weights, also frozen ones, and the optimizer's state."""
-        self.masks.apply()
-        self.masks.apply(self.optimizer)
 
     def _sparsities(self, pruner: ModelPruner, sparsity: float) -> dict[str, float]:
         """Return the sparsity of each linear at this step.
@@ -235,7 +232,6 @@ class GradualPruner(ScheduledPruner):
                     Regrowth(view.matrix, gradient, view.keep(self.masks), self.regrow),
                 )
                 view.set_keep(self.masks, keep)
-        self._apply_masks()
 
     @override
     def state_dict(self) -> dict[str, Any]:

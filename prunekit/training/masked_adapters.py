@@ -56,6 +56,15 @@ def mask_adapters(model: nn.Module, adapter: str | None = "default") -> "MaskedA
     )
 
 
+def mask_all_adapters(model: nn.Module) -> "MaskedAdapters | None":
+    """Mask the adapters of a model, if it has any.
+
+    Raises:
+        ConfigError: It has one that cannot be masked.
+    """
+    return mask_adapters(model, None) if adapter_layers(bare_model(model)) else None
+
+
 class MaskedAdapters(HookHandles):
     """Masked adapters; made by :func:`mask_adapters`."""
 

@@ -26,9 +26,13 @@ from torch.optim import (
     RAdam,
     RMSprop,
 )
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.utils.hooks import RemovableHandle
 
-from prunekit.architectures.adapters import adapter_layers, bare_model, without_adapters
+from prunekit.architectures.adapters import without_adapters
 from prunekit.architectures.coverage import LINEAR_TYPES
 from prunekit.errors import ConfigError
 from prunekit.models.in_memory import (
@@ -40,7 +44,8 @@ from prunekit.models.in_memory import (
     whole_tensor,
 )
 from prunekit.structured.frozen_units import HookHandles
-from prunekit.training.masked_adapters import MaskedAdapters, mask_adapters
+from prunekit.training.after_backward import AfterBackward
+from prunekit.training.masked_adapters import mask_all_adapters
 from prunekit.training.weight_guard import MaskedWeight, WeightGuard, attach
 
 BY_ELEMENT = (SGD, Adam, AdamW, Adamax, NAdam, RAdam, Adagrad, Adadelta, RMSprop)
@@ -108,24 +113,34 @@ class Masks(HookHandles):
             name: place.parameter for name, place in places.items()
         }
         self.dense_gradients = False
+        self._after_backward = AfterBackward(self._mask_gradient)
         self._bits = {
             weight: pack(as_matrix(local_part(weight).detach() != 0))
             for weight in self.weights.values()
         }
         gradients = [
-            weight.register_post_accumulate_grad_hook(self._mask_gradient)
+            weight.register_post_accumulate_grad_hook(self._gradient_hook)
             for weight in self.weights.values()
             if weight.requires_grad
         ]
-        after_step = register_optimizer_step_post_hook
-        if optimizer is not None:
-            after_step = optimizer.register_step_post_hook
         # A sharded weight is another one while its block runs.
         guarded = {n: each for n, each in places.items() if not is_distributed(each.parameter)}
         self._guards = [WeightGuard(name, place) for name, place in guarded.items()]
         guards = [attach(guard, places[guard.name]) for guard in self._guards]
         self._masked_states: dict[nn.Parameter, list[weakref.ref[Tensor]]] = {}
-        super().__init__([*gradients, *guards, after_step(lambda stepped, *_: self.apply(stepped))])
+        self._changed: set[nn.Parameter] = set()
+        super().__init__([*gradients, *guards, *self._follow(optimizer)])
+
+    def _follow(self, optimizer: Optimizer | None) -> Iterator[RemovableHandle]:
+        before_step, after_step = (
+            register_optimizer_step_pre_hook,
+            register_optimizer_step_post_hook,
+        )
+        if optimizer is not None:
+            before_step = optimizer.register_step_pre_hook
+            after_step = optimizer.register_step_post_hook
+        yield before_step(lambda *_: self._after_backward.flush())  # a step within a backward
+        yield after_step(lambda stepped, *_: self.apply(stepped))
 
     @property
     def sparsity(self) -> float:
@@ -167,7 +182,7 @@ class Masks(HookHandles):
         return unpack(self._whole(weight)[rows], weight.shape[-1])
 
     def set_rows(self, weight: nn.Parameter, rows: slice, keep: Bool[Tensor, "R C"]) -> None:
-        """Set the mask of some rows; :meth:`apply` zeroes the weights.
+        """Set the mask of some rows; the next :meth:`apply` zeroes the weights.
 
         Args:
             weight: One of the masked weights.
@@ -180,6 +195,7 @@ class Masks(HookHandles):
         own = own_part(stacked, weight)
         self._bits[weight] = as_matrix(own if own is stacked else own.clone())
         self._masked_states.pop(weight, None)
+        self._changed.add(weight)
 
     def packed(self) -> dict[str, Tensor]:
         """Return packed masks on the CPU, by name of the weight."""
@@ -219,15 +235,18 @@ class Masks(HookHandles):
                 apply_all(self._of(weight), local_part(weight.grad))
         return taken
 
-    def _mask_gradient(self, weight: Tensor) -> None:
-        gradient = weight.grad
+    def _gradient_hook(self, weight: Tensor) -> None:
+        parameter, gradient = cast("nn.Parameter", weight), weight.grad
         if gradient is None or self.dense_gradients:
             return
-        parameter = cast("nn.Parameter", weight)
         if gradient.requires_grad:  # one that is differentiated again has to be a product
             weight.grad = gradient * self.keep(parameter)
         else:
-            apply_all(self._of(parameter), local_part(gradient))
+            self._after_backward.add(parameter)
+
+    def _mask_gradient(self, weight: nn.Parameter) -> None:
+        if weight.grad is not None:
+            apply_all(self._of(weight), local_part(weight.grad))
 
     @torch.no_grad()
     def apply(self, optimizer: Optimizer | None = None) -> None:
@@ -236,13 +255,15 @@ class Masks(HookHandles):
         It runs after each step; call it after any other change of the weights.
 
         Args:
-            optimizer: Its weights are masked, with the elements of its state; None for all weights
-                without any state.
+            optimizer: Its weights are masked, with the elements of its state, and all whose masks
+                were set; None for all weights without any state.
         """
         weights: Iterable[nn.Parameter] = self._bits
         if optimizer is not None:
-            groups = optimizer.param_groups
-            weights = [each for group in groups for each in group["params"] if each in self._bits]
+            every = (each for group in optimizer.param_groups for each in group["params"])
+            own = dict.fromkeys(each for each in every if each in self._bits)
+            weights = [*own, *(each for each in self._changed if each not in own)]
+        self._changed.clear()
         for weight in weights:
             state = _state_of(optimizer, weight) if optimizer else []
             known = [each() for each in self._masked_states.get(weight, ())]
@@ -257,15 +278,6 @@ def _state_of(optimizer: Optimizer, weight: nn.Parameter) -> list[Tensor]:
     """Return the tensors of an optimizer's state with an entry per weight."""
     values = optimizer.state.get(weight, {}).values()
     return [each for each in values if isinstance(each, Tensor) and each.shape == weight.shape]
-
-
-def mask_all_adapters(model: nn.Module) -> MaskedAdapters | None:
-    """Mask the adapters of a model, if it has any.
-
-    Raises:
-        ConfigError: It has one that cannot be masked.
-    """
-    return mask_adapters(model, None) if adapter_layers(bare_model(model)) else None
 
 
 def as_matrix(value: Shaped[Tensor, "..."]) -> Shaped[Tensor, "R C"]:

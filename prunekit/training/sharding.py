@@ -189,6 +189,9 @@ def whole_weights(model: nn.Module) -> Iterator[None]:
     from torch.distributed.fsdp import FSDPModule
 
     modules = [each for each in model.modules() if isinstance(each, FSDPModule)]
+    if not modules:
+        yield
+        return
     for module in modules:
         module.reshard()  # an evaluation may have left it whole
     parts = {name: each for name, each in model.named_parameters() if is_distributed(each)}
