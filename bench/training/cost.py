@@ -75,6 +75,7 @@ def cost(found: Task, sparsity: float, steps: int) -> list[dict[str, Any]]:
         {
             "contestant": name,
             "milliseconds": 1000 * statistics.mean(each[1:]),
+            "whole": sum(each[1:]) / sum(seconds[DENSE][1:]),
             "while_pruning": _ratio(each[1 : ask.end], seconds[DENSE][1 : ask.end]),
             "afterwards": _ratio(each[ask.end :], seconds[DENSE][ask.end :]),
             "mask_bits": mask_bits(found, contestants[name], sparsity),
@@ -109,7 +110,11 @@ def _own_seconds() -> Iterator[list[float]]:
 
 def _shares(own: list[float], whole: list[float], end: int) -> dict[str, float]:
     """Return the time of a step over that without our own code."""
-    parts = {"own_while_pruning": slice(1, end), "own_afterwards": slice(end, None)}
+    parts = {
+        "own_while_pruning": slice(1, end),
+        "own_afterwards": slice(end, None),
+        "own": slice(1, None),
+    }
     return {
         name: sum(whole[part]) / (sum(whole[part]) - sum(own[part])) for name, part in parts.items()
     }

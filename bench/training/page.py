@@ -22,17 +22,28 @@ def page(results: dict[str, Any]) -> str:
     if results["cost"]:
         text += [
             "",
-            "Time of a step over that of plain training, in turn in one process: median of spans",
-            "of ten steps, with one pruning each while the schedule lasts. It varies by 4 % with",
-            "where the models lie in memory; the time of its own code does not: it is over that",
-            "of all other code of these steps. Bits of masks per weight.",
+            "Time over that of plain training, in turn in one process: of the whole training; then",
+            "medians of spans of ten steps, with one pruning each while the schedule lasts. These",
+            "vary by 4 % with where the models lie in memory; the time of its own code does not:",
+            "it is over that of all other code of the same steps. Bits of masks per weight.",
             "",
         ]
         text += [
-            _header(["contestant", "ms a step", "while pruning", "afterwards", "own code", "bits"])
+            _header(
+                [
+                    "contestant",
+                    "ms a step",
+                    "whole",
+                    "while pruning",
+                    "afterwards",
+                    "own code",
+                    "bits",
+                ]
+            )
         ]
         text += [
-            f"| {row['contestant']} | {row['milliseconds']:.1f} | {row['while_pruning']:.3f} "
+            f"| {row['contestant']} | {row['milliseconds']:.1f} | {row['whole']:.3f} "
+            f"| {row['while_pruning']:.3f} "
             f"| {row['afterwards']:.3f} | {_own(row)} | {row['mask_bits']:.2f} |"
             for row in results["cost"]
         ]
@@ -49,7 +60,7 @@ def _own(row: Row) -> str:
     if "own_afterwards" not in row:
         return "—"
     during, afterwards = row["own_while_pruning"] - 1, row["own_afterwards"] - 1
-    return f"{during:.1%}, then {afterwards:.1%}"
+    return f"{row['own'] - 1:.1%}: {during:.1%}, then {afterwards:.1%}"
 
 
 def _mistakes(libraries: dict[str, str]) -> str:
