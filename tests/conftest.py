@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # sums then have one order, also in processes that tests start
 os.fsync = os.fstat  # no test cuts the power, and to wait for the disk is a quarter of a small run
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 

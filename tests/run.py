@@ -131,8 +131,7 @@ def _pytest(
 
     workers = workers or min(usable_cpus(), MOST_WORKERS)
     shared = ("-n", str(workers), "--dist", spread) if workers > 1 else ()
-    threads = {"OMP_NUM_THREADS": "1"} if workers > 1 else {}
-    return _python("-m", "pytest", "-q", *shared, *arguments, **threads, **variables)
+    return _python("-m", "pytest", "-q", *shared, *arguments, **variables)
 
 
 def _python(*arguments: str, **variables: str) -> int:

@@ -52,18 +52,11 @@ class BlockwiseRun(UnitRun):
     @override
     def _remove_units(self, tokens: Data | None) -> Iterator[Record]:
         """Rank units, then cut the blocks and write them."""
-        known = self.output.journal.get(("shrunk", ""))
-        if known is None:
-            smaller = yield from self._rank(tokens)
-        else:
-            smaller = SmallerModel(self.plan, known["removals"])
-        removals = self.output.journal["shrunk", ""]["removals"]
+        smaller = yield from self._ranked(tokens)
         with self._timed("write"):
-            shards = UnitShards(self.plan, smaller, self.output)
+            shards = self._shards = UnitShards(self.plan, smaller, self.output)
             shards.begin()
-        how = self.plan.config.prune.compensate
-        compensates = how != "none" and any(kind not in WHOLE for kind, _ in removals)
-        blocks = self._compensated(removals, shards, tokens) if compensates and tokens else None
+        blocks, how = self._compensated(tokens), self.plan.config.prune.compensate
         yield Record("phase", how if blocks else "write", {"steps": len(shards.blocks)})
         for number, name in enumerate(shards.blocks):
             with self._timed("prune" if blocks else "write"):
@@ -73,12 +66,18 @@ class BlockwiseRun(UnitRun):
                     values = shards.write_block(number, *loaded)
                 self.output.append_journal("block", name, values)
             yield Record("step", name)
-        self._shards = shards
 
     @override
     def _finish(self, removal: dict[str, Any]) -> None:
         assert self._shards is not None
         self._shards.finish(self.dtype)
+
+    def _ranked(self, tokens: Data | None) -> Generator[Record, None, SmallerModel]:
+        """Return the smaller model, ranking units unless that was done."""
+        known = self.output.journal.get(("shrunk", ""))
+        if known is None:
+            return (yield from self._rank(tokens))
+        return SmallerModel(self.plan, known["removals"])
 
     def _rank(self, tokens: Data | None) -> Generator[Record, None, SmallerModel]:
         """Rank the units of an empty model; journal which are removed.
@@ -114,11 +113,18 @@ class BlockwiseRun(UnitRun):
         self.output.append_journal("shrunk", "", facts)
         return smaller
 
-    def _compensated(
-        self, removals: Removals, shards: UnitShards, tokens: Data
-    ) -> Iterator[CompensatedBlock]:
-        """Yield each block, compensated for removed units, and its changed tensors."""
-        plan, how = self.plan, self.plan.config.prune.compensate
+    def _compensated(self, tokens: Data | None) -> Iterator[CompensatedBlock] | None:
+        """Return the blocks, compensated for removed units; None if none needs that."""
+        removals: Removals = self.output.journal["shrunk", ""]["removals"]
+        if self.plan.config.prune.compensate == "none" or tokens is None:
+            return None
+        linear = any(kind not in WHOLE for kind, _ in removals)
+        return self._compensated_blocks(removals, tokens) if linear else None
+
+    def _compensated_blocks(self, removals: Removals, tokens: Data) -> Iterator[CompensatedBlock]:
+        """Yield each block, compensated, and its changed tensors."""
+        plan, how, shards = self.plan, self.plan.config.prune.compensate, self._shards
+        assert shards is not None
         whole = SmallerModel(plan, [each for each in removals if each[0] in WHOLE])
         linear = [each for each in removals if each[0] not in WHOLE]
         kept = {name: units for _, each in linear for name, units in each.items()}

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
 
@@ -70,31 +71,51 @@ class StructuredPlan(PlanBase):
 
     @property
     def by_block(self) -> bool:
-        """Whether one block of weights is in memory at a time.
+        """Whether units are ranked with one block of weights in memory at a time.
 
-        Only a training needs the whole model.
+        Units that are removed while the model is trained are ranked in the whole model.
         """
-        return self.config.training is None
+        return self.config.apt is None and self.config.prune.gradual is None
 
     @cached_property
     def where(self) -> Where:
         """Where the hidden states of all samples are stored."""
         available = available_memory(self.device, self.preflight)
-        return placed(self.memory, requested_placement(self.config), self.device, available)
+        requested = requested_placement(self.config)
+        return placed(self._phases[0], requested, self.device, available)
 
     @property
     def place(self) -> Place:
         """Estimated peak bytes on the device, in main memory and on disk."""
-        if self.by_block:
-            return by_place(self.memory, self.where, self.device)
-        return Place(sum(self.memory.values()), 0, 0)
+        if not self.by_block:
+            return Place(sum(self.memory.values()), 0, 0)
+        places = [by_place(each, self.where, self.device) for each in self._phases]
+        return Place(*map(max, zip(*places, strict=True)))
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Estimated peak bytes by use, in the phase that needs most."""
+        return max(self._phases, key=lambda each: sum(each.values()))
 
     @cached_property
-    def memory(self) -> dict[str, int]:
-        """Estimated peak bytes by use."""
-        if self.by_block:
-            return blockwise_memory(self._costs, self.dtype, self.device)
-        return self._whole_model_memory
+    def _phases(self) -> list[dict[str, int]]:
+        """Estimated bytes of ranking by use, and of a training that follows it."""
+        if not self.by_block:
+            return [self._whole_model_memory]
+        ranking = blockwise_memory(self._costs, self.dtype, self.device)
+        if self.config.training is None:
+            return [ranking]
+        if self.config.prune.compensate != "none":  # the model in memory takes the weights
+            ranking["model"] = self.parameters * torch.float32.itemsize
+        return [ranking, self._training_memory | {"activations": training_activations(self)}]
+
+    @property
+    def _training_memory(self) -> dict[str, int]:
+        """Estimated bytes of a training by use, but for activations."""
+        model = self.parameters * self.dtype.itemsize
+        parts = {"model": model, "training": training_state_bytes(self) - model}
+        gated = self.config.prune.gradual is not None or self.config.apt is not None
+        return parts | distillation_memory(self, gated=gated)
 
     @cached_property
     def work(self) -> UnitWork:
@@ -120,7 +141,6 @@ class StructuredPlan(PlanBase):
         """Estimated peak bytes by use with the whole model in memory."""
         needs_loss = self.config.training is not None or self.config.prune.truth
         needs_loss |= any(part.needs_loss for part in self.config.prune.method.components)
-        model = self.parameters * self.dtype.itemsize
         widths = [self.stacks[0].features] + [
             weight_matrix(group.reader.linear).shape[1]
             for groups in self.groups.values()
@@ -137,18 +157,14 @@ class StructuredPlan(PlanBase):
         if self.config.training:
             activations = max(activations, training_activations(self))
         parts = {
-            "model": model,
+            "model": self.parameters * self.dtype.itemsize,
             # A ranker that needs the loss also gathers statistics of outputs of linears.
             "statistics": 4 * sum(width**2 for width in widths)
             + 8 * needs_loss * len(widths) * widths[0] ** 2
             + 3 * 8 * max(widths) ** 2,
             "activations": activations,
         }
-        if self.config.training:
-            parts["training"] = training_state_bytes(self) - model
-            gated = self.config.prune.gradual is not None or self.config.apt is not None
-            parts |= distillation_memory(self, gated=gated)
-        return parts
+        return parts | (self._training_memory if self.config.training else {})
 
     def describe(self) -> RenderableType:
         """Return the plan as a table to print."""
@@ -213,8 +229,9 @@ def _facts(plan: StructuredPlan) -> dict[str, str]:
         "operations": _operations_text(plan),
     }
     if plan.ranks.is_distributed:
-        held = "a block at a time" if plan.by_block else held_words(plan)
-        rows["ranks"] = f"{plan.ranks.size}: samples are shared; each has {held}"
+        held = ["a block at a time"] if plan.by_block else []
+        held += [f"{held_words(plan)} while it trains"] if config.training else []
+        rows["ranks"] = f"{plan.ranks.size}: samples are shared; each has {', then '.join(held)}"
     rows |= data_words(config, plan.lengths)
     if prune.truth:
         units = sum(group.units for groups in plan.groups.values() for group in groups)

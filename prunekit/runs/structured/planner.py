@@ -34,7 +34,7 @@ from prunekit.runs.preflight import (
     planned_checkpoint,
     planned_device,
 )
-from prunekit.runs.sharded_training import ways_out, with_sharding
+from prunekit.runs.sharded_training import held_words, ways_out, with_sharding
 from prunekit.runs.structured.plan import StructuredPlan
 from prunekit.runs.structured.remarks import remarks_of
 from prunekit.runs.texts import check_data
@@ -285,13 +285,17 @@ def _check_capacity(made: StructuredPlan) -> None:
             + ('Set calibration.hidden = "disk".' if made.where == "host" else f"{way_out}.")
         )
     if total > available:
-        held, way_out = "the whole model", ", ".join(["a smaller model", *ways_out(made)])
-        if made.by_block:
-            held, way_out = "one block", "fewer or shorter samples"
+        trains, kinds = "training" in made.memory, " and ".join(made.groups)
+        held = "one block" if made.by_block else "the whole model"
+        what = f"{kinds} are ranked with {held} in memory"
+        if trains and made.by_block:
+            what = f"the model is trained with {held_words(made)} in memory"
+        ways = ["a smaller model", *ways_out(made)] if trains else ["fewer or shorter samples"]
+        if not (trains and made.by_block):
+            ways.append("take a ranker that gathers less")
         raise CapacityError(
-            f"memory: {' and '.join(made.groups)} are ranked with {held} in memory, about "
-            f"{size(total)} on {made.device}; {size(available)} are free. Take {way_out}, or a "
-            "ranker that gathers less."
+            f"memory: {what}, about {size(total)} on {made.device}; {size(available)} are free. "
+            f"Take {', '.join(ways[:-1])}{', or ' * (len(ways) > 1)}{ways[-1]}."
         )
     if made.preflight and made.preflight.device_memory:
         return  # the disk of the other machine is unknown

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from prunekit.runs.record import Record
 from prunekit.runs.structured.blockwise_run import BlockwiseRun
 from prunekit.runs.structured.plan import StructuredPlan
+from prunekit.runs.structured.trained_run import TrainedRun
 from prunekit.runs.structured.whole_model_run import WholeModelRun
 
 
@@ -26,5 +27,8 @@ def run(
     Raises:
         PrunekitError: The run failed; the output folder can be resumed.
     """
-    work = BlockwiseRun(plan) if plan.by_block else WholeModelRun(plan)
+    kind = WholeModelRun
+    if plan.by_block:
+        kind = TrainedRun if plan.config.training else BlockwiseRun
+    work = kind(plan)
     yield from work.stoppable_records(resume=resume, overwrite=overwrite, stop=stop)

@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from prunekit.checkpoint.output import OutputFolder
-from prunekit.checkpoint.parts import find_part, put_parts
+from prunekit.checkpoint.parts import find_part, put_parts, whole_tensors
 from prunekit.checkpoint.reader import Checkpoint
+from prunekit.models.experts import unfused
 from prunekit.models.sequential.loaded_block import LoadedBlock
 from prunekit.models.sequential.weights import Weights
 from prunekit.models.units.removal import described_model
@@ -37,9 +39,13 @@ class UnitShards(BlockShards):
         super().__init__(plan, blocks, weights, output)
         self._plan, self._smaller = plan, smaller
 
+    def announce(self) -> None:
+        """Announce the shards: one of all that is outside of blocks, and one a block."""
+        self._output.announce_shards(len(self.blocks) + 1)
+
     def begin(self) -> None:
         """Announce the shards, and write the first."""
-        self._output.announce_shards(len(self.blocks) + 1)
+        self.announce()
         self.write_rest()
 
     def write_block(
@@ -86,6 +92,29 @@ class UnitShards(BlockShards):
         found = ((name, find_part(shard, name)) for name in kept)
         self._put_back(loaded, names, {name: value for name, value in found if value is not None})
 
+    def write_model(self, model: PreTrainedModel) -> dict[str, str]:
+        """Write all shards of the smaller model with the weights that it has in memory.
+
+        Args:
+            model: The smaller model, in float32.
+
+        Returns:
+            The digests of the files, by name.
+        """
+        with unfused(model):
+            values = model.state_dict(keep_vars=True)
+        parts = {stored: values[name].detach() for name, stored in self._weights.stored.items()}
+        inside = [self._names(block) for block in self.blocks]
+        rest = self._weights.checkpoint.entries.keys() - set().union(*inside)
+        digests: dict[str, str] = {}
+        for number, names in enumerate([sorted(rest), *inside], start=1):
+            own = {
+                name: part for name, part in parts.items() if whole_tensors([name])[0] in {*names}
+            }
+            tensors = put_parts(self._read(names), self._rounded(own, torch.float32))
+            digests |= self._digests(self._output.write_shard(number, tensors))
+        return digests
+
     def finish(self, dtype: str | None) -> None:
         """Write the files that make the shards a checkpoint.
 
@@ -129,8 +158,15 @@ class UnitShards(BlockShards):
         """
         parts = {name: self._smaller.cut(name, value.detach()) for name, value in changed.items()}
         own = {self._weights.stored[name]: part for name, part in parts.items() if part is not None}
-        stored = self._weights.checkpoint.read(own)
+        return self._rounded(own, self._plan.dtype)
+
+    def _rounded(self, parts: Mapping[str, Tensor], computed: torch.dtype) -> dict[str, Tensor]:
+        """Return parts as they are written, by name: as stored where they did not change.
+
+        ``computed``: type to which they were rounded when they were loaded.
+        """
+        stored = self._weights.checkpoint.read([*parts])
         return {
-            name: self._as_written(name, unless_equal(stored[name], part.cpu(), self._plan.dtype))
-            for name, part in own.items()
+            name: self._as_written(name, unless_equal(stored[name], part.cpu(), computed))
+            for name, part in parts.items()
         }

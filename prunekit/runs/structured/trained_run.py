@@ -1,0 +1,97 @@
+"""Structured run that removes units block by block, then trains what is left.
+
+The ranking is journaled. A run that was stopped later compensates again, and its training continues
+from the last saved state.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from typing_extensions import override
+
+from prunekit.checkpoint.reader import Checkpoint
+from prunekit.models.experts import unfused
+from prunekit.models.load import load
+from prunekit.runs.distillation import teacher_of
+from prunekit.runs.record import Record
+from prunekit.runs.structured.blockwise_run import BlockwiseRun
+from prunekit.runs.structured.shards import UnitShards
+from prunekit.runs.structured.smaller_model import SmallerModel
+from prunekit.runs.texts import Data
+from prunekit.runs.training import Texts, adapted, train_model, training_facts, training_texts
+from prunekit.runs.training_log import TrainingLog
+from prunekit.structured.batches import mean_loss
+from prunekit.training.teachers import Teacher
+
+
+class TrainedRun(BlockwiseRun):
+    """A run that removes units once, block by block, and trains the smaller model."""
+
+    @override
+    def _remove_units(self, tokens: Data | None) -> Iterator[Record]:
+        plan, smaller = self.plan, (yield from self._ranked(tokens))
+        shards = self._shards = UnitShards(plan, smaller, self.output)
+        shards.announce()
+        facts = self.output.journal["shrunk", ""]
+        if facts["training"] is not None:
+            return
+        texts = training_texts(plan, tokens)
+        assert texts is not None
+        with self._timed("calibrate"):
+            base, teacher = self._dense_loss(texts)
+            model = _in_memory(smaller.checkpoint).to(plan.device)  # pyright: ignore
+        yield from self._compensate(model, smaller, tokens)
+        kept = {entry["name"]: entry["kept"] for entry in facts["layers"]}
+        log = TrainingLog(self.output, plan.training)
+        with adapted(plan, model) as trained:
+            training = train_model(plan, trained, texts, log, teacher=teacher, kept=kept)
+            rows = yield from self._timed_records("train", training)
+        with self._timed("write"):
+            written: dict[str, Any] = {"training": training_facts(base, rows, gradual=False)}
+            if self.ranks.is_main:
+                written["files"] = shards.write_model(model)
+            self.output.append_journal("shrunk", "", facts | written)
+
+    def _dense_loss(self, texts: Texts) -> tuple[float, Teacher | None]:
+        """Return the held-out loss of the dense model, and it as a teacher."""
+        plan = self.plan
+        dense = load(plan.checkpoint, plan.dtype).to(plan.device)  # pyright: ignore
+        self.weights_read.require_same(self.ranks)
+        return mean_loss(dense, texts[1]), teacher_of(plan, dense)
+
+    def _compensate(
+        self, model: PreTrainedModel, smaller: SmallerModel, tokens: Data | None
+    ) -> Iterator[Record]:
+        """Give the model in memory the weights that compensate for removed units."""
+        blocks = self._compensated(tokens)
+        if blocks is None:
+            return
+        yield Record("phase", self.plan.config.prune.compensate, {"steps": len(self._names)})
+        with unfused(model):
+            values = model.state_dict(keep_vars=True)
+        for name in self._names:
+            with self._timed("prune"), torch.no_grad():
+                for changed, whole in (next(blocks).changed or {}).items():
+                    part = smaller.cut(changed, whole.detach())
+                    if part is not None:
+                        values[changed].copy_(part)
+            yield Record("step", name)
+
+    @property
+    def _names(self) -> Sequence[str]:
+        """Names of the blocks that are left."""
+        assert self._shards is not None
+        return self._shards.blocks
+
+
+def _in_memory(checkpoint: Checkpoint) -> PreTrainedModel:
+    """Load a model in float32 whose config is in no file yet."""
+    with TemporaryDirectory(prefix="prunekit-") as folder:
+        Path(folder, "config.json").write_text(json.dumps(checkpoint.config), encoding="utf-8")
+        return load(replace(checkpoint, folder=Path(folder)), torch.float32)

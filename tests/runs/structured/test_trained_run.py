@@ -1,0 +1,78 @@
+"""A training after the removal of units: ranked by block, trained in memory."""
+
+import pytest
+import torch
+
+from prunekit.checkpoint.reader import open_checkpoint
+from prunekit.config.load import load_config
+from prunekit.runs import jobs
+from prunekit.runs.structured.trained_run import TrainedRun
+from prunekit.runs.structured.whole_model_run import WholeModelRun
+from tests.runs.structured.test_blockwise_run import carried_out
+from tests.support import checkpoints
+from tests.support.structured import write_config
+
+KINDS = 'method = "gradient"\npattern = ["blocks", "hidden", "heads", "neurons"]\nsparsity = 0.34\n'
+REFITTED = f'{KINDS}compensate = "refit"\n'
+TRAIN = "[train]\nheld_out = 2\nsteps = 4\nbatch = 2\n"
+
+
+def planned(folder, out, prune, train=TRAIN):
+    path = write_config(folder, out, prune)
+    path.write_text(path.read_text() + train)
+    return jobs.plan(load_config(path))
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_the_trained_weights_are_those_of_a_run_with_the_whole_model(
+    family, tmp_path, proof_in_process
+):
+    folder, prune = tmp_path / "model", REFITTED
+    if family == "llama":
+        checkpoints.write(folder, num_hidden_layers=3)
+    else:  # files have the matrices of each expert, and the model those of all in one
+        checkpoints.write(folder, family)
+        prune = 'method = "reap"\npattern = "experts"\nsparsity = 0.5'
+    found = []
+    for kind in (WholeModelRun, TrainedRun):
+        plan = planned(folder, tmp_path / kind.__name__, prune)
+        assert plan.by_block
+        report = carried_out(kind(plan))
+        found.append((report["training"], checkpoints.tensors(tmp_path / kind.__name__)))
+    (history, whole), (other, streamed) = found
+    dense = checkpoints.tensors(folder)
+    assert history == other
+    assert whole.keys() == streamed.keys()
+    assert all(torch.equal(value, streamed[name]) for name, value in whole.items())
+    name = next(name for name in streamed if name.endswith("norm.weight"))
+    assert not torch.equal(streamed[name], dense[name][: len(streamed[name])])
+    configs = [
+        open_checkpoint(tmp_path / kind.__name__).config for kind in (WholeModelRun, TrainedRun)
+    ]
+    assert configs[0] == configs[1]
+
+
+def test_weights_that_are_frozen_are_written_as_they_were_stored(tmp_path, proof_in_process):
+    folder = checkpoints.write(tmp_path / "model", dtype=torch.bfloat16)
+    adapter = '[train.adapter]\nrank = 2\ntargets = ["value"]\n'
+    prune = 'method = "magnitude"\npattern = "neurons"\nsparsity = 0.5'
+    carried_out(TrainedRun(planned(folder, tmp_path / "out", prune, TRAIN + adapter)))
+    dense, trained = checkpoints.tensors(folder), checkpoints.tensors(tmp_path / "out")
+    changed = {
+        name.rpartition("layers.")[2][2:]
+        for name, value in trained.items()
+        if value.shape == dense[name].shape and not torch.equal(value, dense[name])
+    }
+    assert changed == {"self_attn.v_proj.weight"}
+    assert {value.dtype for value in trained.values()} == {torch.bfloat16}
+
+
+def test_the_plan_has_the_memory_of_the_phase_that_needs_most(llama, tmp_path):
+    few = planned(llama, tmp_path / "out", REFITTED)
+    assert few.memory["model"] == 4 * few.parameters
+    assert few.memory["training"] == 4 * 4 * few.parameters  # gradient, moments, best value
+    adapter = '[train.adapter]\nrank = 1\ntargets = ["value"]\n'
+    ranking = planned(llama, tmp_path / "out", REFITTED, TRAIN.replace("2\n", "1\n") + adapter)
+    assert "hidden states" in ranking.memory
+    assert ranking.memory["model"] == 4 * ranking.parameters  # it takes the refitted weights
+    assert ranking.place.device == sum(ranking.memory.values())
