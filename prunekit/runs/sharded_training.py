@@ -53,7 +53,7 @@ def ways_out(made: PlanBase) -> list[str]:
     if (training := made.config.training) is None:
         return []
     table = training.table
-    ways = [f"lower {table}.batch"]
+    ways = [f"lower {table}.batch"] if training.batch > 1 else []
     if not training.checkpoint_activations:
         ways.append(f"set {table}.checkpoint_activations = true")
     if not trained_adapter(made.config, made.model):

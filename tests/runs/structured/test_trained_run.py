@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.config.load import load_config
+from prunekit.distributed.ranks import Ranks
 from prunekit.runs import jobs
 from prunekit.runs.structured.trained_run import TrainedRun
 from prunekit.runs.structured.whole_model_run import WholeModelRun
@@ -76,3 +78,26 @@ def test_the_plan_has_the_memory_of_the_phase_that_needs_most(llama, tmp_path):
     assert "hidden states" in ranking.memory
     assert ranking.memory["model"] == 4 * ranking.parameters  # it takes the refitted weights
     assert ranking.place.device == sum(ranking.memory.values())
+
+
+LLAMA_7B = LlamaConfig(num_attention_heads=32, dtype="bfloat16", architectures=["LlamaForCausalLM"])
+"""Llama-2-7B, by the defaults of its config."""
+
+
+@pytest.mark.parametrize(("size", "device", "host"), [(1, 36.9e9, 78.3e9), (8, 46.3e9, 3.13e9)])
+def test_adapters_of_7b_are_trained_on_gpus_of_80_gigabytes(tmp_path, size, device, host):
+    """The figures of the README."""
+    LLAMA_7B.save_pretrained(tmp_path / "7b")
+    (tmp_path / "7b/text.txt").write_text("text")
+    prune = (
+        'method = "hybrid"\npattern = ["heads", "neurons"]\nsparsity = 0.3\ncompensate = "refit"\n'
+    )
+    adapter = '[train.adapter]\nrank = 8\ntargets = ["query", "value"]\n'
+    train = "[train]\nbatch = 1\ncheckpoint_activations = true\n" + adapter
+    path = write_config(tmp_path / "7b", tmp_path / "out", prune, evaluate=False)
+    path.write_text(path.read_text() + train)
+    overrides = ["calibration.samples=128", "calibration.length=2048"]
+    config = load_config(path, overrides)
+    made = jobs.plan(config, Ranks(0, size), jobs.Preflight(80 * 10**9, 128 * 10**9))
+    assert made.place.device == pytest.approx(device, rel=0.01)
+    assert made.place.host == pytest.approx(host, rel=0.01)
