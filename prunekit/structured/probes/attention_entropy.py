@@ -62,7 +62,7 @@ def _accumulate(sums: dict[str, Entropy], name: str, valid: Tensor | None) -> Ob
             soft_cap=options.get("softcap"),
             mask=visible,
             bias=bias,
-            valid=valid,
+            valid=None if valid is None else valid.to(query.device),
         )
         old = sums.get(name, (0, 0, 0))
         sums[name] = Entropy(*(a + b for a, b in zip(old, new, strict=True)))

@@ -112,7 +112,9 @@ def _add(
         routed: Chosen experts, shares and further values.
         valid: Tokens that count; None for all.
     """
-    chosen, *values = (each if valid is None else each[valid.flatten()] for each in routed)
+    chosen, *values = (
+        each if valid is None else each[valid.flatten().to(each.device)] for each in routed
+    )
     ones = torch.ones_like(values[0])
     for row, value in zip(sums, (ones, *values), strict=True):
         row.index_add_(0, chosen.flatten().to(row.device), value.flatten().to(row))

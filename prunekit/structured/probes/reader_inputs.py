@@ -54,7 +54,7 @@ def _observing(
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         rows = inputs[0].flatten(0, -2)
-        observe(group, rows if valid is None else rows[valid.flatten()])
+        observe(group, rows if valid is None else rows[valid.flatten().to(rows.device)])
 
     return hook
 

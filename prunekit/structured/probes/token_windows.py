@@ -110,7 +110,7 @@ class TokenWindows:
                     _rows(h, part, len(predictions)),
                     _rows(g, part, len(predictions)),
                     state,
-                    None if valid is None else valid[part].flatten(),
+                    None if valid is None else valid[part].flatten().to(h.device),
                 )
 
     def _finished(self, opened: dict[int, Window], before: int) -> Iterator[tuple[int, Window]]:

@@ -64,8 +64,8 @@ def _accumulate(row: Tensor, valid: Tensor | None) -> Callable[..., None]:
     ) -> None:
         x, y = block_input_output(args, kwargs, output)
         distance = 1 - cosine_similarity(x.double(), y.double(), dim=-1)
-        distance = distance.flatten() if valid is None else distance[valid]
-        row[0] += distance.sum()
+        distance = distance.flatten() if valid is None else distance[valid.to(x.device)]
+        row[0] += distance.sum().to(row.device)
         row[1] += distance.numel()
 
     return hook

@@ -57,9 +57,9 @@ class Gradient(Ranker):
                     for gate in (gated.gates[group.name] for group in gated.groups)
                 ]
                 gradients, predictions = gated.forward.gradients(batch, lambda: values)  # noqa: B023
-            weights = 1 / predictions.double().clamp_min(1)
+            weights = 1 / predictions.double().cpu().clamp_min(1)
             for name, gradient in zip(sums, gradients, strict=True):
-                each = (gradient[:, 0].double() * weights[:, None]).cpu()
+                each = gradient[:, 0].double().cpu() * weights[:, None]
                 if name in signed:
                     signed[name].append(each)
                 else:
