@@ -18,7 +18,8 @@ from prunekit.structured.parameter_budget import (
     select_within_budget,
 )
 from prunekit.training.apt.growth import initialize, set_scale
-from prunekit.training.apt.loop import also_trained, apt, default_targets
+from prunekit.training.apt.loop import apt, default_targets
+from prunekit.training.chosen_parameters import chosen_parameters
 from prunekit.training.lora import add_adapter, merge_adapters
 from prunekit.training.recover import TrainingStep, recover
 
@@ -135,7 +136,7 @@ def lora(model: PreTrainedModel, ask: Ask) -> Iterator[TrainingStep]:
     adapted = add_adapter(model, 8, targets, seed=ask.seed)
     set_scale(model, 2.0)
     initialize(model, ask.seed)
-    for parameter in also_trained(model, ALSO):
+    for parameter in chosen_parameters(model, ALSO):
         parameter.requires_grad_()
     rate = ask.task.settings.get("rate", 2e-4)
     yield from recover(model, *ask.batches(), Train(rate=rate, **ask.shared))

@@ -1,8 +1,8 @@
 """``[train]``: training of the pruned model, or pruning while training."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from prunekit.config.tables import MOST_STEPS, Listed, Section
 
@@ -60,6 +60,17 @@ class Train(Training):
     Zeros remain zero. With the key end of [prune] the model is pruned during the training.
     """
 
+    only: Annotated[list[Literal["routers", "norms", "biases", "head"]], Listed] = Field(default=[])
+    """Train these parameters alone, and leave all others as they are: routers of mixtures of
+    experts, norms, biases, head (all outside of the base model but output embeddings). Default:
+    all."""
     adapter: Adapter | None = None
     """Train LoRA adapters alone, and merge them into the weights before they are written: a table
     of rank and targets. Needs peft. Default: train all weights."""
+
+    @field_validator("adapter")
+    @classmethod
+    def _check_alone(cls, adapter: Adapter | None, info: ValidationInfo) -> Adapter | None:
+        if adapter and info.data.get("only"):
+            raise ValueError("an adapter is trained alone; leave out only, or the adapter.")
+        return adapter

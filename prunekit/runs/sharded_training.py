@@ -8,7 +8,7 @@ from prunekit.architectures.expert_layout import is_fused
 from prunekit.config.run_config import Config
 from prunekit.errors import ConfigError
 from prunekit.runs.plan_base import PlanBase
-from prunekit.runs.training import trained_adapter
+from prunekit.runs.training import trained_adapter, trained_apart
 
 P = TypeVar("P", bound=PlanBase)
 
@@ -56,7 +56,7 @@ def ways_out(made: PlanBase) -> list[str]:
     ways = [f"lower {table}.batch"] if training.batch > 1 else []
     if not training.checkpoint_activations:
         ways.append(f"set {table}.checkpoint_activations = true")
-    if not trained_adapter(made.config, made.model):
+    if trained_apart(made) is None:
         ways.append(f"set {table}.adapter, which trains fewer weights")
     if not made.ranks.is_distributed:
         ways.append("start several processes, which can share the weights")

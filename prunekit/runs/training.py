@@ -12,9 +12,10 @@ from transformers import PreTrainedModel
 from prunekit.architectures.coverage import LINEAR_TYPES
 from prunekit.config.gradual_keys import GradualKeys
 from prunekit.config.run_config import Config, StructuredConfig
-from prunekit.config.train_table import Adapter, Training
+from prunekit.config.train_table import Adapter, Train, Training
 from prunekit.errors import ConfigError
 from prunekit.formatting import number, percent
+from prunekit.models.orientation import features
 from prunekit.models.units.base import Kept
 from prunekit.runs.plan_base import PlanBase
 from prunekit.runs.record import Record
@@ -24,6 +25,7 @@ from prunekit.structured.batches import Batch
 from prunekit.structured.block_batches import to_device
 from prunekit.training.adapter_targets import adapter_targets
 from prunekit.training.apt.loop import default_targets
+from prunekit.training.chosen_parameters import chosen_parameters
 from prunekit.training.lora import add_adapter, merge_adapters
 from prunekit.training.masked_adapters import mask_adapters
 from prunekit.training.recover import During, TrainingStep, recover, summarize
@@ -61,6 +63,13 @@ def check_trainable(config: Config | StructuredConfig, model: PreTrainedModel) -
     if (training := config.training) is None:
         return
     check_trackers(training.log_with)
+    if config.train and config.train.only:
+        for kind in config.train.only:
+            if not chosen_parameters(model, [kind]):
+                raise ConfigError(
+                    f"train.only: {type(model).__name__} has no {kind} that could be trained "
+                    "alone. Choose others, or leave the key out."
+                )
     if reason:
         raise ConfigError(
             f"{training.table}: it {reason}. Set calibration.task and name labelled data, or leave "
@@ -95,9 +104,10 @@ def training_texts(plan: PlanBase, tokens: Data | None) -> Texts | None:
 
 def training_words(train: Training, adapter: Adapter | None) -> str:
     """Return the training that a config asks for, in words."""
-    trained = (
-        f", adapters of rank {adapter.rank} on {', '.join(adapter.targets)}" if adapter else ""
-    )
+    only = train.only if isinstance(train, Train) else []
+    trained = f", {' and '.join(only)} alone" if only else ""
+    if adapter:
+        trained = f", adapters of rank {adapter.rank} on {', '.join(adapter.targets)}"
     return (
         f"{train.steps} steps of {train.batch} samples at most, held out {train.held_out} samples"
         f"{trained}{', activations checkpointed' * train.checkpoint_activations}"
@@ -136,6 +146,16 @@ def trained_adapter(config: Config | StructuredConfig, model: PreTrainedModel) -
     return config.train.adapter if config.train else None
 
 
+def trained_apart(plan: PlanBase) -> int | None:
+    """Return the number of trained parameters, or None if all are trained."""
+    if adapter := trained_adapter(plan.config, plan.model):
+        linears = adapted_linears(plan.model, adapter)
+        return adapter.rank * sum(map(sum, map(features, linears)))
+    if (train := plan.config.train) and train.only:
+        return sum(each.numel() for each in chosen_parameters(plan.model, train.only))
+    return None
+
+
 def adapted_linears(model: PreTrainedModel, adapter: Adapter) -> list[nn.Module]:
     """Return the linears of a model that an adapter is to have.
 
@@ -158,12 +178,16 @@ def adapted_linears(model: PreTrainedModel, adapter: Adapter) -> list[nn.Module]
 
 @contextmanager
 def adapted(plan: PlanBase, model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """Return the model to train: with the adapter of [train], if any.
+    """Return the model as [train] trains it: with adapters, or partly frozen.
 
     At the end of the ``with`` block the adapter is merged; zeros remain zero.
     """
     train = plan.config.train
     assert train is not None
+    if train.only:
+        model.requires_grad_(requires_grad=False)
+        for parameter in chosen_parameters(model, train.only):
+            parameter.requires_grad_()
     if train.adapter is None:
         yield model
         return

@@ -2,11 +2,9 @@
 
 from prunekit.config.distill_table import Distill
 from prunekit.config.run_config import Config
-from prunekit.config.train_table import Adapter
 from prunekit.formatting import size
-from prunekit.models.orientation import features
 from prunekit.runs.plan_base import PlanBase
-from prunekit.runs.training import adapted_linears, trained_adapter
+from prunekit.runs.training import trained_adapter, trained_apart
 from prunekit.training.distill_blocks import stream_width
 from prunekit.training.distill_losses import QUARTERS
 
@@ -28,10 +26,10 @@ def training_state_bytes(plan: PlanBase) -> int:
     Of each weight that is trained: its gradient, two moments, and its best value so far. Sharded
     weights are whole before the training, and where single weights are pruned meanwhile.
     """
-    adapter = trained_adapter(plan.config, plan.model)
-    trained = plan.parameters if adapter is None else _adapter_parameters(plan, adapter)
+    adapter, apart = trained_adapter(plan.config, plan.model), trained_apart(plan)
+    trained = plan.parameters if apart is None else apart
     if not plan.sharded:
-        return 4 * ((plan.parameters if adapter else 0) + 5 * trained)
+        return 4 * ((0 if apart is None else plan.parameters) + 5 * trained)
     shared = plan.parameters if adapter else 5 * plan.parameters
     state = -(-shared // plan.ranks.size) + (5 * trained if adapter else 0)
     if isinstance(plan.config, Config) and plan.config.prune.gradual:
@@ -58,15 +56,15 @@ def saved_state_disk(plan: PlanBase) -> int:
     and masks of frozen ones that are pruned. While one is written the one before it is there too,
     but no weight of the checkpoint.
     """
-    training, adapter = plan.config.training, trained_adapter(plan.config, plan.model)
+    training, apart = plan.config.training, trained_apart(plan)
     if training is None or training.save_every == 0:
         return 0
-    state = 4 * 4 * (plan.parameters if adapter is None else _adapter_parameters(plan, adapter))
+    state = 4 * 4 * (plan.parameters if apart is None else apart)
     if isinstance(plan.config, Config) and plan.config.prune.gradual:
-        state += plan.prunable // 8 + (4 * plan.prunable if adapter else 0)
+        state += plan.prunable // 8 + (0 if apart is None else 4 * plan.prunable)
     if plan.config.distill:
         state += 3 * 4 * _transformations(plan, plan.config.distill)
-        state += 4 * _adapter_parameters(plan, adapter) if adapter else 0
+        state += 4 * (apart or 0)
     return max(state, 2 * state - plan.checkpoint.nbytes)
 
 
@@ -104,7 +102,7 @@ def distillation_memory(plan: PlanBase, *, gated: bool) -> dict[str, int]:
         return {}
     teacher, adapter = plan.parameters, trained_adapter(plan.config, plan.model)
     if gated and adapter:
-        teacher = _adapter_parameters(plan, adapter)
+        teacher = trained_apart(plan) or 0
     elif plan.sharded:
         teacher = max(teacher, teacher // plan.ranks.size + _gathered(plan, trains=False))
     width = stream_width(plan.model)
@@ -119,9 +117,3 @@ def distillation_memory(plan: PlanBase, *, gated: bool) -> dict[str, int]:
 def _transformations(plan: PlanBase, distill: Distill) -> int:
     """Return the number of parameters of all transformations."""
     return QUARTERS * 2 * distill.rank * stream_width(plan.model)
-
-
-def _adapter_parameters(plan: PlanBase, adapter: Adapter) -> int:
-    """Return the number of parameters of an adapter."""
-    linears = adapted_linears(plan.model, adapter)
-    return adapter.rank * sum(map(sum, map(features, linears)))

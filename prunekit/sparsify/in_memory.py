@@ -195,7 +195,7 @@ class ModelPruner:
 
     @contextmanager
     def _running(self, outputs_read: OutputsRead) -> Iterator[None]:
-        """Prepare the model for the time of a ``with`` block, if its blocks run."""
+        """Prepare the model for running its blocks, if they run."""
         with ExitStack() as stack:
             if outputs_read != "none":
                 stack.enter_context(eval_mode(self.model))

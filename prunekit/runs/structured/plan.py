@@ -71,7 +71,7 @@ class StructuredPlan(PlanBase):
 
     @property
     def by_block(self) -> bool:
-        """Whether units are ranked with one block of weights in memory at a time.
+        """Whether units are ranked with one block of weights in memory.
 
         Units that are removed while the model is trained are ranked in the whole model.
         """
@@ -99,7 +99,7 @@ class StructuredPlan(PlanBase):
 
     @cached_property
     def _phases(self) -> list[dict[str, int]]:
-        """Estimated bytes of ranking by use, and of a training that follows it."""
+        """Estimated bytes by use: of ranking, of training after it."""
         if not self.by_block:
             return [self._whole_model_memory]
         ranking = blockwise_memory(self._costs, self.dtype, self.device)

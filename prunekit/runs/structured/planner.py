@@ -10,8 +10,7 @@ from prunekit.architectures import find_architecture
 from prunekit.checkpoint.compressed import KEPT_UNITS_KEY
 from prunekit.config.run_config import StructuredConfig
 from prunekit.distributed.ranks import SINGLE, Ranks
-from prunekit.errors import CapacityError, ConfigError, ShapeError
-from prunekit.formatting import size
+from prunekit.errors import ConfigError, ShapeError
 from prunekit.models.devices import loss_dtype, stored_dtype
 from prunekit.models.empty_model import empty_model, max_tokens
 from prunekit.models.layout import stack_runners
@@ -24,7 +23,6 @@ from prunekit.models.units.stock_config import expressible_in_config, fixed_bloc
 from prunekit.models.weight_names import stored_names, unused_tensors
 from prunekit.runs.checks import (
     cap_lengths,
-    check_disk,
     check_generates_text,
     text_tokenizer,
 )
@@ -34,7 +32,8 @@ from prunekit.runs.preflight import (
     planned_checkpoint,
     planned_device,
 )
-from prunekit.runs.sharded_training import held_words, ways_out, with_sharding
+from prunekit.runs.sharded_training import with_sharding
+from prunekit.runs.structured.capacity import check_capacity
 from prunekit.runs.structured.plan import StructuredPlan
 from prunekit.runs.structured.remarks import remarks_of
 from prunekit.runs.texts import check_data
@@ -44,7 +43,6 @@ from prunekit.runs.training import (
     trained_adapter,
     why_no_loss,
 )
-from prunekit.runs.training_memory import saved_state_disk
 from prunekit.structured.parameter_budget import (
     BudgetConstraints,
     counted_parameters,
@@ -100,14 +98,20 @@ def plan(
     made = replace(made, fixed=fixed_blocks(model, made.groups.get("blocks", ())))
     made = with_sharding(made, lambda each: each.memory, available_memory(device, preflight)[0])
     made = replace(made, notes=(*notes, *remarks_of(made), *checkpoint.check_copyable()))
+    _check(made)
+    check_capacity(made)
+    return made
+
+
+def _check(made: StructuredPlan) -> None:
+    """Refuse a run that cannot work, whatever the machine."""
     for groups in made.groups.values():
         _check_counts(made, groups)
+    _check_left_out(made)
     _check_gradual(made)
     _check_bias(made)
     _check_budget(made)
     _check_unused(made)
-    _check_capacity(made)
-    return made
 
 
 def _check_loss(config: StructuredConfig, model: PreTrainedModel) -> None:
@@ -129,6 +133,16 @@ def _check_loss(config: StructuredConfig, model: PreTrainedModel) -> None:
             )
     if config.prune.truth:
         raise ConfigError(f"prune.truth: it {undefined}. Leave the key out.")
+
+
+def _check_left_out(made: StructuredPlan) -> None:
+    """Refuse to leave out single experts where a router chooses groups."""
+    prune = made.config.prune
+    if not prune.truth and not any(each.compares_losses for each in prune.method.components):
+        return
+    for group in made.groups.get("experts", ()):
+        if isinstance(group, ExpertGroup):
+            group.router.check_open(group.name, torch.arange(group.units) > 0)
 
 
 def _check_gradual(made: StructuredPlan) -> None:
@@ -272,31 +286,3 @@ def _check_unused(made: StructuredPlan) -> None:
                 f"{list(entry.shape)} and would stay that wide. Remove it from the checkpoint "
                 "first: open the model with transformers and save it again."
             )
-
-
-def _check_capacity(made: StructuredPlan) -> None:
-    """Refuse a run that needs more memory or disk than is free."""
-    available, host = available_memory(made.device, made.preflight)
-    total, in_host, on_disk = made.place
-    if in_host > host:
-        way_out = "Take fewer or narrower kinds of units, or compensate = none"
-        raise CapacityError(
-            f"memory: the run needs about {size(in_host)} of main memory, {size(host)} are free. "
-            + ('Set calibration.hidden = "disk".' if made.where == "host" else f"{way_out}.")
-        )
-    if total > available:
-        trains, kinds = "training" in made.memory, " and ".join(made.groups)
-        held = "one block" if made.by_block else "the whole model"
-        what = f"{kinds} are ranked with {held} in memory"
-        if trains and made.by_block:
-            what = f"the model is trained with {held_words(made)} in memory"
-        ways = ["a smaller model", *ways_out(made)] if trains else ["fewer or shorter samples"]
-        if not (trains and made.by_block):
-            ways.append("take a ranker that gathers less")
-        raise CapacityError(
-            f"memory: {what}, about {size(total)} on {made.device}; {size(available)} are free. "
-            f"Take {', '.join(ways[:-1])}{', or ' * (len(ways) > 1)}{ways[-1]}."
-        )
-    if made.preflight and made.preflight.device_memory:
-        return  # the disk of the other machine is unknown
-    check_disk(made.config.output.path, made.checkpoint.nbytes + on_disk, saved_state_disk(made))

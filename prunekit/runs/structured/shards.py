@@ -40,7 +40,7 @@ class UnitShards(BlockShards):
         self._plan, self._smaller = plan, smaller
 
     def announce(self) -> None:
-        """Announce the shards: one of all that is outside of blocks, and one a block."""
+        """Announce the shards: the rest, and one a block."""
         self._output.announce_shards(len(self.blocks) + 1)
 
     def begin(self) -> None:
@@ -93,7 +93,7 @@ class UnitShards(BlockShards):
         self._put_back(loaded, names, {name: value for name, value in found if value is not None})
 
     def write_model(self, model: PreTrainedModel) -> dict[str, str]:
-        """Write all shards of the smaller model with the weights that it has in memory.
+        """Write all shards of the smaller model from memory.
 
         Args:
             model: The smaller model, in float32.
@@ -161,7 +161,7 @@ class UnitShards(BlockShards):
         return self._rounded(own, self._plan.dtype)
 
     def _rounded(self, parts: Mapping[str, Tensor], computed: torch.dtype) -> dict[str, Tensor]:
-        """Return parts as they are written, by name: as stored where they did not change.
+        """Return parts as written: as stored where they did not change.
 
         ``computed``: type to which they were rounded when they were loaded.
         """

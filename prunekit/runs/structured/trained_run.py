@@ -1,4 +1,4 @@
-"""Structured run that removes units block by block, then trains what is left.
+"""Structured run that removes units by block, then trains the model.
 
 The ranking is journaled. A run that was stopped later compensates again, and its training continues
 from the last saved state.
@@ -31,7 +31,7 @@ from prunekit.training.teachers import Teacher
 
 
 class TrainedRun(BlockwiseRun):
-    """A run that removes units once, block by block, and trains the smaller model."""
+    """A run that removes units once and trains the smaller model."""
 
     @override
     def _remove_units(self, tokens: Data | None) -> Iterator[Record]:
@@ -59,7 +59,7 @@ class TrainedRun(BlockwiseRun):
             self.output.append_journal("shrunk", "", facts | written)
 
     def _dense_loss(self, texts: Texts) -> tuple[float, Teacher | None]:
-        """Return the held-out loss of the dense model, and it as a teacher."""
+        """Return the dense model's held-out loss, and it as a teacher."""
         plan = self.plan
         dense = load(plan.checkpoint, plan.dtype).to(plan.device)  # pyright: ignore
         self.weights_read.require_same(self.ranks)

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
 from transformers import PreTrainedModel
 
-from prunekit.architectures.adapters import adapter_layers, base_layer
-from prunekit.architectures.coverage import LINEAR_TYPES
+from prunekit.architectures.adapters import adapter_layers
 from prunekit.config.apt_table import Apt
 from prunekit.config.distill_table import Distill
 from prunekit.distributed.ranks import SINGLE, Ranks
@@ -28,6 +26,7 @@ from prunekit.structured.gate_set import attached_gates
 from prunekit.structured.unit_gates import Gates, heads, hidden, neurons
 from prunekit.training.apt.growth import adapter_parameters, initialize, set_scale
 from prunekit.training.apt.pruner import AptPruner
+from prunekit.training.chosen_parameters import chosen_parameters
 from prunekit.training.lora import add_adapter, merge_adapters, relocate_gates
 from prunekit.training.recover import TrainingStep, recover
 from prunekit.training.saved_state import TrainingLog
@@ -174,7 +173,7 @@ def _adapted(model: PreTrainedModel, settings: Apt) -> Iterator[Adapted]:
         stack.callback(adapted.unload)
         set_scale(model, settings.scale)
         initialize(model, settings.seed)
-        for parameter in also_trained(model, settings.also):
+        for parameter in chosen_parameters(model, settings.also):
             parameter.requires_grad_()
         stack.callback(adapted.finish)
         yield adapted
@@ -190,28 +189,3 @@ def default_targets(model: PreTrainedModel) -> list[str]:
     """Return the roles that the authors adapt in models of this kind."""
     encodes = model.config.is_encoder_decoder or not is_causal(model)
     return ["query", "value", *(["up"] if encodes else [])]
-
-
-def also_trained(model: PreTrainedModel, also: Sequence[str]) -> list[nn.Parameter]:
-    """Return the parameters that are trained beside the adapters.
-
-    Args:
-        model: The model with its adapters.
-        also: "norms", "biases" and "head" (all outside of the base model but output embeddings).
-    """
-    found: dict[nn.Parameter, None] = {}
-    outside = {*model.modules()} - {*model.base_model.modules(), model.get_output_embeddings()}
-    for module in model.modules():
-        is_linear = isinstance(base_layer(module), LINEAR_TYPES)
-        is_norm = not is_linear and not isinstance(module, nn.Embedding)
-        for name, parameter in module._parameters.items():
-            if parameter is None:
-                continue
-            wanted = (
-                ("norms" in also and is_norm and parameter.ndim == 1)
-                or ("biases" in also and name == "bias")
-                or ("head" in also and module in outside)
-            )
-            if wanted:
-                found[parameter] = None
-    return [*found]

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from prunekit.errors import CapacityError, ConfigError, ShapeError
-from prunekit.runs import preflight
+from prunekit.errors import ConfigError, ShapeError
 from tests.support import checkpoints
-from tests.support.structured import BOTH, planned
+from tests.support.structured import planned
 
 
 @pytest.mark.parametrize(
@@ -100,14 +99,6 @@ def test_the_plan_refuses_what_cannot_work(tmp_path, model_type, prune, error, m
     assert not (tmp_path / "out").exists()
 
 
-def test_the_plan_refuses_too_little_memory(llama, tmp_path, monkeypatch):
-    monkeypatch.setattr(preflight, "free_bytes", lambda device: 1000)
-    coordinates = 'method = "magnitude"\npattern = "hidden"\nsparsity = 0.5'
-    for prune in (BOTH, coordinates):
-        with pytest.raises(CapacityError, match=r"one block in memory.*fewer or shorter samples"):
-            planned(llama, tmp_path / "out", prune)
-
-
 def test_a_tensor_that_nobody_reads_is_not_left_as_wide_as_it_was(llama, tmp_path):
     folder = checkpoints.write(tmp_path / "model")
     held = checkpoints.tensors(folder)
@@ -144,3 +135,11 @@ def test_blocks_that_depend_on_their_place_are_refused_or_stay(tmp_path):
     made = planned(folder, tmp_path / "out", prune.format(0.34), evaluate=False)
     assert made.fixed == {"model.layers": [0]}
     assert "model.layers.0 stays whatever its score: no stock config" in " ".join(made.notes)
+
+
+@pytest.mark.parametrize("prune", ['method = "leave-one-out"', 'method = "reap"\ntruth = true'])
+def test_experts_of_groups_are_not_left_out_one_by_one(tmp_path, prune):
+    folder, grouped = tmp_path / "model", {"n_routed_experts": 8, "n_group": 2, "topk_group": 1}
+    checkpoints.write(folder, "deepseek_v3", num_experts_per_tok=2, **grouped)
+    with pytest.raises(ShapeError, match="from 3 to 4 open ones"):
+        planned(folder, tmp_path / "out", f'{prune}\npattern = "experts"\nsparsity = 0.5')

@@ -1,5 +1,7 @@
 """A training after the removal of units: ranked by block, trained in memory."""
 
+import shutil
+
 import pytest
 import torch
 from transformers import LlamaConfig
@@ -7,6 +9,7 @@ from transformers import LlamaConfig
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.config.load import load_config
 from prunekit.distributed.ranks import Ranks
+from prunekit.errors import ConfigError
 from prunekit.runs import jobs
 from prunekit.runs.structured.trained_run import TrainedRun
 from prunekit.runs.structured.whole_model_run import WholeModelRun
@@ -67,6 +70,33 @@ def test_weights_that_are_frozen_are_written_as_they_were_stored(tmp_path, proof
     }
     assert changed == {"self_attn.v_proj.weight"}
     assert {value.dtype for value in trained.values()} == {torch.bfloat16}
+
+
+def test_routers_are_trained_alone(tmp_path, proof_in_process, capsys):
+    folder = checkpoints.write(tmp_path / "model", "mixtral")
+    prune = 'method = "reap"\npattern = "experts"\nsparsity = 0.5'
+    found = []
+    for only in ('only = ["routers"]\n', 'only = ["norms"]\n'):
+        plan = planned(folder, tmp_path / "out", prune, TRAIN + only)
+        routers = plan.memory["training"] + plan.memory["model"] - 4 * plan.parameters
+        assert routers % (5 * 4) == 0
+        assert routers < 5 * plan.parameters
+        carried_out(TrainedRun(plan))
+        found.append(checkpoints.tensors(tmp_path / "out"))
+        shutil.rmtree(tmp_path / "out")
+    changed = {name for name, value in found[0].items() if not torch.equal(value, found[1][name])}
+    assert {name.rpartition("block_sparse_moe.")[2] for name in changed if "moe" in name} == {
+        "gate.weight"
+    }
+    assert all(name.endswith("norm.weight") for name in changed if "moe" not in name)
+
+
+def test_parts_that_a_model_lacks_are_not_trained_alone(llama, tmp_path):
+    with pytest.raises(ConfigError, match=r"train.only: LlamaForCausalLM has no routers"):
+        planned(llama, tmp_path / "out", REFITTED, TRAIN + 'only = ["routers"]\n')
+    adapter = "[train.adapter]\nrank = 1\n"
+    with pytest.raises(ConfigError, match="an adapter is trained alone"):
+        planned(llama, tmp_path / "out", REFITTED, TRAIN + 'only = ["norms"]\n' + adapter)
 
 
 def test_the_plan_has_the_memory_of_the_phase_that_needs_most(llama, tmp_path):

@@ -13,9 +13,8 @@ from prunekit.models.units.removal import count_parameters
 from prunekit.structured.gate_set import attached_gates
 from prunekit.structured.parameter_budget import counted_parameters
 from prunekit.training.apt.growth import low_rank_layers
-from prunekit.training.apt.loop import also_trained, apt, default_targets
+from prunekit.training.apt.loop import apt, default_targets
 from prunekit.training.apt.pruner import AptPruner
-from prunekit.training.lora import add_adapter
 from tests.support.adapters import PEFT_WARNS
 from tests.support.architectures import tiny
 from tests.support.units import batch, randomized_model, valid_logits
@@ -161,21 +160,6 @@ def test_encoders_adapt_the_up_projection_too():
     assert default_targets(tiny("llama")) == ["query", "value"]
     assert default_targets(tiny("bert")) == ["query", "value", "up"]
     assert default_targets(tiny("t5")) == ["query", "value", "up"]
-
-
-def test_norms_biases_and_the_head_are_trained_where_asked():
-    model = tiny("bert", head=CLASSIFIER)
-    add_adapter(model, 2, ["query"])
-    names = {each: name for name, each in model.named_parameters()}
-
-    def found(*also):
-        return {names[each].removeprefix("bert.") for each in also_trained(model, also)}
-
-    assert found("head") == {"classifier.weight", "classifier.bias"}
-    assert all("LayerNorm" in name for name in found("norms"))
-    assert len(found("norms")) == 2 * (1 + 2 * 2)
-    assert "encoder.layer.0.attention.self.query.base_layer.bias" in found("biases")
-    assert not any("lora" in name for name in found("norms", "biases", "head"))
 
 
 def test_with_a_teacher_masks_hold_until_the_end_and_the_model_is_cut_then():
