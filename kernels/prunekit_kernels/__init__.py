@@ -17,7 +17,7 @@ from prunekit_kernels.column_energy import column_energy
 from prunekit_kernels.fragments24 import from_fragments, has_fragments, to_fragments
 from prunekit_kernels.gram import cross_gram, gram, mirror
 from prunekit_kernels.groups import Groups
-from prunekit_kernels.inverse_factor import Factor, cholesky, inverse_factor
+from prunekit_kernels.inverse_factor import Factor, cholesky, dampings, inverse_factor
 from prunekit_kernels.obs_block import NOfM, Sweep, obs_block
 from prunekit_kernels.obs_sweep import obs_sweep
 from prunekit_kernels.packed_mask import apply, apply_all, pack, popcount, unpack
@@ -59,6 +59,7 @@ __all__ = [
     "count_broken24",
     "cross_gram",
     "damped_inverse",
+    "dampings",
     "expand24",
     "expand_bitmask",
     "from_fragments",

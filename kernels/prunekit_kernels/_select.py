@@ -99,10 +99,11 @@ def _row_kernel(
     below = tl.sum((key < high).to(tl.int32), 0)
     tied = (key == high) & inside
     ties = tl.sum(tied.to(tl.int32), 0)
-    # The first ties are kept; bisection also finds the column at which they end.
+    # The first ties are kept; bisection also finds the column at which they end, if some are pruned
+    # and some are kept: of distinct keys none is.
     kept = ties - (pruned - below)
-    cut = 0
-    end = TILE_I
+    cut = tl.where(kept == ties, TILE_I, 0)
+    end = tl.where(kept > 0, TILE_I, 0)
     while cut < end:
         middle = (cut + end) >> 1
         enough = tl.sum((tied & (column < middle)).to(tl.int32), 0) >= kept

@@ -8,6 +8,9 @@ contains the cut is read once more. The last pass writes.
 Shapes: O output features, I input features, G groups, P programs.
 """
 
+from collections.abc import Sequence
+from itertools import groupby
+
 import torch
 from torch import Tensor
 
@@ -34,7 +37,7 @@ def launch(source: Source, groups: Groups, bits: Tensor) -> None:
     single_rows = groups.rows == 1
     device = source.x.device
     # Keys still to prune in each group, among those that agree with the prefix.
-    to_prune = torch.tensor(groups.pruned, device=device).clamp_(min=0)
+    to_prune = _on_device(groups.pruned, device)
     to_prune = to_prune.expand(outputs) if single_rows else to_prune
     size = 8 if source.x.dtype == torch.float64 else 4
     key_dtype = torch.int64 if size == 8 else torch.int32
@@ -59,8 +62,30 @@ def launch(source: Source, groups: Groups, bits: Tensor) -> None:
     tile_write = triton.next_power_of_2(min(TILE_I, max(inputs, 8)))
     _write_kernel[(outputs, triton.cdiv(inputs, tile_write))](
         *source.arguments(), width, prefix, cut, bits, *bits.stride(),
-        SINGLE_ROWS=single_rows, TILE_I=tile_write, num_warps=4, **source.options(),
+        SINGLE_ROWS=single_rows, TILE_I=tile_write, num_warps=warps_without_copies(tile_write),
+        **source.options(),
     )  # fmt: skip
+
+
+def warps_without_copies(entries: int) -> int:
+    """Return as many warps, at most 4, as have entries of their own.
+
+    Warps that repeat the work of others would read weights that those have written already.
+    """
+    return max(1, min(4, entries // 32))
+
+
+def _on_device(counts: Sequence[int], device: torch.device) -> Tensor:
+    """Return the counts, at least 0, as int64.
+
+    Runs of equal counts are filled in: a copy from main memory would make the host wait.
+    """
+    found, start = torch.empty(len(counts), dtype=torch.int64, device=device), 0
+    for count, run in groupby(counts):
+        end = start + len([*run])
+        found[start:end] = max(count, 0)
+        start = end
+    return found
 
 
 def _cut(

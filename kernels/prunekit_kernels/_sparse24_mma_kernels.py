@@ -115,7 +115,9 @@ def few_kernel(
     meta_ptr += chunk[:, None] * 128 + own
     x_ptr += (group.to(tl.int64) * CHUNKS + first) * 1024 + own
     total = tl.zeros((32 * WARPS, 4), tl.float32)
-    for _ in tl.range(0, tl.minimum(SHARE, CHUNKS - first)):  # pyright: ignore
+    # Three chunks are on their way while one is multiplied: without stages ptxas moves each load to
+    # its product, which leaves 512 bytes in flight for a warp.
+    for _ in tl.range(0, tl.minimum(SHARE, CHUNKS - first), num_stages=4):  # pyright: ignore
         w0, w1, w2, w3, w4, w5, w6, w7 = _load8(values_ptr, inside)
         meta = tl.load(meta_ptr, inside, other=0)
         x0, x1, x2, x3, x4, x5, x6, x7 = _load8(x_ptr, own >= 0)

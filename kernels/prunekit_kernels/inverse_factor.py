@@ -54,7 +54,7 @@ def inverse_factor(gram: Float[Tensor, "I I"], damping: float) -> Factor:
         ArithmeticError: No damping made the matrix positive definite.
     """
     dead = gram.diagonal() == 0
-    ladder = tuple(_ladder(damping))
+    ladder = tuple(dampings(damping))
     for attempt in ladder:
         for dtype in (torch.float32, torch.float64):
             upper = _factor(gram, dead, attempt, dtype)
@@ -92,7 +92,8 @@ def cholesky(matrix: Float[Tensor, "I I"]) -> bool:
     return info.item() == 0 and bool(matrix.diagonal().isfinite().all())
 
 
-def _ladder(damping: float) -> Iterator[float]:
+def dampings(damping: float) -> Iterator[float]:
+    """Yield a damping, then tenfold ones up to 1, to try until a matrix has a factor."""
     yield damping
     while damping < 1:
         damping = min(1.0, 10 * damping) if damping else 1e-6

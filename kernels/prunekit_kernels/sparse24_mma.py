@@ -61,6 +61,8 @@ def sparse24_mma(
         ValueError: Shapes, types or devices do not match.
     """
     check24(values, keep)
+    if not (values.is_contiguous() and keep.is_contiguous()):
+        raise ValueError("values and keep in fragment order must be contiguous")
     check_inputs(x, 2 * values.shape[1], values)
     if not has_fragments(len(values), x.shape[1], x.dtype):
         raise ValueError(

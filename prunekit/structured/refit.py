@@ -9,12 +9,13 @@ Shapes: T tokens, U units, S inputs of the linear per unit, I inputs in total, O
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
-from prunekit_kernels import gram, mirror
+from jaxtyping import Float, Int
+from prunekit_kernels import cholesky, dampings, gram, mirror
 from torch import Tensor
 
 from prunekit.errors import NumericsError
@@ -22,6 +23,9 @@ from prunekit.models.adapters import effective_weight
 from prunekit.models.orientation import features, weight_matrix
 from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.structured.probes.reader_inputs import observe_inputs
+
+PIECE = 1024
+"""Rows that are converted to float64 at once."""
 
 if TYPE_CHECKING:
     from prunekit.structured.gated_model import GatedModel
@@ -47,42 +51,41 @@ def reader_grams(gated: GatedModel, *, after_gates: bool = True) -> dict[str, Fl
     return {name: mirror(total).div_(max(tokens[name], 1)) for name, total in sums.items()}
 
 
-def damp(
-    total: Float[Tensor, "I I"], damping: float, name: str
-) -> tuple[Float[Tensor, "I I"], Float[Tensor, "I I"]]:
-    """Return the damped H and its Cholesky factor.
+def damped_factor(
+    part: Callable[[], Float[Tensor, "C C"]], mean: float, damping: float, name: str
+) -> tuple[Float[Tensor, "C C"], float]:
+    """Return the Cholesky factor of a damped part of H, and the damping.
 
-    Both are float64 on the CPU. Sums in float32 may leave H indefinite: the damping is then raised
-    tenfold until it suffices.
+    Sums in float32 may leave H indefinite: the damping is then raised tenfold until it suffices.
 
     Args:
-        total: H.
-        damping: Multiple of the mean diagonal that is added to the diagonal.
+        part: Returns the symmetric part anew, float64 on the CPU; the factor takes its memory.
+        mean: Mean diagonal of H.
+        damping: Multiple of it that is added to the diagonal.
         name: Name of the linear, for the message.
 
     Raises:
         NumericsError: H is zero, not finite, or not positive definite with damping 1.
     """
-    damped = total.double().cpu()
-    mean = float(damped.diagonal().mean())
     if not 0 < mean < float("inf"):
         raise NumericsError(
             f"{name}: its inputs have a mean square of {mean}. If all of its units are gated off, "
             "leave it out; otherwise the data makes the model overflow."
         )
-    diagonal = damped.diagonal()
-    original = diagonal.clone()
-    while True:
-        diagonal.copy_(original + damping * mean)
-        factor, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            return damped, factor
-        if damping >= 1:
-            raise NumericsError(
-                f"{name}: the products of its inputs are not positive definite, even with the mean "
-                "of their diagonal added to it. Use more calibration text."
-            )
-        damping = min(1.0, 10 * damping) or 1e-6
+    for each in dampings(damping):
+        lower = part().T
+        lower.diagonal().add_(each * mean)
+        if cholesky(lower):
+            return lower, each
+    raise NumericsError(
+        f"{name}: the products of its inputs are not positive definite, even with the mean of "
+        "their diagonal added to it. Use more calibration text."
+    )
+
+
+def mean_square(total: Float[Tensor, "I I"]) -> float:
+    """Return the mean diagonal of H, summed in float64."""
+    return float(total.diagonal().double().mean())
 
 
 def removal_loss(
@@ -102,7 +105,10 @@ def removal_loss(
         output_weights: G, the weight of each pair of output errors; the identity if None.
     """
     weight = effective_weight(group.reader.linear).double().cpu()
-    inverse = torch.cholesky_inverse(damp(total, damping, group.name)[1])
+    whole = partial(total.to, "cpu", torch.float64, copy=True)
+    inverse = torch.cholesky_inverse(
+        damped_factor(whole, mean_square(total), damping, group.name)[0]
+    )
     index = group.reader.index.flatten(1)  # [U, S]
     blocks = inverse[index[:, :, None], index[:, None, :]]
     columns = weight[:, index].movedim(1, 0)  # [U, O, S]
@@ -128,17 +134,15 @@ def refit_flops(group: LinearUnitGroup, kept: float) -> int:
     """Return the operations of :func:`refit` that keeps a fraction of the units."""
     outputs, inputs = features(group.reader.linear)
     columns = kept * inputs
-    factors = (inputs**3 + columns**3) / 3
-    return int(factors + 2 * outputs * columns * (inputs + columns))
+    return int(columns**3 / 3 + 2 * outputs * columns * (inputs + columns))
 
 
 def refit_bytes(group: LinearUnitGroup, kept: float) -> int:
     """Return the bytes that :func:`refit` takes, besides H."""
     outputs, inputs = features(group.reader.linear)
     columns = int(kept * inputs)
-    # H and its factor; then rows of it, the columns of those, and the weights.
-    square = inputs**2 + max(inputs**2, columns * (inputs + columns))
-    return 8 * (square + outputs * (inputs + columns))
+    # The factor of the kept part; the weights, those of kept inputs, and the products.
+    return 8 * (columns**2 + outputs * (inputs + 2 * columns))
 
 
 @torch.no_grad()
@@ -156,15 +160,44 @@ def refit(
         damping: Multiple of the mean diagonal that is added to the diagonal of H.
 
     Raises:
-        NumericsError: See :func:`damp`.
+        NumericsError: See :func:`damped_factor`.
     """
     if not keep:
         return
     weight, whole = weight_matrix(group.reader.linear), effective_weight(group.reader.linear)
     columns = group.reader.index[list(keep)].flatten()
-    damped = damp(total, damping, group.name)[0]
-    target = whole.double().cpu() @ damped[:, columns]
-    factor = torch.linalg.cholesky(damped[columns][:, columns])
-    fitted = torch.cholesky_solve(target.T, factor).T
+    fitted = _fitted(whole.double().cpu(), total.cpu(), columns, damping, group.name)
     columns = columns.to(weight.device)
     weight[:, columns] = (fitted.to(whole.device) - (whole - weight)[:, columns]).to(weight)
+
+
+def _fitted(
+    weight: Float[Tensor, "O I"],
+    total: Float[Tensor, "I I"],
+    columns: Int[Tensor, " C"],
+    damping: float,
+    name: str,
+) -> Float[Tensor, "O C"]:
+    """Return the fitted weights of some inputs, float64 on the CPU."""
+    # W (H + λ) without the damping, which is known once the factor is.
+    target = _pieces(lambda piece: (weight @ total[:, piece].double()).T, columns, len(weight)).T
+    square = partial(_pieces, lambda piece: total[piece][:, columns], columns, len(columns))
+    mean = mean_square(total)
+    factor, damping = damped_factor(square, mean, damping, name)
+    target.add_(weight[:, columns], alpha=damping * mean)
+    # In place: `cholesky_solve` copies the factor.
+    for triangle, upper in ((factor.T, True), (factor, False)):
+        torch.linalg.solve_triangular(triangle, target, upper=upper, left=False, out=target)
+    return target
+
+
+def _pieces(
+    rows: Callable[[Int[Tensor, " P"]], Float[Tensor, "P N"]],
+    columns: Int[Tensor, " C"],
+    width: int,
+) -> Float[Tensor, "C N"]:
+    """Return a matrix in float64 that is made some rows at a time."""
+    found = torch.empty(len(columns), width, dtype=torch.float64)
+    for piece, part in zip(columns.split(PIECE), found.split(PIECE), strict=True):
+        part.copy_(rows(piece))
+    return found

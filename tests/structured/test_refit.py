@@ -6,7 +6,7 @@ import torch
 import prunekit
 from prunekit.errors import NumericsError
 from prunekit.models.units.heads_neurons import linear_groups
-from prunekit.structured.refit import damp, refit
+from prunekit.structured.refit import damped_factor, mean_square, refit
 from tests.support.rankers import TOKENS, flat
 from tests.support.units import randomized_model
 
@@ -24,13 +24,18 @@ def test_a_refit_gives_the_least_squares_weights_of_the_kept_units():
     )
 
 
+def factor_of(diagonal):
+    total = torch.diag(torch.tensor(diagonal)).double()
+    return damped_factor(total.clone, mean_square(total), 1e-9, "a")
+
+
 def test_what_rounding_left_indefinite_is_damped_further():
-    damped, factor = damp(torch.diag(torch.tensor([1, -1e-6])), 1e-9, "a")
+    factor, damping = factor_of([1, -1e-6])
+    assert damping == pytest.approx(1e-5)
     torch.testing.assert_close(
-        damped.diagonal(), torch.tensor([1, 4e-6]).double(), rtol=1e-5, atol=0
+        (factor @ factor.T).diagonal(), torch.tensor([1, 4e-6]).double(), rtol=1e-5, atol=0
     )
-    torch.testing.assert_close(factor @ factor.T, damped)
     with pytest.raises(NumericsError, match=r"^a: the products .* not positive definite, even"):
-        damp(torch.diag(torch.tensor([3.0, -2.0])), 1e-9, "a")
+        factor_of([3.0, -2.0])
     gates = prunekit.neurons(randomized_model("llama"))
     assert flat(gates.score("obs", TOKENS[:1, :6], damping=1e-12)).isfinite().all()

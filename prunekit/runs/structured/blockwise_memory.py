@@ -52,7 +52,10 @@ def blockwise_memory(given: CostInputs, dtype: torch.dtype, device: torch.device
     blocks = [module for runner in given.stacks for module in runner.blocks]
     largest = max(sum(each.numel() for each in block.parameters()) for block in blocks)
     activations = _activations(given, needs_loss=needs_loss)
-    phases = [(0, 0), *(each for block in blocks for each in _statistics(given, parts, block))]
+    phases = [
+        (0, 0),
+        *(each for block in blocks for each in _statistics(given, parts, block, on_cpu=on_cpu)),
+    ]
     if on_cpu:  # activations and solving follow each other
         held, solving = max(phases, key=lambda each: each[0] + max(each[1], activations))
         solving, activations = (
@@ -76,7 +79,7 @@ def blockwise_memory(given: CostInputs, dtype: torch.dtype, device: torch.device
 
 
 def _statistics(
-    given: CostInputs, parts: list[Ranker], block: nn.Module
+    given: CostInputs, parts: list[Ranker], block: nn.Module, *, on_cpu: bool
 ) -> Iterator[tuple[int, int]]:
     """Yield the bytes of statistics in a block, and of solving."""
     length = given.samples[1]
@@ -96,7 +99,8 @@ def _statistics(
             if kind == "heads" and given.samples[0]:  # their similarities, for the report
                 yield Gram.nbytes(width), 2 * 8 * width**2
             if given.prune.compensate == "refit":
-                yield Gram.nbytes(width), refit_bytes(group, given.kept)
+                copied = 0 if on_cpu else Gram.nbytes(width)  # H in main memory
+                yield Gram.nbytes(width), refit_bytes(group, given.kept) + copied
 
 
 def _activations(given: CostInputs, *, needs_loss: bool) -> int:
