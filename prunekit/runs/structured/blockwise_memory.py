@@ -100,7 +100,7 @@ def _statistics(
                 yield Gram.nbytes(width), 2 * 8 * width**2
             if given.prune.compensate == "refit":
                 copied = 0 if on_cpu else Gram.nbytes(width)  # H in main memory
-                yield Gram.nbytes(width), refit_bytes(group, given.kept) + copied
+                yield Gram.nbytes(width), refit_bytes(group, given.most_kept) + copied
 
 
 def _activations(given: CostInputs, *, needs_loss: bool) -> int:

@@ -83,6 +83,13 @@ class CostInputs:
         budget = self.prune.parameters
         return 1 - (self.prune.sparsity or 0.0) if budget is None else budget
 
+    @property
+    def most_kept(self) -> float:
+        """Largest fraction of the units that a layer may keep."""
+        prune = self.prune
+        alike = prune.parameters is None and (prune.scope == "layer" or prune.uniform)
+        return self.kept if alike else 1.0
+
     def steps(self, groups: Sequence[UnitGroup]) -> int:
         """Return how often the units of a kind are ranked."""
         if self.prune.steps != "each":

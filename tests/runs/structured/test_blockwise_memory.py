@@ -60,3 +60,18 @@ def test_scores_are_solved_in_main_memory(tmp_path):
     assert by_place(memory, "device", cuda) == (whole - 1000, 1000, 0)
     assert by_place(memory, "host", cuda) == (whole - 1100, 1100, 0)
     assert by_place(memory, "disk", cuda) == (whole - 1100, 1000, 100)
+
+
+def test_a_refit_may_keep_all_units_of_a_layer_where_layers_are_compared(tmp_path):
+    folder, cuda = checkpoints.write(tmp_path / "model"), torch.device("cuda")
+    prune = 'method = "magnitude"\npattern = "neurons"\nsparsity = 0.9\ncompensate = "refit"\n'
+    solving = {
+        scope: blockwise_memory(
+            planned(folder, tmp_path / "out", f'{prune}scope = "{scope}"')._costs,
+            torch.float32,
+            cuda,
+        )["solving"]
+        for scope in ("layer", "global")
+    }
+    # The copy of H and the weights are the same; the factor and the products are not.
+    assert solving["global"] > 2 * solving["layer"]
