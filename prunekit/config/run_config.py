@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import (
     Field,
@@ -60,6 +60,9 @@ class RunConfig(Section, Generic[P]):
         """Text of the config file, comments included."""
         return self._text
 
+    ranks_by_block: ClassVar[bool] = False
+    """Whether a model that is trained after it was pruned is pruned block by block."""
+
     @property
     def training(self) -> Train | Apt | None:
         """The training of the run, of either table."""
@@ -104,7 +107,8 @@ class RunConfig(Section, Generic[P]):
             mistakes["calibration", "length"] = (
                 f"a sample of 1 token has none to predict; [{table}] needs 2 or more."
             )
-        if training and calibration and calibration.hidden != "auto":
+        streams = cls.ranks_by_block and prune and prune.end is None and not data.get("apt")
+        if training and calibration and calibration.hidden != "auto" and not streams:
             mistakes["calibration", "hidden"] = (
                 f"does not apply with [{table}], which holds the whole model in memory."
             )
@@ -120,7 +124,7 @@ class RunConfig(Section, Generic[P]):
     @field_validator("distill")
     @classmethod
     def _check_distill(cls, distill: Distill | None, info: ValidationInfo) -> Distill | None:
-        if distill is None or "train" not in info.data:  # an invalid [train] is reported already
+        if distill is None or not {"train", "apt"} <= info.data.keys():  # one is reported already
             return distill
         if (training := info.data["train"] or info.data.get("apt")) is None:
             raise ValueError(
@@ -178,6 +182,8 @@ class Config(RunConfig[Prune]):
 
 class StructuredConfig(RunConfig[StructuredPrune]):
     """Config of a run that removes whole units, with all defaults."""
+
+    ranks_by_block: ClassVar[bool] = True
 
     prune: StructuredPrune = Field(default=None, validate_default=True)  # pyright: ignore
     """Units to prune, and the ranker; with [apt] it follows from that table."""
