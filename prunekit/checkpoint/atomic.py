@@ -51,10 +51,15 @@ def json_bytes(content: object) -> bytes:
 
 
 def write_shard(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors to a safetensors file atomically."""
+    """Write tensors to a safetensors file atomically; tied ones are written one by one."""
     from safetensors.torch import save_file
 
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        if tensor.data_ptr() in storages:
+            tensors[name] = tensor.clone()
+        storages.add(tensor.data_ptr())
     with _replace_atomically(file) as temporary:
         temporary.touch()  # gets the permissions of the umask, which save_file ignores
         mode = temporary.stat().st_mode

@@ -1,6 +1,6 @@
 """Decision whether the weights of a training are sharded over processes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
@@ -13,14 +13,14 @@ from prunekit.runs.training import trained_adapter, trained_apart
 P = TypeVar("P", bound=PlanBase)
 
 
-def with_sharding(made: P, memory: Callable[[P], Mapping[str, int]], available: int) -> P:
+def with_sharding(made: P, needed: Callable[[P], int], available: int) -> P:
     """Return a plan whose training is sharded, if it has to be.
 
     It is if the config asks for that, or leaves it open and nothing else fits.
 
     Args:
         made: The plan, whose training is not sharded.
-        memory: Returns the peak bytes of each process by use.
+        needed: Returns the peak bytes that each process needs on its device.
         available: Bytes that each has.
 
     Raises:
@@ -35,7 +35,7 @@ def with_sharding(made: P, memory: Callable[[P], Mapping[str, int]], available: 
         if reason:
             raise ConfigError(f"{training.table}.sharded: {reason}.")
         return sharded
-    helps = sum(memory(sharded).values()) <= available < sum(memory(made).values())
+    helps = needed(sharded) <= available < needed(made)
     return sharded if reason is None and helps else made
 
 

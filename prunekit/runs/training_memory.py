@@ -26,15 +26,15 @@ def training_state_bytes(plan: PlanBase) -> int:
     Of each weight that is trained: its gradient, two moments, and its best value so far. Sharded
     weights are whole before the training, and where single weights are pruned meanwhile.
     """
-    adapter, apart = trained_adapter(plan.config, plan.model), trained_apart(plan)
+    apart = trained_apart(plan)
     trained = plan.parameters if apart is None else apart
     if not plan.sharded:
         return 4 * ((0 if apart is None else plan.parameters) + 5 * trained)
-    shared = plan.parameters if adapter else 5 * plan.parameters
-    state = -(-shared // plan.ranks.size) + (5 * trained if adapter else 0)
+    shared = 5 * plan.parameters if apart is None else plan.parameters
+    state = -(-shared // plan.ranks.size) + (0 if apart is None else 5 * trained)
     if isinstance(plan.config, Config) and plan.config.prune.gradual:
         return 4 * (state + plan.parameters)
-    return 4 * max(plan.parameters, state + _gathered(plan, trains=adapter is None))
+    return 4 * max(plan.parameters, state + _gathered(plan, trains=apart is None))
 
 
 def _gathered(plan: PlanBase, *, trains: bool) -> int:

@@ -1,5 +1,6 @@
 """Work on gradients that waits for the end of a backward."""
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -10,8 +11,9 @@ class AfterBackward:
     """Runs a function on parameters when the backward that reached them ends.
 
     All of them at once take a third of the time that they take one by one among the matrix products
-    of the backward, which leave neither code nor data in the caches. Where processes average
-    gradients as soon as they are there, the function does not wait.
+    of the backward, which leave neither code nor data in the caches. The function does not wait
+    where something else reads a gradient before: processes that average them, further hooks, or a
+    compiled backward.
     """
 
     def __init__(self, run: Callable[[nn.Parameter], None]) -> None:
@@ -26,7 +28,7 @@ class AfterBackward:
 
     def add(self, parameter: nn.Parameter) -> None:
         """Let a parameter wait; called in a hook of its gradient."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if _is_read_before(parameter):
             self._run(parameter)
             return
         # One that failed never ended; a backward within one, of a checkpoint, ends before it.
@@ -40,3 +42,15 @@ class AfterBackward:
         waiting, self._waiting, self._backward = self._waiting, [], None
         for parameter in waiting:
             self._run(parameter)
+
+
+def _is_read_before(parameter: nn.Parameter) -> bool:
+    """Return whether something may read the gradient before the backward ends."""
+    hooks = parameter._post_accumulate_grad_hooks  # pyright: ignore[reportAttributeAccessIssue]
+    compiled = sys.modules.get("torch._dynamo.compiled_autograd")
+    return (
+        len(hooks or ()) > 1
+        or (torch.distributed.is_available() and torch.distributed.is_initialized())
+        or torch.compiler.is_compiling()
+        or bool(compiled and compiled.compiled_autograd_enabled)
+    )

@@ -5,8 +5,6 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 from transformers import PreTrainedModel
 
-from prunekit.architectures.adapters import base_layer
-from prunekit.architectures.coverage import LINEAR_TYPES
 from prunekit.errors import PrunekitError
 from prunekit.models.units.experts import expert_groups
 
@@ -16,14 +14,13 @@ def chosen_parameters(model: PreTrainedModel, kinds: Sequence[str]) -> list[nn.P
 
     Args:
         model: The model, which may have adapters.
-        kinds: "norms", "biases", "head" (all outside of the base model but output embeddings) and
-            "routers" (of mixtures of experts).
+        kinds: "norms" (of modules whose class says so), "biases", "head" (all outside of the base
+            model but output embeddings) and "routers" (of mixtures of experts).
     """
     found: dict[nn.Parameter, None] = {}
     outside = {*model.modules()} - {*model.base_model.modules(), model.get_output_embeddings()}
     for module in model.modules():
-        is_linear = isinstance(base_layer(module), LINEAR_TYPES)
-        is_norm = not is_linear and not isinstance(module, nn.Embedding)
+        is_norm = "norm" in type(module).__name__.lower()
         for name, parameter in module._parameters.items():
             if parameter is None:
                 continue

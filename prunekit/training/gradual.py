@@ -161,7 +161,8 @@ class GradualPruner(ScheduledPruner):
             with self._pruner() as pruner:
                 self._check_zeros(pruner, self.schedule.final)
             super().begin()
-            self.masks.apply(self.optimizer)
+            if self.schedule.is_due(self.step):
+                self.masks.apply(self.optimizer)
 
     def _check_zeros(self, pruner: ModelPruner, sparsity: float) -> None:
         pattern, total, most = self.section.pattern, 0, 0

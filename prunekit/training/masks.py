@@ -55,9 +55,10 @@ BY_ELEMENT = (SGD, Adam, AdamW, Adamax, NAdam, RAdam, Adagrad, Adadelta, RMSprop
 def keep_masks(model: nn.Module, optimizer: Optimizer | None = None) -> "Masks":
     """Keep zeros in a model's linear layers zero under any optimizer.
 
-    Gradients are masked where a weight is zero now. After each step so are the weight and the
-    elements of the optimizer's state for it, so that momentum and weight decay cannot change it. Of
-    torch's optimizers that update weights one by one the state is masked once, and then remains so.
+    Gradients are masked where a weight is zero now, when the backward ends. After each step so are
+    the weight and the elements of the optimizer's state for it, so that momentum and weight decay
+    cannot change it. Of torch's optimizers that update weights one by one the state is masked once,
+    and then remains so.
     Adapters of peft on such layers are masked too, see ``mask_adapters``. The masks take one bit
     per weight.
 

@@ -1,8 +1,8 @@
 """Recovery training of a pruned model, with early stopping.
 
 It trains a model with gated units, whose closed gates remain closed; a model without gates; or a
-model with adapters of peft, which are then the only weights trained. Several processes each run
-their share of every batch.
+model with adapters of peft or frozen weights, of which only the others are trained. Several
+processes each run their share of every batch.
 
 Shapes: N samples, T tokens.
 """

@@ -51,8 +51,7 @@ def test_a_backward_that_fails_leaves_the_next_one_masked():
         x = torch.randn(5, 16, requires_grad=True)
         with pytest.raises(RuntimeError, match="lost"):
             model(Fails.apply(x)).square().sum().backward()
-        model.zero_grad()
-        model(x).square().sum().backward()
+        model(x).square().sum().backward()  # adds to the gradients of the lost one
     assert all_masked(model)
 
 
@@ -78,3 +77,24 @@ def test_gradients_taken_away_within_the_backward():
         model(x).square().sum().backward()
     assert model[2].weight.grad is None
     assert (model[0].weight.grad[model[0].weight == 0] == 0).all()
+
+
+def test_a_later_hook_of_a_gradient_sees_it_masked():
+    model, seen = pruned(), []
+    with keep_masks(model):
+        weight = model[0].weight
+        weight.register_post_accumulate_grad_hook(
+            lambda each: seen.append(bool((each.grad[each == 0] == 0).all()))
+        )
+        model(torch.randn(5, 16)).square().sum().backward()
+    assert seen == [True]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_compiled_backward():
+    model = pruned()
+    compiled = torch.compile(backend="eager")
+    with keep_masks(model), torch._dynamo.compiled_autograd._enable(compiled):
+        model(torch.randn(5, 16)).square().sum().backward()
+    assert all_masked(model)

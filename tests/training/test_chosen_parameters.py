@@ -32,3 +32,12 @@ def test_routers_are_found_where_experts_are_understood():
     assert found == {name for name in names.values() if name.endswith("mlp.gate.weight")}
     assert found
     assert not chosen_parameters(tiny("llama"), ["routers"])
+
+
+@pytest.mark.parametrize("model_type", ["gpt_oss", "jamba", "qwen3_next", "mamba"])
+def test_norms_are_no_other_vectors(model_type):
+    model = tiny(model_type)
+    names = {each: name for name, each in model.named_parameters()}
+    found = [names[each] for each in chosen_parameters(model, ["norms"])]
+    assert found
+    assert all("norm" in name for name in found)

@@ -94,8 +94,10 @@ class StructuredPlan(PlanBase):
 
     @property
     def memory(self) -> dict[str, int]:
-        """Estimated peak bytes by use, in the phase that needs most."""
-        return max(self._phases, key=lambda each: sum(each.values()))
+        """Estimated peak bytes by use, in the phase that needs most on the device."""
+        if not self.by_block:
+            return self._phases[0]
+        return max(self._phases, key=lambda each: by_place(each, self.where, self.device).device)
 
     @cached_property
     def _phases(self) -> list[dict[str, int]]:

@@ -96,7 +96,9 @@ def plan(
         preflight=preflight,
     )
     made = replace(made, fixed=fixed_blocks(model, made.groups.get("blocks", ())))
-    made = with_sharding(made, lambda each: each.memory, available_memory(device, preflight)[0])
+    made = with_sharding(
+        made, lambda each: each.place.device, available_memory(device, preflight)[0]
+    )
     made = replace(made, notes=(*notes, *remarks_of(made), *checkpoint.check_copyable()))
     _check(made)
     check_capacity(made)

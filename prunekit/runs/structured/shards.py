@@ -107,10 +107,9 @@ class UnitShards(BlockShards):
         inside = [self._names(block) for block in self.blocks]
         rest = self._weights.checkpoint.entries.keys() - set().union(*inside)
         digests: dict[str, str] = {}
+        owners = {name: whole_tensors([name])[0] for name in parts}
         for number, names in enumerate([sorted(rest), *inside], start=1):
-            own = {
-                name: part for name, part in parts.items() if whole_tensors([name])[0] in {*names}
-            }
+            own = {name: parts[name] for name in parts if owners[name] in {*names}}
             tensors = put_parts(self._read(names), self._rounded(own, torch.float32))
             digests |= self._digests(self._output.write_shard(number, tensors))
         return digests

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -44,18 +43,18 @@ class TrainedRun(BlockwiseRun):
         texts = training_texts(plan, tokens)
         assert texts is not None
         with self._timed("calibrate"):
-            base, teacher = self._dense_loss(texts)
             model = _in_memory(smaller.checkpoint).to(plan.device)  # pyright: ignore
         yield from self._compensate(model, smaller, tokens)
+        with self._timed("calibrate"):
+            base, teacher = self._dense_loss(texts)
         kept = {entry["name"]: entry["kept"] for entry in facts["layers"]}
         log = TrainingLog(self.output, plan.training)
         with adapted(plan, model) as trained:
             training = train_model(plan, trained, texts, log, teacher=teacher, kept=kept)
             rows = yield from self._timed_records("train", training)
         with self._timed("write"):
-            written: dict[str, Any] = {"training": training_facts(base, rows, gradual=False)}
-            if self.ranks.is_main:
-                written["files"] = shards.write_model(model)
+            files = self.ranks.run_on_main(lambda: shards.write_model(model))
+            written = {"training": training_facts(base, rows, gradual=False), "files": files}
             self.output.append_journal("shrunk", "", facts | written)
 
     def _dense_loss(self, texts: Texts) -> tuple[float, Teacher | None]:
@@ -63,7 +62,12 @@ class TrainedRun(BlockwiseRun):
         plan = self.plan
         dense = load(plan.checkpoint, plan.dtype).to(plan.device)  # pyright: ignore
         self.weights_read.require_same(self.ranks)
-        return mean_loss(dense, texts[1]), teacher_of(plan, dense)
+        loss = mean_loss(dense, texts[1])
+        # Copied and widened in main memory: the smaller model is on the device.
+        teacher = teacher_of(plan, dense.cpu())  # pyright: ignore
+        if teacher:
+            teacher.model.to(plan.device)  # pyright: ignore
+        return loss, teacher
 
     def _compensate(
         self, model: PreTrainedModel, smaller: SmallerModel, tokens: Data | None
@@ -72,19 +76,21 @@ class TrainedRun(BlockwiseRun):
         blocks = self._compensated(tokens)
         if blocks is None:
             return
-        yield Record("phase", self.plan.config.prune.compensate, {"steps": len(self._names)})
+        yield Record("phase", self.plan.config.prune.compensate, {"steps": len(self._block_names)})
         with unfused(model):
             values = model.state_dict(keep_vars=True)
-        for name in self._names:
+        for name in self._block_names:
             with self._timed("prune"), torch.no_grad():
                 for changed, whole in (next(blocks).changed or {}).items():
                     part = smaller.cut(changed, whole.detach())
-                    if part is not None:
-                        values[changed].copy_(part)
+                    before = values[changed]
+                    # What is only rounded, such as a bias, stays as it was stored.
+                    if part is not None and not torch.equal(before.to(part), part):
+                        before.copy_(part)
             yield Record("step", name)
 
     @property
-    def _names(self) -> Sequence[str]:
+    def _block_names(self) -> Sequence[str]:
         """Names of the blocks that are left."""
         assert self._shards is not None
         return self._shards.blocks

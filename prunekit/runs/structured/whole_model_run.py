@@ -1,4 +1,4 @@
-"""Structured run with the whole model in memory, which it may train.
+"""Structured run with the whole model in memory, which it trains.
 
 The checkpoint is written as one shard: a run that was stopped before starts again, except for its
 evaluations, and for its training, which continues from the last saved state.
@@ -51,7 +51,10 @@ from prunekit.training.teachers import Teacher
 
 
 class WholeModelRun(UnitRun):
-    """A run with a training, or one that removes coordinates."""
+    """A run whose units go while the model is trained.
+
+    It can do all that :mod:`prunekit.runs.structured.trained_run` does, as the reference of that.
+    """
 
     @override
     def _remove_units(self, tokens: Data | None) -> Iterator[Record]:

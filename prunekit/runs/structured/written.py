@@ -90,7 +90,7 @@ def written_tensors(plan: StructuredPlan, model: PreTrainedModel, kept: Kept) ->
         for source in sources.values()
         if source.name is None or _loses(_stored_dtype(plan, source.stored), plan.dtype)
     }
-    dense, tensors, storages = plan.checkpoint.read(copied), {}, set()
+    dense, tensors = plan.checkpoint.read(copied), {}
     with unfused(model):
         values = model.state_dict(keep_vars=True)
     for name, source in sources.items():
@@ -104,9 +104,6 @@ def written_tensors(plan: StructuredPlan, model: PreTrainedModel, kept: Kept) ->
         assert value is not None
         written = source.of(value)
         tensors[name] = as_stored(written, dtype or _stored_dtype(plan, source.stored))
-        if tensors[name].data_ptr() in storages:
-            tensors[name] = tensors[name].clone()  # a file holds tied weights one by one
-        storages.add(tensors[name].data_ptr())
     whole = {name: tensor for name, tensor in tensors.items() if is_whole(name)}
     parts = {name: tensor for name, tensor in tensors.items() if name not in whole}
     return put_parts(whole, parts)

@@ -64,7 +64,7 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
         ranks=ranks,
         preflight=preflight,
     )
-    made = with_sharding(made, _memory, made.available)
+    made = with_sharding(made, lambda each: sum(_memory(each).values()), made.available)
     made = replace(made, memory=_memory(made))
     _check_capacity(made)
     return made
