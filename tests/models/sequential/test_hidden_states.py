@@ -218,7 +218,10 @@ def test_hidden_means_nothing_where_the_whole_model_is_in_memory(llama, tmp_path
     )
     file.write_text(text)
     assert load_config(file).calibration.hidden == "disk"
-    file.write_text(f"{text}[train]\nsteps = 2\n")
+    training = "[train]\nsteps = 2\n"
+    file.write_text(text + training)
+    assert load_config(file).calibration.hidden == "disk"  # units go before the training
+    file.write_text(text.replace("[output]", "end = 2\n[output]") + training)
     with pytest.raises(ConfigError, match=r"hidden: does not apply with \[train\]"):
         load_config(file)
 
