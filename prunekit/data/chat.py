@@ -8,7 +8,7 @@ it writes.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +26,16 @@ SHAPE = '"messages" must be a list of {"role": …, "content": …}'
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer, with the content forms it writes."""
+    """The chat template of a tokenizer, with the content forms it writes.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    Args:
+        tokenizer: The tokenizer, or the processor of images and text.
+        images: Whether a content may have parts ``{"type": "image"}``.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, images: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._kinds = ("text", "image") if images else ("text",)
 
     def text(self, row: Mapping[str, Any], where: str) -> str:
         """Return the text of a conversation.
@@ -42,7 +48,7 @@ class ChatTemplate:
             ConfigError: The row is no conversation, there is no template, or it cannot write all
                 of the conversation.
         """
-        messages = _messages(row["messages"], where)
+        messages = _messages(row["messages"], where, self._kinds)
         tools = _tools(row.get("tools"), where)
         if not self._tokenizer.chat_template:
             raise ConfigError(
@@ -75,7 +81,7 @@ class ChatTemplate:
             return {**message, "content": [{"type": "text", "text": content}]}
         if not isinstance(content, list):
             return message
-        if not self._writes_text:
+        if not self._writes_text or any(part["type"] == "image" for part in content):
             raise ConfigError(
                 f"{where}: a content is a list of parts, and this model's chat template writes "
                 "neither parts nor a text of one user; give each content as a text"
@@ -115,17 +121,17 @@ def _try(render: Callable[..., str], *arguments: object) -> str:
         return ""
 
 
-def _messages(messages: Any, where: str) -> list[Message]:  # noqa: ANN401  as parsed
+def _messages(messages: Any, where: str, kinds: Sequence[str]) -> list[Message]:  # noqa: ANN401
     """Return the messages of a row without empty entries.
 
     A table has an empty entry where only other rows have a value.
     """
     if not (isinstance(messages, list) and messages):
         raise ConfigError(f"{where}: {SHAPE}")
-    return [_message(message, where) for message in messages]
+    return [_message(message, where, kinds) for message in messages]
 
 
-def _message(message: Any, where: str) -> Message:  # noqa: ANN401  as parsed
+def _message(message: Any, where: str, kinds: Sequence[str]) -> Message:  # noqa: ANN401
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise ConfigError(f"{where}: {SHAPE}")
     kept = {key: value for key, value in message.items() if value is not None}
@@ -136,14 +142,18 @@ def _message(message: Any, where: str) -> Message:  # noqa: ANN401  as parsed
         return kept
     if not (isinstance(content, list) and content):
         raise ConfigError(f"{where}: {SHAPE}, and content a text or a list of parts")
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise ConfigError(
-                f'{where}: a content has a part of type {kind!r}; only {{"type": "text", "text": '
-                "…} can be calibrated on"
-            )
-    return {**kept, "content": [{"type": "text", "text": part["text"]} for part in content]}
+    return {**kept, "content": [_part(part, where, kinds) for part in content]}
+
+
+def _part(part: Any, where: str, kinds: Sequence[str]) -> dict[str, Any]:  # noqa: ANN401
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    if kind not in kinds or (kind == "text" and not isinstance(part.get("text"), str)):
+        also = ', and {"type": "image"},' if "image" in kinds else ""
+        raise ConfigError(
+            f'{where}: a content has a part of type {kind!r}; only {{"type": "text", "text": '
+            f"…}}{also} can be calibrated on"
+        )
+    return {"type": "text", "text": part["text"]} if kind == "text" else {"type": kind}
 
 
 def _tools(tools: Any, where: str) -> list[Any] | None:  # noqa: ANN401  as parsed

@@ -2,7 +2,8 @@
 
 entry                                documents
 ``a.txt``                            the file, split at lines ``<|endoftext|>`` if there are any
-``a.jsonl``, ``a.jsonl.gz``          one per row: key ``text``, or ``messages`` and ``tools``
+``a.jsonl``, ``a.jsonl.gz``          one per row: key ``text``, or ``messages`` and ``tools``;
+                                     with the key ``image`` see :mod:`prunekit.data.images`
 ``a.parquet``                        one per row: columns as these keys
 ``pydoc:train``, ``pydoc:test``      one: the language reference that ships with Python
 ``hub:NAME[/CONFIG]:SPLIT[:COLUMN]`` one per row: COLUMN, or as above; NAME is ``owner/name``
@@ -34,7 +35,8 @@ else:
 SELF = "self"
 """Entry for text that the dense model generates."""
 SEPARATOR = "<|endoftext|>"
-ENDINGS = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
+JSON_LINES = (".jsonl", ".jsonl.gz")
+ENDINGS = (".txt", *JSON_LINES, ".parquet")
 PYDOC = ("pydoc:train", "pydoc:test")
 
 
@@ -129,9 +131,20 @@ def _documents(source: str, tokenizer: Tokenizer) -> Iterable[Document]:
     elif source.endswith(".parquet"):
         rows = parquet_rows(source, partial(_text_columns, source))
     else:
-        rows = json_rows(source)
+        rows = map(_without_image, json_rows(source))
     template = ChatTemplate(tokenizer)
     return (_document(row, where, template) for where, row in rows)
+
+
+def _without_image(located: tuple[str, Any]) -> tuple[str, Any]:
+    """Return a row, and refuse one with an image, which would be ignored."""
+    where, row = located
+    if isinstance(row, dict) and row.get("image") is not None:
+        raise ConfigError(
+            f'{where}: has an "image". Images are read for calibration alone, from files whose '
+            'first row has the key "image" (null for none)'
+        )
+    return where, row
 
 
 def _pydoc(source: str) -> str:

@@ -23,7 +23,16 @@ import torch
 import transformers
 from jaxtyping import Float
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoProcessor,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+    processing_utils,
+)
 from transformers import dynamic_module_utils as checkpoint_code
 
 PROOF_OUTPUTS = 32
@@ -141,6 +150,52 @@ def read_tokenizer(folder: str | Path) -> Any:  # noqa: ANN401  transformers has
     """
     with _only_stock_code():
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def read_processor(folder: str | Path) -> Any:  # noqa: ANN401  transformers has no common class
+    """Load the processor of a checkpoint, for images and text; its part for videos is left out.
+
+    That part alone needs torchvision.
+
+    Raises:
+        ValueError: It needs code of the checkpoint, or there is only a part of one.
+    """
+    with _only_stock_code(), _without_videos():
+        found = AutoProcessor.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    if not isinstance(found, ProcessorMixin):
+        raise ValueError(f"found a {type(found).__name__} alone")  # noqa: TRY004  of the folder
+    return found
+
+
+class _NoVideos:
+    """Stands for the class of the part for videos."""
+
+    @classmethod
+    def from_pretrained(cls, *_: object, **__: object) -> None:
+        """Return no part."""
+
+
+@contextmanager
+def _without_videos() -> Iterator[None]:
+    """Let processors be made without their part for videos."""
+    check = ProcessorMixin.check_argument_for_proper_class
+    known = processing_utils.MODALITY_TO_AUTOPROCESSOR_MAPPING
+    parts = {name: known[name] for name in known.keys() if "video" not in name}  # noqa: SIM118
+
+    def checked(self: ProcessorMixin, argument_name: str, argument: Any) -> Any:  # noqa: ANN401
+        if argument is None and "video" in argument_name:
+            return type(None)
+        return check(self, argument_name, argument)
+
+    ProcessorMixin.check_argument_for_proper_class = checked
+    processing_utils.MODALITY_TO_AUTOPROCESSOR_MAPPING = {**parts, "video_processor": _NoVideos}
+    try:
+        yield
+    finally:
+        ProcessorMixin.check_argument_for_proper_class = check
+        processing_utils.MODALITY_TO_AUTOPROCESSOR_MAPPING = known
 
 
 def answers(

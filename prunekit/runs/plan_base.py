@@ -15,6 +15,7 @@ from prunekit.checkpoint.parts import whole_tensors
 from prunekit.checkpoint.reader import Checkpoint
 from prunekit.config.run_config import Config, StructuredConfig
 from prunekit.config.train_table import Training
+from prunekit.data.images import ImageSamples
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.vocabulary import token_limit
@@ -38,6 +39,7 @@ class PlanBase(ABC):
         ranks: Processes that carry out the run.
         sharded: The weights are sharded over the ranks while the model is trained.
     """
+        images: Calibration samples of images with text, if the run reads any.
 
     config: Config | StructuredConfig
     checkpoint: Checkpoint
@@ -51,6 +53,7 @@ class PlanBase(ABC):
     ranks: Ranks = SINGLE
     sharded: bool = False
 
+    images: ImageSamples | None = None
     @property
     def training(self) -> Training | None:
         """The training of the config, with the decision whether it is sharded."""

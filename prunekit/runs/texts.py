@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from prunekit.config.run_config import Config, StructuredConfig
 from prunekit.config.tables import Calibration, Evaluate
+from prunekit.data.images import ImageSamples
 from prunekit.data.labelled import LabelledTask
 from prunekit.data.labelled_tokens import LabelledData
 from prunekit.data.samples import Samples
@@ -21,18 +22,19 @@ from prunekit.evaluation.perplexity import Evaluator
 from prunekit.models.layout import is_causal_language_model
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.sequential.pipeline import batch_tokens
+from prunekit.runs.image_data import check_images, image_sources
 from prunekit.runs.plan_base import PlanBase
 from prunekit.structured.batches import Batch
 from prunekit.structured.block_batches import to_device
 
-Data = Tokens | Samples
-"""Tokenized text in windows of one length, or labelled samples."""
+Data = Tokens | Samples | ImageSamples
+"""Tokenized text in windows of one length, labelled samples, or images with text."""
 
 
 def check_data(
     config: Config | StructuredConfig, model: PreTrainedModel, stacks: list[StackRunner]
 ) -> None:
-    """Refuse labelled rows and evaluations that do not fit the model.
+    """Refuse labelled rows, images and evaluations that do not fit the model.
 
     Files are read; data sets of the hub are not.
 
@@ -53,6 +55,7 @@ def check_data(
             task = LabelledTask.of(table.task, table.columns, model)
         with _prefixed(f"{name}.data: "):
             task.examples([source for source in table.data if not source.startswith("hub:")])
+    check_images(config, model, stacks)
     evaluate = config.evaluate
     if evaluate and not evaluate.task and not is_causal_language_model(model, stacks):
         raise ConfigError(
@@ -65,8 +68,12 @@ def data_words(config: Config | StructuredConfig, lengths: tuple[int, int]) -> d
     """Return calibration and evaluation as rows of a printed plan."""
     rows = {}
     if calibration := config.calibration:
-        most = f"rows of at most {lengths[0]}" if calibration.task else f"samples of {lengths[0]}"
+        images = image_sources(config)
+        rowwise = calibration.task or images
+        most = f"rows of at most {lengths[0]}" if rowwise else f"samples of {lengths[0]}"
         rows["calibration"] = f"{calibration.samples} {most} tokens, seed {calibration.seed}"
+        if images:
+            rows["calibration"] += f", of {', '.join(map(title, images))} (images with text)"
         if calibration.task:
             rows["calibration"] += f", {_described(calibration)}"
     if (evaluate := config.evaluate) and evaluate.task:
@@ -92,10 +99,12 @@ def calibration_data(plan: PlanBase, ranks: Ranks = SINGLE) -> Data | None:
     if config is None or config.self_generated:
         return None
     length = plan.lengths[0]
-    if config.task:
+    if plan.images:
+        found: Data = plan.images
+    elif config.task:
         task = LabelledTask.of(config.task, config.columns, plan.model)
         labelled = LabelledData(task, plan.tokenizer, config.data, length)
-        found: Data = labelled.sample(config.samples, config.seed)
+        found = labelled.sample(config.samples, config.seed)
     else:
         found = calibration_tokens(
             plan.tokenizer, config.data, config.samples, length, config.seed, limit=plan.token_limit
@@ -140,6 +149,8 @@ def own_batches(data: Data, device: torch.device, ranks: Ranks = SINGLE) -> list
         ranks: Processes that share the samples.
     """
     batches = data.even_batches(batch_tokens(device), ranks.shard(len(data)))
+    if isinstance(data, ImageSamples):
+        return batches  # each goes to the device when it is read
     return [to_device(batch, device) for batch in batches]
 
 
@@ -166,6 +177,7 @@ def measures(
         evaluate = plan.config.evaluate
         assert evaluate is not None
         assert evaluate.task is not None
+        assert isinstance(data, Samples)
         found = labelled_measures(evaluator, data, evaluate.task, ranks)
     return {each["metric"]: each for each in found}
 

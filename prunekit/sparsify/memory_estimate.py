@@ -44,6 +44,7 @@ class Memory:
         in_transit: Hidden states of one batch on their way from and to main memory or disk.
         writer: The whole model with its key-value cache, where it generates calibration text.
         permuted: Tensors outside the blocks, where their entries are permuted.
+        images: Images of all samples, and what blocks are called with for them.
         where: Storage of hidden states.
     """
 
@@ -59,6 +60,7 @@ class Memory:
     in_transit: int = 0
     writer: int = 0
     permuted: int = 0
+    images: int = 0
     where: Where = "device"
 
     @property
@@ -71,7 +73,8 @@ class Memory:
         loop = self.block + self.prefetched
         loop += max(self.statistics + max(solve, self.activations), self.results)
         hidden = self.hidden if self.where == "device" else self.in_transit
-        return max(hidden + max(loop, self.vocabulary), self.writer)
+        images = 0 if self.separate_host else self.images
+        return max(images + hidden + max(loop, self.vocabulary), self.writer)
 
     @property
     def host(self) -> int:
@@ -79,7 +82,7 @@ class Memory:
         if not self.separate_host:
             return self.total
         loop = 2 * self.results + self.prefetched + (self.hidden if self.where == "host" else 0)
-        return max(loop, self.permuted)
+        return self.images + max(loop, self.permuted)
 
     @property
     def disk(self) -> int:
@@ -158,6 +161,15 @@ def estimate_memory(
     stages = _stage_bytes(blocks, recipe, costs, max(sizes) * run)
     memories = (replace(common, statistics=held, solve=solve) for held, solve in stages)
     return max(memories, key=lambda each: (each.total, each.statistics + each.solve))
+
+
+def recorded_bytes(stacks: Sequence[StackRunner], lengths: Sequence[int]) -> int:
+    """Return the bytes of what blocks are called with for samples of these lengths.
+
+    Two masks, of all tokens and of a window, and two tables of rotary embeddings.
+    """
+    features = max(runner.features for runner in stacks)
+    return sum(2 * length * length + 4 * 4 * length * min(features, 256) for length in lengths)
 
 
 def _parameters(module: nn.Module) -> int:

@@ -10,7 +10,7 @@ Shapes: O output features, I input features, T tokens.
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,8 +144,13 @@ def _write_model(task: str, model_type: str, folder: Path) -> type[PreTrainedMod
 
 
 @torch.no_grad()
-def answers(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """Return the outputs of a model for tokens; a decoder reads them too."""
+def answers(model: PreTrainedModel, ids: Tensor | Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """Return the outputs of a model for tokens; a decoder reads them too.
+
+    Of several batches of named inputs, return those of the last one.
+    """
+    if not isinstance(ids, Tensor):
+        return [model(**batch)[0] for batch in ids][-1]
     more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     return model(input_ids=ids, **more)[0]
 
@@ -160,7 +165,10 @@ def _run(folder: Path) -> tuple[Plan, Tensor]:
 
 
 def find_problems(
-    kind: type[PreTrainedModel], folder: Path, plan: Plan, tokens: Tensor
+    kind: type[PreTrainedModel],
+    folder: Path,
+    plan: Plan,
+    tokens: Tensor | Sequence[Mapping[str, Tensor]],
 ) -> Iterator[str]:
     """Yield each way in which the written model is not the dense one, pruned.
 
@@ -168,7 +176,7 @@ def find_problems(
         kind: Class of the model.
         folder: Folder with ``dense`` and ``written`` checkpoints.
         plan: The plan of the run.
-        tokens: Its calibration tokens.
+        tokens: Its calibration tokens, or batches of inputs.
     """
     dense, written = (_opened(kind, folder / name) for name in ("dense", "written"))
     before, after = dict(dense.named_parameters()), dict(written.named_parameters())
@@ -210,14 +218,16 @@ def is_noted(name: str, notes: tuple[str, ...]) -> bool:
 
 
 def _wrong_masks(
-    model: PreTrainedModel, pruned: dict[str, Tensor], tokens: Tensor
+    model: PreTrainedModel,
+    pruned: dict[str, Tensor],
+    tokens: Tensor | Sequence[Mapping[str, Tensor]],
 ) -> Iterator[str]:
     """Yield weights of a block whose zeros are not those of Wanda.
 
     Args:
         model: The model; its blocks before this one are pruned.
         pruned: Weights of the block, as written.
-        tokens: The calibration tokens.
+        tokens: The calibration tokens, or batches of inputs.
     """
     weights = {name: model.get_parameter(name) for name in pruned}
     with _Products(weights) as products:

@@ -7,7 +7,7 @@ cross-attention, so no model family needs a driver of its own.
 Shapes: B samples, T tokens, D features of the hidden state.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 
 from prunekit.architectures import Stack
 from prunekit.architectures.block_lists import own_embeddings
-from prunekit.errors import ConfigError
+from prunekit.architectures.forward_trace import FORWARD_ERRORS
+from prunekit.errors import ConfigError, is_out_of_memory
 from prunekit.models.sequential.block_proxies import (
     EncoderOutput,
     Follower,
@@ -27,6 +28,14 @@ from prunekit.models.sequential.block_proxies import (
     blank_embeddings,
 )
 from prunekit.models.sequential.context import Context
+from prunekit.models.sequential.recorded_calls import (
+    Answer,
+    Caller,
+    check_added,
+    record_calls,
+    to_run,
+    without_cache,
+)
 
 
 def _is_constant(value: Any) -> bool:  # noqa: ANN401
@@ -92,6 +101,50 @@ class StackRunner:
         self._tails[_shapes(hidden, context)] = recorder.__dict__["tail"]
         return hidden
 
+    @torch.no_grad()
+    def record(self, inputs: Mapping[str, Tensor], context: Context) -> Float[Tensor, "B T D"]:
+        """Return the first block's input for a batch with more than tokens, such as images.
+
+        Runs the model once, but for the blocks after the first. What they are called with is kept
+        in ``context``.
+
+        Args:
+            inputs: All inputs of the model.
+            context: Gets the arguments of the blocks.
+
+        Raises:
+            ConfigError: The model does not run on these inputs, or its blocks cannot then run by
+                themselves.
+        """
+        answer = Answer()
+        callers = [Caller(block, answer) for block in self.blocks]
+        like = next(self.blocks[0].parameters())
+        self._run_recorded(callers, inputs, like)
+        recorded = context.recorded = record_calls(callers, like.device)
+        if recorded.added:
+            assert answer.hidden is not None
+            generator = torch.Generator().manual_seed(0)
+            other = torch.randn(answer.hidden.shape, generator=generator)
+            first, answer.hidden = callers[0].__dict__["hidden"], other.to(answer.hidden)
+            self._run_recorded(callers, inputs, like)
+            check_added(callers, recorded)
+            callers[0].__dict__["hidden"] = first
+        return self._samples_first(callers[0].__dict__["hidden"])
+
+    def _run_recorded(
+        self, callers: Sequence[nn.Module], inputs: Mapping[str, Tensor], like: Tensor
+    ) -> None:
+        with without_cache(self.model.config), self._blocks_replaced([*callers]):
+            try:
+                self.module(**to_run(inputs, like))
+            except FORWARD_ERRORS as error:
+                if is_out_of_memory(error):
+                    raise
+                raise ConfigError(
+                    f"calibration: {type(self.model).__name__} does not run on "
+                    f"{', '.join(sorted(inputs))} of its processor ({error}). Calibrate on text."
+                ) from error
+
     def _check_length(self, ids: Tensor, hidden: Tensor) -> None:
         tokens, padded = ids.shape[1], hidden.shape[1]
         if tokens != padded:
@@ -119,6 +172,7 @@ class StackRunner:
             context: Further inputs of the stack.
             block: Runs in its place; None for the block itself.
         """
+        recorded = context.recorded
         args, kwargs = self._arguments(index, hidden, context)
         kwargs = {name: context.share(name, value) for name, value in kwargs.items()}
         block = block or self.blocks[index]
@@ -128,6 +182,7 @@ class StackRunner:
             output, *rest = result if isinstance(result, tuple | list) else (result,)
             if self.stack.carries:
                 context.hand_on(index, tuple(rest) or None)
+            output = recorded.onward(index, output) if recorded else output
             return self._samples_first(output)
 
         return call
@@ -136,6 +191,8 @@ class StackRunner:
         self, index: int, hidden: Tensor, context: Context
     ) -> tuple[tuple, dict[str, Any]]:
         """Return the block's other arguments, the same for batches of one shape."""
+        if context.recorded:
+            return context.recorded[index]
         key = index, hidden.shape, hidden.dtype
         cacheable = not context and not self.stack.carries
         if cacheable and key == self._call_key:

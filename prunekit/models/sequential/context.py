@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from prunekit.models.sequential.recorded_calls import RecordedCalls
+
 
 class Context(dict[str, Tensor]):
     """Further inputs of a stack for one batch.
@@ -16,12 +18,14 @@ class Context(dict[str, Tensor]):
     Attributes:
         shared: Dictionaries that blocks fill for later ones, by name of the argument.
         tails: Further outputs of blocks that the next one reads, by number of the block.
+        recorded: Arguments of the blocks, for a batch whose inputs are more than tokens.
     """
 
     def __init__(self, inputs: Mapping[str, Tensor] | None = None) -> None:
         super().__init__(inputs or {})
         self.shared: dict[str, MutableMapping[Any, Any]] = {}
         self.tails: dict[int, tuple[Any, ...] | None] = {}
+        self.recorded: RecordedCalls | None = None
 
     def share(self, name: str, value: Any) -> Any:  # noqa: ANN401
         """Return a block's argument, the batch's own if blocks fill it.

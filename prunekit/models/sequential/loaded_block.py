@@ -196,7 +196,7 @@ class LoadedBlock:
         if not (cache and len(self.hidden) and self.runner.simple):
             return
         context = self.contexts[0]
-        if not context and not context.shared:
+        if not (context or context.shared or context.recorded):
             sample = self.hidden[0][:1]
             cache.probe_residual_adds(
                 sample, lambda x: self.runner.bind(self.index, x, Context(), self._progress.copy)

@@ -49,7 +49,9 @@ OutputsRead = Literal["all", "by-next-block", "none"]
 Inputs = Int[Tensor, "B T"] | Mapping[str, Tensor]
 """Tokens of a batch, or named inputs without padding: ``input_ids``, perhaps ``token_type_ids``,
 and for a decoder that reads an encoder ``decoder_input_ids`` or ``labels``; without these it gets
-the same tokens."""
+the same tokens. With others, such as those of images, the whole model runs once for the batch."""
+TEXT = frozenset({"input_ids", "token_type_ids", "decoder_input_ids", "labels"})
+"""Inputs that the embeddings and blocks of a stack read by themselves."""
 
 
 def batch_tokens(device: torch.device) -> int:
@@ -179,6 +181,8 @@ def _embed(
             pruned.hidden.extend([_enter(model, runner, batch, context).clone()])
     for stream in others:
         stream.hidden.extend(map(torch.clone, pruned.hidden))
+        for context, known in zip(stream.contexts, pruned.contexts, strict=True):
+            context.recorded = known.recorded
     for stream in streams if runner.stack.reads_ids else ():
         for batch, context in zip(batches, stream.contexts, strict=True):
             context["input_ids"] = _tokens(model, batch, context)
@@ -188,6 +192,8 @@ def _enter(
     model: PreTrainedModel, runner: StackRunner, batch: Mapping[str, Tensor], context: Context
 ) -> Tensor:
     """Return the input of a stack's first block for a batch."""
+    if not (batch.keys() <= TEXT or context):
+        return runner.record(batch, context)
     kinds = {name: batch[name] for name in ("token_type_ids",) if name in batch and not context}
     return runner.enter(_tokens(model, batch, context), Context({**context, **kinds}))
 

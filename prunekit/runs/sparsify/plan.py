@@ -129,6 +129,7 @@ def _memory_text(memory: Memory) -> str:
         "results": memory.results,
         **({"hidden states": memory.hidden} if memory.where == "device" else {}),
         "activations": memory.activations,
+        **({"images": memory.images} if memory.images else {}),
     }
     listed = ", ".join(f"{name} {size(value)}" for name, value in parts.items())
     where = f" on the device and {size(memory.host)} of main memory" if memory.separate_host else ""

@@ -10,12 +10,14 @@ from functools import reduce
 import torch
 
 from prunekit.config.run_config import Config
+from prunekit.data.images import ImageSamples
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import CapacityError, ConfigError
 from prunekit.formatting import size
 from prunekit.models.devices import compute_dtype, stored_dtype
 from prunekit.models.empty_model import max_tokens
 from prunekit.models.memory import local_processes
+from prunekit.models.vocabulary import token_limit
 from prunekit.models.weight_names import stored_names
 from prunekit.runs.checks import (
     cap_lengths,
@@ -23,6 +25,7 @@ from prunekit.runs.checks import (
     generation_memory,
     text_tokenizer,
 )
+from prunekit.runs.image_data import image_samples
 from prunekit.runs.preflight import (
     Preflight,
     available_memory,
@@ -31,7 +34,7 @@ from prunekit.runs.preflight import (
 )
 from prunekit.runs.sparsify.plan import Plan
 from prunekit.runs.sparsify.source import Source, layer_notes, open_source, written_dtypes
-from prunekit.sparsify.memory_estimate import Memory, estimate_memory
+from prunekit.sparsify.memory_estimate import Memory, estimate_memory, recorded_bytes
 from prunekit.sparsify.permute_channels import check_permutable
 from prunekit.sparsify.permute_residual import Axes, check_moves, residual_axes
 from prunekit.sparsify.recipe import Recipe
@@ -52,13 +55,15 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
     source = open_source(config, preflight)
     blocks = source.blocks
     lengths, notes = cap_lengths(config, max_tokens(source.model))
+    images = _images(config, source, lengths[0])
+    lengths = (images.longest, lengths[1]) if images else lengths
     recipe = Recipe.of(config.prune, calibrated=config.calibration is not None)
     recipe.check(blocks)
     axes = residual_stream_axes(source, recipe)
     device = planned_device(config, ranks, preflight)
     stored, widest = written_dtypes(config, source)
     dtype = _common_dtype(compute_dtype(widest, device), ranks)
-    samples = _samples_per_rank(config, ranks), lengths[0]
+    samples = _samples_per_rank(config, ranks, images), lengths[0]
     inputs = CostInputs(device, dtype, stored, samples, ranks)
     made = Plan(
         config=config,
@@ -75,15 +80,24 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
         stored=stored,
         axes=axes,
         lengths=lengths,
-        memory=_memory(config, source, recipe, inputs, preflight),
+        memory=_memory(config, source, recipe, inputs, preflight, images),
         work=estimate_work(blocks, recipe, inputs),
         traffic=estimate_traffic(blocks, recipe, inputs),
         notes=(*notes, *_notes(source, recipe)),
         ranks=ranks,
         preflight=preflight,
+        images=images,
     )
     _check_capacity(made)
     return made
+
+
+def _images(config: Config, source: Source, length: int) -> ImageSamples | None:
+    """Return the calibration samples of images; None for text, or where no weights are."""
+    if source.config_only:
+        return None
+    limit = token_limit(source.model, [runner.module for runner in source.stacks])
+    return image_samples(config, source.checkpoint, limit, length)
 
 
 def _memory(
@@ -92,6 +106,7 @@ def _memory(
     recipe: Recipe,
     inputs: CostInputs,
     preflight: Preflight | None,
+    images: ImageSamples | None,
 ) -> Memory:
     """Return the peak memory of the busiest rank, with hidden states placed."""
     dtype = compute_dtype(stored_dtype(source.checkpoint), inputs.device)
@@ -99,6 +114,7 @@ def _memory(
     needs = replace(
         estimate_memory(source.model, source.stacks, source.blocks, recipe, inputs),
         writer=generation_memory(config, source.model, source.stacks, length, dtype),
+        images=images.nbytes + recorded_bytes(source.stacks, images.lengths) if images else 0,
     )
     available = available_memory(inputs.device, preflight)
     return needs.placed(requested_placement(config), *available)
@@ -120,9 +136,10 @@ def _common_dtype(dtype: torch.dtype, ranks: Ranks) -> torch.dtype:
     return reduce(torch.promote_types, ranks.all_gather_object(dtype))
 
 
-def _samples_per_rank(config: Config, ranks: Ranks) -> int:
+def _samples_per_rank(config: Config, ranks: Ranks, images: ImageSamples | None) -> int:
     """Return the number of calibration samples of the busiest rank."""
     samples = config.calibration.samples if config.calibration else 1
+    samples = len(images) if images else samples
     if config.calibration and samples < ranks.size:
         raise ConfigError(
             f"calibration.samples: {samples} cannot be shared by {ranks.size} processes. Start "

@@ -1,0 +1,274 @@
+"""Rows of images with text, for models that read both.
+
+A ``.jsonl`` or ``.jsonl.gz`` file whose first row has the key ``image`` holds them: a path relative
+to the file, a list of paths, or null for a row without an image. Beside it is ``text``, or
+``messages``. A text that holds the processor's token for images is used as it is; otherwise its
+images come first, in a turn of the user where the processor has a chat template.
+
+Each row is a sample and a batch of its own: rows differ in length, and are not padded.
+
+Shapes: T tokens.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from prunekit.data.chat import ChatTemplate
+from prunekit.data.rows import json_rows, valid_text
+from prunekit.data.sources import JSON_LINES, title
+from prunekit.errors import ConfigError, is_out_of_memory
+
+IMAGE = "image"
+ROW = 'a row needs "image" (a path, a list of paths, or null), and "text" or "messages"'
+
+
+class ImageRow(NamedTuple):
+    """A row as it was read.
+
+    Attributes:
+        where: File and line, for messages.
+        images: Paths of its images.
+        row: Its text or messages.
+    """
+
+    where: str
+    images: tuple[Path, ...]
+    row: dict[str, Any]
+
+
+def has_images(source: str) -> bool:
+    """Return whether a source is a file of images with text."""
+    if not source.endswith(JSON_LINES):
+        return False
+    row = next((row for _, row in json_rows(source)), None)
+    return isinstance(row, dict) and IMAGE in row
+
+
+def image_rows(sources: Sequence[str]) -> list[ImageRow]:
+    """Read the rows of files of images with text.
+
+    Raises:
+        ConfigError: A file cannot be read, a row is none of these, or an image is missing.
+    """
+    try:
+        return [_row(source, *each) for source in sources for each in json_rows(source)]
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: cannot be read: {error.strerror}") from error
+
+
+def _row(source: str, where: str, row: Any) -> ImageRow:  # noqa: ANN401  as parsed
+    if not isinstance(row, dict) or not ("text" in row or "messages" in row):
+        raise ConfigError(f"{where}: {ROW}")
+    named = row.get(IMAGE)
+    names = [] if named is None else [named] if isinstance(named, str) else named
+    text = row.get("text", "")
+    if not (isinstance(names, list) and all(isinstance(each, str) for each in names)):
+        raise ConfigError(f"{where}: {ROW}")
+    if not isinstance(text, str):
+        raise ConfigError(f'{where}: "text" must be a string, got {type(text).__name__}')
+    paths = tuple(Path(source).parent / name for name in names)
+    for path in paths:
+        if "\0" in str(path) or not path.is_file():
+            raise ConfigError(f"{where}: image {str(path)!r}: no such file")
+    return ImageRow(where, paths, row)
+
+
+@dataclass(frozen=True)
+class ImageSamples:
+    """Inputs of a model for rows of images with text.
+
+    Attributes:
+        rows: Inputs by name, of one row each; ``input_ids`` [1, T] among them.
+        description: Source and number of rows, for reports.
+    """
+
+    rows: Sequence[dict[str, Tensor]]
+    description: str
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of names, shapes and bytes of all inputs."""
+        found = hashlib.sha256()
+        for row in self.rows:
+            for name, value in sorted(row.items()):
+                found.update(f"{name} {value.dtype} {[*value.shape]}".encode())
+                found.update(value.contiguous().numpy().data)
+        return found.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Numbers of tokens of the rows, those of images included."""
+        return [row["input_ids"].shape[1] for row in self.rows]
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of all rows."""
+        return sum(self.lengths)
+
+    @property
+    def longest(self) -> int:
+        """Largest number of tokens of a row."""
+        return max(self.lengths)
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of all inputs."""
+        return sum(value.nbytes for row in self.rows for value in row.values())
+
+    def even_batches(self, tokens: int, share: slice | None = None) -> list[dict[str, Tensor]]:
+        """Return batches of one row, whatever ``tokens`` allows; ``share``: the rows."""
+        del tokens
+        return [*self.rows[share or slice(None)]]
+
+    batches = even_batches  # none is padded
+
+
+class ImageReader:
+    """Makes inputs of rows with the processor of a model.
+
+    Args:
+        processor: Processor of images and text.
+        limit: Number of token ids that the model knows.
+        length: Most tokens of a row, those of images included.
+    """
+
+    def __init__(self, processor: Any, limit: int, length: int) -> None:  # noqa: ANN401
+        self._processor, self._limit, self._length = processor, limit, length
+        self._template = ChatTemplate(processor, images=True)
+        self._token = getattr(processor, "image_token", None)
+
+    def sample(self, sources: Sequence[str], count: int, seed: int) -> ImageSamples:
+        """Return the inputs of rows chosen at random, at most ``count``.
+
+        Longer rows are left out, and others chosen for them; the description says so.
+
+        Raises:
+            ConfigError: A file or a row is invalid, the processor fails on one, or all are longer.
+        """
+        rows = image_rows(sources)
+        generator = torch.Generator().manual_seed(seed)
+        found: list[dict[str, Tensor]] = []
+        longer: list[int] = []
+        for number in torch.randperm(len(rows), generator=generator).tolist():
+            if len(found) == count:
+                break
+            inputs = self.inputs(rows[number])
+            tokens = inputs["input_ids"].shape[1]
+            if tokens > self._length:
+                longer.append(tokens)
+            else:
+                found.append(inputs)
+        if not found:
+            raise ConfigError(
+                f"{', '.join(sources)}: each row has more than {self._length} tokens, the shortest "
+                f"{min(longer, default=0)} with those of its images. Raise length, or give smaller "
+                "images or shorter texts"
+            )
+        names = ", ".join(map(title, sources))
+        notes = [f"{len(found):,} of {len(rows):,} rows of images with text from {names}"]
+        if longer:
+            notes.append(f"{len(longer)} longer than {self._length} tokens left out")
+        return ImageSamples(found, f"{', '.join(notes)}, seed {seed}")
+
+    def inputs(self, row: ImageRow) -> dict[str, Tensor]:
+        """Return the inputs of a row.
+
+        Raises:
+            ConfigError: An image cannot be decoded, the processor fails, or makes a token that the
+                model lacks.
+        """
+        text, templated = self._text(row)
+        options = {"images": [_opened(row)]} if row.images else {}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of transformers about itself
+                made = self._processor(
+                    text=[text], return_tensors="pt", add_special_tokens=not templated, **options
+                )
+        except Exception as error:  # processors raise anything
+            if is_out_of_memory(error):
+                raise
+            kind = type(self._processor).__name__
+            raise ConfigError(f"{row.where}: {kind} fails on this row: {error}") from error
+        inputs = {name: value for name, value in made.items() if name != "labels"}
+        if lists := [name for name, value in inputs.items() if not isinstance(value, Tensor)]:
+            raise ConfigError(
+                f"{row.where}: {type(self._processor).__name__} makes {', '.join(lists)}, which is "
+                "no tensor. Give rows of one image, or calibrate on text"
+            )
+        largest = int(inputs["input_ids"].max()) if inputs["input_ids"].numel() else 0
+        if largest >= self._limit:
+            raise ConfigError(
+                f"{row.where}: the processor makes token {largest}, but the model has embeddings "
+                f"for {self._limit}, 0 to {self._limit - 1}"
+            )
+        return inputs
+
+    def _text(self, row: ImageRow) -> tuple[str, bool]:
+        """Return the text with tokens for images, and whether it is of a template."""
+        messages = row.row.get("messages")
+        if "text" in row.row:
+            text = valid_text(row.row["text"], row.where)
+            if not row.images or self._token is None or self._token in text:
+                return text, False
+            if not getattr(self._processor, "chat_template", None):
+                return self._token * len(row.images) + text, False
+            messages = [{"role": "user", "content": text}]
+        placed = {**row.row, "messages": _placed(messages, row)}
+        return valid_text(self._template.text(placed, row.where), row.where), True
+
+
+def _placed(messages: Any, row: ImageRow) -> Any:  # noqa: ANN401  as parsed
+    """Return messages with a part for each image; before the first text if they have none.
+
+    Raises:
+        ConfigError: They have another number of such parts than the row has images.
+    """
+    if not isinstance(messages, list):
+        return messages  # refused by the template
+    there = sum(1 for part in _parts(messages) if part.get("type") == IMAGE)
+    if there == len(row.images):
+        return messages
+    if there:
+        raise ConfigError(
+            f'{row.where}: "messages" has {there} parts {{"type": "image"}}, and "image" names '
+            f"{len(row.images)}"
+        )
+    first = next((each for each in messages if isinstance(each, dict)), {})
+    content = first.get("content")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+    images = [{"type": IMAGE} for _ in row.images]
+    return [{**each, "content": [*images, *parts]} if each is first else each for each in messages]
+
+
+def _parts(messages: list[Any]) -> Iterator[dict[str, Any]]:
+    contents = (each.get("content") for each in messages if isinstance(each, dict))
+    lists = (content for content in contents if isinstance(content, list))
+    return (part for content in lists for part in content if isinstance(part, dict))
+
+
+def _opened(row: ImageRow) -> list[Any]:
+    """Return the images of a row in RGB."""
+    from PIL import Image  # a package of matplotlib
+
+    found: list[Any] = []
+    for path in row.images:
+        try:
+            with Image.open(path) as image:
+                found.append(image.convert("RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ConfigError(
+                f"{row.where}: image {str(path)!r} cannot be read: {error}"
+            ) from error
+    return found

@@ -1,0 +1,165 @@
+"""What blocks are called with, recorded in one forward of the whole model.
+
+A model that reads images runs its towers, merges their features with the embeddings, and may hand
+positions and features on to blocks. For a batch with such inputs its own forward runs once, with
+blocks that return zeros: it shows the first block's input and each block's other arguments, and
+what is added to the hidden states between blocks. The towers do not run again.
+
+Shapes: B samples, T tokens, D features.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+from transformers import PretrainedConfig
+
+from prunekit.errors import ConfigError
+from prunekit.models import stock
+from prunekit.models.sequential.block_proxies import BlockProxy
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass
+class RecordedCalls:
+    """Arguments of the blocks of a stack for one batch, kept in main memory.
+
+    Attributes:
+        device: Device on which they are returned.
+        calls: Arguments of each block besides the hidden states.
+        added: By number of a block, what the model adds to its input.
+    """
+
+    device: torch.device
+    calls: list[Call] = field(default_factory=list)
+    added: dict[int, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, index: int) -> Call:
+        return _moved(self.calls[index], self.device)
+
+    def onward(self, index: int, output: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Return the next block's input for the output of block ``index``."""
+        added = self.added.get(index + 1)
+        return output if added is None else output + added.to(self.device)
+
+
+@dataclass
+class Answer:
+    """What proxies of blocks return.
+
+    Attributes:
+        hidden: Hidden states; None before the first block has run.
+        tail: Further outputs of a block; None if it returns hidden states alone.
+    """
+
+    hidden: Tensor | None = None
+    tail: tuple[Any, ...] | None = None
+
+
+class Caller(BlockProxy):
+    """Records what it is called with, and returns the answer; the first one runs its block."""
+
+    def __init__(self, block: nn.Module, answer: Answer) -> None:
+        super().__init__(block)
+        self.__dict__.update(answer=answer, call=None, hidden=None)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Return the answer in the form of the block's output."""
+        answer: Answer = self.__dict__["answer"]
+        self.__dict__.update(hidden=hidden_states, call=(args, kwargs))
+        if answer.hidden is None:
+            result = self.__dict__["block"](hidden_states, *args, **kwargs)
+            output, *rest = result if isinstance(result, tuple | list) else (result,)
+            answer.tail = tuple(rest) if isinstance(result, tuple | list) else None
+            answer.hidden = torch.zeros_like(output)
+        return answer.hidden if answer.tail is None else (answer.hidden, *answer.tail)
+
+
+def record_calls(callers: Sequence[Caller], device: torch.device) -> RecordedCalls:
+    """Return the calls that the proxies of all blocks have recorded, which returned zeros.
+
+    Args:
+        callers: The proxies.
+        device: Device that runs blocks.
+
+    Raises:
+        ConfigError: A block was not called, or is called with an object that others change.
+    """
+    moved: dict[int, Tensor] = {}
+    found = RecordedCalls(device)
+    for number, caller in enumerate(callers):
+        hidden, call = caller.__dict__["hidden"], caller.__dict__["call"]
+        if call is None:
+            raise ConfigError(
+                f"calibration: block {number} is not called for a batch with images. Calibrate on "
+                "text."
+            )
+        for value in tree_leaves(call):
+            if not (value is None or isinstance(value, bool | int | float | str | Tensor)):
+                raise ConfigError(
+                    f"calibration: blocks are called with a {type(value).__name__}, which "
+                    "cannot be kept for a batch with images. Calibrate on text."
+                )
+        found.calls.append(_moved(call, torch.device("cpu"), moved))
+        if number and hidden is not caller.__dict__["answer"].hidden and hidden.any():
+            found.added[number] = hidden.cpu()
+    return found
+
+
+def check_added(callers: Sequence[Caller], recorded: RecordedCalls) -> None:
+    """Check on other hidden states that the model only adds to them between blocks.
+
+    Args:
+        callers: Proxies that have returned other hidden states than zeros.
+        recorded: What was recorded with zeros.
+
+    Raises:
+        ConfigError: The model changes hidden states in another way.
+    """
+    for number, caller in enumerate(callers[1:], 1):
+        state = caller.__dict__
+        if not torch.equal(recorded.onward(number - 1, state["answer"].hidden), state["hidden"]):
+            raise ConfigError(
+                f"calibration: for images the model changes the hidden states before block "
+                f"{number}, other than by adding to them. Calibrate on text."
+            )
+
+
+@contextmanager
+def without_cache(config: PretrainedConfig) -> Iterator[None]:
+    """Let a model run without a key-value cache."""
+    parts = [part for part in stock.config_parts(config) if stock.config_value(part, "use_cache")]
+    for part in parts:
+        part.use_cache = False
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.use_cache = True
+
+
+def to_run(inputs: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
+    """Return inputs with the device of a tensor, and floating-point ones with its dtype."""
+    return {
+        name: value.to(like.device, like.dtype if value.is_floating_point() else None)
+        for name, value in inputs.items()
+    }
+
+
+def _moved(call: Call, device: torch.device, moved: dict[int, Tensor] | None = None) -> Call:
+    """Return arguments on a device; a tensor that ``moved`` holds by its identity is used again."""
+
+    def move(value: Any) -> Any:  # noqa: ANN401
+        if not isinstance(value, Tensor):
+            return value
+        if moved is None:
+            return value.to(device)
+        return moved.setdefault(id(value), value.to(device))
+
+    return tree_map(move, call)
