@@ -112,6 +112,8 @@ class Stack:
         reads_ids: The stack runs from token ids only, not from their embeddings.
         carries: A block reads the further outputs of the block before it, other ones in each batch.
         sample_axis: Dimension of the samples in the hidden states of a block; tokens are the next.
+        tower: Width of the hidden states of a vision tower, which a forward of the whole model on
+            an image runs; 0 for another stack.
         attentions: Locations of the heads of a block.
         feed_forwards: Locations of the neurons of a block.
         depth: Entry of ``config.json`` for the number of blocks.
@@ -132,6 +134,7 @@ class Stack:
     attentions: tuple[Attention, ...] = ()
     feed_forwards: tuple[FeedForward, ...] = ()
     depth: str = "num_hidden_layers"
+    tower: int = 0
     per_block: tuple[str, ...] = (
         "layer_types",
         "layers_block_type",

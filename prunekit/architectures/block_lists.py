@@ -43,7 +43,7 @@ def find_block_lists(base: PreTrainedModel) -> tuple[BlockList, ...]:
     Raises:
         CheckpointError: There is no such list, or more than one.
     """
-    lists = _outermost_lists(base)
+    lists = outermost_lists(base)
     if not lists:
         refuse(base, "no ModuleList was found whose modules contain linears")
     if len(lists) > 1 and getattr(base.config, "is_encoder_decoder", False):
@@ -73,10 +73,10 @@ def own_embeddings(stack: Any) -> nn.Module | None:  # noqa: ANN401
 
 def has_towers(base: PreTrainedModel) -> bool:
     """Return whether there are several lists of blocks."""
-    return len(_outermost_lists(base)) > 1
+    return len(outermost_lists(base)) > 1
 
 
-def _outermost_lists(base: nn.Module) -> list[str]:
+def outermost_lists(base: nn.Module) -> list[str]:
     """Return the names of candidate block lists, without lists nested inside them."""
     names: list[str] = []
     for name, module in base.named_modules():

@@ -150,7 +150,7 @@ def _trace(
         trace = ForwardTrace(fake, stack, inputs, reads_ids, attention=attention)
         kept: list[Tensor] = []
         handles = [
-            linear.register_forward_hook(_record_into(trace, name, kept))
+            linear.register_forward_hook(record_into(trace, name, kept))
             for name, linear in named_linears(fake).items()
         ]
         trace.chain = BlockChain(fake.get_submodule(found.blocks))
@@ -182,7 +182,9 @@ def _trace(
     return trace
 
 
-def _record_into(trace: ForwardTrace, name: str, kept: list[Tensor]) -> Callable[..., None]:
+def record_into(trace: ForwardTrace, name: str, kept: list[Tensor]) -> Callable[..., None]:
+    """Return a hook that notes the calls of a linear; ``kept`` holds its tensors."""
+
     def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:  # noqa: ANN401
         if name in trace.reads:
             trace.repeated.add(name)

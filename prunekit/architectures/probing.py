@@ -85,8 +85,8 @@ def _stack(
             "the blocks, or samples and tokens are not neighbouring dimensions of them, or that "
             "block reads outputs of earlier ones besides",
         )
-    dense = _dense(base, blocks, trace)
-    per_block = _per_block(base, trace, blocks, dense)
+    dense = dense_linears(base, blocks, trace)
+    per_block = stages_per_block(base, trace, blocks, dense)
     if not any(per_block):
         refuse(
             base, f"of its blocks {blocks} no linear can be pruned: {'; '.join({*dense.values()})}"
@@ -109,7 +109,7 @@ def _stack(
     )
 
 
-def _dense(base: PreTrainedModel, blocks: str, trace: ForwardTrace) -> dict[str, str]:
+def dense_linears(base: PreTrainedModel, blocks: str, trace: ForwardTrace) -> dict[str, str]:
     """Return a block's linears that are not pruned, with reasons."""
     dense: dict[str, str] = {}
     tied: dict[str, str] = getattr(base, "all_tied_weights_keys", {})
@@ -129,7 +129,7 @@ def _dense(base: PreTrainedModel, blocks: str, trace: ForwardTrace) -> dict[str,
     return dense
 
 
-def _per_block(
+def stages_per_block(
     base: PreTrainedModel, trace: ForwardTrace, blocks: str, dense: dict[str, str]
 ) -> tuple[tuple[Stage, ...], ...]:
     """Group the linears of each block by the identity of their input."""

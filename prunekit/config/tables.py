@@ -117,6 +117,9 @@ class Model(Section):
             return folder
         if HUB_ID.fullmatch(path):
             return path
+    part: Literal["language", "vision", "all"] = "language"
+    """Part of a model of images and text that is pruned; what joins its towers to the text stays
+    dense. Another model is language."""
         raise ValueError(f"{folder}: no such folder, and not a hub id such as Qwen/Qwen3-0.6B.")
 
     @field_validator("revision")
@@ -168,7 +171,8 @@ class Calibration(Labelled):
     """Calibration text: files (.txt, .jsonl, .jsonl.gz, .parquet), pydoc:train, hub:NAME:SPLIT; or
     self: text that the dense model generates without a prompt, with the whole model in memory. Rows
     of .jsonl files for a model that reads images may have the key image: a path relative to the
-    file, a list of these, or null. With task: files (.tsv, .csv, .jsonl, .jsonl.gz, .parquet) or hub:NAME:SPLIT."""
+    file, a list of these, or null. With task: files (.tsv, .csv, .jsonl, .jsonl.gz, .parquet) or
+    hub:NAME:SPLIT."""
     samples: int = Field(default=128, ge=1)
     """Number of sequences sampled from the text, or of rows with task."""
     length: int = Field(default=2048, ge=1)

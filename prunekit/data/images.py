@@ -27,6 +27,8 @@ from prunekit.data.sources import JSON_LINES, title
 from prunekit.errors import ConfigError, is_out_of_memory
 
 IMAGE = "image"
+EXAMPLE = (224, 224)
+"""Width and height of the image with which towers are found."""
 ROW = 'a row needs "image" (a path, a list of paths, or null), and "text" or "messages"'
 
 
@@ -181,6 +183,17 @@ class ImageReader:
             notes.append(f"{len(longer)} longer than {self._length} tokens left out")
         return ImageSamples(found, f"{', '.join(notes)}, seed {seed}")
 
+    def example(self) -> dict[str, Tensor]:
+        """Return the inputs of a grey image with a short text.
+
+        Raises:
+            ConfigError: The processor fails on it.
+        """
+        from PIL import Image
+
+        row = ImageRow("an image of one colour", (Path(),), {"text": "a"})
+        return self._inputs(row, [Image.new("RGB", EXAMPLE, "grey")])
+
     def inputs(self, row: ImageRow) -> dict[str, Tensor]:
         """Return the inputs of a row.
 
@@ -188,8 +201,11 @@ class ImageReader:
             ConfigError: An image cannot be decoded, the processor fails, or makes a token that the
                 model lacks.
         """
+        return self._inputs(row, _opened(row))
+
+    def _inputs(self, row: ImageRow, images: list[Any]) -> dict[str, Tensor]:
         text, templated = self._text(row)
-        options = {"images": [_opened(row)]} if row.images else {}
+        options = {"images": [images]} if images else {}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of transformers about itself

@@ -22,7 +22,7 @@ from prunekit.evaluation.perplexity import Evaluator
 from prunekit.models.layout import is_causal_language_model
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.sequential.pipeline import batch_tokens
-from prunekit.runs.image_data import check_images, image_sources
+from prunekit.runs.image_data import check_images, check_part, image_sources
 from prunekit.runs.plan_base import PlanBase
 from prunekit.structured.batches import Batch
 from prunekit.structured.block_batches import to_device
@@ -55,6 +55,7 @@ def check_data(
             task = LabelledTask.of(table.task, table.columns, model)
         with _prefixed(f"{name}.data: "):
             task.examples([source for source in table.data if not source.startswith("hub:")])
+    check_part(config, stacks)
     check_images(config, model, stacks)
     evaluate = config.evaluate
     if evaluate and not evaluate.task and not is_causal_language_model(model, stacks):

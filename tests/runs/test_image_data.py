@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText
 
 from prunekit.config.run_config import Config, StructuredConfig
 from prunekit.distributed.ranks import Ranks
@@ -157,3 +158,79 @@ def test_an_encoder_with_a_decoder_is_refused(tmp_path):
     rows = write_rows(tmp_path / "dense")
     with pytest.raises(ConfigError, match="T5Gemma2ForConditionalGeneration is none"):
         planned(tmp_path / "dense", tmp_path / "out", calibration=calibration(rows))
+
+
+PARTS = [(part, model_type) for part in ("vision", "all") for model_type in sorted(PROCESSORS)]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_page")
+@pytest.mark.parametrize(("part", "model_type"), PARTS)
+def test_masks_of_towers_are_those_of_hooks_on_the_whole_model(part, model_type, tmp_path):
+    """Of all, the text reads features of the pruned tower."""
+    folder = write_vision(tmp_path / "dense", model_type)
+    sections = {
+        "prune": HALF,
+        "calibration": calibration(with_images(folder)),
+        "model": {"part": part},
+    }
+    plan = planned(folder, tmp_path / "written", **sections)
+    list(SparsifyRun(plan).records(resume=False, overwrite=False))
+    towers = [name for name in plan.sizes if "vision" in name or "visual" in name]
+    assert (len(towers) == len(plan.sizes)) == (part == "vision")
+    assert towers
+    assert not [*find_problems(type(plan.model), tmp_path, plan, plan.images.rows)]
+    opened = AutoModelForImageTextToText.from_pretrained(tmp_path / "written")
+    weights = dict(opened.named_parameters())
+    assert all((weights[f"{name}.weight"] == 0).any() for name in towers)
+
+
+@pytest.mark.usefixtures("no_page")
+def test_towers_without_calibration(llava, tmp_path):
+    sections = {"calibration": None, "model": {"part": "all"}, "prune": {"method": "magnitude"}}
+    plan = planned(llava, tmp_path / "out", **sections)
+    assert plan.images is None
+    report = [*run(plan)][-1].values
+    assert {layer["name"].split(".")[1] for layer in report["layers"]} == {
+        "vision_tower",
+        "language_model",
+    }
+    assert all(layer["sparsity"] == 0.5 for layer in report["layers"])
+    assert any("multi_modal_projector stays dense" in note for note in plan.notes)
+
+
+@pytest.mark.usefixtures("no_page")
+def test_text_of_the_dense_model_reads_its_dense_tower(llava, tmp_path):
+    """The error beside the dense model is that of its own features."""
+    sections = {
+        "calibration": calibration(with_images(llava)),
+        "model": {"part": "all"},
+        "prune": {"method": "admm", "pattern": "2:4"},
+    }
+    whole, stopped = (
+        tensors(folder) for folder in run_whole_and_stopped(llava, tmp_path, **sections)
+    )
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"calibration": {"data": "text.txt"}}, "is calibrated on images"),
+        ({"prune": {"permute": "residual"}}, "prune.permute: is for the text"),
+        ({"calibration": {"data": "blank.jsonl"}}, "none of those of a process has an image"),
+    ],
+)
+def test_what_towers_cannot_do_is_refused_in_the_plan(llava, tmp_path, sections, message):
+    (llava / "text.txt").write_text("a fox")
+    write_lines(llava / "blank.jsonl", [{"text": "a", "image": None}])
+    data = sections.get("calibration", {}).get("data", "rows.jsonl")
+    given = {"model": {"part": "vision"}} | sections | {"calibration": calibration(llava / data)}
+    with pytest.raises(ConfigError, match=message):
+        planned(llava, tmp_path / "out", **given)
+
+
+def test_a_part_that_does_not_exist_is_refused(tmp_path):
+    folder = write(tmp_path / "dense")
+    with pytest.raises(ConfigError, match='"vision", but LlamaForCausalLM reads no images'):
+        planned(folder, tmp_path / "out", model={"part": "vision"})

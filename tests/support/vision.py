@@ -123,14 +123,25 @@ def write_vision(folder: Path, model_type: str, **entries: Any) -> Path:
         model_type: One of ``PROCESSORS``.
         entries: Further entries of the config.
     """
-    config = tiny_config(model_type)
-    for name, value in {**CONFIGS.get(model_type, {}), **entries}.items():
-        owner, _, attribute = name.rpartition(".")
-        setattr(getattr(config, owner) if owner else config, attribute, value)
+    config = _config(model_type, **entries)
     write_random(model_class("vlm", config), config, folder)
     _write_processor(PROCESSORS[model_type](), folder)
     write_rows(folder)
     return folder
+
+
+def tiny_vision(model_type: str) -> PreTrainedModel:
+    """Return a tiny random model of images and text."""
+    config = _config(model_type)
+    return model_class("vlm", config)(config).eval()
+
+
+def _config(model_type: str, **entries: Any) -> Any:
+    config = tiny_config(model_type)
+    for name, value in {**CONFIGS.get(model_type, {}), **entries}.items():
+        owner, _, attribute = name.rpartition(".")
+        setattr(getattr(config, owner) if owner else config, attribute, value)
+    return config
 
 
 def _write_processor(processor: Any, folder: Path) -> None:

@@ -9,7 +9,7 @@ Shapes: B samples, T tokens, D features of the hidden state.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunekit.architectures import Stack
-from prunekit.architectures.block_lists import own_embeddings
+from prunekit.architectures.block_lists import find_block_lists, own_embeddings
 from prunekit.architectures.forward_trace import FORWARD_ERRORS
 from prunekit.errors import ConfigError, is_out_of_memory
 from prunekit.models.sequential.block_proxies import (
@@ -32,6 +32,8 @@ from prunekit.models.sequential.recorded_calls import (
     Answer,
     Caller,
     check_added,
+    ended_before,
+    in_place_of_blocks,
     record_calls,
     to_run,
     without_cache,
@@ -57,8 +59,11 @@ class StackRunner:
     def __init__(self, model: PreTrainedModel, stack: Stack) -> None:
         self.model = model
         self.stack = stack
-        base = model.base_model
+        base = cast("PreTrainedModel", model.base_model)
         self.module: nn.Module = base.get_submodule(stack.module)
+        # A forward that records a tower ends where the text begins.
+        text = find_block_lists(base)[-1].blocks if stack.tower else ""
+        self._beyond = next(base.get_submodule(text).children()) if text else None
         path, _, self._attribute = stack.blocks.rpartition(".")
         self._owner = base.get_submodule(path)
         self.blocks: list[nn.Module] = list(getattr(self._owner, self._attribute))
@@ -72,7 +77,9 @@ class StackRunner:
 
     @property
     def features(self) -> int:
-        """Width of the embeddings that the stack is called with."""
+        """Width of the embeddings that the stack is called with, or of a tower's hidden states."""
+        if self.stack.tower:
+            return self.stack.tower
         table: Any = own_embeddings(self.module) or self.model.get_input_embeddings()
         return table.weight.shape[1]
 
@@ -125,16 +132,20 @@ class StackRunner:
             assert answer.hidden is not None
             generator = torch.Generator().manual_seed(0)
             other = torch.randn(answer.hidden.shape, generator=generator)
-            first, answer.hidden = callers[0].__dict__["hidden"], other.to(answer.hidden)
+            first, answer.hidden = callers[0].hidden, other.to(answer.hidden)
             self._run_recorded(callers, inputs, like)
             check_added(callers, recorded)
-            callers[0].__dict__["hidden"] = first
-        return self._samples_first(callers[0].__dict__["hidden"])
+            callers[0].hidden = first
+        return self._samples_first(callers[0].hidden)
 
     def _run_recorded(
-        self, callers: Sequence[nn.Module], inputs: Mapping[str, Tensor], like: Tensor
+        self, callers: Sequence[Caller], inputs: Mapping[str, Tensor], like: Tensor
     ) -> None:
-        with without_cache(self.model.config), self._blocks_replaced([*callers]):
+        with (
+            without_cache(self.model.config),
+            in_place_of_blocks(callers),
+            ended_before(self._beyond),
+        ):
             try:
                 self.module(**to_run(inputs, like))
             except FORWARD_ERRORS as error:

@@ -20,10 +20,9 @@ Shapes: N samples, T tokens, B samples of a batch, D features.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate, pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Int
@@ -34,10 +33,12 @@ from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.models import memory
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.sequential.context import Context
-from prunekit.models.sequential.hidden_states import HiddenStates, HiddenStatesFactory
+from prunekit.models.sequential.entry import Entry, Stream, is_image
+from prunekit.models.sequential.hidden_states import HiddenStatesFactory
+from prunekit.models.sequential.kept_towers import KeptTowers
 from prunekit.models.sequential.loaded_block import LoadedBlock
 from prunekit.models.sequential.weights import Weights, loaded_weights
-from prunekit.models.vocabulary import input_embeddings, output_heads, vocabulary_modules
+from prunekit.models.vocabulary import output_heads, vocabulary_modules
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens of a forward: enough to keep the matrix units busy, few enough that the intermediate
@@ -50,8 +51,6 @@ Inputs = Int[Tensor, "B T"] | Mapping[str, Tensor]
 """Tokens of a batch, or named inputs without padding: ``input_ids``, perhaps ``token_type_ids``,
 and for a decoder that reads an encoder ``decoder_input_ids`` or ``labels``; without these it gets
 the same tokens. With others, such as those of images, the whole model runs once for the batch."""
-TEXT = frozenset({"input_ids", "token_type_ids", "decoder_input_ids", "labels"})
-"""Inputs that the embeddings and blocks of a stack read by themselves."""
 
 
 def batch_tokens(device: torch.device) -> int:
@@ -94,27 +93,33 @@ def iterate_blocks(  # noqa: PLR0913  independent options
     following = _load_outside_blocks(model, stacks, weights)
     batches = [each if isinstance(each, Mapping) else {"input_ids": each} for each in inputs]
     samples = _sample_numbers(batches, ranks)
-    streams = [_Stream([Context() for _ in batches]) for _ in range(1 + with_dense)]
+    entry = Entry(model, weights, new_hidden_states, KeptTowers(weights))
+    contexts: list[list[Context]] | None = None
     for runner in stacks:
+        own = [n for n, batch in enumerate(batches) if not runner.stack.tower or is_image(batch)]
+        contexts = contexts or [[Context() for _ in own] for _ in range(1 + with_dense)]
+        streams = [*map(Stream, contexts)]
+        embed = partial(entry.embed, runner, [batches[n] for n in own], streams)
+        numbers = [samples[n] for n in own]
         for index, module in enumerate(runner.blocks):
             after = following.get(module)
             is_read = outputs_read == "all" or (outputs_read == "by-next-block" and bool(after))
-            load = partial(LoadedBlock, runner, index, is_read, new_hidden_states)
-            with loaded_weights(weights, module):
+            keeps = runner.stack.tower and runner is not stacks[-1]
+            with entry.towers.loaded(module) if keeps else loaded_weights(weights, module):
                 if index == 0:
-                    _embed(model, runner, weights, batches, streams, new_hidden_states)
+                    embed()
                 if weights is not None:
                     # Memory fragments of the last block are of no use to the next one.
                     memory.trim_heap()
                 _prefetch(weights, after)
                 pruned, *others = streams
+                load = partial(LoadedBlock, runner, index, is_read, new_hidden_states)
                 dense = [load(each.hidden, each.contexts) for each in others]
-                block = load(pruned.hidden, pruned.contexts, samples, ranks, *dense)
+                block = load(pruned.hidden, pruned.contexts, numbers, ranks, *dense)
                 yield block
                 block.propagate()
-        if runner is not stacks[-1]:
-            for stream in streams:
-                stream.contexts = _encoder_outputs(runner, stream)
+        ends = runner.stack.tower or runner is stacks[-1]
+        contexts = None if ends else [_encoder_outputs(runner, stream) for stream in streams]
 
 
 def load_blocks(
@@ -138,14 +143,6 @@ def load_blocks(
             yield LoadedBlock(runner, index, output_is_read=False)
 
 
-@dataclass
-class _Stream:
-    """Inputs of the next block in one model, for each batch."""
-
-    contexts: list[Context]
-    hidden: HiddenStates = field(default_factory=list)
-
-
 def _load_outside_blocks(
     model: PreTrainedModel, stacks: Sequence[StackRunner], weights: Weights | None
 ) -> dict[nn.Module, nn.Module]:
@@ -162,55 +159,6 @@ def _load_outside_blocks(
     return dict(pairwise(blocks))
 
 
-def _embed(
-    model: PreTrainedModel,
-    runner: StackRunner,
-    weights: Weights | None,
-    batches: Sequence[Mapping[str, Tensor]],
-    streams: Sequence[_Stream],
-    new_hidden_states: HiddenStatesFactory,
-) -> None:
-    """Set the hidden states to the input of a stack's first block."""
-    pruned, *others = streams
-    for stream in streams:
-        stream.hidden = new_hidden_states()
-    tables = [] if runner.stack.reads_ids else input_embeddings(model, [runner.module])
-    with loaded_weights(weights, *tables):
-        # Cloned: the input may be a view of another tensor.
-        for batch, context in zip(batches, pruned.contexts, strict=True):
-            pruned.hidden.extend([_enter(model, runner, batch, context).clone()])
-    for stream in others:
-        stream.hidden.extend(map(torch.clone, pruned.hidden))
-        for context, known in zip(stream.contexts, pruned.contexts, strict=True):
-            context.recorded = known.recorded
-    for stream in streams if runner.stack.reads_ids else ():
-        for batch, context in zip(batches, stream.contexts, strict=True):
-            context["input_ids"] = _tokens(model, batch, context)
-
-
-def _enter(
-    model: PreTrainedModel, runner: StackRunner, batch: Mapping[str, Tensor], context: Context
-) -> Tensor:
-    """Return the input of a stack's first block for a batch."""
-    if not (batch.keys() <= TEXT or context):
-        return runner.record(batch, context)
-    kinds = {name: batch[name] for name in ("token_type_ids",) if name in batch and not context}
-    return runner.enter(_tokens(model, batch, context), Context({**context, **kinds}))
-
-
-def _tokens(model: PreTrainedModel, batch: Mapping[str, Tensor], context: Context) -> Tensor:
-    """Return the tokens that a stack reads.
-
-    For a decoder that reads an encoder, the model makes them of ``labels``.
-    """
-    if "encoder_hidden_states" not in context or not batch.keys() & {"decoder_input_ids", "labels"}:
-        return batch["input_ids"]
-    if "decoder_input_ids" in batch:
-        return batch["decoder_input_ids"]
-    shift: Any = getattr(model, "prepare_decoder_input_ids_from_labels")  # noqa: B009  of most
-    return shift(labels=batch["labels"])
-
-
 def _sample_numbers(batches: Sequence[Mapping[str, Tensor]], ranks: Ranks) -> list[range]:
     """Return the numbers of each batch's samples; ranks hold consecutive samples."""
     counts = [len(batch["input_ids"]) for batch in batches]
@@ -224,7 +172,7 @@ def _prefetch(weights: Weights | None, module: nn.Module | None) -> None:
         weights.fetch(module)
 
 
-def _encoder_outputs(runner: StackRunner, stream: _Stream) -> list[Context]:
+def _encoder_outputs(runner: StackRunner, stream: Stream) -> list[Context]:
     """Return the further inputs of the next stack, for each batch."""
     return [
         Context({"encoder_hidden_states": runner.finish(hidden, context)})

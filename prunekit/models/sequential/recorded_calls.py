@@ -9,7 +9,7 @@ Shapes: B samples, T tokens, D features.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,6 @@ from transformers import PretrainedConfig
 
 from prunekit.errors import ConfigError
 from prunekit.models import stock
-from prunekit.models.sequential.block_proxies import BlockProxy
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -49,9 +48,13 @@ class RecordedCalls:
         return output if added is None else output + added.to(self.device)
 
 
+class Ended(Exception):  # noqa: N818  no error
+    """Ends a forward behind the blocks of a tower."""
+
+
 @dataclass
 class Answer:
-    """What proxies of blocks return.
+    """What is returned in place of outputs of blocks.
 
     Attributes:
         hidden: Hidden states; None before the first block has run.
@@ -62,30 +65,66 @@ class Answer:
     tail: tuple[Any, ...] | None = None
 
 
-class Caller(BlockProxy):
-    """Records what it is called with, and returns the answer; the first one runs its block."""
+class Caller:
+    """Records what a block is called with, and returns the answer; the first one runs its block.
+
+    It takes the place of the block's forward: the model sees the same module, whose outputs it may
+    collect by hooks.
+
+    Attributes:
+        block: The block.
+        hidden: The hidden states that it was called with.
+        call: Its other arguments; None until it is called.
+        answer: What the callers of all blocks return.
+    """
 
     def __init__(self, block: nn.Module, answer: Answer) -> None:
-        super().__init__(block)
-        self.__dict__.update(answer=answer, call=None, hidden=None)
+        self.block, self.answer = block, answer
+        self.hidden: Any = None
+        self.call: Call | None = None
+        self._own: Any = block.__dict__.get("forward")
+        self._forward = block.forward
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Return the answer in the form of the block's output."""
-        answer: Answer = self.__dict__["answer"]
-        self.__dict__.update(hidden=hidden_states, call=(args, kwargs))
+        if self.call is not None:
+            raise ConfigError(
+                "calibration: the blocks are called more than once for a row of images with text. "
+                "Give rows of one image, or calibrate on text."
+            )
+        self.hidden, self.call, answer = hidden_states, (args, kwargs), self.answer
         if answer.hidden is None:
-            result = self.__dict__["block"](hidden_states, *args, **kwargs)
+            result = self._forward(hidden_states, *args, **kwargs)
             output, *rest = result if isinstance(result, tuple | list) else (result,)
             answer.tail = tuple(rest) if isinstance(result, tuple | list) else None
             answer.hidden = torch.zeros_like(output)
         return answer.hidden if answer.tail is None else (answer.hidden, *answer.tail)
 
+    def restore(self) -> None:
+        """Give the block its own forward again."""
+        if self._own is None:
+            del self.block.forward
+        else:
+            self.block.forward = self._own
+
+
+@contextmanager
+def in_place_of_blocks(callers: Sequence[Caller]) -> Iterator[None]:
+    """Let callers take the calls of their blocks for a ``with`` block."""
+    for caller in callers:
+        caller.block.forward = caller
+    try:
+        yield
+    finally:
+        for caller in callers:
+            caller.restore()
+
 
 def record_calls(callers: Sequence[Caller], device: torch.device) -> RecordedCalls:
-    """Return the calls that the proxies of all blocks have recorded, which returned zeros.
+    """Return the calls that callers have recorded, which returned zeros.
 
     Args:
-        callers: The proxies.
+        callers: Those of all blocks.
         device: Device that runs blocks.
 
     Raises:
@@ -94,12 +133,13 @@ def record_calls(callers: Sequence[Caller], device: torch.device) -> RecordedCal
     moved: dict[int, Tensor] = {}
     found = RecordedCalls(device)
     for number, caller in enumerate(callers):
-        hidden, call = caller.__dict__["hidden"], caller.__dict__["call"]
+        hidden, call = caller.hidden, caller.call
         if call is None:
             raise ConfigError(
                 f"calibration: block {number} is not called for a batch with images. Calibrate on "
                 "text."
             )
+        caller.call = None
         for value in tree_leaves(call):
             if not (value is None or isinstance(value, bool | int | float | str | Tensor)):
                 raise ConfigError(
@@ -107,7 +147,7 @@ def record_calls(callers: Sequence[Caller], device: torch.device) -> RecordedCal
                     "cannot be kept for a batch with images. Calibrate on text."
                 )
         found.calls.append(_moved(call, torch.device("cpu"), moved))
-        if number and hidden is not caller.__dict__["answer"].hidden and hidden.any():
+        if number and hidden is not caller.answer.hidden and hidden.any():
             found.added[number] = hidden.cpu()
     return found
 
@@ -116,19 +156,37 @@ def check_added(callers: Sequence[Caller], recorded: RecordedCalls) -> None:
     """Check on other hidden states that the model only adds to them between blocks.
 
     Args:
-        callers: Proxies that have returned other hidden states than zeros.
+        callers: Those that have returned other hidden states than zeros.
         recorded: What was recorded with zeros.
 
     Raises:
         ConfigError: The model changes hidden states in another way.
     """
     for number, caller in enumerate(callers[1:], 1):
-        state = caller.__dict__
-        if not torch.equal(recorded.onward(number - 1, state["answer"].hidden), state["hidden"]):
+        assert caller.answer.hidden is not None
+        if not torch.equal(recorded.onward(number - 1, caller.answer.hidden), caller.hidden):
             raise ConfigError(
                 f"calibration: for images the model changes the hidden states before block "
                 f"{number}, other than by adding to them. Calibrate on text."
             )
+
+
+@contextmanager
+def ended_before(module: nn.Module | None) -> Iterator[None]:
+    """End a forward where it calls a module; without one it runs to its end."""
+    if module is None:
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise Ended
+
+    hook = module.register_forward_pre_hook(end)
+    try:
+        with suppress(Ended):
+            yield
+    finally:
+        hook.remove()
 
 
 @contextmanager

@@ -114,6 +114,8 @@ def _facts(plan: Plan) -> dict[str, str]:
         "traffic": "each process sends "
         + ", ".join(f"{size(sent)} of {purpose}" for purpose, sent in plan.traffic.items()),
     }
+    if config.model.part != "language":
+        rows["prune"] += f", part {config.model.part}"
     rows |= data_words(config, plan.lengths)
     if not plan.ranks.is_distributed:
         del rows["ranks"], rows["traffic"]

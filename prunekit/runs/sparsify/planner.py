@@ -25,7 +25,7 @@ from prunekit.runs.checks import (
     generation_memory,
     text_tokenizer,
 )
-from prunekit.runs.image_data import image_samples
+from prunekit.runs.image_data import image_samples, tower_tokens
 from prunekit.runs.preflight import (
     Preflight,
     available_memory,
@@ -55,7 +55,7 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
     source = open_source(config, preflight)
     blocks = source.blocks
     lengths, notes = cap_lengths(config, max_tokens(source.model))
-    images = _images(config, source, lengths[0])
+    images = _images(config, source, lengths[0], ranks)
     lengths = (images.longest, lengths[1]) if images else lengths
     recipe = Recipe.of(config.prune, calibrated=config.calibration is not None)
     recipe.check(blocks)
@@ -63,7 +63,8 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
     device = planned_device(config, ranks, preflight)
     stored, widest = written_dtypes(config, source)
     dtype = _common_dtype(compute_dtype(widest, device), ranks)
-    samples = _samples_per_rank(config, ranks, images), lengths[0]
+    longest = tower_tokens(source.model, source.stacks, images) if images else 0
+    samples = _samples_per_rank(config, ranks, images), max(lengths[0], longest)
     inputs = CostInputs(device, dtype, stored, samples, ranks)
     made = Plan(
         config=config,
@@ -92,12 +93,12 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
     return made
 
 
-def _images(config: Config, source: Source, length: int) -> ImageSamples | None:
+def _images(config: Config, source: Source, length: int, ranks: Ranks) -> ImageSamples | None:
     """Return the calibration samples of images; None for text, or where no weights are."""
     if source.config_only:
         return None
     limit = token_limit(source.model, [runner.module for runner in source.stacks])
-    return image_samples(config, source.checkpoint, limit, length)
+    return image_samples(config, source.checkpoint, limit, length, ranks)
 
 
 def _memory(

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from prunekit.allocations.uniform import Uniform
-from prunekit.architectures import Architecture, find_architecture
+from prunekit.architectures import Architecture
 from prunekit.checkpoint.parts import is_whole, whole_tensors
 from prunekit.checkpoint.reader import Checkpoint
 from prunekit.config.prune_table import Prune
@@ -23,6 +23,7 @@ from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.weight_names import stored_names
 from prunekit.patterns.base import Grouped
 from prunekit.runs.checks import check_generates_text
+from prunekit.runs.image_data import architecture_of_part
 from prunekit.runs.preflight import Preflight, planned_checkpoint
 from prunekit.runs.texts import check_data
 
@@ -50,7 +51,7 @@ def open_source(config: Config, preflight: Preflight | None) -> Source:
     """
     checkpoint, config_only = planned_checkpoint(config, preflight)
     model = empty_model(checkpoint)
-    architecture = find_architecture(model)
+    architecture = architecture_of_part(config, checkpoint, model)
     stacks = stack_runners(model, architecture)
     check_data(config, model, stacks)
     check_generates_text(config, model, stacks)
