@@ -7,7 +7,7 @@ with ``python -m tests.support.families``.
 import pytest
 import transformers
 
-from tests.support.families import PAGE, page, recorded
+from tests.support.families import PAGE, README, page, recorded, with_summary
 from tests.support.family_configs import cases
 from tests.support.family_trial import trial
 
@@ -59,3 +59,8 @@ def test_no_family_crashes_or_is_pruned_wrongly():
 
 def test_the_page_is_that_of_the_table():
     assert PAGE.read_text(encoding="utf-8") == page(TABLE)
+
+
+def test_the_readme_has_the_summary_of_the_table():
+    text = README.read_text("utf-8")
+    assert with_summary(text, TABLE) == text

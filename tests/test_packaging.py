@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import prunekit
+from prunekit.cli.docs import pages
 from tests.conftest import ROOT
 
 EXTRAS = {"parquet", "demo", "hub", "harness", "lora", "bench", "dev"}
@@ -19,6 +20,7 @@ DATA = {
     "prunekit/cli/presets/starter.toml",
     "prunekit/cli/presets/apt.toml",
     "prunekit/cli/presets/sentinel.toml",
+    *(f"prunekit/docs/{topic}.md" for topic in pages()),
     *(f"prunekit/reports/templates/{name}" for name in PAGES),
 }
 USE = """

@@ -1,4 +1,4 @@
-"""Examples and commands in README and CONTRIBUTING work as printed."""
+"""Examples and commands in README, CONTRIBUTING and the pages of docs work as printed."""
 
 import re
 import subprocess
@@ -15,6 +15,7 @@ import prunekit
 from prunekit.allocations import allocations
 from prunekit.architectures import Architecture, declared_model_types
 from prunekit.cli import app, main  # noqa: F401  registers the commands
+from prunekit.cli.docs import pages
 from prunekit.methods import Scored, methods
 from prunekit.structured.rankers import rankers
 from tests.conftest import ROOT
@@ -25,6 +26,8 @@ from tests.support.labelled import SENTENCES, write_rows
 
 README = (ROOT / "README.md").read_text("utf-8")
 CONTRIBUTING = (ROOT / ".github/CONTRIBUTING.md").read_text("utf-8")
+PAGES = {name: page.read_text("utf-8") for name, page in pages().items()}
+ALL = "\n".join([README, *PAGES.values()])
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -33,7 +36,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 def first_cells(heading: str) -> set[str]:
     """Return the first column of the table with this heading."""
-    table = README[README.index(f"| {heading} |") :].split("\n\n")[0]
+    table = ALL[ALL.index(f"| {heading} |") :].split("\n\n")[0]
     return {re.sub(r"[`\"]", "", row.split("|")[1]).split()[0] for row in table.splitlines()[2:]}
 
 
@@ -43,7 +46,7 @@ def test_config_is_accepted_as_it_stands(tmp_path):
     config = prunekit.load_config(tmp_path / "config.toml", ["prune.pattern=4:8"])
     assert config.prune.pattern.name == "4:8"
     units, sweep = (
-        next(c for c in blocks(README, "toml") if k in c) for k in ('pattern = ["heads', "[sweep]")
+        next(c for c in blocks(ALL, "toml") if k in c) for k in ('pattern = ["heads', "[sweep]")
     )
     (tmp_path / "units.toml").write_text(units)
     assert prunekit.load_config(tmp_path / "units.toml").prune.pattern == ["heads", "neurons"]
@@ -53,7 +56,7 @@ def test_config_is_accepted_as_it_stands(tmp_path):
 
 def test_pruning_while_training_in_a_loop_and_in_the_trainer(tmp_path):
     row = torch.arange(3, 12)
-    loop, trainer = (code for code in blocks(README, "python") if "every=10" in code)
+    loop, trainer = (code for code in blocks(PAGES["training"], "python") if "every=10" in code)
     space = {
         "torch": torch,
         "transformers": transformers,
@@ -76,7 +79,7 @@ def test_pruning_while_training_in_a_loop_and_in_the_trainer(tmp_path):
 def test_pruning_while_training_as_a_run(tmp_path, proof_in_process):
     checkpoints.write(tmp_path / "model", "llama")
     (tmp_path / "text.txt").write_text(checkpoints.TEXT)
-    config = next(text for text in blocks(README, "toml") if "[train]" in text and "end =" in text)
+    config = next(t for t in blocks(PAGES["training"], "toml") if "[train]" in t and "end =" in t)
     (tmp_path / "config.toml").write_text(config)
     *_, finish = prunekit.run(prunekit.plan(prunekit.load_config(tmp_path / "config.toml")))
     assert finish.values["sparsity"]["achieved"] == pytest.approx(0.8, abs=1e-3)
@@ -88,7 +91,7 @@ def test_adapters_prune_as_printed(tmp_path, proof_in_process, monkeypatch, task
     """The two configs, with fewer steps than their defaults."""
     pytest.importorskip("peft")
     monkeypatch.setattr("prunekit.reports.report.render", lambda report: "")
-    text = next(t for t in blocks(README, "toml") if "[apt]" in t and ("task" in t) == bool(task))
+    text = next(t for t in blocks(PAGES["adapters"], "toml") if "[apt]" in t and ("task" in t) == bool(task))
     (tmp_path / "config.toml").write_text(text)
     if task:
         checkpoints.write(tmp_path / "classifier", "bert", head=AutoModelForSequenceClassification)
@@ -110,17 +113,17 @@ def test_tables_name_what_there_is():
     assert first_cells("method") == set(methods())
     assert first_cells("allocation") == set(allocations())
     assert first_cells("ranker") == set(rankers())
-    said = re.search(r"^Model types: (.*?)\.", README, re.MULTILINE | re.DOTALL)[1]
+    said = re.search(r"^Model types: (.*?)\.", ALL, re.MULTILINE | re.DOTALL)[1]
     assert re.split(r",\s+", said) == declared_model_types()
 
 
-@pytest.mark.parametrize("code", blocks(README + CONTRIBUTING, "python"))
+@pytest.mark.parametrize("code", blocks(ALL + CONTRIBUTING, "python"))
 def test_python_is_well_formed(code):
     compile(code, "README.md", "exec")
 
 
 def test_example_method_is_a_method():
-    code = next(code for code in blocks(README, "python") if "class Energy" in code)
+    code = next(code for code in blocks(PAGES["plugins"], "python") if "class Energy" in code)
     space = {}
     exec(code, space)
     method = space["Energy"](power=1.0)
@@ -130,7 +133,7 @@ def test_example_method_is_a_method():
     stats = {space["ColumnEnergy"]: energy}
     layer = SimpleNamespace(weight=torch.tensor([[-3.0, 2.0]]), stats=stats)
     assert method.score(layer).tolist() == [[18.0, 16.0]]
-    entry = tomllib.loads(blocks(README, "toml")[-1])["project"]["entry-points"]
+    entry = tomllib.loads(blocks(PAGES["plugins"], "toml")[-1])["project"]["entry-points"]
     assert list(entry) == ["prunekit.methods"]
 
 

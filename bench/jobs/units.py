@@ -76,7 +76,7 @@ def measure(model: Path, calibration: tuple[int, int], kind: str, folder: Path) 
 
 
 def main() -> None:
-    """Measure and rewrite ``bench/results/<machine>/units-<shape>.json``."""
+    """Measure and rewrite ``bench/results/<machine>/units-<shape>-<samples>x<length>.json``."""
     parser = argparse.ArgumentParser()
     parser.add_argument("shape", nargs="?", choices=SHAPES, default=next(iter(SHAPES)))
     parser.add_argument("folder", nargs="?", type=Path)
@@ -100,7 +100,8 @@ def main() -> None:
         imports = timed([sys.executable, "-c", _IMPORTS], Path(name) / "log")["peak_rss_bytes"]
     machine = describe(torch.device("cpu"))
     found = {"machine": machine, "shape": kind, "samples": calibration, "imports": imports}
-    write_json(RESULTS / machine["name"] / f"units-{kind}.json", found | {"rows": rows})
+    name = f"units-{kind}-{samples}x{length}.json"
+    write_json(RESULTS / machine["name"] / name, found | {"rows": rows})
     print(json.dumps(rows, indent=1))
 
 

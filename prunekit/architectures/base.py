@@ -116,9 +116,12 @@ class Stack:
             an image runs; 0 for another stack.
         attentions: Locations of the heads of a block.
         feed_forwards: Locations of the neurons of a block.
-        depth: Entry of ``config.json`` for the number of blocks.
-        per_block: Entries of ``config.json`` with one value, or letter, per block, where present.
-        block_numbers: Entries of ``config.json`` that list numbers of blocks, where present.
+        config: Entry of ``config.json`` with the entries of this stack, where a model has several
+            parts, such as "text_config"; dots lead to one further inside.
+        depth: Entry for the number of blocks.
+        per_block: Entries with one value, or letter, per block, where present.
+        block_numbers: Entries that list numbers of blocks, where present.
+        by_block: Entries with something for some blocks, by number, where present.
     """
 
     blocks: str
@@ -131,10 +134,11 @@ class Stack:
     reads_ids: bool = False
     carries: bool = False
     sample_axis: int = 0
+    tower: int = 0
     attentions: tuple[Attention, ...] = ()
     feed_forwards: tuple[FeedForward, ...] = ()
+    config: str = ""
     depth: str = "num_hidden_layers"
-    tower: int = 0
     per_block: tuple[str, ...] = (
         "layer_types",
         "layers_block_type",
@@ -150,6 +154,7 @@ class Stack:
         "mlp_only_layers",
         "moe_layers",
     )
+    by_block: tuple[str, ...] = ("per_layer_config",)
 
     @property
     def experts(self) -> list[str]:

@@ -1,10 +1,11 @@
 """Find the lists of blocks of a model of an undeclared type."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from prunekit.architectures.coverage import ADVICE, LINEAR_TYPES, named_linears
 from prunekit.architectures.expert_layout import fused_experts
@@ -71,9 +72,28 @@ def own_embeddings(stack: Any) -> nn.Module | None:  # noqa: ANN401
         return None
 
 
-def has_towers(base: PreTrainedModel) -> bool:
-    """Return whether there are several lists of blocks."""
-    return len(outermost_lists(base)) > 1
+def part_of_config(base: PreTrainedModel, blocks: str) -> str:
+    """Return the dotted path to the entries of a list of blocks in the config; "" is the whole.
+
+    It is that of the part with the kind of config that the module around the blocks has.
+    """
+    path = blocks
+    while path:
+        path = path.rpartition(".")[0]
+        config = getattr(base.get_submodule(path), "config", None)
+        if config is not None and type(config) is not type(base.config):
+            return next((at for at, each in _parts(base.config) if type(each) is type(config)), "")
+        if config is not None:
+            break
+    return ""
+
+
+def _parts(config: PreTrainedConfig) -> Iterator[tuple[str, PreTrainedConfig]]:
+    for name in config.sub_configs:
+        part = getattr(config, name, None)
+        if isinstance(part, PreTrainedConfig):
+            yield name, part
+            yield from ((f"{name}.{inner}", each) for inner, each in _parts(part))
 
 
 def outermost_lists(base: nn.Module) -> list[str]:

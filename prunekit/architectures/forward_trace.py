@@ -37,6 +37,7 @@ from prunekit.architectures.origins import (
     mark,
     origins,
 )
+from prunekit.architectures.probed_feed_forwards import PointwiseTrace, Sources
 from prunekit.architectures.probed_heads import AttentionTrace, storage_id, trace_attention
 
 # Raised by a forward that needs the values of fake tensors, or other inputs than it is given.
@@ -62,6 +63,7 @@ class ForwardTrace:
         chain: Inputs of the blocks.
         reads_table: A forward from embeddings read the table of embeddings.
         attention: Calls of the attention function.
+        pointwise: Linears whose inputs depend on outputs of others entry by entry.
         features: Width of the output.
     """
 
@@ -76,6 +78,7 @@ class ForwardTrace:
     chain: BlockChain = field(default_factory=lambda: BlockChain(nn.ModuleList()))
     reads_table: bool = False
     attention: AttentionTrace = field(default_factory=AttentionTrace)
+    pointwise: PointwiseTrace = field(default_factory=PointwiseTrace)
     features: int = 0
 
 
@@ -126,8 +129,14 @@ def run_again(trace: ForwardTrace) -> None:
     Raises:
         RuntimeError, TypeError, ValueError, AttributeError, LookupError: It does not run.
     """
-    with trace_attention(type(trace.model), trace.model.config):
-        _run(trace)
+    again = ForwardTrace(trace.model, trace.stack, trace.inputs, trace.reads_ids)
+    names: dict[nn.Module, str] = {module: name for name, module in trace.model.named_modules()}
+    with trace_attention(trace.model, trace.model.config):
+        _traces.append((again, names))
+        try:
+            _run(again)
+        finally:
+            _traces.pop()
 
 
 def _trace(
@@ -140,7 +149,7 @@ def _trace(
 ) -> ForwardTrace:
     config: Any = copy.deepcopy(base.config)
     config.use_cache = False
-    recorded = trace_attention(type(base), config) if traced else nullcontext(AttentionTrace())
+    recorded = trace_attention(base, config) if traced else nullcontext(AttentionTrace())
     with recorded as attention:
         with no_init_weights():
             fake = type(base)(config).eval()
@@ -172,7 +181,8 @@ def _trace(
             linear.to = partial(_itself, linear)  # pyright: ignore
         _traces.append((trace, names))
         try:
-            with Origins(fake):
+            matrices = {storage_id(each.weight) for each in named_linears(fake).values()}  # pyright: ignore
+            with Origins(fake), Sources(trace.pointwise, lambda x: storage_id(x) in matrices):
                 _run(trace)
         finally:
             _traces.pop()
@@ -193,6 +203,7 @@ def record_into(trace: ForwardTrace, name: str, kept: list[Tensor]) -> Callable[
         tensors = [inputs[0], *(each for each in tree_leaves(output) if isinstance(each, Tensor))]
         attention = trace.attention
         attention.reads[name], attention.writes[name] = map(storage_id, tensors[:2])
+        trace.pointwise.note(name, *tensors[:2])
         # Keep tensors alive: a later tensor could reuse the identity of a freed one.
         kept.extend(tensors)
 

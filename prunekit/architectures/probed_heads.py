@@ -24,6 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from prunekit.architectures.base import Attention, Count
+from prunekit.architectures.coverage import has_module
 
 SIZES = ("head_dim", "head_size", "attention_head_size")
 COUNTS: dict[str, Count] = {
@@ -85,16 +86,19 @@ _traces: list[AttentionTrace] = []
 
 
 @contextmanager
-def trace_attention(
-    kind: type[PreTrainedModel], config: PreTrainedConfig
-) -> Iterator[AttentionTrace]:
+def trace_attention(model: PreTrainedModel, config: PreTrainedConfig) -> Iterator[AttentionTrace]:
     """Record the attention calls of models built from ``config`` inside the context.
 
     The trace has no calls if the family does not use the transformers attention interface.
+
+    Args:
+        model: A model of the family.
+        config: A config of its kind.
     """
     trace = AttentionTrace()
     implementation = config._attn_implementation or "eager"
-    if hasattr(sys.modules[kind.__module__], "ALL_ATTENTION_FUNCTIONS"):
+    files = {type(module).__module__ for module in model.modules()}
+    if any(hasattr(sys.modules[file], "ALL_ATTENTION_FUNCTIONS") for file in files):
         config._attn_implementation = _TRACED.get(implementation, implementation)
     _traces.append(trace)
     try:
@@ -111,7 +115,7 @@ def storage_id(x: Tensor) -> object:
 def find_attentions(
     model: nn.Module, blocks: str, trace: AttentionTrace, stages: Mapping[str, object]
 ) -> tuple[Attention, ...]:
-    """Return the attentions of every block; empty unless all blocks agree.
+    """Return the attentions of the blocks; empty unless all blocks that have any agree.
 
     Args:
         model: The model whose forward was traced.
@@ -128,9 +132,8 @@ def find_attentions(
             by_block.setdefault(index, []).append(
                 _attention(call, f"{blocks}.{index}.", path, trace, stages)
             )
-    each = [by_block.get(str(index)) for index in range(len(model.get_submodule(blocks)))]  # pyright: ignore
-    first = each[0]
-    if not first or None in first or any(other != first for other in each):
+    first, *others = [*by_block.values()] or [[]]
+    if None in first or any(other != first for other in others):
         return ()
     return tuple(attention for attention in first if attention is not None)
 
@@ -202,6 +205,8 @@ def remove_last_key_head(model: nn.Module, blocks: str, attentions: tuple[Attent
     removable = True
     for block in model.get_submodule(blocks).children():
         for attention in attentions:
+            if not has_module(block, attention.output):
+                continue
             module: Any = block.get_submodule(attention.module)
             size = getattr(module, attention.size)
             key: Any = block.get_submodule(attention.key)

@@ -1,12 +1,15 @@
 """Infer blocks and stages of undeclared model types from one traced forward."""
 
-from typing import cast
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast
 
 from transformers import PreTrainedModel
 
-from prunekit.architectures.base import Architecture, Attention, Stack, Stage
-from prunekit.architectures.block_lists import BlockList, find_block_lists, has_towers, refuse
+from prunekit.architectures.base import Architecture, Attention, FeedForward, Stack, Stage
+from prunekit.architectures.block_lists import BlockList, find_block_lists, part_of_config, refuse
 from prunekit.architectures.coverage import named_linears, refuse_unknown_experts
+from prunekit.architectures.expert_layout import is_list
 from prunekit.architectures.forward_trace import (
     FORWARD_ERRORS,
     ForwardTrace,
@@ -14,6 +17,11 @@ from prunekit.architectures.forward_trace import (
     traced_forward,
 )
 from prunekit.architectures.origins import TensorIdentity
+from prunekit.architectures.probed_feed_forwards import (
+    find_entry,
+    find_feed_forwards,
+    remove_last_neuron,
+)
 from prunekit.architectures.probed_heads import find_attentions, remove_last_key_head
 
 NEVER = "a forward never calls it as a module"
@@ -41,27 +49,58 @@ def probe(model: PreTrainedModel) -> Architecture:
         refuse_unknown_experts(model, found.blocks)
         try:
             with traced_forward(base, found, encoded) as trace:
-                # Sizes of a text backbone beside towers are nested in the config.
-                attentions = () if has_towers(base) else _attentions(trace, found.blocks)
+                dense = dense_linears(base, found.blocks, trace)
+                part = part_of_config(trace.model, found.blocks)
+                neurons = _feed_forwards(trace, found, dense, part)
+                attentions = _attentions(trace, found.blocks)
         except FORWARD_ERRORS as error:
             reason = (
                 "its forward runs neither from inputs_embeds nor from input_ids without reading "
                 f"numbers ({error})"
             )
             refuse(base, reason)
-        stacks.append(_stack(base, found, trace, attentions))
+        stack = _stack(base, found, trace, dense)
+        units = {"attentions": attentions, "feed_forwards": neurons}
+        stacks.append(replace(stack, config=part, **units))
         encoded = trace.features
     return Architecture((model.config.model_type,), tuple(stacks), probed=True)
+
+
+def _feed_forwards(
+    trace: ForwardTrace, place: BlockList, dense: Mapping[str, str], part: str
+) -> tuple[FeedForward, ...]:
+    """Return the feed-forwards of the blocks, outside of experts.
+
+    None are returned where the model does not run after one neuron was removed from each.
+    """
+    fake, blocks, stack = trace.model, place.blocks, place.module.rpartition(".")[2]
+    lists = (name for name, module in fake.named_modules() if is_list(module))
+    indices = (index for index, _ in fake.get_submodule(blocks).named_children())
+    left = (f"{blocks}.{index}.{path}" for index in indices for path in dense)
+    found = find_feed_forwards(fake, blocks, trace.pointwise, (*trace.experts, *lists, *left))
+    before = [*remove_last_neuron(fake.get_submodule(blocks), found)]
+    try:
+        run_again(trace)
+    except FORWARD_ERRORS:
+        return ()
+    finally:
+        for linear, name, value in before:
+            setattr(linear, name, value)
+    config: Any = fake.config
+    for name in filter(None, part.split(".")):
+        config = getattr(config, name)
+    return tuple(
+        replace(each, entry=find_entry(config, width, stack)) for each, width in found.items()
+    )
 
 
 def _attentions(trace: ForwardTrace, blocks: str) -> tuple[Attention, ...]:
     """Return the attentions of a block.
 
     None are returned where blocks differ in them, where a linear is shared by query, key and value,
-    where the model does not run after one key head was removed, or where it has experts, whose
-    units are not known.
+    or where the model does not run after one key head was removed.
     """
-    if trace.experts or trace.repeated:
+    if trace.repeated:
         return ()
     fake = trace.model
     found = find_attentions(fake, blocks, trace.attention, trace.reads)
@@ -74,7 +113,7 @@ def _attentions(trace: ForwardTrace, blocks: str) -> tuple[Attention, ...]:
 
 
 def _stack(
-    base: PreTrainedModel, found: BlockList, trace: ForwardTrace, attentions: tuple[Attention, ...]
+    base: PreTrainedModel, found: BlockList, trace: ForwardTrace, dense: dict[str, str]
 ) -> Stack:
     blocks = found.blocks
     chain = trace.chain
@@ -85,7 +124,6 @@ def _stack(
             "the blocks, or samples and tokens are not neighbouring dimensions of them, or that "
             "block reads outputs of earlier ones besides",
         )
-    dense = dense_linears(base, blocks, trace)
     per_block = stages_per_block(base, trace, blocks, dense)
     if not any(per_block):
         refuse(
@@ -104,7 +142,6 @@ def _stack(
         reads_ids=trace.reads_ids,
         sample_axis=chain.sample_axis,
         carries=chain.carries,
-        attentions=attentions,
         depth=found.depth,
     )
 

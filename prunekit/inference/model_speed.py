@@ -15,6 +15,7 @@ from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.errors import ConfigError
 from prunekit.inference.sparse_linear import SparseLinear
 from prunekit.models import stock
+from prunekit.models.causal import predicts_next_token
 from prunekit.models.devices import compute_dtype, stored_dtype, synchronized_seconds
 from prunekit.models.hf_config import call_transformers, config_and_class
 
@@ -53,9 +54,9 @@ def compare_models(path: str, device: torch.device, prompt: int, new: int) -> li
         ConfigError: It is not a causal language model, or none of its layers is sparse.
     """
     checkpoint = open_checkpoint(checkpoint_folder(path))
-    _, kind = config_and_class(checkpoint)
-    name = kind.__name__ if kind else "the base model"
-    if not name.endswith(("ForCausalLM", "LMHeadModel")):
+    config, kind = config_and_class(checkpoint)
+    if kind is None or not predicts_next_token(kind, config):
+        name = kind.__name__ if kind else "the base model"
         raise ConfigError(f"{path}: {name} does not generate text.")
     dtype = compute_dtype(stored_dtype(checkpoint), device)
     model = call_transformers(

@@ -14,6 +14,7 @@ from prunekit.architectures import Architecture
 from prunekit.architectures.empty_linear import EmptyLinear
 from prunekit.errors import NumericsError, ShapeError
 from prunekit.models.adapters import effective_weight
+from prunekit.models.causal import predicts_next_token
 from prunekit.models.experts import expert_of
 from prunekit.models.orientation import features
 from prunekit.models.sequential.block_runner import StackRunner
@@ -144,8 +145,7 @@ def _linear(
 
 def is_causal_language_model(model: PreTrainedModel, stacks: Sequence[StackRunner]) -> bool:
     """Return whether the model has one causal stack with a vocabulary head."""
-    kind = type(model).__name__
-    return len(stacks) == 1 and kind.endswith(("ForCausalLM", "LMHeadModel"))
+    return len(stacks) == 1 and predicts_next_token(type(model), model.config)
 
 
 @torch.no_grad()

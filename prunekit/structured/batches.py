@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from prunekit.architectures.adapters import bare_model
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError
+from prunekit.models.causal import predicts_next_token
 from prunekit.structured.token_ids import IGNORED, to_batch, token_ids
 
 Batch = dict[str, Tensor]
@@ -133,7 +134,7 @@ def sample_losses(
 
 def is_causal(model: PreTrainedModel) -> bool:
     """Return whether a model predicts each token from those before it."""
-    return type(bare_model(model)).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    return predicts_next_token(type(bare_model(model)), model.config)
 
 
 def predicted_labels(model: PreTrainedModel, batch: Batch) -> Int[Tensor, "B ..."]:

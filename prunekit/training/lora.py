@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from prunekit.architectures.adapters import adapter_layers, bare_model, base_layer
 from prunekit.errors import ConfigError
 from prunekit.inference.sparse_linear import SparseLinear
+from prunekit.models.causal import predicts_next_token
 from prunekit.models.in_memory import check_in_memory
 from prunekit.models.orientation import outputs_first, stored_transposed, weight_matrix
 from prunekit.models.units.kinds import KINDS
@@ -83,8 +84,7 @@ def _adapted(
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import Linear
 
-    kind = type(model).__name__
-    causal = kind.endswith(("ForCausalLM", "LMHeadModel"))
+    causal = predicts_next_token(type(model), model.config)
     config = LoraConfig(
         task_type="CAUSAL_LM" if causal else None,
         r=rank,

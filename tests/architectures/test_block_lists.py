@@ -7,8 +7,8 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig
 from prunekit.architectures.block_lists import (
     BlockList,
     find_block_lists,
-    has_towers,
     own_embeddings,
+    part_of_config,
 )
 from prunekit.errors import CheckpointError
 from tests.support.architectures import tiny
@@ -22,8 +22,8 @@ def test_a_decoder_has_one_list_that_the_model_itself_runs():
 def test_of_a_model_with_towers_it_is_the_list_of_the_text():
     base = tiny("llava", AutoModelForImageTextToText).base_model
     assert find_block_lists(base) == (BlockList("language_model.layers"),)
-    assert has_towers(base)
-    assert not has_towers(tiny("olmo2").base_model)
+    assert part_of_config(base, "language_model.layers") == "text_config"
+    assert part_of_config(tiny("olmo2").base_model, "layers") == ""
 
 
 def test_an_encoder_decoder_has_a_list_on_each_side():

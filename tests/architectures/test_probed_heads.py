@@ -42,7 +42,6 @@ REFUSED = {
     "bloom": "query, key and value in one linear",
     "olmo2": "a norm over all heads",
     "cohere": "a norm with weights of its own for each head",
-    "lfm2": "blocks without attention",
     "gptj": "attention outside of the interface",
 }
 
@@ -52,3 +51,16 @@ def test_heads_that_cannot_be_told_apart_are_refused(model_type):
     """The model must not silently be left unpruned."""
     with pytest.raises(CheckpointError, match=f"{model_type!r} keep their heads"):
         prunekit.heads(randomized_model(model_type))
+
+
+def test_blocks_without_attention_have_no_heads():
+    model = randomized_model("lfm2")
+    given, gates = batch(model), prunekit.heads(model)
+    kinds = model.config.layer_types
+    assert len(gates.groups) == kinds.count("full_attention") < len(kinds)
+    for place in gates.groups:
+        gates.gates[place.name].keep[0] = False
+    expected = valid_logits(model, given)
+    gates.finalize()
+    found = valid_logits(model, given)
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()

@@ -29,9 +29,14 @@ def test_probing_agrees_with_the_declaration(model_type):
     probed = probe(model)
     assert probed.probed
     assert probed.model_types == (model_type,)
-    # Neurons are always declared, never inferred; so are heads with a fused QKV linear.
     (found,), (declared,) = probed.stacks, find_architecture(model).stacks
-    assert replace(found, attentions=()) == replace(declared, attentions=(), feed_forwards=())
+    units = {"attentions": (), "feed_forwards": ()}
+    assert replace(found, **units) == replace(declared, **units)
+    for feed_forward, theirs in zip(found.feed_forwards, declared.feed_forwards, strict=True):
+        inputs = tuple(name for name in theirs.inputs if name in feed_forward.inputs)
+        assert replace(feed_forward, inputs=()) == replace(theirs, inputs=())
+        assert sorted(feed_forward.inputs) == sorted(inputs)
+    # Heads with a fused QKV linear are always declared, never inferred.
     assert len(found.attentions) == (model_type not in {"gpt2", "gpt_neox", "phi3"})
     for attention, theirs in zip(found.attentions, declared.attentions, strict=False):
         found_so = replace(attention, entries=(), emptiable=theirs.emptiable)

@@ -22,12 +22,12 @@ from transformers import PreTrainedModel
 
 from prunekit.errors import PrunekitError
 from prunekit.models.empty_model import empty_model
-from prunekit.models.units.find import unit_groups
-from prunekit.models.units.kinds import KINDS
+from prunekit.models.units.kinds import Kind
 from prunekit.runs.sparsify.plan import Plan
 from prunekit.runs.sparsify.run import SparsifyRun
 from tests.support.checkpoints import TEXT, planned, tokenizer
 from tests.support.family_configs import model_class, tiny_config
+from tests.support.family_units import answers, removable, unit_problem
 
 aten = torch.ops.aten
 LARGEST = 20_000_000
@@ -77,6 +77,8 @@ def trial(case: str, folder: Path) -> Outcome:
         try:
             plan, tokens = _run(folder)
             problems = [*find_problems(kind, folder, plan, tokens)]
+            units = removable(empty_model(plan.checkpoint))
+            problems += filter(None, _unit_problems(kind, folder / "dense", units))
         except PrunekitError as error:
             return Outcome("refused", _line(error, folder))
         except Exception as error:
@@ -91,8 +93,17 @@ def trial(case: str, folder: Path) -> Outcome:
         len(linears),
         sum(linear.expert is not None for linear in linears),
         sorted(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", note) for note in _dense(plan))),
-        _removable(plan),
+        units,
     )
+
+
+def _unit_problems(
+    kind: type[PreTrainedModel], dense: Path, units: Sequence[Kind]
+) -> Iterator[str | None]:
+    """Yield what is wrong after heads and neurons were removed, each from the dense model."""
+    for each in units:
+        if each in {"heads", "neurons"}:
+            yield unit_problem(_opened(kind, dense), each, torch.arange(1, 13)[None])
 
 
 def _line(error: Exception, folder: Path) -> str:
@@ -102,21 +113,6 @@ def _line(error: Exception, folder: Path) -> str:
 
 def _dense(plan: Plan) -> list[str]:
     return [note for note in plan.notes if " dense" in note]
-
-
-def _removable(plan: Plan) -> list[str]:
-    """Return the kinds of units whose groups are found."""
-    model, found = empty_model(plan.checkpoint), []
-    for kind in KINDS:
-        try:
-            groups = unit_groups(model, kind)
-            if kind == "blocks":
-                keep = {group.name: [*range(group.units - 1)] for group in groups}
-                type(groups[0]).stock_entries(model, groups, keep, {})
-        except PrunekitError:
-            continue
-        found.append(kind)
-    return found
 
 
 @torch.no_grad()
@@ -141,18 +137,6 @@ def _write_model(task: str, model_type: str, folder: Path) -> type[PreTrainedMod
     tokenizer().save_pretrained(folder)
     (folder / "text.txt").write_text(TEXT)
     return kind
-
-
-@torch.no_grad()
-def answers(model: PreTrainedModel, ids: Tensor | Sequence[Mapping[str, Tensor]]) -> Tensor:
-    """Return the outputs of a model for tokens; a decoder reads them too.
-
-    Of several batches of named inputs, return those of the last one.
-    """
-    if not isinstance(ids, Tensor):
-        return [model(**batch)[0] for batch in ids][-1]
-    more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
-    return model(input_ids=ids, **more)[0]
 
 
 def _run(folder: Path) -> tuple[Plan, Tensor]:

@@ -32,6 +32,13 @@ def entries_of_kept(
         if isinstance(values, list | tuple) and all(type(unit) is int for unit in values):
             moved = (new_number(unit, keep, units) for unit in values)
             entries[name] = [unit for unit in moved if unit is not None]
+    for name in stack.by_block:
+        values = config.get(name)
+        if isinstance(values, Mapping) and all(str(unit).isdecimal() for unit in values):
+            moved_keys = {unit: new_number(int(unit), keep, units) for unit in values}
+            entries[name] = {
+                type(unit)(new): values[unit] for unit, new in moved_keys.items() if new is not None
+            }
     return entries
 
 

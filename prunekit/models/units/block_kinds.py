@@ -80,9 +80,12 @@ def token_counters(model: PreTrainedModel) -> list[int] | None:
     Blocks with linear attention or convolutions do not count them. None for a family whose blocks
     are all alike.
     """
-    if getattr(model.config, "layer_types", None) is None:
+    config: Any = model.config
+    if not config.is_encoder_decoder:  # whose stacks have entries of one config
+        config = config.get_text_config()
+    if getattr(config, "layer_types", None) is None:
         return None
-    layers = DynamicCache(config=model.config).layers
+    layers = DynamicCache(config=config).layers
     return [unit for unit, layer in enumerate(layers) if isinstance(layer, CacheLayerMixin)]
 
 

@@ -27,6 +27,7 @@ from prunekit.models.units.block_kinds import (
     check_same_blocks,
     check_same_rest,
 )
+from prunekit.models.units.config_entries import config_part, entry_name, set_config_entries
 from prunekit.models.units.meta_model import meta_model
 
 BlockOutput = Tensor | tuple[Any, ...]
@@ -92,11 +93,12 @@ class BlockGroup(UnitGroup):
         given: Mapping[str, Any],
     ) -> dict[str, Any]:
         entries: dict[str, Any] = {}
-        own = model.config.to_dict()
         for group in groups:
-            keep = kept[group.name]
-            entries[_config_key(model, group.stack.depth)] = len(keep)
-            entries |= entries_of_kept(own, group.stack, keep, group.units)
+            keep, part = kept[group.name], group.stack.config
+            entries[entry_name(model.config, group.stack, group.stack.depth)] = len(keep)
+            own = config_part(model.config.to_dict(), part)
+            listed = entries_of_kept(own, group.stack, keep, group.units)
+            entries |= {f"{part}.{name}".lstrip("."): value for name, value in listed.items()}
         whole, fewer = (meta_model(model, each, "blocks") for each in ({}, entries))
         for group in groups:
             refuse_fused_experts(fewer, group.stack.blocks)
@@ -127,10 +129,10 @@ class BlockGroup(UnitGroup):
             for index, block in enumerate(group.blocks):
                 adopt_numbers(block, before[keep[index]], after[index])
             # A decoder with cross-attention has its own config object with the same keys.
-            own = model.base_model.get_submodule(group.stack.module).config
-            setattr(own, _config_key(model, "num_hidden_layers"), len(keep))
-        for name, value in (entries or {}).items():
-            setattr(model.config, name, value)
+            own: Any = model.base_model.get_submodule(group.stack.module).config
+            part = config_part(own, group.stack.config)
+            setattr(part, part.attribute_map.get(*["num_hidden_layers"] * 2), len(keep))
+        _set_entries(model, entries or {})
 
 
 def block_groups(model: PreTrainedModel) -> list[BlockGroup]:
@@ -164,9 +166,12 @@ def _block_list(model: PreTrainedModel, stack: Stack) -> nn.ModuleList:
     return cast("nn.ModuleList", model.base_model.get_submodule(stack.blocks))
 
 
-def _config_key(model: PreTrainedModel, name: str) -> str:
-    """Return the name that this family uses for a common config entry."""
-    return model.config.attribute_map.get(name, name)
+def _set_entries(model: PreTrainedModel, entries: Mapping[str, Any]) -> None:
+    """Set entries of the model's config; those of a part in each config of its kind."""
+    nested = {name: value for name, value in entries.items() if "." in name}
+    for name in entries.keys() - nested.keys():
+        setattr(model.config, name, entries[name])
+    set_config_entries(model, nested)
 
 
 def _interpolate(

@@ -43,7 +43,7 @@ def emptied(model: PreTrainedModel, kind: Kind) -> list[str]:
         for stack in find_architecture(model).stacks
         for number, block in base.get_submodule(stack.blocks).named_children()
         for path, declared in _parts(stack, kind)
-        if is_empty(block, declared)
+        if has_module(block, declared.output) and is_empty(block, declared)
     ]
 
 

@@ -22,15 +22,16 @@ from typing_extensions import override
 
 from prunekit.architectures import Attention, FeedForward, Stack, find_architecture
 from prunekit.architectures.adapters import base_layer
-from prunekit.architectures.coverage import ADVICE, base_model_prefix
+from prunekit.architectures.coverage import ADVICE, base_model_prefix, has_module
 from prunekit.errors import CheckpointError, ConfigError, ShapeError
 from prunekit.models.adapters import check_low_rank, input_parts, output_parts
 from prunekit.models.attention_hook import check_observable
 from prunekit.models.orientation import stored_axis, weight_matrix
 from prunekit.models.units import linear_config
 from prunekit.models.units.base import Factor, Kept, ParameterAxis, UnitGroup
+from prunekit.models.units.config_entries import set_config_entries
 from prunekit.models.units.emptied import emptied, empty, is_empty
-from prunekit.models.units.kept_record import set_config_entries, update_record
+from prunekit.models.units.kept_record import update_record
 from prunekit.models.units.kinds import Kind
 from prunekit.models.units.meta_model import format_entries, meta_model
 from prunekit.models.units.position_bias import (
@@ -157,17 +158,21 @@ class LinearUnitGroup(UnitGroup):
     ) -> dict[str, Any]:
         kind, family = groups[0].kind, model.config.model_type
         linear_config.check_none_empty(emptied(model, kind), kind, family)
-        units = linear_config.common_count(groups, kept, family)
         linear_config.check_same_bias_heads(groups, kept, family)
-        entries = linear_config.config_entries(groups[0], units, family)
+        entries: dict[str, Any] = {}
+        for alike in linear_config.by_entry(groups):
+            units = linear_config.common_count(alike, kept, family)
+            entries |= linear_config.config_entries(alike[0], units, family)
         changed = {**given, **entries}
         try:
-            stock = linear_groups(meta_model(model, changed, kind), kind)
+            fewer = meta_model(model, changed, kind)
+            stock = linear_groups(fewer, kind)
         except CheckpointError as error:  # of a probed family, which has to run for it
             raise ShapeError(
                 f"{kind}: a model of type {family!r} with {format_entries(changed)} does not run."
             ) from error
-        linear_config.check_same_shape(groups, stock, units, changed)
+        linear_config.check_same_shape(groups, stock, kept, changed)
+        linear_config.check_same_rest(meta_model(model, given, kind), fewer, groups, changed)
         return entries
 
     @classmethod
@@ -259,7 +264,7 @@ def head_groups(name: str, block: nn.Module, stack: Stack) -> Iterator[LinearUni
         stack: Its stack.
     """
     for declared in stack.attentions:
-        if not is_empty(block, declared):
+        if has_module(block, declared.output) and not is_empty(block, declared):
             module = block.get_submodule(declared.module)
             index = head_index(block, declared)
             full_name = f"{name}{declared.module}"
@@ -275,7 +280,7 @@ def neuron_groups(name: str, block: nn.Module, stack: Stack) -> Iterator[LinearU
         stack: Its stack.
     """
     for declared in stack.feed_forwards:
-        if not is_empty(block, declared):
+        if has_module(block, declared.output) and not is_empty(block, declared):
             reader = block.get_submodule(declared.output)
             index = neuron_index(block, declared)
             full_name = f"{name}{declared.output}"

@@ -29,6 +29,7 @@ from prunekit.architectures import Stream, find_architecture
 from prunekit.architectures.coverage import ADVICE, LINEAR_TYPES
 from prunekit.errors import ShapeError
 from prunekit.models.units.base import Factor, Kept, ParameterAxis, UnitGroup
+from prunekit.models.units.config_entries import set_config_entries
 from prunekit.models.units.coordinates import (
     CoordinateAxis,
     coordinate_axes,
@@ -36,7 +37,6 @@ from prunekit.models.units.coordinates import (
     width_key,
     width_step,
 )
-from prunekit.models.units.kept_record import set_config_entries
 from prunekit.models.units.meta_model import meta_model
 from prunekit.models.units.narrowing import change_values, narrow_parameter
 

@@ -11,7 +11,6 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from prunekit.checkpoint.compressed import DENSE_STORAGE, KEPT_UNITS_KEY
-from prunekit.models.attention_hook import module_configs
 
 KeptUnits = Mapping[str, int | Sequence[int]]
 """Kept units by group name: their number, or the heads themselves under a position bias."""
@@ -45,13 +44,6 @@ def require_prunekit(model: PreTrainedModel) -> None:
     """Make transformers load a saved copy of this model through prunekit."""
     if not hasattr(model.config, "quantization_config"):
         model.config.quantization_config = dict(DENSE_STORAGE)
-
-
-def set_config_entries(model: PreTrainedModel, entries: Mapping[str, Any]) -> None:
-    """Set entries in every config object of a model."""
-    for config in module_configs(model):
-        for name, value in entries.items():
-            setattr(config, name, value)
 
 
 def _storage(model: PreTrainedModel) -> dict[str, Any]:

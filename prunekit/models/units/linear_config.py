@@ -12,16 +12,27 @@ from prunekit.models.units.meta_model import format_entries
 from prunekit.models.units.position_bias import bias_columns
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from prunekit.architectures.base import Count
     from prunekit.models.units.base import Kept
     from prunekit.models.units.heads_neurons import LinearUnitGroup
+
+
+def by_entry(groups: Sequence[LinearUnitGroup]) -> list[list[LinearUnitGroup]]:
+    """Return the groups of a kind whose number of units one entry of the config states."""
+    found: dict[str, list[LinearUnitGroup]] = {}
+    for group in groups:
+        entry = "" if isinstance(group.declared, Attention) else group.declared.entry
+        found.setdefault(_full_name(group, entry), []).append(group)
+    return [*found.values()]
 
 
 def common_count(groups: Sequence[LinearUnitGroup], kept: Kept, family: str) -> int:
     """Return the number of units that every group keeps.
 
     Args:
-        groups: All groups of a kind.
+        groups: Groups of one entry.
         kept: Kept units of each group.
         family: Model type, for the message.
 
@@ -92,20 +103,26 @@ def config_entries(group: LinearUnitGroup, units: int, family: str) -> dict[str,
         ShapeError: A config of this family has no entry for the number of heads alone.
     """
     if not isinstance(group.declared, Attention):
-        return {group.declared.entry: units}
+        if not group.declared.entry:
+            raise ShapeError(f"neurons: no entry of a config of type {family!r} is their number.")
+        return {_full_name(group, group.declared.entry): units}
     if not group.declared.entries:
         raise ShapeError(
             f"heads: in a config of type {family!r} the size of a head is the hidden size divided "
             "by the number of heads, so that it cannot say fewer heads of the same size."
         )
     counts = head_counts(group, units)
-    return {name: counts[count] for name, count in group.declared.entries}
+    return {_full_name(group, name): counts[count] for name, count in group.declared.entries}
+
+
+def _full_name(group: LinearUnitGroup, entry: str) -> str:
+    return f"{group.stack.config}.{entry}".lstrip(".")
 
 
 def check_same_shape(
     groups: Sequence[LinearUnitGroup],
     stock: Sequence[LinearUnitGroup],
-    units: int,
+    kept: Kept,
     entries: Mapping[str, Any],
 ) -> None:
     """Check that a stock model has the shapes of the pruned one.
@@ -113,19 +130,57 @@ def check_same_shape(
     Args:
         groups: Groups before the removal.
         stock: The same groups in the stock model.
-        units: Units that each group keeps.
+        kept: Kept units of each group.
         entries: The changed config entries, for the message.
 
     Raises:
         ShapeError: Names the first group of another shape.
     """
     for group, other in zip(groups, stock, strict=True):
-        size = group.features_per_unit
+        size, units = group.features_per_unit, len(kept[group.name])
         if (other.units, other.features_per_unit) != (units, size):
             raise ShapeError(
                 f"{group.name}: a config with {format_entries(entries)} makes {other.units} "
                 f"{group.kind} of {other.features_per_unit} features, not {units} of {size}."
             )
+
+
+def check_same_rest(
+    usual: PreTrainedModel,
+    fewer: PreTrainedModel,
+    groups: Sequence[LinearUnitGroup],
+    entries: Mapping[str, Any],
+) -> None:
+    """Check that config entries change nothing but the units.
+
+    Args:
+        usual: Stock model with all units.
+        fewer: Stock model with the kept ones.
+        groups: All groups of a kind.
+        entries: The changed config entries, for the message.
+
+    Raises:
+        ShapeError: Names the first other parameter that changes.
+    """
+    inside = tuple(f"{name}." for group in groups for name in _modules(group))
+    after = {name: parameter.shape for name, parameter in fewer.named_parameters()}
+    for name, parameter in usual.named_parameters():
+        if not name.startswith(inside) and parameter.shape != after.get(name):
+            raise ShapeError(
+                f"{groups[0].kind}: a config with {format_entries(entries)} also changes {name}, "
+                f"from {list(parameter.shape)} to {list(after.get(name, ()))}."
+            )
+
+
+def _modules(group: LinearUnitGroup) -> list[str]:
+    """Return the full names of the modules that a group is in."""
+    declared = group.declared
+    if isinstance(declared, Attention):
+        block = group.name.removesuffix(declared.module)
+        paths = (declared.query, declared.key, declared.value, declared.output)
+        return [group.name, *(f"{block}{path}" for path in paths)]
+    block = group.name.removesuffix(declared.output)
+    return [f"{block}{path}" for path in (*declared.inputs, declared.output)]
 
 
 def head_counts(group: LinearUnitGroup, units: int) -> dict[Count, int]:

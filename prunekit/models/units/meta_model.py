@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from prunekit.checkpoint.compressed import KEPT_UNITS_KEY
 from prunekit.errors import ShapeError
+from prunekit.models.units.config_entries import with_entries
 
 FAILURES = (
     StrictDataclassError,
@@ -31,13 +32,13 @@ def meta_model(model: PreTrainedModel, entries: Mapping[str, Any], kind: str) ->
 
     Args:
         model: Only its class and config are used, without the record of kept units.
-        entries: Changed entries of ``config.json``.
+        entries: Changed entries of ``config.json``, by full names.
         kind: Kind of the units being removed, for the message.
 
     Raises:
         ShapeError: transformers refuses the config.
     """
-    changed: dict[str, Any] = {**model.config.to_dict(), **entries}
+    changed = with_entries(model.config.to_dict(), entries)
     for key in (KEPT_UNITS_KEY, "quantization_config"):
         changed.pop(key, None)
     try:

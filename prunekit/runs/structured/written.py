@@ -1,11 +1,12 @@
 """Tensors and config of the checkpoint that a structured run writes."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from prunekit.checkpoint.header import FLOAT_DTYPES
 from prunekit.checkpoint.parts import is_whole, put_parts
@@ -14,11 +15,16 @@ from prunekit.models.units.base import Kept, UnitGroup
 from prunekit.models.units.block_entries import entries_of_kept
 from prunekit.models.units.block_names import tensor_sources
 from prunekit.models.units.blocks import BlockGroup
+from prunekit.models.units.experts import ExpertGroup
+from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.models.units.kinds import NUMBERED
 from prunekit.models.units.narrowing import STORED
 from prunekit.models.units.replay import unless_equal
 from prunekit.runs.block_shards import as_stored
 from prunekit.runs.structured.plan import StructuredPlan
+
+WITH_STACK = (LinearUnitGroup, BlockGroup, ExpertGroup)
+"""Groups whose units are in the blocks of one stack."""
 
 
 def rounded_names(plan: StructuredPlan) -> dict[str, str]:
@@ -120,22 +126,59 @@ def config_changes(
         after: Entries of the smaller model's config.
         kept: Kept blocks of each list; empty if no block is removed.
     """
-    stored, config = plan.checkpoint.config, plan.model.config
-    changed = {
-        key: value
-        for key, value in after.items()
-        if key != "quantization_config" and before.get(key) != value
-    }
-    aliases = {alias for alias, name in config.attribute_map.items() if name in changed}
-    aliases -= changed.keys()
-    # Keys of other versions of transformers, and keys that it ignores, list blocks too.
-    for group in block_lists(plan):
-        keep = kept[group.name]
-        listed = entries_of_kept(stored, group.stack, keep, group.units)
-        if group.stack.depth in stored:
-            listed[group.stack.depth] = len(keep)
-        changed = {key: value for key, value in listed.items() if key not in aliases} | changed
-    return changed, sorted(before.keys() - after.keys() | aliases & stored.keys())
+    groups = (group for groups in plan.groups.values() for group in groups)
+    parts = {group.stack.config for group in groups if isinstance(group, WITH_STACK)}
+    changes = _Changes(parts, block_lists(plan), kept)
+    changed, dropped = changes.of("", plan.checkpoint.config, plan.model.config, before, after)
+    changed.pop("quantization_config", None)
+    return changed, dropped
+
+
+@dataclass(frozen=True)
+class _Changes:
+    """Finds the changed entries of a config and of its parts.
+
+    Attributes:
+        parts: Parts whose entries the units are in, by dotted path.
+        lists: The lists of blocks of which some are removed.
+        kept: The kept blocks of each.
+    """
+
+    parts: Collection[str]
+    lists: Sequence[BlockGroup]
+    kept: Kept
+
+    def of(
+        self,
+        path: str,
+        stored: Mapping[str, Any],
+        config: PreTrainedConfig,
+        before: Mapping[str, Any],
+        after: Mapping[str, Any],
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Return the changed and the removed entries of a part."""
+        changed: dict[str, Any] = {}
+        for key, value in after.items():
+            inner = f"{path}.{key}".lstrip(".")
+            if before.get(key) == value:
+                continue
+            changed[key] = value
+            if any(f"{part}.".startswith(f"{inner}.") for part in self.parts):
+                own = stored.get(key, {})
+                new, gone = self.of(inner, own, getattr(config, key), before[key], value)
+                both = {**own, **new}
+                changed[key] = {name: both[name] for name in both if name not in gone}
+        aliases = {alias for alias, name in config.attribute_map.items() if name in changed}
+        aliases -= changed.keys()
+        # Keys of other versions of transformers, and keys that it ignores, list blocks too.
+        for group in self.lists:
+            if group.stack.config == path:
+                keep = self.kept[group.name]
+                listed = entries_of_kept(stored, group.stack, keep, group.units)
+                if group.stack.depth in stored:
+                    listed[group.stack.depth] = len(keep)
+                changed = {k: value for k, value in listed.items() if k not in aliases} | changed
+        return changed, sorted(before.keys() - after.keys() | aliases & stored.keys())
 
 
 def numbered_groups(plan: StructuredPlan) -> list[UnitGroup]:

@@ -34,3 +34,11 @@ def test_blocks_for_multi_token_prediction_follow_those_that_stay():
 def test_entries_of_another_kind_are_left_alone():
     config = {"layer_types": ["a"], "moe_layers": "1,2", "full_attn_idxs": [0.5]}
     assert entries_of_kept(config, STACK, [0, 2], 3) == {}
+
+
+def test_entries_of_single_blocks_are_renumbered_with_them():
+    config = {"per_layer_config": {"0": {"a": 1}, "3": {"b": 2}}}
+    found = entries_of_kept(config, STACK, [1, 3], 4)
+    assert found == {"per_layer_config": {"1": {"b": 2}}}
+    numbers = entries_of_kept({"per_layer_config": {3: "b"}}, STACK, [1, 3], 4)
+    assert numbers == {"per_layer_config": {1: "b"}}

@@ -1,7 +1,7 @@
 """The config's record of kept units: merging, replacement, deletion when empty."""
 
 from prunekit.checkpoint.compressed import KEPT_UNITS_KEY
-from prunekit.models.units.kept_record import read_record, set_config_entries, update_record
+from prunekit.models.units.kept_record import read_record, update_record
 from tests.support.architectures import tiny
 
 
@@ -17,11 +17,3 @@ def test_records_of_other_groups_are_kept_and_an_empty_record_disappears():
     update_record(model, ["b"], {})
     assert not hasattr(model.config, KEPT_UNITS_KEY)
     assert not hasattr(model.config, "quantization_config")
-
-
-def test_entries_are_set_in_every_config_of_the_model():
-    model = tiny("t5")
-    set_config_entries(model, {"num_heads": 3})
-    assert {module.config.num_heads for module in model.modules() if hasattr(module, "config")} == {
-        3
-    }

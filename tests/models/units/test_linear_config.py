@@ -19,9 +19,30 @@ def test_the_sizes_of_an_attention_follow_from_its_key_heads():
 
 def test_a_model_of_another_shape_is_refused():
     groups = linear_groups(tiny("llama"), "neurons")
-    linear_config.check_same_shape(groups, groups, 64, {})
+    whole, fewer = ({group.name: range(count) for group in groups} for count in (64, 63))
+    linear_config.check_same_shape(groups, groups, whole, {})
     with pytest.raises(ShapeError, match=r"makes 64 neurons of 1 features, not 63 of 1"):
-        linear_config.check_same_shape(groups, groups, 63, {"intermediate_size": 63})
+        linear_config.check_same_shape(groups, groups, fewer, {"intermediate_size": 63})
+
+
+def test_an_entry_that_changes_something_else_too_is_refused():
+    """The neurons of the shared expert have the entry of the experts' width."""
+    usual, fewer = tiny("deepseek_v3"), tiny("deepseek_v3", moe_intermediate_size=8)
+    groups = linear_groups(usual, "neurons")
+    linear_config.check_same_rest(usual, usual, groups, {})
+    with pytest.raises(ShapeError, match=r"moe_intermediate_size = 8 also changes .*experts"):
+        linear_config.check_same_rest(usual, fewer, groups, {"moe_intermediate_size": 8})
+    narrow = tiny("deepseek_v3", intermediate_size=40)
+    linear_config.check_same_rest(usual, narrow, groups, {"intermediate_size": 40})
+
+
+def test_groups_are_counted_by_their_entry():
+    groups = linear_groups(tiny("deepseek_v3"), "neurons")
+    counts = [{group.units for group in alike} for alike in linear_config.by_entry(groups)]
+    assert all(len(each) == 1 for each in counts)
+    assert len(counts) == 2
+    (heads,) = linear_config.by_entry(linear_groups(tiny("llama"), "heads"))
+    assert len(heads) == 2
 
 
 def test_different_numbers_have_no_common_count():

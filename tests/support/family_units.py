@@ -1,0 +1,67 @@
+"""Heads and neurons of a tiny model of any family, removed and compared with closed gates.
+
+Shapes: B samples, T tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import prunekit
+from prunekit.errors import PrunekitError
+from prunekit.models.units.find import unit_groups
+from prunekit.models.units.kinds import KINDS, Kind
+
+NEAR = 1e-4
+"""Difference relative to the largest output that rounding explains."""
+
+
+@torch.no_grad()
+def answers(model: PreTrainedModel, ids: Tensor | Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """Return the outputs of a model for tokens; a decoder reads them too.
+
+    Of several batches of named inputs, return those of the last one.
+    """
+    if not isinstance(ids, Tensor):
+        return [model(**batch)[0] for batch in ids][-1]
+    more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    return model(input_ids=ids, **more)[0]
+
+
+def removable(model: PreTrainedModel) -> list[Kind]:
+    """Return the kinds of units whose groups are found in a model without weights."""
+    found: list[Kind] = []
+    for kind in KINDS:
+        try:
+            groups = unit_groups(model, kind)
+            if kind == "blocks":
+                keep = {group.name: [*range(group.units - 1)] for group in groups}
+                type(groups[0]).stock_entries(model, groups, keep, {})
+        except PrunekitError:
+            continue
+        found.append(kind)
+    return found
+
+
+def unit_problem(model: PreTrainedModel, kind: Kind, ids: Tensor) -> str | None:
+    """Remove a unit of each group and return how the outputs differ from those with closed gates.
+
+    Args:
+        model: A model with weights, which is changed.
+        kind: "heads" or "neurons".
+        ids: Tokens [B, T].
+    """
+    gates = prunekit.heads(model) if kind == "heads" else prunekit.neurons(model)
+    whole = answers(model, ids)
+    for index, group in enumerate(gates.groups):
+        if group.units > 1:
+            gates.gates[group.name].keep[index % group.units] = False
+    expected = answers(model, ids)
+    if torch.equal(whole, expected):
+        return f"{kind}: closed gates change nothing"
+    gates.finalize()
+    found = answers(model, ids)
+    error = float((found - expected).abs().max() / expected.abs().max())
+    return f"{kind}: removed and gated outputs differ by {error:.1e}" if error > NEAR else None
