@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from prunekit.runs.jobs import plan, run
     from prunekit.runs.record import Record
     from prunekit.runs.sparsify.plan import Plan
+    from prunekit.runs.stage import Stage
     from prunekit.sparsify.in_memory import prune
     from prunekit.statistics import Statistic
     from prunekit.structured.labelled_batches import labelled_batches
@@ -49,6 +50,7 @@ __all__ = [
     "Ranker",
     "Record",
     "SparseLinear",
+    "Stage",
     "Statistic",
     "apt",
     "blocks",
@@ -78,6 +80,7 @@ _HOMES = {
     "Ranker": "structured.rankers",
     "Record": "runs.record",
     "SparseLinear": "inference.sparse_linear",
+    "Stage": "runs.stage",
     "Statistic": "statistics",
     "apt": "training.apt.loop",
     "blocks": "structured.unit_gates",

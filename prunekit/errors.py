@@ -6,6 +6,8 @@ PrunekitError
 ├── ShapeError        a pattern does not fit a matrix
 ├── CapacityError     too little memory or disk
 ├── NumericsError     NaN, inf, a singular Gram matrix, sparsities outside 0 to 1
+├── GateError         a pruned model does not keep the limits of [gates]
+├── HubError          the Hugging Face hub cannot be reached or refuses
 ├── RankError         another rank has failed
 └── StoppedError      the run stopped on request and can be resumed
 """
@@ -45,6 +47,14 @@ class CapacityError(PrunekitError):
 
 class NumericsError(PrunekitError):
     """NaN, inf, a singular Gram matrix, or sparsities outside 0 to 1."""
+
+
+class GateError(PrunekitError):
+    """A pruned model does not keep the limits of the config; it and its report are written."""
+
+
+class HubError(PrunekitError):
+    """The Hugging Face hub cannot be reached or refuses an upload."""
 
 
 class RankError(PrunekitError):

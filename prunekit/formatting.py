@@ -3,6 +3,7 @@
 Numbers may be strings: JSON has no infinity, so ``report.json`` writes "inf" and "nan".
 """
 
+import json
 import math
 import re
 
@@ -27,6 +28,22 @@ def unicode_text(text: str) -> str:
     Names of files that are not UTF-8 hold some, which no file in UTF-8 can.
     """
     return text.encode(errors="backslashreplace").decode()
+
+
+def json_text(value: object) -> str:
+    """Return strict JSON for programs: infinity and NaN as the strings "inf", "-inf", "nan"."""
+    return json.dumps(_json_value(value), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _json_value(value: object) -> object:
+    """Return a value that strict JSON and UTF-8 can hold."""
+    if isinstance(value, dict):
+        return {_json_value(key): _json_value(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return unicode_text(value) if isinstance(value, str) else value
 
 
 def number(value: Number) -> str:

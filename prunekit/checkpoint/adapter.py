@@ -97,12 +97,13 @@ def merge(folder: Path, blocks: Mapping[str, Path]) -> Path:
     return whole
 
 
-def write_config(folder: Path, *, transposed: bool) -> None:
+def write_config(folder: Path, *, transposed: bool, task: str | None = None) -> None:
     """Write the config of the merged adapter, unless it is empty.
 
     Args:
         folder: Folder of the checkpoint.
         transposed: The model stores weights inputs first (Conv1D).
+        task: Task of the model as peft calls it, such as CAUSAL_LM.
     """
     ranks = {name: len(adapter.down) for name, adapter in read(folder).items()}
     if not ranks:
@@ -121,6 +122,7 @@ def write_config(folder: Path, *, transposed: bool) -> None:
         "lora_dropout": 0.0,
         "bias": "none",
         "inference_mode": True,
+        **({"task_type": task} if task else {}),
     }
     write_atomically(folder / FOLDER / CONFIG, json.dumps(config, indent=2).encode() + b"\n")
 

@@ -37,7 +37,7 @@ REMEDY = {
 
 def write_atomically(file: Path, content: bytes) -> None:
     """Write a file atomically, also with respect to power failures."""
-    with _replace_atomically(file) as temporary:
+    with replace_atomically(file) as temporary:
         temporary.write_bytes(content)
 
 
@@ -60,7 +60,7 @@ def write_shard(file: Path, tensors: Mapping[str, Tensor]) -> None:
         if tensor.data_ptr() in storages:
             tensors[name] = tensor.clone()
         storages.add(tensor.data_ptr())
-    with _replace_atomically(file) as temporary:
+    with replace_atomically(file) as temporary:
         temporary.touch()  # gets the permissions of the umask, which save_file ignores
         mode = temporary.stat().st_mode
         save_file(tensors, temporary, metadata={"format": "pt"})
@@ -99,8 +99,12 @@ def missing_guarantees(folder: Path) -> list[str]:
 
 
 @contextmanager
-def _replace_atomically(file: Path) -> Iterator[Path]:
-    """Provide a temporary path that replaces the file once flushed to disk."""
+def replace_atomically(file: Path) -> Iterator[Path]:
+    """Provide a temporary path that replaces the file once flushed to disk.
+
+    Raises:
+        CapacityError: The file system refuses a write.
+    """
     temporary = temporary_file(file)
     with report_full_disk(file.parent):
         try:

@@ -36,9 +36,14 @@ LICENCES = (
     "terms*",
 )  # fmt: skip
 """Patterns of files whose text a copy of the weights has to carry, in lower case."""
-WRITTEN = {"config.json", "journal.jsonl", "calibration.json", "training.csv"} | {
-    f"report.{kind}" for kind in ("json", "html", "csv")
-}
+WRITTEN = {
+    "README.md",
+    "config.json",
+    "journal.jsonl",
+    "calibration.json",
+    "status.json",
+    "training.csv",
+} | {f"report.{kind}" for kind in ("json", "html", "csv")}
 """Files that a run writes itself."""
 CODE_KEY = "auto_map"
 """Key of JSON files for classes whose code comes with the checkpoint."""

@@ -46,6 +46,7 @@ DTYPES: dict[str, torch.dtype | None] = {
     name: getattr(torch, known, None) if known else None for name, (_, known) in _FORMAT.items()
 }
 """Data types by their names in the format; None where torch has none."""
+_NAMES = {dtype: name for name, dtype in DTYPES.items() if dtype}
 MAX_HEADER_BYTES = 100_000_000
 """Limit of the safetensors library itself."""
 
@@ -69,6 +70,16 @@ class TensorEntry:
     nbytes: int
     start: int = 0
     unreadable: str = ""
+
+
+def stored_name(entry: TensorEntry) -> str:
+    """Return the name of a tensor's data type in the format."""
+    return entry.unreadable or _NAMES[entry.dtype]
+
+
+def stored_bits(entry: TensorEntry) -> int:
+    """Return the bits of a number of a tensor in the file."""
+    return _FORMAT[stored_name(entry)][0]
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:

@@ -16,6 +16,9 @@ from prunekit.checkpoint.weight_files import (
 )
 from prunekit.errors import CheckpointError
 
+CARD = "README.md"
+"""Model card, which names licence and tags."""
+
 
 def checkpoint_folder(path: str, revision: str | None = None) -> Path:
     """Return the folder of a checkpoint, downloaded from the hub if necessary.
@@ -64,7 +67,7 @@ def _download(name: str, revision: str | None) -> Path:
         )
 
     licences = map(_any_case, LICENCES)
-    folder = fetch(["config.json", INDEX_FILE, *NAMES, *VERSIONED, *licences], revision)
+    folder = fetch(["config.json", CARD, INDEX_FILE, *NAMES, *VERSIONED, *licences], revision)
     commit = folder.name  # a branch may change in between
     config = read_json(folder / "config.json", "a Hugging Face checkpoint has one")
     named = named_weights(folder, config)

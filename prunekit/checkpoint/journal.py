@@ -135,6 +135,18 @@ class Journal:
             raise _in_use(self.folder)
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether a run is writing to a journal now."""
+    try:
+        with path.open("ab") as file:
+            FileLock(file, path).release()
+    except LockedError:
+        return True
+    except OSError:
+        return False  # there is none, or nobody may write to it
+    return False
+
+
 def read_journal(path: Path) -> Entries:
     """Return the entries of a journal.
 

@@ -1,7 +1,7 @@
 """Output folder of a run: shards, journal, and finally a complete checkpoint.
 
-Shards are written atomically. ``config.json`` and the index are written last, so a folder that
-opens as a model is complete.
+Shards are written atomically, and joined at the end. ``config.json`` is written last, so a folder
+that opens as a model is complete.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -23,22 +23,24 @@ from prunekit.checkpoint.atomic import (
 )
 from prunekit.checkpoint.companions import companion_content, without_code
 from prunekit.checkpoint.compressed import DENSE_STORAGE, KEPT_UNITS_KEY, storage_config
+from prunekit.checkpoint.consolidation import Consolidation, read_shard, write_index
 from prunekit.checkpoint.formats import Format, WeightLayout
-from prunekit.checkpoint.header import read_header
 from prunekit.checkpoint.journal import JOURNAL, START, Entries, Journal
-from prunekit.checkpoint.output_path import nearest_existing_folder
+from prunekit.checkpoint.output_path import MAX_SHARD_BYTES, nearest_existing_folder
 from prunekit.checkpoint.owned_files import recorded_digests
 from prunekit.checkpoint.reader import Checkpoint, open_weights
-from prunekit.checkpoint.weight_files import INDEX_FILE
+from prunekit.checkpoint.weight_files import INDEX_FILE, WEIGHTS_FILE
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import CheckpointError, ConfigError
 
 CONFIG_FILE = "config.json"
+SHARD = "shard-"
+"""Beginning of the names of files that a run writes before it joins them."""
 
 
 def checkpoint_files(checkpoint: Checkpoint) -> list[str]:
-    """Return the names of a pruned checkpoint's files besides its shards."""
-    return [*checkpoint.companion_names, INDEX_FILE, CONFIG_FILE]
+    """Return the names of a pruned checkpoint's files, but those of numbered weight files."""
+    return [*checkpoint.companion_names, WEIGHTS_FILE, INDEX_FILE, CONFIG_FILE]
 
 
 def check_same_tensors(source: Checkpoint, written: Checkpoint) -> None:
@@ -61,7 +63,8 @@ class OutputFolder:
 
     Attributes:
         folder: The folder.
-        shards: Number of weight files of the finished checkpoint.
+        shards: Number of files in which the run writes weights, before they are joined.
+        limit: Bytes of a weight file of the finished checkpoint at most.
         ranks: Ranks of the run; rank 0 writes, all know the journal.
         journal: Journal entries so far, by kind and name. The ``files`` of an entry are the SHA-256
             of files that were written before it, by their names relative to the folder.
@@ -70,9 +73,11 @@ class OutputFolder:
             which is written before the next one; empty if there are none.
     """
 
-    def __init__(self, folder: Path, shards: int, ranks: Ranks = SINGLE) -> None:
+    def __init__(
+        self, folder: Path, shards: int, ranks: Ranks = SINGLE, limit: int = MAX_SHARD_BYTES
+    ) -> None:
         self.folder = folder
-        self.shards = shards
+        self.shards, self.limit = shards, limit
         self.ranks = ranks
         self.journal: Entries = {}
         self.notes: list[str] = []
@@ -119,7 +124,7 @@ class OutputFolder:
         if resume and self.journal:
             self._resume(fingerprint)
             return
-        writes += [self.shard_path(number).name for number in range(1, self.shards + 1)]
+        writes += self._shard_names
         self._clear(writes, overwrite=overwrite)
         self._journal.start({"fingerprint": fingerprint, "writes": writes})
         self.journal = self._journal.entries
@@ -155,6 +160,10 @@ class OutputFolder:
         for key, values in [*self.journal.items()]:
             if not all(is_intact(*file) for file in recorded_digests(values).items()):
                 del self.journal[key]
+        # Those that were joined to weight files, or whose work is repeated.
+        for name in {*owned_files.announced_files(self.journal)} - self.files.keys():
+            if name.startswith(SHARD):
+                (self.folder / name).unlink(missing_ok=True)
 
     def _is_intact(self, name: str, sha256: str) -> bool:
         try:
@@ -219,18 +228,25 @@ class OutputFolder:
         return found
 
     def announce_shards(self, shards: int) -> None:
-        """Set the number of weight files once the run knows it.
+        """Set the number of shards once the run knows it.
 
         The journal names them before the first is written, so that they count as files of the run.
         """
         self.shards = shards
-        names = [self.shard_path(number).name for number in range(1, shards + 1)]
-        if self.journal.get(("shards", "")) != {"writes": names}:
-            self.append_journal("shards", "", {"writes": names})
+        if self.journal.get(("shards", "")) != {"writes": self._shard_names}:
+            self.append_journal("shards", "", {"writes": self._shard_names})
 
     def shard_path(self, number: int) -> Path:
         """Return the path of shard ``number`` of 1..shards."""
-        return self.folder / f"model-{number:05d}-of-{self.shards:05d}.safetensors"
+        return self.folder / f"{SHARD}{number:05d}-of-{self.shards:05d}.safetensors"
+
+    @property
+    def _shard_names(self) -> list[str]:
+        return [self.shard_path(number).name for number in range(1, self.shards + 1)]
+
+    def read_shard(self, number: int) -> dict[str, Tensor]:
+        """Return the tensors of a shard, also once it is joined to a weight file."""
+        return read_shard(self.folder, self.shard_path(number).name, self.journal)
 
     def write_shard(self, number: int, tensors: Mapping[str, Tensor]) -> Path:
         """Write one shard."""
@@ -246,7 +262,7 @@ class OutputFolder:
         linears: Mapping[str, WeightLayout] | None = None,
         check: Callable[[Checkpoint], object] = lambda _: None,
     ) -> None:
-        """Complete the checkpoint: companion files, the index, and last ``config.json``.
+        """Complete the checkpoint: companions, weight files and, last, ``config.json``.
 
         Args:
             checkpoint: The dense checkpoint.
@@ -260,13 +276,8 @@ class OutputFolder:
         for name, path in checkpoint.companion_names.items():
             (self.folder / name).parent.mkdir(exist_ok=True)
             write_atomically(self.folder / name, companion_content(path))
-        weight_map, total = {}, 0
-        for number in range(1, self.shards + 1):
-            for name, entry in read_header(self.shard_path(number)).items():
-                weight_map[name] = self.shard_path(number).name
-                total += entry.nbytes
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        write_atomically(self.folder / INDEX_FILE, json_bytes(index))
+        joining = Consolidation(self.folder, self.journal, self.append_journal)
+        write_index(joining.join(self._shard_names, self.limit))
         config = without_code(checkpoint.config)
         if dtype:
             kept = {key: value for key, value in config.items() if key != "torch_dtype"}

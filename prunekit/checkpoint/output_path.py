@@ -10,6 +10,8 @@ from pathlib import Path
 from prunekit.errors import ConfigError
 from prunekit.formatting import unicode_text
 
+MAX_SHARD_BYTES = 50 * 10**9
+"""Bytes of a weight file at most, as ``save_pretrained`` of transformers has them."""
 LONGEST_SUFFIX = "/.model-00000-of-00000.safetensors.tmp"
 """The longest path of a usual file, relative to an output folder."""
 Identity = tuple[int, int]

@@ -34,6 +34,10 @@ Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 """Type of a flag that has no ``--no-`` form."""
 
 
+Json = Annotated[bool, Parameter(name="--json", negative=(), show_default=False)]
+"""Type of the flag of commands that can print JSON."""
+
+
 def check_at_least(least: int, option: str, number: int | None) -> None:
     """Check the lower bound of an integer option.
 
@@ -59,6 +63,13 @@ def print_table(renderable: object) -> None:
 def print_line(text: str) -> None:
     """Print plain text and a newline to standard output."""
     sys.stdout.write(f"{printable(text)}\n")
+
+
+def print_json(value: object) -> None:
+    """Print a value as JSON to standard output, for programs."""
+    from prunekit.formatting import json_text
+
+    sys.stdout.write(f"{json_text(value)}\n")
 
 
 def report_error(code: int, message: object) -> int:

@@ -1,4 +1,4 @@
-"""All commands but ``run`` and ``plan``.
+"""Commands that show, measure and verify.
 
 Each command imports its heavy dependencies itself, so that ``--help`` and errors appear quickly.
 
@@ -10,15 +10,20 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from prunekit.cli.app import EXIT_FAILED, app, check_at_least, print_line, print_table
+from prunekit.cli.app import (
+    EXIT_FAILED,
+    Json,
+    app,
+    check_at_least,
+    print_json,
+    print_line,
+    print_table,
+)
 from prunekit.errors import ConfigError
-
-if TYPE_CHECKING:
-    from prunekit.inference.convert import Conversion
 
 
 @app.command
@@ -33,6 +38,7 @@ def evaluate(  # noqa: PLR0913  independent options
     column: Annotated[dict[str, str] | None, Parameter(negative=())] = None,
     samples: int | None = None,
     generate: int = 0,
+    as_json: Json = False,
 ) -> None:
     """Measure perplexity, or by --task accuracy or exact match.
 
@@ -47,6 +53,7 @@ def evaluate(  # noqa: PLR0913  independent options
         column: Names of columns that differ from these, as --column.label gold.
         samples: Number of rows from the start, with --task; all if left out.
         generate: Number of new tokens to generate for each of a few prompts.
+        as_json: Print JSON.
     """
     if not data and not generate:
         raise ConfigError("evaluate: needs --data FILE, --generate TOKENS, or both.")
@@ -69,9 +76,12 @@ def evaluate(  # noqa: PLR0913  independent options
 
             results = perplexity.evaluate(model, data, length, windows, ranks=ranks)
     if ranks.is_main:
-        _print_measures(results)
-        if generate:
-            _generate(model, generate)
+        texts = _generated(model, generate) if generate else []
+        if as_json:
+            print_json({"evaluation": results, "texts": texts})
+        else:
+            _print_measures(results)
+            _print_texts(texts)
 
 
 def _check_data(data: Sequence[str], unused: Mapping[str, object], *, labelled: bool) -> None:
@@ -96,32 +106,44 @@ def _print_measures(results: Iterable[dict[str, Any]]) -> None:
         print_line(f"  {result['protocol']}")
 
 
-def _generate(model: str, tokens: int) -> None:
+def _generated(model: str, tokens: int) -> list[dict[str, Any]]:
+    """Return generated texts with their speed and quality."""
     from prunekit.evaluation import generation
+
+    keys = ("prompt", "text", "prefill", "decode", "lexical_diversity", "repetition")
+    samples = generation.generate(model, tokens)
+    return [{key: getattr(sample, key) for key in keys} for sample in samples]
+
+
+def _print_texts(texts: Iterable[dict[str, Any]]) -> None:
     from prunekit.formatting import number
 
-    for sample in generation.generate(model, tokens):
-        print_line(f"\n{sample.prompt} …{sample.text}")
+    for sample in texts:
+        print_line(f"\n{sample['prompt']} …{sample['text']}")
         print_line(
-            f"  prefill {number(sample.prefill)} tokens/s, "
-            f"decode {number(sample.decode)} tokens/s, "
-            f"lexical diversity {number(sample.lexical_diversity)}, "
-            f"repetition {number(sample.repetition)}"
+            f"  prefill {number(sample['prefill'])} tokens/s, "
+            f"decode {number(sample['decode'])} tokens/s, "
+            f"lexical diversity {number(sample['lexical_diversity'])}, "
+            f"repetition {number(sample['repetition'])}"
         )
 
 
 @app.command
-def inspect(model: Path, /) -> None:
+def inspect(model: Path, /, *, as_json: Json = False) -> None:
     """Show zeros, n:m pattern and format of every tensor in a checkpoint.
 
     Args:
         model: A checkpoint folder.
+        as_json: Print JSON.
     """
     from rich.table import Table
 
     from prunekit.evaluation.inspect import inspect
     from prunekit.formatting import percent
 
+    if as_json:
+        print_json(inspect(model))
+        return
     table = Table("tensor", "shape", "type", "zeros", "n:m", "format", box=None)
     for tensor in inspect(model):
         shape = "x".join(map(str, tensor["shape"]))
@@ -131,48 +153,25 @@ def inspect(model: Path, /) -> None:
 
 
 @app.command
-def verify(model: Path, /) -> int:
+def verify(model: Path, /, *, as_json: Json = False) -> int:
     """Verify a pruned checkpoint in a new process: zeros, masks, model outputs.
 
     Args:
         model: The output folder of a run.
+        as_json: Print JSON.
     """
     from prunekit.evaluation.verify import verify
 
     checks = verify(model)
-    for check in checks:
-        print_line(f"{'passed' if check.passed else 'FAILED'}  {check.name}: {check.detail}")
-    return 0 if all(check.passed for check in checks) else EXIT_FAILED
-
-
-@app.command
-def convert(source: Path, target: Path, /, *, format: str) -> None:  # noqa: A002  the option's name
-    """Convert a checkpoint to another storage format without changing any weight.
-
-    Args:
-        source: A checkpoint folder.
-        target: A new folder.
-        format: dense (every tool reads it), 2:4 (for patterns 2:4 and 1:4) or bitmask (for any).
-    """
-    from prunekit.inference.convert import convert
-
-    _print_conversion(convert(source, target, format))
-
-
-@app.command
-def migrate(source: Path, target: Path, /, *, format: str = "dense") -> None:  # noqa: A002
-    """Convert a sparse checkpoint written by compressed-tensors.
-
-    Current transformers silently fills the weights of such a checkpoint with random values.
-
-    Args:
-        source: A folder in the format sparse-24-bitmask or sparse-bitmask.
-        target: A new folder.
-        format: dense (every tool reads it), 2:4 (if the weights fit) or bitmask.
-    """
-    from prunekit.inference.convert import migrate
-
-    _print_conversion(migrate(source, target, format))
+    passed = all(check.passed for check in checks)
+    if as_json:
+        keys = ("name", "passed", "detail")
+        found = [{key: getattr(check, key) for key in keys} for check in checks]
+        print_json({"passed": passed, "checks": found})
+    else:
+        for check in checks:
+            print_line(f"{'passed' if check.passed else 'FAILED'}  {check.name}: {check.detail}")
+    return 0 if passed else EXIT_FAILED
 
 
 @app.command
@@ -213,14 +212,6 @@ def report(folder: Path, /) -> None:
 
     reports.write(reports.load(folder), folder)
     print_line(f"{folder / reports.HTML}")
-
-
-@app.command(name="list")
-def list_() -> None:
-    """List all methods with their settings, patterns, allocations, formats and architectures."""
-    from prunekit.cli.catalogue import catalogue
-
-    print_table(catalogue())
 
 
 @app.command
@@ -273,19 +264,3 @@ def demo(folder: Path = Path("demo"), /) -> None:
     from prunekit.cli.demo import demo, table
 
     print_table(table(demo(folder)))
-
-
-def _print_conversion(result: "Conversion") -> None:
-    from prunekit.formatting import size
-
-    print_line(f"{result.folder}: {size(result.before)} became {size(result.after)}.")
-    if result.linears:
-        counts = (
-            f"{len(result.linears)} linear layers are compressed, {len(result.dense)} stay dense"
-        )
-        print_line(f"  {counts}.")
-        for name, reason in [*result.dense.items()][:3]:
-            print_line(f"  dense: {name}: {reason}")
-        print_line("  To load it in Python: import prunekit, then transformers as ever.")
-    for note in result.notes:
-        print_line(f"  {note}")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from cyclopts import CycloptsError
 
-from prunekit.cli import commands, run  # noqa: F401  registers the commands
+from prunekit.cli import checkpoints, commands, docs, run, show  # noqa: F401  registers the commands
 from prunekit.cli.app import EXIT_BAD_INPUT, EXIT_FAILED, app, report_error
 from prunekit.cli.signals import StopSignals
 from prunekit.errors import CapacityError, CheckpointError, ConfigError, PrunekitError, ShapeError

@@ -44,15 +44,17 @@ def display(
     state = RunState(start=time.monotonic())
     live = console.is_terminal and not quiet
     screen = Live(LiveDisplay(state), console=console, transient=True) if live else nullcontext()
-    with screen:
-        for record in records:
-            state.update(record)
-            if not quiet and (line := _log_line(state, record, live=live)):
-                console.print(line, highlight=False)
+    try:
+        with screen:
+            for record in records:
+                state.update(record)
+                if not quiet and (line := _log_line(state, record, live=live)):
+                    console.print(line, highlight=False)
+    finally:  # a run may be finished, and then fail by its [gates]
+        if state.report is not None and not quiet:
+            console.print((sweep_table if "runs" in state.report else summary_table)(state.report))
     if state.report is None:
         raise ValueError('the records ended without a "finish" record')
-    if not quiet:
-        console.print((sweep_table if "runs" in state.report else summary_table)(state.report))
     return state.report
 
 
@@ -142,6 +144,7 @@ def summary_table(report: dict[str, Any]) -> Table:
     rows = [
         *_sparsity_rows(report),
         *map(_evaluation_row, report.get("evaluation") or []),
+        *map(_gate_row, report.get("gates") or []),
         *_training_rows(report.get("training")),
         ("time", formatting.duration((report.get("seconds") or {}).get("total"))),
         ("peak memory", formatting.size(memory.get("peak_rss_bytes"))),
@@ -176,6 +179,12 @@ def _evaluation_row(result: dict[str, Any]) -> tuple[str, str]:
         metric,
         f"{values} ({formatting.measured_change(metric, before, after)}), {result['data']}",
     )
+
+
+def _gate_row(gate: dict[str, Any]) -> tuple[str, str]:
+    achieved, asked = formatting.number(gate["achieved"]), formatting.number(gate["asked"])
+    verdict = "met" if gate["met"] else "NOT MET"
+    return f"gate {gate['name']}", f"{verdict}: {achieved} of at most {asked}; {gate['where']}"
 
 
 def _training_rows(training: dict[str, Any] | None) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import (
     BaseModel,
@@ -14,11 +15,12 @@ from pydantic_core import ErrorDetails
 from prunekit.allocations import allocations
 from prunekit.config.apt_table import Apt
 from prunekit.config.distill_table import Distill
+from prunekit.config.gates_table import Gates
 from prunekit.config.messages import MisplacedError, explain
 from prunekit.config.prune_table import Prune
 from prunekit.config.run_config import Config, StructuredConfig, SweepConfig
 from prunekit.config.structured_table import StructuredPrune, prunes_units
-from prunekit.config.sweep_table import Sweep, variants
+from prunekit.config.sweep_table import Sweep, seed_setting, split_keys, variants
 from prunekit.config.tables import Calibration, Evaluate, Model, Output, Section
 from prunekit.config.toml_source import Key, TomlSource, quoted
 from prunekit.config.train_table import Adapter, Train
@@ -86,9 +88,7 @@ def _load_sweep(source: TomlSource, folder: Path) -> "SweepConfig":
     values = dict(source.values)
     table = values.pop("sweep")
     source.values = values
-    errors, runs, sweep = [], {}, Sweep()
-    if "evaluate" not in values:
-        errors.append(source.locate(("sweep",), "needs [evaluate], whose text it compares by."))
+    errors, runs, sweep = [*_sweep_mistakes(source)], {}, Sweep()
     try:
         sweep = Sweep.model_validate(table, strict=True)
     except ValidationError as error:
@@ -105,12 +105,35 @@ def _load_sweep(source: TomlSource, folder: Path) -> "SweepConfig":
         if len(errors) > MISTAKES_SHOWN:
             break
         try:
-            runs[name] = _load_run(source.with_values("prune", keys, "sweep"), folder)
+            runs[name] = _load_run(_with_keys(source, keys), folder)
         except ConfigError as error:
             errors += str(error).splitlines()
     if errors:
         raise ConfigError("\n".join(_first(dict.fromkeys(errors))))
     return SweepConfig(sweep, runs, {name: prune_keys[name] for name in runs}, source.text)
+
+
+def _with_keys(source: TomlSource, keys: Mapping[str, Any]) -> TomlSource:
+    """Return the config of one run of a sweep."""
+    prune, text = split_keys(keys)
+    known = source.values.get("prune")
+    method = prune.get("method", known.get("method") if isinstance(known, dict) else None)
+    classes = {**rankers(), **methods()}
+    if "seed" in text and (setting := seed_setting(method, classes)):
+        prune[setting] = text["seed"]
+    one = source.with_values("prune", prune, "sweep")
+    if text and ("calibration" in source.values or text.keys() - {"seed"}):
+        one = one.with_values("calibration", text, "sweep")
+    return one
+
+
+def _sweep_mistakes(source: TomlSource) -> Iterator[str]:
+    """Yield mistakes in tables that a sweep needs, or does not take."""
+    if "evaluate" not in source.values:
+        yield source.locate(("sweep",), "needs [evaluate], whose text it compares by.")
+    if "gates" in source.values:
+        message = "a sweep compares runs, whatever they reach. Remove this table or [sweep]."
+        yield source.locate(("gates",), message)
 
 
 TABLES: dict[str, type[Section]] = {
@@ -121,6 +144,7 @@ TABLES: dict[str, type[Section]] = {
     "train": Train,
     "distill": Distill,
     "evaluate": Evaluate,
+    "gates": Gates,
     "output": Output,
 }
 

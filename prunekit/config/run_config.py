@@ -19,6 +19,7 @@ from prunekit.allocations import allocations
 from prunekit.checkpoint.formats import formats
 from prunekit.config.apt_table import Apt
 from prunekit.config.distill_table import Distill
+from prunekit.config.gates_table import Gates
 from prunekit.config.messages import MisplacedError
 from prunekit.config.prune_table import Prune, calibration_user
 from prunekit.config.structured_table import StructuredPrune, prunes_units
@@ -50,6 +51,8 @@ class RunConfig(Section, Generic[P]):
     """Training towards the outputs of the model before pruning, its teacher."""
     evaluate: Evaluate | None = None
     """The text on which perplexity is measured, before and after."""
+    gates: Gates | None = None
+    """Limits that the pruned model has to keep."""
     output: Output
     """The pruned checkpoint."""
 
@@ -133,6 +136,13 @@ class RunConfig(Section, Generic[P]):
         if mistakes := distill.mistakes(training.steps):
             raise MisplacedError({("distill", key): mistakes[key] for key in mistakes})
         return distill
+
+    @field_validator("gates")
+    @classmethod
+    def _check_gates(cls, gates: Gates | None, info: ValidationInfo) -> Gates | None:
+        if gates and (mistakes := gates.mistakes(info.data)):
+            raise MisplacedError({("gates", key): mistakes[key] for key in mistakes})
+        return gates
 
     @field_validator("output")
     @classmethod

@@ -1,4 +1,4 @@
-"""``[sweep]``: runs over all combinations of values of keys of ``[prune]``."""
+"""``[sweep]``: runs over all combinations of values of keys of ``[prune]``, seeds and samples."""
 
 import itertools
 import math
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from prunekit.config.prune_table import Prune
 from prunekit.config.structured_table import StructuredPrune
@@ -18,6 +18,10 @@ AXIS_KEYS = frozenset({"sparsity", "parameters"})
 """Keys whose values are the x axis of every figure."""
 
 
+CALIBRATION_KEYS = ("seed", "samples")
+"""Keys of ``[calibration]`` that a sweep may vary too."""
+SEEDS = ("seed", "random_seed")
+"""Settings of methods that draw numbers: a swept seed sets them too."""
 MOST_RUNS = 1000
 """Runs of one sweep; each is planned before the first begins."""
 
@@ -26,7 +30,8 @@ class Sweep(Section):
     """Runs to compare: all combinations of values for keys of [prune].
 
     Each key of [prune] here has a list of values. An entry of ``method`` may be a table of its name
-    and of other keys of [prune].
+    and of other keys of [prune]. The keys ``seed`` and ``samples`` are those of [calibration]; runs
+    that differ in their seed alone are shown as mean and deviation.
     """
 
     model_config = ConfigDict(
@@ -69,7 +74,7 @@ def variants(swept: Mapping[str, object]) -> Iterator[tuple[str, dict[str, Any]]
         raise ConfigError("\n".join(mistakes))
     seen: set[str] = set()
     for values in itertools.product(*lists.values()):
-        name = "-".join(map(_folder_word, values))
+        name = "-".join(map(_name_part, lists, values))
         if name.strip(".") == "" or len(name.encode()) > NAME_BYTES:
             raise ConfigError(
                 f"{quoted(name)} would be the folder of a run; it is named by its values, and a "
@@ -84,6 +89,23 @@ def variants(swept: Mapping[str, object]) -> Iterator[tuple[str, dict[str, Any]]
         yield name, keys
 
 
+def split_keys(keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the keys of a run that belong to ``[prune]`` and to ``[calibration]``."""
+    text = {key: value for key, value in keys.items() if key in CALIBRATION_KEYS}
+    return {key: value for key, value in keys.items() if key not in text}, text
+
+
+def seed_setting(method: object, classes: Mapping[str, type[BaseModel]]) -> str | None:
+    """Return the setting of a method that seeds its random numbers, or None.
+
+    Args:
+        method: Name of the method.
+        classes: The methods by name.
+    """
+    kind = classes.get(str(method))
+    return next((key for key in SEEDS if kind and key in kind.model_fields), None)
+
+
 def series_label(prune: Mapping[str, Any], keys: Mapping[str, Any]) -> str:
     """Return the legend entry of a run's line in a figure.
 
@@ -95,7 +117,7 @@ def series_label(prune: Mapping[str, Any], keys: Mapping[str, Any]) -> str:
     for key, value in keys.items():
         if key == "pattern":
             parts.append(" and ".join(value) if isinstance(value, list) else str(value))
-        elif key not in {"method", *AXIS_KEYS}:
+        elif key not in {"method", "seed", *AXIS_KEYS}:
             parts.append(f"{key} {value}")
     return ", ".join(parts)
 
@@ -113,6 +135,11 @@ def _prune_keys(key: str, value: object) -> dict[str, Any]:
     if key == "method" and isinstance(value, dict):
         return {("method" if name == "name" else name): part for name, part in value.items()}
     return {key: value}
+
+
+def _name_part(key: str, value: object) -> str:
+    """Return a value as a part of the name of a run; numbers of samples need their key."""
+    return f"{key}{value}" if key in CALIBRATION_KEYS else _folder_word(value)
 
 
 def _folder_word(value: object) -> str:

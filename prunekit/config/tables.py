@@ -18,9 +18,11 @@ from pydantic import (
     field_validator,
 )
 
+from prunekit.checkpoint.output_path import MAX_SHARD_BYTES
 from prunekit.config.toml_source import quoted
 from prunekit.data import sources
 from prunekit.data.labelled import COLUMNS, TABLES, Task, check_labelled_sources
+from prunekit.formatting import parse_bytes
 from prunekit.models.devices import DEVICE_PATTERN
 
 MOST_STEPS = 1_000_000
@@ -76,7 +78,18 @@ def as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def _parse_size(value: object) -> object:
+    """Return the bytes of a size in words; return other values unchanged."""
+    if not isinstance(value, str):
+        return value
+    if not (found := parse_bytes(value)):
+        raise ValueError(f'{quoted(value)} is no size. Write a number with a unit, such as "5GB".')
+    return found
+
+
 Listed = BeforeValidator(as_list, json_schema_input_type=str | list[str])
+Size = Annotated[int, BeforeValidator(_parse_size, json_schema_input_type=int | str), Field(ge=1)]
+"""Bytes, as a number or with a unit."""
 Sources = Annotated[
     list[Annotated[str, AfterValidator(_parse_source)]], Listed, Field(min_length=1)
 ]
@@ -104,6 +117,9 @@ class Model(Section):
     """Folder of a Hugging Face checkpoint, or its id on the hub."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
+    part: Literal["language", "vision", "all"] = "language"
+    """Part of a model of images and text that is pruned; what joins its towers to the text stays
+    dense. Another model is language."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Data type in which the model runs; auto: as stored."""
     device: str = "auto"
@@ -117,9 +133,6 @@ class Model(Section):
             return folder
         if HUB_ID.fullmatch(path):
             return path
-    part: Literal["language", "vision", "all"] = "language"
-    """Part of a model of images and text that is pruned; what joins its towers to the text stays
-    dense. Another model is language."""
         raise ValueError(f"{folder}: no such folder, and not a hub id such as Qwen/Qwen3-0.6B.")
 
     @field_validator("revision")
@@ -234,3 +247,9 @@ class Output(Section):
     """Storage format of the weights. dense: zeros included, readable by every tool. 2:4 (for
     patterns 2:4 and 1:4) and bitmask (for any pattern): smaller; transformers reads them only where
     prunekit is installed."""
+    push: str | None = None
+    """Repository on the Hugging Face hub, such as "org/name", to which the finished checkpoint is
+    uploaded; needs a login: hf auth login."""
+    max_shard_size: Size = MAX_SHARD_BYTES
+    """Size of a weight file at most, such as "5GB"; a model that fits is one model.safetensors. So
+    much of the disk is needed beside the checkpoint while its files are written."""

@@ -113,6 +113,7 @@ def write_results(results: SpeedResults, environment: dict[str, Any], folder: Pa
 def draw_plot(results: SpeedResults) -> str:
     """Return an SVG plot of speedup over dense against tokens."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
@@ -121,6 +122,9 @@ def draw_plot(results: SpeedResults) -> str:
     axes.axhline(1, color="grey", linewidth=0.8)
     axes.set(xscale="log", yscale="log", xlabel="tokens at once (M)")
     axes.set(ylabel="speed, dense = 1", title=f"{results.device}, {results.dtype}")
+    for axis in (axes.xaxis, axes.yaxis):  # powers of ten as plain numbers
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
     axes.legend(fontsize="small")
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None})

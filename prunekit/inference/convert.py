@@ -4,13 +4,12 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from prunekit.architectures.coverage import LINEAR_TYPES
-from prunekit.checkpoint.atomic import file_sha256, json_bytes, write_atomically
+from prunekit.checkpoint.atomic import json_bytes, write_atomically
 from prunekit.checkpoint.compressed import CompressedWeight, compress_weight, layer_name
 from prunekit.checkpoint.formats import Format, WeightLayout, format_named
 from prunekit.checkpoint.journal import JOURNAL, START, read_journal
@@ -160,11 +159,15 @@ def _convert(checkpoint: Checkpoint, target: Path, kind: Format) -> Conversion:
     groups = list(_groups(checkpoint))
     output = OutputFolder(target, len(groups))
     writes = [*checkpoint_files(checkpoint), reports.JSON, reports.HTML]
+
+    def complete(written: Checkpoint) -> None:
+        check_same_tensors(checkpoint, written)
+        _copy_report(checkpoint.folder, output)
+
     try:
         output.begin(job, resume=False, overwrite=cut_off, writes=writes)
         compressed, dense = _write(checkpoint, output, groups, linears, kind)
-        _copy_report(checkpoint.folder, output)
-        output.finish(checkpoint, None, kind, compressed, partial(check_same_tensors, checkpoint))
+        output.finish(checkpoint, None, kind, compressed, complete)
         output.discard_journal()
     except BaseException:
         with suppress(OSError, CapacityError):
@@ -228,14 +231,12 @@ def _write(
 
 def _copy_report(source: Path, output: OutputFolder) -> None:
     """Copy the report of the pruning run, with new file digests."""
-    shards = [output.shard_path(number) for number in range(1, output.shards + 1)]
-    digests = {shard.name: file_sha256(shard) for shard in shards}
     for name in (reports.JSON, reports.HTML):
         if not (source / name).is_file():
             continue
         content = (source / name).read_bytes()
         if name == reports.JSON:
-            content = _with_digests(content, digests)
+            content = _with_digests(content, output.files)
         write_atomically(output.folder / name, content)
 
 

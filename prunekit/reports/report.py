@@ -41,8 +41,7 @@ def write(report: dict[str, Any], folder: Path) -> None:
 
     JSON has neither infinity nor NaN: they are written as the strings "inf", "-inf" and "nan".
     """
-    text = json.dumps(_json_value(report), indent=2, ensure_ascii=False, allow_nan=False)
-    files = {JSON: text + "\n", CSV: _table(report), HTML: render(report)}
+    files = {JSON: formatting.json_text(report) + "\n", CSV: _table(report), HTML: render(report)}
     if report.get("training"):
         files[TRAINING] = as_csv(training.rows(report["training"]))
     for name, content in files.items():
@@ -130,17 +129,6 @@ def _table(report: dict[str, Any]) -> str:
         return as_csv(units.rows(report["layers"]))
     columns = ("name", "sparsity", "relative_error", "seconds")
     return as_csv([{key: layer.get(key) for key in columns} for layer in report["layers"]])
-
-
-def _json_value(value: object) -> object:
-    """Return a value that strict JSON and UTF-8 can hold."""
-    if isinstance(value, dict):
-        return {_json_value(key): _json_value(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_value(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return formatting.unicode_text(value) if isinstance(value, str) else value
 
 
 def _or_missing(show: Show) -> Show:

@@ -14,6 +14,7 @@ import torch
 
 from prunekit.checkpoint import adapter
 from prunekit.checkpoint.atomic import file_sha256, write_atomically
+from prunekit.checkpoint.hub import CARD
 from prunekit.checkpoint.output import OutputFolder, checkpoint_files
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.data import sources
@@ -25,11 +26,16 @@ from prunekit.errors import StoppedError
 from prunekit.evaluation.generation import sample_text
 from prunekit.evaluation.perplexity import Evaluator
 from prunekit.models import memory
+from prunekit.reports import model_card
 from prunekit.reports import report as reports
 from prunekit.runs import facts
+from prunekit.runs.facts import in_report_order
+from prunekit.runs.gates import check_gates
 from prunekit.runs.identity import WeightDigests, check_weights, fingerprint
 from prunekit.runs.plan_base import PlanBase
 from prunekit.runs.record import Record, stoppable
+from prunekit.runs.stage import Stage
+from prunekit.runs.status import STATUS
 from prunekit.runs.texts import Data, calibration_data, evaluation_data, measures, metrics
 from prunekit.runs.training_log import state_files
 
@@ -44,7 +50,7 @@ class RunBase(ABC, Generic[P]):
 
     Attributes:
         plan: The plan that is carried out; its checkpoint digests the tensors that are read.
-        output: The output folder, which gets ``shards`` weight files.
+        output: The output folder, which gets ``shards`` files before they are joined.
         ranks: Processes that share the run.
         weights_read: Digests of the model's tensors that this process reads.
         writes: Names of the files that the run writes, besides shards and journal.
@@ -57,9 +63,10 @@ class RunBase(ABC, Generic[P]):
         checkpoint = replace(plan.checkpoint, on_read=self.weights_read.record)
         self.plan: P = replace(plan, checkpoint=checkpoint)
         self.ranks = ranks
-        self.output = OutputFolder(Path(plan.config.output.path), shards, ranks)
+        output = plan.config.output
+        self.output = OutputFolder(Path(output.path), shards, ranks, output.max_shard_size)
         self.output.weights_read = self.weights_read.take
-        self.writes = [*checkpoint_files(plan.checkpoint), *reports.FILES, OWN_TEXT]
+        self.writes = [*checkpoint_files(plan.checkpoint), *reports.FILES, CARD, OWN_TEXT, STATUS]
         phases = ["calibrate", "prune", "evaluate", "write", "verify"]
         if plan.config.training:
             names = state_files(ranks, sharded=plan.sharded)
@@ -178,7 +185,7 @@ class RunBase(ABC, Generic[P]):
         if not evaluated:
             return
         steps = len(evaluated) * len(metrics(self.plan))
-        yield Record("phase", f"evaluate {which}", {"steps": steps})
+        yield Record("phase", f"evaluate {which}", {"steps": steps}, Stage.EVALUATING)
         evaluator: Evaluator | None = None
         for source, data in evaluated.items():
             found: dict[str, dict[str, Any]] = {}
@@ -201,6 +208,15 @@ class RunBase(ABC, Generic[P]):
         if not before:
             evaluator.weights.adapters = adapter.read(self.output.folder)
         return evaluator
+
+    def _write_report(self, report: dict[str, Any]) -> dict[str, Any]:
+        """Check the gates, write report and model card, and return the report."""
+        report = in_report_order(report | {"gates": check_gates(self.plan.config.gates, report)})
+        source, _ = model_card.source_facts(self.plan.checkpoint.folder)
+        reports.write(report, self.output.folder)
+        model_card.write(report, self.output.folder, source)
+        self.output.append_journal("finish", "", {"seconds": report["seconds"]["total"]})
+        return report
 
     def _report_frame(self, tokens: Data | None, proof: dict[str, Any]) -> dict[str, Any]:
         """Return the keys of the report that all kinds of runs share."""

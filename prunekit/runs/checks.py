@@ -124,13 +124,14 @@ def check_output_path(config: Config | StructuredConfig, checkpoint: Checkpoint)
     check_apart(output, [*paths, *(path for path in sources if path.is_absolute())])
 
 
-def check_disk(path: str, needed: int, states: int = 0) -> None:
+def check_disk(path: str, needed: int, joining: int, states: int = 0) -> None:
     """Refuse an output folder that cannot hold the checkpoint.
 
     Args:
         path: The folder.
         needed: Bytes of the checkpoint.
-        states: Bytes of saved states of a training beside it.
+        joining: Bytes beside it while its shards are joined.
+        states: Bytes of saved states of a training beside it, which are gone by then.
 
     Raises:
         ConfigError: The path is a file, or is inside one.
@@ -141,9 +142,14 @@ def check_disk(path: str, needed: int, states: int = 0) -> None:
         raise CapacityError(f"output.path: {existing} cannot be written to.")
     usage = shutil.disk_usage(existing)
     # Some file systems of object stores do not know their size, and report 0.
-    if usage.total and needed + states > usage.free:
-        more = f", the state of the training {size(states)} more; save_every = 0 saves none"
+    if usage.total and needed + max(joining, states) > usage.free:
+        more = (
+            f"the state of the training {size(states)} more; save_every = 0 saves none"
+            if states > joining
+            else f"{size(joining)} more while its files are written; a smaller "
+            "output.max_shard_size needs less"
+        )
         raise CapacityError(
             f"output.path: {existing} has {size(usage.free)} free, the checkpoint needs "
-            f"{size(needed)}{more if states else ''}."
+            f"{size(needed)}, {more}."
         )

@@ -8,7 +8,8 @@ from prunekit.runs.plan_base import PlanBase
 from prunekit.runs.texts import Data
 
 REPORT_KEYS = (
-    "prunekit", "kind", "config", "config_text", "model", "calibration", "sparsity", "storage",
+    "prunekit", "kind", "config", "config_text", "model", "calibration", "sparsity", "gates",
+    "storage",
     "layers", "stock", "views", "training", "agreement", "evaluation", "seconds", "memory", "seed",
     "environment", "notes", "files", "proof",
 )  # fmt: skip

@@ -39,8 +39,9 @@ def fingerprint(plan: PlanBase, tokens: Data | None, evaluated: Mapping[str, Dat
     from prunekit._version import __version__
 
     config = plan.config.dump()
-    config.pop("output")
     # These change no bit of the result.
+    for table in ("output", "gates"):
+        config.pop(table, None)
     config.get("calibration", {}).pop("hidden", None)
     for table in ("train", "apt"):
         config.get(table, {}).pop("save_every", None)

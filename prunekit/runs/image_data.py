@@ -12,14 +12,16 @@ from prunekit.architectures.towers import probe_towers
 from prunekit.checkpoint.reader import Checkpoint
 from prunekit.config.prune_table import Prune
 from prunekit.config.run_config import Config, StructuredConfig
-from prunekit.data.images import ImageReader, ImageSamples, has_images, image_rows
+from prunekit.data.images import ImageReader, has_images, image_rows
+from prunekit.data.row_samples import RowSamples
 from prunekit.data.sources import title
 from prunekit.distributed.ranks import Ranks
 from prunekit.errors import ConfigError
+from prunekit.models.processors import load_processor
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.sequential.entry import IMAGES, is_image
 from prunekit.models.stock import config_parts
-from prunekit.models.vocabulary import load_processor, token_limit
+from prunekit.models.vocabulary import token_limit
 
 
 def image_sources(config: Config | StructuredConfig) -> list[str]:
@@ -140,7 +142,7 @@ def check_images(
 
 def image_samples(
     config: Config, checkpoint: Checkpoint, limit: int, length: int, ranks: Ranks
-) -> ImageSamples | None:
+) -> RowSamples | None:
     """Return the calibration samples of images with text, or None for other data.
 
     Args:
@@ -168,9 +170,7 @@ def image_samples(
     return samples
 
 
-def tower_tokens(
-    model: PreTrainedModel, stacks: Sequence[StackRunner], images: ImageSamples
-) -> int:
+def tower_tokens(model: PreTrainedModel, stacks: Sequence[StackRunner], images: RowSamples) -> int:
     """Return an upper bound of a row's patches, which a tower reads as tokens; 0 without towers.
 
     Args:

@@ -10,15 +10,20 @@ sweep      SweepConfig      SweepPlan      carry out several of the above and co
 ========== ================ ============== =================================================
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
+from prunekit.checkpoint.push import check_can_push, push
 from prunekit.config.run_config import Config, StructuredConfig, SweepConfig
 from prunekit.distributed.ranks import SINGLE, Ranks
-from prunekit.errors import ConfigError
+from prunekit.errors import ConfigError, GateError
 from prunekit.models.devices import resolve_device
 from prunekit.models.memory import report_exhausted
+from prunekit.reports import model_card
 from prunekit.runs.advice import remarks
+from prunekit.runs.gates import failures
 from prunekit.runs.preflight import Preflight
 from prunekit.runs.rank_facts import config_facts, plan_facts
 from prunekit.runs.record import Record
@@ -26,6 +31,8 @@ from prunekit.runs.sparsify.plan import Plan
 from prunekit.runs.sparsify.planner import plan as plan_sparsify
 from prunekit.runs.sparsify.run import run as run_sparsify
 from prunekit.runs.sparsify.time_estimate import estimate_time as time_of_weights
+from prunekit.runs.stage import Stage
+from prunekit.runs.status import followed
 from prunekit.runs.structured.plan import StructuredPlan
 from prunekit.runs.structured.planner import plan as plan_structured
 from prunekit.runs.structured.run import run as run_structured
@@ -68,10 +75,14 @@ def plan(
             f"plan: a {type(config).__name__} is no config; prunekit.load_config returns one."
         )
     ranks.require_same(config_facts(config))
+    if config.output.push and not (preflight and preflight.device_memory):
+        check_can_push(config.output.push, "output.push")
     made = _plan(config, ranks, preflight)
     if isinstance(made, Plan | TrainedPlan):
         made = replace(made, notes=(*made.notes, *remarks(made.config)))
     if not isinstance(made, SweepPlan):
+        _, notes = model_card.source_facts(made.checkpoint.folder)
+        made = replace(made, notes=(*made.notes, *notes))
         ranks.require_same(plan_facts(made))
     return made
 
@@ -85,6 +96,8 @@ def _plan(
     if isinstance(config, SweepConfig):
         if ranks.is_distributed:
             raise ConfigError("sweep: its runs are one process each. Start one.")
+        if config.output.push:
+            raise ConfigError("output.push: a sweep makes several models. Choose one, and push it.")
         return plan_sweep(config, lambda one: _plan_one(one, preflight))
     return plan_structured(config, ranks, preflight)
 
@@ -130,20 +143,65 @@ def run(
 
     Raises:
         StoppedError: ``stop()`` returned True.
+        GateError: A limit of ``[gates]`` is not met; raised after the last record.
         CapacityError: Memory or disk is used up; the output folder can be resumed.
         PrunekitError: The run failed; the output folder can be resumed.
     """
+    if not isinstance(plan, JobPlan):
+        raise ConfigError(f"run: a {type(plan).__name__} is no plan; prunekit.plan makes one.")
     with report_exhausted(RESUME):
-        if isinstance(plan, SweepPlan):
-            yield from run_sweep(plan, _run_one, resume=resume, overwrite=overwrite, stop=stop)
-        elif isinstance(plan, StructuredPlan):
-            yield from run_structured(plan, resume=resume, overwrite=overwrite, stop=stop)
-        elif isinstance(plan, TrainedPlan):
-            yield from run_trained(plan, resume=resume, overwrite=overwrite, stop=stop)
-        elif not isinstance(plan, Plan):
-            raise ConfigError(f"run: a {type(plan).__name__} is no plan; prunekit.plan makes one.")
-        else:
-            yield from run_sparsify(plan, resume=resume, overwrite=overwrite, stop=stop)
+        records = _judged(plan, _records(plan, resume=resume, overwrite=overwrite, stop=stop))
+        main = isinstance(plan, SweepPlan) or plan.ranks.is_main
+        with closing(followed(records, Path(plan.config.output.path), writes=main)) as all_records:
+            yield from all_records
+
+
+def _records(
+    plan: JobPlan, *, resume: bool, overwrite: bool, stop: Callable[[], bool]
+) -> Generator[Record, None, None]:
+    """Yield the records of any kind of plan."""
+    options = {"resume": resume, "overwrite": overwrite, "stop": stop}
+    if isinstance(plan, SweepPlan):
+        yield from run_sweep(plan, _run_one, **options)
+    elif isinstance(plan, StructuredPlan):
+        yield from run_structured(plan, **options)
+    elif isinstance(plan, TrainedPlan):
+        yield from run_trained(plan, **options)
+    else:
+        yield from run_sparsify(plan, **options)
+
+
+def _judged(plan: JobPlan, records: Generator[Record, None, None]) -> Generator[Record, None, None]:
+    """Yield records; upload what keeps the limits, and fail on what does not.
+
+    Raises:
+        GateError: A limit is not met, and the config does not say to keep the model.
+    """
+    failed = ""
+    with closing(records):
+        for record in records:
+            if record.kind == "finish" and not isinstance(plan, SweepPlan):
+                gates = plan.config.gates
+                failed = failures(record.values) if gates and gates.on_fail == "fail" else ""
+                if not failed:
+                    yield from _pushed(plan)
+            yield record
+    if failed:
+        raise GateError(
+            f"{failed}\nThe checkpoint and its report are in {plan.config.output.path}."
+        )
+
+
+def _pushed(plan: JobPlan) -> Iterator[Record]:
+    """Upload the finished checkpoint, if the config asks for it."""
+    output = plan.config.output
+    if output.push is None:
+        return
+    assert not isinstance(plan, SweepPlan)
+    yield Record("phase", f"upload to {output.push}", {"steps": 1}, Stage.EXPORTING)
+    folder, name = Path(output.path), output.push
+    url = plan.ranks.run_on_main(lambda: push(folder, name))
+    yield Record("step", url)
 
 
 def _plan_one(

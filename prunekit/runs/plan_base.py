@@ -15,8 +15,9 @@ from prunekit.checkpoint.parts import whole_tensors
 from prunekit.checkpoint.reader import Checkpoint
 from prunekit.config.run_config import Config, StructuredConfig
 from prunekit.config.train_table import Training
-from prunekit.data.images import ImageSamples
+from prunekit.data.row_samples import RowSamples
 from prunekit.distributed.ranks import SINGLE, Ranks
+from prunekit.formatting import size
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.vocabulary import token_limit
 from prunekit.models.weight_names import stored_names
@@ -38,8 +39,8 @@ class PlanBase(ABC):
         notes: Messages for the user: caps, skipped layers, probing.
         ranks: Processes that carry out the run.
         sharded: The weights are sharded over the ranks while the model is trained.
+        images: Calibration samples of images or sound with text, if the run reads any.
     """
-        images: Calibration samples of images with text, if the run reads any.
 
     config: Config | StructuredConfig
     checkpoint: Checkpoint
@@ -52,8 +53,8 @@ class PlanBase(ABC):
     notes: tuple[str, ...]
     ranks: Ranks = SINGLE
     sharded: bool = False
+    images: RowSamples | None = None
 
-    images: ImageSamples | None = None
     @property
     def training(self) -> Training | None:
         """The training of the config, with the decision whether it is sharded."""
@@ -65,6 +66,17 @@ class PlanBase(ABC):
         """Number of parameters of the model; tied ones count once."""
         stored = set(whole_tensors(stored_names(self.model, self.checkpoint).values()))
         return sum(math.prod(self.checkpoint.entries[name].shape) for name in stored)
+
+    @property
+    def joining(self) -> int:
+        """Bytes on disk beside the checkpoint while its largest file is written."""
+        largest = max(entry.nbytes for entry in self.checkpoint.entries.values())
+        return min(self.checkpoint.nbytes, max(self.config.output.max_shard_size, largest))
+
+    @property
+    def joining_words(self) -> str:
+        """The same for the printed plan."""
+        return f", {size(self.joining)} more while its files are written"
 
     @property
     def token_limit(self) -> int:

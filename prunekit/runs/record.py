@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prunekit.errors import StoppedError
+from prunekit.runs.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -15,11 +16,13 @@ class Record:
         kind: start, phase, step, layer, block, evaluation or finish.
         name: Subject of the record: a phase, a block, a linear.
         values: The facts; those of ``finish`` are the whole report.
+        stage: The stage that begins with it; None for one within a stage.
     """
 
     kind: str
     name: str
     values: dict[str, Any] = field(default_factory=dict)
+    stage: Stage | None = None
 
 
 def stoppable(records: Iterator[Record], stop: Callable[[], bool]) -> Iterator[Record]:

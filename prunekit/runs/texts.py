@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 
 from prunekit.config.run_config import Config, StructuredConfig
 from prunekit.config.tables import Calibration, Evaluate
-from prunekit.data.images import ImageSamples
 from prunekit.data.labelled import LabelledTask
 from prunekit.data.labelled_tokens import LabelledData
+from prunekit.data.row_samples import RowSamples
 from prunekit.data.samples import Samples
 from prunekit.data.sources import title
 from prunekit.data.tokens import Tokens, calibration_tokens, evaluation_tokens
@@ -24,11 +24,12 @@ from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.sequential.pipeline import batch_tokens
 from prunekit.runs.image_data import check_images, check_part, image_sources
 from prunekit.runs.plan_base import PlanBase
+from prunekit.runs.sound_data import check_sounds, sound_sources
 from prunekit.structured.batches import Batch
 from prunekit.structured.block_batches import to_device
 
-Data = Tokens | Samples | ImageSamples
-"""Tokenized text in windows of one length, labelled samples, or images with text."""
+Data = Tokens | Samples | RowSamples
+"""Tokenized text in windows of one length, labelled samples, or images or sound with text."""
 
 
 def check_data(
@@ -57,6 +58,7 @@ def check_data(
             task.examples([source for source in table.data if not source.startswith("hub:")])
     check_part(config, stacks)
     check_images(config, model, stacks)
+    check_sounds(config, model, stacks)
     evaluate = config.evaluate
     if evaluate and not evaluate.task and not is_causal_language_model(model, stacks):
         raise ConfigError(
@@ -69,12 +71,13 @@ def data_words(config: Config | StructuredConfig, lengths: tuple[int, int]) -> d
     """Return calibration and evaluation as rows of a printed plan."""
     rows = {}
     if calibration := config.calibration:
-        images = image_sources(config)
-        rowwise = calibration.task or images
+        kinds = {"images": image_sources(config), "sound": sound_sources(config)}
+        rowwise = calibration.task or any(kinds.values())
         most = f"rows of at most {lengths[0]}" if rowwise else f"samples of {lengths[0]}"
         rows["calibration"] = f"{calibration.samples} {most} tokens, seed {calibration.seed}"
-        if images:
-            rows["calibration"] += f", of {', '.join(map(title, images))} (images with text)"
+        for kind, found in kinds.items():
+            if found:
+                rows["calibration"] += f", of {', '.join(map(title, found))} ({kind} with text)"
         if calibration.task:
             rows["calibration"] += f", {_described(calibration)}"
     if (evaluate := config.evaluate) and evaluate.task:
@@ -150,7 +153,7 @@ def own_batches(data: Data, device: torch.device, ranks: Ranks = SINGLE) -> list
         ranks: Processes that share the samples.
     """
     batches = data.even_batches(batch_tokens(device), ranks.shard(len(data)))
-    if isinstance(data, ImageSamples):
+    if isinstance(data, RowSamples):
         return batches  # each goes to the device when it is read
     return [to_device(batch, device) for batch in batches]
 

@@ -15,10 +15,12 @@ from prunekit.config.run_config import Config, StructuredConfig
 from prunekit.config.train_table import Adapter, Train, Training
 from prunekit.errors import ConfigError
 from prunekit.formatting import number, percent
+from prunekit.models.causal import predicts_next_token
 from prunekit.models.orientation import features
 from prunekit.models.units.base import Kept
 from prunekit.runs.plan_base import PlanBase
 from prunekit.runs.record import Record
+from prunekit.runs.stage import Stage
 from prunekit.runs.texts import Data
 from prunekit.runs.training_log import Row, TrainingLog
 from prunekit.structured.batches import Batch
@@ -40,12 +42,12 @@ Texts = tuple[list[Batch], list[Batch]]
 
 def why_no_loss(config: Config | StructuredConfig, model: PreTrainedModel) -> str | None:
     """Return why calibration data has no loss, or None."""
-    kind = type(model).__name__
-    if kind.endswith(("ForCausalLM", "LMHeadModel")):
+    if predicts_next_token(type(model), model.config):
         return None
     if config.calibration and config.calibration.task:  # it fits the model, and has labels
         return None
-    return f"asks how well the model predicts, and for {kind} a text does not say what is right"
+    name = type(model).__name__
+    return f"asks how well the model predicts, and for {name} a text does not say what is right"
 
 
 def check_trainable(config: Config | StructuredConfig, model: PreTrainedModel) -> None:
@@ -245,7 +247,7 @@ def recorded_steps(
     """
     settings = plan.config.training
     assert settings is not None
-    yield Record("phase", "train", {"steps": settings.steps})
+    yield Record("phase", "train", {"steps": settings.steps}, Stage.TUNING)
     if log.state:
         done = log.state["step"]
         facts = {"done": done, "held_out": None}

@@ -115,8 +115,8 @@ def test_notes_name_what_stays_behind(tmp_path):
     filled(tmp_path, [*LEFT, ".gitattributes", "config.json", "report.json", "journal.jsonl"])
     first, adapter, code = companion_notes(tmp_path, {tmp_path / "consolidated.safetensors"})
     assert first.endswith(
-        "README.md, adapter_config.json, model.safetensors.index.fp16.json, modeling_x.py, "
-        "notes.txt, optimizer.pt and 4 more."
+        "adapter_config.json, model.safetensors.index.fp16.json, modeling_x.py, notes.txt, "
+        "optimizer.pt, pytorch_model.bin.index.json and 3 more."
     )
     assert "LoRA adapter" in adapter
     assert "never run nor copied, and auto_map" in code

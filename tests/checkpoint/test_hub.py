@@ -77,7 +77,7 @@ def hub(tmp_path, monkeypatch):
 
 
 SMALL = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
-SMALL |= {"LICENSE", "additional_chat_templates/rag.jinja"}
+SMALL |= {"README.md", "LICENSE", "additional_chat_templates/rag.jinja"}
 
 
 def test_only_the_shards_that_are_read_are_downloaded(hub, sharded):

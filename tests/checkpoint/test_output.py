@@ -39,7 +39,7 @@ def test_a_truncated_line_and_temporary_files_are_discarded(tmp_path):
     output.close()
     complete = (folder / JOURNAL).read_bytes()
     (folder / JOURNAL).write_bytes(complete + b'{"kind": "bl')
-    for name in ("model-00001-of-00001.safetensors", JOURNAL):
+    for name in ("shard-00001-of-00001.safetensors", JOURNAL):
         (folder / f".{name}.tmp").touch()
     resumed = begun(folder, resume=True)
     resumed.close()
@@ -157,10 +157,10 @@ def test_shards_whose_number_is_known_late_belong_to_the_run(tmp_path):
         output.begin("same", resume=resume, overwrite=False)
         output.announce_shards(2)
         assert output.journal["shards", ""]["writes"] == [
-            "model-00001-of-00002.safetensors",
-            "model-00002-of-00002.safetensors",
+            "shard-00001-of-00002.safetensors",
+            "shard-00002-of-00002.safetensors",
         ]
-        (output.folder / ".model-00002-of-00002.safetensors.tmp").touch()
+        (output.folder / ".shard-00002-of-00002.safetensors.tmp").touch()
         output.write_shard(1, {"weight": torch.ones(2)})
         output.close()
         assert len((folder / "journal.jsonl").read_text().splitlines()) == 2

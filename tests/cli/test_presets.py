@@ -53,5 +53,9 @@ def test_what_the_starter_comments_out_is_the_default_or_an_example(load, found)
     if "task = " in written:
         Path("train.tsv").write_text("review\tgold\n")
         before = before.replace('data = ["pydoc:train"]', 'data = "train.tsv"')
+    if "accuracy_drop = " in written:
+        Path("test.tsv").write_text("text\tlabel\n")
+        rows = 'task = "classification"\ndata = "test.tsv"'
+        before = before.replace('data = ["pydoc:test"]', rows).replace("windows = 12\n", "")
     dump = load(before + written + STARTER[found.end(2) :] + needed).dump()
     assert (dump == load(STARTER).dump()) != found[1].lower().endswith("example:")

@@ -286,7 +286,7 @@ def test_an_output_shard_that_broke_is_made_again(start, whole, tmp_path):
     until(lambda: blocks_done(tmp_path / "other") >= 2)
     world.kill(0, signal.SIGTERM)
     world.wait()
-    os.truncate(tmp_path / "other" / f"model-00002-of-0000{BLOCKS + 1}.safetensors", 900)
+    os.truncate(tmp_path / "other" / f"shard-00002-of-0000{BLOCKS + 1}.safetensors", 900)
     start(2, "other", "--resume").succeed()
     same_bytes(tmp_path / "other", whole)
     record("output", "shard cut off", "--resume prunes its block again; same bytes")
@@ -297,7 +297,7 @@ def test_a_bit_that_flipped_in_an_output_shard_is_noticed(start, whole, tmp_path
     until(lambda: blocks_done(tmp_path / "other") >= 2)
     world.kill(0, signal.SIGTERM)
     world.wait()
-    shard = tmp_path / "other" / f"model-00002-of-0000{BLOCKS + 1}.safetensors"
+    shard = tmp_path / "other" / f"shard-00002-of-0000{BLOCKS + 1}.safetensors"
     content = bytearray(shard.read_bytes())
     content[-3] ^= 16
     shard.write_bytes(content)

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import prunekit
 from prunekit.checkpoint.formats import format_named
+from prunekit.checkpoint.output import OutputFolder
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.cli.main import main
 from prunekit.errors import CheckpointError, ConfigError
@@ -119,9 +120,18 @@ def test_what_was_converted_can_be_proved(written, tmp_path, proof_in_process):
 
 
 def test_a_few_layers_at_a_time(written, tmp_path, monkeypatch):
+    real, sizes = OutputFolder.write_shard, []
+
+    def counted(output, number, tensors):
+        sizes.append(sum(value.nbytes for value in tensors.values()))
+        return real(output, number, tensors)
+
+    monkeypatch.setattr(OutputFolder, "write_shard", counted)
     monkeypatch.setattr("prunekit.inference.convert.SHARD_BYTES", 5000)
     convert(written / "2:4", tmp_path / "out", "bitmask")
-    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 3
+    assert len(sizes) > 3
+    assert sorted(sizes)[len(sizes) // 2] <= 5000
+    assert [path.name for path in (tmp_path / "out").glob("*.safetensors")] == ["model.safetensors"]
     assert same(written / "dense", tmp_path / "out")
 
 
@@ -260,7 +270,6 @@ def write_legacy(written, folder, kind, place="quantization_config", **more):
             for theirs, ours in parts.items():
                 tensors[f"{layer}.{theirs}"] = chosen.compress(weight)[ours]
         save_file(tensors, file, metadata={"format": "pt"})
-    (folder / "model.safetensors.index.json").unlink()
     files = sorted(folder.glob("*.safetensors"))
     index = {name: file.name for file in files for name in load_file(file)}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))

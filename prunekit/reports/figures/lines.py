@@ -26,6 +26,7 @@ class Curve:
         dots: Draw the points, large where there are few, and their tooltips.
         stairs: Hold each value up to the next point.
         band: Draw a wide, pale line, which another on top of it does not hide.
+        spread: Deviation of each point over several runs, drawn as an area; empty for none.
     """
 
     colour: str
@@ -34,6 +35,7 @@ class Curve:
     dots: bool = True
     stairs: bool = False
     band: bool = False
+    spread: Sequence[float | None] = ()
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,14 @@ def _plot(axes: "Axes", line: Curve, tips: list[str]) -> None:
         alpha=alpha,
         drawstyle=style,
     )
+    if any(line.spread):
+        around = [
+            (x, y, deviation or 0.0) for (x, y), deviation in zip(points, line.spread, strict=True)
+        ]
+        places, low, high = zip(*((x, y - d, y + d) for x, y, d in around), strict=True)
+        if axes.get_yscale() == "log":  # no line of the area may lead to zero
+            low = [max(value, y / 10) for value, (_, y, _) in zip(low, around, strict=True)]
+        axes.fill_between(places, low, high, color=line.colour, alpha=0.2, linewidth=0)
     size = 5 if len(points) <= FEW_POINTS else 2.5
     for (x, y), tip in zip(points, line.tips if line.dots else (), strict=line.dots):
         gid = f"cell{len(tips)}"

@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prunekit import formatting
+from prunekit.reports.compare import compare, spread
 from prunekit.reports.figures.lines import Axis, Curve, curves
 from prunekit.reports.figures.matrix import Matrix, picture
 from prunekit.reports.figures.picture import Picture, as_csv
@@ -45,6 +46,7 @@ def page(report: dict[str, Any]) -> dict[str, Any]:
             *map(_agreement, report.get("agreement", ())),
         ],
         "best": _best(report),
+        "comparison": compare([report]) if all("prune" in run for run in report["runs"]) else None,
     }
 
 
@@ -136,21 +138,28 @@ def _picture(report: dict[str, Any], measure: Measure, colours: dict[str, str]) 
     rows = [{"series": "dense", "sparsity": 0.0, measure.title: dense}]
     lines = []
     for name, colour in colours.items():
-        runs = sorted(
-            (run for run in report["runs"] if run["series"] == name),
-            key=lambda run: run["sparsity"],
-        )
-        points = [(run["sparsity"], measure.value(run)) for run in runs]
-        tips = [
-            f"{name}, {formatting.percent(level)}: {measure.write(value)}"
-            for level, value in points
-        ]
-        lines.append(Curve(colour, points, tips))
-        rows += [{"series": name, "sparsity": x, measure.title: y} for x, y in points]
+        levels: dict[float, list[float]] = {}
+        for run in sorted(report["runs"], key=lambda run: run["sparsity"]):
+            value = measure.value(run)
+            if run["series"] == name:
+                rows.append({"series": name, "sparsity": run["sparsity"], measure.title: value})
+                if value is not None:
+                    levels.setdefault(run["sparsity"], []).append(value)
+        found = [(level, spread(values)) for level, values in levels.items()]
+        points = [(level, each["mean"]) for level, each in found]
+        deviations = [each["deviation"] for _, each in found]
+        tips = [_tip(name, level, each, measure) for level, each in found]
+        lines.append(Curve(colour, points, tips, spread=deviations))
     over = Axis(measure.label, measure.write, wide=measure.wide, salt=measure.title)
     svg = curves(lines, dense, over)
     caption = f"{measure.caption} Dashed: the dense model, {measure.write(dense)}."
     return Picture(measure.title, svg, caption, rows, "Lines over the removed fraction")
+
+
+def _tip(name: str, level: float, found: dict[str, "float | None"], measure: Measure) -> str:
+    deviation = found["deviation"]
+    more = "" if deviation is None else f" ± {measure.write(deviation)}"
+    return f"{name}, {formatting.percent(level)}: {measure.write(found['mean'])}{more}"
 
 
 def _agreement(agreement: dict[str, Any]) -> Picture:

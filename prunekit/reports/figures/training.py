@@ -217,7 +217,7 @@ def _curve(
     points: Sequence[tuple[float, float]],
     name: str,
     write: Callable[["Number"], str],
-    **style: bool,
+    **style: Any,  # noqa: ANN401  bools, fields of Curve
 ) -> Curve:
     """Return a curve with a tooltip at each point."""
     tips = [f"step {step:.0f}, {name}: {write(value)}" for step, value in points]

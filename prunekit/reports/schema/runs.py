@@ -62,6 +62,16 @@ class Proof(Part):
     answers: list[Answer]
 
 
+class Gate(Part):
+    """A limit of the config, and what was reached."""
+
+    name: Text
+    asked: Number
+    achieved: Number
+    met: bool
+    where: str
+
+
 class Storage(Part):
     """Format and size of the files."""
 
@@ -94,6 +104,7 @@ class Run(Report):
     seconds: dict[str, Number | None] | None = None
     memory: dict[str, Count | None] | None = None
     storage: Storage | None = None
+    gates: list[Gate] | None = None
     notes: list[str] | None = None
     files: dict[FileName, str] | None = None
     proof: Proof | None = None

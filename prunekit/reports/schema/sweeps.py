@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, JsonValue, model_validator
 
 from prunekit.models.units.kinds import Kind
 from prunekit.reports.schema.runs import Report
@@ -52,6 +52,8 @@ class SweptRun(Measured):
 
     name: Text
     series: str
+    prune: dict[str, JsonValue] = Field(default_factory=dict)
+    calibration: dict[str, JsonValue] | None = None
     sparsity: Fraction
     achieved: Fraction
     parameters: Count

@@ -107,7 +107,7 @@ def _facts(plan: Plan) -> dict[str, str]:
         "gathers": ", ".join(kind.name for kind in plan.recipe.needs) or "nothing",
         "runs": f"on {plan.device} in {str(plan.dtype).removeprefix('torch.')}",
         "ranks": f"{plan.ranks.size}: samples and rows are shared; memory is that of each",
-        "output": f"{config.output.path}  ({size(plan.checkpoint.nbytes)})",
+        "output": f"{config.output.path}  ({size(plan.checkpoint.nbytes)}{plan.joining_words})",
         "memory": _memory_text(plan.memory),
         "hidden states": _placement_text(plan),
         "operations": _operations_text(plan.work),

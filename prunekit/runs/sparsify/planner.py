@@ -10,7 +10,7 @@ from functools import reduce
 import torch
 
 from prunekit.config.run_config import Config
-from prunekit.data.images import ImageSamples
+from prunekit.data.row_samples import RowSamples
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import CapacityError, ConfigError
 from prunekit.formatting import size
@@ -32,6 +32,7 @@ from prunekit.runs.preflight import (
     planned_device,
     requested_placement,
 )
+from prunekit.runs.sound_data import encoded_tokens, random_feature_notes, sound_samples
 from prunekit.runs.sparsify.plan import Plan
 from prunekit.runs.sparsify.source import Source, layer_notes, open_source, written_dtypes
 from prunekit.sparsify.memory_estimate import Memory, estimate_memory, recorded_bytes
@@ -64,6 +65,7 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
     stored, widest = written_dtypes(config, source)
     dtype = _common_dtype(compute_dtype(widest, device), ranks)
     longest = tower_tokens(source.model, source.stacks, images) if images else 0
+    longest = max(longest, encoded_tokens(source.stacks))
     samples = _samples_per_rank(config, ranks, images), max(lengths[0], longest)
     inputs = CostInputs(device, dtype, stored, samples, ranks)
     made = Plan(
@@ -84,7 +86,11 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
         memory=_memory(config, source, recipe, inputs, preflight, images),
         work=estimate_work(blocks, recipe, inputs),
         traffic=estimate_traffic(blocks, recipe, inputs),
-        notes=(*notes, *_notes(source, recipe)),
+        notes=(
+            *notes,
+            *random_feature_notes(config, source.stacks, images),
+            *_notes(source, recipe),
+        ),
         ranks=ranks,
         preflight=preflight,
         images=images,
@@ -93,12 +99,14 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
     return made
 
 
-def _images(config: Config, source: Source, length: int, ranks: Ranks) -> ImageSamples | None:
-    """Return the calibration samples of images; None for text, or where no weights are."""
+def _images(config: Config, source: Source, length: int, ranks: Ranks) -> RowSamples | None:
+    """Return the calibration samples of images or sound; None for text, or without weights."""
     if source.config_only:
         return None
     limit = token_limit(source.model, [runner.module for runner in source.stacks])
-    return image_samples(config, source.checkpoint, limit, length, ranks)
+    return image_samples(config, source.checkpoint, limit, length, ranks) or sound_samples(
+        config, source.checkpoint, source.stacks, limit, length
+    )
 
 
 def _memory(
@@ -107,7 +115,7 @@ def _memory(
     recipe: Recipe,
     inputs: CostInputs,
     preflight: Preflight | None,
-    images: ImageSamples | None,
+    images: RowSamples | None,
 ) -> Memory:
     """Return the peak memory of the busiest rank, with hidden states placed."""
     dtype = compute_dtype(stored_dtype(source.checkpoint), inputs.device)
@@ -137,7 +145,7 @@ def _common_dtype(dtype: torch.dtype, ranks: Ranks) -> torch.dtype:
     return reduce(torch.promote_types, ranks.all_gather_object(dtype))
 
 
-def _samples_per_rank(config: Config, ranks: Ranks, images: ImageSamples | None) -> int:
+def _samples_per_rank(config: Config, ranks: Ranks, images: RowSamples | None) -> int:
     """Return the number of calibration samples of the busiest rank."""
     samples = config.calibration.samples if config.calibration else 1
     samples = len(images) if images else samples
@@ -193,4 +201,4 @@ def _check_capacity(made: Plan) -> None:
     if made.preflight and made.preflight.device_memory:
         return  # the disk of the other machine is unknown
     states = made.memory.disk * local_processes()
-    check_disk(made.config.output.path, made.checkpoint.nbytes + states)
+    check_disk(made.config.output.path, made.checkpoint.nbytes + states, made.joining)

@@ -26,12 +26,12 @@ from prunekit.models.sequential.pipeline import (
 )
 from prunekit.models.sequential.weights import Weights
 from prunekit.reports import environment
-from prunekit.reports import report as reports
 from prunekit.runs.base import RunBase
 from prunekit.runs.record import Record
 from prunekit.runs.sparsify import result as results
 from prunekit.runs.sparsify.plan import Plan
 from prunekit.runs.sparsify.shards import LayerRecord, ShardWriter, compressed_layouts
+from prunekit.runs.stage import Stage
 from prunekit.runs.texts import Data, own_batches
 from prunekit.sparsify.block_pruner import BlockPruner, CalibratedStages
 from prunekit.sparsify.calibrate import make_survey
@@ -48,18 +48,11 @@ def run(
 ) -> Iterator[Record]:
     """Carry out a plan and yield its records as they are measured.
 
-    A run that stopped, for any reason, leaves a folder that ``resume`` continues; the weights
-    are then the same bytes as those of an uninterrupted run.
-
     Args:
         plan: The plan, from :func:`prunekit.plan`.
         resume: Continue the run that the output folder holds.
         overwrite: Delete an earlier run in the output folder.
         stop: Called after each block; where it returns True on one rank, all stop.
-
-    Raises:
-        StoppedError: ``stop()`` returned True.
-        PrunekitError: The run failed; the folder can be resumed.
     """
     yield from SparsifyRun(plan, stop).records(resume=resume, overwrite=overwrite)
 
@@ -90,14 +83,17 @@ class SparsifyRun(RunBase[Plan]):
         tokens, evaluated = self._begin(resume=resume, overwrite=overwrite)
         count = tokens.tokens if tokens else 0
         blocks, linears = len(plan.blocks), len(plan.sizes)
-        yield Record("start", "", {"blocks": blocks, "linears": linears, "tokens": count})
+        yield Record(
+            "start", "", {"blocks": blocks, "linears": linears, "tokens": count}, Stage.CALIBRATING
+        )
         yield from self._evaluate("before", evaluated)
         sparsities = yield from self._allocate(tokens)
         yield from self._prune(tokens, sparsities)
+        yield Record("phase", "export", {"steps": 1}, Stage.EXPORTING)
         with self._timed("write"):
             self.ranks.run_on_main(lambda: self.shards.finish(self.layers, self.dtype))
         yield from self._evaluate("after", evaluated)
-        yield Record("phase", "verify", {"steps": 1})
+        yield Record("phase", "verify", {"steps": 1}, Stage.VERIFYING)
         peaks = self.ranks.all_gather_object(environment.peak_memory(plan.device))
         sent = self.ranks.all_gather_object(dict(self.ranks.traffic))
         report = self.ranks.run_on_main(lambda: self._verify(tokens, peaks, sent))
@@ -109,7 +105,7 @@ class SparsifyRun(RunBase[Plan]):
         known = self.output.journal.get(("allocation", allocation.name))
         if known is None:
             if allocation.surveys:
-                yield Record("phase", "survey", {"steps": len(plan.blocks)})
+                yield Record("phase", "survey", {"steps": len(plan.blocks)}, Stage.SCORING)
             reads: OutputsRead = "all" if allocation.needs else "none"
             with self._timed("calibrate"):
                 survey = make_survey(
@@ -142,10 +138,15 @@ class SparsifyRun(RunBase[Plan]):
 
     def _prune(self, tokens: Data | None, sparsities: Mapping[str, float]) -> Iterator[Record]:
         """Prune all blocks and write their shards."""
-        plan, recipe = self.plan, self.plan.recipe
+        plan, recipe, done = self.plan, self.plan.recipe, self.output.journal
+        if {("rest", ""), *(("block", block.name) for block in plan.blocks)} <= done.keys():
+            yield Record("phase", "prune", {"steps": len(plan.blocks)}, Stage.PRUNING)
+            for number, block in enumerate(plan.blocks):
+                yield from self._restored_records(number, done["block", block.name])
+            return
         if plan.axes:
             yield from self._permute_residual(tokens)
-        yield Record("phase", "prune", {"steps": len(plan.blocks)})
+        yield Record("phase", "prune", {"steps": len(plan.blocks)}, Stage.PRUNING)
         with self._timed("write"):
             self.shards.write_rest()
         pruner = BlockPruner(recipe, sparsities, plan.stored)
@@ -190,7 +191,7 @@ class SparsifyRun(RunBase[Plan]):
         plan = self.plan
         known = self.output.journal.get(("order", "residual"))
         if known is None:
-            yield Record("phase", "survey", {"steps": len(plan.blocks)})
+            yield Record("phase", "survey", {"steps": len(plan.blocks)}, Stage.SCORING)
             with self._timed("calibrate"):
                 blocks = self._iterate(tokens, "all")
                 order = residual_order(blocks, plan.blocks, plan.axes, plan.recipe, self.ranks)
@@ -294,6 +295,4 @@ class SparsifyRun(RunBase[Plan]):
             report["ranks"] = [
                 {**peak, "sent_bytes": bytes_} for peak, bytes_ in zip(peaks, sent, strict=True)
             ]
-        reports.write(report, self.output.folder)
-        self.output.append_journal("finish", "", {"seconds": report["seconds"]["total"]})
-        return report
+        return self._write_report(report)

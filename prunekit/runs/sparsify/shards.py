@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from prunekit.checkpoint import adapter as adapters
@@ -13,6 +12,7 @@ from prunekit.checkpoint.compressed import compress_weight, expand_weight, layer
 from prunekit.checkpoint.formats import WeightLayout, format_named
 from prunekit.checkpoint.output import OutputFolder
 from prunekit.checkpoint.parts import find_part, is_whole, put_parts
+from prunekit.models.auto_class import auto_class
 from prunekit.models.layout import Block
 from prunekit.models.orientation import stored_transposed, weight_matrix
 from prunekit.models.sequential.loaded_block import LoadedBlock
@@ -117,7 +117,7 @@ class ShardWriter(BlockShards):
         """
         loaded.fork_dense()
         block = self._plan.blocks[number]
-        written = load_file(self._shard(number))
+        written = self._output.read_shard(number + 2)
         records = {layer["name"]: layer for layer in layers}
         for linear in block.pruned:
             record = records[linear.name]
@@ -202,7 +202,10 @@ class ShardWriter(BlockShards):
                 values = values | {"files": kept | merged}
                 self._output.append_journal("block", name, values)
         linears = [self._plan.model.get_submodule(linear.name) for linear in self._plan.linears]
-        adapters.write_config(folder, transposed=any(map(stored_transposed, linears)))
+        transposed = any(map(stored_transposed, linears))
+        model = self._plan.model
+        opened = auto_class(model.config.model_type, type(model).__name__)
+        adapters.write_config(folder, transposed=transposed, task=opened.peft)
         for name in adapters.file_names(sources):
             if Path(name).name not in {adapters.FILE, adapters.CONFIG}:
                 (folder / name).unlink(missing_ok=True)

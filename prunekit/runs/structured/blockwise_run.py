@@ -21,6 +21,7 @@ from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.models.units.kinds import WHOLE, Kind
 from prunekit.models.units.removal import count_parameters
 from prunekit.runs.record import Record
+from prunekit.runs.stage import Stage
 from prunekit.runs.structured.plan import StructuredPlan
 from prunekit.runs.structured.ranking import UnitRanking
 from prunekit.runs.structured.shards import UnitShards
@@ -57,7 +58,9 @@ class BlockwiseRun(UnitRun):
             shards = self._shards = UnitShards(self.plan, smaller, self.output)
             shards.begin()
         blocks, how = self._compensated(tokens), self.plan.config.prune.compensate
-        yield Record("phase", how if blocks else "write", {"steps": len(shards.blocks)})
+        yield Record(
+            "phase", how if blocks else "write", {"steps": len(shards.blocks)}, Stage.PRUNING
+        )
         for number, name in enumerate(shards.blocks):
             with self._timed("prune" if blocks else "write"):
                 loaded = next(blocks) if blocks else CompensatedBlock()

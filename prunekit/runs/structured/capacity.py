@@ -38,4 +38,5 @@ def check_capacity(made: StructuredPlan) -> None:
         )
     if made.preflight and made.preflight.device_memory:
         return  # the disk of the other machine is unknown
-    check_disk(made.config.output.path, made.checkpoint.nbytes + on_disk, saved_state_disk(made))
+    needed = made.checkpoint.nbytes + on_disk
+    check_disk(made.config.output.path, needed, made.joining, saved_state_disk(made))

@@ -226,7 +226,7 @@ def _facts(plan: StructuredPlan) -> dict[str, str]:
         f"rounded up to {prune.round_to}",
         "runs": f"on {plan.device} in {str(plan.dtype).removeprefix('torch.')}",
         "output": f"{config.output.path}  (at most {size(plan.checkpoint.nbytes)}"
-        f"{saved_state_words(plan)})",
+        f"{plan.joining_words}{saved_state_words(plan)})",
         "memory": _memory_text(plan),
         "operations": _operations_text(plan),
     }

@@ -11,6 +11,7 @@ from prunekit.allocations.schedules import SCHEDULES, Schedule
 from prunekit.formatting import percent
 from prunekit.models.units.kinds import WHOLE, Kind
 from prunekit.runs.record import Record
+from prunekit.runs.stage import Stage
 from prunekit.runs.structured.plan import StructuredPlan
 from prunekit.runs.structured.planner import budget_constraints
 from prunekit.runs.structured.result import layer_entries, mark_kept_heads, view_heads
@@ -92,7 +93,7 @@ class UnitRanking:
         for kind in prune.pattern:
             each = self.stack.enter_context(self.scorer.gates(kind))
             steps, schedule = self._steps(each)
-            yield Record("phase", f"rank {kind}", {"steps": steps})
+            yield Record("phase", f"rank {kind}", {"steps": steps}, Stage.SCORING)
             entropies = self._entropies(each)
             first: Scores = {}
             for step in range(1, steps + 1):
@@ -118,7 +119,9 @@ class UnitRanking:
         """Close gates of all kinds until the model meets its parameter budget."""
         prune, every = self.plan.config.prune, self.gate_all()
         steps, schedule = prune.steps if prune.steps != "each" else 1, SCHEDULES[prune.schedule]
-        yield Record("phase", f"rank {' and '.join(prune.pattern)}", {"steps": steps})
+        yield Record(
+            "phase", f"rank {' and '.join(prune.pattern)}", {"steps": steps}, Stage.SCORING
+        )
         removed, initial = 1 - (prune.parameters or 0.0), prune.initial_sparsity
         dense = self.measure(every)
         for step in range(1, steps + 1):

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -87,7 +86,7 @@ class UnitShards(BlockShards):
             number: Number of the block in the smaller model.
         """
         names = self._output.journal["block", self.blocks[number]]["changed"]
-        shard, stored = load_file(self._shard(number)), self._weights.stored
+        shard, stored = self._output.read_shard(number + 2), self._weights.stored
         kept = (stored[name] for name in names if name in stored)
         found = ((name, find_part(shard, name)) for name in kept)
         self._put_back(loaded, names, {name: value for name, value in found if value is not None})

@@ -19,6 +19,7 @@ from prunekit.models.experts import unfused
 from prunekit.models.load import load
 from prunekit.runs.distillation import teacher_of
 from prunekit.runs.record import Record
+from prunekit.runs.stage import Stage
 from prunekit.runs.structured.blockwise_run import BlockwiseRun
 from prunekit.runs.structured.shards import UnitShards
 from prunekit.runs.structured.smaller_model import SmallerModel
@@ -76,7 +77,12 @@ class TrainedRun(BlockwiseRun):
         blocks = self._compensated(tokens)
         if blocks is None:
             return
-        yield Record("phase", self.plan.config.prune.compensate, {"steps": len(self._block_names)})
+        yield Record(
+            "phase",
+            self.plan.config.prune.compensate,
+            {"steps": len(self._block_names)},
+            Stage.PRUNING,
+        )
         with unfused(model):
             values = model.state_dict(keep_vars=True)
         for name in self._block_names:

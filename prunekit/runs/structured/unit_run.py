@@ -9,9 +9,9 @@ from typing_extensions import override
 
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.evaluation.verify import make_proof
-from prunekit.reports import report as reports
 from prunekit.runs.base import RunBase
 from prunekit.runs.record import Record
+from prunekit.runs.stage import Stage
 from prunekit.runs.structured import result
 from prunekit.runs.structured.plan import StructuredPlan
 from prunekit.runs.texts import Data
@@ -32,17 +32,18 @@ class UnitRun(RunBase[StructuredPlan]):
         groups = sum(map(len, plan.groups.values()))
         count = tokens.tokens if tokens else 0
         facts = {"blocks": plan.block_count, "linears": groups, "tokens": count}
-        yield Record("start", "", facts)
+        yield Record("start", "", facts, Stage.CALIBRATING)
         yield from self._evaluate("before", evaluated)
         yield from self._remove_units(tokens)
         removal = self.output.journal["shrunk", ""]
         for entry in removal["layers"]:
             yield Record("layer", entry["name"], entry)
         discard_state(self.output)
+        yield Record("phase", "export", {"steps": 1}, Stage.EXPORTING)
         with self._timed("write"):
             self.ranks.run_on_main(lambda: self._finish(removal))
         yield from self._evaluate("after", evaluated)
-        yield Record("phase", "verify", {"steps": 1})
+        yield Record("phase", "verify", {"steps": 1}, Stage.VERIFYING)
         report = self.ranks.run_on_main(lambda: self._verify(tokens, removal))
         yield Record("finish", str(self.output.folder), report)
 
@@ -59,9 +60,7 @@ class UnitRun(RunBase[StructuredPlan]):
         with self._timed("verify"):
             proof = make_proof(open_checkpoint(self.output.folder), self.plan.device)
         report = result.report(self.plan, self._report_frame(tokens, proof), removal)
-        reports.write(report, self.output.folder)
-        self.output.append_journal("finish", "", {"seconds": report["seconds"]["total"]})
-        return report
+        return self._write_report(report)
 
 
 def run_order(model: PreTrainedModel, names: Iterable[str]) -> list[str]:

@@ -23,6 +23,7 @@ from prunekit.models.units.removal import count_parameters, described_model
 from prunekit.models.weight_names import stored_names
 from prunekit.runs.distillation import teacher_of
 from prunekit.runs.record import Record
+from prunekit.runs.stage import Stage
 from prunekit.runs.structured.apt import train_adapters
 from prunekit.runs.structured.gradual import prune_while_training
 from prunekit.runs.structured.ranking import DenseUnits, UnitRanking
@@ -179,7 +180,7 @@ class WholeModelRun(UnitRun):
             sites += each.linear_groups
             each.detach()
         how = self.plan.config.prune.compensate
-        yield Record("phase", how, {"steps": self.plan.block_count})
+        yield Record("phase", how, {"steps": self.plan.block_count}, Stage.PRUNING)
         own = own_batches(tokens, self.plan.device, self.ranks)
         blocks = compensate(model, sites, kept, own, how, self.ranks)
         while True:

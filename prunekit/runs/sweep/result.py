@@ -76,6 +76,7 @@ def run_entry(
         "name": name,
         "series": plan.series(name),
         "prune": own["config"]["prune"],
+        "calibration": own["config"].get("calibration"),
         "sparsity": removed_fraction(plan.runs[name].config.prune),
         "achieved": sparsity["achieved"],
         "parameters": sparsity.get("parameters", [0, own["model"]["parameters"]])[1],

@@ -18,6 +18,8 @@ from prunekit.errors import PrunekitError
 from prunekit.reports import report as reports
 from prunekit.runs.identity import digest, file_digests, model_identity
 from prunekit.runs.record import Record, stoppable
+from prunekit.runs.stage import Stage
+from prunekit.runs.status import STATUS
 from prunekit.runs.sweep.measure import measure
 from prunekit.runs.sweep.plan import SweepPlan
 from prunekit.runs.sweep.result import run_entry, sweep_report
@@ -50,7 +52,9 @@ def run(
     """
     output = OutputFolder(plan.folder, shards=0)
     try:
-        output.begin(job_identity(plan), resume=resume, overwrite=overwrite, writes=reports.FILES)
+        output.begin(
+            job_identity(plan), resume=resume, overwrite=overwrite, writes=[*reports.FILES, STATUS]
+        )
         yield from stoppable(_records(plan, run_one, output, resume=resume), stop)
     finally:
         output.close()
@@ -61,7 +65,6 @@ def _records(
 ) -> Iterator[Record]:
     began = time.perf_counter()
     first = plan.first.config
-    yield Record("phase", f"dense model, beside {len(plan.runs)} runs", {"steps": 1})
     source = str(plan.first.checkpoint.folder)
     dense = yield from _measured(plan, output, "dense", source, first)
     runs = []
@@ -119,6 +122,7 @@ def _measured(
     plan: SweepPlan, output: OutputFolder, name: str, folder: str, config: Config | StructuredConfig
 ) -> Iterator[Record]:
     """Return the facts of a model, from the journal or a worker."""
+    yield Record("phase", f"measure {name}", {"steps": 1}, Stage.EVALUATING)
     if _is_measured(plan, output, name):
         facts = output.journal["measured", name]["facts"]
     else:

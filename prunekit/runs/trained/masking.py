@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from prunekit.models.experts import unfused
 from prunekit.runs.record import Record
 from prunekit.runs.sparsify.shards import LayerRecord
+from prunekit.runs.stage import Stage
 from prunekit.runs.trained.plan import TrainedPlan, gradual_settings
 from prunekit.sparsify.in_memory import ModelPruner
 from prunekit.structured.batches import Batch
@@ -30,7 +31,7 @@ def prune_once(
         model: The model, changed in place.
         batches: Calibration batches without padding.
     """
-    yield Record("phase", "prune before training", {"steps": len(plan.sizes)})
+    yield Record("phase", "prune before training", {"steps": len(plan.sizes)}, Stage.PRUNING)
     records = {}
     with unfused(model):
         pruner = ModelPruner.of(model, batches, plan.config.prune, plan.recipe)

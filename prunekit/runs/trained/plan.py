@@ -60,7 +60,7 @@ def _facts(plan: TrainedPlan) -> dict[str, str]:
         "runs": f"on {plan.device} in float32, with the whole model in memory",
         "ranks": f"{plan.ranks.size}: samples of a batch are shared; each has {held_words(plan)}",
         "output": f"{config.output.path}  (at most {size(plan.checkpoint.nbytes)}"
-        f"{saved_state_words(plan)})",
+        f"{plan.joining_words}{saved_state_words(plan)})",
         "memory": f"about {size(sum(plan.memory.values()))}: "
         + ", ".join(f"{name} {size(value)}" for name, value in plan.memory.items()),
         **data_words(config, plan.lengths),

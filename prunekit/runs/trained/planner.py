@@ -112,4 +112,5 @@ def _check_capacity(made: TrainedPlan) -> None:
         )
     if made.preflight and made.preflight.device_memory:
         return  # the disk of the other machine is unknown
-    check_disk(made.config.output.path, made.checkpoint.nbytes, saved_state_disk(made))
+    needed = made.checkpoint.nbytes
+    check_disk(made.config.output.path, needed, made.joining, saved_state_disk(made))

@@ -19,11 +19,11 @@ from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.evaluation.verify import make_proof, recount_zeros
 from prunekit.models.load import load
 from prunekit.models.weight_names import stored_names
-from prunekit.reports import report as reports
 from prunekit.runs.base import RunBase
 from prunekit.runs.distillation import teacher_of
 from prunekit.runs.record import Record
 from prunekit.runs.sparsify.shards import LayerRecord, compressed_layouts
+from prunekit.runs.stage import Stage
 from prunekit.runs.texts import Data, own_batches
 from prunekit.runs.trained import result
 from prunekit.runs.trained.masking import gradual_pruner, kept_zeros, prune_once
@@ -78,7 +78,7 @@ class TrainedRun(RunBase[TrainedPlan]):
         tokens, evaluated = self._begin(resume=resume, overwrite=overwrite)
         assert tokens is not None
         facts = {"blocks": len(plan.blocks), "linears": len(plan.sizes)}
-        yield Record("start", "", facts | {"tokens": tokens.tokens})
+        yield Record("start", "", facts | {"tokens": tokens.tokens}, Stage.CALIBRATING)
         yield from self._evaluate("before", evaluated)
         if ("trained", "") not in self.output.journal:
             yield from self._train(tokens)
@@ -86,10 +86,11 @@ class TrainedRun(RunBase[TrainedPlan]):
         for layer in trained["layers"]:
             yield Record("layer", layer["name"], layer)
         discard_state(self.output)
+        yield Record("phase", "export", {"steps": 1}, Stage.EXPORTING)
         with self._timed("write"):
             self.ranks.run_on_main(lambda: self._finish(trained))
         yield from self._evaluate("after", evaluated)
-        yield Record("phase", "verify", {"steps": 1})
+        yield Record("phase", "verify", {"steps": 1}, Stage.VERIFYING)
         report = self.ranks.run_on_main(lambda: self._verify(tokens, trained))
         yield Record("finish", str(self.output.folder), report)
 
@@ -183,6 +184,4 @@ class TrainedRun(RunBase[TrainedPlan]):
             counted = recount_zeros(written, trained["layers"], self.plan.recipe.pattern)
         frame = self._report_frame(tokens, proof)
         report = result.report(self.plan, frame, self.output, trained, counted)
-        reports.write(report, self.output.folder)
-        self.output.append_journal("finish", "", {"seconds": report["seconds"]["total"]})
-        return report
+        return self._write_report(report)

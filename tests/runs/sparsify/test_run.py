@@ -65,7 +65,7 @@ def test_records_come_in_the_order_of_the_contract(finished, llama):
     layers = 7
     expected = [("start", 1), ("phase", 1), ("evaluation", 1), ("phase", 1)]
     expected += [("layer", layers), ("block", 1)] * BLOCKS
-    expected += [("phase", 1), ("evaluation", 1), ("phase", 1), ("finish", 1)]
+    expected += [("phase", 2), ("evaluation", 1), ("phase", 1), ("finish", 1)]
     runs = []
     for record in records:
         if runs and runs[-1][0] == record.kind:
@@ -77,6 +77,7 @@ def test_records_come_in_the_order_of_the_contract(finished, llama):
     assert [(phase.name, phase.values["steps"]) for phase in phases] == [
         ("evaluate before", 1),
         ("prune", BLOCKS),
+        ("export", 1),
         ("evaluate after", 1),
         ("verify", 1),
     ]
@@ -91,7 +92,7 @@ def test_a_survey_is_a_phase_of_its_own(llama, tmp_path):
     prune = {"method": "wanda", "pattern": "unstructured", "sparsity": 0.5, "allocation": "owl"}
     records = start(llama, tmp_path / "out", prune=prune, evaluate=None)
     phases = [record.name for record in records if record.kind == "phase"]
-    assert phases == ["survey", "prune", "verify"]
+    assert phases == ["survey", "prune", "export", "verify"]
 
 
 KEYS = {
@@ -151,16 +152,25 @@ def test_what_is_not_pruned_is_copied_byte_for_byte(finished, llama):
     )
 
 
-def test_nothing_is_pickled_and_every_shard_is_in_the_index(finished):
+def test_nothing_is_pickled_and_a_model_that_fits_is_one_file(finished):
     folder, _ = finished
-    index = json.loads((folder / INDEX_FILE).read_text())
-    shards = sorted(path.name for path in folder.glob("*.safetensors"))
-    assert shards == [f"model-{n:05d}-of-{BLOCKS + 1:05d}.safetensors" for n in range(1, 5)]
-    assert sorted(set(index["weight_map"].values())) == shards
-    sizes = sum(tensor.nbytes for tensor in checkpoints.tensors(folder).values())
-    assert index["metadata"]["total_size"] == sizes
+    assert [path.name for path in folder.glob("*.safetensors*")] == ["model.safetensors"]
     kinds = {path.suffix for path in folder.iterdir()}
-    assert kinds == {".safetensors", ".json", ".jsonl", ".html", ".csv"}
+    assert kinds == {".safetensors", ".json", ".jsonl", ".html", ".csv", ".md"}
+
+
+def test_a_larger_model_is_files_of_the_size_asked_for(finished, llama, tmp_path):
+    folder, limit = tmp_path / "out", 60_000
+    list(start(llama, folder, output={"max_shard_size": "60KB"}))
+    index = json.loads((folder / INDEX_FILE).read_text())
+    files = sorted(folder.glob("*.safetensors"))
+    assert len(files) > 2
+    assert sorted(set(index["weight_map"].values())) == [path.name for path in files]
+    assert all(sum(t.nbytes for t in load_file(file).values()) <= limit for file in files)
+    held, expected = checkpoints.tensors(folder), checkpoints.tensors(finished[0])
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in held.values())
+    assert held.keys() == expected.keys()
+    assert all(torch.equal(held[name], expected[name]) for name in held)
 
 
 STOCK = {
@@ -250,7 +260,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(finished, ll
     same_bytes(tmp_path / "same", finished[0])
     other = start(llama, tmp_path / "other", calibration={"seed": 1})
     list(other)
-    name = "model-00003-of-00004.safetensors"
+    name = "model.safetensors"
     assert (tmp_path / "other" / name).read_bytes() != (finished[0] / name).read_bytes()
 
 
@@ -356,7 +366,7 @@ def test_a_disk_that_fails_midway_leaves_a_resumable_folder(finished, llama, tmp
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before it is noted", "after"])
-@pytest.mark.parametrize("moment", range(8))
+@pytest.mark.parametrize("moment", range(14))
 def test_a_run_stopped_at_any_entry_of_the_journal_ends_with_the_same_bytes(
     finished, llama, tmp_path, monkeypatch, moment, after
 ):
@@ -426,9 +436,9 @@ def test_a_journal_that_a_crash_cut_off_is_read_up_to_there(finished, llama, tmp
     lines = (folder / JOURNAL).read_bytes().splitlines(keepends=True)
     ends = {"half a line": lines[5][:20], "nothing but a line feed": b"\n", "zeros": b"\0" * 9}
     (folder / JOURNAL).write_bytes(b"".join(lines[:5]) + ends[cut])
-    for name in ("config.json", INDEX_FILE, "report.json", "report.html"):
+    for name in ("config.json", "report.json", "report.html"):
         (folder / name).unlink()
-    (folder / ".model-00004-of-00004.safetensors.tmp").write_bytes(b"half a shard")
+    (folder / ".shard-00004-of-00004.safetensors.tmp").write_bytes(b"half a shard")
     list(start(llama, folder, resume=True))
     same_bytes(folder, finished[0])
     assert all(json.loads(line) for line in (folder / JOURNAL).read_text().splitlines())
@@ -508,8 +518,8 @@ def test_numbers_that_go_wrong_midway_leave_a_resumable_folder(
         with pytest.raises(NumericsError, match="up_proj"):
             list(start(llama, folder))
     assert [path.name[:11] for path in sorted(folder.glob("*.safetensors"))] == [
-        "model-00001",
-        "model-00002",
+        "shard-00001",
+        "shard-00002",
     ]
     list(start(llama, folder, resume=True))
     same_bytes(folder, finished[0])

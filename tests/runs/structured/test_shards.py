@@ -65,7 +65,8 @@ def test_every_family_and_kind(model_type, kinds, how, stored, computed, tmp_pat
     removals = removed_in_memory(plan, CHOICES[how], tmp_path / "whole")
     steps = [*removed_from_files(plan, removals)]
     assert_same(tmp_path / "out", tmp_path / "whole")
-    assert len([*(tmp_path / "out").glob("*.safetensors")]) == len(steps)
+    assert len(steps) > 1
+    assert len([*(tmp_path / "out").glob("*.safetensors")]) == 1
     assert torch.isfinite(next(prunekit.load(tmp_path / "out").parameters())).all()
     if how == "uniform":
         stock.open_model(tmp_path / "out")

@@ -193,7 +193,7 @@ def test_the_curves_are_in_the_report_and_beside_it(llama, tmp_path):
 def test_the_learning_rate_and_progress_follow_the_steps(llama, tmp_path, no_page):
     records = [*prunekit.run(planned(llama, tmp_path / "out", GRADUAL))]
     phases = [record.name for record in records if record.kind == "phase"]
-    assert phases == ["train", "verify"]
+    assert phases == ["train", "export", "verify"]
     (train,) = [record for record in records if record.name == "train"]
     assert train.values["steps"] == 8
     steps = [record for record in records if record.kind == "step"]
