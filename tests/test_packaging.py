@@ -15,7 +15,9 @@ from prunekit.cli.docs import pages
 from tests.conftest import ROOT
 
 EXTRAS = {"parquet", "demo", "hub", "harness", "lora", "bench", "dev"}
-PAGES = ("report.html.j2", "sweep.html.j2", "macros.html.j2", "report.css")
+PAGES = (
+    "report.html.j2", "sweep.html.j2", "macros.html.j2", "report.css", "model_card.md.j2",
+)  # fmt: skip
 DATA = {
     "prunekit/cli/presets/starter.toml",
     "prunekit/cli/presets/apt.toml",
