@@ -112,6 +112,7 @@ class Stack:
         reads_ids: The stack runs from token ids only, not from their embeddings.
         carries: A block reads the further outputs of the block before it, other ones in each batch.
         sample_axis: Dimension of the samples in the hidden states of a block; tokens are the next.
+        features: The stack reads features of sound in place of tokens.
         tower: Width of the hidden states of a vision tower, which a forward of the whole model on
             an image runs; 0 for another stack.
         attentions: Locations of the heads of a block.
@@ -134,6 +135,7 @@ class Stack:
     reads_ids: bool = False
     carries: bool = False
     sample_axis: int = 0
+    features: bool = False
     tower: int = 0
     attentions: tuple[Attention, ...] = ()
     feed_forwards: tuple[FeedForward, ...] = ()

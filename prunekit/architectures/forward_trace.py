@@ -27,6 +27,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from prunekit.architectures.block_lists import BlockList, own_embeddings
 from prunekit.architectures.coverage import named_linears
 from prunekit.architectures.expert_layout import ExpertLayout, fused_experts, is_list
+from prunekit.architectures.features import FEATURES, FRAMES, feature_shape, reads_features
 from prunekit.architectures.origins import (
     EMBEDDINGS,
     TOKENS,
@@ -149,6 +150,8 @@ def _trace(
 ) -> ForwardTrace:
     config: Any = copy.deepcopy(base.config)
     config.use_cache = False
+    if reads_features(base.get_submodule(found.module)):
+        setattr(config, FRAMES, TOKENS)  # so that it makes these of them
     recorded = trace_attention(base, config) if traced else nullcontext(AttentionTrace())
     with recorded as attention:
         with no_init_weights():
@@ -213,7 +216,9 @@ def record_into(trace: ForwardTrace, name: str, kept: list[Tensor]) -> Callable[
 def _inputs(
     fake: PreTrainedModel, stack: nn.Module, encoded: int | None, *, reads_ids: bool
 ) -> dict[str, Tensor]:
-    if reads_ids:
+    if reads_features(stack):
+        given = {FEATURES: torch.empty(1, *feature_shape(stack))}
+    elif reads_ids:
         given = {"input_ids": torch.zeros(1, TOKENS, dtype=torch.int64)}
     else:
         table: Any = own_embeddings(stack) or fake.get_input_embeddings()

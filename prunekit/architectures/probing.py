@@ -10,6 +10,7 @@ from prunekit.architectures.base import Architecture, Attention, FeedForward, St
 from prunekit.architectures.block_lists import BlockList, find_block_lists, part_of_config, refuse
 from prunekit.architectures.coverage import named_linears, refuse_unknown_experts
 from prunekit.architectures.expert_layout import is_list
+from prunekit.architectures.features import reads_features
 from prunekit.architectures.forward_trace import (
     FORWARD_ERRORS,
     ForwardTrace,
@@ -142,6 +143,7 @@ def _stack(
         reads_ids=trace.reads_ids,
         sample_axis=chain.sample_axis,
         carries=chain.carries,
+        features=reads_features(trace.stack),
         depth=found.depth,
     )
 

@@ -184,7 +184,8 @@ class Calibration(Labelled):
     """Calibration text: files (.txt, .jsonl, .jsonl.gz, .parquet), pydoc:train, hub:NAME:SPLIT; or
     self: text that the dense model generates without a prompt, with the whole model in memory. Rows
     of .jsonl files for a model that reads images may have the key image: a path relative to the
-    file, a list of these, or null. With task: files (.tsv, .csv, .jsonl, .jsonl.gz, .parquet) or
+    file, a list of these, or null; for an encoder of log-mel features, as Whisper's, the key audio:
+    a .npy or .wav file. With task: files (.tsv, .csv, .jsonl, .jsonl.gz, .parquet) or
     hub:NAME:SPLIT."""
     samples: int = Field(default=128, ge=1)
     """Number of sequences sampled from the text, or of rows with task."""

@@ -10,20 +10,17 @@ Each row is a sample and a batch of its own: rows differ in length, and are not 
 Shapes: T tokens.
 """
 
-import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from prunekit.data.chat import ChatTemplate
+from prunekit.data.row_samples import RowSamples, sample_rows
 from prunekit.data.rows import json_rows, valid_text
-from prunekit.data.sources import JSON_LINES, title
+from prunekit.data.sources import JSON_LINES
 from prunekit.errors import ConfigError, is_out_of_memory
 
 IMAGE = "image"
@@ -83,59 +80,6 @@ def _row(source: str, where: str, row: Any) -> ImageRow:  # noqa: ANN401  as par
     return ImageRow(where, paths, row)
 
 
-@dataclass(frozen=True)
-class ImageSamples:
-    """Inputs of a model for rows of images with text.
-
-    Attributes:
-        rows: Inputs by name, of one row each; ``input_ids`` [1, T] among them.
-        description: Source and number of rows, for reports.
-    """
-
-    rows: Sequence[dict[str, Tensor]]
-    description: str
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of names, shapes and bytes of all inputs."""
-        found = hashlib.sha256()
-        for row in self.rows:
-            for name, value in sorted(row.items()):
-                found.update(f"{name} {value.dtype} {[*value.shape]}".encode())
-                found.update(value.contiguous().numpy().data)
-        return found.hexdigest()
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def lengths(self) -> list[int]:
-        """Numbers of tokens of the rows, those of images included."""
-        return [row["input_ids"].shape[1] for row in self.rows]
-
-    @property
-    def tokens(self) -> int:
-        """Number of tokens of all rows."""
-        return sum(self.lengths)
-
-    @property
-    def longest(self) -> int:
-        """Largest number of tokens of a row."""
-        return max(self.lengths)
-
-    @cached_property
-    def nbytes(self) -> int:
-        """Bytes of all inputs."""
-        return sum(value.nbytes for row in self.rows for value in row.values())
-
-    def even_batches(self, tokens: int, share: slice | None = None) -> list[dict[str, Tensor]]:
-        """Return batches of one row, whatever ``tokens`` allows; ``share``: the rows."""
-        del tokens
-        return [*self.rows[share or slice(None)]]
-
-    batches = even_batches  # none is padded
-
-
 class ImageReader:
     """Makes inputs of rows with the processor of a model.
 
@@ -150,7 +94,7 @@ class ImageReader:
         self._template = ChatTemplate(processor, images=True)
         self._token = getattr(processor, "image_token", None)
 
-    def sample(self, sources: Sequence[str], count: int, seed: int) -> ImageSamples:
+    def sample(self, sources: Sequence[str], count: int, seed: int) -> RowSamples:
         """Return the inputs of rows chosen at random, at most ``count``.
 
         Longer rows are left out, and others chosen for them; the description says so.
@@ -158,30 +102,7 @@ class ImageReader:
         Raises:
             ConfigError: A file or a row is invalid, the processor fails on one, or all are longer.
         """
-        rows = image_rows(sources)
-        generator = torch.Generator().manual_seed(seed)
-        found: list[dict[str, Tensor]] = []
-        longer: list[int] = []
-        for number in torch.randperm(len(rows), generator=generator).tolist():
-            if len(found) == count:
-                break
-            inputs = self.inputs(rows[number])
-            tokens = inputs["input_ids"].shape[1]
-            if tokens > self._length:
-                longer.append(tokens)
-            else:
-                found.append(inputs)
-        if not found:
-            raise ConfigError(
-                f"{', '.join(sources)}: each row has more than {self._length} tokens, the shortest "
-                f"{min(longer, default=0)} with those of its images. Raise length, or give smaller "
-                "images or shorter texts"
-            )
-        names = ", ".join(map(title, sources))
-        notes = [f"{len(found):,} of {len(rows):,} rows of images with text from {names}"]
-        if longer:
-            notes.append(f"{len(longer)} longer than {self._length} tokens left out")
-        return ImageSamples(found, f"{', '.join(notes)}, seed {seed}")
+        return sample_rows(image_rows(sources), self.inputs, sources, count, self._length, seed)
 
     def example(self) -> dict[str, Tensor]:
         """Return the inputs of a grey image with a short text.

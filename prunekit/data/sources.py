@@ -3,7 +3,8 @@
 entry                                documents
 ``a.txt``                            the file, split at lines ``<|endoftext|>`` if there are any
 ``a.jsonl``, ``a.jsonl.gz``          one per row: key ``text``, or ``messages`` and ``tools``;
-                                     with the key ``image`` see :mod:`prunekit.data.images`
+                                     with the key ``image`` or ``audio`` see
+                                     :mod:`prunekit.data.images`, :mod:`prunekit.data.sounds`
 ``a.parquet``                        one per row: columns as these keys
 ``pydoc:train``, ``pydoc:test``      one: the language reference that ships with Python
 ``hub:NAME[/CONFIG]:SPLIT[:COLUMN]`` one per row: COLUMN, or as above; NAME is ``owner/name``
@@ -131,19 +132,20 @@ def _documents(source: str, tokenizer: Tokenizer) -> Iterable[Document]:
     elif source.endswith(".parquet"):
         rows = parquet_rows(source, partial(_text_columns, source))
     else:
-        rows = map(_without_image, json_rows(source))
+        rows = map(_text_alone, json_rows(source))
     template = ChatTemplate(tokenizer)
     return (_document(row, where, template) for where, row in rows)
 
 
-def _without_image(located: tuple[str, Any]) -> tuple[str, Any]:
-    """Return a row, and refuse one with an image, which would be ignored."""
+def _text_alone(located: tuple[str, Any]) -> tuple[str, Any]:
+    """Return a row, and refuse one with an image or sound, which would be ignored."""
     where, row = located
-    if isinstance(row, dict) and row.get("image") is not None:
-        raise ConfigError(
-            f'{where}: has an "image". Images are read for calibration alone, from files whose '
-            'first row has the key "image" (null for none)'
-        )
+    for key in ("image", "audio"):
+        if isinstance(row, dict) and row.get(key) is not None:
+            raise ConfigError(
+                f'{where}: has the key "{key}", which is read for calibration alone, from files '
+                "whose first row has it"
+            )
     return where, row
 
 

@@ -76,7 +76,8 @@ def checkpoint_from_config(folder: Path) -> Checkpoint:
 def max_tokens(model: PreTrainedModel) -> int:
     """Return the maximum sequence length; ``sys.maxsize`` without a limit."""
     names = [model.config, *stock.config_parts(model.config.get_text_config())]
-    limits = (stock.config_value(config, "max_position_embeddings") for config in names)
+    entries = ("max_position_embeddings", "max_target_positions")
+    limits = (stock.config_value(config, entry) for config in names for entry in entries)
     limit = next(filter(None, limits), sys.maxsize)
     token_embedding = model.get_input_embeddings()
     for module in model.modules():

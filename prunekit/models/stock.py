@@ -2,15 +2,17 @@
 
 Code in a checkpoint never runs.
 
-No other file calls ``from_pretrained``. ``prunekit verify`` runs this one as a script in a fresh
-process, which imports prunekit only if the checkpoint needs it; a run calls the same functions in
-its own process. That is why nothing of prunekit is imported here, and errors are those of Python.
+No other file but ``processors.py`` calls ``from_pretrained``. ``prunekit verify`` runs this one as
+a script in a fresh process, which imports prunekit only if the checkpoint needs it; a run calls the
+same functions in its own process. That is why nothing of prunekit is imported here, and errors are
+those of Python.
 
 Shapes: B samples, T tokens, C outputs per token (vocabulary, classes or features), N sampled
 outputs.
 """
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -26,12 +28,9 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoProcessor,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
-    ProcessorMixin,
-    processing_utils,
 )
 from transformers import dynamic_module_utils as checkpoint_code
 
@@ -48,7 +47,7 @@ def read_config(folder: str | Path) -> PretrainedConfig:
     Raises:
         ValueError: The model needs code of the checkpoint, or attention code from the hub.
     """
-    with _only_stock_code():
+    with only_stock_code():
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     for part in config_parts(config):
         attention = part._attn_implementation
@@ -106,7 +105,7 @@ def build_model(config: PretrainedConfig, dtype: torch.dtype | None = None) -> P
         ValueError: transformers has no such model.
     """
     model_class, options = named_class(config), {"dtype": dtype or config.dtype}
-    with _only_stock_code():
+    with only_stock_code():
         if model_class is None:
             return AutoModel.from_config(config, trust_remote_code=False, **options)
         return model_class._from_config(config, **options)
@@ -123,7 +122,7 @@ def open_model(folder: str | Path, **options: Any) -> PreTrainedModel:  # noqa: 
         ValueError: The model needs code of the checkpoint, or weights are missing.
     """
     model_class = named_class(read_config(folder)) or AutoModel
-    with _only_stock_code():
+    with only_stock_code():
         opened: Any = model_class.from_pretrained(
             folder,
             trust_remote_code=False,
@@ -148,54 +147,8 @@ def read_tokenizer(folder: str | Path) -> Any:  # noqa: ANN401  transformers has
     Raises:
         ValueError: It needs code of the checkpoint.
     """
-    with _only_stock_code():
+    with only_stock_code():
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-
-
-def read_processor(folder: str | Path) -> Any:  # noqa: ANN401  transformers has no common class
-    """Load the processor of a checkpoint, for images and text; its part for videos is left out.
-
-    That part alone needs torchvision.
-
-    Raises:
-        ValueError: It needs code of the checkpoint, or there is only a part of one.
-    """
-    with _only_stock_code(), _without_videos():
-        found = AutoProcessor.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
-    if not isinstance(found, ProcessorMixin):
-        raise ValueError(f"found a {type(found).__name__} alone")  # noqa: TRY004  of the folder
-    return found
-
-
-class _NoVideos:
-    """Stands for the class of the part for videos."""
-
-    @classmethod
-    def from_pretrained(cls, *_: object, **__: object) -> None:
-        """Return no part."""
-
-
-@contextmanager
-def _without_videos() -> Iterator[None]:
-    """Let processors be made without their part for videos."""
-    check = ProcessorMixin.check_argument_for_proper_class
-    known = processing_utils.MODALITY_TO_AUTOPROCESSOR_MAPPING
-    parts = {name: known[name] for name in known.keys() if "video" not in name}  # noqa: SIM118
-
-    def checked(self: ProcessorMixin, argument_name: str, argument: Any) -> Any:  # noqa: ANN401
-        if argument is None and "video" in argument_name:
-            return type(None)
-        return check(self, argument_name, argument)
-
-    ProcessorMixin.check_argument_for_proper_class = checked
-    processing_utils.MODALITY_TO_AUTOPROCESSOR_MAPPING = {**parts, "video_processor": _NoVideos}
-    try:
-        yield
-    finally:
-        ProcessorMixin.check_argument_for_proper_class = check
-        processing_utils.MODALITY_TO_AUTOPROCESSOR_MAPPING = known
 
 
 def answers(
@@ -220,8 +173,36 @@ def answers(
     inputs = {"input_ids": ids}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids
+        if shape := feature_shape(model.get_encoder()):
+            del inputs["input_ids"]
+            inputs["input_features"] = random_features(ids, shape).to(ids.device, model.dtype)
     with torch.inference_mode():
         return sample_outputs(model(**inputs)[0]).cpu()
+
+
+def feature_shape(encoder: Any) -> tuple[int, int] | None:  # noqa: ANN401
+    """Return the features of a frame, and the frames of a sample, of an encoder of sound.
+
+    None for an encoder of text. The same as in :mod:`prunekit.architectures.features`, of which
+    nothing may be imported here.
+    """
+    config = getattr(encoder, "config", None)
+    bins, positions = (getattr(config, n, None) for n in ("num_mel_bins", "max_source_positions"))
+    if getattr(encoder, "main_input_name", None) != "input_features" or not (bins and positions):
+        return None
+    convolutions = (each for each in encoder.children() if isinstance(each, torch.nn.Conv1d))
+    return bins, positions * math.prod(each.stride[0] for each in convolutions)
+
+
+def random_features(ids: Tensor, shape: tuple[int, int]) -> Float[Tensor, "B F L"]:
+    """Return normal features for samples without sound, each fixed by the tokens of its text.
+
+    Args:
+        ids: Tokens [B, T].
+        shape: Features of a frame, and frames.
+    """
+    generators = (torch.Generator().manual_seed(int(row.sum())) for row in ids.cpu())
+    return torch.stack([torch.randn(shape, generator=each) for each in generators])
 
 
 def sample_outputs(outputs: Float[Tensor, "B ... C"]) -> Float[Tensor, " N"]:
@@ -232,7 +213,7 @@ def sample_outputs(outputs: Float[Tensor, "B ... C"]) -> Float[Tensor, " N"]:
 
 
 @contextmanager
-def _only_stock_code() -> Iterator[None]:
+def only_stock_code() -> Iterator[None]:
     """Let transformers refuse code of a checkpoint, and show nothing but errors.
 
     Its report of a loaded model would write names of tensors to the terminal as they are.

@@ -1,7 +1,6 @@
 """Tokenizer, token embeddings and output head of a model."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import tokenizers
 import transformers
@@ -30,24 +29,6 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
             f"{checkpoint.folder}: has no tokenizer that can be loaded ({stock.describe(error)}). "
             "Code of its own is never run; its files may need newer versions than transformers "
             f"{transformers.__version__} and tokenizers {tokenizers.__version__}."
-        ) from error
-
-
-def load_processor(checkpoint: Checkpoint) -> Any:  # noqa: ANN401  transformers has no common class
-    """Load the processor of images and text in the folder of a checkpoint.
-
-    Raises:
-        ConfigError: There is none, it needs custom code, or its files are damaged.
-    """
-    try:
-        return stock.read_processor(checkpoint.folder)
-    except Exception as error:  # processors raise anything
-        if is_out_of_memory(error):
-            raise
-        raise ConfigError(
-            f"{checkpoint.folder}: has no processor that can be loaded ({stock.describe(error)}), "
-            "which makes inputs of images. Copy its files, such as preprocessor_config.json, "
-            "beside the weights, or calibrate on text."
         ) from error
 
 

@@ -6,7 +6,8 @@ import json
 import pytest
 import torch
 
-from prunekit.data.images import ImageReader, ImageSamples, has_images, image_rows
+from prunekit.data.images import ImageReader, has_images, image_rows
+from prunekit.data.row_samples import RowSamples
 from prunekit.errors import ConfigError
 from tests.support.family_configs import IMAGE_TOKEN
 from tests.support.vision import PROCESSORS, write_lines, write_rows
@@ -136,7 +137,7 @@ def test_longer_rows_are_left_out_and_counted(folder):
     source = str(folder / "rows.jsonl")
     every = reader().sample([source], 9, seed=1)
     assert len(every) == 5
-    assert "5 of 5 rows of images with text" in every.description
+    assert "5 of 5 rows of" in every.description
     short = reader(length=30).sample([source], 9, seed=1)
     assert len(short) < 5
     assert short.longest <= 30
@@ -158,8 +159,8 @@ def test_a_digest_sees_pixels(folder):
     changed = next(row for row in rows if "pixel_values" in row)
     changed["pixel_values"] = changed["pixel_values"].clone()
     changed["pixel_values"].view(-1)[0] += 1
-    assert ImageSamples(rows, "").digest != found.digest
-    assert ImageSamples([*found.rows], "other").digest == found.digest
+    assert RowSamples(rows, "").digest != found.digest
+    assert RowSamples([*found.rows], "other").digest == found.digest
 
 
 def test_each_row_is_a_batch(folder):
@@ -194,7 +195,7 @@ def test_an_image_in_rows_of_text_is_refused(tmp_path):
 
     rows = [{"text": "a"}, {"text": "b", "image": "c.png"}]
     file = write_lines(tmp_path / "text.jsonl", rows)
-    with pytest.raises(ConfigError, match=r'text\.jsonl:2: has an "image"'):
+    with pytest.raises(ConfigError, match=r'text\.jsonl:2: has the key "image"'):
         documents(str(file), tokenizer())
 
 

@@ -12,12 +12,17 @@ from transformers import PretrainedConfig, dynamic_module_utils
 
 from prunekit.models import stock
 from tests.conftest import ROOT
-from tests.support import checkpoints, vision
+from tests.support import checkpoints
 
 OPENS = {"from_pretrained", "from_config", "_from_config", "get_class_from_dynamic_module"}
 STARTS = {"run", "Popen", "call", "check_call", "check_output"}
 UNITS = "prunekit/models/units"
-ALLOWED = {"prunekit/models/stock.py", f"{UNITS}/meta_model.py", f"{UNITS}/removal.py"}
+ALLOWED = {
+    "prunekit/models/stock.py",
+    "prunekit/models/processors.py",
+    f"{UNITS}/meta_model.py",
+    f"{UNITS}/removal.py",
+}
 """Files that may build or open models; those on units build the class of a model in memory."""
 
 
@@ -202,18 +207,3 @@ def test_names_of_tensors_do_not_reach_the_terminal(tmp_path, capfd):
     stock.open_model(folder)
     assert "red" not in "".join(capfd.readouterr())
     assert transformers.utils.logging.get_verbosity() == before
-
-
-def test_a_processor_is_read_without_its_part_for_videos(tmp_path):
-    folder = vision.write_vision(tmp_path, "qwen2_5_vl")
-    before = transformers.processing_utils.MODALITY_TO_AUTOPROCESSOR_MAPPING
-    found = stock.read_processor(folder)
-    assert found.image_processor.patch_size == 8
-    assert found.video_processor is None
-    assert transformers.processing_utils.MODALITY_TO_AUTOPROCESSOR_MAPPING is before
-
-
-def test_a_tokenizer_alone_is_no_processor(tmp_path):
-    checkpoints.write(tmp_path)
-    with pytest.raises(ValueError, match=r"Unrecognized|alone"):
-        stock.read_processor(tmp_path)

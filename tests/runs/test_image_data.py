@@ -77,7 +77,7 @@ def test_plan_and_report_say_what_was_read(llava, tmp_path):
     assert plan.memory.images > plan.images.nbytes
     assert any("vision_tower, " in note and "stay dense" in note for note in plan.notes)
     report = [*run(plan)][-1].values
-    assert "5 of 5 rows of images with text" in report["calibration"]["description"]
+    assert "5 of 5 rows of dense/rows.jsonl" in report["calibration"]["description"]
     assert report["calibration"]["tokens"] == sum(plan.images.lengths)
 
 

@@ -128,6 +128,7 @@ class StackRunner:
         like = next(self.blocks[0].parameters())
         self._run_recorded(callers, inputs, like)
         recorded = context.recorded = record_calls(callers, like.device)
+        recorded.inputs = inputs
         if recorded.added:
             assert answer.hidden is not None
             generator = torch.Generator().manual_seed(0)
@@ -228,6 +229,8 @@ class StackRunner:
             context: Further inputs of the stack.
         """
         with torch.set_grad_enabled(hidden.requires_grad), self._last_hidden(hidden, context):
+            if isinstance(context, Context) and context.recorded:
+                return self.module(**to_run(context.recorded.inputs, hidden))[0]
             if "input_ids" not in context:
                 context = Context({"inputs_embeds": self._blank(hidden), **context})
             return self.module(**context)[0]

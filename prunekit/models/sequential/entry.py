@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prunekit.architectures.features import FEATURES, feature_shape
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.sequential.context import Context
 from prunekit.models.sequential.hidden_states import HiddenStates, HiddenStatesFactory
 from prunekit.models.sequential.kept_towers import KeptTowers
 from prunekit.models.sequential.weights import Weights, loaded_weights
+from prunekit.models.stock import random_features
 from prunekit.models.vocabulary import input_embeddings
 
 IMAGES = frozenset({"pixel_values", "image_patches"})
@@ -94,10 +96,18 @@ class Entry:
 
     def _enter(self, runner: StackRunner, batch: Mapping[str, Tensor], context: Context) -> Tensor:
         """Return the input of a stack's first block for a batch."""
+        if runner.stack.features:
+            return runner.record({FEATURES: self._features(runner, batch)}, context)
         if not (batch.keys() <= TEXT or context):
             return runner.record(batch, context)
         kinds = {name: batch[name] for name in ("token_type_ids",) if name in batch and not context}
         return runner.enter(self._tokens(batch, context), Context({**context, **kinds}))
+
+    def _features(self, runner: StackRunner, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the features of a batch; random ones for text alone."""
+        if FEATURES in batch:
+            return batch[FEATURES]
+        return random_features(batch["input_ids"], feature_shape(runner.module))
 
     def _tokens(self, batch: Mapping[str, Tensor], context: Context) -> Tensor:
         """Return the tokens that a stack reads.

@@ -32,10 +32,12 @@ class RecordedCalls:
     Attributes:
         device: Device on which they are returned.
         calls: Arguments of each block besides the hidden states.
+        inputs: Inputs of the model or stack.
         added: By number of a block, what the model adds to its input.
     """
 
     device: torch.device
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     added: dict[int, Tensor] = field(default_factory=dict)
 

@@ -13,6 +13,7 @@ from prunekit.data.images import ImageReader
 from prunekit.models import stock
 from prunekit.models.empty_model import empty_model
 from prunekit.models.layout import stack_runners
+from prunekit.models.processors import read_processor
 from prunekit.models.sequential.entry import is_image
 from prunekit.models.sequential.pipeline import iterate_blocks
 from prunekit.models.sequential.weights import Weights
@@ -52,7 +53,7 @@ def halve(block):
 def test_the_text_reads_the_pruned_tower_and_that_of_the_dense_model_its_own(tmp_path, model_type):
     folder = write_vision(tmp_path, model_type)
     checkpoint = open_checkpoint(folder)
-    inputs = ImageReader(stock.read_processor(folder), 96, 1000).example()
+    inputs = ImageReader(read_processor(folder), 96, 1000).example()
     model = empty_model(checkpoint)
     text = find_architecture(model)
     towers = probe_towers(model, text, inputs)

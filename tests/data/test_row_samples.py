@@ -1,0 +1,27 @@
+"""Inputs that are made row by row."""
+
+import pytest
+import torch
+
+from prunekit.data.row_samples import RowSamples, sample_rows
+from prunekit.errors import ConfigError
+
+
+def inputs_of(count):
+    return {"input_ids": torch.full((1, count), count)}
+
+
+def test_lengths_and_sizes_are_those_of_the_rows():
+    found = RowSamples([inputs_of(2), inputs_of(5)], "")
+    assert (len(found), found.lengths, found.tokens, found.longest) == (2, [2, 5], 7, 5)
+    assert found.nbytes == 8 * 7
+    assert found.even_batches(1) == found.batches(1) == found.rows
+
+
+def test_longer_rows_are_replaced_by_others():
+    found = sample_rows(range(1, 9), inputs_of, ["a.jsonl"], 3, 4, seed=0)
+    assert len(found) == 3
+    assert found.longest <= 4
+    assert sample_rows(range(1, 9), inputs_of, ["a.jsonl"], 3, 4, seed=0).digest == found.digest
+    with pytest.raises(ConfigError, match="each row has more than 1 tokens, the shortest 5"):
+        sample_rows(range(5, 9), inputs_of, ["a.jsonl"], 3, 1, seed=0)
