@@ -1,16 +1,52 @@
-"""Decision whether the weights of a training are sharded over processes."""
+"""Decisions by which a training fits: weights sharded over processes, or adapters alone."""
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import TypeVar
 
 from prunekit.architectures.expert_layout import is_fused
 from prunekit.config.run_config import Config
+from prunekit.config.train_table import Adapter
 from prunekit.errors import ConfigError
+from prunekit.formatting import size
 from prunekit.runs.plan_base import PlanBase
 from prunekit.runs.training import trained_adapter, trained_apart
 
 P = TypeVar("P", bound=PlanBase)
+
+
+def fitted_training(made: P, needed: Callable[[P], int], available: int) -> P:
+    """Return a plan whose training is sharded, or one of adapters alone, if it has to be.
+
+    Adapters are trained where all weights do not fit, not even sharded, and the config leaves open
+    what is trained; a note says so.
+
+    Args:
+        made: The plan, whose training is not sharded.
+        needed: Returns the peak bytes that each process needs on its device.
+        available: Bytes that each has.
+
+    Raises:
+        ConfigError: The config asks for shards, and that cannot be done.
+    """
+    whole = with_sharding(made, needed, available)
+    train = made.config.train
+    open_ = train and not (train.adapter or train.only) and find_spec("peft")
+    if not train or not open_ or needed(whole) <= available:
+        return whole
+    adapter = Adapter()
+    update = {"train": train.model_copy(update={"adapter": adapter})}
+    smaller = replace(made, config=made.config.model_copy(update=update))
+    smaller = with_sharding(smaller, needed, available)
+    if needed(smaller) > available:
+        return whole
+    note = (
+        f"train: all weights would need about {size(needed(whole))} on {made.device}, "
+        f"{size(available)} are free: adapters of rank {adapter.rank} are trained instead, and "
+        "merged. Set train.adapter to choose them."
+    )
+    return replace(smaller, notes=(*smaller.notes, note))
 
 
 def with_sharding(made: P, needed: Callable[[P], int], available: int) -> P:

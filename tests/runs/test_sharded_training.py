@@ -64,9 +64,26 @@ def test_a_training_that_fits_in_no_other_way_is_sharded(planned):
     between = (sum(whole.memory.values()) + sum(parts.memory.values())) // 2
     assert planned(Ranks(0, 4), memory=between).sharded
     assert not planned(Ranks(0, 4), memory=2 * between).sharded
+    little = sum(parts.memory.values()) // 8
     with pytest.raises(CapacityError, match=r"holds the whole model .*train\.adapter"):
-        planned(Ranks(0, 4), memory=between, sharded=False)
+        planned(Ranks(0, 4), memory=little, sharded=False)
     with pytest.raises(CapacityError, match="start several processes"):
+        planned(memory=little)
+
+
+def test_adapters_are_trained_where_all_weights_do_not_fit(planned, monkeypatch):
+    pytest.importorskip("peft")
+    whole, small = planned(), planned(adapter={})
+    between = (sum(whole.memory.values()) + sum(small.memory.values())) // 2
+    made = planned(memory=between)
+    assert made.config.train.adapter == small.config.train.adapter
+    assert made.memory == small.memory
+    assert any("adapters of rank 8 are trained instead" in note for note in made.notes)
+    assert planned(memory=2 * sum(whole.memory.values())).config.train.adapter is None
+    with pytest.raises(CapacityError):
+        planned(memory=between, only=["norms"], batch=12)
+    monkeypatch.setattr("prunekit.runs.sharded_training.find_spec", lambda name: None)
+    with pytest.raises(CapacityError, match=r"train\.adapter"):
         planned(memory=between)
 
 

@@ -32,7 +32,7 @@ from prunekit.runs.preflight import (
     planned_checkpoint,
     planned_device,
 )
-from prunekit.runs.sharded_training import with_sharding
+from prunekit.runs.sharded_training import fitted_training
 from prunekit.runs.structured.capacity import check_capacity
 from prunekit.runs.structured.plan import StructuredPlan
 from prunekit.runs.structured.remarks import remarks_of
@@ -96,10 +96,10 @@ def plan(
         preflight=preflight,
     )
     made = replace(made, fixed=fixed_blocks(model, made.groups.get("blocks", ())))
-    made = with_sharding(
+    made = fitted_training(
         made, lambda each: each.place.device, available_memory(device, preflight)[0]
     )
-    made = replace(made, notes=(*notes, *remarks_of(made), *checkpoint.check_copyable()))
+    made = replace(made, notes=(*made.notes, *remarks_of(made), *checkpoint.check_copyable()))
     _check(made)
     check_capacity(made)
     return made

@@ -12,7 +12,7 @@ from prunekit.models.empty_model import max_tokens
 from prunekit.models.weight_names import check_whole_tensors
 from prunekit.runs.checks import cap_lengths, check_disk, text_tokenizer
 from prunekit.runs.preflight import Preflight, planned_device
-from prunekit.runs.sharded_training import held_words, ways_out, with_sharding
+from prunekit.runs.sharded_training import fitted_training, held_words, ways_out
 from prunekit.runs.sparsify.planner import residual_stream_axes
 from prunekit.runs.sparsify.source import Source, layer_notes, open_source, written_dtypes
 from prunekit.runs.trained.plan import TrainedPlan, gradual_settings
@@ -64,7 +64,7 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
         ranks=ranks,
         preflight=preflight,
     )
-    made = with_sharding(made, lambda each: sum(_memory(each).values()), made.available)
+    made = fitted_training(made, lambda each: sum(_memory(each).values()), made.available)
     made = replace(made, memory=_memory(made))
     _check_capacity(made)
     return made
