@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 from prunekit.cli.app import (
     EXIT_FAILED,
     EXIT_TERMINATED,
+    Json,
     Overrides,
     Switch,
     app,
     check_at_least,
+    print_json,
     print_line,
     print_table,
     report_error,
@@ -125,6 +127,7 @@ def plan(
     device_memory: str | None = None,
     host_memory: str | None = None,
     overrides: Overrides = (),
+    as_json: Json = False,
 ) -> None:
     """Show the plan of a run with its memory, disk and time.
 
@@ -136,6 +139,7 @@ def plan(
         device_memory: Memory of each GPU, such as 80GB, to plan for another machine.
         host_memory: Main memory per process there, such as 200GB; unlimited if left out.
         overrides: KEY=VALUE overrides the config, e.g. prune.sparsity=0.6; may be repeated.
+        as_json: Print JSON, with bytes and counts as numbers.
     """
     loaded = _load(config, overrides)
     on_device = _parse_size("--device-memory", device_memory)
@@ -150,6 +154,11 @@ def plan(
 
     ranks, preflight = Ranks(0, world_size), jobs.Preflight(on_device, on_host)
     made = jobs.plan(loaded, ranks, preflight)
+    if as_json:
+        from prunekit.runs.plan_json import plan_values
+
+        print_json(plan_values(made))
+        return
     print_table(made.describe())
     if estimate := jobs.estimate(made):
         print_line(f"time: {estimate}")

@@ -117,9 +117,9 @@ def _with_keys(source: TomlSource, keys: Mapping[str, Any]) -> TomlSource:
     """Return the config of one run of a sweep."""
     prune, text = split_keys(keys)
     known = source.values.get("prune")
-    method = prune.get("method", known.get("method") if isinstance(known, dict) else None)
-    classes = {**rankers(), **methods()}
-    if "seed" in text and (setting := seed_setting(method, classes)):
+    whole = {**(known if isinstance(known, dict) else {}), **prune}
+    classes = rankers() if prunes_units(whole) else methods()
+    if "seed" in text and (setting := seed_setting(whole.get("method"), classes)):
         prune[setting] = text["seed"]
     one = source.with_values("prune", prune, "sweep")
     if text and ("calibration" in source.values or text.keys() - {"seed"}):

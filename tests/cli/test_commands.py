@@ -95,6 +95,25 @@ def test_verify_exits_with_1_when_a_check_fails(replace, passed, code, capsys):
     assert capsys.readouterr().out == f"passed  files: sound\n{word}  zeros: 7 zeros\n"
 
 
+def test_programs_get_checks_and_tensors_as_json(replace, capsys):
+    checks = [SimpleNamespace(name="files", passed=False, detail="cut off")]
+    replace({"evaluation.verify": {"verify": lambda path: checks}})
+    assert main(["verify", "m", "--json"]) == 1
+    (check,) = [{"name": "files", "passed": False, "detail": "cut off"}]
+    assert json.loads(capsys.readouterr().out) == {"passed": False, "checks": [check]}
+    replace({"evaluation.inspect": {"inspect": lambda path: [{"name": "a", "sparsity": 0.5}]}})
+    assert main(["inspect", "m", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"name": "a", "sparsity": 0.5}]
+
+
+def test_programs_get_measures_as_json(replace, capsys):
+    measure = {"data": "a", "metric": "perplexity", "value": float("inf"), "protocol": "3 windows"}
+    replace({"evaluation.perplexity": {"evaluate": lambda *_, ranks: [measure]}})
+    assert main(["evaluate", "m", "--data", "pydoc:test", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"evaluation": [measure | {"value": "inf"}], "texts": []}
+
+
 def test_report_writes_the_page_again(tmp_path, capsys):
     example = (ROOT / "tests/support/example_report.json").read_text()
     (tmp_path / "report.json").write_text(example)

@@ -100,3 +100,30 @@ def test_the_schema_has_the_table(llama):
     validator = jsonschema.Draft202012Validator(schema())
     assert validator.is_valid(base | {"sweep": {"method": ["obs"], "tokens": 3}})
     assert not validator.is_valid(base | {"sweep": {"method": "obs"}})
+
+
+def test_seeds_and_samples_are_those_of_the_calibration_and_of_methods_that_draw(llama, tmp_path):
+    sweep = 'method = ["obs", "random"]\nseed = [3, 4]\nsamples = [2, 4]\nsparsity = [0.5]'
+    config = load_config(write_sweep(llama, tmp_path / "out", sweep))
+    assert list(config.runs)[:2] == ["obs-seed3-samples2-0.5", "obs-seed3-samples4-0.5"]
+    found = {
+        name: (one.calibration.seed, one.calibration.samples, one.prune.model_dump().get("seed"))
+        for name, one in config.runs.items()
+    }
+    assert found["obs-seed4-samples2-0.5"] == (4, 2, None)
+    assert found["random-seed3-samples4-0.5"] == (3, 4, 3)
+    plan = jobs.plan(config)
+    assert plan.series("obs-seed3-samples2-0.5") == "obs, samples 2"
+    assert len({plan.series(name) for name in plan.runs}) == 4
+
+
+def test_a_seed_is_that_of_the_method_where_no_text_is_read(llama, tmp_path):
+    text = BASE.replace('"neurons"', '"2:4"')
+    text = text[: text.index("[calibration]")] + text[text.index("[prune]") :]
+    sweep = 'method = ["random", "magnitude"]\nseed = [1, 2]'
+    config = load_config(write_sweep(llama, tmp_path / "out", sweep, text=text))
+    assert [one.calibration for one in config.runs.values()] == [None] * 4
+    assert config.runs["random-seed2"].prune.method.random_seed == 2
+    with pytest.raises(ConfigError, match=r"calibration\.data: missing"):
+        load_config(write_sweep(llama, tmp_path / "out", "samples = [1, 2]", text=text.replace(
+            "{prune}", 'method = "magnitude"')))  # fmt: skip

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 
 from prunekit.checkpoint import adapter
 from prunekit.checkpoint.journal import JOURNAL, read_journal
@@ -10,6 +11,7 @@ from prunekit.models.sequential.pipeline import load_blocks
 from prunekit.runs.sparsify.run import SparsifyRun, run
 from prunekit.runs.sparsify.shards import ShardWriter, compressed_layouts
 from tests.support import checkpoints
+from tests.support.adapters import PEFT_WARNS
 from tests.support.checkpoints import planned, same_bytes, tensors
 
 pytestmark = pytest.mark.usefixtures("no_page", "proof_in_process")
@@ -152,3 +154,17 @@ def test_a_checkpoint_without_a_tensor_gets_no_config(adapted, tmp_path, monkeyp
     with pytest.raises(CheckpointError, match=f"has no {lacking}"):
         [*run(planned(adapted[0], tmp_path / "out"))]
     assert not (tmp_path / "out/config.json").exists()
+
+
+@pytest.mark.filterwarnings(*PEFT_WARNS)
+def test_peft_opens_an_adapter_with_its_base_by_itself(adapted, tmp_path):
+    peft = pytest.importorskip("peft")
+    _, folder, _ = adapted
+    alone = peft.AutoPeftModelForCausalLM.from_pretrained(folder / adapter.FOLDER)
+    config = alone.peft_config["default"]
+    assert config.task_type == "CAUSAL_LM"
+    assert config.base_model_name_or_path == str(folder)
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    both = peft.PeftModel.from_pretrained(base, folder, subfolder=adapter.FOLDER)
+    tokens = torch.arange(12)[None]
+    assert torch.equal(alone(tokens).logits, both(tokens).logits)

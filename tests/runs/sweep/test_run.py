@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import statistics
 
 import pytest
 
@@ -71,3 +72,26 @@ def test_overwriting_a_sweep_leaves_what_is_not_its_own(begun, tmp_path):
     assert [each.name for each in (tmp_path / "out/runs").iterdir()] == ["obs-0.5"]
     assert (tmp_path / "out/notes.md").read_text() == "mine"
     assert (tmp_path / "out/other/report.json").read_text() == "mine"
+
+
+def test_seeds_are_shown_as_mean_and_deviation(llama, tmp_path, in_process, capsys):
+    sweep = 'tokens = 0\nmethod = ["obs"]\nsparsity = [0.25, 0.5]\nseed = [0, 1, 2]'
+    path = write_sweep(llama, tmp_path / "out", sweep)
+    assert main(["run", str(path), "--quiet"]) == 0
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert {run["series"] for run in report["runs"]} == {"obs"}
+    assert [run["calibration"]["seed"] for run in report["runs"]] == [0, 1, 2] * 2
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "out"), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    values = [run["evaluation"][0]["value"] for run in report["runs"]]
+    assert [row["measures"][0]["values"] for row in rows[1:]] == [values[:3], values[3:]]
+    assert rows[1]["measures"][0]["deviation"] == statistics.stdev(values[:3]) > 0
+    page = (tmp_path / "out/report.html").read_text()
+    assert page.count("obs, 50.0 %: ") < 3 * page.count("obs, 25.0 %: ")
+    assert " ± " in page
+    assert r"\begin{tabular}" in page
+    apart = [str(tmp_path / f"out/runs/obs-0.5-seed{seed}") for seed in range(3)]
+    assert main(["compare", *apart, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)["rows"]
+    assert again[1]["measures"][0]["values"] == values[3:]
