@@ -72,7 +72,8 @@ def _first_values(
 def _power_sums(
     h_ptr, g_ptr, valid_ptr, first, lane, f, T, F, stride_h_t, stride_h_f, stride_g_t, stride_g_f,
     stride_valid, zero, mean, scale_h, scale_g, sum_h, sum_g, sum_hg, sum_hg2,
-    GRADIENTS: tl.constexpr, PADDED: tl.constexpr, STRIDE: tl.constexpr, TILE_T: tl.constexpr,
+    GRADIENTS: tl.constexpr, PADDED: tl.constexpr, MOMENTS: tl.constexpr, PRODUCTS: tl.constexpr,
+    STRIDE: tl.constexpr, TILE_T: tl.constexpr,
 ):  # fmt: skip
     """Return the powers of one stride around ``mean``, and absolute sums."""
     s1, s2, s3, s4 = zero, zero, zero, zero
@@ -84,20 +85,22 @@ def _power_sums(
         ptrs = h_ptr + t * stride_h_t + f * stride_h_f
         h = tl.load(ptrs, inside, other=0.0).to(tl.float32) * scale_h  # [TILE_T, TILE_F]
         d = tl.where(inside, h - mean, 0.0)
-        d2 = d * d
         s1 += d
-        s2 += d2
-        s3 += d2 * d
-        s4 += d2 * d2
+        if MOMENTS:
+            d2 = d * d
+            s2 += d2
+            s3 += d2 * d
+            s4 += d2 * d2
         count += inside_t.to(tl.float32)
         sum_h += tl.abs(h)
         if GRADIENTS:
             ptrs = g_ptr + t * stride_g_t + f * stride_g_f
             g = tl.load(ptrs, inside, other=0.0).to(tl.float32) * scale_g  # [TILE_T, TILE_F]
-            product = tl.abs(h * g)
             sum_g += tl.abs(g)
-            sum_hg += product
-            sum_hg2 += product * product
+            if PRODUCTS:
+                product = tl.abs(h * g)
+                sum_hg += product
+                sum_hg2 += product * product
     return count, s1, s2, s3, s4, sum_h, sum_g, sum_hg, sum_hg2
 
 
@@ -153,8 +156,8 @@ def _load_moments(ptrs, stride, inside):
 def part_kernel(
     h_ptr, g_ptr, valid_ptr, partial_ptr, T, F,
     stride_h_t, stride_h_f, stride_g_t, stride_g_f, stride_valid,
-    GRADIENTS: tl.constexpr, PADDED: tl.constexpr, PART: tl.constexpr, STRIDE: tl.constexpr,
-    TILE_T: tl.constexpr, TILE_F: tl.constexpr,
+    GRADIENTS: tl.constexpr, PADDED: tl.constexpr, MOMENTS: tl.constexpr, PRODUCTS: tl.constexpr,
+    PART: tl.constexpr, STRIDE: tl.constexpr, TILE_T: tl.constexpr, TILE_F: tl.constexpr,
 ):  # fmt: skip
     # Every lane [TILE_T, TILE_F] sums powers around its current mean, then merges them.
     f = tl.program_id(0).to(tl.int64) * TILE_F + tl.arange(0, TILE_F)[None, :]
@@ -164,32 +167,39 @@ def part_kernel(
     n = tl.zeros((TILE_T, 1), tl.float32)
     mean, m2, m3, m4 = zero, zero, zero, zero
     sum_h, sum_g, sum_hg, sum_hg2 = zero, zero, zero, zero
-    scale_h = tl.cast(0.0, tl.float32)
-    scale_g = tl.cast(0.0, tl.float32)
+    # Sums of magnitudes need no scale; powers and products do.
+    scale_h = tl.cast(0.0 if MOMENTS or PRODUCTS else 1.0, tl.float32)
+    scale_g = tl.cast(0.0 if MOMENTS or PRODUCTS else 1.0, tl.float32)
     tokens = tl.minimum(T - part * PART, PART).to(tl.int32)
     for start in tl.range(0, tokens, STRIDE * TILE_T):  # pyright: ignore
-        if (tl.min(tl.min(n, 1), 0) == 0) | (scale_h == 0) | (GRADIENTS and scale_g == 0):
-            # A lane's first valid tokens are read twice, since there is no mean to begin with; so
-            # are a program's first nonzero ones, which set its scale.
-            first, top_h, top_g, count = _first_values(
-                h_ptr, g_ptr, valid_ptr, part * PART + start, lane, f, T, F, stride_h_t, stride_h_f,
-                stride_g_t, stride_g_f, stride_valid, zero, GRADIENTS, PADDED, STRIDE, TILE_T,
-            )  # fmt: skip
-            scale_h = tl.where(scale_h > 0, scale_h, _inverse(tl.max(tl.max(top_h, 1), 0)))
-            scale_g = tl.where(scale_g > 0, scale_g, _inverse(tl.max(tl.max(top_g, 1), 0)))
-            first = first * scale_h * (STRIDE / tl.maximum(count, 1.0))
-            mean = tl.where(n > 0, mean, first)
+        if MOMENTS or PRODUCTS:  # noqa: SIM102  decided by the compiler
+            if (tl.min(tl.min(n, 1), 0) == 0) | (scale_h == 0) | (GRADIENTS and scale_g == 0):
+                # A lane's first valid tokens are read twice, since there is no mean to begin
+                # with; so are a program's first nonzero ones, which set its scale.
+                first, top_h, top_g, count = _first_values(
+                    h_ptr, g_ptr, valid_ptr, part * PART + start, lane, f, T, F,
+                    stride_h_t, stride_h_f, stride_g_t, stride_g_f, stride_valid, zero,
+                    GRADIENTS, PADDED, STRIDE, TILE_T,
+                )  # fmt: skip
+                scale_h = tl.where(scale_h > 0, scale_h, _inverse(tl.max(tl.max(top_h, 1), 0)))
+                scale_g = tl.where(scale_g > 0, scale_g, _inverse(tl.max(tl.max(top_g, 1), 0)))
+                first = first * scale_h * (STRIDE / tl.maximum(count, 1.0))
+                mean = tl.where(n > 0, mean, first)
         count, s1, s2, s3, s4, sum_h, sum_g, sum_hg, sum_hg2 = _power_sums(
             h_ptr, g_ptr, valid_ptr, part * PART + start, lane, f, T, F, stride_h_t, stride_h_f,
             stride_g_t, stride_g_f, stride_valid, zero, mean, scale_h, scale_g,
-            sum_h, sum_g, sum_hg, sum_hg2, GRADIENTS, PADDED, STRIDE, TILE_T,
+            sum_h, sum_g, sum_hg, sum_hg2, GRADIENTS, PADDED, MOMENTS, PRODUCTS, STRIDE, TILE_T,
         )  # fmt: skip
-        inverse = tl.where(count > 0, 1.0 / tl.where(count > 0, count, 1.0), 0.0)
-        u = s1 * inverse
-        b2 = tl.maximum(s2 - u * s1, 0.0)
-        b3 = s3 - u * (3.0 * s2 - 2.0 * u * s1)
-        b4 = tl.maximum(s4 - u * (4.0 * s3 - u * (6.0 * s2 - 3.0 * u * s1)), 0.0)
-        n, mean, m2, m3, m4 = _merge_moments(n, mean, m2, m3, m4, count, mean + u, b2, b3, b4)
+        if MOMENTS:
+            inverse = tl.where(count > 0, 1.0 / tl.where(count > 0, count, 1.0), 0.0)
+            u = s1 * inverse
+            b2 = tl.maximum(s2 - u * s1, 0.0)
+            b3 = s3 - u * (3.0 * s2 - 2.0 * u * s1)
+            b4 = tl.maximum(s4 - u * (4.0 * s3 - u * (6.0 * s2 - 3.0 * u * s1)), 0.0)
+            n, mean, m2, m3, m4 = _merge_moments(n, mean, m2, m3, m4, count, mean + u, b2, b3, b4)
+        else:
+            n += count
+            mean += s1 / tl.maximum(n, 1.0)
     # Lanes are recentred at their common mean; then moments add up.
     n, mean, m2, m3, m4 = _recentre(n, mean, m2, m3, m4)
     _store_part(
@@ -200,7 +210,8 @@ def part_kernel(
 
 @triton.jit
 def merge_kernel(
-    partial_ptr, state_ptr, F, PARTS, stride_state_r, stride_state_f, TILE_F: tl.constexpr,
+    partial_ptr, state_ptr, F, PARTS, stride_state_r, stride_state_f,
+    MOMENTS: tl.constexpr, TILE_F: tl.constexpr,
 ):  # fmt: skip
     # In float64 and in a fixed order, so that every run gives the same bits.
     f = tl.program_id(0).to(tl.int64) * TILE_F + tl.arange(0, TILE_F)
@@ -222,9 +233,10 @@ def merge_kernel(
     n, mean, m2, m3, m4 = _merge_moments(na, ma, a2, a3, a4, n, mean, m2, m3, m4)
     tl.store(out, n, inside)
     tl.store(out + stride_state_r, mean, inside)
-    tl.store(out + 2 * stride_state_r, m2, inside)
-    tl.store(out + 3 * stride_state_r, m3, inside)
-    tl.store(out + 4 * stride_state_r, m4, inside)
+    if MOMENTS:
+        tl.store(out + 2 * stride_state_r, m2, inside)
+        tl.store(out + 3 * stride_state_r, m3, inside)
+        tl.store(out + 4 * stride_state_r, m4, inside)
     calls = h * g
     for row in tl.static_range(5):  # pyright: ignore
         value = h

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prunekit_kernels import _select_radix, _select_tiles
 from prunekit_kernels._select_keys import key_of, score_at, write
+from prunekit_kernels._select_row_kernel import row_kernel
 from prunekit_kernels._source import Source
 from prunekit_kernels._triton import tl, triton
 from prunekit_kernels.groups import Groups
@@ -33,20 +34,28 @@ def launch(source: Source, groups: Groups) -> Tensor:
             _select_tiles.launch(source, groups, bits)
         elif groups.rows == 1 and groups.columns is not None:
             _neighbours(source, groups.columns - groups.pruned[0], groups.columns, bits)
-        elif groups.rows == 1 and inputs <= LONGEST_ROW:
-            _rows(source, groups.pruned[0], bits)
-        else:
+        elif spans_programs(source.x, groups):
             _select_radix.launch(source, groups, bits)
+        else:
+            _rows(source, groups.pruned[0], bits)
     return bits
+
+
+def spans_programs(x: Tensor, groups: Groups) -> bool:
+    """Return whether no single program sees a group, and groups have no tiles."""
+    if groups.tile != (1, 1):
+        return False
+    return groups.rows is None or (groups.columns is None and x.shape[1] > LONGEST_ROW)
 
 
 def _rows(source: Source, pruned: int, bits: Tensor) -> None:
     outputs, inputs = source.x.shape
     tile = max(128, triton.next_power_of_2(inputs))
     pruned = max(0, min(pruned, inputs))
-    _row_kernel[(outputs,)](
+    row_kernel[(outputs,)](
         *source.arguments(), bits, *bits.stride(), pruned, TILE_I=tile, PIECE=min(tile, 4096),
-        num_warps=4 if tile <= 4096 else 8 if tile <= 8192 else 16, **source.options(),
+        FULL=inputs == tile, num_warps=4 if tile <= 4096 else 8 if tile <= 8192 else 16,
+        **source.options(),
     )  # fmt: skip
 
 
@@ -56,7 +65,7 @@ def _neighbours(source: Source, n: int, m: int, bits: Tensor) -> None:
         grid = (triton.cdiv(outputs, TILE_O), triton.cdiv(inputs, TILE_I))
         _planes_kernel[grid](
             *source.arguments(), bits, *bits.stride(), N=n, M=m, TILE_O=TILE_O, TILE_I=TILE_I,
-            num_warps=4, **source.options(),
+            FULL=outputs % TILE_O == 0 and inputs % TILE_I == 0, num_warps=4, **source.options(),
         )  # fmt: skip
         return
     # Each program owns whole groups and whole bytes.
@@ -66,80 +75,6 @@ def _neighbours(source: Source, n: int, m: int, bits: Tensor) -> None:
         *source.arguments(), bits, *bits.stride(), N=n, M=m, SPAN=span, TILE_I=TILE_I,
         num_warps=4, **source.options(),
     )  # fmt: skip
-
-
-@triton.jit
-def _row_kernel(
-    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, rho, O, I,  # noqa: E741
-    stride_x_o, stride_x_i, stride_out_o, stride_out_i, stride_dual_o, stride_dual_i,
-    bits_ptr, stride_bits_o, stride_bits_b, pruned,
-    TILE_I: tl.constexpr, PIECE: tl.constexpr,
-    KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
-):  # fmt: skip
-    # One program per row. Bisection finds the smallest key that at least `pruned` keys do not
-    # exceed; it ends early where it separates exactly: 14 to 18 steps of 32.
-    # For a row of 32768 entries, 16 warps leave each thread 128 registers, of which keys take 64:
-    # ptxas spills up to 200 bytes of the rest. Two programs per row would have to synchronize.
-    o = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, TILE_I)
-    i = column.to(tl.int64)
-    inside = column < I
-    score, _ = score_at(
-        x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, o, i, O, I,
-        stride_x_o, stride_x_i, stride_dual_o, stride_dual_i, "evict_last", KIND, SHARES, SCALED,
-    )  # fmt: skip
-    key = tl.where(inside, key_of(score), 0x7FFFFFFF)
-    low = tl.min(key, 0)
-    high = tl.max(tl.where(inside, key, -0x7FFFFFFF), 0)
-    while low < high:  # pyright: ignore
-        middle = (low & high) + ((low ^ high) >> 1)  # pyright: ignore
-        count = tl.sum((key <= middle).to(tl.int32), 0)
-        low = tl.where(count == pruned, middle, tl.where(count > pruned, low, middle + 1))
-        high = tl.where(count >= pruned, middle, high)
-    below = tl.sum((key < high).to(tl.int32), 0)
-    tied = (key == high) & inside
-    ties = tl.sum(tied.to(tl.int32), 0)
-    # The first ties are kept; bisection also finds the column at which they end, if some are pruned
-    # and some are kept: of distinct keys none is.
-    kept = ties - (pruned - below)
-    cut = tl.where(kept == ties, TILE_I, 0)
-    end = tl.where(kept > 0, TILE_I, 0)
-    while cut < end:
-        middle = (cut + end) >> 1
-        enough = tl.sum((tied & (column < middle)).to(tl.int32), 0) >= kept
-        end = tl.where(enough, middle, end)
-        cut = tl.where(enough, cut, middle + 1)
-    # Weights are read again and written piece by piece: registers hold only the keys.
-    for start in range(0, TILE_I, PIECE):
-        _write_piece(
-            x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, rho, O, I,
-            stride_x_o, stride_x_i, stride_out_o, stride_out_i, stride_dual_o, stride_dual_i,
-            bits_ptr, stride_bits_o, stride_bits_b,
-            o, start, high, cut, PIECE, KIND, SHARES, SCALED,
-        )  # fmt: skip
-
-
-@triton.jit
-def _write_piece(
-    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, rho, O, I,  # noqa: E741
-    stride_x_o, stride_x_i, stride_out_o, stride_out_i, stride_dual_o, stride_dual_i,
-    bits_ptr, stride_bits_o, stride_bits_b, o, start, threshold, cut,
-    PIECE: tl.constexpr, KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
-):  # fmt: skip
-    i = (start + tl.arange(0, PIECE)).to(tl.int64)
-    score, value = score_at(
-        x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, o, i, O, I,
-        stride_x_o, stride_x_i, stride_dual_o, stride_dual_i, "evict_first", KIND, SHARES, SCALED,
-    )  # fmt: skip
-    key = key_of(score)
-    keep = ((key > threshold) | ((key == threshold) & (i < cut))) & (i < I)
-    out_ptrs = out_ptr + o * stride_out_o + i * stride_out_i
-    dual_ptrs = dual_ptr + o * stride_dual_o + i * stride_dual_i
-    write(out_ptrs, dual_ptrs, value, keep, rho, i < I, KIND)
-    bit = tl.reshape(keep.to(tl.int32), (PIECE // 8, 8)) << tl.arange(0, 8)[None, :]
-    b = start // 8 + tl.arange(0, PIECE // 8)
-    bits_ptrs = bits_ptr + o * stride_bits_o + b * stride_bits_b
-    tl.store(bits_ptrs, tl.sum(bit, 1).to(tl.uint8), b * 8 < I)
 
 
 @triton.jit
@@ -185,7 +120,7 @@ def _planes_kernel(
     stride_x_o, stride_x_i, stride_out_o, stride_out_i, stride_dual_o, stride_dual_i,
     bits_ptr, stride_bits_o, stride_bits_b,
     N: tl.constexpr, M: tl.constexpr, TILE_O: tl.constexpr, TILE_I: tl.constexpr,
-    KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
+    FULL: tl.constexpr, KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     # Each thread holds at least 8 neighbours, so splitting them into planes and joining them again
     # only renames registers.
@@ -194,9 +129,11 @@ def _planes_kernel(
     inside = (o < O) & (i < I)
     score, value = score_at(
         x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, o, i, O, I,
-        stride_x_o, stride_x_i, stride_dual_o, stride_dual_i, "", KIND, SHARES, SCALED,
+        stride_x_o, stride_x_i, stride_dual_o, stride_dual_i, "", KIND, SHARES, SCALED, FULL,
     )  # fmt: skip
-    key = tl.where(inside, key_of(score), -0x7FFFFFFF)
+    key = key_of(score)
+    if not FULL:
+        key = tl.where(inside, key, -0x7FFFFFFF)
     if M == 2:
         k = _split2(key, TILE_O, TILE_I // 2)
         keep = tl.join(_kept(k, 0, N, M), _kept(k, 1, N, M))
@@ -212,10 +149,12 @@ def _planes_kernel(
         k15 = tl.join(_kept(k, 1, N, M), _kept(k, 5, N, M))
         k37 = tl.join(_kept(k, 3, N, M), _kept(k, 7, N, M))
         keep = tl.join(tl.join(k04, k26), tl.join(k15, k37))
-    keep = tl.where(inside, tl.reshape(keep, (TILE_O, TILE_I)), 0)
+    keep = tl.reshape(keep, (TILE_O, TILE_I))
+    if not FULL:
+        keep = tl.where(inside, keep, 0)
     out_ptrs = out_ptr + o * stride_out_o + i * stride_out_i
     dual_ptrs = dual_ptr + o * stride_dual_o + i * stride_dual_i
-    write(out_ptrs, dual_ptrs, value, keep != 0, rho, inside, KIND)
+    write(out_ptrs, dual_ptrs, value, keep != 0, rho, inside, KIND, FULL)
     b0, b1, b2, b3, b4, b5, b6, b7 = _split8(keep, TILE_O, TILE_I // 8)
     low = b0 | (b1 << 1) | (b2 << 2) | (b3 << 3)
     high = (b4 << 4) | (b5 << 5) | (b6 << 6) | (b7 << 7)

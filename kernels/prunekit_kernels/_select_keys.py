@@ -7,31 +7,39 @@ SCORE, WEIGHT, DUAL = 0, 1, 2
 
 
 @triton.jit
+def _load(ptrs, inside, EVICTION: tl.constexpr, FULL: tl.constexpr):
+    if FULL:
+        return tl.load(ptrs, eviction_policy=EVICTION)
+    return tl.load(ptrs, inside, other=0.0, eviction_policy=EVICTION)
+
+
+@triton.jit
 def score_at(
     x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, o, i, O, I,  # noqa: E741
     stride_x_o, stride_x_i, stride_dual_o, stride_dual_i,
     EVICTION: tl.constexpr, KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
+    FULL: tl.constexpr = False,  # noqa: FBT002  the interpreter passes it by position
 ):  # fmt: skip
     """Return scores and scored values at rows and columns.
 
-    ``o`` and ``i`` are int64 and broadcast to the shape of the result. Scores are float32, or
-    float64 where ``SCORE`` reads them so; the other arguments are those of :class:`_source.Source`.
+    ``o`` and ``i`` are int64 and broadcast to the shape of the result; ``FULL`` says that all are
+    inside the matrix. Scores are float32, or float64 where ``SCORE`` reads them so; the other
+    arguments are those of :class:`_source.Source`.
     """
     inside = (o < O) & (i < I)
-    ptrs = x_ptr + o * stride_x_o + i * stride_x_i
-    value = tl.load(ptrs, inside, other=0.0, eviction_policy=EVICTION)
+    value = _load(x_ptr + o * stride_x_o + i * stride_x_i, inside, EVICTION, FULL)
     score = value if value.dtype == tl.float64 else value.to(tl.float32)
     if KIND == 2:
         ptrs = dual_ptr + o * stride_dual_o + i * stride_dual_i
-        value = score + tl.load(ptrs, inside, other=0.0, eviction_policy=EVICTION) * inverse_rho
+        value = score + _load(ptrs, inside, EVICTION, FULL) * inverse_rho
         score = tl.abs(value)
     if KIND == 1:
         score = tl.abs(score)
         if SHARES:
-            row = tl.load(row_ptr + o, o < O, other=0.0)
-            score = score * (row + tl.load(column_ptr + i, i < I, other=0.0))
+            row = _load(row_ptr + o, o < O, "", FULL)
+            score = score * (row + _load(column_ptr + i, i < I, "", FULL))
         if SCALED:
-            score = score * tl.load(scale_ptr + i, i < I, other=0.0)
+            score = score * _load(scale_ptr + i, i < I, "", FULL)
     return score, value
 
 
@@ -53,7 +61,10 @@ def key_of(score):
 
 
 @triton.jit
-def write(out_ptrs, dual_ptrs, value, keep, rho, inside, KIND: tl.constexpr):
+def write(
+    out_ptrs, dual_ptrs, value, keep, rho, inside, KIND: tl.constexpr,
+    FULL: tl.constexpr = False,  # noqa: FBT002
+):  # fmt: skip
     """Write kept values, zeros elsewhere, and for ``DUAL`` the new dual.
 
     Args:
@@ -64,8 +75,17 @@ def write(out_ptrs, dual_ptrs, value, keep, rho, inside, KIND: tl.constexpr):
         rho: Penalty, the factor of the new dual.
         inside: True inside the matrix.
         KIND: Kind of source; ``SCORE`` writes nothing.
+        FULL: Whether ``inside`` is true everywhere.
     """
     if KIND != 0:
-        tl.store(out_ptrs, tl.where(keep, value, 0.0).to(out_ptrs.dtype.element_ty), inside)
+        _store(out_ptrs, tl.where(keep, value, 0.0).to(out_ptrs.dtype.element_ty), inside, FULL)
     if KIND == 2:
-        tl.store(dual_ptrs, tl.where(keep, 0.0, value * rho), inside)
+        _store(dual_ptrs, tl.where(keep, 0.0, value * rho), inside, FULL)
+
+
+@triton.jit
+def _store(ptrs, value, inside, FULL: tl.constexpr):
+    if FULL:
+        tl.store(ptrs, value)
+    else:
+        tl.store(ptrs, value, inside)

@@ -7,6 +7,7 @@ import os
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -21,11 +22,26 @@ else:
         triton = SimpleNamespace(jit=lambda kernel: kernel)
         tl = SimpleNamespace(constexpr=object)
 
-__all__ = ["runs_triton", "tl", "triton"]
+__all__ = ["multiprocessors", "runs_ptx", "runs_triton", "tl", "triton"]
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+USUAL = 132  # multiprocessors of an H100 or H200, for which kernels are compiled without a GPU
 
 
 def runs_triton(x: Tensor) -> bool:
     """Return whether Triton kernels run on ``x``: CUDA, or the interpreter."""
     return x.is_cuda or INTERPRETED
+
+
+def runs_ptx() -> bool:
+    """Return whether kernels may contain NVIDIA's assembly."""
+    return not (INTERPRETED or torch.version.hip)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Return how many multiprocessors the device has; the interpreter has one."""
+    if INTERPRETED:
+        return 1
+    if device.type != "cuda":
+        return USUAL
+    return torch.cuda.get_device_properties(device).multi_processor_count

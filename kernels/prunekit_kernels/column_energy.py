@@ -76,7 +76,10 @@ def _launch(x: Tensor, out: Tensor, rows: Tensor | None) -> None:
                 x, index, partial, tokens, inputs, *x.stride(), stride, ROWS=kind,
                 RUN=RUN, TILE_T=TILE_T, TILE_I=TILE_I, num_warps=4, enable_fp_fusion=True,
             )  # fmt: skip
-    out += partial.sum(0)
+            _add_kernel[(triton.cdiv(inputs, TILE_I),)](
+                partial, out, inputs, runs, out.stride(0), TILE_I=TILE_I, num_warps=4,
+                enable_fp_fusion=True,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -99,3 +102,15 @@ def _kernel(
         x = tl.load(ptrs, inside, other=0.0).to(tl.float32)  # [TILE_T, TILE_I]
         total += x * x
     tl.store(partial_ptr + run * I + i, tl.sum(total, 0), i < I)
+
+
+@triton.jit
+def _add_kernel(partial_ptr, out_ptr, I, RUNS, stride_out, TILE_I: tl.constexpr):  # noqa: E741
+    # In the order of the runs.
+    i = tl.program_id(0).to(tl.int64) * TILE_I + tl.arange(0, TILE_I)
+    total = tl.zeros((TILE_I,), tl.float32)
+    for _ in tl.range(0, RUNS, num_stages=4):  # pyright: ignore
+        total += tl.load(partial_ptr + i, i < I, other=0.0)
+        partial_ptr += I
+    ptrs = out_ptr + i * stride_out
+    tl.store(ptrs, tl.load(ptrs, i < I, other=0.0) + total, i < I)

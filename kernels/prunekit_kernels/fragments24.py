@@ -88,17 +88,30 @@ def _meta(values: Tensor) -> tuple[int, ...]:
     return outputs // 16, 2, 8, half // 128, 4, 2, 2
 
 
-@cache
 def _table(device: torch.device, *, back: bool = False) -> Tensor:
     """Return a table from keep bits to metadata, or ``back``.
 
-    Metadata of a group: index of the first kept | index of the second kept << 2.
+    Metadata of a group: index of the first kept | index of the second kept << 2. Within the capture
+    of a graph the table belongs to the graph.
     """
-    table = torch.zeros(256, dtype=torch.uint8)
-    pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
-    nibbles = [(1 << i | 1 << j, i | j << 2) for i, j in pairs]
-    for bits, code in nibbles:
-        for high_bits, high_code in nibbles:
-            key, value = bits | high_bits << 4, code | high_code << 4
-            table[value if back else key] = key if back else value
-    return table.to(device)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return _computed(device, back=back)
+    return _kept(device, back=back)
+
+
+def _computed(device: torch.device, *, back: bool) -> Tensor:
+    """Return the table, made on the device; other entries than 2 of 4 are 0."""
+    byte = torch.arange(256, device=device)
+    nibbles = byte[:, None] >> torch.arange(0, 8, 4, device=device) & 15  # [256, 2]
+    if back:
+        low, high = nibbles & 3, nibbles >> 2
+        found, valid = (1 << low) | (1 << high), low < high
+    else:
+        bits = nibbles[:, :, None] >> torch.arange(4, device=device) & 1
+        low, high = bits.argmax(2), 3 - bits.flip(2).argmax(2)
+        found, valid = low | high << 2, bits.sum(2) == 2
+    found = found * valid.all(1, keepdim=True)
+    return (found[:, 0] | found[:, 1] << 4).to(torch.uint8)
+
+
+_kept = cache(_computed)

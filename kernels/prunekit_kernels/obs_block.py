@@ -94,7 +94,7 @@ class Sweep(NamedTuple):
         score = (self.work[start:end] / self.upper.diagonal()[start:end, None]).square_()
         allowed = self.keep[start:end]
         # On a CPU filling takes ten times as long as checking that there is nothing to fill.
-        filled = score.is_cuda or not allowed.view(torch.int8).amin()
+        filled = not score.is_cpu or not allowed.view(torch.int8).amin()
         return score.masked_fill_(~allowed, -torch.inf) if filled else score
 
 
@@ -253,7 +253,7 @@ def _launch(sweep: Sweep, start: int, end: int, n: int, m: int, panel: int) -> N
     if not outputs:
         return
     rows = _rows(outputs)
-    # The factor may be stored by columns; the kernel reads four numbers of a row at once.
+    # The factor may be stored by columns; the kernel reads its rows, number by number.
     upper = sweep.upper[start:end, start:end].contiguous()
     with torch.cuda.device_of(sweep.work):
         kernel[(triton.cdiv(outputs, rows),)](

@@ -203,7 +203,8 @@ def _launch(weight: Tensor, bits: Tensor) -> None:
         with torch.cuda.device_of(weight):
             _kernel[grid](
                 weight, bits, outputs, inputs, *weight.stride(), *bits.stride(),
-                TILE_O=TILE_O, TILE_I=TILE_I, num_warps=4, enable_fp_fusion=False,
+                WHOLE=inputs % 8 == 0, FULL=outputs % TILE_O == 0 and inputs % TILE_I == 0,
+                TILE_O=TILE_O, TILE_B=TILE_I // 8, num_warps=4, enable_fp_fusion=False,
             )  # fmt: skip
 
 
@@ -211,14 +212,23 @@ def _launch(weight: Tensor, bits: Tensor) -> None:
 def _kernel(
     weight_ptr, bits_ptr, O, I,  # noqa: E741
     stride_weight_o, stride_weight_i, stride_bits_o, stride_bits_b,
-    TILE_O: tl.constexpr, TILE_I: tl.constexpr,
+    WHOLE: tl.constexpr, FULL: tl.constexpr, TILE_O: tl.constexpr, TILE_B: tl.constexpr,
 ):  # fmt: skip
-    o = tl.program_id(0).to(tl.int64) * TILE_O + tl.arange(0, TILE_O)[:, None]
-    i = tl.program_id(1).to(tl.int64) * TILE_I + tl.arange(0, TILE_I)[None, :]
-    inside = (o < O) & (i < I)
-    ptrs = bits_ptr + o * stride_bits_o + i // 8 * stride_bits_b
-    bits = tl.load(ptrs, inside, other=0)  # [TILE_O, TILE_I]
-    pruned = (bits.to(tl.int32) >> (i % 8).to(tl.int32)) & 1 == 0
-    # The weight is not read: only the zeros are stored.
+    # A thread holds the eight weights of a byte, and reads and writes them at once. Zeros alone
+    # would be stores of single weights.
+    o = tl.program_id(0).to(tl.int64) * TILE_O + tl.arange(0, TILE_O)[:, None, None]
+    b = tl.program_id(1).to(tl.int64) * TILE_B + tl.arange(0, TILE_B)[None, :, None]
+    j = tl.arange(0, 8)[None, None, :]
+    i = b * 8 + j
     ptrs = weight_ptr + o * stride_weight_o + i * stride_weight_i
-    tl.store(ptrs, tl.zeros((TILE_O, TILE_I), weight_ptr.dtype.element_ty), inside & pruned)
+    bits_ptrs = bits_ptr + o * stride_bits_o + b * stride_bits_b
+    if FULL:
+        bits = tl.load(bits_ptrs).to(tl.int32)  # [TILE_O, TILE_B, 1]
+        weight = tl.load(ptrs)  # [TILE_O, TILE_B, 8]
+        tl.store(ptrs, tl.where((bits >> j) & 1 != 0, weight, 0.0))
+    else:
+        some = (o < O) & (b * 8 < I)
+        inside = some & (j >= 0) if WHOLE else some & (i < I)
+        bits = tl.load(bits_ptrs, some, other=0).to(tl.int32)
+        weight = tl.load(ptrs, inside, other=0.0)
+        tl.store(ptrs, tl.where((bits >> j) & 1 != 0, weight, 0.0), inside)

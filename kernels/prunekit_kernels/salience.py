@@ -43,14 +43,22 @@ def salience(
     g: Float[Tensor, "T F"] | None,
     state: Float[Tensor, "10 F"],
     valid: Bool[Tensor, " T"] | None = None,
+    *,
+    moments: bool = True,
+    products: bool = True,
 ) -> None:
     """Add the tokens of one call to ``state``, in place.
+
+    What is left out takes no time: on a GPU the sums that remain cost fewer instructions than
+    reading ``h`` and ``g`` takes.
 
     Args:
         h: Activations; float32, float16 or bfloat16 (others are cast to float32), any strides.
         g: Gradients of the same shape, of any such dtype; None leaves their sums unchanged.
         state: From :func:`new_state`.
         valid: False for tokens that are padding.
+        moments: False leaves M₂ to M₄ unchanged.
+        products: False leaves Σ|h g| and Σ(h g)² unchanged.
 
     Raises:
         ValueError: Shapes, types or devices do not match.
@@ -72,7 +80,7 @@ def salience(
             f"valid must be bool of shape {tuple(h.shape[:1])} on {h.device}, "
             f"got {valid.dtype} of shape {tuple(valid.shape)} on {valid.device}"
         )
-    _salience(h, g, state, valid)
+    _salience(h, g, state, valid, moments, products)
 
 
 def merge(state: Float[Tensor, "10 F"], other: Float[Tensor, "10 F"]) -> None:
@@ -126,29 +134,65 @@ def merge_moments(na, ma, a2, a3, a4, nb, mb, b2, b3, b4):
 
 
 @torch.library.custom_op("prunekit::salience", mutates_args=("state",))
-def _salience(h: Tensor, g: Tensor | None, state: Tensor, valid: Tensor | None) -> None:
+def _salience(
+    h: Tensor,
+    g: Tensor | None,
+    state: Tensor,
+    valid: Tensor | None,
+    moments: bool,  # noqa: FBT001  an operator takes no keywords
+    products: bool,  # noqa: FBT001
+) -> None:
     if runs_triton(h):
-        _launch(h, g, state, valid)
+        _launch(h, g, state, valid, moments=moments, products=products)
         return
     if valid is not None:
         h, g = h[valid], None if g is None else g[valid]
     found, step = new_state(h.shape[1]), max(1, CHUNK // max(h.shape[1], 1))
     for start in range(0, len(h), step):
         rows = slice(start, start + step)
-        merge(found, _chunk(h[rows].float(), None if g is None else g[rows].float()))
+        part = None if g is None else g[rows].float()
+        merge(found, _chunk(h[rows].float(), part, moments=moments, products=products))
     found[9] = found[5] * found[6]
+    before = state[2:5].clone()
     merge(state, found)
+    if not moments:
+        state[2:5] = before
 
 
 @_salience.register_fake
-def _(h: Tensor, g: Tensor | None, state: Tensor, valid: Tensor | None) -> None:
+def _(
+    h: Tensor,
+    g: Tensor | None,
+    state: Tensor,
+    valid: Tensor | None,
+    moments: bool,  # noqa: FBT001
+    products: bool,  # noqa: FBT001
+) -> None:
     pass
 
 
-def _chunk(h: Tensor, g: Tensor | None) -> Tensor:
+def _chunk(h: Tensor, g: Tensor | None, *, moments: bool, products: bool) -> Tensor:
     """Return the state of a few rows; ``calls`` is left at 0."""
     state = new_state(h.shape[1], h.device)
     h, unit = _unit(h)
+    state[5] = h.abs().sum(0).double() * unit
+    if moments:
+        state[:5] = _moments(h, unit)
+    else:
+        state[0], state[1] = len(h), h.mean(0).double() * unit
+    if g is not None:
+        g, other = _unit(g)
+        state[6] = g.abs().sum(0).double() * other
+        if products:
+            product = h * g
+            state[7] = product.abs().sum(0).double() * (unit * other)
+            state[8] = product.square_().sum(0).double() * (unit * other) ** 2
+    return state
+
+
+def _moments(h: Tensor, unit: float) -> Tensor:
+    """Return count, mean and central moments of a few rows times ``unit``, [5, F]."""
+    state = new_state(h.shape[1], h.device)[:5]
     count, shift = len(h), h.mean(0)
     # The mean is rounded, so the first power of the remainder is not quite 0.
     d = h - shift
@@ -159,13 +203,6 @@ def _chunk(h: Tensor, g: Tensor | None) -> Tensor:
     state[0], state[1], state[2] = count, (shift.double() + u) * unit, (s2 - u * s1) * unit**2
     state[3] = (s3 - u * (3 * s2 - 2 * u * s1)) * unit**3
     state[4] = (s4 - u * (4 * s3 - u * (6 * s2 - 3 * u * s1))) * unit**4
-    state[5] = h.abs().sum(0).double() * unit
-    if g is not None:
-        g, other = _unit(g)
-        product = d.copy_(h).mul_(g)
-        state[6] = g.abs().sum(0).double() * other
-        state[7] = product.abs().sum(0).double() * (unit * other)
-        state[8] = product.square_().sum(0).double() * (unit * other) ** 2
     return state
 
 
@@ -181,7 +218,15 @@ def _unit(x: Tensor) -> tuple[Tensor, float]:
     return (x, 1.0) if abs(exponent) < 8 else (x * 2.0**-exponent, 2.0**exponent)
 
 
-def _launch(h: Tensor, g: Tensor | None, state: Tensor, valid: Tensor | None) -> None:
+def _launch(
+    h: Tensor,
+    g: Tensor | None,
+    state: Tensor,
+    valid: Tensor | None,
+    *,
+    moments: bool = True,
+    products: bool = True,
+) -> None:
     h, g = _narrow(h), None if g is None else _narrow(g)
     tokens, columns = h.shape
     if not h.numel():
@@ -193,12 +238,13 @@ def _launch(h: Tensor, g: Tensor | None, state: Tensor, valid: Tensor | None) ->
         part_kernel[(triton.cdiv(columns, TILE_F), parts)](
             h, other, h if valid is None else valid, partial, tokens, columns,
             *h.stride(), *other.stride(), 0 if valid is None else valid.stride(0),
-            GRADIENTS=g is not None, PADDED=valid is not None, PART=PART, STRIDE=STRIDE,
+            GRADIENTS=g is not None, PADDED=valid is not None,
+            MOMENTS=moments, PRODUCTS=products and g is not None, PART=PART, STRIDE=STRIDE,
             TILE_T=TILE_T, TILE_F=TILE_F, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
         merge_kernel[(triton.cdiv(columns, 128),)](
             partial, state, columns, parts, *state.stride(),
-            TILE_F=128, num_warps=4, enable_fp_fusion=True,
+            MOMENTS=moments, TILE_F=128, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from prunekit_kernels import _select, _source
+from prunekit_kernels import _select, _select_radix, _source
 from prunekit_kernels._triton import runs_triton
 from prunekit_kernels.groups import Groups
 from prunekit_kernels.packed_mask import INTEGERS, unpack
@@ -247,6 +247,8 @@ def without_nan(score: Tensor) -> Tensor:
 def _choose(score: Tensor, groups: list[int]) -> Tensor:
     chosen = Groups.of(groups)
     if runs_triton(score) and score.dtype != torch.float64:
+        if _select.spans_programs(score, chosen):
+            return _select_radix.choose(_source.scores(score), chosen)
         return unpack(_select.launch(_source.scores(score), chosen), score.shape[1])
     return plain(score, chosen).contiguous()
 

@@ -4,7 +4,7 @@ y = x Wᵀ, where the weight streams from memory straight into ``mma.sp``: no ex
 or shuffle. One inline assembly block multiplies 256 columns: eight products of 16 rows, 32 columns,
 8 tokens.
 
-    up to 16 tokens    a warp takes 16 rows and a share of the columns; shares are summed in order
+    up to 16 tokens    a program takes 16 rows, and its warps take turns at their columns
     up to ``reach``    a warp takes 32 rows and 32 tokens
     more               back to row order, expanded to memory, multiplied dense
 
@@ -24,14 +24,13 @@ from prunekit_kernels._sparse24_mma_kernels import (
     many_kernel,
     order_kernel,
     products,
-    sum_kernel,
+    reading_products,
 )
-from prunekit_kernels._triton import INTERPRETED, triton
+from prunekit_kernels._triton import multiprocessors, runs_ptx, triton
 from prunekit_kernels.fragments24 import TOKENS, from_fragments, has_fragments
 from prunekit_kernels.sparse24 import Sparse24, check24, expand24
 from prunekit_kernels.sparse24_matmul import (
     FEW,
-    PROGRAMS,
     REACH,
     _sparse24_matmul,
     check_inputs,
@@ -74,7 +73,7 @@ def sparse24_mma(
 
 def runs_mma(x: Tensor) -> bool:
     """Return whether ``x`` is on an NVIDIA GPU from Ampere on."""
-    if not x.is_cuda or torch.version.hip or INTERPRETED:
+    if not (x.is_cuda and runs_ptx()):
         return False
     return torch.cuda.get_device_capability(x.device) >= (8, 0)
 
@@ -110,18 +109,19 @@ def _(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _launch_few(x: Tensor, values: Tensor, keep: Tensor) -> Tensor:
     tokens, outputs, chunks = len(x), len(values), x.shape[1] // 256
-    rows = triton.cdiv(outputs, 16 * WARPS)
-    splits = max(1, min(chunks, PROGRAMS // rows))
-    parts = torch.empty(splits, tokens, outputs, dtype=torch.float32, device=x.device)
-    asm, constraints = products(x.dtype)
+    out = torch.empty(tokens, outputs, dtype=x.dtype, device=x.device)
+    words, tiles = _words(x), outputs // 16
+    asm, constraints = reading_products(x.dtype)
+    # Where tiles are few, more warps share one, so that as many loads are in flight.
+    warps = 8 if tiles < 2 * multiprocessors(x.device) else 4
     with torch.cuda.device_of(x):
-        few_kernel[(rows, splits, triton.cdiv(tokens, TOKENS))](
-            values.view(torch.int32), keep.view(torch.int32), in_lane_order(x), parts,
-            tokens, outputs, chunks, triton.cdiv(chunks, splits),
-            ASM=asm, CONSTRAINTS=constraints, WARPS=WARPS,
-            num_warps=WARPS, enable_fp_fusion=True,
+        few_kernel[(tiles,)](
+            values.view(torch.int32), keep.view(torch.int32), words, out,
+            tokens, outputs, chunks, words.stride(0),
+            ASM=asm, CONSTRAINTS=constraints, WARPS=warps, STAGES=3, PAIR=tokens > TOKENS,
+            num_warps=warps, enable_fp_fusion=True,
         )  # fmt: skip
-    return _summed(parts, x.dtype)
+    return out
 
 
 def _launch_many(x: Tensor, values: Tensor, keep: Tensor) -> Tensor:
@@ -144,11 +144,7 @@ def in_lane_order(x: Tensor) -> Tensor:
 
     The same as :func:`prunekit_kernels.fragments24.token_fragments`.
     """
-    if x.stride(1) != 1 or x.stride(0) % 2 or x.storage_offset() % 2:
-        x = x.clone(
-            memory_format=torch.contiguous_format
-        )  # with one token the stride may be anything
-    words = x.view(torch.int32)
+    words = _words(x)
     tokens, chunks = len(x), x.shape[1] // 256
     groups = triton.cdiv(tokens, TOKENS)
     out = torch.empty(groups, 8 * chunks, 32, 4, dtype=torch.int32, device=x.device)
@@ -159,12 +155,9 @@ def in_lane_order(x: Tensor) -> Tensor:
     return out
 
 
-def _summed(parts: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the ordered sum of the shares, in one launch."""
-    splits, tokens, outputs = parts.shape
-    out = torch.empty(tokens, outputs, dtype=dtype, device=parts.device)
-    with torch.cuda.device_of(parts):
-        sum_kernel[(triton.cdiv(out.numel(), 1024),)](
-            parts, out, out.numel(), splits, num_warps=4, enable_fp_fusion=True
-        )
-    return out
+def _words(x: Tensor) -> Tensor:
+    """Return tokens as rows of words of two numbers, [T, I / 2] int32; a copy where needed."""
+    if x.stride(1) != 1 or x.stride(0) % 2 or x.storage_offset() % 2:
+        # With one token the stride may be anything.
+        x = x.clone(memory_format=torch.contiguous_format)
+    return x.view(torch.int32)

@@ -26,7 +26,7 @@ def compressed() -> Iterator[Launch]:
 def sparse_tensor_cores(dtype: torch.dtype) -> Iterator[Launch]:
     """Yield the products by ``mma.sp``, for few and for many tokens."""
     weight, inputs = _two_of_four(dtype, 14336), 14336
-    for launch, tokens in (("_launch_few", 16), ("_launch_many", 100)):
+    for launch, tokens in (("_launch_few", 1), ("_launch_few", 16), ("_launch_many", 100)):
         run = _call("sparse24_mma", launch, meta(tokens, inputs, dtype=dtype), *weight)
         what = f"{NAMES[dtype]} I={inputs} M={tokens}"
         yield Launch("sparse24_mma", what, run, targets=ONE if dtype == F16 else NVIDIA)

@@ -67,6 +67,9 @@ def _sums() -> Iterator[Launch]:
         valid = meta(2048, dtype=torch.bool)
         yield Launch("salience", _named(dtype, 14336), _call(salience, x, x, state, None))
         yield Launch("salience", _named(dtype, 14336, "h"), _call(salience, x, None, state, None))
+        for kind, left in {"sums": (False, False), "sums, products": (False, True)}.items():
+            run = _call(salience, x, x, state, None, moments=left[0], products=left[1])
+            yield Launch("salience", _named(dtype, 14336, kind), run)
         name = _named(dtype, 14336, "padded")
         yield Launch("salience", name, _call(salience, x, x, state, valid))
 
@@ -139,27 +142,29 @@ SELECTIONS = {
     "columns": Groups(None, None, (2000,), (4096, 1)),
 }
 
+EVERYWHERE = ("row", "1:2", "2:4", "4:8", "layer")  # the others share their kernels
 RAGGED = ("5:10", "block 32x160", "rows", "columns")  # that do not divide 4096, or need not
 
 
 def _selections() -> Iterator[Launch]:
-    long = {"sm_80": 256, "sm_100": 128}
+    long = {"sm_80": 256, "sm_90": 192, "sm_100": 192}
     for name, groups in SELECTIONS.items():
         inputs = 4000 if name in RAGGED else 4096
         what, few = f"I={inputs} {name}", (*TARGETS,) if name in ("row", "2:4") else ONE
+        most = (*TARGETS,) if name in EVERYWHERE else ONE
         run = _chosen(_weight(inputs, BF16), groups)
-        yield Launch("score_and_mask", f"bf16 {what}", run)
-        yield Launch(
-            "project", f"f32 {what}", _chosen(_iterate(inputs), groups),
-            targets=ONE if name in RAGGED else (*TARGETS,),
-        )  # fmt: skip
+        yield Launch("score_and_mask", f"bf16 {what}", run, targets=most)
+        run = _chosen(_iterate(inputs), groups)
+        yield Launch("project", f"f32 {what}", run, targets=most)
         for factors in ("magnitude", "wanda"):
             run = _chosen(_weight(inputs, BF16, factors), groups)
             yield Launch("score_and_mask", f"bf16 {what} {factors}", run, targets=few)
     for name in ("row", "2:4", "layer", "block 4x4"):
         groups, what = SELECTIONS[name], f"f32 I=4096 {name}"
-        yield Launch("score_and_mask", what, _chosen(_weight(4096, F32), groups))
-        yield Launch("selection", what, _chosen(_score(4096), groups))
+        most = (*TARGETS,) if name in EVERYWHERE else ONE
+        run = _chosen(_weight(4096, F32), groups)
+        yield Launch("score_and_mask", what, run, targets=most)
+        yield Launch("selection", what, _chosen(_score(4096), groups), targets=most)
     for inputs in (576, 8192, 16384, 28672):
         groups, spills = Groups(1, None, (inputs // 2,)), long if inputs > 16384 else {}
         what, targets = f"bf16 I={inputs} row", ONE if inputs < 16384 else (*TARGETS,)
@@ -169,7 +174,7 @@ def _selections() -> Iterator[Launch]:
         yield Launch("project", f"f32 I={inputs} row", run, spills, targets)
     yield Launch(
         "score_and_mask", "bf16 I=40960 row",
-        _chosen(_weight(40960, BF16), Groups(1, None, (999,))),
+        _chosen(_weight(40960, BF16), Groups(1, None, (999,))), targets=ONE,
     )  # fmt: skip
 
 
@@ -211,10 +216,10 @@ def _chosen(source: _source.Source, groups: Groups) -> Callable[[], object]:
     return lambda: _select.launch(source, groups)
 
 
-def _call(function: Callable, *arguments) -> Callable[[], object]:
+def _call(function: Callable, *arguments, **options) -> Callable[[], object]:
     # An op hides the module of the same name: `prunekit_kernels.gram` is the function.
     launch = function.__globals__["_launch"]
-    return lambda: launch(*arguments)
+    return lambda: launch(*arguments, **options)
 
 
 def _named(dtype: torch.dtype, inputs: int, extra: str = "") -> str:

@@ -16,7 +16,10 @@ import triton
 from prunekit.models.cgroups import usable_cpus
 from tests.aot.compile_only import KEY_DIGITS, TARGETS, compile_only, usage
 from tests.aot.launches import Launch, everywhere, launches
+from tests.aot.listing import LANES, Listing, listing
+from tests.aot.occupancy import resident_warps
 
+STATIC = 8192  # bytes of shared memory in which selection counts
 FILE = Path(__file__).parents[2] / "bench" / "results" / "aot.json"
 
 
@@ -45,18 +48,30 @@ def compiled(target: str, launch: Launch, launched: list) -> list[dict]:
 
 
 def _row(target: str, launch: Launch, kernel) -> dict:
-    taken = usage(kernel)
+    taken, code = usage(kernel), listing(kernel)
+    warps = kernel.metadata.num_warps
+    static = STATIC if kernel.metadata.name == "count_kernel" and target.startswith("sm") else 0
     return {
         "target": target,
         "op": launch.op,
         "what": launch.what,
         "kernel": kernel.metadata.name.lstrip("_"),
         "key": kernel.hash[:KEY_DIGITS],
-        "warps": kernel.metadata.num_warps,
+        "warps": warps,
         "registers": taken.registers,
         "spilled": taken.spilled,
         "shared": taken.shared,
+        "resident_warps": resident_warps(target, taken, warps, static),
+        "instructions": len(code.instructions),
+        "in_flight": streamed(code),
     }
+
+
+def streamed(code: Listing) -> int | None:
+    """Return the bytes that a warp has on their way in the loop that loads most; None on AMD."""
+    if code.lanes != LANES["cubin"]:
+        return None
+    return max((code.in_flight(loop) for loop in code.loops), default=0)
 
 
 def main(chosen: list[str]) -> None:

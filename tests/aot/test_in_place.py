@@ -80,7 +80,7 @@ def test_no_warp_repeats_a_store_in_place(groups, inputs, monkeypatch):
     assert not [line for each in kernels for line in repeated_stores(each)]
 
 
-def test_four_warps_for_forty_columns_would_repeat_stores(monkeypatch):
-    monkeypatch.setattr(_select_radix, "warps_without_copies", lambda _: 4)
+def test_tiles_of_64_entries_would_repeat_stores(monkeypatch):
+    monkeypatch.setattr(_select_radix, "TILE", 64)
     kernels = compiled(40, GROUPS["layer"], monkeypatch)
     assert [line for each in kernels for line in repeated_stores(each)]

@@ -169,7 +169,8 @@ def test_allocates_three_weights_and_one_gram_matrix(device):
 
     most = peak_bytes(lambda: admm(weight, gram, scale, zero, [0.1, 0.2]))
     whole = 3 * weight.nbytes + gram.nbytes
-    assert whole <= most <= 1.02 * whole
+    # On a GPU the library inverts in another matrix.
+    assert whole <= most <= 1.02 * (whole + (gram.nbytes if gram.is_cuda else 0))
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan")])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from prunekit_kernels.fragments24 import (
+    _computed,
     from_fragments,
     has_fragments,
     to_fragments,
@@ -112,3 +113,16 @@ def test_casting_commutes_with_permuting():
 )
 def test_says_what_fits(outputs, inputs, dtype, fits):
     assert has_fragments(outputs, inputs, dtype) is fits
+
+
+@pytest.mark.parametrize("back", [True, False])
+def test_tables_are_those_of_the_pairs(back, device):
+    table = _computed(device, back=back).tolist()
+    pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
+    codes = {1 << i | 1 << j: i | j << 2 for i, j in pairs}
+    for bits in range(256):
+        low, high = bits & 15, bits >> 4
+        if low in codes and high in codes:
+            code = codes[low] | codes[high] << 4
+            assert table[code if back else bits] == (bits if back else code)
+    assert sum(value > 0 for value in table) == 36

@@ -60,6 +60,21 @@ def test_without_gradients(device):
     assert not gathered(h)[6:].any()
 
 
+@pytest.mark.parametrize(("moments", "products"), [(False, True), (True, False), (False, False)])
+@pytest.mark.parametrize("mean", [0, 100])
+def test_what_is_left_out_stays_unchanged(mean, moments, products, device):
+    h, g = pair((300, 5), device)
+    h += mean
+    whole, state = new_state(5, device), new_state(5, device)
+    for rows in (slice(70), slice(70, None)):
+        salience(h[rows], g[rows], whole)
+        salience(h[rows], g[rows], state, moments=moments, products=products)
+    left_out = [*(() if moments else (2, 3, 4)), *(() if products else (7, 8))]
+    assert not state[left_out].any()
+    rest = [row for row in range(9) if row not in left_out]
+    torch.testing.assert_close(state[rest], whole[rest], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("strides", ["transposed", "every other", "offset"])
 def test_any_strides(strides, device):
     h, g = pair((70, 70), device)
@@ -172,7 +187,7 @@ def test_refuses_what_does_not_fit(given, reason):
 
 def test_is_a_proper_op(device):
     h, g = pair((9, 4), device)
-    torch.library.opcheck(_salience, (h, g, new_state(4, device), None))
+    torch.library.opcheck(_salience, (h, g, new_state(4, device), None, True, False))
 
 
 def test_compiles_without_graph_break(device):

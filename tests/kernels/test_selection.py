@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prunekit_kernels import Groups, choose
+from prunekit_kernels import Groups, _select_radix, choose
 from prunekit_kernels._triton import INTERPRETED
 from prunekit_kernels.selection import _choose, choose_reference
 
@@ -20,6 +20,34 @@ def test_chooses_what_sorting_chooses(kind, name, device):
     before = score.clone()
     assert torch.equal(choose(score, GROUPS[name]), choose_reference(score, GROUPS[name]))
     assert torch.equal(score.nan_to_num(nan=9), before.nan_to_num(nan=9))
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="the emulator belongs to the interpreter")
+@pytest.mark.parametrize("name", ["layer", "windows", "ragged windows"])
+@pytest.mark.parametrize("kind", EASY)
+def test_counts_in_shared_memory_are_the_same(kind, name, monkeypatch):
+    from tests.kernels import ptx
+
+    ptx.install(monkeypatch)
+    monkeypatch.setattr(_select_radix, "runs_ptx", lambda: True)
+    score = hard_scores(kind, (OUTPUTS, INPUTS), "cpu")
+    assert torch.equal(choose(score, GROUPS[name]), choose_reference(score, GROUPS[name]))
+
+
+@pytest.mark.parametrize("pruned", [1, 5000, 9999, 12345, 19999])
+@pytest.mark.parametrize("shape", [(50, 400), (1, 20000), (20000, 1), (4, 5000)], ids=str)
+def test_ties_are_split_among_programs(shape, pruned, device):
+    score = torch.randint(0, 2, shape, device=device).float()
+    groups = Groups(None, None, (pruned,))
+    assert torch.equal(choose(score, groups), choose_reference(score, groups))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("pruned", [100, 1700, 3900])
+def test_narrow_scores_of_both_signs(pruned, dtype, device):
+    score = torch.randn(40, 100, device=device).to(dtype)
+    groups = Groups(None, None, (pruned,))
+    assert torch.equal(choose(score, groups), choose_reference(score, groups))
 
 
 def test_rows_longer_than_a_program_holds(device):

@@ -1,34 +1,81 @@
-"""Parts of the sparse tensor core product, and its GPU kernels."""
+"""The sparse tensor core product: its parts, its kernels emulated, and on a GPU."""
+
+import importlib
 
 import pytest
 import torch
+from prunekit_kernels._triton import INTERPRETED
 from prunekit_kernels.fragments24 import to_fragments, token_fragments
 from prunekit_kernels.sparse24 import compress24
 from prunekit_kernels.sparse24_matmul import sparse24_matmul_reference
 from prunekit_kernels.sparse24_mma import (
+    _launch_few,
+    _launch_many,
     _sparse24_mma,
-    _summed,
     in_lane_order,
     products,
+    reading_products,
     sparse24_mma,
 )
 
 from tests.kernels.sparse import two_of_four
 from tests.support.closeness import assert_close
 
+sparse24_mma_module = importlib.import_module("prunekit_kernels.sparse24_mma")
 DTYPES = [torch.bfloat16, torch.float16]
 
 
-def test_each_operand_is_named_once_by_each_product():
-    asm, constraints = products(torch.bfloat16)
-    assert len(constraints.split(",")) == 76
-    lines = asm.splitlines()
-    assert len(lines) == 8
+@pytest.mark.parametrize(
+    ("assembly", "operands", "meta"), [(products, 76, 68), (reading_products, 48, 36)]
+)
+def test_each_operand_is_named_by_the_products(assembly, operands, meta):
+    asm, constraints = assembly(torch.bfloat16)
+    assert len(constraints.split(",")) == operands
+    lines = [line for line in asm.splitlines() if line.startswith("mma")]
     assert [line.rstrip(";").split()[-2:] for line in lines] == [
-        [f"${68 + step // 2},", f"0x{step % 2}"] for step in range(8)
+        [f"${meta + step // 2},", f"0x{step % 2}"] for step in range(8)
     ]
-    named = "".join(lines)
-    assert all(f"${operand}," in named or f"${operand}}}" in named for operand in range(76))
+    assert all(any(f"${operand}{end}" in asm for end in ",}+") for operand in range(operands))
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="the emulator belongs to the interpreter")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("launch", "shape"),
+    [
+        (_launch_few, (1, 48, 512)), (_launch_few, (8, 16, 1280)), (_launch_few, (9, 32, 2304)),
+        (_launch_few, (16, 16, 256)), (_launch_many, (19, 48, 512)),
+        (_launch_many, (40, 160, 256)),
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("tiles_are_few", [True, False])
+def test_the_kernels_emulated(launch, shape, dtype, tiles_are_few, monkeypatch):
+    from tests.kernels import ptx
+
+    ptx.install(monkeypatch)
+    monkeypatch.setattr(sparse24_mma_module, "multiprocessors", lambda _: 99 * tiles_are_few)
+    tokens, outputs, inputs = shape
+    x = torch.randn(tokens, inputs).to(dtype)
+    weight = two_of_four(outputs, inputs, dtype)
+    y = launch(x, *to_fragments(compress24(weight)))
+    assert_close(y, x.double() @ weight.double().T, x @ weight.T)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="the emulator belongs to the interpreter")
+@pytest.mark.parametrize("strides", ["every other", "odd offset", "transposed"])
+def test_tokens_of_any_strides_emulated(strides, monkeypatch):
+    from tests.kernels import ptx
+
+    ptx.install(monkeypatch)
+    x = torch.randn(512, 512).bfloat16()
+    x = {
+        "every other": x[:6:2], "transposed": x[:, :3].T,
+        "odd offset": x.flatten()[1:1537].view(3, 512),
+    }[strides]  # fmt: skip
+    weight = two_of_four(16, 512, torch.bfloat16)
+    y = _launch_few(x, *to_fragments(compress24(weight)))
+    assert_close(y, x.double() @ weight.double().T, x @ weight.T)
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 9, 40, 300])
@@ -51,13 +98,6 @@ def test_tokens_are_put_in_lane_order_by_one_kernel(tokens, strides, device):
     elif strides == "transposed":
         x = torch.randn(512, tokens, device=device).bfloat16().T
     assert torch.equal(in_lane_order(x), token_fragments(x))
-
-
-@pytest.mark.interpret
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_shares_are_summed_by_one_kernel(dtype, device):
-    parts = torch.randn(3, 5, 417, device=device)
-    assert_close(_summed(parts, dtype), parts.double().sum(0), parts.sum(0).to(dtype))
 
 
 @pytest.mark.gpu

@@ -111,6 +111,7 @@ class TokenWindows:
                     _rows(g, part, len(predictions)),
                     state,
                     None if valid is None else valid[part].flatten().to(h.device),
+                    moments=False,  # the kurtosis is of weights
                 )
 
     def _finished(self, opened: dict[int, Window], before: int) -> Iterator[tuple[int, Window]]:

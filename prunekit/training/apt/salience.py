@@ -91,7 +91,8 @@ class StepSalience(HookHandles):
         if not bool(g.any()):
             return  # a rank without samples runs one whose loss counts as 0
         rows = None if valid is None else valid.flatten()
-        salience(h.flatten(0, -2), g.flatten(0, -2), self._states[number], rows)
+        h, g = h.flatten(0, -2), g.flatten(0, -2)
+        salience(h, g, self._states[number], rows, moments=False, products=False)
 
     def scores(self, adapters: Mapping[nn.Parameter, Tensor], ranks: Ranks) -> Scores:
         """Return the salience of this step, and begin the next.
