@@ -117,23 +117,3 @@ def refuse_unknown_experts(model: PreTrainedModel, blocks: str) -> None:
                 "block, and does not say how: it is no module of the experts interface of "
                 f"transformers (it has no {', '.join(missing)}), so they would stay dense."
             )
-
-
-def refuse_fused_experts(model: PreTrainedModel, blocks: str) -> None:
-    """Check that no weight of the blocks holds several matrices.
-
-    Raises:
-        CheckpointError: A weight holds several matrices in one tensor; names the first such weight.
-    """
-    for where, module in model.base_model.get_submodule(blocks).named_modules():
-        for name, weight in module.named_parameters(recurse=False):
-            is_expert_matrix = "experts" in where.split(".") and weight.ndim > 1
-            is_matrix_batch = weight.ndim > 2 and min(weight.shape) > 1
-            if (is_expert_matrix or is_matrix_batch) and not isinstance(
-                module, (*LINEAR_TYPES, *CONVOLUTION_TYPES)
-            ):
-                kind = "fused experts" if "expert" in where else "several matrices in one weight"
-                raise CheckpointError(
-                    f"{base_model_prefix(model)}{blocks}.{where}.{name}: blocks with {kind} "
-                    f"{list(weight.shape)} cannot be removed; their weights can be pruned."
-                )

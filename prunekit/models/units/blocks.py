@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from prunekit.architectures import Stack, find_architecture
-from prunekit.architectures.coverage import base_model_prefix, refuse_fused_experts
+from prunekit.architectures.coverage import base_model_prefix
 from prunekit.checkpoint.compressed import KEPT_UNITS_KEY
 from prunekit.models.units.base import Factor, Kept, ParameterAxis, UnitGroup
 from prunekit.models.units.block_entries import entries_of_kept
@@ -101,7 +101,6 @@ class BlockGroup(UnitGroup):
             entries |= {f"{part}.{name}".lstrip("."): value for name, value in listed.items()}
         whole, fewer = (meta_model(model, each, "blocks") for each in ({}, entries))
         for group in groups:
-            refuse_fused_experts(fewer, group.stack.blocks)
             shared = {(path, f"{name}.weight") for path, name in shared_biases(group)}
             before, after = (_block_list(each, group.stack) for each in (whole, fewer))
             check_same_blocks(group.name, before, after, kept[group.name], shared)

@@ -7,7 +7,7 @@ import prunekit
 from prunekit.checkpoint.compressed import KEPT_UNITS_KEY
 from prunekit.errors import ConfigError, ShapeError
 from tests.support.architectures import TINY
-from tests.support.tiers import often
+from tests.support.tiers import DISTINCT, often
 from tests.support.units import batch, randomized_model, valid_logits
 
 DEEPER = {
@@ -24,7 +24,9 @@ def deeper(model_type, **overrides):
     )
 
 
-@pytest.mark.parametrize("model_type", often([*sorted(TINY), "granite"]))
+@pytest.mark.parametrize(
+    "model_type", often([*sorted(TINY), "granite", "gpt_oss"], {*DISTINCT, "gpt_oss"})
+)
 def test_without_its_first_block_a_model_answers_as_the_gated_one_and_opens_as_stock(
     model_type, tmp_path
 ):

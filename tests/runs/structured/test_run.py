@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText
 
 import prunekit
 from prunekit.checkpoint.compressed import KEPT_UNITS_KEY
@@ -167,6 +168,29 @@ def test_hidden_dimensions_blocks_and_neurons_go_in_one_run_and_leave_a_stock_fo
     assert (config["intermediate_size"], len(config["layer_types"])) == (40, 2)
     held = checkpoints.tensors(tmp_path / "out")
     assert sum(value.numel() for value in held.values()) == report["sparsity"]["parameters"][1]
+    assert main(["verify", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize("kinds", [["heads", "neurons"], ["blocks", "neurons"]])
+def test_units_of_the_text_in_a_model_with_images_leave_a_stock_folder(tmp_path, kinds):
+    folder = checkpoints.write(tmp_path / "model", "llava", head=AutoModelForImageTextToText)
+    prune = f'method = "gradient"\npattern = {json.dumps(kinds)}\nsparsity = 0.5\nuniform = true'
+    report = finished(folder, tmp_path / "out", prune)
+    assert report["stock"]
+    before, after = (
+        json.loads((each / "config.json").read_text()) for each in (folder, tmp_path / "out")
+    )
+    text, smaller = before.pop("text_config"), after.pop("text_config")
+    assert before == after
+    changed = {name for name in text if text[name] != smaller[name]}
+    fewer = (
+        {"num_hidden_layers"}
+        if "blocks" in kinds
+        else {"num_attention_heads", "num_key_value_heads"}
+    )
+    assert fewer | {"intermediate_size"} <= changed <= fewer | {"intermediate_size", "layer_types"}
+    opened = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    assert opened.num_parameters() == report["sparsity"]["parameters"][1]
     assert main(["verify", str(tmp_path / "out")]) == 0
 
 
