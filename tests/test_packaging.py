@@ -20,6 +20,7 @@ PAGES = (
 )  # fmt: skip
 DATA = {
     "prunekit/cli/presets/starter.toml",
+    *(f"prunekit/cli/presets/{name}.toml" for name in ("encoder", "heads", "quality", "serving")),
     "prunekit/cli/presets/apt.toml",
     "prunekit/cli/presets/sentinel.toml",
     *(f"prunekit/docs/{topic}.md" for topic in pages()),

@@ -2,6 +2,8 @@
 
 import os
 import sys
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +23,8 @@ MESSAGES = "PRUNEKIT_MESSAGES"
 app = App(
     name="prunekit",
     help="Prune large language models: one TOML in, a proven sparse checkpoint out.",
+    help_epilogue="Every command also takes --no-color (as NO_COLOR does) and --verbose: layers as "
+    "they are pruned, and the traceback of an error.",
     version=__version__,
     suppress_keyboard_interrupt=False,
     print_error=False,
@@ -36,6 +40,24 @@ Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 
 Json = Annotated[bool, Parameter(name="--json", negative=(), show_default=False)]
 """Type of the flag of commands that can print JSON."""
+
+
+VERBOSE = "PRUNEKIT_VERBOSE"
+"""Variable that stands for --verbose, also in processes that a command starts."""
+GLOBAL_OPTIONS = {"--verbose": VERBOSE, "--no-color": "NO_COLOR"}
+"""Options of every command, as variables of the environment."""
+
+
+def without_global_options(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of a command; options of every command are set."""
+    for option in GLOBAL_OPTIONS.keys() & {*arguments}:
+        os.environ[GLOBAL_OPTIONS[option]] = "1"
+    return [each for each in arguments if each not in GLOBAL_OPTIONS]
+
+
+def is_verbose() -> bool:
+    """Return whether --verbose was given."""
+    return bool(os.environ.get(VERBOSE))
 
 
 def check_at_least(least: int, option: str, number: int | None) -> None:
@@ -81,6 +103,8 @@ def report_error(code: int, message: object) -> int:
         The exit code ``code``.
     """
     rank, text = os.environ.get("RANK", "0"), printable(str(message))
+    if is_verbose() and isinstance(message, Exception):
+        text = printable("".join(traceback.format_exception(message)).rstrip())
     if folder := os.environ.get(MESSAGES):
         Path(folder, rank).write_text(text)
     else:

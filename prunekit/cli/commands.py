@@ -25,6 +25,9 @@ from prunekit.cli.app import (
 )
 from prunekit.errors import ConfigError
 
+SCHEMA = "prunekit.schema.json"
+"""File that the first line of a config names, beside it."""
+
 
 @app.command
 def evaluate(  # noqa: PLR0913  independent options
@@ -229,15 +232,19 @@ def init(
     path: Path = Path("config.toml"),
     /,
     *,
-    preset: Literal["starter", "sentinel", "apt"] = "starter",
+    preset: Literal[
+        "starter", "serving", "quality", "heads", "encoder", "sentinel", "apt"
+    ] = "starter",
 ) -> None:
     """Write a config to start from, with every key explained.
 
     Args:
         path: File to write; it must not exist yet.
-        preset: starter: a single run, with every key; sentinel: a sweep over head rankers with
-            training, in the settings of Sentinel-AI's benchmark; apt: adapters that prune heads
-            and neurons while they are trained, and grow.
+        preset: starter: a single run, with every key; serving: 2:4 for GPUs with sparse tensor
+            cores; quality: half of the weights at the least loss; heads: a smaller model without
+            some heads and neurons; encoder: heads of a classifier, by its labels; sentinel: a sweep
+            over head rankers with training, in the settings of Sentinel-AI's benchmark; apt:
+            adapters that prune heads and neurons while they are trained, and grow.
     """
     from importlib.resources import files
 
@@ -251,7 +258,19 @@ def init(
         with suppress(OSError):  # the beginning of a file, on a full disk
             path.unlink()
         raise ConfigError(f"{path}: cannot be written: {error.strerror}.") from None
+    _write_schema(path.with_name(SCHEMA))
     print_line(f"{path}: edit it, then run: {shlex.join(['prunekit', 'run', str(path)])}")
+
+
+def _write_schema(path: Path) -> None:
+    """Write the schema that the first line of a config names, for editors."""
+    from prunekit.config.schema import schema
+    from prunekit.formatting import json_text
+
+    try:
+        path.write_text(json_text(schema()) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}.") from None
 
 
 @app.command

@@ -1,11 +1,18 @@
 """Entry point of the command line; maps errors to exit codes."""
 
+import sys
 from collections.abc import Sequence
 
 from cyclopts import CycloptsError
 
 from prunekit.cli import checkpoints, commands, docs, run, show  # noqa: F401  registers the commands
-from prunekit.cli.app import EXIT_BAD_INPUT, EXIT_FAILED, app, report_error
+from prunekit.cli.app import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILED,
+    app,
+    report_error,
+    without_global_options,
+)
 from prunekit.cli.signals import StopSignals
 from prunekit.errors import CapacityError, CheckpointError, ConfigError, PrunekitError, ShapeError
 
@@ -21,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signals = StopSignals()
     try:
         with signals:
-            return app(arguments) or 0
+            given = sys.argv[1:] if arguments is None else arguments
+            return app(without_global_options(given)) or 0
     except CycloptsError as error:
         return report_error(EXIT_BAD_INPUT, f"{error}\nFor help: prunekit --help")
     except (ConfigError, CheckpointError, ShapeError, CapacityError) as error:

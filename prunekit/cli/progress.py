@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prunekit import formatting
+from prunekit.cli.app import is_verbose
 from prunekit.cli.console import console as default_console
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def display(
         with screen:
             for record in records:
                 state.update(record)
-                if not quiet and (line := _log_line(state, record, live=live)):
+                line = _log_line(state, record, live=live) or _layer_line(record)
+                if line and not quiet:
                     console.print(line, highlight=False)
     finally:  # a run may be finished, and then fail by its [gates]
         if state.report is not None and not quiet:
@@ -252,6 +254,15 @@ def _log_line(state: RunState, record: "Record", *, live: bool) -> Text | None:
     if record.kind == "step" and values.get("held_out") is not None:
         return Text(f"  {record.name}; {_progress(state)}")
     return None
+
+
+def _layer_line(record: "Record") -> Text | None:
+    """Return the output line of a layer with --verbose, or None."""
+    if record.kind != "layer" or not is_verbose():
+        return None
+    error = record.values.get("relative_error")
+    shown = "" if error is None else f": relative error {formatting.number(error)}"
+    return Text(f"  {record.name}{shown}")
 
 
 def _progress(state: RunState) -> str:

@@ -1,6 +1,7 @@
 """Commands that show what there is: runs beside each other, their status, names for configs."""
 
 from pathlib import Path
+from typing import Literal
 
 from prunekit.cli.app import Json, Switch, app, print_json, print_line, print_table
 from prunekit.errors import ConfigError
@@ -69,3 +70,13 @@ def list_(name: str | None = None, /, *, as_json: Json = False) -> None:
         print_json(entries)
     else:
         print_table(as_table(entries))
+
+
+@app.command
+def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
+    """Print a script that completes commands and options in a shell.
+
+    Args:
+        shell: bash, zsh or fish; for bash: source <(prunekit completion bash)
+    """
+    print_line(app.generate_completion(prog_name="prunekit", shell=shell))

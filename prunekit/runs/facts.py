@@ -11,7 +11,7 @@ REPORT_KEYS = (
     "prunekit", "kind", "config", "config_text", "model", "calibration", "sparsity", "gates",
     "storage",
     "layers", "stock", "views", "training", "agreement", "evaluation", "seconds", "memory", "seed",
-    "environment", "notes", "files", "proof",
+    "environment", "notes", "files", "proof", "ranks",
 )  # fmt: skip
 """Keys of the reports of all kinds of runs, in the order in which they are written."""
 

@@ -136,6 +136,8 @@ def test_init_writes_a_config_and_never_overwrites_one(tmp_path, monkeypatch, ca
     assert main(["init"]) == 0
     text = Path("config.toml").read_text(encoding="utf-8")
     assert tomllib.loads(text)["prune"]["method"] == "admm"
+    assert text.startswith("#:schema ./prunekit.schema.json\n")
+    assert json.loads(Path("prunekit.schema.json").read_text())["title"] == "Config"
     Path("config.toml").write_text("mine")
     assert main(["init"]) == 2
     assert Path("config.toml").read_text() == "mine"
