@@ -43,10 +43,11 @@ def check_sounds(
             is missing.
     """
     found, reads = sound_sources(config), any(runner.stack.features for runner in stacks)
-    if reads and (isinstance(config, StructuredConfig) or config.training):
+    of_text = isinstance(config, StructuredConfig) and config.calibration
+    if reads and (of_text or config.training):
         raise ConfigError(
             f"{config.model.path}: {type(model).__name__} encodes sound; of such models weights "
-            "are pruned, without [train]."
+            "are pruned, and units by rankers that need no [calibration], without [train]."
         )
     if not found:
         return

@@ -12,6 +12,7 @@ from prunekit.evaluation.verify import verify
 from prunekit.models.stock import random_features
 from prunekit.runs.sparsify.run import SparsifyRun
 from prunekit.runs.structured import planner as structured
+from prunekit.runs.structured.run import run
 from prunekit.runs.trained import planner as trained
 from tests.support.checkpoints import planned, run_whole_and_stopped, tensors, write
 from tests.support.family_trial import find_problems
@@ -128,3 +129,17 @@ def test_units_and_training_are_refused(whisper, tmp_path, kind, planner, sectio
     )
     with pytest.raises(ConfigError, match="encodes sound; of such models weights are pruned"):
         planner.plan(config)
+
+
+@pytest.mark.usefixtures("no_page")
+@pytest.mark.parametrize("pattern", ["neurons", "blocks"])
+def test_units_go_by_rankers_that_read_no_text(whisper, tmp_path, pattern):
+    config = StructuredConfig.model_validate(
+        {
+            "model": {"path": str(whisper), "device": "cpu"},
+            "prune": {"method": "random", "pattern": pattern, "sparsity": 0.5},
+            "output": {"path": str(tmp_path / "out")},
+        }
+    )
+    list(run(structured.plan(config)))
+    assert all(check.passed for check in verify(tmp_path / "out"))

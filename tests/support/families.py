@@ -72,6 +72,7 @@ TITLES = {
     "vlm": "Images and text",
     "seq2seq": "Sequence to sequence",
     "masked": "Masked language models",
+    "speech": "Speech to text",
 }
 
 

@@ -10,6 +10,7 @@ from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -21,6 +22,7 @@ TASKS: dict[str, Any] = {
     "vlm": MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     "seq2seq": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     "masked": MODEL_FOR_MASKED_LM_MAPPING,
+    "speech": MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
 }
 DEPTHS = ("num_hidden_layers", "num_layers", "n_layer")
 MOST_BLOCKS = 4
@@ -33,9 +35,14 @@ _DROPPED = {
 
 
 def cases() -> Iterator[str]:
-    """Yield ``task:model_type`` of each class for language, alone or with images."""
+    """Yield ``task:model_type`` of each class for language, alone, with images or of speech.
+
+    Speech that is read as text with sound is tried as seq2seq.
+    """
+    text = {*TASKS["seq2seq"]._model_mapping}
     for task, mapping in TASKS.items():
-        yield from (f"{task}:{model_type}" for model_type in mapping._model_mapping)
+        types = [each for each in mapping._model_mapping if task != "speech" or each not in text]
+        yield from (f"{task}:{model_type}" for model_type in types)
 
 
 def model_class(task: str, config: PreTrainedConfig) -> type[PreTrainedModel]:

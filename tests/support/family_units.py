@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 import prunekit
 from prunekit.errors import PrunekitError
+from prunekit.models.stock import feature_shape, random_features
 from prunekit.models.units.find import unit_groups
 from prunekit.models.units.kinds import KINDS, Kind
 
@@ -26,8 +27,12 @@ def answers(model: PreTrainedModel, ids: Tensor | Sequence[Mapping[str, Tensor]]
     """
     if not isinstance(ids, Tensor):
         return [model(**batch)[0] for batch in ids][-1]
-    more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
-    return model(input_ids=ids, **more)[0]
+    if not model.config.is_encoder_decoder:
+        return model(input_ids=ids)[0]
+    if shape := feature_shape(model.get_encoder()):
+        features = random_features(ids, shape)
+        return model(input_features=features, decoder_input_ids=ids)[0]
+    return model(input_ids=ids, decoder_input_ids=ids)[0]
 
 
 def removable(model: PreTrainedModel) -> list[Kind]:
