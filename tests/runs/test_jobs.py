@@ -4,10 +4,11 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from huggingface_hub import constants
 
 from prunekit.config.load import load_config
 from prunekit.distributed.ranks import Ranks
-from prunekit.errors import CapacityError, ConfigError
+from prunekit.errors import CapacityError, ConfigError, GateError, HubError
 from prunekit.models.devices import resolve_device
 from prunekit.runs import jobs
 from prunekit.runs.sparsify.plan import Plan
@@ -15,6 +16,7 @@ from prunekit.runs.structured.plan import StructuredPlan
 from prunekit.runs.sweep.plan import SweepPlan
 from tests.support import checkpoints
 from tests.support.checkpoints import planned
+from tests.support.hub_server import TOKEN, hub_server
 from tests.support.structured import BOTH, write_config
 from tests.support.sweeps import write_sweep
 
@@ -74,3 +76,48 @@ def test_other_objects_than_configs_and_plans_are_refused():
             jobs.plan(other)
         with pytest.raises(ConfigError, match="is no plan"):
             next(jobs.run(other))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with hub_server(tmp_path / "hub") as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        yield hub
+
+
+PUSHED = {"push": "org/smaller"}
+
+
+@pytest.mark.usefixtures("no_page", "proof_in_process")
+def test_a_finished_checkpoint_is_uploaded_and_one_that_misses_a_limit_is_not(
+    folder, tmp_path, hub
+):
+    plan = planned(folder, tmp_path / "out", output=PUSHED, gates={"layer_error": 0.0})
+    with pytest.raises(GateError):
+        [*jobs.run(plan)]
+    assert hub.commits == 0
+    plan = planned(folder, tmp_path / "out", output=PUSHED, gates={"layer_error": 9.0})
+    records = [*jobs.run(plan, resume=True)]
+    assert [record.name for record in records[-3:-1]] == [
+        "upload to org/smaller", f"{hub.url}/org/smaller/commit/1",
+    ]  # fmt: skip
+    checkpoints.same_bytes(hub.folder / "org/smaller", tmp_path / "out")
+    card = (hub.folder / "org/smaller/README.md").read_text()
+    assert 'from_pretrained("org/smaller")' in card
+    assert '"out"' not in card
+
+
+def test_who_cannot_upload_is_told_by_the_plan(folder, tmp_path, hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    config = planned(folder, tmp_path / "out", output=PUSHED).config
+    with pytest.raises(HubError, match=r"output\.push"):
+        jobs.plan(config)
+    assert jobs.plan(config, preflight=jobs.Preflight(80 * 10**9)).config == config
+    sweep = write_sweep(folder, tmp_path / "out", "sparsity = [0.25, 0.5]", 'method = "obs"')
+    sweep.write_text(sweep.read_text() + 'push = "org/smaller"\n')
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with pytest.raises(ConfigError, match="a sweep makes several models"):
+        jobs.plan(load_config(sweep))
