@@ -18,9 +18,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from prunekit.data.chat import ChatTemplate
-from prunekit.data.row_samples import RowSamples, sample_rows
+from prunekit.data.row_samples import RowSamples, first_row_has, sample_rows
 from prunekit.data.rows import json_rows, valid_text
-from prunekit.data.sources import JSON_LINES
 from prunekit.errors import ConfigError, is_out_of_memory
 
 IMAGE = "image"
@@ -45,10 +44,7 @@ class ImageRow(NamedTuple):
 
 def has_images(source: str) -> bool:
     """Return whether a source is a file of images with text."""
-    if not source.endswith(JSON_LINES):
-        return False
-    row = next((row for _, row in json_rows(source)), None)
-    return isinstance(row, dict) and IMAGE in row
+    return first_row_has(source, IMAGE)
 
 
 def image_rows(sources: Sequence[str]) -> list[ImageRow]:
@@ -57,10 +53,7 @@ def image_rows(sources: Sequence[str]) -> list[ImageRow]:
     Raises:
         ConfigError: A file cannot be read, a row is none of these, or an image is missing.
     """
-    try:
-        return [_row(source, *each) for source in sources for each in json_rows(source)]
-    except OSError as error:
-        raise ConfigError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    return [_row(source, *each) for source in sources for each in json_rows(source)]
 
 
 def _row(source: str, where: str, row: Any) -> ImageRow:  # noqa: ANN401  as parsed

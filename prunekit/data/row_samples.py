@@ -12,10 +12,26 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from prunekit.data.sources import title
+from prunekit.data.rows import json_rows
+from prunekit.data.sources import JSON_LINES, title
 from prunekit.errors import ConfigError
 
 Row = TypeVar("Row")
+
+
+def first_row_has(source: str, key: str) -> bool:
+    """Return whether a source is a file of JSON lines whose first row has a key.
+
+    Raises:
+        ConfigError: The file cannot be read, or its first row is not JSON.
+    """
+    if not source.endswith(JSON_LINES):
+        return False
+    try:
+        row = next((row for _, row in json_rows(source)), None)
+    except OSError as error:
+        raise ConfigError(f"{source}: cannot be read: {error.strerror or error}") from error
+    return isinstance(row, dict) and key in row
 
 
 @dataclass(frozen=True)

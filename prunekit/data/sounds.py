@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunekit.data.row_samples import RowSamples, sample_rows
+from prunekit.data.row_samples import RowSamples, first_row_has, sample_rows
 from prunekit.data.rows import json_rows, valid_text
-from prunekit.data.sources import JSON_LINES
 from prunekit.errors import ConfigError, is_out_of_memory
 
 AUDIO = "audio"
@@ -37,10 +36,7 @@ class SoundRow(NamedTuple):
 
 def has_sounds(source: str) -> bool:
     """Return whether a source is a file of sound with text."""
-    if not source.endswith(JSON_LINES):
-        return False
-    row = next((row for _, row in json_rows(source)), None)
-    return isinstance(row, dict) and AUDIO in row
+    return first_row_has(source, AUDIO)
 
 
 def sound_rows(sources: Sequence[str]) -> list[SoundRow]:

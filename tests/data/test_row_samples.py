@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prunekit.data.row_samples import RowSamples, sample_rows
+from prunekit.data.row_samples import RowSamples, first_row_has, sample_rows
 from prunekit.errors import ConfigError
 
 
@@ -25,3 +25,12 @@ def test_longer_rows_are_replaced_by_others():
     assert sample_rows(range(1, 9), inputs_of, ["a.jsonl"], 3, 4, seed=0).digest == found.digest
     with pytest.raises(ConfigError, match="each row has more than 1 tokens, the shortest 5"):
         sample_rows(range(5, 9), inputs_of, ["a.jsonl"], 3, 1, seed=0)
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"missing\.jsonl: cannot be read: No such file"):
+        first_row_has(str(tmp_path / "missing.jsonl"), "image")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    assert not first_row_has(str(tmp_path / "empty.jsonl"), "image")
+    (tmp_path / "list.jsonl").write_text("[]")
+    assert not first_row_has(str(tmp_path / "list.jsonl"), "image")
