@@ -196,8 +196,10 @@ def shared_biases(group: BlockGroup) -> dict[tuple[str, str], nn.Embedding]:
     """
     biases = {}
     for attention in group.stack.attentions:
+        if attention.bias is None:
+            continue
         module = group.blocks[0].get_submodule(attention.module)
-        bias = getattr(module, attention.bias or "", None)
+        bias = getattr(module, attention.bias, None)
         if isinstance(bias, nn.Embedding):
             biases[attention.module, attention.bias] = bias
     return biases
