@@ -42,6 +42,20 @@ def first_input(model, inputs):
     return seen[0]
 
 
+@pytest.mark.parametrize(("model_type", "more"), [("llava", 0), ("qwen3_vl", 1)])
+def test_the_tower_runs_once_a_row(tmp_path, model_type, more):
+    """Once more where it is checked that features are only added between blocks."""
+    folder = write_vision(tmp_path, model_type)
+    inputs = ImageReader(read_processor(folder), 96, 1000).example()
+    model = stock.open_model(folder, dtype=torch.float32)
+    runners, calls = stack_runners(model, find_architecture(model)), []
+    tower = model.base_model.get_encoder(modality="image")
+    tower.register_forward_hook(lambda *_: calls.append(1))
+    for loaded in iterate_blocks(model, runners, None, [inputs] * 3, with_dense=True):
+        loaded.run()
+    assert len(calls) == 3 + more
+
+
 def halve(block):
     """Halve the linears of a block."""
     for module in block.modules():
