@@ -1,6 +1,7 @@
-"""Run benchmarks: ``python -m bench [--tested] [OP …]``; without an op, list them.
+"""Run benchmarks: ``python -m bench [--tested] [--uncompiled] [OP …]``; without an op, list them.
 
-The tests of an op run first, unless ``--tested`` says that they have just passed.
+The tests of an op run first, unless ``--tested`` says that they have just passed. An op whose tests
+fail is not measured; the others are. ``--uncompiled`` leaves out what ``torch.compile`` makes.
 """
 
 import importlib
@@ -25,8 +26,8 @@ def ops() -> list[str]:
 
 def main(chosen: list[str]) -> int:
     """Measure each chosen op whose tests pass; return the exit code."""
-    tested = "--tested" in chosen
-    chosen = [op for op in chosen if op != "--tested"]
+    tested, uncompiled = "--tested" in chosen, "--uncompiled" in chosen
+    chosen = [op for op in chosen if op not in ("--tested", "--uncompiled")]
     if not chosen:
         print("python -m bench OP …, where OP is one of:", *ops(), sep="\n  ")
         return 0
@@ -34,12 +35,15 @@ def main(chosen: list[str]) -> int:
     if unknown:
         print(f"no such bench: {', '.join(sorted(unknown))}. Choose: {', '.join(ops())}.")
         return 2
+    failed = []
     for op in chosen:
         if not tested and _red(op):
-            print(f"{op}: its tests fail, so its speed means nothing; not measured.")
-            return 1
-        measure.measure(op, importlib.import_module(f"bench.ops.{op}"))
-    return 0
+            failed.append(f"{op}: its tests fail, so its speed means nothing; not measured.")
+            continue
+        bench = importlib.import_module(f"bench.ops.{op}")
+        failed += measure.measure(op, bench, compile_contestants=not uncompiled)
+    print(*failed, sep="\n")
+    return 1 if failed else 0
 
 
 def _tests(op: str) -> str:

@@ -1,39 +1,70 @@
 #!/bin/sh
-# Usage: bench/device.sh OUT
-# On a GPU machine without a package index: test the kernels compiled, measure them, and leave at
-# most 8 files in OUT. Meant to end within ten minutes; a failing step does not hide the next.
-out=${1:?usage: bench/device.sh OUT}
-mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
+# Usage: bench/device.sh OUT          on a GPU machine without a package index
+#        bench/device.sh --wheels     before, here: wheels of what its image lacks, into out/wheels
+# Under eight minutes, what is worth most first. A step that fails or takes too long stops no other;
+# the exit code and the summary say which did. Leaves at most 12 files in OUT.
 cd "$(dirname "$0")/.." || exit 2
-export PYTHONPATH=.:kernels PYTHONUNBUFFERED=1
+wheels=out/wheels
+needs="pydantic cyclopts jaxtyping rich jinja2"
+if [ "${1:-}" = --wheels ]; then
+  exec "${PYTHON:-python3}" -m pip download --quiet --dest "$wheels" --only-binary=:all: \
+    --python-version "${WHEELS_PYTHON:-3.12}" --platform manylinux_2_28_x86_64 \
+    --platform manylinux2014_x86_64 --platform any $needs
+fi
+out=${1:?usage: bench/device.sh OUT | --wheels}
+mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
 python=${PYTHON:-python3}
-status=0
-step() {
+site=$(mktemp -d) && trap 'rm -rf "$site"' EXIT
+export PYTHONPATH=.:kernels:$site PYTHONUNBUFFERED=1 BENCH_RESULTS=$out/results
+began=$(date +%s)
+failed=
+step() { # NAME SECONDS COMMAND …
   name=$1 limit=$2
   shift 2
+  echo "== $name, after $(($(date +%s) - began)) s"
   timeout -k 5 "$limit" "$@" >"$out/$name.log" 2>&1
   code=$?
-  [ "$code" = 0 ] || { status=1; echo "$name: failed ($code)"; }
-  tail -n 15 "$out/$name.log"
-  return "$code"
+  [ "$code" = 0 ] || { failed="$failed $name($code)"; echo "$name: failed ($code)"; }
+  tail -n "${LINES_SHOWN:-12}" "$out/$name.log"
 }
-rm -rf bench/results/*nvidia*
+bench() { step "bench-$1" "$2" "$python" -m bench --tested --uncompiled "$1"; }
+
+[ -d "$wheels" ] && step wheels 40 "$python" -m pip install --quiet --no-index --no-deps \
+  --find-links "$wheels" --target "$site" "$wheels"/*.whl
 # pytest-timeout and pytest-xdist may be missing there; neither is needed.
-plain="-o addopts=--import-mode=importlib -o timeout= -W ignore::pytest.PytestConfigWarning"
+tests="$python -m pytest -q -o addopts=--import-mode=importlib -o timeout= \
+  -W ignore::pytest.PytestConfigWarning"
+"$python" -c 'import xdist' 2>/dev/null && parallel="-n 12" || parallel=
+{ nvidia-smi; "$python" -m pip list; } >"$out/machine.log" 2>&1
+
+step peaks 40 "$python" -m bench.harness.peaks "$out/peaks.json"
+# Sparse tensor cores first: that the metadata is what silicon takes is known from the manual only.
 # shellcheck disable=SC2086
-if step test-kernels 240 "$python" -m pytest -q $plain tests/kernels; then tested=--tested; else tested=; fi
-nvidia-smi >>"$out/test-kernels.log" 2>&1
-# What matters most comes first, in case time runs out.
-step bench 280 "$python" -m bench $tested attention_entropy score_and_mask gram column_energy \
-  salience project obs_sweep selection packed_mask probability_entropy
-machine=$(ls -td bench/results/*nvidia*/ 2>/dev/null | head -n 1)
-if [ -n "$machine" ]; then
-  cp "$machine/roofline.png" "$out/"
-  "$python" - "$machine" "$out/results.json" <<'PYTHON'
-import json, pathlib, sys
-folder, target = map(pathlib.Path, sys.argv[1:])
-results = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
-target.write_text(json.dumps(results, indent=1) + "\n")
+step test-mma 60 $tests tests/kernels/test_sparse24_mma.py -k "on_a_gpu and 4096"
+bench sparse24_mma 60
+bench obs_sweep 60
+bench score_and_mask 45
+bench attention_entropy 40
+for op in salience gram project; do bench $op 30; done
+step block 80 "$python" -m bench.harness.device_block "$out/block.json" sparsegpt admm
+left=$((450 - $(date +%s) + began))
+# shellcheck disable=SC2086
+[ "$left" -gt 20 ] && step test-kernels "$left" $tests $parallel tests/kernels
+
+"$python" - "$out" <<'PYTHON'
+import json, pathlib, shutil, sys
+out = pathlib.Path(sys.argv[1])
+for folder in (out / "results").glob("*/"):
+    results = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    for name in ("kernels.md", "roofline.png"):
+        if (folder / name).is_file():
+            shutil.copy(folder / name, out)
+shutil.rmtree(out / "results", ignore_errors=True)
+logs = sorted(out.glob("bench-*.log"))
+(out / "bench.log").write_text("".join(f"== {log.stem}\n{log.read_text()}" for log in logs))
+for log in logs:
+    log.unlink()
 PYTHON
-fi
-exit $status
+echo "done after $(($(date +%s) - began)) s; failed:${failed:- nothing}"
+[ -z "$failed" ]

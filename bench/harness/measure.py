@@ -6,6 +6,7 @@ operations / matrix product rate, both measured just before. A benchmark whose k
 of the floor says why, for each kind of device, in its ``WHY``.
 """
 
+import importlib.util
 import json
 import os
 import platform
@@ -29,9 +30,10 @@ from bench.ops import roofline
 from prunekit.inference.layer_speed import copy_rate, product_rate
 from prunekit.models.cgroups import usable_cpus
 
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(os.environ.get("BENCH_RESULTS") or Path(__file__).parents[1] / "results")
 BUDGET_SECONDS = {"cpu": 2.0, "cuda": 0.3}  # per contestant, after one warm-up
 REPEATS = (3, 100)  # at least, at most
+SLEEP_CYCLES = 4_000_000  # of a GPU, about 2 ms: Python queues some 200 launches meanwhile
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,22 @@ class Case:
     prepare: Callable[[], object] | None = None
 
 
-def measure(op: str, bench: ModuleType) -> None:
-    """Measure a bench's cases, print them, and rewrite ``bench/results/<machine>/<op>.json``."""
+def measure(op: str, bench: ModuleType, *, compile_contestants: bool = True) -> list[str]:
+    """Measure a bench's cases, print them, and rewrite ``bench/results/<machine>/<op>.json``.
+
+    Args:
+        op: Name of the op.
+        bench: Its module in ``bench.ops``.
+        compile_contestants: False leaves out those of ``torch.compile``, which take minutes.
+
+    Returns:
+        The contestants that failed, with their errors; the others are measured.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     machine = describe(device)
-    peaks: dict[str, float] = {"copy": copy_rate(device)}
-    rows = []
+    peaks: dict[str, float] = {"copy": peak_copy_rate(device)}
+    rows, failed = [], []
     for case in bench.cases(device):
         floor = case.bytes / peaks["copy"]
         if case.flops:
@@ -72,7 +83,14 @@ def measure(op: str, bench: ModuleType) -> None:
                 peaks[rate] = product_rate(device, case.dtype)
             floor = max(floor, case.flops / peaks[rate])
         for name, contestant in case.contestants.items():
-            rows.append(_row(case, name, contestant, floor, device))
+            if name == "torch.compile" and not compile_contestants:
+                continue
+            try:
+                rows.append(_row(case, name, contestant, floor, device))
+            except RuntimeError as error:  # of one contestant, such as too little memory
+                failed.append(f"{op} {case.name} {name}: {error}")
+                print(f"FAILED {failed[-1]}", flush=True)
+                continue
             _say(rows[-1])
     machine["copy_bytes_per_second"] = peaks.pop("copy")
     machine["product_flops_per_second"] = peaks
@@ -80,8 +98,31 @@ def measure(op: str, bench: ModuleType) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     result = {"machine": machine, "why": getattr(bench, "WHY", {}).get(device.type), "rows": rows}
     file.write_text(json.dumps(result, indent=1) + "\n")
-    for written in (file, roofline.draw(file.parent), table.write(file.parent)):
+    for written in (file, *_summaries(file.parent)):
         print(f"written: {written}")
+    return failed
+
+
+def _summaries(folder: Path) -> list[Path]:
+    """Write the plots and the table of a machine; without matplotlib, the table."""
+    drawn = [roofline.draw(folder)] if importlib.util.find_spec("matplotlib") else []
+    if not drawn:
+        print("no roofline.png: matplotlib is not installed")
+    return [*drawn, table.write(folder)]
+
+
+def peak_copy_rate(device: torch.device) -> float:
+    """Return the bytes read plus written per second by a copy of 4 GiB.
+
+    On a GPU by its own clock, and of as many bytes as no cache holds a part of that matters.
+    """
+    if device.type != "cuda":
+        return copy_rate(device)
+    size = min(2**32, torch.cuda.mem_get_info(device)[0] // 4)
+    source = torch.empty(size, dtype=torch.int8, device=device).zero_()
+    target = torch.empty_like(source)
+    times = seconds(lambda: target.copy_(source), device, least=20)
+    return 2 * size / statistics.median(times)
 
 
 def compiled(function: Callable[..., object]) -> Callable[..., object]:
@@ -158,6 +199,7 @@ def _row(
         "contestant": name,
         "milliseconds": {"median": 1e3 * median, "p20": 1e3 * fifth[0], "p80": 1e3 * fifth[3]},
         "runs": len(times),
+        "host_milliseconds": 1e3 * _host_seconds(contestant, device, case.prepare),
         "share_of_floor": floor / median,
         "bytes_per_second": case.bytes / median,
         "flops_per_second": case.flops / median,
@@ -166,11 +208,12 @@ def _row(
 
 def _timed(contestant: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
-        # By the GPU's clock, right after a flush of its cache, so that neither cached data nor
-        # Python's launch time counts.
+        # By the GPU's clock, right after a flush of its cache. The GPU sleeps until all launches
+        # are queued, so that Python's time does not count, however many there are.
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
         _flush(device)
+        torch.cuda._sleep(SLEEP_CYCLES)
         began.record()
         contestant()
         ended.record()
@@ -179,6 +222,25 @@ def _timed(contestant: Callable[[], object], device: torch.device) -> float:
     start = time.perf_counter()
     contestant()
     return time.perf_counter() - start
+
+
+def _host_seconds(
+    contestant: Callable[[], object],
+    device: torch.device,
+    prepare: Callable[[], object] | None,
+) -> float:
+    """Return the least time of the host for queuing a call; on a CPU 0, where it does the work."""
+    if device.type != "cuda":
+        return 0.0
+    times = []
+    for _ in range(5):
+        (prepare or (lambda: None))()
+        torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        contestant()
+        times.append(time.perf_counter() - start)
+        torch.cuda.synchronize(device)
+    return min(times)
 
 
 def _flush(device: torch.device) -> None:

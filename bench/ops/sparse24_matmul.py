@@ -5,6 +5,7 @@ of several weights, so that no cache still holds it.
 """
 
 from collections.abc import Iterator
+from functools import cache
 from itertools import cycle
 
 import torch
@@ -17,6 +18,8 @@ from prunekit_kernels import (
     sparse24_mma,
     to_fragments,
 )
+from torch.nn.functional import linear
+from torch.sparse import to_sparse_semi_structured
 
 from bench.harness.measure import Case
 
@@ -61,6 +64,11 @@ def case(name: str, x: torch.Tensor, weight: torch.Tensor) -> Case:
         fragments = cycle([to_fragments(compressed) for _ in range(copies)])
         mma = {"prunekit mma.sp": lambda: sparse24_mma(x, *next(fragments))}
         contestants = mma | contestants
+    if x.is_cuda:
+        # Made at the first call, so that where PyTorch cannot only this contestant fails.
+        made = cache(lambda: [to_sparse_semi_structured(weight) for _ in range(copies)])
+        turn = cycle(range(copies))
+        contestants["cuSPARSELt or CUTLASS"] = lambda: linear(x, made()[next(turn)])
     return Case(
         f"{name} M={len(x)}",
         {"T": len(x), "O": outputs, "I": inputs},

@@ -34,7 +34,7 @@ NARROW = {torch.bfloat16: ((21, 11), (16, 5)), torch.float16: ((21, 11), (13, 8)
 BINS = 2048  # of the widest digit
 TILE = 2048  # entries of a tile; at least 8 for each thread
 WARPS = 4
-PER_MULTIPROCESSOR = 8  # programs, which together have enough loads in flight
+PER_MULTIPROCESSOR = 5  # programs: as many as are resident, so that none waits for a second turn
 
 
 class _Grid(NamedTuple):
