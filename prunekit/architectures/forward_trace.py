@@ -148,10 +148,7 @@ def _trace(
     reads_ids: bool,
     traced: bool,
 ) -> ForwardTrace:
-    config: Any = copy.deepcopy(base.config)
-    config.use_cache = False
-    if reads_features(base.get_submodule(found.module)):
-        setattr(config, FRAMES, TOKENS)  # so that it makes these of them
+    config = _config(base, found)
     recorded = trace_attention(base, config) if traced else nullcontext(AttentionTrace())
     with recorded as attention:
         with no_init_weights():
@@ -193,6 +190,15 @@ def _trace(
             for handle in handles:
                 handle.remove()
     return trace
+
+
+def _config(base: PreTrainedModel, found: BlockList) -> Any:  # noqa: ANN401
+    """Return the config of the copy, of which an encoder of sound makes ``TOKENS`` tokens."""
+    config: Any = copy.deepcopy(base.config)
+    config.use_cache = False
+    if reads_features(base.get_submodule(found.module)):
+        setattr(config, FRAMES, TOKENS)
+    return config
 
 
 def record_into(trace: ForwardTrace, name: str, kept: list[Tensor]) -> Callable[..., None]:

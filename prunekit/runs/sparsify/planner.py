@@ -64,9 +64,7 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
     device = planned_device(config, ranks, preflight)
     stored, widest = written_dtypes(config, source)
     dtype = _common_dtype(compute_dtype(widest, device), ranks)
-    longest = tower_tokens(source.model, source.stacks, images) if images else 0
-    longest = max(longest, encoded_tokens(source.stacks))
-    samples = _samples_per_rank(config, ranks, images), max(lengths[0], longest)
+    samples = _samples_per_rank(config, ranks, images), _tokens(source, images, lengths[0])
     inputs = CostInputs(device, dtype, stored, samples, ranks)
     made = Plan(
         config=config,
@@ -88,8 +86,8 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
         traffic=estimate_traffic(blocks, recipe, inputs),
         notes=(
             *notes,
-            *random_feature_notes(config, source.stacks, images),
             *_notes(source, recipe),
+            *random_feature_notes(config, source.stacks, images),
         ),
         ranks=ranks,
         preflight=preflight,
@@ -97,6 +95,12 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
     )
     _check_capacity(made)
     return made
+
+
+def _tokens(source: Source, images: RowSamples | None, length: int) -> int:
+    """Return the tokens of a sample, or of what a tower or an encoder of sound makes of it."""
+    patches = tower_tokens(source.model, source.stacks, images) if images else 0
+    return max(length, patches, encoded_tokens(source.stacks))
 
 
 def _images(config: Config, source: Source, length: int, ranks: Ranks) -> RowSamples | None:
