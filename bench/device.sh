@@ -37,16 +37,16 @@ tests="$python -m pytest -q -o addopts=--import-mode=importlib -o timeout= \
 "$python" -c 'import xdist' 2>/dev/null && parallel="-n 12" || parallel=
 { nvidia-smi; "$python" -m pip list; } >"$out/machine.log" 2>&1
 
-step peaks 40 "$python" -m bench.harness.peaks "$out/peaks.json"
+step peaks 30 "$python" -m bench.harness.peaks "$out/peaks.json"
 # Sparse tensor cores first: that the metadata is what silicon takes is known from the manual only.
 # shellcheck disable=SC2086
-step test-mma 60 $tests tests/kernels/test_sparse24_mma.py -k "on_a_gpu and 4096"
-bench sparse24_mma 60
-bench obs_sweep 60
-bench score_and_mask 45
-bench attention_entropy 40
-for op in salience gram project; do bench $op 30; done
-step block 80 "$python" -m bench.harness.device_block "$out/block.json" sparsegpt admm
+step test-mma 45 $tests tests/kernels/test_sparse24_mma.py -k "on_a_gpu and 4096"
+bench sparse24_mma 55
+bench obs_sweep 50
+bench score_and_mask 40
+bench attention_entropy 35
+for op in salience gram project; do bench $op 25; done
+step block 75 "$python" -m bench.harness.device_block "$out/block.json" sparsegpt admm
 left=$((450 - $(date +%s) + began))
 # shellcheck disable=SC2086
 [ "$left" -gt 20 ] && step test-kernels "$left" $tests $parallel tests/kernels

@@ -1,7 +1,10 @@
 """Write ``bench/results/aot.json``: the resources of every kernel.
 
 ``python -m tests.aot.record [OP …]``, in the root of the checkout; with ops, only their rows are
-written anew.
+written anew. Another version of Triton is recorded beside, for ``sm_90``:
+
+    pip install --target DIR --no-deps triton==3.6.0
+    PYTHONPATH=DIR:.:kernels python -m tests.aot.record --beside [OP …]
 """
 
 import json
@@ -19,6 +22,7 @@ from tests.aot.launches import Launch, everywhere, launches
 from tests.aot.listing import LANES, Listing, listing
 from tests.aot.occupancy import resident_warps
 
+BESIDE = "sm_90"  # the target of other versions, such as that of a GPU's image
 STATIC = 8192  # bytes of shared memory in which selection counts
 FILE = Path(__file__).parents[2] / "bench" / "results" / "aot.json"
 
@@ -74,8 +78,36 @@ def streamed(code: Listing) -> int | None:
     return max((code.in_flight(loop) for loop in code.loops), default=0)
 
 
+def beside(chosen: list[str]) -> None:
+    """Write the rows of the chosen ops, or of all, for ``sm_90`` and a version beside."""
+    whole = json.loads(FILE.read_text())
+    if whole["versions"]["triton"] == triton.__version__:
+        sys.exit(f"triton {triton.__version__} is the version of the record itself.")
+    ops = set(chosen) or {launch.op for launch in launches()}
+    kept = whole.get("beside", {}).get(triton.__version__, [])
+    found = [row for row in kept if row["op"] not in ops] + rows(BESIDE, ops)
+    whole.setdefault("beside", {})[triton.__version__] = found
+    _write(whole)
+
+
+def _write(whole: dict) -> None:
+    """Write the record, a row a line."""
+    parts = [f'"versions": {json.dumps(whole["versions"])}', f'"rows": {_lines(whole["rows"])}']
+    found = [f'"{name}": {_lines(each)}' for name, each in whole.get("beside", {}).items()]
+    if found:
+        parts.append(f'"beside": {{{", ".join(found)}}}')
+    FILE.write_text(f"{{{', '.join(parts)}}}\n")
+
+
+def _lines(found: list[dict]) -> str:
+    return "[\n" + ",\n".join(map(json.dumps, found)) + "\n]"
+
+
 def main(chosen: list[str]) -> None:
     """Write the rows of the chosen ops, or of all."""
+    if "--beside" in chosen:
+        beside([op for op in chosen if op != "--beside"])
+        return
     order = {key(*each): place for place, each in enumerate(everywhere())}
     ops = {op for _, op, _ in order}
     if unknown := set(chosen) - ops:
@@ -90,8 +122,8 @@ def main(chosen: list[str]) -> None:
         for part in pool.map(rows, TARGETS, [anew] * len(TARGETS)):
             found += part
     found.sort(key=lambda row: order[_key(row)])
-    lines = ",\n".join(map(json.dumps, found))
-    FILE.write_text(f'{{"versions": {json.dumps(versions)}, "rows": [\n{lines}\n]}}\n')
+    others = json.loads(FILE.read_text()).get("beside", {}) if FILE.exists() else {}
+    _write({"versions": versions, "rows": found, "beside": others})
 
 
 def _key(row: dict) -> tuple[str, str, str]:

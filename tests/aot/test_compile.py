@@ -5,6 +5,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +24,7 @@ from tests.aot.compile_only import SHARED_LIMITS, Known, compile_only, usage  # 
 from tests.aot.launches import everywhere, launches  # noqa: E402
 from tests.aot.record import FILE, compiled, key  # noqa: E402
 
+ROOT = Path(__file__).parents[2]
 RECORD = json.loads(FILE.read_text())
 STALE = "bench/results/aot.json is of other kernels: run python -m tests.aot.record [OP …]"
 SAMPLE = {launch.op: str(launch) for launch in reversed(launches())}
@@ -85,6 +89,31 @@ def test_the_record_is_of_these_kernels():
         launch = allowed[f"{row['op']}: {row['what']}"]
         assert row["spilled"] <= launch.most_spilled(row["target"]), row
         assert row["shared"] <= SHARED_LIMITS[row["target"]] * 1024, row
+
+
+def test_versions_beside_fit_too():
+    allowed = {str(launch): launch for launch in launches()}
+    for version, rows in RECORD.get("beside", {}).items():
+        assert rows, version
+        for row in rows:
+            launch = allowed[f"{row['op']}: {row['what']}"]
+            assert row["spilled"] <= launch.most_spilled(row["target"]), (version, row)
+            assert row["shared"] <= SHARED_LIMITS[row["target"]] * 1024, (version, row)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("version", RECORD.get("beside", {}))
+def test_a_version_beside_compiles_as_recorded(version):
+    folder = os.environ.get("PRUNEKIT_TRITON_BESIDE", "")
+    if not Path(folder, f"triton-{version}.dist-info").is_dir():
+        pytest.skip(f"triton {version} is not in PRUNEKIT_TRITON_BESIDE")
+    code = "import json; from tests.aot import record; print(json.dumps(record.rows('sm_90', %r)))"
+    ops = {row["op"] for row in RECORD["beside"][version]}
+    env = os.environ | {"PYTHONPATH": f"{folder}:.:kernels"}
+    command = [sys.executable, "-c", code % ops]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert without_keys(found) == without_keys(RECORD["beside"][version]), STALE
 
 
 def same(row, target, launch):
