@@ -75,25 +75,30 @@ def own_embeddings(stack: Any) -> nn.Module | None:  # noqa: ANN401
 def part_of_config(base: PreTrainedModel, blocks: str) -> str:
     """Return the dotted path to the entries of a list of blocks in the config; "" is the whole.
 
-    It is that of the part with the kind of config that the module around the blocks has.
+    It is that of the part with the kind of config that the module around the blocks has; of several
+    of a kind, such as of encoder and decoder, the one that is named like a module around them.
     """
     path = blocks
     while path:
         path = path.rpartition(".")[0]
         config = getattr(base.get_submodule(path), "config", None)
-        if config is not None and type(config) is not type(base.config):
-            return next((at for at, each in _parts(base.config) if type(each) is type(config)), "")
-        if config is not None:
+        if config is None:
+            continue
+        if type(config) is type(base.config):
             break
+        found = [at for at, each in parts_of(base.config) if type(each) is type(config)]
+        around = blocks.split(".")
+        return next((at for at in found if at.rpartition(".")[2] in around), (*found, "")[0])
     return ""
 
 
-def _parts(config: PreTrainedConfig) -> Iterator[tuple[str, PreTrainedConfig]]:
+def parts_of(config: PreTrainedConfig) -> Iterator[tuple[str, PreTrainedConfig]]:
+    """Yield the parts of a config by dotted path."""
     for name in config.sub_configs:
         part = getattr(config, name, None)
         if isinstance(part, PreTrainedConfig):
             yield name, part
-            yield from ((f"{name}.{inner}", each) for inner, each in _parts(part))
+            yield from ((f"{name}.{inner}", each) for inner, each in parts_of(part))
 
 
 def outermost_lists(base: nn.Module) -> list[str]:

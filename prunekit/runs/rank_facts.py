@@ -38,6 +38,9 @@ def plan_facts(plan: PlanBase) -> dict[str, Any]:
         files.setdefault(entry.file.name, []).append(tensor)
     return {
         "device": plan.device.type,
+        # Both follow from the free memory where the config leaves them open.
+        "sharded training": plan.sharded,
+        "train.adapter": str(plan.config.train and plan.config.train.adapter),
         "dtype": str(plan.dtype),
         "lengths": plan.lengths,
         "config.json": plan.checkpoint.config,

@@ -44,7 +44,7 @@ def fitted_training(made: P, needed: Callable[[P], int], available: int) -> P:
     note = (
         f"train: all weights would need about {size(needed(whole))} on {made.device}, "
         f"{size(available)} are free: adapters of rank {adapter.rank} are trained instead, and "
-        "merged. Set train.adapter to choose them."
+        "merged. Set train.adapter to choose them, also where --resume finds more memory."
     )
     return replace(smaller, notes=(*smaller.notes, note))
 

@@ -129,8 +129,9 @@ class BlockGroup(UnitGroup):
                 adopt_numbers(block, before[keep[index]], after[index])
             # A decoder with cross-attention has its own config object with the same keys.
             own: Any = model.base_model.get_submodule(group.stack.module).config
-            part = config_part(own, group.stack.config)
-            setattr(part, part.attribute_map.get(*["num_hidden_layers"] * 2), len(keep))
+            part = config_part(model.config, group.stack.config)
+            own = own if type(own) is type(part) else part
+            setattr(own, own.attribute_map.get("num_hidden_layers", "num_hidden_layers"), len(keep))
         _set_entries(model, entries or {})
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from prunekit.architectures import Stack
+from prunekit.architectures.block_lists import parts_of
 from prunekit.models.attention_hook import module_configs
 
 
@@ -32,11 +33,15 @@ def with_entries(values: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[
 
 
 def set_config_entries(model: PreTrainedModel, entries: Mapping[str, Any]) -> None:
-    """Set entries in every config object of a model, nested ones in those of their kind."""
+    """Set entries of a model's config, also in the copies of it or its part that modules hold.
+
+    Other parts of the same class, such as of encoder and decoder, are left alone.
+    """
     configs = module_configs(model)
     for name, value in entries.items():
         path, _, key = name.rpartition(".")
         part = config_part(model.config, path)
+        others = [id(each) for _, each in parts_of(model.config) if each is not part]
         for config in [part, *configs]:
-            if not path or type(config) is type(part):
+            if type(config) is type(part) and id(config) not in others:
                 setattr(config, key, value)

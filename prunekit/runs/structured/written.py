@@ -158,16 +158,20 @@ class _Changes:
     ) -> tuple[dict[str, Any], list[str]]:
         """Return the changed and the removed entries of a part."""
         changed: dict[str, Any] = {}
+        flat: set[str] = set()
         for key, value in after.items():
             inner = f"{path}.{key}".lstrip(".")
             if before.get(key) == value:
                 continue
             changed[key] = value
+            own = stored.get(key)
             if any(f"{part}.".startswith(f"{inner}.") for part in self.parts):
-                own = stored.get(key, {})
-                new, gone = self.of(inner, own, getattr(config, key), before[key], value)
-                both = {**own, **new}
+                part = own if isinstance(own, Mapping) else before[key]
+                new, gone = self.of(inner, part, getattr(config, key), before[key], value)
+                both = {**part, **new}
                 changed[key] = {name: both[name] for name in both if name not in gone}
+                if part is not own:  # its entries are stored one level higher
+                    flat |= {*new, *gone} & stored.keys()
         aliases = {alias for alias, name in config.attribute_map.items() if name in changed}
         aliases -= changed.keys()
         # Keys of other versions of transformers, and keys that it ignores, list blocks too.
@@ -178,7 +182,9 @@ class _Changes:
                 if group.stack.depth in stored:
                     listed[group.stack.depth] = len(keep)
                 changed = {k: value for k, value in listed.items() if k not in aliases} | changed
-        return changed, sorted(before.keys() - after.keys() | aliases & stored.keys())
+        return changed, sorted(
+            before.keys() - after.keys() | aliases & stored.keys() | flat - changed.keys()
+        )
 
 
 def numbered_groups(plan: StructuredPlan) -> list[UnitGroup]:
