@@ -12,6 +12,7 @@ the work whose files are intact, and joins the rest.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -141,19 +142,21 @@ class Consolidation:
                 )
             return known
         layout = plan_layout({shard: read_header(self.folder / shard) for shard in shards}, limit)
-        for file in known.keys() - layout.keys():
-            (self.folder / file).unlink(missing_ok=True)
-            self._append(WEIGHTS, file, {})
         if layout != known:
+            # Files of the other layout may have names of this one, and hold other tensors.
+            for file in known:
+                (self.folder / file).unlink(missing_ok=True)
+                self._append(WEIGHTS, file, {})
             self._append(*LAYOUT, {"layout": layout, "writes": [*layout]})
         return layout
 
     def _write(self, file: str, layout: Layout) -> None:
-        """Write a weight file, unless it is there and made of the shards as they are."""
+        """Write a weight file, unless it has these tensors, of the shards as they are."""
         named = self._named
         made_of = {shard: named[shard] for shard in layout[file] if shard in named}
         known = self._entries.get((WEIGHTS, file), {})
-        if recorded_digests(known) and made_of.items() <= known["shards"].items():
+        is_of_them = recorded_digests(known) and made_of.items() <= known["shards"].items()
+        if is_of_them and self._header(file).keys() == {*chain(*layout[file].values())}:
             return
         found = {
             name: self._entry(name, shard, layout)

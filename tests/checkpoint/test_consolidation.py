@@ -237,6 +237,53 @@ def test_files_of_another_layout_are_removed(tmp_path, monkeypatch):
     again.output.close()
 
 
+@pytest.mark.parametrize(("first", "then"), [(400, 900), (900, 1000), (1700, 400), (900, 10**9)])
+def test_a_consolidation_that_goes_on_with_another_limit_has_one_layout(
+    tmp_path, monkeypatch, first, then
+):
+    """That of either limit, wherever the first was killed: no tensor is lost or doubled."""
+    for limit in (first, then):
+        finished(tmp_path / f"whole-{limit}", limit)
+    expected = [content(tmp_path / f"whole-{limit}") for limit in (first, then)]
+    for moment in count():
+        folder = tmp_path / f"{moment}"
+        run = Run(folder, first)
+        run.shards()
+        with monkeypatch.context() as patch:
+            killed_at(patch, moment)
+            try:
+                run.join()
+            except Killed:
+                pass
+            else:
+                break
+            finally:
+                run.output.close()
+        assert not finished(folder, then, resume=True), "work was repeated"
+        assert content(folder) in expected
+    assert moment > 8
+
+
+def test_a_finished_file_with_other_tensors_than_the_layout_says_is_made_again(tmp_path):
+    """As an earlier version left it, which resumed with another limit."""
+    run = Run(tmp_path / "out", 10**9)
+    run.shards()
+    shards = sorted((tmp_path / "out").glob("shard-*"))
+    headers = {shard.name: read_header(shard) for shard in shards}
+    layout = plan_layout(headers, 10**9)
+    ((file, sources),) = layout.items()
+    held = {name: headers[shard][name] for shard, names in sources.items() for name in names[1:]}
+    digest = consolidation.write_joined(tmp_path / "out" / file, held)
+    run.output.append_journal(*consolidation.LAYOUT, {"layout": layout, "writes": [file]})
+    made_of = {shard.name: file_sha256(shard) for shard in shards if shard.name in sources}
+    values = {"files": {file: digest}, "shards": made_of}
+    run.output.append_journal(consolidation.WEIGHTS, file, values)
+    run.join()
+    run.output.close()
+    finished(tmp_path / "whole", 10**9)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
 def test_a_shard_that_nobody_has_is_an_error(tmp_path):
     run = Run(tmp_path, 10**9)
     run.shards()
