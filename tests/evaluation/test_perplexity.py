@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForImageTextToText
 
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.data.tokens import Tokens
@@ -44,6 +44,13 @@ def test_perplexity_is_that_of_the_whole_model(tmp_path, model_type, tokens):
     assert found["metric"] == "perplexity"
     assert found["tokens"] == 5 * 22
     assert found["value"] == pytest.approx(exact(tiny(model_type), tokens.ids), rel=1e-5)
+
+
+def test_perplexity_of_text_is_that_of_a_model_with_images(tmp_path, tokens):
+    head = AutoModelForImageTextToText
+    found = evaluator(checkpoints.write(tmp_path, "llava", head=head)).perplexity(tokens)
+    expected = exact(tiny("llava", head), tokens.ids)
+    assert found["value"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
