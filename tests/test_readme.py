@@ -91,7 +91,9 @@ def test_adapters_prune_as_printed(tmp_path, proof_in_process, monkeypatch, task
     """The two configs, with fewer steps than their defaults."""
     pytest.importorskip("peft")
     monkeypatch.setattr("prunekit.reports.report.render", lambda report: "")
-    text = next(t for t in blocks(PAGES["adapters"], "toml") if "[apt]" in t and ("task" in t) == bool(task))
+    text = next(
+        t for t in blocks(PAGES["adapters"], "toml") if "[apt]" in t and ("task" in t) == bool(task)
+    )
     (tmp_path / "config.toml").write_text(text)
     if task:
         checkpoints.write(tmp_path / "classifier", "bert", head=AutoModelForSequenceClassification)

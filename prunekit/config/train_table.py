@@ -66,7 +66,7 @@ class Train(Training):
     all."""
     adapter: Adapter | None = None
     """Train LoRA adapters alone, and merge them into the weights before they are written: a table
-    of rank and targets. Needs peft. Default: all weights are trained where that fits into memory."""
+    of rank and targets. Needs peft. Default: all weights are trained where they fit into memory."""
 
     @field_validator("adapter")
     @classmethod

@@ -13,6 +13,7 @@ from prunekit.architectures.coverage import LINEAR_TYPES
 from prunekit.config.gradual_keys import GradualKeys
 from prunekit.config.run_config import Config, StructuredConfig
 from prunekit.config.train_table import Adapter, Train, Training
+from prunekit.data.row_samples import RowSamples
 from prunekit.errors import ConfigError
 from prunekit.formatting import number, percent
 from prunekit.models.causal import predicts_next_token
@@ -97,6 +98,7 @@ def training_texts(plan: PlanBase, tokens: Data | None) -> Texts | None:
             f"calibration.data: there is text for {len(tokens)} samples, of which "
             f"held_out = {train.held_out} leave none to train on."
         )
+    assert not isinstance(tokens, RowSamples)  # the plan refuses to train on them
     parts = tokens.part(slice(-train.held_out)), tokens.part(slice(-train.held_out, None))
     trained, held_out = (
         [to_device(batch, plan.device) for batch in part.batches_of(train.batch)] for part in parts

@@ -47,7 +47,7 @@ def test_each_operand_is_named_by_the_products(assembly, operands, meta):
         (_launch_few, (16, 16, 256)), (_launch_many, (19, 48, 512)),
         (_launch_many, (40, 160, 256)),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),  # the same in all processes
 )  # fmt: skip
 @pytest.mark.parametrize("tiles_are_few", [True, False])
 def test_the_kernels_emulated(launch, shape, dtype, tiles_are_few, monkeypatch):
