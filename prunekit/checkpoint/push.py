@@ -1,16 +1,22 @@
 """Upload of a finished checkpoint to the Hugging Face hub."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from prunekit.checkpoint import adapter
 from prunekit.checkpoint.atomic import json_bytes
 from prunekit.checkpoint.companions import companions
 from prunekit.checkpoint.hub import CARD
 from prunekit.checkpoint.journal import JOURNAL, read_journal
-from prunekit.checkpoint.weight_files import INDEX_FILE, is_file, read_config, weight_files
+from prunekit.checkpoint.owned_files import MISLEADING
+from prunekit.checkpoint.weight_files import (
+    INDEX_FILE,
+    is_file,
+    read_config,
+    read_json,
+    weight_files,
+)
 from prunekit.errors import CheckpointError, ConfigError, HubError
 
 CONFIG_FILE = "config.json"
@@ -49,7 +55,9 @@ def push(folder: Path, repository: str, *, private: bool = False, reports: bool 
     """Upload a finished checkpoint in one commit; return its address.
 
     Its journal and generated text stay here, and its reports, which name local paths, unless they
-    are asked for. Where files name the folder, they name the repository instead.
+    are asked for. Where files name the folder, they name the repository instead. Weights, indices
+    and adapters that the repository had before are removed in the same commit, as other tools would
+    open them with the new config.
 
     Args:
         folder: The checkpoint.
@@ -61,19 +69,21 @@ def push(folder: Path, repository: str, *, private: bool = False, reports: bool 
         CheckpointError: The folder is no finished checkpoint.
         HubError: The hub cannot be reached, or refuses.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     files = published_files(folder, reports=reports)
     changed = renamed_files(folder, repository)
-    operations = [
+    added = [
         CommitOperationAdd(name, changed[name] if name in changed else str(path))
         for name, path in files.items()
     ]
     with _hub_errors(repository):
         api = HfApi()
         api.create_repo(repository, private=private or None, exist_ok=True)
+        old = outdated_files(api.list_repo_files(repository), files)
+        removed = [CommitOperationDelete(name, is_folder=False) for name in old]
         done = api.create_commit(
-            repository, operations, commit_message="Upload a model pruned by prunekit"
+            repository, [*added, *removed], commit_message="Upload a model pruned by prunekit"
         )
     return str(done.commit_url)
 
@@ -99,14 +109,41 @@ def published_files(folder: Path, *, reports: bool = False) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in paths}
 
 
+def outdated_files(there: Iterable[str], uploaded: Container[str]) -> list[str]:
+    """Return files of a repository that would be opened with the uploaded ones.
+
+    Args:
+        there: Names of its files.
+        uploaded: Names of those that replace them.
+    """
+    return [
+        name
+        for name in there
+        if name not in uploaded
+        and (
+            PurePosixPath(name).parts[0] == adapter.FOLDER
+            or ("/" not in name and any(PurePosixPath(name).match(each) for each in MISLEADING))
+        )
+    ]
+
+
 def renamed_files(folder: Path, repository: str) -> dict[str, bytes]:
-    """Return files that name the folder, with the name of the repository instead."""
+    """Return files that name the folder, with the name of the repository instead.
+
+    Raises:
+        CheckpointError: The card is no text, or the config of the adapter no JSON object.
+    """
     found: dict[str, bytes] = {}
     if is_file(card := folder / CARD):
-        text = card.read_text(encoding="utf-8")
-        found[CARD] = text.replace(f'"{folder.name}"', f'"{repository}"').encode()
+        try:
+            text = card.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(
+                f"{card}: cannot be read as UTF-8 ({error}). Save it as UTF-8, or remove it."
+            ) from error
+        found[CARD] = text.replace(f'"{folder.resolve().name}"', f'"{repository}"').encode()
     if is_file(config := folder / adapter.FOLDER / adapter.CONFIG):
-        values: Mapping[str, object] = json.loads(config.read_bytes())
+        values = read_json(config, "peft opens the adapter by it")
         name = f"{adapter.FOLDER}/{adapter.CONFIG}"
         found[name] = json_bytes({**values, "base_model_name_or_path": repository})
     return found

@@ -72,7 +72,7 @@ def render(report: Mapping[str, Any], folder: Path, source: Mapping[str, Any]) -
     import jinja2
     from huggingface_hub import ModelCard
 
-    model = report["model"]
+    model, name = report["model"], folder.resolve().name  # "." has none
     opened = auto_class(model["model_type"], model["architecture"])
     evaluation = report.get("evaluation") or []
     page = jinja2.Environment(
@@ -83,13 +83,13 @@ def render(report: Mapping[str, Any], folder: Path, source: Mapping[str, Any]) -
     )
     text = page.get_template("model_card.md.j2").render(
         card_data=_card_data(report, folder, source, opened).to_yaml(),
-        name=_cell(folder.name),
+        name=_cell(name),
         paragraph=citation.paragraph(dict(report)).translate(citation.MARKDOWN),
         evaluation=[_row(each) for each in evaluation],
         protocols=list(dict.fromkeys(_cell(each["protocol"]) for each in evaluation)),
         needs_prunekit=_needs_prunekit(report),
         auto_class=opened.name,
-        repository=folder.name,
+        repository=name,
         adapter=adapter.FOLDER if (folder / adapter.FOLDER / adapter.FILE).is_file() else None,
         storage=_storage(report),
         version=report["prunekit"],
@@ -114,7 +114,7 @@ def _card_data(
         "base_model": base,
     }
     if results := _results(report, entries["pipeline_tag"] or "other"):
-        entries |= {"model_name": folder.name, "eval_results": results}
+        entries |= {"model_name": folder.resolve().name, "eval_results": results}
     return ModelCardData(**{key: value for key, value in entries.items() if value is not None})
 
 

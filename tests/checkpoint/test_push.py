@@ -1,12 +1,13 @@
 """Uploads to a stand-in of the hub."""
 
 import json
+from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
 from prunekit.checkpoint import adapter
-from prunekit.checkpoint.push import check_can_push, published_files, push
+from prunekit.checkpoint.push import check_can_push, published_files, push, renamed_files
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.errors import CheckpointError, ConfigError, HubError
 from tests.support import checkpoints
@@ -25,8 +26,8 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A finished folder with all that a run may leave."""
-    made = checkpoints.write(tmp_path / "pruned")
+    """A finished folder of several weight files with all that a run may leave."""
+    made = checkpoints.write(tmp_path / "pruned", shard_size="30KB")
     (made / "README.md").write_text('from_pretrained("pruned")\n')
     (made / adapter.FOLDER).mkdir()
     (made / adapter.FOLDER / adapter.CONFIG).write_text('{"r": 2, "base_model_name_or_path": "x"}')
@@ -54,6 +55,48 @@ def test_a_checkpoint_arrives_whole_and_names_its_repository(hub, folder):
     push(folder, "org/model", reports=True)
     assert hub.commits == 2
     assert (arrived / "report.json").read_text() == "report.json"
+
+
+def test_weights_of_an_earlier_upload_are_removed_in_the_same_commit(hub, folder):
+    """Other tools would open them with the config of the new ones."""
+    there = hub.folder / "org/model"
+    old = [
+        "model.safetensors", "model-00001-of-00099.safetensors", "pytorch_model.bin",
+        "pytorch_model.bin.index.json", "adapter_config.json", "adapter/adapter_model.safetensors",
+        "adapter/notes.md",
+    ]  # fmt: skip
+    kept = ["picture.png", "gguf/model.safetensors", "notes.md"]
+    for name in old + kept:
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / name).write_text("old")
+    push(folder, "org/model")
+    assert hub.commits == 1
+    assert not [name for name in old if (there / name).exists()]
+    assert all((there / name).read_text() == "old" for name in kept)
+    checkpoints.same_bytes(there, folder)
+    assert open_checkpoint(there).entries.keys() == open_checkpoint(folder).entries.keys()
+
+
+def test_the_folder_of_the_shell_has_a_name(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    found = renamed_files(Path(), "org/model")
+    assert found["README.md"] == b'from_pretrained("org/model")\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("README.md", b"caf\xe9", r"README\.md: cannot be read as UTF-8"),
+        ("adapter/adapter_config.json", b"{", r"adapter_config\.json: is not JSON"),
+        ("adapter/adapter_config.json", b"[]", "is not a JSON object"),
+        ("adapter/adapter_config.json", b"\xff", "is not JSON"),
+    ],
+)
+def test_a_file_that_is_damaged_is_one_error_before_the_upload(hub, folder, name, content, message):
+    (folder / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        push(folder, "org/model")
+    assert not hub.created
 
 
 def test_a_run_that_is_not_finished_stays_here(folder, hub):

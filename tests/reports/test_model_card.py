@@ -1,5 +1,7 @@
 """The model card: what of the source's card holds, and what the run measured."""
 
+from pathlib import Path
+
 import pytest
 from huggingface_hub import ModelCard
 
@@ -132,3 +134,11 @@ def test_hostile_names_stay_text_and_values_that_are_no_numbers_stay_out(tmp_pat
     assert card.text.count("<script>") == card.text.count("\\<script>") == 2
     (row,) = [line for line in card.text.splitlines() if line.startswith("| a")]
     assert row.count(" | ") == 4
+
+
+def test_a_card_in_the_folder_of_the_shell_has_a_title(tmp_path, monkeypatch):
+    (tmp_path / "smaller").mkdir()
+    monkeypatch.chdir(tmp_path / "smaller")
+    text = model_card.render(REPORT, Path(), {})
+    assert "\n# smaller\n" in text
+    assert '.from_pretrained("smaller")' in text

@@ -26,10 +26,21 @@ class Hub:
         self.created: list[dict] = []
         self.commits = 0
 
+    def tree(self, repository: str) -> list[dict]:
+        """Return the files of a repository as the hub lists them."""
+        folder = self.folder / repository
+        return [
+            {"type": "file", "path": file.relative_to(folder).as_posix(), "size": 1, "oid": "0"}
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
+        ]
+
     def commit(self, repository: str, lines: list[dict]) -> None:
         self.commits += 1
         for line in lines:
             value = line["value"]
+            if line["key"] == "deletedFile":
+                (self.folder / repository / value["path"]).unlink()
             if line["key"] != "file":
                 continue
             content = base64.b64decode(value["content"])
@@ -71,7 +82,12 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:  # noqa: C901  a method 
             return False
 
         def do_GET(self):
-            if self.allowed():
+            if not self.allowed():
+                return
+            path = unquote(self.path).partition("?")[0]
+            if path.endswith("/tree/main"):
+                self.answer(hub.tree(path.removeprefix("/api/models/").removesuffix("/tree/main")))
+            else:
                 self.answer({"name": "org", "type": "user", "orgs": []})
 
         def do_POST(self):
