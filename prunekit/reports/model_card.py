@@ -3,6 +3,7 @@
 Licence, language and tags are those of the model that was pruned, from its own card.
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -24,6 +25,10 @@ KEPT = (
     "extra_gated_button_content",
 )  # fmt: skip
 """Entries of the card of a model that hold for a pruned copy too."""
+LISTS = {"base_model", "license", "language", "tags", "datasets"}
+"""Those that may be lists of texts; the others are one text."""
+TABLE = "extra_gated_fields"
+"""The one that is a table: questions to who asks for access."""
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -34,7 +39,7 @@ def source_facts(folder: Path) -> tuple[dict[str, Any], list[str]]:
         folder: Folder of the model.
 
     Returns:
-        Entries of its card, and a note if it cannot be read.
+        Entries of its card, and notes on what of it cannot be read.
     """
     from huggingface_hub.repocard import metadata_load
     from yaml import YAMLError
@@ -44,10 +49,37 @@ def source_facts(folder: Path) -> tuple[dict[str, Any], list[str]]:
         return {}, []
     try:
         found = metadata_load(file) or {}
-    except (OSError, ValueError, YAMLError) as error:
-        reason = " ".join(str(error).split())
+    except (OSError, ValueError, RecursionError, YAMLError) as error:
+        deep = isinstance(error, RecursionError)  # whose text depends on the caller
+        reason = "nested too deep" if deep else " ".join(str(error).split())
         return {}, [f"{file}: its metadata cannot be read ({reason}): the new card has no licence."]
-    return {key: found[key] for key in KEPT if key in found}, []
+    there = {key: found[key] for key in KEPT if found.get(key) is not None}
+    kept = {key: value for key, value in there.items() if _is_valid(key, value)}
+    return kept, [
+        f"{file}: {key} is no {'table' if key == TABLE else 'text'}"
+        f"{' or list of texts' if key in LISTS else ''} in its metadata, so the new card leaves it "
+        "out. Words that YAML reads as no text, such as no, need quotes."
+        for key in there
+        if key not in kept
+    ]
+
+
+def _is_valid(key: str, value: object) -> bool:
+    """Return whether an entry of a card has the type that the hub gives it."""
+    if key == TABLE:
+        return isinstance(value, dict) and _is_json(value)
+    if key in LISTS and isinstance(value, list):
+        return all(isinstance(each, str) and _is_json(each) for each in value)
+    return isinstance(value, str) and _is_json(value)
+
+
+def _is_json(value: object) -> bool:
+    """Return whether JSON in UTF-8 can hold a value: no date, no cycle, no half of a character."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def write(report: Mapping[str, Any], folder: Path, source: Mapping[str, Any]) -> None:

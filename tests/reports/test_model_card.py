@@ -1,5 +1,6 @@
 """The model card: what of the source's card holds, and what the run measured."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -94,13 +95,60 @@ def test_a_card_says_how_to_load_an_adapter(source, tmp_path):
     assert 'PeftModel.from_pretrained(model, "out", subfolder="adapter")' in text
 
 
-@pytest.mark.parametrize("text", ["---\nlicense: [\n---\n", "---\n- a\n---\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "---\nlicense: [\n---\n",
+        "---\n- a\n---\n",
+        f"---\ntags: {'[' * 5000}{']' * 5000}\n---\n",
+    ],
+    ids=["broken", "list", "deep"],
+)
 def test_a_card_that_cannot_be_read_is_noted_in_the_plan(tmp_path, text):
     folder = checkpoints.write(tmp_path / "m")
     (folder / "README.md").write_text(text)
     facts, (note,) = model_card.source_facts(folder)
     assert facts == {}
     assert note in planned(folder, tmp_path / "out").notes
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("tags: 5", "tags is no text or list of texts"),
+        ("tags: true", "tags is no text or list of texts"),
+        ("tags: {a: b}", "tags is no text or list of texts"),
+        ("tags: [[a, b]]", "tags is no text or list of texts"),
+        ("tags: &a [*a]", "tags is no text or list of texts"),
+        ("language: no", "language is no text or list of texts"),
+        ("language: [en, no]", "language is no text or list of texts"),
+        ("datasets: 3", "datasets is no text or list of texts"),
+        ("base_model: {a: 1}", "base_model is no text or list of texts"),
+        ("license_link: 2024-01-01", "license_link is no text in"),
+        ("pipeline_tag: [a]", "pipeline_tag is no text in"),
+        ('license_name: "\\ud800"', "license_name is no text in"),
+        ("extra_gated_fields: [a]", "extra_gated_fields is no table in"),
+        ("extra_gated_fields: {a: 2024-01-01}", "extra_gated_fields is no table in"),
+    ],
+)
+def test_an_entry_of_another_type_is_left_out_with_a_note(tmp_path, entry, said):
+    (tmp_path / "README.md").write_text(f"---\nlicense: mit\n{entry}\n---\n# x\n")
+    facts, (note,) = model_card.source_facts(tmp_path)
+    assert facts == {"license": "mit"}
+    assert said in note
+    ModelCard(model_card.render(REPORT, tmp_path, facts)).content.encode()
+
+
+def test_entries_of_every_type_are_kept(tmp_path):
+    entries = {
+        "license": "mit", "tags": ["a", "5"], "language": "no", "base_model": ["a/b", "c/d"],
+        "extra_gated_fields": {"Name": "text", "Job": {"type": "select", "options": ["A"]}},
+    }  # fmt: skip
+    (tmp_path / "README.md").write_text(f"---\n{json.dumps(entries)}\n---\n")
+    assert model_card.source_facts(tmp_path) == (entries, [])
+    data = ModelCard(model_card.render(REPORT, tmp_path, entries)).data
+    assert data.language == "no"
+    assert data.to_dict()["extra_gated_fields"] == entries["extra_gated_fields"]
 
 
 def test_a_model_without_a_card_gives_one_without_a_licence(tmp_path):
