@@ -3,7 +3,7 @@
 A run writes one shard a block, so that it can be resumed. At its end the tensors are copied into
 as few files as ``max_shard_size`` allows, named as transformers names them. A shard is removed once
 all its tensors are in finished files: beside the checkpoint there is never more than the file that
-is being written.
+is being written and the shard of which a part is in finished ones.
 
 The journal holds, before the first file is written, the tensors of each file (``layout``), then the
 digest of each finished file (``weights``). Each entry that named a shard names these files instead

@@ -124,13 +124,14 @@ def check_output_path(config: Config | StructuredConfig, checkpoint: Checkpoint)
     check_apart(output, [*paths, *(path for path in sources if path.is_absolute())])
 
 
-def check_disk(path: str, needed: int, joining: int, states: int = 0) -> None:
+def check_disk(path: str, needed: int, joining: int, least: int, states: int = 0) -> None:
     """Refuse an output folder that cannot hold the checkpoint.
 
     Args:
         path: The folder.
         needed: Bytes of the checkpoint.
         joining: Bytes beside it while its shards are joined.
+        least: The same with the smallest ``max_shard_size``.
         states: Bytes of saved states of a training beside it, which are gone by then.
 
     Raises:
@@ -146,8 +147,8 @@ def check_disk(path: str, needed: int, joining: int, states: int = 0) -> None:
         more = (
             f"the state of the training {size(states)} more; save_every = 0 saves none"
             if states > joining
-            else f"{size(joining)} more while its files are written; a smaller "
-            "output.max_shard_size needs less"
+            else f"{size(joining)} more while its files are written"
+            + f"; a smaller output.max_shard_size needs {size(least)}" * (least < joining)
         )
         raise CapacityError(
             f"output.path: {existing} has {size(usage.free)} free, the checkpoint needs "

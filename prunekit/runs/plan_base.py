@@ -69,9 +69,30 @@ class PlanBase(ABC):
 
     @property
     def joining(self) -> int:
-        """Bytes on disk beside the checkpoint while its largest file is written."""
+        """Bytes on disk beside the checkpoint while its files are written, at most."""
+        return self._joining(self.config.output.max_shard_size)
+
+    @property
+    def least_joining(self) -> int:
+        """The same with the smallest ``max_shard_size``."""
+        return self._joining(1)
+
+    def _joining(self, limit: int) -> int:
+        # A shard is there until the last file with one of its tensors is finished.
         largest = max(entry.nbytes for entry in self.checkpoint.entries.values())
-        return min(self.checkpoint.nbytes, max(self.config.output.max_shard_size, largest))
+        return min(self.checkpoint.nbytes, max(limit, largest) + self.largest_shard)
+
+    @cached_property
+    def largest_shard(self) -> int:
+        """Bytes of the largest file that the run writes before they are joined."""
+        stored = stored_names(self.model, self.checkpoint)
+        entries = self.checkpoint.entries
+        left = sum(entry.nbytes for entry in entries.values())
+        sizes: list[int] = []
+        for block in (name for runner in self.stacks for name in runner.names):
+            inside = [stored[name] for name in stored if name.startswith(f"{block}.")]
+            sizes.append(sum(entries[name].nbytes for name in whole_tensors(inside)))
+        return max([*sizes, left - sum(sizes)])
 
     @property
     def joining_words(self) -> str:

@@ -4,7 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from prunekit.config.load import load_config
 from prunekit.errors import CapacityError
+from prunekit.runs import jobs
 from tests.support import checkpoints, structured
 from tests.support.architectures import tiny
 from tests.support.checkpoints import planned
@@ -39,29 +41,52 @@ def test_plans_of_both_kinds_count_the_same_parameters(tmp_path, output):
     assert 0 < units.prunable <= units.parameters
 
 
-@pytest.mark.parametrize(
-    ("limit", "expected"),
-    [("50GB", "all"), (30_000, 30_000), (1, "the largest tensor")],
-)
-def test_the_disk_has_room_for_the_largest_file_beside_the_checkpoint(
-    tmp_path, output, limit, expected
-):
-    folder = checkpoints.write(tmp_path / "m")
+@pytest.mark.parametrize("limit", ["50GB", 30_000, 1])
+def test_the_disk_has_room_for_a_file_and_a_shard_beside_the_checkpoint(tmp_path, output, limit):
+    folder = checkpoints.write(tmp_path / "m", num_hidden_layers=3)
     plan = planned(folder, output, output={"max_shard_size": limit})
-    sizes = [value.nbytes for value in checkpoints.tensors(folder).values()]
-    assert plan.joining == {"all": sum(sizes), "the largest tensor": max(sizes)}.get(
-        expected, expected
-    )
+    sizes = {name: value.nbytes for name, value in checkpoints.tensors(folder).items()}
+    shards = dict.fromkeys(["rest", *plan.stacks[0].names], 0)
+    for name, size in sizes.items():
+        shards[next((each for each in shards if name.startswith(f"{each}.")), "rest")] += size
+    assert plan.largest_shard == max(shards.values())
+    file = {"50GB": sum(sizes.values()), 30_000: 30_000, 1: max(sizes.values())}[limit]
+    assert plan.joining == min(sum(sizes.values()), file + max(shards.values()))
+    assert plan.least_joining == max(sizes.values()) + max(shards.values())
     assert "more while its files are written" in plan.joining_words
+
+
+def disk(monkeypatch, free):
+    usage = SimpleNamespace(total=10**9, free=free)
+    monkeypatch.setattr("prunekit.runs.checks.shutil.disk_usage", lambda _: usage)
 
 
 def test_a_disk_without_that_room_is_refused_and_a_smaller_limit_is_not(
     tmp_path, output, monkeypatch
 ):
-    folder = checkpoints.write(tmp_path / "m")
-    size = sum(value.nbytes for value in checkpoints.tensors(folder).values())
-    usage = SimpleNamespace(total=10**9, free=size + size // 2)
-    monkeypatch.setattr("prunekit.runs.checks.shutil.disk_usage", lambda _: usage)
-    with pytest.raises(CapacityError, match=r"a smaller output\.max_shard_size needs less"):
+    folder = checkpoints.write(tmp_path / "m", num_hidden_layers=3)
+    plan = planned(folder, output)
+    least = plan.least_joining
+    assert least < plan.joining
+    disk(monkeypatch, plan.checkpoint.nbytes + least)
+    with pytest.raises(CapacityError, match=r"a smaller output\.max_shard_size needs "):
         planned(folder, output)
-    assert planned(folder, output, output={"max_shard_size": size // 4})
+    assert planned(folder, output, output={"max_shard_size": 1})
+    disk(monkeypatch, plan.checkpoint.nbytes + least - 1)
+    with pytest.raises(CapacityError, match=r"more while its files are written\.$"):
+        planned(folder, output, output={"max_shard_size": 1})
+
+
+def test_a_run_that_writes_one_shard_needs_the_whole_again(tmp_path, output, monkeypatch):
+    """Its shard is there until the last file is written, whatever the limit is."""
+    folder = checkpoints.write(tmp_path / "m", num_hidden_layers=3)
+    prune = 'method = "magnitude"\npattern = "heads"\nsparsity = 0.5\nend = 2\n'
+    path = structured.write_config(folder, output, prune)
+    text = path.read_text() + "[train]\nheld_out = 2\nsave_every = 0\n"
+    path.write_text(text.replace("[output]\n", "[output]\nmax_shard_size = 1\n"))
+    plan = jobs.plan(load_config(path))
+    assert plan.config.output.max_shard_size == 1
+    assert plan.joining == plan.least_joining == plan.checkpoint.nbytes
+    disk(monkeypatch, 2 * plan.checkpoint.nbytes - 1)
+    with pytest.raises(CapacityError, match=r"more while its files are written\.$"):
+        jobs.plan(load_config(path))

@@ -205,4 +205,6 @@ def _check_capacity(made: Plan) -> None:
     if made.preflight and made.preflight.device_memory:
         return  # the disk of the other machine is unknown
     states = made.memory.disk * local_processes()
-    check_disk(made.config.output.path, made.checkpoint.nbytes + states, made.joining)
+    check_disk(
+        made.config.output.path, made.checkpoint.nbytes + states, made.joining, made.least_joining
+    )

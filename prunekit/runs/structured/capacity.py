@@ -39,4 +39,6 @@ def check_capacity(made: StructuredPlan) -> None:
     if made.preflight and made.preflight.device_memory:
         return  # the disk of the other machine is unknown
     needed = made.checkpoint.nbytes + on_disk
-    check_disk(made.config.output.path, needed, made.joining, saved_state_disk(made))
+    check_disk(
+        made.config.output.path, needed, made.joining, made.least_joining, saved_state_disk(made)
+    )

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
+from typing_extensions import override
 
 from prunekit.config.run_config import StructuredConfig
 from prunekit.formatting import count, percent, size
@@ -76,6 +77,12 @@ class StructuredPlan(PlanBase):
         Units that are removed while the model is trained are ranked in the whole model.
         """
         return self.config.apt is None and self.config.prune.gradual is None
+
+    @cached_property
+    @override
+    def largest_shard(self) -> int:
+        """Bytes of the largest shard: of a block, or of the whole model in memory."""
+        return super().largest_shard if self.by_block else self.checkpoint.nbytes
 
     @cached_property
     def where(self) -> Where:

@@ -92,7 +92,12 @@ def plan(config: SweepConfig, plan_one: PlanOne) -> SweepPlan:
     made = SweepPlan(config, runs)
     check_output_path(config.first, made.first.checkpoint)
     copies = len(runs) if config.sweep.keep else 1
-    check_disk(config.output.path, copies * made.first.checkpoint.nbytes, made.first.joining)
+    check_disk(
+        config.output.path,
+        copies * made.first.checkpoint.nbytes,
+        made.first.joining,
+        made.first.least_joining,
+    )
     return made
 
 

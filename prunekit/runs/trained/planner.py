@@ -113,4 +113,6 @@ def _check_capacity(made: TrainedPlan) -> None:
     if made.preflight and made.preflight.device_memory:
         return  # the disk of the other machine is unknown
     needed = made.checkpoint.nbytes
-    check_disk(made.config.output.path, needed, made.joining, saved_state_disk(made))
+    check_disk(
+        made.config.output.path, needed, made.joining, made.least_joining, saved_state_disk(made)
+    )
