@@ -2,8 +2,9 @@
 
 A ``.jsonl`` or ``.jsonl.gz`` file whose first row has the key ``image`` holds them: a path relative
 to the file, a list of paths, or null for a row without an image. Beside it is ``text``, or
-``messages``. A text that holds the processor's token for images is used as it is; otherwise its
-images come first, in a turn of the user where the processor has a chat template.
+``messages``; null is as good as none. A text that holds the processor's token for images is used as
+it is; otherwise its images come first, in a turn of the user where the processor has a chat
+template.
 
 Each row is a sample and a batch of its own: rows differ in length, and are not padded.
 
@@ -18,8 +19,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from prunekit.data.chat import ChatTemplate
-from prunekit.data.row_samples import RowSamples, first_row_has, sample_rows
-from prunekit.data.rows import json_rows, valid_text
+from prunekit.data.row_samples import RowSamples, first_row_has, named_file, sample_rows
+from prunekit.data.rows import given, json_rows, valid_text
 from prunekit.errors import ConfigError, is_out_of_memory
 
 IMAGE = "image"
@@ -57,20 +58,17 @@ def image_rows(sources: Sequence[str]) -> list[ImageRow]:
 
 
 def _row(source: str, where: str, row: Any) -> ImageRow:  # noqa: ANN401  as parsed
-    if not isinstance(row, dict) or not ("text" in row or "messages" in row):
+    entries = given(row)
+    if not ("text" in entries or "messages" in entries):
         raise ConfigError(f"{where}: {ROW}")
-    named = row.get(IMAGE)
+    named = entries.get(IMAGE)
     names = [] if named is None else [named] if isinstance(named, str) else named
-    text = row.get("text", "")
+    text = entries.get("text", "")
     if not (isinstance(names, list) and all(isinstance(each, str) for each in names)):
         raise ConfigError(f"{where}: {ROW}")
     if not isinstance(text, str):
         raise ConfigError(f'{where}: "text" must be a string, got {type(text).__name__}')
-    paths = tuple(Path(source).parent / name for name in names)
-    for path in paths:
-        if "\0" in str(path) or not path.is_file():
-            raise ConfigError(f"{where}: image {str(path)!r}: no such file")
-    return ImageRow(where, paths, row)
+    return ImageRow(where, tuple(named_file(source, name, where) for name in names), entries)
 
 
 class ImageReader:

@@ -4,9 +4,11 @@ Shapes: T tokens.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -17,6 +19,8 @@ from prunekit.data.sources import JSON_LINES, title
 from prunekit.errors import ConfigError
 
 Row = TypeVar("Row")
+SHOWN = 200
+"""Characters of a path that an error shows."""
 
 
 def first_row_has(source: str, key: str) -> bool:
@@ -32,6 +36,27 @@ def first_row_has(source: str, key: str) -> bool:
     except OSError as error:
         raise ConfigError(f"{source}: cannot be read: {error.strerror or error}") from error
     return isinstance(row, dict) and key in row
+
+
+def named_file(source: str, name: str, where: str) -> Path:
+    """Return the file that a row names, relative to the file of the row.
+
+    It may lie outside of that folder.
+
+    Args:
+        source: The file of the row.
+        name: The path.
+        where: Place of the row, for messages.
+
+    Raises:
+        ConfigError: There is no such file.
+    """
+    path = Path(source).parent / name
+    # Unlike the method of Path, this does not raise on names that no file can have.
+    if not os.path.isfile(path):  # noqa: PTH113
+        shown = name if len(name) <= SHOWN else f"{name[:SHOWN]}…"
+        raise ConfigError(f"{where}: {str(Path(source).parent / shown)!r}: no such file")
+    return path
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,15 @@ def table_rows(source: str, choose: Choose) -> Iterator[tuple[str, dict[str, str
         raise ConfigError(f"{source}:{line + 1}: not a row of a .{kind} file: {error}") from error
 
 
+def given(row: Any) -> dict[str, Any]:  # noqa: ANN401  as parsed
+    """Return the entries of a row that are not null; none of what is no row.
+
+    A table has null where only other rows have a value.
+    """
+    items = row.items() if isinstance(row, dict) else ()
+    return {key: value for key, value in items if value is not None}
+
+
 def valid_text(text: str, where: str) -> str:
     """Refuse half a surrogate pair, which no tokenizer accepts.
 

@@ -12,12 +12,13 @@ import wave
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prunekit.data.row_samples import RowSamples, first_row_has, sample_rows
+from prunekit.data.row_samples import SHOWN, RowSamples, first_row_has, named_file, sample_rows
 from prunekit.data.rows import json_rows, valid_text
 from prunekit.errors import ConfigError, is_out_of_memory
 
@@ -52,12 +53,9 @@ def _row(source: str, where: str, row: Any) -> SoundRow:  # noqa: ANN401  as par
     name, text = (row.get(AUDIO), row.get("text")) if isinstance(row, dict) else (None, None)
     if not (isinstance(name, str) and isinstance(text, str)):
         raise ConfigError(f"{where}: {ROW}")
-    path = Path(source).parent / name
     if not name.endswith(ENDINGS):
-        raise ConfigError(f"{where}: {name!r} is neither a .npy nor a .wav file")
-    if "\0" in name or not path.is_file():
-        raise ConfigError(f"{where}: {str(path)!r}: no such file")
-    return SoundRow(where, path, valid_text(text, where))
+        raise ConfigError(f"{where}: {name[-SHOWN:]!r} is neither a .npy nor a .wav file")
+    return SoundRow(where, named_file(source, name, where), valid_text(text, where))
 
 
 class SoundReader:
@@ -139,9 +137,14 @@ def _read_wav(row: SoundRow) -> tuple[np.ndarray, int]:
     try:
         with wave.open(str(row.file), "rb") as file:
             width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
-            content = file.readframes(file.getnframes())
-    except (wave.Error, EOFError, OSError) as error:
+            frames, content = file.getnframes(), file.readframes(file.getnframes())
+    except (wave.Error, EOFError, OSError, RuntimeError, ValueError) as error:
         raise ConfigError(f"{row.where}: {row.file.name} cannot be read: {error}") from error
+    if len(content) != frames * channels * width:
+        raise ConfigError(
+            f"{row.where}: {row.file.name} is cut off: its header says {frames:,} frames, "
+            f"{len(content) // (channels * width):,} are there. Save it again"
+        )
     if width != 2 or not content:
         raise ConfigError(
             f"{row.where}: {row.file.name} has {8 * width} bits a sample; give 16-bit sound"
@@ -153,8 +156,9 @@ def _read_wav(row: SoundRow) -> tuple[np.ndarray, int]:
 def _of_array(row: SoundRow) -> Tensor:
     """Return the features of a .npy file."""
     try:
-        values = np.load(row.file, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        with row.file.open("rb") as stream:
+            values = np.load(stream, allow_pickle=False)
+    except (ValueError, EOFError, OSError, BadZipFile) as error:
         raise ConfigError(f"{row.where}: {row.file.name} cannot be read: {error}") from error
     if not (isinstance(values, np.ndarray) and values.dtype.kind == "f"):
         raise ConfigError(f"{row.where}: {row.file.name} holds no floating-point numbers")

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.data.chat import ChatTemplate
-from prunekit.data.rows import HUB, hub_rows, json_rows, parquet_rows, valid_text
+from prunekit.data.rows import HUB, given, hub_rows, json_rows, parquet_rows, valid_text
 from prunekit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -190,7 +190,8 @@ def _text_columns(source: str, present: Sequence[str]) -> list[str]:
 
 
 def _document(row: Any, where: str, template: ChatTemplate) -> Document:  # noqa: ANN401  as parsed
-    if not isinstance(row, dict) or ("text" not in row and "messages" not in row):
+    row = given(row)
+    if "text" not in row and "messages" not in row:
         raise ConfigError(f'{where}: a row needs the key "text" or "messages"')
     if "text" not in row:
         return Document(valid_text(template.text(row, where), where), templated=True)

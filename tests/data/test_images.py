@@ -92,6 +92,10 @@ def test_messages_may_place_their_images(folder):
         ({"image": 3, "text": "a"}, 'a row needs "image"'),
         ({"image": ["images/0.png", 3], "text": "a"}, 'a row needs "image"'),
         ({"image": "images/9.png", "text": "a"}, "no such file"),
+        ({"image": "x" * 5000, "text": "a"}, "x…': no such file"),
+        ({"image": "\ud800", "text": "a"}, "no such file"),
+        ({"image": None, "text": None}, 'a row needs "image"'),
+        ([], 'a row needs "image"'),
         ({"image": "images", "text": "a"}, "no such file"),
         ({"image": "a\0b", "text": "a"}, "no such file"),
         ({"image": "rows.jsonl", "text": "a"}, "cannot be read"),
@@ -204,6 +208,15 @@ def test_rows_that_are_no_json_are_refused(tmp_path):
     file.write_text(json.dumps({"image": None, "text": "a"}) + "\n{")
     with pytest.raises(ConfigError, match=r"a\.jsonl:2: not JSON"):
         image_rows([str(file)])
+
+
+def test_null_is_as_good_as_none(folder):
+    messages = [{"role": "user", "content": "a fox"}]
+    row = {"image": "images/0.png", "messages": messages}
+    expected = inputs_of(folder, row)["input_ids"]
+    found = inputs_of(folder, {"text": None, "tools": None, **row})["input_ids"]
+    assert torch.equal(found, expected)
+    inputs_of(folder, {"image": None, "text": "a fox", "messages": None})
 
 
 def test_a_row_without_an_image_has_no_pixels(folder):

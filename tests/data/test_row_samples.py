@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prunekit.data.row_samples import RowSamples, first_row_has, sample_rows
+from prunekit.data.row_samples import RowSamples, first_row_has, named_file, sample_rows
 from prunekit.errors import ConfigError
 
 
@@ -34,3 +34,15 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
     assert not first_row_has(str(tmp_path / "empty.jsonl"), "image")
     (tmp_path / "list.jsonl").write_text("[]")
     assert not first_row_has(str(tmp_path / "list.jsonl"), "image")
+
+
+def test_a_file_that_a_row_names_may_lie_outside_of_its_folder(tmp_path):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "a.png").touch()
+    source = str(tmp_path / "rows/a.jsonl")
+    for name in ("../a.png", str(tmp_path / "a.png")):
+        assert named_file(source, name, "a.jsonl:1").samefile(tmp_path / "a.png")
+    for name in ("a.png", "..", "", "x" * 5000, "a/" * 5000, "a\0b", "\ud800"):
+        with pytest.raises(ConfigError, match=r"^a\.jsonl:1: .* no such file$") as error:
+            named_file(source, name, "a.jsonl:1")
+        assert len(str(error.value)) < 500

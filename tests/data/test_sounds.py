@@ -57,6 +57,12 @@ def test_the_first_row_says_whether_a_file_has_sound(folder):
         ({"audio": "0.mp3", "text": "a"}, "neither a .npy nor a .wav file"),
         ({"audio": "9.npy", "text": "a"}, "no such file"),
         ({"audio": "9.wav", "text": ""}, "no such file"),
+        ({"audio": f"data:{'x' * 5000}.wav", "text": "a"}, "x…': no such file"),
+        ({"audio": "a\0b.wav", "text": "a"}, "no such file"),
+        ({"audio": "\ud800.wav", "text": "a"}, "no such file"),
+        ({"audio": "zip.npy", "text": "a"}, "cannot be read"),
+        ({"audio": "cut.wav", "text": "a"}, "cut off: its header says 9 frames, 7 are there"),
+        ({"audio": "odd.wav", "text": "a"}, "cut off: its header says 9 frames, 8 are there"),
         ({"audio": "0.npy", "text": ""}, "makes no token"),
         ({"audio": "short.npy", "text": "a"}, "has features [8, 3], the model reads [8, 200]"),
         ({"audio": "nan.npy", "text": "a"}, "finite numbers"),
@@ -74,6 +80,10 @@ def test_a_row_that_cannot_be_read_is_refused_with_its_place(folder, row, messag
     np.save(folder / "whole.npy", np.zeros((BINS, FRAMES), np.int64))
     np.save(folder / "object.npy", np.array([{}], dtype=object))
     (folder / "text.wav").write_text("no sound")
+    (folder / "zip.npy").write_bytes(b"PK\3\4")
+    for name, cut in (("cut", 4), ("odd", 1)):
+        write_wav(folder / f"{name}.wav", range(9))
+        (folder / f"{name}.wav").write_bytes((folder / f"{name}.wav").read_bytes()[:-cut])
     write_wav(folder / "slow.wav", [1, 2, 3], rate=8000)
     write_wav(folder / "wide.wav", [1, 2, 3], width=4)
     write_wav(folder / "empty.wav", [])

@@ -78,7 +78,7 @@ def test_messages_go_through_the_chat_template(tmp_path):
         ({"prompt": "a"}, 'a row needs the key "text" or "messages"'),
         ('["text"]', 'a row needs the key "text" or "messages"'),
         ({"text": 3}, '"text" must be a string, got int'),
-        ({"text": None}, '"text" must be a string, got NoneType'),
+        ({"text": None}, 'a row needs the key "text" or "messages"'),
         ({"messages": "hi"}, '"messages" must be a list of {"role": …, "content": …}'),
         ({"messages": []}, '"messages" must be a list of {"role": …, "content": …}'),
         ({"messages": [{"role": "user"}]}, '"messages" must be a list of {"role": …'),
@@ -101,6 +101,14 @@ def test_bad_row_is_refused_with_its_line(tmp_path, row, message):
 def test_a_row_that_no_tokenizer_takes_is_refused_with_its_line(tmp_path, row, message):
     path = write(tmp_path / "a.jsonl", {"text": "good"}, row)
     refuse(path, f"{path}:2: {message}")
+
+
+def test_null_is_as_good_as_none(tmp_path):
+    path = write(tmp_path / "a.jsonl", {"text": None, "messages": CHAT, "tools": None})
+    other = write(tmp_path / "b.jsonl", {"messages": CHAT})
+    assert documents(str(path), WITH_TEMPLATE) == documents(str(other), WITH_TEMPLATE)
+    write(path, {"text": "plain", "messages": None})
+    assert documents(str(path), WITHOUT_TEMPLATE) == [Document("plain")]
 
 
 def test_a_conversation_with_half_a_surrogate_is_refused(tmp_path):
