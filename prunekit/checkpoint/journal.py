@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from prunekit.checkpoint.atomic import flush_folder, report_full_disk
-from prunekit.checkpoint.lock import FileLock, LockedError
+from prunekit.checkpoint.lock import FileLock, LockedError, is_held
 from prunekit.errors import CheckpointError, ConfigError
 
 JOURNAL = "journal.jsonl"
@@ -138,13 +138,10 @@ class Journal:
 def is_locked(path: Path) -> bool:
     """Return whether a run is writing to a journal now."""
     try:
-        with path.open("ab") as file:
-            FileLock(file, path).release()
-    except LockedError:
-        return True
+        with path.open("rb") as file:
+            return is_held(file, path)
     except OSError:
-        return False  # there is none, or nobody may write to it
-    return False
+        return False  # there is none, or it cannot be read
 
 
 def read_journal(path: Path) -> Entries:

@@ -71,6 +71,28 @@ class FileLock:
         )
 
 
+def is_held(file: BinaryIO, path: Path) -> bool:
+    """Return whether a process holds the lock of an open file.
+
+    Several processes may ask at once, and none of them seems to hold it.
+
+    Args:
+        file: The file, open.
+        path: Path of the file.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        owner = owner_file(path)
+        return owner.exists() and not _has_ended(_read_owner(owner))
+    fcntl.flock(file, fcntl.LOCK_UN)
+    return False
+
+
 def owner_file(path: Path) -> Path:
     """Return the path of the file that names a lock's owner."""
     return path.with_name(f".{path.name}.lock")

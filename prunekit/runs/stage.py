@@ -40,7 +40,7 @@ class Stage(Enum):
 
 
 TITLES = {
-    Stage.IDLE: "Not begun",
+    Stage.IDLE: "Before its first step",
     Stage.CALIBRATING: "Reading calibration text",
     Stage.SCORING: "Scoring",
     Stage.PRUNING: "Pruning",

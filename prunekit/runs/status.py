@@ -133,7 +133,9 @@ def followed(
 def read_status(folder: Path) -> Status:
     """Return where the run of a folder is.
 
-    One that was killed left no word of it: it is stopped, as nobody holds its journal.
+    One that was killed left no word of it: it is stopped, as nobody holds its journal. One that is
+    resumed or begun anew holds it before its first record: the end that the file tells is that of
+    the run before.
 
     Raises:
         ConfigError: The folder holds no run.
@@ -150,7 +152,9 @@ def read_status(folder: Path) -> Status:
         status = Status(**{**keys, "stage": Stage(values["stage"])})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file}: is damaged ({error}). Run again with --resume.") from None
-    if status.stage.ended or is_locked(folder / JOURNAL):
+    if is_locked(folder / JOURNAL):
+        return Status() if status.stage.ended else status
+    if status.stage.ended:
         return status
     error = f"was killed while {status.stage.value}; continue it with --resume"
     return replace(status, stage=Stage.STOPPED, error=error)

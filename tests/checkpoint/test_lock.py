@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from prunekit.checkpoint.lock import FileLock, LockedError, _owner, owner_file
+from prunekit.checkpoint.lock import FileLock, LockedError, _owner, is_held, owner_file
 
 
 @pytest.fixture
@@ -35,6 +35,33 @@ def test_a_lock_excludes_and_ends_with_its_file(tmp_path):
         lock(tmp_path / "a")
     file.close()
     lock(tmp_path / "a")[0].close()
+
+
+def asked(path):
+    with path.open("rb") as file:
+        return is_held(file, path)
+
+
+def test_who_asks_for_a_lock_does_not_hold_it(tmp_path):
+    (tmp_path / "a").touch()
+    with (tmp_path / "a").open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)  # another one who asks
+        assert not asked(tmp_path / "a")
+    file, _ = lock(tmp_path / "a")
+    assert asked(tmp_path / "a")
+    file.close()
+    assert not asked(tmp_path / "a")
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_without_locks_the_file_of_the_owner_is_asked(tmp_path):
+    (tmp_path / "a").touch()
+    assert not asked(tmp_path / "a")
+    file, held = lock(tmp_path / "a")
+    assert asked(tmp_path / "a")
+    held.release()
+    assert not asked(tmp_path / "a")
+    file.close()
 
 
 def test_another_error_of_a_lock_is_no_lock(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Status of a run: from its records into a file, and back."""
 
+import contextlib
 import json
 
 import pytest
@@ -125,6 +126,18 @@ def test_a_run_that_was_killed_is_stopped_and_one_that_lives_is_not(tmp_path):
     found = read_status(tmp_path)
     assert found.stage is Stage.STOPPED
     assert found.error == "was killed while pruning; continue it with --resume"
+
+
+@pytest.mark.parametrize("error", [None, StoppedError("as asked")])
+def test_a_run_that_is_resumed_runs_before_its_first_record(tmp_path, error):
+    for resume in (False, True):
+        output = OutputFolder(tmp_path, 1)
+        output.begin("same", resume=resume, overwrite=False)
+        assert read_status(tmp_path) == Status()
+        with contextlib.suppress(StoppedError):
+            [*followed(started(RECORDS, error), tmp_path, writes=True)]
+        output.close()
+        assert read_status(tmp_path).stage.ended
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"stage": "sleeping"}'])
