@@ -76,7 +76,12 @@ def test_a_dump_is_json_and_says_the_same_when_read_again(load, overrides):
 
 def test_a_dump_has_the_keys_that_the_user_would_write(load):
     assert load(GOOD, "prune.damping=0.5").dump() == {
-        "model": {"path": "Qwen/Qwen3-0.6B", "dtype": "auto", "device": "auto"},
+        "model": {
+            "path": "Qwen/Qwen3-0.6B",
+            "part": "language",
+            "dtype": "auto",
+            "device": "auto",
+        },
         "calibration": {
             "data": ["pydoc:train"],
             "samples": 128,
@@ -101,5 +106,9 @@ def test_a_dump_has_the_keys_that_the_user_would_write(load):
             "permute": False,
             "measure_error": True,
         },
-        "output": {"path": str(Path.cwd() / "out"), "format": "dense"},
+        "output": {
+            "path": str(Path.cwd() / "out"),
+            "format": "dense",
+            "max_shard_size": 50 * 10**9,
+        },
     }

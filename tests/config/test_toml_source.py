@@ -78,7 +78,7 @@ def test_a_deeply_nested_text_is_refused_with_its_line(mistakes):
         assert mistakes(f"x = 1\n{deep}\n") == [f"config.toml:2: {message}"]
 
 
-TABLES = "model, calibration, apt, prune, train, distill, evaluate, output"
+TABLES = "model, calibration, apt, prune, train, distill, evaluate, gates, output"
 
 
 @pytest.mark.parametrize(

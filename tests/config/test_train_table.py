@@ -8,11 +8,14 @@ WEIGHTS = 'method = "magnitude"\npattern = "unstructured"\nsparsity = 0.7\n'
 
 def test_training_stands_beside_weights_and_needs_a_text(load, mistakes):
     assert load(f"{GOOD}[train]\n").train == Train()
-    assert mistakes(prune(f"{WEIGHTS}[train]\n", rest=""))[0].endswith(
+    said = mistakes(prune(f"{WEIGHTS}[train]\n", rest=""))[0]
+    assert (
         "calibration.data: missing. Calibration text: files (.txt, .jsonl, .jsonl.gz, .parquet), "
         "pydoc:train, hub:NAME:SPLIT; or self: text that the dense model generates without a "
-        "prompt, with the whole model in memory. With task: files (.tsv, .csv, .jsonl, .jsonl.gz, "
-        ".parquet) or hub:NAME:SPLIT."
+        "prompt, with the whole model in memory."
+    ) in said
+    assert said.endswith(
+        "With task: files (.tsv, .csv, .jsonl, .jsonl.gz, .parquet) or hub:NAME:SPLIT."
     )
 
 

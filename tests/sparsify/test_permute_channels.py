@@ -106,6 +106,6 @@ def test_is_refused_where_it_means_nothing():
     with pytest.raises(ValidationError, match='applies to n:m patterns only, not to "row"'):
         Prune.model_validate(rows)
     with pytest.raises(ConfigError, match=r"keep their heads and neurons\. Declare the family"):
-        prunekit.prune(tiny("bloom"), IDS, method="wanda", pattern="2:4", permute=True)
+        prunekit.prune(tiny("mamba"), IDS, method="wanda", pattern="2:4", permute=True)
     with pytest.raises(ConfigError, match="permute: needs calibration tokens"):
         prunekit.prune(tiny("llama"), method="magnitude", pattern="2:4", permute=True)

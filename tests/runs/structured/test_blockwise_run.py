@@ -44,8 +44,8 @@ def test_both_kinds_of_run_write_the_same_tensors_and_report(tmp_path, proof_in_
     }
     configs = [open_checkpoint(tmp_path / kind.__name__).config for kind in found]
     assert configs[0] == configs[1]
-    assert len(whole["files"]) == 1
-    assert len(blockwise["files"]) == 1 + 2  # of three blocks one is gone
+    assert whole["files"] == blockwise["files"]
+    assert [*whole["files"]] == ["model.safetensors"]
 
 
 def test_no_more_than_one_block_is_in_memory(tmp_path, monkeypatch, proof_in_process):
