@@ -17,6 +17,7 @@ from prunekit.runs.trained import planner as trained
 from tests.support.checkpoints import planned, run_whole_and_stopped, tensors, write
 from tests.support.family_trial import find_problems
 from tests.support.speech import BINS, FRAMES, write_speech
+from tests.support.tiers import often
 from tests.support.vision import write_lines
 
 HALF = {"pattern": "unstructured", "sparsity": 0.5, "propagation": "block"}
@@ -132,7 +133,7 @@ def test_units_and_training_are_refused(whisper, tmp_path, kind, planner, sectio
 
 
 @pytest.mark.usefixtures("no_page")
-@pytest.mark.parametrize("pattern", ["neurons", "blocks"])
+@pytest.mark.parametrize("pattern", often(["neurons", "blocks"], ["neurons"]))
 def test_units_go_by_rankers_that_read_no_text(whisper, tmp_path, pattern):
     config = StructuredConfig.model_validate(
         {
