@@ -41,7 +41,10 @@ def zeroed(size: int, device: torch.device) -> Iterator[Tensor]:
 
 
 def constant(counts: Sequence[int], device: torch.device) -> Tensor:
-    """Return the counts, at least 0, as int64 on the device; not to be changed."""
+    """Return the counts, at least 0, as int64 on the device.
+
+    They are kept for later calls, and must not be changed.
+    """
     if _captured(device):
         return _filled(counts, device)
     key = (*_place(device), *counts)

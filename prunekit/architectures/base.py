@@ -164,6 +164,10 @@ class Stack:
         stages = (stage for block in (self.stages, *self.varied) for stage in block)
         return list(dict.fromkeys(filter(None, (stage.experts for stage in stages))))
 
+    def entry(self, name: str) -> str:
+        """Return the full name of an entry of this stack in the config."""
+        return f"{self.config}.{name}" if self.config else name
+
     def stages_of(self, index: int, modules: Iterable[str]) -> list[Stage]:
         """Return the stages of a block, with one copy per expert.
 

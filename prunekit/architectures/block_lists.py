@@ -1,6 +1,6 @@
 """Find the lists of blocks of a model of an undeclared type."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -73,10 +73,11 @@ def own_embeddings(stack: Any) -> nn.Module | None:  # noqa: ANN401
 
 
 def part_of_config(base: PreTrainedModel, blocks: str) -> str:
-    """Return the dotted path to the entries of a list of blocks in the config; "" is the whole.
+    """Return the part of the config with the entries of a list of blocks.
 
-    It is that of the part with the kind of config that the module around the blocks has; of several
-    of a kind, such as of encoder and decoder, the one that is named like a module around them.
+    It is a dotted path, or "" for the whole: that of the part with the kind of config that the
+    module around the blocks has; of several of a kind, such as of encoder and decoder, the one that
+    is named like a module around them.
     """
     path = blocks
     while path:
@@ -90,6 +91,18 @@ def part_of_config(base: PreTrainedModel, blocks: str) -> str:
         around = blocks.split(".")
         return next((at for at in found if at.rpartition(".")[2] in around), (*found, "")[0])
     return ""
+
+
+def config_part(config: Any, path: str) -> Any:  # noqa: ANN401  a config, or its entries
+    """Return the part that a dotted path names; "" is the whole.
+
+    Args:
+        config: A config, or its entries.
+        path: The path.
+    """
+    for name in filter(None, path.split(".")):
+        config = config[name] if isinstance(config, Mapping) else getattr(config, name)
+    return config
 
 
 def parts_of(config: PreTrainedConfig) -> Iterator[tuple[str, PreTrainedConfig]]:

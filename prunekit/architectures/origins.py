@@ -55,13 +55,13 @@ class Origins(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        inputs = [*_tensors((args, kwargs))]
+        inputs = [*tensors((args, kwargs))]
         own = {self._weights.get(storage_id(each)) for each in inputs} - {None}
         before = set().union(*map(origins, inputs))
         found = (own or before) | (before & {EMBEDDINGS, BLOCKS})
         if any(part in func.overloadpacket.__name__ for part in SHAPE_ONLY):
             found = set()
-        for each in _tensors(output):
+        for each in tensors(output):
             mark(each, found)
         return output
 
@@ -113,7 +113,7 @@ class BlockChain:
         first = self._output is None
         if not (first or identity(self._output) == identity(hidden)):
             self.broken.append(name)
-        for each in _tensors((args[1:], others)):
+        for each in tensors((args[1:], others)):
             if BLOCKS in origins(each):
                 known = identity(each) in self._further
                 self.carries |= known
@@ -130,11 +130,12 @@ class BlockChain:
     def _after(self, _: nn.Module, __: tuple[Any, ...], result: Any) -> None:  # noqa: ANN401
         self._output, *rest = result if isinstance(result, tuple | list) else (result,)
         self._kept.append(result)
-        self._further = {identity(each) for each in _tensors(rest)}
+        self._further = {identity(each) for each in tensors(rest)}
         mark(self._output, {*origins(self._output), BLOCKS})
 
 
-def _tensors(tree: Any) -> Iterator[Tensor]:  # noqa: ANN401
+def tensors(tree: Any) -> Iterator[Tensor]:  # noqa: ANN401
+    """Return all tensors among nested arguments."""
     return (each for each in tree_leaves(tree) if isinstance(each, Tensor))
 
 

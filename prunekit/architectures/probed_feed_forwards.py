@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig
 from typing_extensions import override
 
 from prunekit.architectures.base import FeedForward
+from prunekit.architectures.origins import tensors
 
 ENTRIES = ("intermediate_size", "ffn_dim", "n_inner", "inner_dim", "hidden_dim", "ffn_hidden_size")
 """Usual config entries for the number of neurons, tried first."""
@@ -78,12 +78,12 @@ class Sources(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        inputs = [each for each in _tensors((args, kwargs)) if sources(each)]
+        inputs = [each for each in tensors((args, kwargs)) if sources(each)]
         if not inputs:
             return output
-        if any(self._is_matrix(each) for each in _tensors((args, kwargs))):
+        if any(self._is_matrix(each) for each in tensors((args, kwargs))):
             return output  # of a linear
-        for result in _tensors(output):
+        for result in tensors(output):
             found = frozenset().union(*(_carried(func, each, result) for each in inputs))
             result.sources = found  # pyright: ignore[reportAttributeAccessIssue]
             self._trace.mixed |= {name for name, offset in found if offset is None}
@@ -111,7 +111,7 @@ def _carried(func: Any, x: Tensor, result: Tensor) -> frozenset[Source]:  # noqa
 def find_feed_forwards(
     model: nn.Module, blocks: str, trace: PointwiseTrace, skipped: tuple[str, ...]
 ) -> dict[FeedForward, int]:
-    """Return the feed-forwards of the blocks, with the largest number of neurons of each.
+    """Return the feed-forwards of the blocks with their largest number of neurons.
 
     Blocks may be without some of them. None of a path is returned where blocks that have it differ.
 
@@ -166,7 +166,7 @@ def _feed_forward(
 
 
 def find_entry(config: PreTrainedConfig, width: int, stack: str = "") -> str:
-    """Return the config entry that seems to state a number of neurons, or "".
+    """Return the config entry with a number of neurons, or "".
 
     Each removal checks whether it does.
 
@@ -223,7 +223,3 @@ def _features(linear: Any) -> tuple[int, int]:  # noqa: ANN401
     """Return the numbers of outputs and inputs of a linear."""
     shape = linear.weight.shape
     return tuple(shape) if isinstance(linear, nn.Linear) else (shape[1], shape[0])
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:  # noqa: ANN401
-    return (each for each in tree_leaves(tree) if isinstance(each, Tensor))

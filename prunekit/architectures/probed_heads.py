@@ -115,7 +115,7 @@ def storage_id(x: Tensor) -> object:
 def find_attentions(
     model: nn.Module, blocks: str, trace: AttentionTrace, stages: Mapping[str, object]
 ) -> tuple[Attention, ...]:
-    """Return the attentions of the blocks; empty unless all blocks that have any agree.
+    """Return the attentions of the blocks; empty where blocks differ in them.
 
     Args:
         model: The model whose forward was traced.

@@ -2,12 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 from transformers import PreTrainedModel
 
 from prunekit.architectures.base import Architecture, Attention, FeedForward, Stack, Stage
-from prunekit.architectures.block_lists import BlockList, find_block_lists, part_of_config, refuse
+from prunekit.architectures.block_lists import (
+    BlockList,
+    config_part,
+    find_block_lists,
+    part_of_config,
+    refuse,
+)
 from prunekit.architectures.coverage import named_linears, refuse_unknown_experts
 from prunekit.architectures.expert_layout import is_list
 from prunekit.architectures.features import reads_features
@@ -87,9 +93,7 @@ def _feed_forwards(
     finally:
         for linear, name, value in before:
             setattr(linear, name, value)
-    config: Any = fake.config
-    for name in filter(None, part.split(".")):
-        config = getattr(config, name)
+    config = config_part(fake.config, part)
     return tuple(
         replace(each, entry=find_entry(config, width, stack)) for each, width in found.items()
     )

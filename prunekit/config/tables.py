@@ -5,6 +5,7 @@ The docstring of each field is its documentation for users: ``prunekit schema`` 
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -209,6 +210,14 @@ class Calibration(Labelled):
     def self_generated(self) -> bool:
         """Whether the dense model generates the text."""
         return self.data == [sources.SELF]
+
+    def rows_of(self, holds: Callable[[str], bool]) -> list[str]:
+        """Return the entries of ``data`` that hold rows of a kind, such as images.
+
+        Args:
+            holds: Tells whether an entry does.
+        """
+        return [] if self.task or self.self_generated else [*filter(holds, self.data)]
 
 
 class Evaluate(Labelled):

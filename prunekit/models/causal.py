@@ -9,7 +9,7 @@ SUFFIXES = ("ForCausalLM", "LMHeadModel")
 
 
 def predicts_next_token(kind: type, config: Any) -> bool:  # noqa: ANN401  any config
-    """Return whether models of a class predict the next token of a text.
+    """Return whether models of a class predict the next token.
 
     Those for images with text do, unless an encoder reads the text.
 

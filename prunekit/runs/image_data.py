@@ -30,10 +30,7 @@ def image_sources(config: Config | StructuredConfig) -> list[str]:
     Raises:
         ConfigError: A file cannot be read.
     """
-    calibration = config.calibration
-    if calibration is None or calibration.task or calibration.self_generated:
-        return []
-    return [source for source in calibration.data if has_images(source)]
+    return config.calibration.rows_of(has_images) if config.calibration else []
 
 
 def architecture_of_part(

@@ -17,7 +17,7 @@ P = TypeVar("P", bound=PlanBase)
 
 
 def fitted_training(made: P, needed: Callable[[P], int], available: int) -> P:
-    """Return a plan whose training is sharded, or one of adapters alone, if it has to be.
+    """Return a plan whose training is sharded or of adapters, where needed.
 
     Adapters are trained where all weights do not fit, not even sharded, and the config leaves open
     what is trained; a note says so.

@@ -22,10 +22,7 @@ def sound_sources(config: Config | StructuredConfig) -> list[str]:
     Raises:
         ConfigError: A file cannot be read.
     """
-    calibration = config.calibration
-    if calibration is None or calibration.task or calibration.self_generated:
-        return []
-    return [source for source in calibration.data if has_sounds(source)]
+    return config.calibration.rows_of(has_sounds) if config.calibration else []
 
 
 def check_sounds(

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from prunekit.architectures import Stack, find_architecture
+from prunekit.architectures.block_lists import config_part
 from prunekit.architectures.coverage import base_model_prefix
 from prunekit.checkpoint.compressed import KEPT_UNITS_KEY
 from prunekit.models.units.base import Factor, Kept, ParameterAxis, UnitGroup
@@ -27,7 +28,7 @@ from prunekit.models.units.block_kinds import (
     check_same_blocks,
     check_same_rest,
 )
-from prunekit.models.units.config_entries import config_part, entry_name, set_config_entries
+from prunekit.models.units.config_entries import entry_name, set_config_entries
 from prunekit.models.units.meta_model import meta_model
 
 BlockOutput = Tensor | tuple[Any, ...]
@@ -94,11 +95,11 @@ class BlockGroup(UnitGroup):
     ) -> dict[str, Any]:
         entries: dict[str, Any] = {}
         for group in groups:
-            keep, part = kept[group.name], group.stack.config
-            entries[entry_name(model.config, group.stack, group.stack.depth)] = len(keep)
-            own = config_part(model.config.to_dict(), part)
-            listed = entries_of_kept(own, group.stack, keep, group.units)
-            entries |= {f"{part}.{name}".lstrip("."): value for name, value in listed.items()}
+            keep, stack = kept[group.name], group.stack
+            entries[entry_name(model.config, stack, stack.depth)] = len(keep)
+            own = config_part(model.config.to_dict(), stack.config)
+            listed = entries_of_kept(own, stack, keep, group.units)
+            entries |= {stack.entry(name): value for name, value in listed.items()}
         whole, fewer = (meta_model(model, each, "blocks") for each in ({}, entries))
         for group in groups:
             shared = {(path, f"{name}.weight") for path, name in shared_biases(group)}
@@ -167,7 +168,7 @@ def _block_list(model: PreTrainedModel, stack: Stack) -> nn.ModuleList:
 
 
 def _set_entries(model: PreTrainedModel, entries: Mapping[str, Any]) -> None:
-    """Set entries of the model's config; those of a part in each config of its kind."""
+    """Set entries of the model's config; of a part, also in its copies."""
     nested = {name: value for name, value in entries.items() if "." in name}
     for name in entries.keys() - nested.keys():
         setattr(model.config, name, entries[name])

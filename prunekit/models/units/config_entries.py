@@ -6,25 +6,18 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from prunekit.architectures import Stack
-from prunekit.architectures.block_lists import parts_of
+from prunekit.architectures.block_lists import config_part, parts_of
 from prunekit.models.attention_hook import module_configs
 
 
-def config_part(config: Any, path: str) -> Any:  # noqa: ANN401  a config, or its entries
-    """Return the part of a config, or of its entries, that a dotted path names; "" is the whole."""
-    for name in filter(None, path.split(".")):
-        config = config[name] if isinstance(config, Mapping) else getattr(config, name)
-    return config
-
-
 def entry_name(config: PreTrainedConfig, stack: Stack, name: str) -> str:
-    """Return the full name of a common entry of a stack, as this family calls it."""
+    """Return the full name that this family gives to a common entry."""
     own: PreTrainedConfig = config_part(config, stack.config)
-    return f"{stack.config}.{own.attribute_map.get(name, name)}".lstrip(".")
+    return stack.entry(own.attribute_map.get(name, name))
 
 
 def with_entries(values: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Return entries of a config with some of them, given by full names, changed."""
+    """Return entries of a config after changes, given by full names."""
     changed = dict(values)
     for name, value in entries.items():
         first, _, rest = name.partition(".")
@@ -33,7 +26,7 @@ def with_entries(values: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[
 
 
 def set_config_entries(model: PreTrainedModel, entries: Mapping[str, Any]) -> None:
-    """Set entries of a model's config, also in the copies of it or its part that modules hold.
+    """Set entries of a model's config, also in the copies that modules hold.
 
     Other parts of the same class, such as of encoder and decoder, are left alone.
     """

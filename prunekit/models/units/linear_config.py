@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 def by_entry(groups: Sequence[LinearUnitGroup]) -> list[list[LinearUnitGroup]]:
-    """Return the groups of a kind whose number of units one entry of the config states."""
+    """Return groups of a kind together whose number one config entry states."""
     found: dict[str, list[LinearUnitGroup]] = {}
     for group in groups:
         entry = "" if isinstance(group.declared, Attention) else group.declared.entry
-        found.setdefault(_full_name(group, entry), []).append(group)
+        found.setdefault(group.stack.entry(entry), []).append(group)
     return [*found.values()]
 
 
@@ -105,18 +105,14 @@ def config_entries(group: LinearUnitGroup, units: int, family: str) -> dict[str,
     if not isinstance(group.declared, Attention):
         if not group.declared.entry:
             raise ShapeError(f"neurons: no entry of a config of type {family!r} is their number.")
-        return {_full_name(group, group.declared.entry): units}
+        return {group.stack.entry(group.declared.entry): units}
     if not group.declared.entries:
         raise ShapeError(
             f"heads: in a config of type {family!r} the size of a head is the hidden size divided "
             "by the number of heads, so that it cannot say fewer heads of the same size."
         )
     counts = head_counts(group, units)
-    return {_full_name(group, name): counts[count] for name, count in group.declared.entries}
-
-
-def _full_name(group: LinearUnitGroup, entry: str) -> str:
-    return f"{group.stack.config}.{entry}".lstrip(".")
+    return {group.stack.entry(name): counts[count] for name, count in group.declared.entries}
 
 
 def check_same_shape(

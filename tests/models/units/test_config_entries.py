@@ -3,12 +3,8 @@
 from transformers import AutoModelForImageTextToText
 
 from prunekit.architectures import Stack
-from prunekit.models.units.config_entries import (
-    config_part,
-    entry_name,
-    set_config_entries,
-    with_entries,
-)
+from prunekit.architectures.block_lists import config_part
+from prunekit.models.units.config_entries import entry_name, set_config_entries, with_entries
 from tests.support.architectures import tiny
 
 
