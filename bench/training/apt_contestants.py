@@ -17,6 +17,7 @@ from prunekit.structured.parameter_budget import (
     counted_parameters,
     select_within_budget,
 )
+from prunekit.structured.selection import UnitScope
 from prunekit.training.apt.growth import initialize, set_scale
 from prunekit.training.apt.loop import apt, default_targets
 from prunekit.training.chosen_parameters import chosen_parameters
@@ -83,7 +84,12 @@ class AptRun:
 
 
 def prune_once(
-    model: PreTrainedModel, ask: Ask, ranker: str = "salience", *, refits: bool = False
+    model: PreTrainedModel,
+    ask: Ask,
+    ranker: str = "salience",
+    *,
+    refits: bool = False,
+    scope: UnitScope = "global",
 ) -> None:
     """Remove heads and neurons to the budget of the task, by one ranking.
 
@@ -92,6 +98,7 @@ def prune_once(
         ask: The task.
         ranker: Name of the ranker.
         refits: Fit the linears that read units to the dense output.
+        scope: Whether all layers share a ranking, or each keeps equally many units.
     """
     batches = ask.task.train(ask.task.batch, ask.seed)[:16]
     gates = [prunekit.heads(model), prunekit.neurons(model)]
@@ -99,7 +106,8 @@ def prune_once(
     groups = [group for each in gates for group in each.groups]
     counted = counted_parameters(model, "blocks")
     whole = sum(each.numel() for each in counted)
-    budget = BudgetConstraints(int(ask.task.parameters * whole), counted=counted)
+    limit = int(ask.task.parameters * whole)
+    budget = BudgetConstraints(limit, scope=scope, counted=counted)
     keep = {name: mask for each in gates for name, mask in each.keep.items()}
     kept = select_within_budget(groups, scores, keep, whole, budget)
     for each in gates:

@@ -39,7 +39,58 @@ def page(results: dict[str, Any]) -> str:
                 "|---" * len(HEADS) + "|",
             ]
             text += _table([row for row in rows if row["steps"] == steps], dense)
+    text += _speed(results.get("speed", [])) + _memory(results.get("memory", []))
     return "\n".join(text) + "\n"
+
+
+def _speed(rows: Sequence[Row]) -> list[str]:
+    """Return the table of time and bytes of the smaller models."""
+    if not rows:
+        return []
+    widths = {"global": "by salience", "layer": "equal in all layers"}
+    text = [
+        "",
+        "## The smaller models",
+        "",
+        "Time and bytes of all weights over the dense model's, with 40 % of the parameters of the",
+        "blocks: a forward of 32 samples, and greedy decoding of one. Made by",
+        "`python -m bench.training.apt_speed`.",
+        "",
+        "| model | widths | forward | a decoded token | bytes |",
+        "|---|---|---|---|---|",
+    ]
+    dense = {row["task"]: row for row in rows if row["scope"] is None}
+    for row in rows:
+        if row["scope"] is not None:
+            whole = dense[row["task"]]
+            ratios = [
+                f"{row[key] / whole[key]:.2f}" if row[key] else ""
+                for key in ("forward_ms", "decode_ms", "bytes")
+            ]
+            text.append(f"| {row['task']} | {widths[row['scope']]} | {' | '.join(ratios)} |")
+    return text
+
+
+def _memory(rows: Sequence[Row]) -> list[str]:
+    """Return the table of the memory of trainings."""
+    if not rows:
+        return []
+    whole = rows[-1]["peak_bytes"]
+    return [
+        "",
+        "## Memory of the training",
+        "",
+        f"Peak of the process that trains {rows[0]['model']} in float32, 8 steps of 4 samples of",
+        "128 tokens. Made by `python -m bench.training.apt_speed --memory FOLDER`.",
+        "",
+        "| training | peak GB | of training all weights |",
+        "|---|---|---|",
+        *(
+            f"| {row['training']} | {peak / 1e9:.2f} | {peak / whole:.2f} |"
+            for row in rows
+            for peak in [row["peak_bytes"]]
+        ),
+    ]
 
 
 def _table(rows: Sequence[Row], dense: Row) -> list[str]:

@@ -171,7 +171,18 @@ def _sorting(name: str) -> AptTask:
 
 def _stories(name: str) -> AptTask:
     """A Llama on stories: perplexity of held-out ones."""
-    folder, data = SHARED / "models" / name, SHARED / "data/tinystories"
+    return stories(SHARED / "models" / name)
+
+
+def stories(folder: Path, *, count: int = 4096, batch: int = 16) -> AptTask:
+    """Return the task of a causal model on stories: perplexity of held-out ones.
+
+    Args:
+        folder: Folder of a model.
+        count: Samples of training.
+        batch: Samples of a training batch.
+    """
+    data = SHARED / "data/tinystories"
 
     def samples(count: int, seed: int) -> Tensor:
         tokenizer = stock.read_tokenizer(folder)
@@ -183,15 +194,15 @@ def _stories(name: str) -> AptTask:
         return math.exp(mean_loss(model, [{"input_ids": part} for part in judged.split(16)]))
 
     return AptTask(
-        name,
+        folder.name,
         folder,
         partial(_load, folder),
-        lambda size, seed: [{"input_ids": part} for part in samples(4096, seed + 1).split(size)],
+        lambda size, seed: [{"input_ids": part} for part in samples(count, seed + 1).split(size)],
         lambda: [{"input_ids": part} for part in samples(128, 0).split(16)],
         perplexity,
         "perplexity",
         parameters=0.7,
-        batch=16,
+        batch=batch,
         # Stories260K after 300 steps: perplexity 7.0; with query and value alone, 11.
         settings={"rate": 1e-3, "targets": ROLES},
     )

@@ -33,7 +33,7 @@ from prunekit.models.memory import device_map_options
 PROOF_TOKENS = 16
 PROOF_KEYS = ("ids", "dtype", "device")
 """Entries of a proof that define the computation."""
-LARGEST_IN_MEMORY = 1 << 30
+LARGEST_IN_MEMORY = 1 << 27
 """Bytes of the largest model that a run loads whole for its proof, not block by block."""
 Answer = Callable[[dict[str, Any], dict[str, Any]], Float[Tensor, " N"]]
 """Returns the outputs for the entries of a proof and options that place the model."""

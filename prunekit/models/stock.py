@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -222,17 +223,19 @@ def only_stock_code() -> Iterator[None]:
     (encoder-decoders, RAG), and would ask for it on standard input; with a time limit of 0 it
     refuses.
     """
-    logging = transformers.utils.logging
+    logging, placing = transformers.utils.logging, getLogger("accelerate")
     limit, shown = checkpoint_code.TIME_OUT_REMOTE_CODE, logging.is_progress_bar_enabled()
-    verbosity = logging.get_verbosity()
+    verbosity, level = logging.get_verbosity(), placing.level
     checkpoint_code.TIME_OUT_REMOTE_CODE = 0
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    placing.setLevel(ERROR)  # it tells that weights are offloaded
     try:
         yield
     finally:
         checkpoint_code.TIME_OUT_REMOTE_CODE = limit
         logging.set_verbosity(verbosity)
+        placing.setLevel(level)
         if shown:
             logging.enable_progress_bar()
 

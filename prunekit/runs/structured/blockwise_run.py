@@ -68,6 +68,7 @@ class BlockwiseRun(UnitRun):
                 with self._timed("write"):
                     values = shards.write_block(number, *loaded)
                 self.output.append_journal("block", name, values)
+            del loaded  # or its tensors would be held beside those of the next block
             yield Record("step", name)
 
     @override
