@@ -40,8 +40,8 @@ class Attention:
     """Locations of the heads of one attention module of a block.
 
     Linears are named relative to the block. If query, key and value share one linear, its outputs
-    are all queries, then all keys, then all values; or, if ``interleaved``, the query, key and
-    value of each head in turn.
+    are all queries, then all keys, then all values; or, if ``interleaved``, the queries, the key and
+    the value of each key head in turn.
 
     Attributes:
         module: Module that computes the attention.
@@ -50,7 +50,7 @@ class Attention:
         value: Linear whose outputs are the values.
         output: Linear that reads the concatenated head outputs.
         size: Attribute of ``module`` that holds the features per head.
-        interleaved: Whether a shared query-key-value linear is ordered head by head.
+        interleaved: Whether a shared query-key-value linear is ordered by key heads.
         counts: Attributes of ``module`` that hold head counts and must be updated when heads are
             removed; "config.x" is a config entry that the module reads at each call.
         entries: Entries of ``config.json`` that hold these counts for all blocks. Empty where the

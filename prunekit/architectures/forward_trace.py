@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from prunekit.architectures.attention_trace import AttentionTrace, storage_id, trace_attention
 from prunekit.architectures.block_lists import BlockList, own_embeddings
 from prunekit.architectures.coverage import named_linears
 from prunekit.architectures.expert_layout import ExpertLayout, fused_experts, is_list
@@ -39,7 +40,6 @@ from prunekit.architectures.origins import (
     origins,
 )
 from prunekit.architectures.probed_feed_forwards import PointwiseTrace, Sources
-from prunekit.architectures.probed_heads import AttentionTrace, storage_id, trace_attention
 
 # Raised by a forward that needs the values of fake tensors, or other inputs than it is given.
 FORWARD_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)

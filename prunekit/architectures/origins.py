@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
-from prunekit.architectures.probed_heads import storage_id
+from prunekit.architectures.attention_trace import storage_id
 
 TOKENS = 4
 EMBEDDINGS, BLOCKS = "inputs_embeds", "blocks"

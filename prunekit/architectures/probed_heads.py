@@ -2,27 +2,18 @@
 
 The arguments of the transformers attention function show the number and the size of the heads. The
 linears around it are identified by tensor storage: value linears wrote the storage of its value
-argument, output linears read the storage of its result.
+argument, output linears read the storage of its result. Where one linear computes query, key and
+value, their order is seen from the offset and the stride of the value argument.
 
 Shapes: B samples, H query heads, K key heads, T tokens, D features per head.
 """
 
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import eager_mask, sdpa_mask
+from torch import nn
 
+from prunekit.architectures.attention_trace import AttentionCall, AttentionTrace
 from prunekit.architectures.base import Attention, Count
 from prunekit.architectures.coverage import has_module
 
@@ -41,75 +32,6 @@ ENTRIES: tuple[tuple[str, Count], ...] = (
     ("head_dim", "size"),
 )
 """Config entries that can express fewer heads; each removal checks whether they really do."""
-_TRACED = {"sdpa": "prunekit_probing_sdpa", "eager": "prunekit_probing_eager"}
-
-
-@dataclass(frozen=True)
-class AttentionCall:
-    """One call of the attention function.
-
-    Attributes:
-        module: The calling attention module.
-        heads: H.
-        groups: K.
-        size: D.
-        values: Storage of the value argument.
-        result: Storage of the result.
-        plain: Whether each head occupies contiguous features of its linear's output.
-    """
-
-    module: nn.Module
-    heads: int
-    groups: int
-    size: int
-    values: object
-    result: object
-    plain: bool
-
-
-@dataclass
-class AttentionTrace:
-    """Attention calls and linear inputs and outputs recorded during one forward.
-
-    Attributes:
-        calls: Calls of the attention function in execution order.
-        writes: Storage of the output of each linear, by name.
-        reads: Storage of the input of each linear, by name.
-    """
-
-    calls: list[AttentionCall] = field(default_factory=list)
-    writes: dict[str, object] = field(default_factory=dict)
-    reads: dict[str, object] = field(default_factory=dict)
-
-
-_traces: list[AttentionTrace] = []
-
-
-@contextmanager
-def trace_attention(model: PreTrainedModel, config: PreTrainedConfig) -> Iterator[AttentionTrace]:
-    """Record the attention calls of models built from ``config`` inside the context.
-
-    The trace has no calls if the family does not use the transformers attention interface.
-
-    Args:
-        model: A model of the family.
-        config: A config of its kind.
-    """
-    trace = AttentionTrace()
-    implementation = config._attn_implementation or "eager"
-    files = {type(module).__module__ for module in model.modules()}
-    if any(hasattr(sys.modules[file], "ALL_ATTENTION_FUNCTIONS") for file in files):
-        config._attn_implementation = _TRACED.get(implementation, implementation)
-    _traces.append(trace)
-    try:
-        yield trace
-    finally:
-        _traces.pop()
-
-
-def storage_id(x: Tensor) -> object:
-    """Return a value that is equal for tensors with the same storage."""
-    return x.untyped_storage()._cdata
 
 
 def find_attentions(
@@ -141,11 +63,11 @@ def find_attentions(
 def _attention(
     call: AttentionCall, block: str, path: str, trace: AttentionTrace, stages: Mapping[str, object]
 ) -> Attention | None:
-    """Return one attention if separate linears compute query, key and value."""
+    """Return one attention whose query, key and value are known outputs of linears."""
     inside = [name for name in trace.writes if name.startswith(block)]
     values = [name for name in inside if trace.writes[name] == call.values]
     outputs = [name for name in inside if trace.reads[name] == call.result]
-    if len(values) != 1 or len(outputs) != 1 or not call.plain:
+    if len(values) != 1 or len(outputs) != 1:
         return None
     within = [name for name in inside if name.startswith(f"{block}{path}.")]
     writers = [name for name in within if stages[name] == stages[values[0]]]
@@ -155,15 +77,10 @@ def _attention(
         # A norm or bias over all heads, or with weights per head, would have to be cut as well.
         if name.rpartition(".")[0] not in known and parameter.shape != (size,):
             return None
-    others = [name for name in writers if name != values[0]]
-    widths = [
-        getattr(module.get_submodule(name.removeprefix(f"{block}{path}.")), "out_features", 0)
-        for name in others
-    ]
-    expected = [call.heads * size, call.groups * size]
-    if sorted(widths) != sorted(expected):
+    projections = _projections(call, values[0], writers, f"{block}{path}.")
+    if projections is None:
         return None
-    query, key = others if widths == expected else others[::-1]
+    *linears, interleaved = projections
     sizes = [name for name in SIZES if getattr(module, name, None) == size]
     if not sizes:
         return None
@@ -173,9 +90,7 @@ def _attention(
         return None
     config: Any = getattr(module, "config", None)
     named = all(hasattr(config, name) for name, count in ENTRIES if count != "size")
-    query, key, value, output = (
-        name.removeprefix(block) for name in (query, key, values[0], outputs[0])
-    )
+    query, key, value, output = (name.removeprefix(block) for name in (*linears, outputs[0]))
     return Attention(
         module=path,
         query=query,
@@ -183,10 +98,37 @@ def _attention(
         value=value,
         output=output,
         size=sizes[0],
+        interleaved=interleaved,
         counts=tuple(counts.items()),
         entries=ENTRIES if named else (),
         emptiable=False,  # some add the residual stream to their output
     )
+
+
+def _projections(
+    call: AttentionCall, value: str, writers: list[str], prefix: str
+) -> tuple[str, str, str, bool] | None:
+    """Return the linears of query, key and value, and whether one interleaves them.
+
+    Args:
+        call: The call of the attention function.
+        value: Name of the linear that computes values.
+        writers: Names of all linears that read the same input.
+        prefix: Start of these names, up to the module.
+    """
+    widths = {
+        name: getattr(call.module.get_submodule(name.removeprefix(prefix)), "out_features", 0)
+        for name in writers
+    }
+    if (interleaved := call.interleaved(widths[value])) is not None:
+        return value, value, value, interleaved
+    others = [name for name in writers if name != value]
+    expected = [call.heads * call.size, call.groups * call.size]
+    found = [widths[name] for name in others]
+    if not call.separate or sorted(found) != sorted(expected):
+        return None
+    query, key = others if found == expected else others[::-1]
+    return query, key, value, False
 
 
 def remove_last_key_head(model: nn.Module, blocks: str, attentions: tuple[Attention, ...]) -> bool:
@@ -209,15 +151,21 @@ def remove_last_key_head(model: nn.Module, blocks: str, attentions: tuple[Attent
                 continue
             module: Any = block.get_submodule(attention.module)
             size = getattr(module, attention.size)
-            key: Any = block.get_submodule(attention.key)
+            heads = block.get_submodule(attention.output).in_features // size  # pyright: ignore
             query: Any = block.get_submodule(attention.query)
-            groups, heads = key.out_features // size, query.out_features // size
+            key: Any = block.get_submodule(attention.key)
+            groups = key.out_features // size
+            if key is query:
+                groups = (groups - heads) // 2
             removable &= groups > 1
             remaining = {"heads": heads - heads // groups, "groups": groups - 1}
             remaining["width"] = remaining["heads"] * size
-            for name, count in ((attention.query, "heads"), (attention.key, "groups")):
-                _cut(block.get_submodule(name), remaining[count] * size, outputs=True)
-            _cut(block.get_submodule(attention.value), remaining["groups"] * size, outputs=True)
+            widths = {query: remaining["width"], key: (groups - 1) * size}
+            widths[block.get_submodule(attention.value)] = (groups - 1) * size
+            if key is query:
+                widths = {query: remaining["width"] + 2 * (groups - 1) * size}
+            for linear, width in widths.items():
+                _cut(linear, width, outputs=True)
             _cut(block.get_submodule(attention.output), remaining["width"], outputs=False)
             for name, count in attention.counts:
                 setattr(module, name, remaining[count])
@@ -229,42 +177,3 @@ def _cut(linear: Any, width: int, *, outputs: bool) -> None:  # noqa: ANN401
     linear.weight = nn.Parameter(weight[:width] if outputs else weight[:, :width])
     if outputs and linear.bias is not None:
         linear.bias = nn.Parameter(linear.bias.detach()[:width])
-
-
-def _traced_call(
-    function: Callable[..., Any],
-    module: nn.Module,
-    tensors: tuple[Tensor, ...],
-    options: dict[str, Any],
-) -> Any:  # noqa: ANN401
-    query, key, value, *_ = tensors
-    result = function(module, *tensors, **options)
-    size = value.shape[-1]
-    _traces[-1].calls.append(
-        AttentionCall(
-            module,
-            query.shape[1],
-            key.shape[1],
-            size,
-            storage_id(value),
-            storage_id(result[0]),
-            # Each head is contiguous in the output of its linear.
-            plain=value.stride()[1] == size and query.shape[-1] == size,
-        )
-    )
-    return result
-
-
-def _sdpa(module: nn.Module, *tensors: Tensor, **options: Any) -> Any:  # noqa: ANN401
-    return _traced_call(sdpa_attention_forward, module, tensors, options)
-
-
-def _eager(module: nn.Module, *tensors: Tensor, **options: Any) -> Any:  # noqa: ANN401
-    function = sys.modules[type(module).__module__].eager_attention_forward
-    return _traced_call(function, module, tensors, options)
-
-
-AttentionInterface.register(_TRACED["sdpa"], _sdpa)
-AttentionInterface.register(_TRACED["eager"], _eager)
-AttentionMaskInterface.register(_TRACED["sdpa"], sdpa_mask)
-AttentionMaskInterface.register(_TRACED["eager"], eager_mask)

@@ -102,8 +102,8 @@ def _feed_forwards(
 def _attentions(trace: ForwardTrace, blocks: str) -> tuple[Attention, ...]:
     """Return the attentions of a block.
 
-    None are returned where blocks differ in them, where a linear is shared by query, key and value,
-    or where the model does not run after one key head was removed.
+    None are returned where blocks differ in them, or where the model does not run after one key
+    head was removed.
     """
     if trace.repeated:
         return ()

@@ -141,8 +141,10 @@ def refit_bytes(group: LinearUnitGroup, kept: float) -> int:
     """Return the bytes that :func:`refit` takes, besides H."""
     outputs, inputs = features(group.reader.linear)
     columns = int(kept * inputs)
-    # The factor of the kept part; the weights, those of kept inputs, and the products.
-    return 8 * (columns**2 + outputs * (inputs + 2 * columns))
+    # The factor of the kept part and the rows that it is made of, of which the heap is not trimmed;
+    # the weights, those of kept inputs, and the products.
+    rows = min(PIECE, columns) * inputs
+    return 8 * (columns**2 + rows + outputs * (inputs + 2 * columns))
 
 
 @torch.no_grad()

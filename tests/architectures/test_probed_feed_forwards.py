@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 
 import prunekit
 from prunekit.architectures import FeedForward, find_architecture
+from prunekit.architectures.attention_trace import storage_id
 from prunekit.architectures.probed_feed_forwards import (
     PointwiseTrace,
     Sources,
@@ -15,7 +16,6 @@ from prunekit.architectures.probed_feed_forwards import (
     find_feed_forwards,
     remove_last_neuron,
 )
-from prunekit.architectures.probed_heads import storage_id
 from tests.support.units import batch, randomized_model, valid_logits
 
 KNOWN = {

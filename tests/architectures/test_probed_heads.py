@@ -8,7 +8,9 @@ from prunekit.errors import CheckpointError
 from tests.support.units import batch, randomized_model, valid_logits
 
 
-@pytest.mark.parametrize("model_type", ["electra", "glm", "granite", "phi", "stablelm"])
+@pytest.mark.parametrize(
+    "model_type", ["electra", "glm", "granite", "modernbert", "phi", "stablelm"]
+)
 def test_heads_of_a_probed_type_go_as_those_of_a_declared_one(model_type, tmp_path):
     model = randomized_model(model_type)
     given = batch(model)
@@ -26,7 +28,7 @@ def test_heads_of_a_probed_type_go_as_those_of_a_declared_one(model_type, tmp_pa
     if done.stock:
         opened = type(model).from_pretrained(tmp_path).eval()
         assert torch.equal(valid_logits(opened, given), found)
-    assert done.stock == (model_type not in {"electra", "stablelm"})
+    assert done.stock == (model_type not in {"electra", "modernbert", "stablelm"})
 
 
 def test_every_ranker_of_heads_scores_those_of_a_probed_type():

@@ -103,13 +103,15 @@ def projections(block: nn.Module, declared: Attention, shape: torch.Size) -> tup
     linears = [block.get_submodule(name) for name in (declared.query, declared.key, declared.value)]
     rows = [torch.arange(len(weight_matrix(linear))) for linear in linears]
     if declared.interleaved:
-        parts = [*rows[0].view(heads, 3, size).unbind(1)]
+        groups = (len(rows[0]) // size - heads) // 2
+        together = rows[0].view(groups, -1, size)  # its queries, a key, a value
+        parts = [together[:, :-2], together[:, -2], together[:, -1]]
     elif declared.query == declared.key:
         key_width = (len(rows[0]) - heads * size) // 2
         parts = rows[0].split([heads * size, key_width, key_width])
     else:
         parts = rows
     return tuple(
-        UnitIndex(linear, part.view(-1, 1, size))
+        UnitIndex(linear, part.reshape(-1, 1, size))
         for linear, part in zip(linears, parts, strict=True)
     )
