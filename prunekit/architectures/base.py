@@ -40,8 +40,8 @@ class Attention:
     """Locations of the heads of one attention module of a block.
 
     Linears are named relative to the block. If query, key and value share one linear, its outputs
-    are all queries, then all keys, then all values; or, if ``interleaved``, the queries, the key and
-    the value of each key head in turn.
+    are all queries, then all keys, then all values; or, if ``interleaved``, the queries, the key
+    and the value of each key head in turn.
 
     Attributes:
         module: Module that computes the attention.
