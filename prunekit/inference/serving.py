@@ -117,7 +117,8 @@ def _notes_on_format(kind: str, checkpoint: Checkpoint) -> tuple[str, ...]:
             f"are expanded once, and as large as dense ones), or {dense}",
         )
     return (
-        f"A {kind} checkpoint is small on disk only ({sizes}): vLLM fuses and splits weights, which "
-        f"its rows of different lengths do not allow, so they are expanded while they are loaded. "
+        f"A {kind} checkpoint is small on disk only ({sizes}): vLLM fuses and splits weights, "
+        "which its rows of different lengths do not allow, so they are expanded while they are "
+        "loaded. "
         f"A dense folder does the same without prunekit: {dense}",
     )

@@ -5,6 +5,7 @@ Shapes, of one process: O output features, of all fused layers; I input features
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,7 +29,7 @@ from vllm.model_executor.layers.linear import (
 from vllm.model_executor.parameter import ModelWeightParameter
 
 from prunekit.checkpoint.compressed import CompressedWeight, check_parts
-from prunekit.checkpoint.formats import WeightLayout
+from prunekit.checkpoint.formats import Format, WeightLayout
 from prunekit.errors import ShapeError
 from prunekit.inference import speed_table
 from prunekit.inference.serving import convert_command
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from prunekit.inference.vllm.quantization import SparseConfig
 
+Permutation = Callable[[Sparse24], Sparse24]
 BITS = 8
 """Columns of one byte of keep bits."""
 
@@ -79,7 +81,7 @@ class Sparse24LinearMethod(LinearMethodBase):
         self.fragments, self.max_kernel_tokens = False, None
 
     @override
-    def create_weights(  # noqa: PLR0913  vLLM calls it so
+    def create_weights(
         self,
         layer: nn.Module,
         input_size_per_partition: int,
@@ -106,10 +108,10 @@ class Sparse24LinearMethod(LinearMethodBase):
             layer.register_parameter(name, parameter)
 
     @property
-    def _format(self) -> Any:
+    def _format(self) -> Format:
         return next(weight.format for weight in self.loader.weights.values() if weight)
 
-    def _load(  # noqa: PLR0913
+    def _load(
         self,
         layer: nn.Module,
         part: str,
@@ -147,7 +149,7 @@ class Sparse24LinearMethod(LinearMethodBase):
             choice = speed_table.look_up(torch.cuda.get_device_name(weight.device), key)
             self.max_kernel_tokens = choice and choice.max_kernel_tokens
 
-    def _permute(self, layer: nn.Module, permuted: Any) -> None:
+    def _permute(self, layer: nn.Module, permuted: Permutation) -> None:
         """Change the order of the parts, in place."""
         parts = _parts(layer)
         for part, value in zip(parts, permuted(Sparse24(*parts)), strict=True):
@@ -173,7 +175,7 @@ class ExpandedLinearMethod(UnquantizedLinearMethod):
         self.waiting: dict[str, dict[str, Tensor]] = {}
 
     @override
-    def create_weights(  # noqa: PLR0913  vLLM calls it so
+    def create_weights(
         self,
         layer: nn.Module,
         input_size_per_partition: int,
@@ -203,7 +205,7 @@ class ExpandedLinearMethod(UnquantizedLinearMethod):
                 empty.weight_loader = partial(self._load, layer, name, loader)  # pyright: ignore
                 layer.register_parameter(name, empty)
 
-    def _load(  # noqa: PLR0913
+    def _load(
         self,
         layer: nn.Module,
         part: str,

@@ -80,8 +80,9 @@ class PartLoader:
         if isinstance(index, int) and 0 <= index < len(names):
             return names[index]
         raise CheckpointError(
-            f"{self.folder}: vLLM fuses {', '.join(names)} in a way (place {place!r}) that compressed "
-            f"weights cannot follow. Serve the dense checkpoint: {convert_command(self.folder)}"
+            f"{self.folder}: vLLM fuses {', '.join(names)} in a way (place {place!r}) that "
+            "compressed weights cannot follow. Serve the dense checkpoint: "
+            f"{convert_command(self.folder)}"
         )
 
     def check_complete(self) -> None:

@@ -31,9 +31,7 @@ def remark_expanded(config: SparseConfig) -> None:
     from vllm.config import get_current_vllm_config
 
     model = get_current_vllm_config().model_config
-    count = sum(
-        weight.layout.outputs * weight.layout.inputs for weight in config.weights.values()
-    )
+    count = sum(weight.layout.outputs * weight.layout.inputs for weight in config.weights.values())
     kinds = ", ".join(sorted({weight.format.name for weight in config.weights.values()}))
     logger.warning_once(
         "prunekit: %s weights are expanded while they are loaded: they take %s over all processes "

@@ -2,6 +2,7 @@
 
 import gc
 import os
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from tests.support.checkpoints import planned
 
 PROMPTS = [[7, 8, 9, 10], [30, 20, 10]]
 NEW = 12
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # read when vLLM is imported
+if find_spec("vllm"):
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # read when vLLM is imported
 SIZES = {  # vLLM's attention on CPUs wants heads of 32, 48, 64 …
     "llama": {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1},
     "qwen2": {"hidden_size": 64, "num_attention_heads": 2, "tie_word_embeddings": True},

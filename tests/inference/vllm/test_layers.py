@@ -6,14 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import prunekit
 from prunekit.checkpoint.formats import WeightLayout
-from prunekit.errors import CheckpointError
+from prunekit.errors import CheckpointError, ShapeError
 from prunekit.inference.convert import convert
 from tests.inference.vllm.conftest import SIZES, tokens_of_transformers
 from tests.support import checkpoints
+from tests.support.checkpoints import planned
 from tests.support.corruptions import CORRUPTIONS, spoiled
 
-pytest.importorskip("vllm", reason="vLLM is absent: python3 tests/run.py serve", exc_type=ImportError)
 pytestmark = pytest.mark.serve
 STORIES = [[1, 9038, 2501, 263, 931], [1, 450, 2217, 11203]]  # Once upon a time; The little dog
 LAYER = "model.layers.1.self_attn.k_proj"
@@ -28,9 +29,6 @@ def test_generates_the_tokens_of_transformers(family, kind, folders, served):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_serves_stories15m_in_16_bits(dtype, shared, tmp_path_factory, served):
-    import prunekit
-    from tests.support.checkpoints import planned
-
     place = tmp_path_factory.mktemp("stories")
     data = {"data": "pydoc:train", "samples": 2, "length": 64}
     source = shared / "models" / "stories15M"
@@ -123,7 +121,6 @@ def test_a_missing_norm_is_not_left_uninitialized(folders, served, tmp_path):
 
 
 def test_a_split_within_a_byte_is_refused(folders):
-    from prunekit.errors import ShapeError
     from prunekit.inference.vllm.layers import Sparse24LinearMethod
     from prunekit.inference.vllm.loading import PartLoader
 

@@ -73,7 +73,7 @@ def test_a_part_that_never_came_is_named(fused):
     for part, place in (("weight", "q"), ("keep", "q"), ("weight", "k"), ("weight", "v")):
         rows = 4 if place == "v" else 16
         fused.receive(part, torch.zeros(rows, 4) if part == "weight" else _keep(rows), place)
-    with pytest.raises(CheckpointError, match="the files have no v_proj.keep"):
+    with pytest.raises(CheckpointError, match=r"the files have no v_proj\.keep"):
         fused.check_complete()
     fused.receive("keep", _keep(4), "v")
     fused.check_complete()
