@@ -32,8 +32,9 @@ assert QUANTIZATION_METHODS.count("prunekit") == 1
 assert get_quantization_config("prunekit").__name__ == "SparseConfig"
 import transformers.quantizers.auto
 ours = {name for name in sys.modules if name.startswith("prunekit")}
-heavy = "prunekit_kernels", "prunekit.models", "prunekit.architectures", "prunekit.inference.serving"
-heavy += "prunekit.checkpoint.reader", "prunekit.inference.vllm.layers"
+heavy = "prunekit_kernels", "prunekit.models", "prunekit.architectures"
+heavy += "prunekit.checkpoint.reader", "prunekit.inference.serving"
+heavy += ("prunekit.inference.vllm.layers",)
 assert not ours & {*heavy}, ours
 """
 GENERATE = """
