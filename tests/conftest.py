@@ -7,6 +7,7 @@ slow), compiled (on a CUDA device), or compiled ahead of time (``tests/aot``).
 
 import os
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -26,6 +27,7 @@ if INTERPRETED:
 
 ROOT = Path(__file__).parents[1]
 NO_DEVICE = "no CUDA device"
+NO_VLLM = "vLLM is absent; python3 tests/run.py serve installs it"
 NOT_INTERPRETED = "Triton kernels need a CUDA device or TRITON_INTERPRET=1"
 
 ORIGIN = pytest.StashKey[Origin]()
@@ -44,8 +46,10 @@ def pytest_configure_node(node):
 
 
 def pytest_collection_modifyitems(items):
-    cuda = torch.cuda.is_available()
+    cuda, vllm = torch.cuda.is_available(), find_spec("vllm") is not None
     for item in items:
+        if item.get_closest_marker("serve") and not vllm:
+            item.add_marker(pytest.mark.skip(reason=NO_VLLM))
         if item.get_closest_marker("gpu") and not cuda:
             item.add_marker(pytest.mark.skip(reason=NO_DEVICE))
         if item.get_closest_marker("interpret") and not (cuda or INTERPRETED):

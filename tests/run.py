@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that bench is found
 
-from bench.harness import environment
+from bench.harness import environment, vllm_environment
 
 ROOT = environment.ROOT
 MOST_WORKERS = 4
@@ -23,7 +23,7 @@ CUDA = "import sys, torch; sys.exit(not torch.cuda.is_available())"
 SINGLE_PROCESS = ("tests", "--ignore=tests/distributed", "--ignore=tests/aot")
 NOT_PASSED_ON = {"TRITON_INTERPRET", "PYTHONDONTWRITEBYTECODE"}
 """Variables of the user that would change a tier, or compile every file in every process."""
-ORDINARY = "not interpret and not aot and not gpu and not soak"
+ORDINARY = "not interpret and not aot and not gpu and not soak and not serve"
 
 
 def check() -> int:
@@ -76,8 +76,16 @@ def soak() -> int:
     )
 
 
+def serve() -> int:
+    """Checkpoints served by vLLM itself, in .venv-vllm, or in that of PRUNEKIT_VLLM; not of all."""
+    interpreter = vllm_environment.find() or vllm_environment.make()
+    # What vLLM warns of is not ours to change.
+    chosen = ("-m", "serve", "-W", "ignore", "--show-capture=no", "tests/inference/vllm")
+    return _python("-m", "pytest", "-q", *chosen, interpreter=interpreter)
+
+
 ALL: tuple[Callable[[], int], ...] = (check, cpu, interpret, aot, gpu, dist)
-TIERS = {tier.__name__: tier for tier in (fast, soak, *ALL)}
+TIERS = {tier.__name__: tier for tier in (fast, soak, serve, *ALL)}
 
 
 def main(arguments: list[str]) -> int:
@@ -85,7 +93,7 @@ def main(arguments: list[str]) -> int:
     described = "\n".join(f"  {name:10}{tier.__doc__}" for name, tier in TIERS.items())
     parser = argparse.ArgumentParser(
         description="Set up .venv and run the tests.",
-        epilog=f"tiers (all: every one except fast and soak):\n{described}",
+        epilog=f"tiers (all: every one except fast, soak and serve):\n{described}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("tiers", nargs="*", metavar="TIER", help=", ".join([*TIERS, "all"]))
@@ -112,9 +120,14 @@ def _run(names: list[str]) -> int:
     for name in names:
         print(f"\n=== {name}: {TIERS[name].__doc__}", flush=True)
         began = time.monotonic()
-        code = TIERS[name]()
+        try:
+            code = TIERS[name]()
+        except environment.SetupError as error:
+            code = _failed(name, error)
         failed |= bool(code)
         summary.append(f"{name:10}{'FAILED' if code else 'ok':8}{time.monotonic() - began:5.0f} s")
+    if {tier.__name__ for tier in ALL} <= {*names} and "serve" not in names:
+        summary.append("serve     not run: python3 tests/run.py serve installs vLLM, and needs it")
     print("\n" + "\n".join(summary), flush=True)
     return int(failed)
 
@@ -134,16 +147,21 @@ def _pytest(
     return _python("-m", "pytest", "-q", *shared, *arguments, **variables)
 
 
-def _python(*arguments: str, **variables: str) -> int:
-    """Run the current Python in the root of the checkout; return 0, or 1 on failure."""
+def _python(*arguments: str, interpreter: Path | None = None, **variables: str) -> int:
+    """Run Python, the current one by default, in the root of the checkout; return 0 or 1."""
     clean = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    command = [sys.executable, *arguments]
+    command = [str(interpreter or sys.executable), *arguments]
     print("$", *arguments, flush=True)
     done = subprocess.run(
         command, cwd=ROOT, env=clean | {"PYTHONPATH": path} | variables, check=False
     )
     return int(done.returncode != 0)
+
+
+def _failed(name: str, reason: object) -> int:
+    print(f"{name}: {reason}", flush=True)
+    return 1
 
 
 def _skipped(name: str, reason: str) -> int:

@@ -99,7 +99,7 @@ def _sparse24_matmul(x: Tensor, values: Tensor, keep: Tensor, reach: int) -> Ten
 
 @_sparse24_matmul.register_fake
 def _(x: Tensor, values: Tensor, keep: Tensor, reach: int) -> Tensor:  # noqa: ARG001
-    return x.new_empty(len(x), len(values))
+    return x.new_empty(x.shape[0], values.shape[0])  # len() would fix the number of tokens
 
 
 def remember(ctx, inputs, output) -> None:  # noqa: ARG001

@@ -99,7 +99,7 @@ def _sparse24_mma(x: Tensor, values: Tensor, keep: Tensor, reach: int) -> Tensor
 
 @_sparse24_mma.register_fake
 def _(x: Tensor, values: Tensor, keep: Tensor, reach: int) -> Tensor:  # noqa: ARG001
-    return x.new_empty(len(x), len(values))
+    return x.new_empty(x.shape[0], values.shape[0])  # len() would fix the number of tokens
 
 
 @partial(_sparse24_mma.register_autograd, setup_context=remember)

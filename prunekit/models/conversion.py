@@ -9,14 +9,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, core_model_loading
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Chunk,
     Concatenate,
     Interleave,
     PermuteForRope,
-    Split,
     Transpose,
     WeightConverter,
     WeightRenaming,
@@ -28,6 +27,9 @@ from prunekit.checkpoint.parts import TensorPart, joined_name
 from prunekit.checkpoint.reader import Checkpoint
 from prunekit.errors import CheckpointError
 from prunekit.models.experts import Expert
+
+ROW_SPLITS = (Chunk, *(getattr(core_model_loading, name, Chunk) for name in ["Split"]))
+"""Operations that split a tensor into parameters; transformers before 5.20 has but one."""
 
 
 def converted_names(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
@@ -108,7 +110,7 @@ def _splits_rows(operations: list[Any], checkpoint: Checkpoint, stored: str) -> 
             "transformers has. Save the model again with save_pretrained(..., "
             "save_original_format=False)."
         )
-    return isinstance(first, Chunk | Split) and first.dim == 0
+    return isinstance(first, ROW_SPLITS) and first.dim == 0
 
 
 def _split(
