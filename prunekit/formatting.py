@@ -3,9 +3,11 @@
 Numbers may be strings: JSON has no infinity, so ``report.json`` writes "inf" and "nan".
 """
 
+import difflib
 import json
 import math
 import re
+from collections.abc import Iterable
 
 MISSING = "—"
 
@@ -13,8 +15,8 @@ CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 """Characters that control a terminal or reorder a line; not newline and tab."""
 
 Number = float | str | None
-FRACTIONS = frozenset({"accuracy", "exact match"})
-"""Metrics that are fractions of samples: higher is better."""
+FRACTIONS = frozenset({"accuracy", "exact match", "acc", "acc_norm", "exact_match"})
+"""Metrics that are fractions of samples: higher is better; the last three are lm-eval's names."""
 
 
 def printable(text: str) -> str:
@@ -44,6 +46,12 @@ def _json_value(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return unicode_text(value) if isinstance(value, str) else value
+
+
+def did_you_mean(word: object, options: Iterable[str]) -> str:
+    """Return a suggestion of the closest option, empty if none is similar."""
+    near = difflib.get_close_matches(str(word), list(options), 1)
+    return f' Did you mean "{near[0]}"?' if near else ""
 
 
 def number(value: Number) -> str:

@@ -11,9 +11,9 @@ from prunekit import architectures, patterns
 from prunekit.allocations import allocations
 from prunekit.allocations.schedules import SCHEDULES
 from prunekit.checkpoint.formats import formats
-from prunekit.config.messages import did_you_mean
 from prunekit.config.plugin_field import summary
 from prunekit.errors import ConfigError
+from prunekit.formatting import did_you_mean
 from prunekit.methods import methods
 from prunekit.models.units.kinds import KINDS
 from prunekit.structured.rankers import rankers

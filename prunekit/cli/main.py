@@ -5,7 +5,14 @@ from collections.abc import Sequence
 
 from cyclopts import CycloptsError
 
-from prunekit.cli import checkpoints, commands, docs, run, show  # noqa: F401  registers the commands
+from prunekit.cli import (  # noqa: F401  registers the commands
+    checkpoints,
+    commands,
+    docs,
+    evaluate,
+    run,
+    show,
+)
 from prunekit.cli.app import (
     EXIT_BAD_INPUT,
     EXIT_FAILED,

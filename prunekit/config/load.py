@@ -15,13 +15,14 @@ from pydantic_core import ErrorDetails
 from prunekit.allocations import allocations
 from prunekit.config.apt_table import Apt
 from prunekit.config.distill_table import Distill
+from prunekit.config.evaluate_table import Evaluate
 from prunekit.config.gates_table import Gates
 from prunekit.config.messages import MisplacedError, explain
 from prunekit.config.prune_table import Prune
 from prunekit.config.run_config import Config, StructuredConfig, SweepConfig
 from prunekit.config.structured_table import StructuredPrune, prunes_units
 from prunekit.config.sweep_table import Sweep, seed_setting, split_keys, variants
-from prunekit.config.tables import Calibration, Evaluate, Model, Output, Section
+from prunekit.config.tables import Calibration, Model, Output, Section
 from prunekit.config.toml_source import Key, TomlSource, quoted
 from prunekit.config.train_table import Adapter, Train
 from prunekit.errors import ConfigError

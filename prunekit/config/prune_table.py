@@ -26,12 +26,12 @@ from prunekit.config.gradual_keys import (
     ScheduleName,
     Start,
 )
-from prunekit.config.messages import did_you_mean
 from prunekit.config.plugin_field import PluginField
 from prunekit.config.plugin_table import flattened_schema, nest_method_settings
 from prunekit.config.tables import MOST_STEPS
 from prunekit.config.toml_source import quoted
 from prunekit.errors import ConfigError
+from prunekit.formatting import did_you_mean
 from prunekit.methods import Method, Propagation, methods
 from prunekit.methods.refine import Refine
 from prunekit.methods.target import Target

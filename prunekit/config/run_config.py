@@ -19,12 +19,13 @@ from prunekit.allocations import allocations
 from prunekit.checkpoint.formats import formats
 from prunekit.config.apt_table import Apt
 from prunekit.config.distill_table import Distill
+from prunekit.config.evaluate_table import Evaluate
 from prunekit.config.gates_table import Gates
 from prunekit.config.messages import MisplacedError
 from prunekit.config.prune_table import Prune, calibration_user
 from prunekit.config.structured_table import StructuredPrune, prunes_units
 from prunekit.config.sweep_table import Sweep
-from prunekit.config.tables import Calibration, Evaluate, Model, Output, Section
+from prunekit.config.tables import Calibration, Model, Output, Section
 from prunekit.config.toml_source import Key
 from prunekit.config.train_table import Train
 from prunekit.methods import methods

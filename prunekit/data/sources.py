@@ -39,6 +39,8 @@ SEPARATOR = "<|endoftext|>"
 JSON_LINES = (".jsonl", ".jsonl.gz")
 ENDINGS = (".txt", *JSON_LINES, ".parquet")
 PYDOC = ("pydoc:train", "pydoc:test")
+TASK_FILES = (".yaml", ".yml")
+"""Ends of the names of files that define tasks of lm-eval."""
 
 
 @dataclass(frozen=True)
