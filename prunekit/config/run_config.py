@@ -22,7 +22,7 @@ from prunekit.config.distill_table import Distill
 from prunekit.config.evaluate_table import Evaluate
 from prunekit.config.gates_table import Gates
 from prunekit.config.messages import MisplacedError
-from prunekit.config.prune_table import Prune, calibration_user
+from prunekit.config.prune_table import DEFAULT_METHOD, Prune, calibration_user
 from prunekit.config.structured_table import StructuredPrune, prunes_units
 from prunekit.config.sweep_table import Sweep
 from prunekit.config.tables import Calibration, Model, Output, Section
@@ -273,7 +273,10 @@ def _prune_from_text(prune: object) -> bool:
     allocation = prune.get("allocation")
     if isinstance(allocation, dict):
         allocation = allocation.get("name")
-    chosen = methods().get(str(prune.get("method"))), allocations().get(str(allocation))
+    chosen = (
+        methods().get(str(prune.get("method", DEFAULT_METHOD))),
+        allocations().get(str(allocation)),
+    )
     return calibration_user(prune, *chosen) is not None
 
 

@@ -22,7 +22,8 @@ from prunekit.errors import ConfigError, GateError
 from prunekit.models.devices import resolve_device
 from prunekit.models.memory import report_exhausted
 from prunekit.reports import model_card
-from prunekit.runs.advice import remarks
+from prunekit.runs.advice.base import Subject
+from prunekit.runs.advice.rules import remarks
 from prunekit.runs.gates import failures
 from prunekit.runs.preflight import Preflight
 from prunekit.runs.rank_facts import config_facts, plan_facts
@@ -78,9 +79,8 @@ def plan(
     if config.output.push and not (preflight and preflight.device_memory):
         check_can_push(config.output.push, "output.push")
     made = _plan(config, ranks, preflight)
-    if isinstance(made, Plan | TrainedPlan):
-        made = replace(made, notes=(*made.notes, *remarks(made.config)))
     if not isinstance(made, SweepPlan):
+        made = replace(made, notes=(*made.notes, *remarks(Subject.of(made))))
         _, notes = model_card.source_facts(made.checkpoint.folder)
         made = replace(made, notes=(*made.notes, *notes))
         ranks.require_same(plan_facts(made))

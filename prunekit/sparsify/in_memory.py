@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from prunekit.architectures import find_architecture
 from prunekit.architectures.adapters import adapter_layers, bare_model
 from prunekit.config.messages import explain
-from prunekit.config.prune_table import Prune
+from prunekit.config.prune_table import DEFAULT_METHOD, Prune
 from prunekit.errors import ConfigError
 from prunekit.methods import Method, methods
 from prunekit.models.adapters import all_masked
@@ -46,7 +46,7 @@ def prune(
     model: PreTrainedModel,
     tokens: Data | None = None,
     *,
-    method: str = "admm",
+    method: str = DEFAULT_METHOD,
     pattern: str = "unstructured",
     **settings: Any,  # noqa: ANN401  the keys of [prune]
 ) -> list[dict[str, Any]]:
@@ -243,7 +243,7 @@ def prune_table(values: dict[str, Any]) -> Prune:
     try:
         return Prune.model_validate(values)
     except ValidationError as error:
-        chosen = methods().get(str(values["method"]), Method)
+        chosen = methods().get(str(values.get("method", DEFAULT_METHOD)), Method)
         allowed = dict.fromkeys([*Prune.model_fields, *chosen.model_fields], "")
         lines = []
         for details in error.errors():
