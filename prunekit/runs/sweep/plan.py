@@ -16,6 +16,7 @@ from prunekit.runs.checks import check_disk, check_output_path
 from prunekit.runs.plan_base import fact_table, note_lines
 from prunekit.runs.sparsify.plan import Plan
 from prunekit.runs.structured.plan import StructuredPlan
+from prunekit.runs.sweep.gpus import usable_gpus
 from prunekit.runs.trained.plan import TrainedPlan
 
 RunPlan = Plan | StructuredPlan | TrainedPlan
@@ -40,6 +41,11 @@ class SweepPlan:
         return next(iter(self.runs.values()))
 
     @property
+    def gpus(self) -> int:
+        """Number of GPUs over which the runs are spread, one process each."""
+        return usable_gpus(self.first.device)
+
+    @property
     def folder(self) -> Path:
         """Output folder of the comparison."""
         return Path(self.config.output.path)
@@ -50,7 +56,8 @@ class SweepPlan:
 
     def describe(self) -> RenderableType:
         """Return the plan as a table to print."""
-        table = Table(title=f"{len(self.runs)} runs, each in a process of its own")
+        spread = f", {self.gpus} at a time, a GPU each" if self.gpus > 1 else ""
+        table = Table(title=f"{len(self.runs)} runs, each in a process of its own{spread}")
         for header in ("folder", "what", "goes"):
             table.add_column(header)
         for name, run in self.runs.items():
@@ -91,7 +98,7 @@ def plan(config: SweepConfig, plan_one: PlanOne) -> SweepPlan:
         )
     made = SweepPlan(config, runs)
     check_output_path(config.first, made.first.checkpoint)
-    copies = len(runs) if config.sweep.keep else 1
+    copies = len(runs) if config.sweep.keep else min(made.gpus, len(runs))
     check_disk(
         config.output.path,
         copies * made.first.checkpoint.nbytes,
