@@ -33,7 +33,10 @@ def unicode_text(text: str) -> str:
 
 
 def json_text(value: object) -> str:
-    """Return strict JSON for programs: infinity and NaN as the strings "inf", "-inf", "nan"."""
+    """Return strict JSON for programs: strings for infinity and NaN.
+
+    They are "inf", "-inf" and "nan".
+    """
     return json.dumps(_json_value(value), indent=2, ensure_ascii=False, allow_nan=False)
 
 
@@ -70,11 +73,15 @@ def number(value: Number) -> str:
 
 def parse_bytes(text: str) -> int:
     """Return the bytes of a size such as "80GB", 0 if invalid."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B?", text.strip(), re.IGNORECASE)
-    if not found:
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    size = text.strip()
+    if not size[-1:].isalpha() or size.lower().endswith("bit"):  # a unit is needed, and of bytes
         return 0
-    power, amount = "KMGT".index(found[2].upper()) + 1, float(found[1])
-    return round(amount * (1024 if found[3] else 1000) ** power) if math.isfinite(amount) else 0
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(size))
+    except (ValidationError, OverflowError):
+        return 0
 
 
 def percent(fraction: Number) -> str:

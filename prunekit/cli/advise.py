@@ -87,7 +87,7 @@ def _advice(text: str, folder: Path, goal: str | None) -> list["Advice"]:
 
 
 def _followed(text: str, folder: Path, goal: str | None) -> str:
-    """Return the text of a config that follows all advice that can be followed."""
+    """Return the text of a config that follows the advice."""
     from prunekit.config.toml_edit import with_changes
 
     for _ in range(MOST_ROUNDS):

@@ -56,7 +56,7 @@ def found(name: str) -> list[Entry]:
 
 
 def as_table(entries: Iterable[Entry]) -> Table:
-    """Return entries as a table to print, with a heading for each kind."""
+    """Return entries as a table to print, headed by kind."""
     table, kind = Table.grid("name", "meaning", padding=(0, 2, 0, 0)), None
     for entry in entries:
         if entry["kind"] != kind:

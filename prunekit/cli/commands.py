@@ -159,7 +159,7 @@ def init(
 
 
 def _write_schema(path: Path) -> None:
-    """Write the schema that the first line of a config names, for editors."""
+    """Write the schema for editors that a config's first line names."""
     from prunekit.config.schema import schema
     from prunekit.formatting import json_text
 

@@ -30,7 +30,7 @@ def _parse_task_name(name: str, info: ValidationInfo) -> str:
 
 
 class Evaluate(Labelled):
-    """Text on which perplexity is measured before and after, labelled data, or tasks of lm-eval.
+    """Text, labelled data or tasks that are measured before and after.
 
     Measured are, of classification, accuracy and loss; of seq2seq, exact match and loss.
     """

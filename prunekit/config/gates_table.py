@@ -11,7 +11,7 @@ from prunekit.config.tables import Section
 
 
 class Gates(Section):
-    """Limits that the pruned model has to keep, checked on what the run measured."""
+    """Limits that the pruned model has to keep, by the run's measures."""
 
     perplexity_increase: float | None = Field(default=None, ge=0)
     """Largest relative rise of the perplexity on each text of [evaluate]: 0.1 allows 10 %."""

@@ -80,7 +80,7 @@ def _by_method(definitions: Schema, name: str, default: str | None) -> list[Sche
 
 
 def _any_method(tables: Iterable[Schema]) -> Schema:
-    """Return a table with the keys of all methods, none of them required."""
+    """Return a table with the keys of all methods, none required."""
     keys: dict[str, list[Schema]] = {}
     for table in tables:
         for key, value in table["properties"].items():

@@ -5,9 +5,9 @@ The docstring of each field is its documentation for users: ``prunekit schema`` 
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +18,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from typing_extensions import override
 
 from prunekit.checkpoint.output_path import MAX_SHARD_BYTES
 from prunekit.config.toml_source import quoted
@@ -110,6 +111,14 @@ class Section(BaseModel):
         allow_inf_nan=False,
     )
 
+    @override
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Yield the values that are not the defaults."""
+        for name, value in super().__repr_args__():
+            field = type(self).model_fields.get(name or "")
+            if field is None or value != field.default:
+                yield name, value
+
 
 class Model(Section):
     """The model to prune."""
@@ -125,6 +134,9 @@ class Model(Section):
     """Data type in which the model runs; auto: as stored."""
     device: str = "auto"
     """Device on which the model runs: cpu, cuda or cuda:0; auto: the GPU if there is one."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of each process on the CPU. Default: the processors that its affinity and its control
+    group (cpu.max) leave it, or OMP_NUM_THREADS."""
 
     @field_validator("path")
     @classmethod
@@ -212,7 +224,7 @@ class Calibration(Labelled):
         return self.data == [sources.SELF]
 
     def rows_of(self, holds: Callable[[str], bool]) -> list[str]:
-        """Return the entries of ``data`` that hold rows of a kind, such as images.
+        """Return entries of ``data`` that hold rows of a kind.
 
         Args:
             holds: Tells whether an entry does.

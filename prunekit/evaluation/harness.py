@@ -98,7 +98,7 @@ def _language_model(model: PreTrainedModel, checkpoint: Checkpoint, device: torc
 
 
 def _adapted(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedModel:
-    """Return a model with the adapter that lies beside its weights, if there is one."""
+    """Return a model with the adapter beside its weights, if any."""
     folder = checkpoint.folder / adapter.FOLDER
     if not (folder / adapter.FILE).is_file():
         return model
@@ -110,7 +110,7 @@ def _adapted(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedModel:
 
 
 def _shown(loaded: Mapping[str, Any]) -> list[str]:
-    """Return groups that have a figure of their own, and tasks outside of them."""
+    """Return groups with figures of their own, and other tasks."""
     groups = [name for name, group in loaded["groups"].items() if group.has_aggregation]
     inside = {child for name in groups for child in _members(loaded["group_map"], name)}
     return [name for name in [*groups, *loaded["tasks"]] if name not in inside]
@@ -156,7 +156,7 @@ def _documents(used: int, whole: int | None) -> str:
 
 
 def _standard_error(metric: str, value: float, count: int | None) -> float | None:
-    """Return the standard error of a share of documents, or None of another metric."""
+    """Return the standard error of a share, None of other metrics."""
     if metric not in FRACTIONS or not count or count < 2:
         return None
     return math.sqrt(max(0.0, value * (1 - value)) / (count - 1))

@@ -46,7 +46,7 @@ def missing_harness() -> str | None:
 
 @cache
 def load_tasks(tasks: HarnessTasks) -> dict[str, Any]:
-    """Load tasks with their data sets, and build the first request of each.
+    """Load tasks with their data sets; build each one's first request.
 
     Data sets of the hub are downloaded once, to the cache of Hugging Face.
 

@@ -207,7 +207,7 @@ class RunBase(ABC, Generic[P]):
                 yield Record("evaluation", each["source"], each)
 
     def _evaluate_data(self, which: str, evaluated: Mapping[str, Data]) -> Iterator[Record]:
-        """Measure a model on the data of [evaluate], unless the journal has it."""
+        """Measure a model on the data of [evaluate], unless known."""
         if not evaluated:
             return
         steps = len(evaluated) * len(metrics(self.plan))

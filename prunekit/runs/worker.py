@@ -43,7 +43,7 @@ class Worker:
         sender.close()
 
     def receive(self) -> tuple[bool, Any]:
-        """Wait for an item; return whether it was the last, and the item.
+        """Wait for an item; return whether all is done, and it.
 
         Raises:
             PrunekitError: The function raised it, or the process was killed.

@@ -79,7 +79,7 @@ def serving_pattern(subject: Subject) -> Iterator[Advice]:
 
 
 def storage(subject: Subject) -> Iterator[Advice]:
-    """Zeros that take the room of weights, where memory or speed is wanted."""
+    """Zeros stored as weights, where memory or speed is wanted."""
     config = subject.config
     if subject.goal not in {"speed", "memory"} or not isinstance(config, Config):
         return

@@ -42,7 +42,7 @@ def environment_of(place: int, places: int) -> dict[str, str]:
 
 @dataclass
 class _Slot:
-    """A job on a GPU: its tasks that are left, and the last item so far."""
+    """A job on a GPU, with its remaining tasks."""
 
     name: str
     place: int

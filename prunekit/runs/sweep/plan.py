@@ -23,7 +23,7 @@ RunPlan = Plan | StructuredPlan | TrainedPlan
 PlanOne = Callable[[Config | StructuredConfig], RunPlan]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SweepPlan:
     """Plan of a sweep; made by :func:`plan`.
 
@@ -34,6 +34,9 @@ class SweepPlan:
 
     config: SweepConfig
     runs: Mapping[str, RunPlan]
+
+    def __repr__(self) -> str:
+        return f"<SweepPlan: {len(self.runs)} runs of {self.config.model.path} to {self.folder}>"
 
     @property
     def first(self) -> RunPlan:
