@@ -50,7 +50,7 @@ class NumericsError(PrunekitError):
 
 
 class GateError(PrunekitError):
-    """A pruned model does not keep the limits of the config; it and its report are written."""
+    """A pruned model, which is written, misses limits of the config."""
 
 
 class HubError(PrunekitError):

@@ -3,9 +3,11 @@
 Numbers may be strings: JSON has no infinity, so ``report.json`` writes "inf" and "nan".
 """
 
+import difflib
 import json
 import math
 import re
+from collections.abc import Iterable
 
 MISSING = "—"
 
@@ -13,8 +15,8 @@ CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 """Characters that control a terminal or reorder a line; not newline and tab."""
 
 Number = float | str | None
-FRACTIONS = frozenset({"accuracy", "exact match"})
-"""Metrics that are fractions of samples: higher is better."""
+FRACTIONS = frozenset({"accuracy", "exact match", "acc", "acc_norm", "exact_match"})
+"""Metrics that are fractions of samples: higher is better; the last three are lm-eval's names."""
 
 
 def printable(text: str) -> str:
@@ -31,7 +33,10 @@ def unicode_text(text: str) -> str:
 
 
 def json_text(value: object) -> str:
-    """Return strict JSON for programs: infinity and NaN as the strings "inf", "-inf", "nan"."""
+    """Return strict JSON for programs: strings for infinity and NaN.
+
+    They are "inf", "-inf" and "nan".
+    """
     return json.dumps(_json_value(value), indent=2, ensure_ascii=False, allow_nan=False)
 
 
@@ -44,6 +49,12 @@ def _json_value(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return unicode_text(value) if isinstance(value, str) else value
+
+
+def did_you_mean(word: object, options: Iterable[str]) -> str:
+    """Return a suggestion of the closest option, empty if none is similar."""
+    near = difflib.get_close_matches(str(word), list(options), 1)
+    return f' Did you mean "{near[0]}"?' if near else ""
 
 
 def number(value: Number) -> str:
@@ -62,11 +73,15 @@ def number(value: Number) -> str:
 
 def parse_bytes(text: str) -> int:
     """Return the bytes of a size such as "80GB", 0 if invalid."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B?", text.strip(), re.IGNORECASE)
-    if not found:
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    size = text.strip()
+    if not size[-1:].isalpha() or size.lower().endswith("bit"):  # a unit is needed, and of bytes
         return 0
-    power, amount = "KMGT".index(found[2].upper()) + 1, float(found[1])
-    return round(amount * (1024 if found[3] else 1000) ** power) if math.isfinite(amount) else 0
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(size))
+    except (ValidationError, OverflowError):
+        return 0
 
 
 def percent(fraction: Number) -> str:

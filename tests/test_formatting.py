@@ -79,3 +79,21 @@ def test_fractions_of_samples_are_percentages_that_change_by_points():
     assert formatting.measured_change("accuracy", 0.5, "nan") == "—"
     assert formatting.measured_change("exact match", None, 0.5) == "—"
     assert formatting.measured_change("loss", 2, 3) == "+50.0 %"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("80GB", 80 * 10**9),
+        (" 1.5 gib", 3 * 2**29),
+        ("7k", 7000),
+        ("80", 0),
+        ("80Gbit", 0),
+        ("GB", 0),
+        ("-1GB", 0),
+        ("many", 0),
+        ("", 0),
+    ],
+)
+def test_sizes_in_words_need_a_unit_of_bytes(text, found):
+    assert formatting.parse_bytes(text) == found

@@ -19,6 +19,7 @@ PAGES = (
     "report.html.j2", "sweep.html.j2", "macros.html.j2", "report.css", "model_card.md.j2",
 )  # fmt: skip
 DATA = {
+    "prunekit/py.typed",
     "prunekit/cli/presets/starter.toml",
     *(f"prunekit/cli/presets/{name}.toml" for name in ("encoder", "heads", "quality", "serving")),
     "prunekit/cli/presets/apt.toml",

@@ -70,6 +70,9 @@ def _captured(device: torch.device) -> bool:
 
 
 def _place(device: torch.device) -> tuple:
-    """Return the key of what is kept: work on another stream is not in order with it."""
+    """Return the key of kept counters: each stream has its own.
+
+    Work on another stream is not in order with it.
+    """
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     return device, stream

@@ -42,7 +42,7 @@ def launch(source: Source, groups: Groups) -> Tensor:
 
 
 def spans_programs(x: Tensor, groups: Groups) -> bool:
-    """Return whether no single program sees a group, and groups have no tiles."""
+    """Return whether groups span several programs and have no tiles."""
     if groups.tile != (1, 1):
         return False
     return groups.rows is None or (groups.columns is None and x.shape[1] > LONGEST_ROW)

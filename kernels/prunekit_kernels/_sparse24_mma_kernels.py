@@ -29,7 +29,7 @@ def products(dtype: torch.dtype) -> tuple[str, str]:
 
 @cache
 def reading_products(dtype: torch.dtype) -> tuple[str, str]:
-    """Return the same for tokens that the assembly reads itself, through the L1 cache.
+    """Return the same for tokens that the assembly reads through L1.
 
     Triton would stage them in shared memory together with the weight. Operands: 0-3 the sum; for
     each product 4 registers of values; 4 of metadata; 4 addresses of words of tokens in the first

@@ -93,7 +93,10 @@ def cholesky(matrix: Float[Tensor, "I I"]) -> bool:
 
 
 def dampings(damping: float) -> Iterator[float]:
-    """Yield a damping, then tenfold ones up to 1, to try until a matrix has a factor."""
+    """Yield a damping, then tenfold ones up to 1.
+
+    They are tried until a matrix has a factor.
+    """
     yield damping
     while damping < 1:
         damping = min(1.0, 10 * damping) if damping else 1e-6

@@ -156,7 +156,10 @@ def in_lane_order(x: Tensor) -> Tensor:
 
 
 def _words(x: Tensor) -> Tensor:
-    """Return tokens as rows of words of two numbers, [T, I / 2] int32; a copy where needed."""
+    """Return tokens as words of two numbers, [T, I / 2] int32.
+
+    It is a copy where the tokens are not laid out so.
+    """
     if x.stride(1) != 1 or x.stride(0) % 2 or x.storage_offset() % 2:
         # With one token the stride may be anything.
         x = x.clone(memory_format=torch.contiguous_format)

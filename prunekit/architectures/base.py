@@ -165,7 +165,7 @@ class Stack:
         return list(dict.fromkeys(filter(None, (stage.experts for stage in stages))))
 
     def entry(self, name: str) -> str:
-        """Return the full name of an entry of this stack in the config."""
+        """Return the full name of a config entry of this stack."""
         return f"{self.config}.{name}" if self.config else name
 
     def stages_of(self, index: int, modules: Iterable[str]) -> list[Stage]:

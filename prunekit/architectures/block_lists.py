@@ -73,7 +73,7 @@ def own_embeddings(stack: Any) -> nn.Module | None:  # noqa: ANN401
 
 
 def part_of_config(base: PreTrainedModel, blocks: str) -> str:
-    """Return the part of the config with the entries of a list of blocks.
+    """Return the part of the config that describes a block list.
 
     It is a dotted path, or "" for the whole: that of the part with the kind of config that the
     module around the blocks has; of several of a kind, such as of encoder and decoder, the one that

@@ -12,14 +12,14 @@ FRAMES = "max_source_positions"
 
 
 def reads_features(stack: Any) -> bool:  # noqa: ANN401
-    """Return whether a stack reads features of sound, and sizes of these are in its config."""
+    """Return whether a stack reads sound features of sizes in its config."""
     config = getattr(stack, "config", None)
     sized = hasattr(config, "num_mel_bins") and hasattr(config, FRAMES)
     return getattr(stack, "main_input_name", None) == FEATURES and sized
 
 
 def feature_shape(stack: Any) -> tuple[int, int]:  # noqa: ANN401
-    """Return the features of a frame, and the frames of a sample, that a stack reads."""
+    """Return features per frame and frames per sample of a stack."""
     convolutions = (each for each in stack.children() if isinstance(each, nn.Conv1d))
     stride = math.prod(each.stride[0] for each in convolutions)
     return stack.config.num_mel_bins, getattr(stack.config, FRAMES) * stride

@@ -193,7 +193,7 @@ def _trace(
 
 
 def _config(base: PreTrainedModel, found: BlockList) -> Any:  # noqa: ANN401
-    """Return the config of the copy, of which an encoder of sound makes ``TOKENS`` tokens."""
+    """Return the copy's config; a sound encoder makes ``TOKENS`` tokens with it."""
     config: Any = copy.deepcopy(base.config)
     config.use_cache = False
     if reads_features(base.get_submodule(found.module)):
@@ -202,7 +202,7 @@ def _config(base: PreTrainedModel, found: BlockList) -> Any:  # noqa: ANN401
 
 
 def record_into(trace: ForwardTrace, name: str, kept: list[Tensor]) -> Callable[..., None]:
-    """Return a hook that notes the calls of a linear; ``kept`` holds its tensors."""
+    """Return a hook that records calls of a linear; ``kept`` holds tensors."""
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:  # noqa: ANN401
         if name in trace.reads:

@@ -1,4 +1,4 @@
-"""Blocks of vision towers, found in one forward of the whole model on an image.
+"""Blocks of vision towers, found in one forward on an image.
 
 Weights are fake tensors, without data; the inputs are real, since towers read sizes of images as
 numbers. What is computed with a weight is fake, everything else is real.
@@ -74,7 +74,7 @@ class _BlockCalls:
 def probe_towers(
     model: PreTrainedModel, architecture: Architecture, inputs: Mapping[str, Tensor]
 ) -> tuple[Stack, ...]:
-    """Return the stacks of the vision towers of a model, in execution order.
+    """Return the stacks of a model's vision towers, in execution order.
 
     A tower is the module that transformers calls the encoder of images, or else any beside the
     text; its blocks are the lists in it whose modules pass hidden states on to each other.
@@ -115,7 +115,10 @@ def probe_towers(
 def _traced(
     base: PreTrainedModel, lists: list[str], inputs: Mapping[str, Tensor]
 ) -> tuple[ForwardTrace, dict[str, _BlockCalls], Exception | None]:
-    """Run a copy with fake weights until the model needs a number of them, or to its end."""
+    """Run a copy with fake weights until their values are needed.
+
+    Otherwise it runs to its end.
+    """
     config: Any = copy.deepcopy(base.config)
     with (
         torch.inference_mode(mode=False),
@@ -141,7 +144,7 @@ def _traced(
 
 
 def _is_chain(base: PreTrainedModel, blocks: str, calls: _BlockCalls) -> bool:
-    """Return whether each block was called once, on the output of the one before."""
+    """Return whether each block was called once, on its predecessor's output."""
     names = [name for name, _ in base.get_submodule(blocks).named_children()]
     return calls.order == names and not calls.broken
 

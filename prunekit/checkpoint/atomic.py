@@ -51,7 +51,7 @@ def json_bytes(content: object) -> bytes:
 
 
 def write_shard(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors to a safetensors file atomically; tied ones are written one by one."""
+    """Write tensors to a safetensors file atomically; tied ones one by one."""
     from safetensors.torch import save_file
 
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}

@@ -39,7 +39,7 @@ SHARD = "shard-"
 
 
 def checkpoint_files(checkpoint: Checkpoint) -> list[str]:
-    """Return the names of a pruned checkpoint's files, but those of numbered weight files."""
+    """Return the names of a checkpoint's files, numbered weight files left out."""
     return [*checkpoint.companion_names, WEIGHTS_FILE, INDEX_FILE, CONFIG_FILE]
 
 
@@ -245,7 +245,7 @@ class OutputFolder:
         return [self.shard_path(number).name for number in range(1, self.shards + 1)]
 
     def read_shard(self, number: int) -> dict[str, Tensor]:
-        """Return the tensors of a shard, also once it is joined to a weight file."""
+        """Return the tensors of a shard, whether or not it is joined."""
         return read_shard(self.folder, self.shard_path(number).name, self.journal)
 
     def write_shard(self, number: int, tensors: Mapping[str, Tensor]) -> Path:

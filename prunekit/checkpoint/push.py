@@ -110,7 +110,7 @@ def published_files(folder: Path, *, reports: bool = False) -> dict[str, Path]:
 
 
 def outdated_files(there: Iterable[str], uploaded: Container[str]) -> list[str]:
-    """Return files of a repository that would be opened with the uploaded ones.
+    """Return a repository's files that would be opened with the uploaded ones.
 
     Args:
         there: Names of its files.
@@ -128,7 +128,7 @@ def outdated_files(there: Iterable[str], uploaded: Container[str]) -> list[str]:
 
 
 def renamed_files(folder: Path, repository: str) -> dict[str, bytes]:
-    """Return files that name the folder, with the name of the repository instead.
+    """Return files in which the repository's name replaces the folder's.
 
     Raises:
         CheckpointError: The card is no text, or the config of the adapter no JSON object.

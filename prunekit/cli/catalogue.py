@@ -11,9 +11,9 @@ from prunekit import architectures, patterns
 from prunekit.allocations import allocations
 from prunekit.allocations.schedules import SCHEDULES
 from prunekit.checkpoint.formats import formats
-from prunekit.config.messages import did_you_mean
 from prunekit.config.plugin_field import summary
 from prunekit.errors import ConfigError
+from prunekit.formatting import did_you_mean
 from prunekit.methods import methods
 from prunekit.models.units.kinds import KINDS
 from prunekit.structured.rankers import rankers
@@ -56,7 +56,7 @@ def found(name: str) -> list[Entry]:
 
 
 def as_table(entries: Iterable[Entry]) -> Table:
-    """Return entries as a table to print, with a heading for each kind."""
+    """Return entries as a table to print, headed by kind."""
     table, kind = Table.grid("name", "meaning", padding=(0, 2, 0, 0)), None
     for entry in entries:
         if entry["kind"] != kind:

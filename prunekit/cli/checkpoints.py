@@ -1,4 +1,4 @@
-"""Commands that write a finished checkpoint elsewhere: in another format, or on the hub."""
+"""Commands that convert a finished checkpoint, or upload it to the hub."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Commands that show, measure and verify.
+"""Commands that inspect, verify and write.
 
 Each command imports its heavy dependencies itself, so that ``--help`` and errors appear quickly.
 
@@ -7,10 +7,9 @@ Exit codes: 0 success; 1 failure; 2 invalid input, nothing was written; 130 inte
 """
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -18,7 +17,6 @@ from prunekit.cli.app import (
     EXIT_FAILED,
     Json,
     app,
-    check_at_least,
     print_json,
     print_line,
     print_table,
@@ -27,108 +25,6 @@ from prunekit.errors import ConfigError
 
 SCHEMA = "prunekit.schema.json"
 """File that the first line of a config names, beside it."""
-
-
-@app.command
-def evaluate(  # noqa: PLR0913  independent options
-    model: str,
-    /,
-    *,
-    data: Annotated[tuple[str, ...], Parameter(negative=())] = (),
-    length: int = 2048,
-    windows: int | None = None,
-    task: Literal["classification", "seq2seq"] | None = None,
-    column: Annotated[dict[str, str] | None, Parameter(negative=())] = None,
-    samples: int | None = None,
-    generate: int = 0,
-    as_json: Json = False,
-) -> None:
-    """Measure perplexity, or by --task accuracy or exact match.
-
-    Args:
-        model: A checkpoint folder or a hub id.
-        data: A text file (.txt, .jsonl, .jsonl.gz, .parquet), pydoc:test or hub:NAME:SPLIT; with
-            --task a file of rows (.tsv, .csv, .jsonl, .jsonl.gz, .parquet); may be repeated.
-        length: Tokens per window; capped at the model's context length.
-        windows: Number of windows from the start of the text; all if left out.
-        task: classification (columns text or sentence, label, perhaps pair) or seq2seq (columns
-            input, target).
-        column: Names of columns that differ from these, as --column.label gold.
-        samples: Number of rows from the start, with --task; all if left out.
-        generate: Number of new tokens to generate for each of a few prompts.
-        as_json: Print JSON.
-    """
-    if not data and not generate:
-        raise ConfigError("evaluate: needs --data FILE, --generate TOKENS, or both.")
-    check_at_least(2, "--length", length)
-    check_at_least(1, "--windows", windows)
-    check_at_least(1, "--samples", samples)
-    check_at_least(0, "--generate", generate)
-    unused = {"--windows": windows} if task else {"--samples": samples, "--column": column}
-    _check_data(data, unused, labelled=task is not None)
-    from prunekit.distributed.join import join
-
-    with join() as ranks:
-        if task:
-            from prunekit.evaluation.labelled import Rows, evaluate_rows
-
-            rows = Rows(task, column or {}, length, samples)
-            results = evaluate_rows(model, data, rows, ranks=ranks)
-        else:
-            from prunekit.evaluation import perplexity
-
-            results = perplexity.evaluate(model, data, length, windows, ranks=ranks)
-    if ranks.is_main:
-        texts = _generated(model, generate) if generate else []
-        if as_json:
-            print_json({"evaluation": results, "texts": texts})
-        else:
-            _print_measures(results)
-            _print_texts(texts)
-
-
-def _check_data(data: Sequence[str], unused: Mapping[str, object], *, labelled: bool) -> None:
-    """Refuse options and sources of the other kind of data."""
-    from prunekit.data.labelled import check_labelled_sources
-    from prunekit.data.sources import check_sources
-
-    for option, value in unused.items():
-        if value is not None:
-            with_task = "with" if labelled else "without"
-            raise ConfigError(f"{option}: does not apply {with_task} --task.")
-    if problems := (check_labelled_sources if labelled else check_sources)(data):
-        raise ConfigError("\n".join(f"--data {problem}." for problem in problems))
-
-
-def _print_measures(results: Iterable[dict[str, Any]]) -> None:
-    from prunekit.formatting import measured
-
-    for result in results:
-        value = measured(result["metric"], result["value"])
-        print_line(f"{result['data']}: {result['metric']} {value}")
-        print_line(f"  {result['protocol']}")
-
-
-def _generated(model: str, tokens: int) -> list[dict[str, Any]]:
-    """Return generated texts with their speed and quality."""
-    from prunekit.evaluation import generation
-
-    keys = ("prompt", "text", "prefill", "decode", "lexical_diversity", "repetition")
-    samples = generation.generate(model, tokens)
-    return [{key: getattr(sample, key) for key in keys} for sample in samples]
-
-
-def _print_texts(texts: Iterable[dict[str, Any]]) -> None:
-    from prunekit.formatting import number
-
-    for sample in texts:
-        print_line(f"\n{sample['prompt']} …{sample['text']}")
-        print_line(
-            f"  prefill {number(sample['prefill'])} tokens/s, "
-            f"decode {number(sample['decode'])} tokens/s, "
-            f"lexical diversity {number(sample['lexical_diversity'])}, "
-            f"repetition {number(sample['repetition'])}"
-        )
 
 
 @app.command
@@ -263,7 +159,7 @@ def init(
 
 
 def _write_schema(path: Path) -> None:
-    """Write the schema that the first line of a config names, for editors."""
+    """Write the schema for editors that a config's first line names."""
     from prunekit.config.schema import schema
     from prunekit.formatting import json_text
 

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from cyclopts import CycloptsError
 
 from prunekit.cli import (  # noqa: F401  registers the commands
+    advise,
     checkpoints,
     commands,
     docs,
+    evaluate,
     run,
     serve,
     show,

@@ -1,4 +1,4 @@
-"""Commands that show what there is: runs beside each other, their status, names for configs."""
+"""Commands that show runs, their status, and names for configs."""
 
 from pathlib import Path
 from typing import Literal
@@ -9,7 +9,9 @@ from prunekit.errors import ConfigError
 
 @app.command
 def compare(*folders: Path, latex: Switch = False, as_json: Json = False) -> None:
-    """Show finished runs and sweeps as one table; runs that differ in their seed are one row.
+    """Show finished runs and sweeps as one table, seeds in one row.
+
+    Runs that differ in nothing but their seed are one row.
 
     Args:
         folders: Output folders.
@@ -32,7 +34,7 @@ def compare(*folders: Path, latex: Switch = False, as_json: Json = False) -> Non
 
 @app.command
 def status(folder: Path, /, *, as_json: Json = False) -> None:
-    """Show in which stage the run of a folder is, or how it ended.
+    """Show the stage of the run in a folder, or its end.
 
     Args:
         folder: The output folder of a run.

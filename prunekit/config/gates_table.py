@@ -5,18 +5,19 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from prunekit.config.evaluate_table import Evaluate
 from prunekit.config.structured_table import StructuredPrune
 from prunekit.config.tables import Section
 
 
 class Gates(Section):
-    """Limits that the pruned model has to keep, checked on what the run measured."""
+    """Limits that the pruned model has to keep, by the run's measures."""
 
     perplexity_increase: float | None = Field(default=None, ge=0)
     """Largest relative rise of the perplexity on each text of [evaluate]: 0.1 allows 10 %."""
     accuracy_drop: float | None = Field(default=None, ge=0, le=1)
-    """Largest loss of accuracy or exact match on labelled data of [evaluate], as a fraction of the
-    samples: 0.01 allows one point of a hundred."""
+    """Largest loss of accuracy or exact match on the data or tasks of [evaluate], as a fraction of
+    the samples: 0.01 allows one point of a hundred."""
     sparsity_gap: float | None = Field(default=None, ge=0, le=1)
     """Largest distance of the sparsity that is written from prune.sparsity, or of the parameters
     that are left from prune.parameters."""
@@ -43,14 +44,7 @@ class Gates(Section):
 def _unmeasured(tables: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield each limit that a run does not measure, with the reason."""
     if "evaluate" in tables:
-        evaluate = tables["evaluate"]
-        if evaluate is None:
-            reason = "is measured on the data of [evaluate], and there is no such table."
-            yield from (("perplexity_increase", reason), ("accuracy_drop", reason))
-        elif evaluate.task is None:
-            yield "accuracy_drop", "without evaluate.task perplexity is measured."
-        else:
-            yield "perplexity_increase", "of labelled data accuracy is measured; use accuracy_drop."
+        yield from _unevaluated(tables["evaluate"])
     prune = tables.get("prune")
     if isinstance(prune, StructuredPrune):
         yield "layer_error", "units are removed: what is left has no error of a layer."
@@ -60,3 +54,14 @@ def _unmeasured(tables: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "layer_error", "a model that is pruned while it trains has no such error."
     elif prune is not None and not (tables.get("calibration") and prune.measure_error):
         yield "layer_error", "needs [calibration] and measure_error, which measure it."
+
+
+def _unevaluated(evaluate: Evaluate | None) -> Iterator[tuple[str, str]]:
+    """Yield limits on measures that ``[evaluate]`` does not take."""
+    if evaluate is None:
+        reason = "is measured on the data of [evaluate], and there is no such table."
+        yield from (("perplexity_increase", reason), ("accuracy_drop", reason))
+    elif evaluate.task or not evaluate.data:
+        yield "perplexity_increase", "of these data accuracy is measured; use accuracy_drop."
+    elif not evaluate.tasks:
+        yield "accuracy_drop", "without evaluate.task or tasks perplexity is measured."

@@ -15,13 +15,14 @@ from pydantic_core import ErrorDetails
 from prunekit.allocations import allocations
 from prunekit.config.apt_table import Apt
 from prunekit.config.distill_table import Distill
+from prunekit.config.evaluate_table import Evaluate
 from prunekit.config.gates_table import Gates
 from prunekit.config.messages import MisplacedError, explain
-from prunekit.config.prune_table import Prune
+from prunekit.config.prune_table import DEFAULT_METHOD, Prune
 from prunekit.config.run_config import Config, StructuredConfig, SweepConfig
 from prunekit.config.structured_table import StructuredPrune, prunes_units
 from prunekit.config.sweep_table import Sweep, seed_setting, split_keys, variants
-from prunekit.config.tables import Calibration, Evaluate, Model, Output, Section
+from prunekit.config.tables import Calibration, Model, Output, Section
 from prunekit.config.toml_source import Key, TomlSource, quoted
 from prunekit.config.train_table import Adapter, Train
 from prunekit.errors import ConfigError
@@ -47,14 +48,34 @@ def load_config(
     """
     if not isinstance(path, str | os.PathLike):
         raise ConfigError(f"config: {quoted(path)} is not a path of a TOML file.")
-    source = TomlSource.read(Path(path))
+    return _load(TomlSource.read(Path(path)), Path(path).parent, overrides)
+
+
+def load_config_text(
+    text: str, folder: Path, name: str = "config.toml"
+) -> "Config | StructuredConfig | SweepConfig":
+    """Load a config from its text.
+
+    Args:
+        text: TOML.
+        folder: Folder at which relative paths in it start.
+        name: Name of the file in messages.
+
+    Raises:
+        ConfigError: As of :func:`load_config`.
+    """
+    return _load(TomlSource(name, text), folder, ())
+
+
+def _load(
+    source: TomlSource, folder: Path, overrides: Iterable[str]
+) -> "Config | StructuredConfig | SweepConfig":
     config, errors = None, []
     for assignment in _assignments(overrides):
         try:
             source.override(assignment)
         except ConfigError as error:
             errors.append(str(error))
-    folder = Path(path).parent
     try:
         config = (_load_sweep if "sweep" in source.values else _load_run)(source, folder)
     except ConfigError as error:
@@ -119,7 +140,8 @@ def _with_keys(source: TomlSource, keys: Mapping[str, Any]) -> TomlSource:
     known = source.values.get("prune")
     whole = {**(known if isinstance(known, dict) else {}), **prune}
     classes = rankers() if prunes_units(whole) else methods()
-    if "seed" in text and (setting := seed_setting(whole.get("method"), classes)):
+    method = whole.get("method", DEFAULT_METHOD)
+    if "seed" in text and (setting := seed_setting(method, classes)):
         prune[setting] = text["seed"]
     one = source.with_values("prune", prune, "sweep")
     if text and ("calibration" in source.values or text.keys() - {"seed"}):

@@ -1,11 +1,11 @@
 """Error messages for users, from the validation errors of pydantic."""
 
-import difflib
 from collections.abc import Iterable, Mapping
 
 from pydantic_core import ErrorDetails
 
 from prunekit.config.toml_source import quoted
+from prunekit.formatting import did_you_mean
 
 # First word of pydantic's error type → expected value.
 TYPE_WORDS = {
@@ -60,12 +60,6 @@ def explain(error: ErrorDetails, key: str, allowed: Mapping[str, str]) -> str:
             context["tag"], _with_article(key), _parse_options(context["expected_tags"])
         )
     return _type_message(error)
-
-
-def did_you_mean(word: object, options: Iterable[str]) -> str:
-    """Return a suggestion of the closest option, empty if none is similar."""
-    near = difflib.get_close_matches(str(word), list(options), 1)
-    return f' Did you mean "{near[0]}"?' if near else ""
 
 
 def _type_message(error: ErrorDetails) -> str:

@@ -9,7 +9,10 @@ from prunekit.config.plugin_field import PluginField
 
 
 def nest_method_settings(
-    values: object, table_keys: Collection[str], classes: Mapping[str, type[BaseModel]]
+    values: object,
+    table_keys: Collection[str],
+    classes: Mapping[str, type[BaseModel]],
+    default: str | None = None,
 ) -> object:
     """Nest the settings of the method, written flat, under the key ``method``.
 
@@ -17,12 +20,13 @@ def nest_method_settings(
         values: The table as read from TOML.
         table_keys: Keys of the table itself; all others are settings of the method.
         classes: Method classes by name.
+        default: Name of the method that is meant where none is given.
     """
     if not isinstance(values, dict):
         return values
     own = {key: value for key, value in values.items() if key in table_keys}
     settings = {key: value for key, value in values.items() if key not in table_keys}
-    name = values.get("method")
+    name = values.get("method", default)
     if isinstance(name, str) and name in classes:
         return {**own, "method": {"name": name, **settings}}
     # The method is missing or unknown: report only keys that are no setting of any method.
@@ -47,5 +51,6 @@ def flattened_schema(
     tables = methods.table_schemas("method", handler)
     for table in tables:
         table["properties"] = {**own["properties"], **table["properties"]}
-        table["required"] = [*own["required"], *table["required"][1:]]
+        needed = own.get("required", [])
+        table["required"] = [*needed, *table["required"][1:]]
     return {"description": section.__doc__, "oneOf": tables}

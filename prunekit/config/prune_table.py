@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from math import isclose
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -26,12 +27,12 @@ from prunekit.config.gradual_keys import (
     ScheduleName,
     Start,
 )
-from prunekit.config.messages import did_you_mean
 from prunekit.config.plugin_field import PluginField
 from prunekit.config.plugin_table import flattened_schema, nest_method_settings
 from prunekit.config.tables import MOST_STEPS
 from prunekit.config.toml_source import quoted
 from prunekit.errors import ConfigError
+from prunekit.formatting import did_you_mean
 from prunekit.methods import Method, Propagation, methods
 from prunekit.methods.refine import Refine
 from prunekit.methods.target import Target
@@ -41,6 +42,8 @@ from prunekit.statistics import Starved
 
 Recover = Literal["block", "lowrank"]
 Permute = Literal[False, True, "residual"]
+DEFAULT_METHOD = "admm"
+"""The method of a [prune] that names none."""
 METHODS, ALLOCATIONS = PluginField(methods), PluginField(allocations)
 
 
@@ -70,16 +73,16 @@ def calibration_user(
 class Prune(GradualKeys):
     """Weights to prune, the method, and its settings as further keys."""
 
-    method: Annotated[Method, METHODS]
+    method: Annotated[Method, METHODS] = Field(DEFAULT_METHOD, validate_default=True)  # pyright: ignore
     """Name of the method; "prunekit list" shows all with their settings."""
-    pattern: Pattern
+    pattern: Pattern = Field("unstructured", validate_default=True)  # pyright: ignore
     """Allowed positions of zeros: unstructured, n:m (n kept of every m inputs), block:RxC, row,
     column."""
     scope: WeightScope | None = None
     """Which weights compete with each other if unstructured: those of a row, of a layer, or of a
     block of 128 columns. Default: as the method was published."""
     sparsity: float = Field(default=None, validate_default=True, ge=0, le=1)  # pyright: ignore
-    """Fraction of zeros, 0 to 1; an n:m pattern fixes it."""
+    """Fraction of zeros, 0 to 1; an n:m pattern has its own, which may be repeated here."""
     allocation: Annotated[Allocation, ALLOCATIONS] = Field("uniform", validate_default=True)  # pyright: ignore
     """How the sparsity is distributed over layers: a name, or a table of name and settings."""
     skip: list[str] = Field(default=[])
@@ -149,7 +152,7 @@ class Prune(GradualKeys):
     @model_validator(mode="before")
     @classmethod
     def _nest_method_settings(cls, values: object) -> object:
-        return nest_method_settings(values, cls.model_fields, methods())
+        return nest_method_settings(values, cls.model_fields, methods(), DEFAULT_METHOD)
 
     @field_validator("pattern", mode="plain", json_schema_input_type=str)
     @classmethod
@@ -186,10 +189,11 @@ class Prune(GradualKeys):
             return 0.0 if value is None else value
         if value is None and pattern.sparsity is None:
             raise ValueError(f'missing. "{pattern.name}" needs a fraction from 0 to 1.')
-        if value is not None and pattern.sparsity is not None:
-            fixed = f"{pattern.sparsity:g}"
-            raise ValueError(f'"{pattern.name}" fixes the sparsity at {fixed}; remove this key.')
-        return pattern.sparsity if value is None else value
+        known = pattern.sparsity
+        if isinstance(value, int | float) and known is not None and not isclose(value, known):
+            raise ValueError(f'"{pattern.name}" fixes the sparsity at {known:g}; remove this key.')
+        agrees = isinstance(value, int | float) and not isinstance(value, bool)
+        return known if value is None or (agrees and known is not None) else value
 
     @field_validator("allocation")
     @classmethod

@@ -19,12 +19,13 @@ from prunekit.allocations import allocations
 from prunekit.checkpoint.formats import formats
 from prunekit.config.apt_table import Apt
 from prunekit.config.distill_table import Distill
+from prunekit.config.evaluate_table import Evaluate
 from prunekit.config.gates_table import Gates
 from prunekit.config.messages import MisplacedError
-from prunekit.config.prune_table import Prune, calibration_user
+from prunekit.config.prune_table import DEFAULT_METHOD, Prune, calibration_user
 from prunekit.config.structured_table import StructuredPrune, prunes_units
 from prunekit.config.sweep_table import Sweep
-from prunekit.config.tables import Calibration, Evaluate, Model, Output, Section
+from prunekit.config.tables import Calibration, Model, Output, Section
 from prunekit.config.toml_source import Key
 from prunekit.config.train_table import Train
 from prunekit.methods import methods
@@ -272,7 +273,10 @@ def _prune_from_text(prune: object) -> bool:
     allocation = prune.get("allocation")
     if isinstance(allocation, dict):
         allocation = allocation.get("name")
-    chosen = methods().get(str(prune.get("method"))), allocations().get(str(allocation))
+    chosen = (
+        methods().get(str(prune.get("method", DEFAULT_METHOD))),
+        allocations().get(str(allocation)),
+    )
     return calibration_user(prune, *chosen) is not None
 
 

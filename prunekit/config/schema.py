@@ -6,6 +6,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core.core_schema import NullableSchema, WithDefaultSchema
 
+from prunekit.config.prune_table import DEFAULT_METHOD
 from prunekit.config.run_config import Config, StructuredConfig
 from prunekit.config.sweep_table import Sweep
 from prunekit.models.units.kinds import KINDS
@@ -24,7 +25,10 @@ def schema() -> Schema:
         kind.model_json_schema(schema_generator=_TomlSchema) for kind in (Config, StructuredConfig)
     )
     made["$defs"] = units["$defs"] | made["$defs"]
-    tables = [_by_method(made["$defs"], name) for name in ("Prune", "StructuredPrune")]
+    tables = [
+        _by_method(made["$defs"], name, default)
+        for name, default in (("Prune", DEFAULT_METHOD), ("StructuredPrune", None))
+    ]
     of_units = {"properties": {"pattern": UNIT_PATTERN}, "required": ["pattern"]}
     weights, structured = ({"$ref": f"#/$defs/{name}"} for name in ("Prune", "StructuredPrune"))
     made["$defs"]["SweptPrune"] = _any_method([each for table in tables for each in table])
@@ -39,8 +43,13 @@ def schema() -> Schema:
     return made
 
 
-def _by_method(definitions: Schema, name: str) -> list[Schema]:
+def _by_method(definitions: Schema, name: str, default: str | None) -> list[Schema]:
     """Replace a choice of tables by one that follows from the key ``method``.
+
+    Args:
+        definitions: Definitions of the schema.
+        name: Name of the choice.
+        default: The method that is meant without this key; None: the key is required.
 
     Returns:
         The table of each method.
@@ -49,7 +58,9 @@ def _by_method(definitions: Schema, name: str) -> list[Schema]:
     tables = choice.pop("oneOf")
     choice.pop("discriminator", None)
     methods = {"enum": [table["properties"]["method"]["const"] for table in tables]}
-    choice |= {"type": "object", "properties": {"method": methods}, "required": ["method"]}
+    choice |= {"type": "object", "properties": {"method": methods}}
+    if default is None:
+        choice["required"] = ["method"]
     choice["allOf"] = [
         {
             "if": {
@@ -60,11 +71,16 @@ def _by_method(definitions: Schema, name: str) -> list[Schema]:
         }
         for table in tables
     ]
+    choice["allOf"] += [
+        {"if": {"not": {"required": ["method"]}}, "then": table}
+        for table in tables
+        if table["properties"]["method"]["const"] == default
+    ]
     return tables
 
 
 def _any_method(tables: Iterable[Schema]) -> Schema:
-    """Return a table with the keys of all methods, none of them required."""
+    """Return a table with the keys of all methods, none required."""
     keys: dict[str, list[Schema]] = {}
     for table in tables:
         for key, value in table["properties"].items():

@@ -96,7 +96,7 @@ def split_keys(keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def seed_setting(method: object, classes: Mapping[str, type[BaseModel]]) -> str | None:
-    """Return the setting of a method that seeds its random numbers, or None.
+    """Return the setting that seeds a method's random numbers, or None.
 
     Args:
         method: Name of the method.
@@ -138,7 +138,10 @@ def _prune_keys(key: str, value: object) -> dict[str, Any]:
 
 
 def _name_part(key: str, value: object) -> str:
-    """Return a value as a part of the name of a run; numbers of samples need their key."""
+    """Return a value as part of a run's name.
+
+    Numbers of samples are named by their key.
+    """
     return f"{key}{value}" if key in CALIBRATION_KEYS else _folder_word(value)
 
 

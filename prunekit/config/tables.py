@@ -1,13 +1,13 @@
-"""Tables that every run has: ``[model]``, ``[calibration]``, ``[evaluate]``, ``[output]``.
+"""Tables that every run has: ``[model]``, ``[calibration]``, ``[output]``; their common keys.
 
 The docstring of each field is its documentation for users: ``prunekit schema`` shows it.
 """
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +18,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from typing_extensions import override
 
 from prunekit.checkpoint.output_path import MAX_SHARD_BYTES
 from prunekit.config.toml_source import quoted
@@ -33,7 +34,7 @@ NAME_BYTES = 255
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
-def _absolute_path(path: str, info: ValidationInfo) -> str:
+def absolute_path(path: str, info: ValidationInfo) -> str:
     """Return the absolute path; relative paths start at the config file's folder.
 
     Raises:
@@ -55,7 +56,7 @@ def _absolute_path(path: str, info: ValidationInfo) -> str:
 
 def _parse_source(source: str, info: ValidationInfo) -> str:
     if not source.startswith(("pydoc:", "hub:")):
-        source = _absolute_path(source, info)
+        source = absolute_path(source, info)
     if "task" not in info.data:
         return source  # its mistake is reported, and decides which sources are allowed
     if info.data["task"] is None and source.endswith(TABLES):
@@ -110,6 +111,14 @@ class Section(BaseModel):
         allow_inf_nan=False,
     )
 
+    @override
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Yield the values that are not the defaults."""
+        for name, value in super().__repr_args__():
+            field = type(self).model_fields.get(name or "")
+            if field is None or value != field.default:
+                yield name, value
+
 
 class Model(Section):
     """The model to prune."""
@@ -125,11 +134,14 @@ class Model(Section):
     """Data type in which the model runs; auto: as stored."""
     device: str = "auto"
     """Device on which the model runs: cpu, cuda or cuda:0; auto: the GPU if there is one."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of each process on the CPU. Default: the processors that its affinity and its control
+    group (cpu.max) leave it, or OMP_NUM_THREADS."""
 
     @field_validator("path")
     @classmethod
     def _check_path(cls, path: str, info: ValidationInfo) -> str:
-        folder = _absolute_path(path, info)
+        folder = absolute_path(path, info)
         if os.path.isdir(folder):  # noqa: PTH112  does not raise on invalid file names
             return folder
         if HUB_ID.fullmatch(path):
@@ -212,7 +224,7 @@ class Calibration(Labelled):
         return self.data == [sources.SELF]
 
     def rows_of(self, holds: Callable[[str], bool]) -> list[str]:
-        """Return the entries of ``data`` that hold rows of a kind, such as images.
+        """Return entries of ``data`` that hold rows of a kind.
 
         Args:
             holds: Tells whether an entry does.
@@ -220,38 +232,10 @@ class Calibration(Labelled):
         return [] if self.task or self.self_generated else [*filter(holds, self.data)]
 
 
-class Evaluate(Labelled):
-    """Text on which perplexity is measured before and after, or labelled data.
-
-    Measured are, of classification, accuracy and loss; of seq2seq, exact match and loss.
-    """
-
-    data: Sources
-    """Text other than the calibration text: files (.txt, .jsonl, .jsonl.gz, .parquet), pydoc:test,
-    hub:NAME:SPLIT. With task: files (.tsv, .csv, .jsonl, .jsonl.gz, .parquet) or
-    hub:NAME:SPLIT."""
-    length: int = Field(default=2048, ge=2)
-    """Tokens per window, with task at most; capped at the model's context length."""
-    windows: int | None = Field(default=None, ge=1)
-    """Number of windows from the start of the text. Default: all."""
-    samples: int | None = Field(default=None, ge=1)
-    """With task: number of rows from the start of each file. Default: all."""
-
-    @field_validator("windows", "samples")
-    @classmethod
-    def _check_count(cls, count: int | None, info: ValidationInfo) -> int | None:
-        labelled = info.data.get("task") is not None
-        if count is not None and labelled and info.field_name == "windows":
-            raise ValueError("rows have no windows; write samples.")
-        if count is not None and not labelled and info.field_name == "samples":
-            raise ValueError("counts rows of labelled data; write windows, or set task.")
-        return count
-
-
 class Output(Section):
     """The pruned checkpoint."""
 
-    path: Annotated[str, AfterValidator(_absolute_path)]
+    path: Annotated[str, AfterValidator(absolute_path)]
     """Folder for the checkpoint, its report and its journal."""
     format: Literal["dense", "2:4", "bitmask"] = "dense"
     """Storage format of the weights. dense: zeros included, readable by every tool. 2:4 (for

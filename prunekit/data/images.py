@@ -144,7 +144,7 @@ class ImageReader:
         return inputs
 
     def _text(self, row: ImageRow) -> tuple[str, bool]:
-        """Return the text with tokens for images, and whether it is of a template."""
+        """Return the text with image tokens, and whether it is templated."""
         messages = row.row.get("messages")
         if "text" in row.row:
             text = valid_text(row.row["text"], row.where)
@@ -158,7 +158,9 @@ class ImageReader:
 
 
 def _placed(messages: Any, row: ImageRow) -> Any:  # noqa: ANN401  as parsed
-    """Return messages with a part for each image; before the first text if they have none.
+    """Return messages with a part for each image.
+
+    Images that have no place in them stand before the first text.
 
     Raises:
         ConfigError: They have another number of such parts than the row has images.

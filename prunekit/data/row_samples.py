@@ -1,4 +1,4 @@
-"""Inputs of a model that are made row by row, of images or sound with text.
+"""Inputs made row by row, of images or sound with text.
 
 Shapes: T tokens.
 """
@@ -24,7 +24,7 @@ SHOWN = 200
 
 
 def first_row_has(source: str, key: str) -> bool:
-    """Return whether a source is a file of JSON lines whose first row has a key.
+    """Return whether a JSON lines file begins with a certain key.
 
     Raises:
         ConfigError: The file cannot be read, or its first row is not JSON.
@@ -39,7 +39,7 @@ def first_row_has(source: str, key: str) -> bool:
 
 
 def named_file(source: str, name: str, where: str) -> Path:
-    """Return the file that a row names, relative to the file of the row.
+    """Return the file that a row names, relative to its own.
 
     It may lie outside of that folder.
 
@@ -61,7 +61,7 @@ def named_file(source: str, name: str, where: str) -> Path:
 
 @dataclass(frozen=True)
 class RowSamples:
-    """Inputs of a model for rows of images or sound with text, each a batch of its own.
+    """Inputs for rows of images or sound with text, batched alone.
 
     Attributes:
         rows: Inputs by name, of one row each; ``input_ids`` [1, T] among them.

@@ -142,7 +142,7 @@ def table_rows(source: str, choose: Choose) -> Iterator[tuple[str, dict[str, str
 
 
 def given(row: Any) -> dict[str, Any]:  # noqa: ANN401  as parsed
-    """Return the entries of a row that are not null; none of what is no row.
+    """Return the entries of a row that are not null.
 
     A table has null where only other rows have a value.
     """

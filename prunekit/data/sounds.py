@@ -28,7 +28,7 @@ ROW = 'a row needs "audio", the path of a .npy or .wav file, and "text"'
 
 
 class SoundRow(NamedTuple):
-    """A row as it was read: its file and line, the sound, the text."""
+    """A row as read: file and line, sound, text."""
 
     where: str
     file: Path
@@ -133,7 +133,10 @@ class SoundReader:
 
 
 def _read_wav(row: SoundRow) -> tuple[np.ndarray, int]:
-    """Return the samples of a .wav file in -1..1, the mean of its channels, and their rate."""
+    """Return samples of a .wav file in -1..1, and their rate.
+
+    Of several channels it is the mean.
+    """
     try:
         with wave.open(str(row.file), "rb") as file:
             width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()

@@ -39,6 +39,8 @@ SEPARATOR = "<|endoftext|>"
 JSON_LINES = (".jsonl", ".jsonl.gz")
 ENDINGS = (".txt", *JSON_LINES, ".parquet")
 PYDOC = ("pydoc:train", "pydoc:test")
+TASK_FILES = (".yaml", ".yml")
+"""Ends of the names of files that define tasks of lm-eval."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def _documents(source: str, tokenizer: Tokenizer) -> Iterable[Document]:
 
 
 def _text_alone(located: tuple[str, Any]) -> tuple[str, Any]:
-    """Return a row, and refuse one with an image or sound, which would be ignored."""
+    """Return a row; refuse one whose image or sound would be ignored."""
     where, row = located
     for key in ("image", "audio"):
         if isinstance(row, dict) and row.get(key) is not None:

@@ -1,5 +1,6 @@
 """Measure generation speed of a model with sparse and with dense layers."""
 
+import inspect
 import statistics
 from collections.abc import Callable
 from typing import Any, cast
@@ -119,11 +120,20 @@ def _measure(model: PreTrainedModel, device: torch.device, prompt: int, new: int
     }
 
 
+def cache_argument(model: PreTrainedModel) -> str:
+    """Return the name of a model's argument and output for its cache.
+
+    transformers 5.24 renames ``past_key_values`` to ``cache``.
+    """
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
 class _DynamicCacheDecoder:
     """Greedy decoding with a cache that grows with every token."""
 
     def __init__(self, model: PreTrainedModel, ids: Tensor, new: int) -> None:
         self.model, self.ids, self.new = cast("Any", model), ids, new
+        self.name = cache_argument(model)
 
     def prefill(self) -> None:
         """Process the prompt and produce the first new token."""
@@ -133,8 +143,8 @@ class _DynamicCacheDecoder:
     def decode(self) -> None:
         """Decode the remaining tokens."""
         for _ in range(self.new - 1):
-            cache = self.output.past_key_values
-            self.output = self.model(self.tokens[-1], past_key_values=cache, use_cache=True)
+            cache = {self.name: self.output[self.name]}
+            self.output = self.model(self.tokens[-1], **cache, use_cache=True)
             self.tokens.append(self.output.logits[:, -1:].argmax(-1))
 
 
@@ -150,18 +160,19 @@ class _StaticCacheDecoder:
         self.model, self.ids, self.new = cast("Any", model), ids, new
         length = ids.shape[1] + new + STEPS_TO_CAPTURE
         self.cache = transformers.StaticCache(config=model.config, max_cache_len=length)
+        self.given = {cache_argument(model): self.cache, "use_cache": True}
         self.token = ids[:, :1].clone()
         self.prefill()
         self.step = capture(self._step)
 
     def _step(self) -> None:
-        output = self.model(self.token, past_key_values=self.cache, use_cache=True)
+        output = self.model(self.token, **self.given)
         self.token.copy_(output.logits[:, -1:].argmax(-1))
 
     def prefill(self) -> None:
         """Process the prompt and produce the first new token."""
         self.cache.reset()
-        output = self.model(self.ids, past_key_values=self.cache, use_cache=True)
+        output = self.model(self.ids, **self.given)
         self.token.copy_(output.logits[:, -1:].argmax(-1))
         self.tokens = [self.token.clone()]
 

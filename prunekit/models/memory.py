@@ -89,13 +89,18 @@ def report_exhausted(advice: str = ADVICE) -> Iterator[None]:
         raise CapacityError(f"The memory is used up ({reason}). {advice}") from error
 
 
-def limit_threads() -> None:
-    """Use no more threads than processors.
+def limit_threads(asked: int | None = None) -> None:
+    """Use the threads of a config, or no more than processors.
 
-    PyTorch does not see the processor quota of a control group.
+    PyTorch does not see the processor quota of a control group. A number of threads in
+    OMP_NUM_THREADS remains. Without ``asked`` only for processes that prunekit itself started.
 
-    A number of threads that the user set remains. Only for processes that prunekit itself started.
+    Args:
+        asked: Threads of this process.
     """
+    if asked:
+        torch.set_num_threads(asked)
+        return
     threads = max(1, cgroups.usable_cpus() // local_processes())
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > threads:
         torch.set_num_threads(threads)

@@ -18,7 +18,7 @@ EXTRACTOR_FILE = "preprocessor_config.json"
 
 
 def load_processor(checkpoint: Checkpoint) -> Any:  # noqa: ANN401  transformers has no common class
-    """Load the processor of images and text in the folder of a checkpoint.
+    """Load a checkpoint's processor of images and text.
 
     Raises:
         ConfigError: There is none, it needs custom code, or its files are damaged.
@@ -36,7 +36,7 @@ def load_processor(checkpoint: Checkpoint) -> Any:  # noqa: ANN401  transformers
 
 
 def load_extractor(checkpoint: Checkpoint) -> Any:  # noqa: ANN401  transformers has no common class
-    """Load the extractor of features of sound in the folder of a checkpoint; None without one.
+    """Load a checkpoint's extractor of sound features; None without one.
 
     Raises:
         ConfigError: It needs custom code, or its files are damaged.
@@ -55,7 +55,7 @@ def load_extractor(checkpoint: Checkpoint) -> Any:  # noqa: ANN401  transformers
 
 
 def read_processor(folder: str | Path) -> Any:  # noqa: ANN401  transformers has no common class
-    """Load the processor of a checkpoint, for images and text; its part for videos is left out.
+    """Load a processor for images and text, without its video part.
 
     That part alone needs torchvision.
 

@@ -182,7 +182,7 @@ def answers(
 
 
 def feature_shape(encoder: Any) -> tuple[int, int] | None:  # noqa: ANN401
-    """Return the features of a frame, and the frames of a sample, of an encoder of sound.
+    """Return features per frame and frames per sample of a sound encoder.
 
     None for an encoder of text. The same as in :mod:`prunekit.architectures.features`, of which
     nothing may be imported here.
@@ -196,7 +196,7 @@ def feature_shape(encoder: Any) -> tuple[int, int] | None:  # noqa: ANN401
 
 
 def random_features(ids: Tensor, shape: tuple[int, int]) -> Float[Tensor, "B F L"]:
-    """Return normal features for samples without sound, each fixed by the tokens of its text.
+    """Return random features for samples, fixed by their tokens.
 
     Args:
         ids: Tokens [B, T].

@@ -20,7 +20,7 @@ DENSE = "dense"
 
 @dataclass(frozen=True)
 class Column:
-    """A measure; figures can be compared only where the protocol is the same.
+    """A measure; only figures of the same protocol can be compared.
 
     Attributes:
         metric: Such as ``perplexity``.

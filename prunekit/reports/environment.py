@@ -12,7 +12,7 @@ import torch
 
 from prunekit.models.cgroups import usable_cpus
 
-PACKAGES = ("torch", "transformers", "triton", "safetensors", "accelerate")
+PACKAGES = ("torch", "transformers", "triton", "safetensors", "accelerate", "lm_eval")
 """Packages whose versions are reported, where they are installed."""
 
 

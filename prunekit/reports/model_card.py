@@ -1,4 +1,4 @@
-"""Model card of a pruned model: what the hub shows of it, from its report.
+"""Model card of a pruned model, from its report.
 
 Licence, language and tags are those of the model that was pruned, from its own card.
 """
@@ -33,7 +33,7 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def source_facts(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return what the card of a model says about its copies, and notes.
+    """Return what a model's card says about copies, and notes.
 
     Args:
         folder: Folder of the model.
@@ -65,7 +65,7 @@ def source_facts(folder: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _is_valid(key: str, value: object) -> bool:
-    """Return whether an entry of a card has the type that the hub gives it."""
+    """Return whether an entry of a card has the hub's type."""
     if key == TABLE:
         return isinstance(value, dict) and _is_json(value)
     if key in LISTS and isinstance(value, list):
@@ -74,7 +74,10 @@ def _is_valid(key: str, value: object) -> bool:
 
 
 def _is_json(value: object) -> bool:
-    """Return whether JSON in UTF-8 can hold a value: no date, no cycle, no half of a character."""
+    """Return whether JSON in UTF-8 can hold a value.
+
+    It holds no date, no cycle and no half of a character.
+    """
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError):

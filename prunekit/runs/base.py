@@ -16,7 +16,7 @@ from prunekit.checkpoint import adapter
 from prunekit.checkpoint.atomic import file_sha256, write_atomically
 from prunekit.checkpoint.hub import CARD
 from prunekit.checkpoint.output import OutputFolder, checkpoint_files
-from prunekit.checkpoint.reader import open_checkpoint
+from prunekit.checkpoint.reader import Checkpoint, open_checkpoint
 from prunekit.data import sources
 from prunekit.data.samples import Samples
 from prunekit.data.sources import title
@@ -24,6 +24,7 @@ from prunekit.data.tokens import Tokens
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import StoppedError
 from prunekit.evaluation.generation import sample_text
+from prunekit.evaluation.harness import harness_measures
 from prunekit.evaluation.perplexity import Evaluator
 from prunekit.models import memory
 from prunekit.reports import model_card
@@ -36,7 +37,14 @@ from prunekit.runs.plan_base import PlanBase
 from prunekit.runs.record import Record, stoppable
 from prunekit.runs.stage import Stage
 from prunekit.runs.status import STATUS
-from prunekit.runs.texts import Data, calibration_data, evaluation_data, measures, metrics
+from prunekit.runs.texts import (
+    Data,
+    calibration_data,
+    evaluation_data,
+    measures,
+    metrics,
+    tasks_of,
+)
 from prunekit.runs.training_log import state_files
 
 OWN_TEXT = "calibration.json"
@@ -182,6 +190,24 @@ class RunBase(ABC, Generic[P]):
 
     def _evaluate(self, which: str, evaluated: Mapping[str, Data]) -> Iterator[Record]:
         """Measure the model ``"before"`` or ``"after"`` pruning, unless the journal has it."""
+        yield from self._evaluate_data(which, evaluated)
+        if tasks := tasks_of(self.plan.config.evaluate):
+            yield Record("phase", f"tasks {which}", {"steps": 1}, Stage.EVALUATING)
+            known = self.output.journal.get(("tasks", which))
+            if known is None:
+                with self._timed("evaluate"):
+                    checkpoint = self._checkpoint(which)
+                    device = self.plan.device
+                    found = self.ranks.run_on_main(
+                        lambda: harness_measures(checkpoint, tasks, device)
+                    )
+                known = {"measures": [{**each, "which": which} for each in found]}
+                self.output.append_journal("tasks", which, known)
+            for each in known["measures"]:
+                yield Record("evaluation", each["source"], each)
+
+    def _evaluate_data(self, which: str, evaluated: Mapping[str, Data]) -> Iterator[Record]:
+        """Measure a model on the data of [evaluate], unless known."""
         if not evaluated:
             return
         steps = len(evaluated) * len(metrics(self.plan))
@@ -202,12 +228,14 @@ class RunBase(ABC, Generic[P]):
                 yield Record("evaluation", source, known)
 
     def _evaluator(self, which: str) -> Evaluator:
-        before = which == "before"
-        checkpoint = self.plan.checkpoint if before else open_checkpoint(self.output.folder)
-        evaluator = Evaluator(checkpoint, self.plan.device, self.output.folder)
-        if not before:
+        evaluator = Evaluator(self._checkpoint(which), self.plan.device, self.output.folder)
+        if which == "after":
             evaluator.weights.adapters = adapter.read(self.output.folder)
         return evaluator
+
+    def _checkpoint(self, which: str) -> Checkpoint:
+        """Return the model before or after pruning."""
+        return self.plan.checkpoint if which == "before" else open_checkpoint(self.output.folder)
 
     def _write_report(self, report: dict[str, Any]) -> dict[str, Any]:
         """Check the gates, write report and model card, and return the report."""
@@ -222,6 +250,8 @@ class RunBase(ABC, Generic[P]):
         """Return the keys of the report that all kinds of runs share."""
         done = self.output.journal
         evaluations = [values for (kind, _), values in done.items() if kind == "evaluation"]
+        tasks = [values["measures"] for (kind, _), values in done.items() if kind == "tasks"]
+        evaluations += chain(*tasks)
         seconds = {**self.seconds, "total": self.elapsed}
         frame = facts.report_frame(self.plan, tokens, evaluations, seconds)
         digests = self.output.files.items()

@@ -92,7 +92,9 @@ def paired(evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
         pair = pairs.setdefault((entry["source"], entry["metric"]), names)
         pair[entry["which"]] = entry["value"]
         pair["protocol"] = entry["protocol"]
-        if "correct" in entry:
-            pair["samples"] = entry["samples"]
-            pair.setdefault("correct", {})[entry["which"]] = entry["correct"]
+        for key in ("correct", "stderr"):
+            if entry.get(key) is not None:
+                pair["samples"] = entry["samples"]
+                pair.setdefault(key, {})[entry["which"]] = entry[key]
+        pair |= {key: entry[key] for key in ("harness", "higher_is_better") if key in entry}
     return list(pairs.values())

@@ -32,7 +32,7 @@ def check_gates(gates: Gates | None, report: Mapping[str, Any]) -> list[dict[str
 
 
 def failures(report: Mapping[str, Any]) -> str:
-    """Return the limits that are not met, in words; empty if all are."""
+    """Return the limits that are not met, in words."""
     missed = [each for each in report.get("gates") or [] if not each["met"]]
     return "\n".join(
         f"gates.{each['name']}: {number(each['achieved'])} in {each['where']}, at most "

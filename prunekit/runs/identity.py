@@ -20,8 +20,9 @@ from prunekit.checkpoint.header import TensorEntry
 from prunekit.checkpoint.reader import Checkpoint
 from prunekit.distributed.ranks import Ranks
 from prunekit.errors import CheckpointError, ConfigError
+from prunekit.evaluation import harness_tasks
 from prunekit.runs.plan_base import PlanBase
-from prunekit.runs.texts import Data
+from prunekit.runs.texts import Data, tasks_of
 
 CHUNK_BYTES = 1 << 22
 WEIGHTS = "weights"
@@ -38,7 +39,7 @@ def fingerprint(plan: PlanBase, tokens: Data | None, evaluated: Mapping[str, Dat
     """
     from prunekit._version import __version__
 
-    config = plan.config.dump()
+    config, tasks = plan.config.dump(), tasks_of(plan.config.evaluate)
     # These change no bit of the result.
     for table in ("output", "gates"):
         config.pop(table, None)
@@ -51,6 +52,7 @@ def fingerprint(plan: PlanBase, tokens: Data | None, evaluated: Mapping[str, Dat
             "config": config,
             "calibration": tokens.digest if tokens else None,
             "evaluation": {source: each.digest for source, each in evaluated.items()},
+            "tasks": tasks and harness_tasks.digest(tasks),
             "dtype": str(plan.dtype),  # depends on the CPU
             "model": model_identity(plan.checkpoint),
         }

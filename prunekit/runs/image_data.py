@@ -1,4 +1,4 @@
-"""Images with text as calibration data: checked and read while a run is planned."""
+"""Images with text as calibration data, read at plan time."""
 
 import inspect
 import sys
@@ -94,7 +94,7 @@ def check_part(config: Config | StructuredConfig, stacks: Sequence[StackRunner])
 def check_images(
     config: Config | StructuredConfig, model: PreTrainedModel, stacks: Sequence[StackRunner]
 ) -> None:
-    """Refuse images that do not fit the model, the run, or the other data.
+    """Refuse images that do not fit model, run or other data.
 
     Args:
         config: The user's config.
@@ -140,7 +140,7 @@ def check_images(
 def image_samples(
     config: Config, checkpoint: Checkpoint, limit: int, length: int, ranks: Ranks
 ) -> RowSamples | None:
-    """Return the calibration samples of images with text, or None for other data.
+    """Return calibration samples of images with text, None for other data.
 
     Args:
         config: The user's config.
@@ -168,7 +168,9 @@ def image_samples(
 
 
 def tower_tokens(model: PreTrainedModel, stacks: Sequence[StackRunner], images: RowSamples) -> int:
-    """Return an upper bound of a row's patches, which a tower reads as tokens; 0 without towers.
+    """Return an upper bound of a row's patches; 0 without towers.
+
+    A tower reads each patch as a token.
 
     Args:
         model: The model.

@@ -20,9 +20,10 @@ from prunekit.config.run_config import Config, StructuredConfig, SweepConfig
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError, GateError
 from prunekit.models.devices import resolve_device
-from prunekit.models.memory import report_exhausted
+from prunekit.models.memory import limit_threads, report_exhausted
 from prunekit.reports import model_card
-from prunekit.runs.advice import remarks
+from prunekit.runs.advice.base import Subject
+from prunekit.runs.advice.rules import remarks
 from prunekit.runs.gates import failures
 from prunekit.runs.preflight import Preflight
 from prunekit.runs.rank_facts import config_facts, plan_facts
@@ -78,9 +79,8 @@ def plan(
     if config.output.push and not (preflight and preflight.device_memory):
         check_can_push(config.output.push, "output.push")
     made = _plan(config, ranks, preflight)
-    if isinstance(made, Plan | TrainedPlan):
-        made = replace(made, notes=(*made.notes, *remarks(made.config)))
     if not isinstance(made, SweepPlan):
+        made = replace(made, notes=(*made.notes, *remarks(Subject.of(made))))
         _, notes = model_card.source_facts(made.checkpoint.folder)
         made = replace(made, notes=(*made.notes, *notes))
         ranks.require_same(plan_facts(made))
@@ -149,6 +149,8 @@ def run(
     """
     if not isinstance(plan, JobPlan):
         raise ConfigError(f"run: a {type(plan).__name__} is no plan; prunekit.plan makes one.")
+    if threads := plan.config.model.threads:
+        limit_threads(threads)
     with report_exhausted(RESUME):
         records = _judged(plan, _records(plan, resume=resume, overwrite=overwrite, stop=stop))
         main = isinstance(plan, SweepPlan) or plan.ranks.is_main
@@ -172,7 +174,7 @@ def _records(
 
 
 def _judged(plan: JobPlan, records: Generator[Record, None, None]) -> Generator[Record, None, None]:
-    """Yield records; upload what keeps the limits, and fail on what does not.
+    """Yield records; upload a model that keeps the limits, else fail.
 
     Raises:
         GateError: A limit is not met, and the config does not say to keep the model.

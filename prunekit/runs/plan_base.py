@@ -23,7 +23,7 @@ from prunekit.models.vocabulary import token_limit
 from prunekit.models.weight_names import stored_names
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PlanBase(ABC):
     """Decisions about one run, taken before any weight is read.
 
@@ -55,6 +55,14 @@ class PlanBase(ABC):
     sharded: bool = False
     images: RowSamples | None = None
 
+    def __repr__(self) -> str:
+        config, pattern = self.config, self.config.prune.pattern
+        words = " and ".join(pattern) if isinstance(pattern, list) else pattern.name
+        return (
+            f"<{type(self).__name__}: {config.model.path} by {config.prune.method.name}, {words}, "
+            f"to {config.output.path}>"
+        )
+
     @property
     def training(self) -> Training | None:
         """The training of the config, with the decision whether it is sharded."""
@@ -69,7 +77,7 @@ class PlanBase(ABC):
 
     @property
     def joining(self) -> int:
-        """Bytes on disk beside the checkpoint while its files are written, at most."""
+        """Most bytes on disk beside the checkpoint while files are written."""
         return self._joining(self.config.output.max_shard_size)
 
     @property
@@ -84,7 +92,7 @@ class PlanBase(ABC):
 
     @cached_property
     def largest_shard(self) -> int:
-        """Bytes of the largest file that the run writes before they are joined."""
+        """Bytes of the largest file before files are joined."""
         stored = stored_names(self.model, self.checkpoint)
         entries = self.checkpoint.entries
         left = sum(entry.nbytes for entry in entries.values())

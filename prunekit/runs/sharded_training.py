@@ -1,4 +1,4 @@
-"""Decisions by which a training fits: weights sharded over processes, or adapters alone."""
+"""Decisions by which a training fits: sharded weights, or adapters alone."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Sound with text as calibration data: checked and read while a run is planned."""
+"""Sound with text as calibration data, read at plan time."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ def sound_sources(config: Config | StructuredConfig) -> list[str]:
 def check_sounds(
     config: Config | StructuredConfig, model: PreTrainedModel, stacks: Sequence[StackRunner]
 ) -> None:
-    """Refuse sound that does not fit the model, the run, or the other data.
+    """Refuse sound that does not fit model, run or other data.
 
     Args:
         config: The user's config.
@@ -66,7 +66,7 @@ def check_sounds(
 def sound_samples(
     config: Config, checkpoint: Checkpoint, stacks: Sequence[StackRunner], limit: int, length: int
 ) -> RowSamples | None:
-    """Return the calibration samples of sound with text, or None for other data.
+    """Return calibration samples of sound with text, None for other data.
 
     Args:
         config: The user's config.
@@ -90,7 +90,7 @@ def sound_samples(
 def random_feature_notes(
     config: Config, stacks: Sequence[StackRunner], samples: RowSamples | None
 ) -> list[str]:
-    """Return a note where an encoder of sound is calibrated on random features.
+    """Return a note where a sound encoder is calibrated on random features.
 
     Args:
         config: The user's config.
@@ -106,6 +106,6 @@ def random_feature_notes(
 
 
 def encoded_tokens(stacks: Sequence[StackRunner]) -> int:
-    """Return the tokens that an encoder of sound makes of a sample; 0 without one."""
+    """Return the tokens that a sound encoder makes; 0 without one."""
     counts = (getattr(each.module.config, FRAMES) for each in stacks if each.stack.features)
     return max(counts, default=0)

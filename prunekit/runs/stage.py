@@ -33,7 +33,7 @@ class Stage(Enum):
 
     @property
     def next(self) -> frozenset["Stage"]:
-        """The stages that may follow; a run that ended may be begun or resumed."""
+        """The stages that may follow; an ended run may begin again."""
         if self.ended:
             return frozenset({Stage.IDLE})
         return frozenset({*NEXT[self], Stage.FAILED, Stage.STOPPED}) - {self}

@@ -1,4 +1,4 @@
-"""The status of a run: a file in its output folder, made from its records."""
+"""The status of a run, a file made from its records."""
 
 import json
 import time
@@ -111,7 +111,7 @@ class StatusFile:
 def followed(
     records: Generator[Record, None, None], folder: Path, *, writes: bool
 ) -> Generator[Record, None, None]:
-    """Yield the records of a run and keep its status in a file.
+    """Yield a run's records and keep its status in a file.
 
     Args:
         records: The records.

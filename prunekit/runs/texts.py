@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from prunekit.config.evaluate_table import Evaluate
 from prunekit.config.run_config import Config, StructuredConfig
-from prunekit.config.tables import Calibration, Evaluate
+from prunekit.config.tables import Calibration
 from prunekit.data.labelled import LabelledTask
 from prunekit.data.labelled_tokens import LabelledData
 from prunekit.data.row_samples import RowSamples
@@ -17,6 +18,7 @@ from prunekit.data.sources import title
 from prunekit.data.tokens import Tokens, calibration_tokens, evaluation_tokens
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError
+from prunekit.evaluation.harness_tasks import HarnessTasks, load_tasks
 from prunekit.evaluation.labelled import METRICS, labelled_measures
 from prunekit.evaluation.perplexity import Evaluator
 from prunekit.models.layout import is_causal_language_model
@@ -59,12 +61,31 @@ def check_data(
     check_part(config, stacks)
     check_images(config, model, stacks)
     check_sounds(config, model, stacks)
-    evaluate = config.evaluate
-    if evaluate and not evaluate.task and not is_causal_language_model(model, stacks):
+    if config.evaluate and not is_causal_language_model(model, stacks):
+        _check_measurable(config.evaluate, f"{config.model.path}: {type(model).__name__}")
+    if tasks := tasks_of(config.evaluate):
+        load_tasks(tasks)
+
+
+def _check_measurable(evaluate: Evaluate, model: str) -> None:
+    """Refuse measures that are for causal language models alone."""
+    if evaluate.data and not evaluate.task:
         raise ConfigError(
-            f"{config.model.path}: {type(model).__name__} has no perplexity, which is for causal "
-            "language models. Leave out [evaluate], or set evaluate.task and name labelled data."
+            f"{model} has no perplexity, which is for causal language models. Leave out "
+            "[evaluate], or set evaluate.task and name labelled data."
         )
+    if evaluate.tasks:
+        raise ConfigError(
+            f"{model} cannot be asked the questions of evaluate.tasks, which are for causal "
+            "language models. Leave the key out, or set evaluate.task and name labelled data."
+        )
+
+
+def tasks_of(evaluate: Evaluate | None) -> HarnessTasks | None:
+    """Return the tasks of lm-eval that a table [evaluate] names, or None."""
+    if evaluate is None or not evaluate.tasks:
+        return None
+    return HarnessTasks(tuple(evaluate.tasks), evaluate.few_shot, evaluate.limit)
 
 
 def data_words(config: Config | StructuredConfig, lengths: tuple[int, int]) -> dict[str, str]:
@@ -80,7 +101,12 @@ def data_words(config: Config | StructuredConfig, lengths: tuple[int, int]) -> d
                 rows["calibration"] += f", of {', '.join(map(title, found))} ({kind} with text)"
         if calibration.task:
             rows["calibration"] += f", {_described(calibration)}"
-    if (evaluate := config.evaluate) and evaluate.task:
+    evaluate = config.evaluate
+    if evaluate and evaluate.tasks:
+        shots = "" if evaluate.few_shot is None else f", {evaluate.few_shot}-shot"
+        limit = f", the first {evaluate.limit} questions of each" if evaluate.limit else ""
+        rows["tasks"] = f"{', '.join(map(title, evaluate.tasks))} (lm-eval{shots}{limit})"
+    if evaluate and evaluate.task:
         which = f"the first {evaluate.samples} rows" if evaluate.samples else "all rows"
         measures = " and ".join(METRICS[evaluate.task])
         rows["evaluate"] = f"{measures} on {which} of {_described(evaluate)}"

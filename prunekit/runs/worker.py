@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
 from threading import Thread
 from typing import Any
@@ -19,46 +19,86 @@ PRELOADED = ["prunekit.runs.jobs", "prunekit.runs.sweep.measure"]
 """Modules that the fork server imports; it skips names that it cannot import."""
 
 
+class Worker:
+    """A process that runs a generator and sends its items.
+
+    Args:
+        function: Returns the generator; it, its arguments and its items are pickled.
+        arguments: Arguments of the function.
+        variables: Variables of the environment that it sees.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Iterator[Any]],
+        *arguments: object,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        self.receiver, sender = context.Pipe(duplex=False)
+        given = (sender, function, arguments, dict(variables or {}))
+        self.process = context.Process(target=_serve, args=given, daemon=True)
+        self.process.start()
+        sender.close()
+
+    def receive(self) -> tuple[bool, Any]:
+        """Wait for an item; return whether all is done, and it.
+
+        Raises:
+            PrunekitError: The function raised it, or the process was killed.
+            RuntimeError: The function raised anything else; the message is its traceback.
+        """
+        try:
+            kind, value = self.receiver.recv()
+        except EOFError:
+            self.process.join()
+            raise PrunekitError(
+                "The process that carried it out ended with exit code "
+                f"{self.process.exitcode}; -9 says that it was killed, most likely for want of "
+                "memory."
+            ) from None
+        if kind == "refused":
+            raise value
+        if kind == "failed":
+            raise RuntimeError(value)
+        return kind == "done", value
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.terminate()
+        self.process.join()
+        self.receiver.close()
+
+
 def run_in_subprocess(function: Callable[..., Iterator[Any]], *arguments: object) -> Iterator[Any]:
     """Yield the items of ``function(*arguments)``, which runs in a worker process.
 
-    The function, its arguments and its items are pickled. Closing this generator ends the worker,
-    and so does the end of this process, so that it does not hold a folder that is to be resumed.
+    Closing this generator ends the worker, and so does the end of this process, so that it does not
+    hold a folder that is to be resumed.
 
     Raises:
         PrunekitError: The function raised it, or the worker was killed.
         RuntimeError: The function raised anything else; the message is its traceback.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(sender, function, arguments), daemon=True)
-    process.start()
-    sender.close()
+    worker = Worker(function, *arguments)
     try:
         while True:
-            kind, value = receiver.recv()
-            if kind == "done":
+            done, value = worker.receive()
+            if done:
                 return
-            if kind == "refused":
-                raise value
-            if kind == "failed":
-                raise RuntimeError(value)
             yield value
-    except EOFError:
-        process.join()
-        raise PrunekitError(
-            f"The process that carried it out ended with exit code {process.exitcode}; -9 says "
-            "that it was killed, most likely for want of memory."
-        ) from None
     finally:
-        process.terminate()
-        process.join()
+        worker.close()
 
 
 def _serve(
-    sender: Connection, function: Callable[..., Iterator[Any]], arguments: tuple[object, ...]
+    sender: Connection,
+    function: Callable[..., Iterator[Any]],
+    arguments: tuple[object, ...],
+    variables: Mapping[str, str],
 ) -> None:
+    os.environ.update(variables)
     # A signal to all processes of a terminal is for the parent, which ends this one.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

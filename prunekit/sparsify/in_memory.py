@@ -6,7 +6,7 @@ Shapes: N samples, T tokens.
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from jaxtyping import Bool
 from pydantic import ValidationError
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from prunekit.architectures import find_architecture
 from prunekit.architectures.adapters import adapter_layers, bare_model
 from prunekit.config.messages import explain
-from prunekit.config.prune_table import Prune
+from prunekit.config.prune_table import DEFAULT_METHOD, Prune
 from prunekit.errors import ConfigError
 from prunekit.methods import Method, methods
 from prunekit.models.adapters import all_masked
@@ -34,7 +34,7 @@ from prunekit.models.sequential.loaded_block import LoadedBlock
 from prunekit.models.sequential.pipeline import OutputsRead, iterate_blocks, load_blocks
 from prunekit.sparsify.block_pruner import BlockPruner
 from prunekit.sparsify.calibrate import make_survey
-from prunekit.sparsify.layer_result import LayerResult
+from prunekit.sparsify.layer_result import LayerResult, PrunedLinear
 from prunekit.sparsify.permute_channels import channel_orders, check_permutable, permute_channels
 from prunekit.sparsify.permute_residual import permute_residual, residual_axes, residual_order
 from prunekit.sparsify.recipe import Recipe
@@ -46,10 +46,10 @@ def prune(
     model: PreTrainedModel,
     tokens: Data | None = None,
     *,
-    method: str = "admm",
+    method: str = DEFAULT_METHOD,
     pattern: str = "unstructured",
     **settings: Any,  # noqa: ANN401  the keys of [prune]
-) -> list[dict[str, Any]]:
+) -> list[PrunedLinear]:
     """Prune a model in place, block by block; return measurements.
 
     Args:
@@ -84,7 +84,7 @@ def prune(
     with unfused(model):
         pruner = ModelPruner.of(model, batches, section, recipe)
         results = pruner.prune(pruner.allocate(section.sparsity))
-        return [result.as_record() for result in results]
+        return [cast("PrunedLinear", result.as_record()) for result in results]
 
 
 def _check_adapters(model: PreTrainedModel, section: Prune) -> None:
@@ -243,10 +243,10 @@ def prune_table(values: dict[str, Any]) -> Prune:
     try:
         return Prune.model_validate(values)
     except ValidationError as error:
-        chosen = methods().get(str(values["method"]), Method)
+        chosen = methods().get(str(values.get("method", DEFAULT_METHOD)), Method)
         allowed = dict.fromkeys([*Prune.model_fields, *chosen.model_fields], "")
         lines = []
         for details in error.errors():
             key = next(part for part in reversed(details["loc"]) if isinstance(part, str))
             lines.append(f"{key}: {explain(details, key, allowed)}")
-        raise ConfigError("\n".join(lines)) from error
+        raise ConfigError("\n".join(lines)) from None

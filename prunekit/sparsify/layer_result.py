@@ -2,12 +2,38 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from torch import Tensor
 
 from prunekit.checkpoint.adapter import Adapter
 from prunekit.models.layout import Linear
+
+
+class PrunedLinear(TypedDict):
+    """The measurements of one linear, as :func:`prunekit.prune` returns them.
+
+    Methods and recoveries add entries of their own, such as ``damping``.
+
+    Attributes:
+        name: Full name of the linear.
+        shape: Output and input features.
+        sparsity: Fraction of zeros, 0..1.
+        relative_error: ‖WX − W′X‖² / ‖WX‖² of its outputs; None if not measured.
+        seconds: Its share of the time that pruning the stage took.
+        pattern: Name of its pattern, where the allocation chose another one.
+        tokens: Tokens that were routed to its expert.
+        starved: Policy that was applied because these were too few, or None.
+    """
+
+    name: str
+    shape: list[int]
+    sparsity: float
+    relative_error: float | None
+    seconds: float
+    pattern: NotRequired[str]
+    tokens: NotRequired[int]
+    starved: NotRequired[str | None]
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ def estimate_memory(
 
 
 def recorded_bytes(stacks: Sequence[StackRunner], lengths: Sequence[int]) -> int:
-    """Return the bytes of what blocks are called with for samples of these lengths.
+    """Return the bytes of block arguments for samples of these lengths.
 
     Two masks, of all tokens and of a window, and two tables of rotary embeddings.
     """

@@ -54,7 +54,7 @@ class Gate:
 
 
 class Holding:
-    """Context in which a gate has another value; it can be entered again."""
+    """Context in which a gate has another value; reentrant."""
 
     def __init__(self, gate: Gate, value: Float[Tensor, "*B U"]) -> None:
         self._gate, self._value, self._before = gate, value, gate.value

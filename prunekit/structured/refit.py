@@ -54,7 +54,7 @@ def reader_grams(gated: GatedModel, *, after_gates: bool = True) -> dict[str, Fl
 def damped_factor(
     part: Callable[[], Float[Tensor, "C C"]], mean: float, damping: float, name: str
 ) -> tuple[Float[Tensor, "C C"], float]:
-    """Return the Cholesky factor of a damped part of H, and the damping.
+    """Return the Cholesky factor of damped H, and the damping.
 
     Sums in float32 may leave H indefinite: the damping is then raised tenfold until it suffices.
 
@@ -198,7 +198,7 @@ def _pieces(
     columns: Int[Tensor, " C"],
     width: int,
 ) -> Float[Tensor, "C N"]:
-    """Return a matrix in float64 that is made some rows at a time."""
+    """Return a matrix in float64, made some rows at a time."""
     found = torch.empty(len(columns), width, dtype=torch.float64)
     for piece, part in zip(columns.split(PIECE), found.split(PIECE), strict=True):
         part.copy_(rows(piece))

@@ -272,4 +272,4 @@ def _ranker(ranker: str | Ranker, settings: dict[str, Any]) -> Ranker:
         return known[ranker](**settings)
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        raise ConfigError(f"ranker {ranker}: {'; '.join(lines)}") from error
+        raise ConfigError(f"ranker {ranker}: {'; '.join(lines)}") from None

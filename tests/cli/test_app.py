@@ -9,7 +9,7 @@ from prunekit.cli.app import GLOBAL_OPTIONS, is_verbose
 from prunekit.cli.main import main
 
 COMMANDS = (
-    *("run", "plan", "evaluate", "inspect", "verify"),
+    *("run", "plan", "advise", "evaluate", "inspect", "verify"),
     *("report", "list", "schema", "init", "demo"),
     *("status", "compare", "push", "completion"),
 )

@@ -119,10 +119,9 @@ def test_configs_are_what_the_table_promises(tmp_path):
     assert [(config["prune"]["method"], config["prune"]["pattern"]) for config in configs] == [
         (method, pattern)
         for pattern in ("unstructured", "2:4")
-        for method in ("magnitude", "wanda", "sparsegpt")
+        for method in ("magnitude", "wanda", "sparsegpt", "admm")
     ]
     for config in configs:
-        # A pattern n:m fixes the sparsity; saying it twice is an error.
         assert config["prune"].get("sparsity") == (
             None if ":" in config["prune"]["pattern"] else 0.5
         )
@@ -167,11 +166,12 @@ def test_a_damaged_report_of_a_run_is_named(tmp_path, runs):
 def test_demo_runs_each_method_and_resumes_what_was_broken(tmp_path, runs):
     (tmp_path / "wanda-50").mkdir()
     methods = [each["config"]["prune"]["method"] for each in demo.demo(tmp_path)]
-    assert methods == ["magnitude", "wanda", "sparsegpt"]
+    assert methods == ["magnitude", "wanda", "sparsegpt", "admm"]
     assert runs["commands"] == [
         ["run", str(tmp_path / "magnitude-50.toml")],
         ["run", str(tmp_path / "wanda-50.toml"), "--resume"],
         ["run", str(tmp_path / "sparsegpt-50.toml")],
+        ["run", str(tmp_path / "admm-50.toml")],
     ]
 
 

@@ -20,7 +20,9 @@ def test_a_limit_that_is_not_measured_is_refused(mistakes):
         "gates.accuracy_drop: is measured on the data of [evaluate], and there is no such table.",
     ]
     (line,) = mistakes(f"{GOOD}{EVALUATED}[gates]\naccuracy_drop = 0.1\n")
-    assert line.endswith("gates.accuracy_drop: without evaluate.task perplexity is measured.")
+    assert line.endswith(
+        "gates.accuracy_drop: without evaluate.task or tasks perplexity is measured."
+    )
     unmeasured = prune('method = "wanda"\npattern = "2:4"\nmeasure_error = false\n')
     (line,) = mistakes(f"{unmeasured}[gates]\nlayer_error = 0.1\n")
     assert line.endswith("needs [calibration] and measure_error, which measure it.")

@@ -57,8 +57,6 @@ format = "sparse"
         'config.toml:11: calibration.samples: "many" is not a whole number.',
         "config.toml:12: calibration.length: 0 is not possible: at least 1.",
         "config.toml:13: calibration.seed: true is not a whole number.",
-        "config.toml:14: prune.pattern: missing. Allowed positions of zeros: unstructured, n:m (n "
-        "kept of every m inputs), block:RxC, row, column.",
         'config.toml:15: prune.method: "sparse-gpt" is not a method. Did you mean "sparsegpt"? '
         f"Choose: {', '.join(methods())}.",
         'config.toml:17: prune.patern: no such key. Did you mean "pattern"?',

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prunekit.config.messages import did_you_mean, explain
+from prunekit.config.messages import explain
+from prunekit.formatting import did_you_mean
 
 
 class Table(BaseModel):

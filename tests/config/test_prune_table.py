@@ -16,7 +16,7 @@ ANY = f'{WANDA}pattern = "unstructured"\nsparsity = 0.5\n'
 
 CLASHES = [
     (
-        f'{WANDA}pattern = "2:4"\nsparsity = 0.5',
+        f'{WANDA}pattern = "2:4"\nsparsity = 0.4',
         ['config.toml:4: prune.sparsity: "2:4" fixes the sparsity at 0.5; remove this key.'],
     ),
     (
@@ -148,3 +148,17 @@ def test_without_propagation_weights_aim_at_the_layer_and_go_in_one_step(load):
         load(GOOD, *apart, "prune.target=dense")
     with pytest.raises(ConfigError, match='propagation "none" allows only 1 step'):
         load(GOOD, "prune.propagation=none", "prune.steps=2")
+
+
+def test_method_and_pattern_have_defaults(load):
+    given = load(prune("sparsity = 0.5\ndamping = 0.02")).prune
+    assert (given.method, given.pattern.name) == (methods()["admm"](damping=0.02), "unstructured")
+    text = 'sparsity = 0.5\n[model]\npath = "a/b"\n[output]\npath = "out"\n'
+    with pytest.raises(ConfigError, match=r"calibration\.data: missing"):
+        load(f"[prune]\n{text}")
+
+
+def test_a_sparsity_that_agrees_with_the_pattern_is_accepted(load):
+    given = load(prune('pattern = "1:3"\nsparsity = 0.6666666667')).prune
+    assert given.model_dump() == load(prune('pattern = "1:3"')).prune.model_dump()
+    assert given.sparsity == given.pattern.sparsity

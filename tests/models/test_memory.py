@@ -40,6 +40,8 @@ def test_threads_are_at_most_the_processors(monkeypatch, usable, ranks, variable
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
     memory.limit_threads()
     assert used[-1] == threads
+    memory.limit_threads(5)
+    assert used[-1] == 5
 
 
 def test_device_maps_are_only_used_for_models_larger_than_memory(monkeypatch):

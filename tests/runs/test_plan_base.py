@@ -90,3 +90,9 @@ def test_a_run_that_writes_one_shard_needs_the_whole_again(tmp_path, output, mon
     disk(monkeypatch, 2 * plan.checkpoint.nbytes - 1)
     with pytest.raises(CapacityError, match=r"more while its files are written\.$"):
         jobs.plan(load_config(path))
+
+
+def test_a_plan_is_shown_on_one_line(tmp_path):
+    plan = checkpoints.planned(checkpoints.write(tmp_path / "m"), tmp_path / "out")
+    assert repr(plan) == f"<Plan: {tmp_path}/m by wanda, 2:4, to {tmp_path}/out>"
+    assert repr(plan.config.model) == f"Model(path='{tmp_path}/m', device='cpu')"

@@ -100,7 +100,7 @@ def test_a_method_that_looks_at_weights_alone_needs_no_tokens(ids):
 
 def test_a_setting_that_cannot_be_meant_is_refused(ids):
     with pytest.raises(ConfigError, match=r"sparsity.*fixes the sparsity"):
-        prunekit.prune(tiny("llama"), ids, pattern="2:4", sparsity=0.5)
+        prunekit.prune(tiny("llama"), ids, pattern="2:4", sparsity=0.6)
     with pytest.raises(ConfigError, match="damping"):
         prunekit.prune(tiny("llama"), ids, method="wanda", pattern="2:4", damping=0.1)
 
@@ -145,3 +145,10 @@ def test_layers_without_units_are_passed_and_the_rest_is_pruned(model_type, prop
     entries = prunekit.prune(model, ids, **prune)
     assert {entry["sparsity"] for entry in entries} == {0.5}
     assert [entry["name"] for entry in entries if ".0.self_attn" in entry["name"]] == []
+
+
+def test_an_error_shows_nothing_of_pydantic(ids):
+    with pytest.raises(ConfigError) as caught:
+        prunekit.prune(tiny("llama"), ids, sparsity="half")
+    assert caught.value.__suppress_context__
+    assert str(caught.value) == 'sparsity: "half" is not a number.'

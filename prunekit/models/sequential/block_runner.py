@@ -78,7 +78,7 @@ class StackRunner:
 
     @property
     def features(self) -> int:
-        """Width of the embeddings that the stack is called with, or of a tower's hidden states."""
+        """Width of the stack's embeddings, or of a tower's hidden states."""
         if self.stack.tower:
             return self.stack.tower
         table: Any = own_embeddings(self.module) or self.model.get_input_embeddings()
@@ -111,7 +111,7 @@ class StackRunner:
 
     @torch.no_grad()
     def record(self, inputs: Mapping[str, Tensor], context: Context) -> Float[Tensor, "B T D"]:
-        """Return the first block's input for a batch with more than tokens, such as images.
+        """Return the first block's input for a batch with images or sound.
 
         Runs the model once, but for the blocks after the first. What they are called with is kept
         in ``context``.

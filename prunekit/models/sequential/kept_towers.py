@@ -1,4 +1,4 @@
-"""Blocks of vision towers that stay loaded until the text has read their features."""
+"""Vision blocks that stay loaded until the text has read their features."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

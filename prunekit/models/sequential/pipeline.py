@@ -19,7 +19,7 @@ A run of ``prunekit.runs.sparsify.run`` with ``prunekit.sparsify.block_pruner`` 
 Shapes: N samples, T tokens, B samples of a batch, D features.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Literal
@@ -100,26 +100,45 @@ def iterate_blocks(  # noqa: PLR0913  independent options
         contexts = contexts or [[Context() for _ in own] for _ in range(1 + with_dense)]
         streams = [*map(Stream, contexts)]
         embed = partial(entry.embed, runner, [batches[n] for n in own], streams)
-        numbers = [samples[n] for n in own]
         for index, module in enumerate(runner.blocks):
             after = following.get(module)
-            is_read = outputs_read == "all" or (outputs_read == "by-next-block" and bool(after))
             keeps = runner.stack.tower and runner is not stacks[-1]
             with entry.towers.loaded(module) if keeps else loaded_weights(weights, module):
                 if index == 0:
                     embed()
-                if weights is not None:
-                    # Memory fragments of the last block are of no use to the next one.
-                    memory.trim_heap()
-                _prefetch(weights, after)
-                pruned, *others = streams
+                _make_room(weights, after)
+                is_read = _is_read(outputs_read, after)
                 load = partial(LoadedBlock, runner, index, is_read, new_hidden_states)
-                dense = [load(each.hidden, each.contexts) for each in others]
-                block = load(pruned.hidden, pruned.contexts, numbers, ranks, *dense)
+                block = _loaded_block(load, streams, [samples[n] for n in own], ranks)
                 yield block
                 block.propagate()
         ends = runner.stack.tower or runner is stacks[-1]
         contexts = None if ends else [_encoder_outputs(runner, stream) for stream in streams]
+
+
+def _is_read(outputs_read: OutputsRead, after: object) -> bool:
+    """Return whether the output of a block is read."""
+    return outputs_read == "all" or (outputs_read == "by-next-block" and bool(after))
+
+
+def _make_room(weights: Weights | None, after: nn.Module | None) -> None:
+    """Free the last block's memory, and begin to read the next."""
+    if weights is not None:
+        # Memory fragments of the last block are of no use to the next one.
+        memory.trim_heap()
+    _prefetch(weights, after)
+
+
+def _loaded_block(
+    load: Callable[..., LoadedBlock],
+    streams: Sequence[Stream],
+    numbers: Sequence[range],
+    ranks: Ranks,
+) -> LoadedBlock:
+    """Return a block with hidden states of pruned and dense model."""
+    pruned, *others = streams
+    dense = [load(each.hidden, each.contexts) for each in others]
+    return load(pruned.hidden, pruned.contexts, numbers, ranks, *dense)
 
 
 def load_blocks(

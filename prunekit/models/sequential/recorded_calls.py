@@ -1,4 +1,4 @@
-"""What blocks are called with, recorded in one forward of the whole model.
+"""Arguments of blocks, recorded in one forward of the whole model.
 
 A model that reads images runs its towers, merges their features with the embeddings, and may hand
 positions and features on to blocks. For a batch with such inputs its own forward runs once, with
@@ -27,7 +27,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass
 class RecordedCalls:
-    """Arguments of the blocks of a stack for one batch, kept in main memory.
+    """Arguments of a stack's blocks for one batch, in main memory.
 
     Attributes:
         device: Device on which they are returned.
@@ -68,7 +68,7 @@ class Answer:
 
 
 class Caller:
-    """Records what a block is called with, and returns the answer; the first one runs its block.
+    """Records the arguments of a block; the first one runs it.
 
     It takes the place of the block's forward: the model sees the same module, whose outputs it may
     collect by hooks.
@@ -155,7 +155,7 @@ def record_calls(callers: Sequence[Caller], device: torch.device) -> RecordedCal
 
 
 def check_added(callers: Sequence[Caller], recorded: RecordedCalls) -> None:
-    """Check on other hidden states that the model only adds to them between blocks.
+    """Check that the model only adds to hidden states between blocks.
 
     Args:
         callers: Those that have returned other hidden states than zeros.
@@ -175,7 +175,7 @@ def check_added(callers: Sequence[Caller], recorded: RecordedCalls) -> None:
 
 @contextmanager
 def ended_before(module: nn.Module | None) -> Iterator[None]:
-    """End a forward where it calls a module; without one it runs to its end."""
+    """End a forward where it calls a module, if one is given."""
     if module is None:
         yield
         return
@@ -205,7 +205,7 @@ def without_cache(config: PretrainedConfig) -> Iterator[None]:
 
 
 def to_run(inputs: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
-    """Return inputs with the device of a tensor, and floating-point ones with its dtype."""
+    """Return inputs on a tensor's device, floats in its dtype."""
     return {
         name: value.to(like.device, like.dtype if value.is_floating_point() else None)
         for name, value in inputs.items()
@@ -213,7 +213,7 @@ def to_run(inputs: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
 
 
 def _moved(call: Call, device: torch.device, moved: dict[int, Tensor] | None = None) -> Call:
-    """Return arguments on a device; a tensor that ``moved`` holds by its identity is used again."""
+    """Return arguments on a device; tensors in ``moved`` are used again."""
 
     def move(value: Any) -> Any:  # noqa: ANN401
         if not isinstance(value, Tensor):

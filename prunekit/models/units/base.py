@@ -58,7 +58,7 @@ class UnitGroup(ABC):
 
     @abstractmethod
     def is_in(self, block: nn.Module) -> bool:
-        """Return whether the group has units in a block, or the block is one."""
+        """Return whether the group has units in a block, or is one."""
 
     @abstractmethod
     def hook(self, factor: Factor) -> list[RemovableHandle]:

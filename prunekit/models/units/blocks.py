@@ -168,7 +168,7 @@ def _block_list(model: PreTrainedModel, stack: Stack) -> nn.ModuleList:
 
 
 def _set_entries(model: PreTrainedModel, entries: Mapping[str, Any]) -> None:
-    """Set entries of the model's config; of a part, also in its copies."""
+    """Set entries of the model's config, and in a part's copies."""
     nested = {name: value for name, value in entries.items() if "." in name}
     for name in entries.keys() - nested.keys():
         setattr(model.config, name, entries[name])

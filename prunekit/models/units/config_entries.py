@@ -26,7 +26,7 @@ def with_entries(values: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[
 
 
 def set_config_entries(model: PreTrainedModel, entries: Mapping[str, Any]) -> None:
-    """Set entries of a model's config, also in the copies that modules hold.
+    """Set entries of a model's config and of modules' copies.
 
     Other parts of the same class, such as of encoder and decoder, are left alone.
     """

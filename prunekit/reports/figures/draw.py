@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 PIXELS_PER_INCH = 72
 LETTER = 6.9  # mean width of a letter at 11 px in a wide sans serif (DejaVu)
 GAP = 8
+MARGIN = 2 * LETTER  # right of the color bar, whose last tick is centered on its end
 BAR = 54  # height of the color bar with ticks and label
 INK = "#012345"  # placeholder, replaced by the text color of the page
 UNKNOWN = (0.5, 0.5, 0.5, 0.25)
@@ -142,7 +143,7 @@ def _lay_out(figure: "Figure", cells: Grid) -> tuple["Axes", "Axes"]:
     upright = across < 18  # slanted labels would overlap
     longest = LETTER * max(map(len, cells.columns))
     slanted = max(longest if upright else 0.72 * longest, 16) + GAP
-    width = left + max(columns * across + (0 if upright else slanted), 220)
+    width = left + max(columns * across + (MARGIN if upright else slanted), 220)
     height = slanted + rows * down + 2 * GAP + BAR
     figure.set_size_inches(width / PIXELS_PER_INCH, height / PIXELS_PER_INCH)
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -94,8 +94,16 @@ def curves(lines: Sequence[Curve], dense: float | None, over: Axis) -> str:
             _plot(axes, line, tips)
         if not over.wide:
             # An axis from zero shows differences in their true proportion.
-            axes.set_ylim(bottom=0, top=1.08 * max(known, default=1) or 1)
+            axes.set_ylim(bottom=0, top=1.08 * max([*known, *_tops(lines)], default=1) or 1)
         return inline(figure, tips)
+
+
+def _tops(lines: Sequence[Curve]) -> Iterator[float]:
+    """Yield the upper ends of the areas of deviation."""
+    for line in lines:
+        for (_, value), deviation in zip(line.points, line.spread, strict=False):
+            if value is not None and math.isfinite(value):
+                yield value + (deviation or 0.0)
 
 
 def _plot(axes: "Axes", line: Curve, tips: list[str]) -> None:

@@ -74,9 +74,7 @@ def _measures(report: dict[str, Any]) -> list[Measure]:
             evaluation["metric"],
             lambda run, place=place: float(run["evaluation"][place]["value"]),
             partial(formatting.measured, evaluation["metric"]),
-            "Higher is better."
-            if evaluation["metric"] in formatting.FRACTIONS
-            else "Lower is better.",
+            "Higher is better." if _higher_is_better(evaluation) else "Lower is better.",
             wide=True,
         )
         for place, evaluation in enumerate(report["dense"]["evaluation"])
@@ -114,6 +112,11 @@ def _measures(report: dict[str, Any]) -> list[Measure]:
                     "Fraction of words that are repeated among the next 50; median."),
         ]  # fmt: skip
     return measures
+
+
+def _higher_is_better(evaluation: dict[str, Any]) -> bool:
+    known = evaluation.get("higher_is_better")  # of tasks of lm-eval
+    return evaluation["metric"] in formatting.FRACTIONS if known is None else known
 
 
 def _of(key: str) -> Value:
@@ -188,7 +191,7 @@ def _best(report: dict[str, Any]) -> list[tuple[float, dict[str, Any]]]:
 
     def quality(run: dict[str, Any]) -> float:
         first = run["evaluation"][0]
-        higher_is_better = first["metric"] in formatting.FRACTIONS
+        higher_is_better = _higher_is_better(first)
         return -float(first["value"]) if higher_is_better else float(first["value"])
 
     for run in report["runs"]:

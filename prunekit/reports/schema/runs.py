@@ -51,6 +51,8 @@ class Evaluation(Part):
     after: Number | None = None
     samples: Count | None = None
     correct: dict[str, Count] | None = None
+    stderr: dict[str, Number] | None = None
+    harness: dict[str, JsonValue] | None = None
 
 
 class Proof(Part):

@@ -23,7 +23,7 @@ from prunekit.sparsify.recipe import Recipe
 from prunekit.sparsify.work_estimate import Work
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class WeightsPlan(PlanBase):
     """Decisions about a run that sets weights to zero.
 
@@ -64,7 +64,7 @@ class WeightsPlan(PlanBase):
         return sum(self.sizes.values())
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Plan(WeightsPlan):
     """Plan of a run that prunes block by block; made by :func:`prunekit.plan`.
 

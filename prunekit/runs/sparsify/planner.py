@@ -84,11 +84,7 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
         memory=_memory(config, source, recipe, inputs, preflight, images),
         work=estimate_work(blocks, recipe, inputs),
         traffic=estimate_traffic(blocks, recipe, inputs),
-        notes=(
-            *notes,
-            *_notes(source, recipe),
-            *random_feature_notes(config, source.stacks, images),
-        ),
+        notes=(*notes, *_notes(config, source, recipe, images)),
         ranks=ranks,
         preflight=preflight,
         images=images,
@@ -98,13 +94,13 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
 
 
 def _tokens(source: Source, images: RowSamples | None, length: int) -> int:
-    """Return the tokens of a sample, or of what a tower or an encoder of sound makes of it."""
+    """Return the tokens of a sample, towers and sound encoders included."""
     patches = tower_tokens(source.model, source.stacks, images) if images else 0
     return max(length, patches, encoded_tokens(source.stacks))
 
 
 def _images(config: Config, source: Source, length: int, ranks: Ranks) -> RowSamples | None:
-    """Return the calibration samples of images or sound; None for text, or without weights."""
+    """Return calibration samples of images or sound; None for text."""
     if source.config_only:
         return None
     limit = token_limit(source.model, [runner.module for runner in source.stacks])
@@ -161,11 +157,14 @@ def _samples_per_rank(config: Config, ranks: Ranks, images: RowSamples | None) -
     return -(-samples // ranks.size)
 
 
-def _notes(source: Source, recipe: Recipe) -> Iterator[str]:
+def _notes(
+    config: Config, source: Source, recipe: Recipe, images: RowSamples | None
+) -> Iterator[str]:
     """Yield notes about permuted weights, adapters, linears and files."""
     yield from _order_notes(recipe)
     yield from layer_notes(source)
     yield from source.checkpoint.check_copyable()
+    yield from random_feature_notes(config, source.stacks, images)
 
 
 def _order_notes(recipe: Recipe) -> Iterator[str]:

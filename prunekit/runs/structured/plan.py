@@ -40,7 +40,7 @@ from prunekit.runs.training_memory import (
 from prunekit.structured.parameter_budget import counted_parameters
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class StructuredPlan(PlanBase):
     """Plan of a run that removes units; made by :func:`plan`.
 
@@ -81,7 +81,7 @@ class StructuredPlan(PlanBase):
     @cached_property
     @override
     def largest_shard(self) -> int:
-        """Bytes of the largest shard: of a block, or of the whole model in memory."""
+        """Bytes of the largest shard: a block's, or the whole model's."""
         return super().largest_shard if self.by_block else self.checkpoint.nbytes
 
     @cached_property
@@ -101,7 +101,7 @@ class StructuredPlan(PlanBase):
 
     @property
     def memory(self) -> dict[str, int]:
-        """Estimated peak bytes by use, in the phase that needs most on the device."""
+        """Estimated peak bytes by use, in the phase that needs most."""
         if not self.by_block:
             return self._phases[0]
         return max(self._phases, key=lambda each: by_place(each, self.where, self.device).device)

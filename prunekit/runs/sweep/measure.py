@@ -7,13 +7,16 @@ from typing import Any
 
 import torch
 
+from prunekit.checkpoint.reader import open_checkpoint
+from prunekit.config.evaluate_table import Evaluate
 from prunekit.config.run_config import Config, StructuredConfig
-from prunekit.config.tables import Evaluate
 from prunekit.evaluation.generation import generate
+from prunekit.evaluation.harness import harness_measures
 from prunekit.evaluation.labelled import Rows, evaluate_rows
 from prunekit.evaluation.perplexity import evaluate
 from prunekit.models.devices import resolve_device
 from prunekit.reports.environment import peak_memory
+from prunekit.runs.texts import tasks_of
 
 
 def measure(
@@ -46,8 +49,12 @@ def measure(
 
 
 def _evaluation(folder: str, texts: Evaluate, device: str) -> list[dict[str, Any]]:
-    """Return a model's measures on the data of [evaluate]."""
-    if texts.task is None:
-        return evaluate(folder, texts.data, texts.length, texts.windows, device)
-    rows = Rows(texts.task, texts.columns or {}, texts.length, texts.samples)
-    return evaluate_rows(folder, texts.data, rows, device)
+    """Return a model's measures on the data and tasks of [evaluate]."""
+    if texts.task:
+        rows = Rows(texts.task, texts.columns or {}, texts.length, texts.samples)
+        found = evaluate_rows(folder, texts.data, rows, device)
+    else:
+        found = evaluate(folder, texts.data, texts.length, texts.windows, device)
+    if tasks := tasks_of(texts):
+        found += harness_measures(open_checkpoint(Path(folder)), tasks, resolve_device(device))
+    return found

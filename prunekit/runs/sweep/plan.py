@@ -16,13 +16,14 @@ from prunekit.runs.checks import check_disk, check_output_path
 from prunekit.runs.plan_base import fact_table, note_lines
 from prunekit.runs.sparsify.plan import Plan
 from prunekit.runs.structured.plan import StructuredPlan
+from prunekit.runs.sweep.gpus import usable_gpus
 from prunekit.runs.trained.plan import TrainedPlan
 
 RunPlan = Plan | StructuredPlan | TrainedPlan
 PlanOne = Callable[[Config | StructuredConfig], RunPlan]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SweepPlan:
     """Plan of a sweep; made by :func:`plan`.
 
@@ -34,10 +35,18 @@ class SweepPlan:
     config: SweepConfig
     runs: Mapping[str, RunPlan]
 
+    def __repr__(self) -> str:
+        return f"<SweepPlan: {len(self.runs)} runs of {self.config.model.path} to {self.folder}>"
+
     @property
     def first(self) -> RunPlan:
         """Plan of the first run; all runs have the same model."""
         return next(iter(self.runs.values()))
+
+    @property
+    def gpus(self) -> int:
+        """Number of GPUs over which the runs are spread, one process each."""
+        return usable_gpus(self.first.device)
 
     @property
     def folder(self) -> Path:
@@ -50,7 +59,8 @@ class SweepPlan:
 
     def describe(self) -> RenderableType:
         """Return the plan as a table to print."""
-        table = Table(title=f"{len(self.runs)} runs, each in a process of its own")
+        spread = f", {self.gpus} at a time, a GPU each" if self.gpus > 1 else ""
+        table = Table(title=f"{len(self.runs)} runs, each in a process of its own{spread}")
         for header in ("folder", "what", "goes"):
             table.add_column(header)
         for name, run in self.runs.items():
@@ -91,7 +101,7 @@ def plan(config: SweepConfig, plan_one: PlanOne) -> SweepPlan:
         )
     made = SweepPlan(config, runs)
     check_output_path(config.first, made.first.checkpoint)
-    copies = len(runs) if config.sweep.keep else 1
+    copies = len(runs) if config.sweep.keep else min(made.gpus, len(runs))
     check_disk(
         config.output.path,
         copies * made.first.checkpoint.nbytes,

@@ -20,6 +20,7 @@ from prunekit.runs.identity import digest, file_digests, model_identity
 from prunekit.runs.record import Record, stoppable
 from prunekit.runs.stage import Stage
 from prunekit.runs.status import STATUS
+from prunekit.runs.sweep.gpus import Task, run_side_by_side
 from prunekit.runs.sweep.measure import measure
 from prunekit.runs.sweep.plan import SweepPlan
 from prunekit.runs.sweep.result import run_entry, sweep_report
@@ -67,6 +68,7 @@ def _records(
     first = plan.first.config
     source = str(plan.first.checkpoint.folder)
     dense = yield from _measured(plan, output, "dense", source, first)
+    yield from _side_by_side(plan, run_one, output, resume=resume)
     runs = []
     for number, (name, one) in enumerate(plan.runs.items(), 1):
         config = one.config.model_copy(update={"evaluate": None})
@@ -88,6 +90,31 @@ def _records(
     report = sweep_report(plan, dense, runs) | {"seconds": seconds}
     reports.write(report, plan.folder)
     yield Record("finish", str(plan.folder), report)
+
+
+def _side_by_side(
+    plan: SweepPlan, run_one: RunOne, output: OutputFolder, *, resume: bool
+) -> Iterator[Record]:
+    """Carry out and measure runs on several GPUs, if there are several."""
+    todo = [name for name in plan.runs if not _is_measured(plan, output, name)]
+    if (gpus := min(plan.gpus, len(todo))) < 2:
+        return
+    jobs: dict[str, list[Task]] = {}
+    for name in todo:
+        config, tokens = plan.runs[name].config, plan.config.sweep.tokens
+        output.append_journal(RUN, name, {"folder": f"runs/{name}"})
+        jobs[name] = [
+            (run_one, (config.model_copy(update={"evaluate": None}), resume)),
+            (measure, (config.output.path, config, tokens)),
+        ]
+    steps = {"steps": len(todo)}
+    yield Record("phase", f"{len(todo)} runs on {gpus} GPUs", steps, Stage.EVALUATING)
+    for name, place, facts in run_side_by_side(jobs, gpus):
+        found = {"of": _fingerprint(plan, name), "facts": facts}
+        output.append_journal("measured", name, found)
+        if not plan.config.sweep.keep:
+            remove_weights(Path(plan.runs[name].config.output.path))
+        yield Record("step", f"{name}, on GPU {place}")
 
 
 def job_identity(plan: SweepPlan) -> str:

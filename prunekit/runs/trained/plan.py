@@ -24,7 +24,7 @@ ONLY_ONCE = frozenset({"steps", "recover", "recover_rank", "permute", "measure_e
 """Keys of ``[prune]`` for a model that is pruned once, at their defaults while it is trained."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TrainedPlan(WeightsPlan):
     """Plan of a run that prunes weights and trains the model.
 

@@ -50,3 +50,9 @@ def test_dots_are_small_where_there_are_many():
     assert sizes[1] > sizes[0]
     assert "M 0 2.5" in drawn[0]
     assert "M 0 1.25" in drawn[1]
+
+
+def test_an_area_of_deviation_lies_within_the_axes():
+    line = Curve("#0072b2", [(0.25, 1.0), (0.5, 1.0)], ["a", "b"], spread=[4.0, None])
+    svg = curves([line], None, Axis("loss", lambda value: f"{value:g}"))
+    assert ">5</text>" in svg

@@ -40,6 +40,30 @@ def test_a_sweep_is_carried_out_taken_up_and_shown(llama, tmp_path, in_process):
     assert main(["report", str(tmp_path / "out")]) == 0
 
 
+def test_runs_on_several_gpus_give_the_report_of_one(
+    llama, tmp_path, in_process, no_page, monkeypatch
+):
+    """Of GPUs that are counted alone: each task runs here, on the CPU."""
+    sweep = 'tokens = 0\nkeep = false\nmethod = ["obs"]\nsparsity = [0.25, 0.5]'
+    assert main(["run", str(write_sweep(llama, tmp_path / "one", sweep)), "--quiet"]) == 0
+    spread = []
+
+    def here(jobs, gpus):
+        for name, tasks in jobs.items():
+            spread.append((name, gpus, [function.__name__ for function, _ in tasks]))
+            (*_, last) = [item for function, given in tasks for item in function(*given)]
+            yield name, 0, last
+
+    monkeypatch.setattr("prunekit.runs.sweep.run.run_side_by_side", here)
+    monkeypatch.setattr("prunekit.runs.sweep.plan.usable_gpus", lambda device: 8)
+    assert main(["run", str(write_sweep(llama, tmp_path / "two", sweep)), "--quiet"]) == 0
+    assert spread == [(f"obs-{part}", 2, ["_run_one", "measure"]) for part in (0.25, 0.5)]
+    one, two = (json.loads((tmp_path / f"{at}/report.json").read_text()) for at in ("one", "two"))
+    for first, second in zip(one["runs"], two["runs"], strict=True):
+        assert first["evaluation"] == second["evaluation"]
+    assert not list((tmp_path / "two/runs").rglob("*.safetensors"))
+
+
 @pytest.fixture
 def begun(llama, tmp_path, in_process, no_page):
     """A copy of the model, and a sweep of it that stopped after the dense model and a run."""

@@ -6,7 +6,10 @@ import statistics
 import pytest
 
 from prunekit.config.run_config import Config
-from prunekit.runs import advice, jobs
+from prunekit.runs import jobs
+from prunekit.runs.advice import measured as advice
+from prunekit.runs.advice.base import Subject
+from prunekit.runs.advice.rules import remarks
 from tests.conftest import ROOT
 from tests.support import checkpoints
 
@@ -26,29 +29,33 @@ def config(train=None, **prune):
     return Config.model_validate(values | ({"train": {"steps": train}} if train else {}))
 
 
+def said_of(given):
+    return remarks(Subject(given))
+
+
 def test_a_method_that_measured_worse_is_remarked_with_figures_and_source():
-    assert advice.remarks(config()) == (
+    assert said_of(config()) == (
         "prune.method: at 70% sparsity stories15M had a perplexity of 687 by magnitude, 15.8 by "
         "admm (dense 4.43; bench/results/quality/quality.md).",
     )
     assert "at 60% sparsity stories15M had a perplexity of 26.2 by wanda" in str(
-        advice.remarks(config(method="wanda", sparsity=0.55))
+        said_of(config(method="wanda", sparsity=0.55))
     )
-    (said,) = advice.remarks(config(200, sparsity=0.95, end=100))
+    (said,) = said_of(config(200, sparsity=0.95, end=100))
     assert "at 90% sparsity and 200 steps gpt2-tinystories had a perplexity of 51.9" in said
     assert "by magnitude on a schedule, 25.9 by admm before the training, without" in said
-    (said,) = advice.remarks(config(200, sparsity=0.8))
+    (said,) = said_of(config(200, sparsity=0.8))
     assert "25.9 by magnitude before the training, 15.7 by admm" in said
 
 
 def test_a_schedule_that_ends_early_is_remarked():
-    (said,) = advice.remarks(config(100, method="admm", end=20))
+    (said,) = said_of(config(100, method="admm", end=20))
     assert said == (
         "prune.end: step 20 of 100 is early. At 80% sparsity and 200 steps gpt2-tinystories had a "
         "perplexity of 25.6 with the end at 10%, 23.1 with the end at 50%, 22.4 with the end at "
         "80% of the steps (bench/results/training/ends.json)."
     )
-    assert len(advice.remarks(config(100, end=20))) == 2
+    assert len(said_of(config(100, end=20))) == 2
 
 
 @pytest.mark.parametrize(
@@ -75,7 +82,7 @@ def test_a_schedule_that_ends_early_is_remarked():
     ],
 )
 def test_nothing_is_remarked_without_a_figure(given):
-    assert advice.remarks(given) == ()
+    assert said_of(given) == ()
 
 
 def test_the_figures_are_those_of_the_bench():
@@ -119,5 +126,5 @@ def test_a_plan_has_the_remark_once_and_a_sweep_none(tmp_path):
     }
     given = Config.model_validate(values)
     notes = jobs.plan(given).notes
-    assert notes[-1:] == advice.remarks(given)
+    assert notes[-1:] == said_of(given)
     assert jobs._plan_one(given).notes == notes[:-1]

@@ -1,0 +1,1 @@
+"""Advice on configs: choices that measured better, or fit the goal better."""
