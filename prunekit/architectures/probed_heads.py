@@ -63,7 +63,7 @@ def find_attentions(
 def _attention(
     call: AttentionCall, block: str, path: str, trace: AttentionTrace, stages: Mapping[str, object]
 ) -> Attention | None:
-    """Return one attention whose query, key and value are known outputs of linears."""
+    """Return an attention, if linears are known to write its heads."""
     inside = [name for name in trace.writes if name.startswith(block)]
     values = [name for name in inside if trace.writes[name] == call.values]
     outputs = [name for name in inside if trace.reads[name] == call.result]
@@ -108,7 +108,7 @@ def _attention(
 def _projections(
     call: AttentionCall, value: str, writers: list[str], prefix: str
 ) -> tuple[str, str, str, bool] | None:
-    """Return the linears of query, key and value, and whether one interleaves them.
+    """Return the linears of query, key, value, and whether they interleave.
 
     Args:
         call: The call of the attention function.

@@ -1,4 +1,4 @@
-"""Consolidation: the shards of a run are joined to the weight files of a checkpoint.
+"""Joins the shards of a run to the weight files of a checkpoint.
 
 A run writes one shard a block, so that it can be resumed. At its end the tensors are copied into
 as few files as ``max_shard_size`` allows, named as transformers names them. A shard is removed once
@@ -81,7 +81,7 @@ def read_shard(folder: Path, shard: str, entries: Entries) -> dict[str, Tensor]:
 
 
 def write_index(files: Sequence[Path]) -> None:
-    """Write the index of the weight files of a folder, which a single one does not need."""
+    """Write the index of weight files, unless there is only one."""
     index = files[0].with_name(INDEX_FILE)
     if len(files) == 1:
         index.unlink(missing_ok=True)
@@ -94,7 +94,7 @@ def write_index(files: Sequence[Path]) -> None:
 
 
 class Consolidation:
-    """Joins the shards of one output folder; can be repeated after any interruption.
+    """Joins the shards of an output folder; repeatable after any interruption.
 
     Args:
         folder: The output folder.
@@ -151,7 +151,7 @@ class Consolidation:
         return layout
 
     def _write(self, file: str, layout: Layout) -> None:
-        """Write a weight file, unless it has these tensors, of the shards as they are."""
+        """Write a weight file, unless it is written and up to date."""
         named = self._named
         made_of = {shard: named[shard] for shard in layout[file] if shard in named}
         known = self._entries.get((WEIGHTS, file), {})
@@ -167,7 +167,7 @@ class Consolidation:
         self._append(WEIGHTS, file, {"files": {file: digest}, "shards": made_of})
 
     def _entry(self, name: str, shard: str, layout: Layout) -> TensorEntry:
-        """Return where a tensor is: in its shard or, once joined, in a weight file."""
+        """Return where a tensor is: in its shard or a weight file."""
         joined = (file for file, sources in layout.items() if name in sources.get(shard, ()))
         for file in (shard, *joined):
             if (self.folder / file).is_file() and (entry := self._header(file).get(name)):
@@ -177,7 +177,7 @@ class Consolidation:
         )
 
     def _header(self, file: str) -> dict[str, TensorEntry]:
-        """Return the tensors of a file, read once while it does not change."""
+        """Return the tensors of a file, which is read once."""
         path = self.folder / file
         state = path.stat()
         key = (file, state.st_ino, state.st_mtime_ns)

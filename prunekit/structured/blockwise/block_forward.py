@@ -108,7 +108,7 @@ class BlockForward(Forward):
 
     @override
     def units(self, group: UnitGroup) -> Sequence[int]:
-        """Return the units of a group that are in the block, or it itself."""
+        """Return what of a group is in the block, or the group."""
         return [self.inputs.index] if isinstance(group, BlockGroup) else super().units(group)
 
     @override

@@ -80,7 +80,7 @@ class BlockPasses:
             yield OutsideForward(self._outside)
 
     def whole(self) -> Iterator[BlockForward]:
-        """Yield the first block with its inputs; variants of it reach all others."""
+        """Yield the first block with its inputs; its variants reach the others."""
         kept, _ = self._keep_inputs()
         with loaded_weights(self.weights, kept[0].module):
             rest = Rest(self, kept)
@@ -187,7 +187,7 @@ class BlockPasses:
     def _loss_gradients(
         self, hidden: HiddenStates, contexts: Sequence[Context], norm: nn.Module | None
     ) -> LossGradients:
-        """Return the loss gradients by the last block's output, and by the norm's."""
+        """Return the loss gradients by the outputs of last block and norm."""
         found = LossGradients(self.new_hidden_states(), self.new_hidden_states(), [])
         with loaded_weights(self.weights, *output_heads(self.model)):
             for batch, states, context in zip(self.batches, hidden, contexts, strict=True):

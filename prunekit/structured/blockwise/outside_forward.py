@@ -22,7 +22,7 @@ from prunekit.structured.forward import Forward
 
 @dataclass(frozen=True, eq=False)
 class OutsideForward(Forward):
-    """Runs the final norm of a stack on the output of its last block.
+    """Runs the final norm of a stack on its last block's output.
 
     Attributes:
         modules: Modules outside of the blocks whose weights belong to this part.

@@ -51,7 +51,7 @@ def score_blockwise(ranker: Ranker, gated: GatedModel, passes: BlockPasses) -> S
 def _blocks_for(
     parts: Sequence[Ranker], passes: BlockPasses, norms: Sequence[nn.Module]
 ) -> Iterator[Part]:
-    """Yield the parts of the model with the inputs that the rankers need."""
+    """Yield parts of the model with the inputs that rankers need."""
     if norms and any(part.compares_losses for part in parts):
         return passes.whole()
     if any(part.needs_loss for part in parts):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Variant:
-    """A variant of the model, with the hidden states that it has reached.
+    """A variant of the model, with the hidden states it has reached.
 
     Attributes:
         gates: Context manager under which it runs; entered once for each block.
@@ -49,7 +49,7 @@ class Rest:
     def mean_losses(
         self, inputs: BlockInputs, variants: Sequence[AbstractContextManager[Any]]
     ) -> list[float]:
-        """Return the mean loss for each variant of the model, from a block on.
+        """Return the mean loss of each variant, run from a block on.
 
         Args:
             inputs: The block, which is loaded, and its inputs.
