@@ -1,4 +1,4 @@
-"""Joins the shards of a run to the weight files of a checkpoint.
+"""Joins the shards of a run to weight files.
 
 A run writes one shard a block, so that it can be resumed. At its end the tensors are copied into
 as few files as ``max_shard_size`` allows, named as transformers names them. A shard is removed once
