@@ -10,6 +10,7 @@ from pydantic import (
     BaseModel,
     ValidationError,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from prunekit.allocations import allocations
@@ -114,7 +115,10 @@ def _load_sweep(source: TomlSource, folder: Path) -> "SweepConfig":
         sweep = Sweep.model_validate(table, strict=True)
     except ValidationError as error:
         errors += [
-            source.locate(("sweep", *_config_key(details["loc"])), explain(details, "sweep", {}))
+            source.locate(
+                ("sweep", *_config_key(details["loc"])),
+                explain(details, "sweep", Sweep.model_fields),
+            )
             for details in error.errors()
         ]
     try:
@@ -215,17 +219,17 @@ def _message(key: Key, error: ErrorDetails, kind: type[Config] | type[Structured
     ]
     if owners and error["type"] == "extra_forbidden" and error["loc"][:2] == ("prune", "method"):
         return f"a setting of {', '.join(owners)}, not of {error['loc'][2]}."
-    return explain(error, key[-1], _allowed_keys(error["loc"], kind))
+    return explain(error, key[-1], _fields(error["loc"], kind))
 
 
 def _plugin_classes(kind: type[Config] | type[StructuredConfig]) -> Mapping[str, type[BaseModel]]:
     return methods() if kind is Config else rankers()
 
 
-def _allowed_keys(
+def _fields(
     loc: tuple[int | str, ...], kind: type[Config] | type[StructuredConfig]
-) -> dict[str, str]:
-    """Return the keys of the table at an error location, with descriptions."""
+) -> dict[str, FieldInfo]:
+    """Return the fields of the table at an error location, by key."""
     sections = TABLES if kind is Config else {**TABLES, "prune": StructuredPrune}
     match loc:
         case ("prune", "method", str(name), *_):
@@ -238,5 +242,4 @@ def _allowed_keys(
             kinds = [sections[section]]
         case _:
             kinds = [kind]
-    fields = [field for kind in kinds for field in kind.model_fields.items()]
-    return {name: field.description or "" for name, field in fields}
+    return {name: field for kind in kinds for name, field in kind.model_fields.items()}

@@ -1,9 +1,12 @@
 """Error messages for users, from the validation errors of pydantic."""
 
 from collections.abc import Iterable, Mapping
+from typing import Literal, get_args, get_origin
 
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from prunekit.config.plugin_field import PluginField
 from prunekit.config.toml_source import quoted
 from prunekit.formatting import did_you_mean
 
@@ -40,25 +43,24 @@ class MisplacedError(ValueError):
         self.messages = messages
 
 
-def explain(error: ErrorDetails, key: str, allowed: Mapping[str, str]) -> str:
+def explain(error: ErrorDetails, key: str, fields: Mapping[str, FieldInfo]) -> str:
     """Return the message of one validation error.
 
     Args:
         error: Error details from pydantic.
         key: Name of the invalid or missing key.
-        allowed: Keys of its table, with their descriptions.
+        fields: Fields of its table, by key.
     """
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"no such key.{did_you_mean(key, allowed) or _options(allowed)}"
+        return f"no such key.{did_you_mean(key, fields) or _options(fields)}"
     if kind == "missing":
-        return f"missing. {' '.join(allowed.get(key, '').split())}".strip()
+        described = (fields[key].description or "") if key in fields else ""
+        return f"missing. {' '.join(described.split())}".strip()
     if kind == "literal_error":
-        return _unknown_option(error["input"], "possible", _parse_options(context["expected"]))
+        return _unknown_option(error["input"], "possible", _allowed_values(fields, key))
     if kind == "union_tag_invalid":
-        return _unknown_option(
-            context["tag"], _with_article(key), _parse_options(context["expected_tags"])
-        )
+        return _unknown_option(context["tag"], _with_article(key), _plugins(fields, key))
     return _type_message(error)
 
 
@@ -81,10 +83,24 @@ def _options(options: Iterable[str]) -> str:
     return f" Choose: {', '.join(options)}."
 
 
-def _parse_options(words: str) -> list[str]:
-    """Parse pydantic's list of options: ``'a', 'b' or 'c'``; TOML has false and true."""
-    options = words.replace("'", "").replace(" or ", ", ").split(", ")
-    return [each.lower() if each in {"False", "True"} else each for each in options]
+def _allowed_values(fields: Mapping[str, FieldInfo], key: str) -> list[str]:
+    """Return the values of a field, as TOML writes them."""
+    found = _literals(fields[key].annotation) if key in fields else []
+    return [str(each).lower() if isinstance(each, bool) else str(each) for each in found]
+
+
+def _literals(annotation: object) -> list[object]:
+    """Return the values of all literals in a type."""
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return [*arguments]
+    return [value for each in arguments for value in _literals(each)]
+
+
+def _plugins(fields: Mapping[str, FieldInfo], key: str) -> list[str]:
+    """Return the names of the classes that a field may hold."""
+    annotated = fields[key].metadata if key in fields else []
+    return [name for each in annotated if isinstance(each, PluginField) for name in each.classes()]
 
 
 def _with_article(noun: str) -> str:

@@ -244,9 +244,9 @@ def prune_table(values: dict[str, Any]) -> Prune:
         return Prune.model_validate(values)
     except ValidationError as error:
         chosen = methods().get(str(values.get("method", DEFAULT_METHOD)), Method)
-        allowed = dict.fromkeys([*Prune.model_fields, *chosen.model_fields], "")
+        fields = {**Prune.model_fields, **chosen.model_fields}
         lines = []
         for details in error.errors():
             key = next(part for part in reversed(details["loc"]) if isinstance(part, str))
-            lines.append(f"{key}: {explain(details, key, allowed)}")
+            lines.append(f"{key}: {explain(details, key, fields)}")
         raise ConfigError("\n".join(lines)) from None

@@ -17,6 +17,7 @@ class Table(BaseModel):
     dtype: Literal["auto", "float32"] = "auto"
     names: list[str] = []
     keep: bool = True
+    permute: Literal[False, True, "residual"] | None = None
 
 
 @pytest.mark.parametrize(
@@ -30,15 +31,16 @@ class Table(BaseModel):
         ({"keep": "yes"}, '"yes" is not true or false.'),
         ({"dtype": "flot32"}, '"flot32" is not possible. Did you mean "float32"? '
                               "Choose: auto, float32."),
+        ({"permute": "x"}, '"x" is not possible. Choose: false, true, residual.'),
         ({"sample": 3}, 'no such key. Did you mean "samples"?'),
-        ({"xyz": 3}, "no such key. Choose: samples, rate, dtype, names, keep."),
+        ({"xyz": 3}, "no such key. Choose: samples, rate, dtype, names, keep, permute."),
     ],
 )  # fmt: skip
 def test_the_message_has_what_was_found_and_what_is_allowed(values, message):
     with pytest.raises(ValidationError) as caught:
         Table.model_validate(values, strict=True)
     (error,) = caught.value.errors()
-    assert explain(error, str(error["loc"][-1]), dict.fromkeys(Table.model_fields, "")) == message
+    assert explain(error, str(error["loc"][-1]), Table.model_fields) == message
 
 
 def test_a_suggestion_is_made_only_for_similar_words():
