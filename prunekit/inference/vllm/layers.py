@@ -167,7 +167,7 @@ class Sparse24LinearMethod(LinearMethodBase):
 
 @register_weight_loader_v2_supported_method
 class ExpandedLinearMethod(UnquantizedLinearMethod):
-    """Holds a weight dense, and expands what is stored compressed while it is loaded."""
+    """Holds a weight dense; expands a compressed one while it loads."""
 
     def __init__(self, loader: PartLoader) -> None:
         super().__init__()
@@ -243,7 +243,7 @@ class ExpandedLinearMethod(UnquantizedLinearMethod):
 
 
 def _layout(outputs: int, inputs: int) -> WeightLayout:
-    """Return the layout of a 2:4 weight, whatever part of a stored one it is."""
+    """Return the layout of a 2:4 weight, or of a part."""
     return WeightLayout(outputs, inputs, outputs * inputs // 2)
 
 

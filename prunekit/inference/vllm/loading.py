@@ -41,7 +41,7 @@ class PartLoader:
         self.seen: set[tuple[str, str]] = set()
 
     def receive(self, part: str, tensor: Tensor, place: object) -> tuple[str, Tensor]:
-        """Check a stored tensor; return the name of its layer, and the tensor as stored.
+        """Check a stored tensor; return its layer's name, and it.
 
         Args:
             part: Name of the part.

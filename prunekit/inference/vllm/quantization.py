@@ -125,7 +125,7 @@ class SparseConfig(QuantizationConfig):
                 )
 
     def stored(self, prefix: str) -> dict[str, CompressedWeight | None]:
-        """Return the weights of which a layer of vLLM consists, in its order, by layer name.
+        """Return the weights of a layer of vLLM, in its order.
 
         None: it is stored dense.
 
