@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ def served(folder: Path, dtype: str, *, expand: bool) -> dict[str, Any]:
     return json.loads(lines[0].removeprefix("FOUND"))
 
 
+@cache
 def expected(folder: Path, dtype: str) -> list[list[int]]:
     """Return the greedy tokens of transformers with prunekit."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))

@@ -196,12 +196,13 @@ class ExpandedLinearMethod(UnquantizedLinearMethod):
             weight_loader=partial(self._load, layer, "weight", loader),
             **extra_weight_attrs,
         )
-        compressed = filter(None, self.loader.weights.values())
-        names = dict.fromkeys(name for weight in compressed for name in weight.format.parts)
+        weight = next(filter(None, self.loader.weights.values()))
+        with torch.device("meta"):
+            parts = weight.format.empty(weight.layout, params_dtype)
         # vLLM hands a tensor to a parameter of its name; these hold nothing.
-        for name in names:
+        for name, part in parts.items():
             if name != "weight":
-                empty = Parameter(torch.empty(0), requires_grad=False)
+                empty = Parameter(torch.empty(0, dtype=part.dtype), requires_grad=False)
                 empty.weight_loader = partial(self._load, layer, name, loader)  # pyright: ignore
                 layer.register_parameter(name, empty)
 
