@@ -23,6 +23,8 @@ class Measured:
             --task a file of rows (.tsv, .csv, .jsonl, .jsonl.gz, .parquet); may be repeated.
         length: Tokens per window; capped at the model's context length.
         windows: Number of windows from the start of the text; all if left out.
+        stride: Tokens from the start of a window to that of the next; windows do not overlap if
+            left out.
         task: classification (columns text or sentence, label, perhaps pair) or seq2seq (columns
             input, target).
         column: Names of columns that differ from these, as --column.label gold.
@@ -35,6 +37,7 @@ class Measured:
     data: Annotated[tuple[str, ...], Parameter(negative=())] = ()
     length: int = 2048
     windows: int | None = None
+    stride: int | None = None
     task: Literal["classification", "seq2seq"] | None = None
     column: Annotated[dict[str, str] | None, Parameter(negative=())] = None
     samples: int | None = None
@@ -51,6 +54,7 @@ class Measured:
         for least, option, value in (
             (2, "--length", self.length),
             (1, "--windows", self.windows),
+            (1, "--stride", self.stride),
             (1, "--samples", self.samples),
             (0, "--few-shot", self.few_shot),
             (1, "--limit", self.limit),
@@ -66,8 +70,11 @@ class Measured:
 
     def _unused(self) -> Iterator[tuple[str, str]]:
         """Yield each option that has no effect, and why."""
-        if self.task and self.windows is not None:
-            yield "--windows", "with --task"
+        if self.task:
+            found = {"--windows": self.windows, "--stride": self.stride}
+            yield from ((name, "with --task") for name in found if found[name] is not None)
+        elif self.stride and self.stride > self.length:
+            yield "--stride", f"above --length ({self.length}): text would be left out"
         if not self.task:
             found = {"--samples": self.samples, "--column": self.column}
             yield from ((name, "without --task") for name in found if found[name] is not None)
@@ -124,7 +131,14 @@ def _measure(model: str, measured: Measured, ranks: "Ranks") -> list[dict[str, A
         return evaluate_rows(model, measured.data, rows, ranks=ranks)
     from prunekit.evaluation import perplexity
 
-    return perplexity.evaluate(model, measured.data, measured.length, measured.windows, ranks=ranks)
+    return perplexity.evaluate(
+        model,
+        measured.data,
+        measured.length,
+        measured.windows,
+        ranks=ranks,
+        stride=measured.stride,
+    )
 
 
 def _ask(model: str, measured: Measured) -> list[dict[str, Any]]:

@@ -43,6 +43,9 @@ class Evaluate(Labelled):
     """Tokens per window, with task at most; capped at the model's context length."""
     windows: int | None = Field(default=None, ge=1)
     """Number of windows from the start of the text. Default: all."""
+    stride: int | None = Field(default=None, ge=1)
+    """Tokens from the start of a window to that of the next; only tokens that the window before
+    does not have are predicted. Default: as long as a window, so that none overlap."""
     samples: int | None = Field(default=None, ge=1)
     """With task: number of rows from the start of each file. Default: all."""
     tasks: Annotated[list[Annotated[str, AfterValidator(_parse_task_name)]], Listed] = Field(
@@ -73,12 +76,18 @@ class Evaluate(Labelled):
             raise ValueError("is a setting of tasks, and there are none.")
         return count
 
-    @field_validator("windows", "samples")
+    @field_validator("windows", "stride", "samples")
     @classmethod
     def _check_count(cls, count: int | None, info: ValidationInfo) -> int | None:
         labelled = info.data.get("task") is not None
-        if count is not None and labelled and info.field_name == "windows":
-            raise ValueError("rows have no windows; write samples.")
+        if count is not None and labelled and info.field_name != "samples":
+            raise ValueError("rows have no windows; write samples, or leave it out.")
+        length = info.data.get("length")
+        if count is not None and info.field_name == "stride" and length and count > length:
+            raise ValueError(
+                f"{count} is more than the {length} tokens of a window: text between windows would "
+                "be left out. Write at most length."
+            )
         if count is not None and not labelled and info.field_name == "samples":
             raise ValueError("counts rows of labelled data; write windows, or set task.")
         return count

@@ -37,17 +37,19 @@ class Tokens:
         ids: The token ids.
         digest: SHA-256 of their shape and bytes.
         description: Source and number of windows, for reports.
+        stride: Tokens from the start of a window to that of the next; None: they do not overlap.
     """
 
     ids: Int64[Tensor, "N L"]
     digest: str
     description: str
+    stride: int | None = None
 
     @classmethod
-    def of(cls, ids: Int64[Tensor, "N L"], description: str) -> "Tokens":
+    def of(cls, ids: Int64[Tensor, "N L"], description: str, stride: int | None = None) -> "Tokens":
         """Return the windows with their digest."""
         content = str(list(ids.shape)).encode() + ids.numpy().astype("<i8").tobytes()
-        return cls(ids, hashlib.sha256(content).hexdigest(), description)
+        return cls(ids, hashlib.sha256(content).hexdigest(), description, stride)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -64,7 +66,7 @@ class Tokens:
 
     def part(self, chosen: slice) -> "Tokens":
         """Return some of the windows."""
-        return Tokens.of(self.ids[chosen], self.description)
+        return Tokens.of(self.ids[chosen], self.description, self.stride)
 
     def batches(self, tokens: int, share: slice | None = None) -> list[dict[str, Tensor]]:
         """Return batches of at most ``tokens`` tokens, at least one window each.
@@ -133,9 +135,10 @@ def evaluation_tokens(
     length: int,
     windows: int | None = None,
     *,
+    stride: int | None = None,
     limit: int | None = None,
 ) -> Tokens:
-    """Split the text into consecutive windows.
+    """Split the text into windows, consecutive or overlapping.
 
     Each document is tokenized whole, as in the papers; an incomplete last window is dropped. A text
     shorter than one window becomes one shorter window.
@@ -145,6 +148,8 @@ def evaluation_tokens(
         sources: Entries of ``data``, see :mod:`prunekit.data.sources`.
         length: Tokens per window.
         windows: Number of windows from the start; None: all.
+        stride: Tokens from the start of a window to that of the next; None, or as many as a window
+            has: they do not overlap.
         limit: Number of token ids that the model knows; None: they are not checked.
 
     Raises:
@@ -153,16 +158,20 @@ def evaluation_tokens(
     texts = _documents(tokenizer, sources)
     stream = _encode(tokenizer, texts, sources, limit)
     requested, length = length, min(length, len(stream.ids))
-    full, rest = divmod(len(stream.ids), length)
+    step = min(stride or length, length)
+    full, rest = divmod(len(stream.ids) - length + step, step)
     kept = min(full, windows or full)
-    counted = _counted(full, "non-overlapping window")
+    overlaps = step < length
+    counted = _counted(full, "window" if overlaps else "non-overlapping window")
     first = f"the first {kept} of " if kept < full else ""
     shorter = length < requested
     note = f"the text is shorter than {requested}" if shorter else f"remainder of {rest} dropped"
+    apart = f", each {_counted(step, 'token')} after the one before" if overlaps else ""
     return Tokens.of(
-        stream.ids[: kept * length].view(kept, length).clone(),
-        f"{first}{counted} of {_counted(length, 'token')} ({note}) of "
+        stream.ids.unfold(0, length, step)[:kept].clone(),
+        f"{first}{counted} of {_counted(length, 'token')}{apart} ({note}) of "
         f"{', '.join(map(title, sources))}: {stream.description}",
+        step if overlaps else None,
     )
 
 

@@ -60,7 +60,8 @@ class Evaluator:
     def perplexity(self, tokens: Tokens, ranks: Ranks = SINGLE) -> dict[str, Any]:
         """Return exp(mean negative log-likelihood) with its protocol.
 
-        The first token of a window is not predicted. Each rank evaluates its shard of the windows.
+        The first token of a window is not predicted; of windows that overlap, each token is
+        predicted once, with the longest context. Each rank evaluates its shard of the windows.
 
         Raises:
             ConfigError: The model is not a causal language model, or windows have one token.
@@ -75,9 +76,13 @@ class Evaluator:
             raise ConfigError(
                 "evaluate.data: the text is one token long; there is no token to predict."
             )
-        own = tokens.ids[ranks.shard(len(tokens.ids))]
-        loss = sum(ranks.all_gather_object(self._loss(own) if len(own) else 0.0))
-        count = tokens.ids[:, 1:].numel()
+        shard = ranks.shard(len(tokens.ids))
+        own, length = tokens.ids[shard], tokens.longest
+        # Of a window after the first, the tokens that the one before has are context alone.
+        seen = length - tokens.stride if tokens.stride else 1
+        predicted = [length - (seen if n else 1) for n in range(len(tokens.ids))]
+        loss = sum(ranks.all_gather_object(self._loss(own, predicted[shard]) if len(own) else 0.0))
+        count = sum(predicted)
         if not math.isfinite(loss):
             raise NumericsError(
                 f"{self.folder}: the loss of {type(self.model).__name__} is {loss}. Its weights "
@@ -88,21 +93,33 @@ class Evaluator:
             "value": perplexity_from_loss(loss, count),
             "tokens": count,
             "protocol": (
-                f"{tokens.description}; {count} predicted tokens, the first of a window is not "
-                f"predicted; token-weighted mean, float32 logits, "
+                f"{tokens.description}; {count} predicted tokens, {self._unpredicted(tokens)}; "
+                "token-weighted mean, float32 logits, "
                 f"{str(self.weights.dtype).removeprefix('torch.')} blocks"
                 + (", with the adapter that lies beside them" if self.weights.adapters else "")
             ),
         }
 
-    def _loss(self, ids: Int[Tensor, "N T"]) -> float:
+    @staticmethod
+    def _unpredicted(tokens: Tokens) -> str:
+        """Return which tokens of a window are not predicted, in words."""
+        if tokens.stride is None:
+            return "the first of a window is not predicted"
+        return "not the very first, nor in a window those that the one before has"
+
+    def _loss(self, ids: Int[Tensor, "N T"], predicted: Sequence[int]) -> float:
+        """Return the summed loss of the last tokens of each window."""
         parts = split_batches(ids, self.device)
         block = run_blocks(self, parts)
         with loaded_weights(self.weights, *output_heads(self.model)):
-            return sum(
-                negative_log_likelihood(block.runner, window, labels)
+            windows = (
+                each
                 for hidden, part in zip(block.hidden, parts, strict=True)
-                for window, labels in zip(hidden, part, strict=True)
+                for each in zip(hidden, part, strict=True)
+            )
+            return sum(
+                negative_log_likelihood(block.runner, window[-count - 1 :], labels[-count - 1 :])
+                for (window, labels), count in zip(windows, predicted, strict=True)
             )
 
     def outputs(self, ids: Int[Tensor, "B T"]) -> Tensor:
@@ -166,6 +183,7 @@ def evaluate(
     windows: int | None,
     device: str = "auto",
     ranks: Ranks = SINGLE,
+    stride: int | None = None,
 ) -> list[dict[str, Any]]:
     """Return the perplexity of a checkpoint on each source, with its protocol.
 
@@ -176,8 +194,10 @@ def evaluate(
         windows: Number of windows; None for all.
         device: Device as in a config.
         ranks: Ranks over which the windows are sharded.
+        stride: Tokens from the start of a window to that of the next; None: they do not overlap.
     """
     asked = {"model": path, "data": [*sources], "length": length, "windows": windows}
+    asked |= {"stride": stride}
     ranks.require_same({"job": "evaluate", **asked})
     checkpoint = open_checkpoint(checkpoint_folder(path))
     ranks.require_same({"config.json": checkpoint.config})
@@ -187,7 +207,7 @@ def evaluate(
     limit = token_limit(evaluator.model, [runner.module for runner in evaluator.stacks])
     results = []
     for source in sources:
-        tokens = evaluation_tokens(tokenizer, [source], length, windows, limit=limit)
+        tokens = evaluation_tokens(tokenizer, [source], length, windows, stride=stride, limit=limit)
         ranks.require_same({"tokens": {source: tokens.digest}})
         results.append({"data": title(source), **evaluator.perplexity(tokens, ranks)})
     return results

@@ -165,7 +165,9 @@ def evaluation_data(plan: PlanBase) -> dict[str, Data]:
         }
     limit = plan.token_limit
     return {
-        source: evaluation_tokens(tokenizer, [source], length, config.windows, limit=limit)
+        source: evaluation_tokens(
+            tokenizer, [source], length, config.windows, stride=config.stride, limit=limit
+        )
         for source in config.data
     }
 

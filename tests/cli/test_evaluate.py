@@ -22,13 +22,14 @@ def test_evaluate_refuses_numbers_that_cannot_be_meant(capsys, option, number, l
 
 
 def test_evaluate_prints_what_was_measured(replace, capsys):
-    def evaluate(*arguments, ranks):
-        assert arguments == ("m", ("pydoc:test", "pydoc:train"), 64, 3)
+    def evaluate(*arguments, ranks, stride):
+        assert (*arguments, stride) == ("m", ("pydoc:test", "pydoc:train"), 64, 3, 32)
         return [{"data": "a.txt", "metric": "perplexity", "value": 20.7, "protocol": "3 windows"}]
 
     replace({"evaluation.perplexity": {"evaluate": evaluate}})
     sources = ["--data", "pydoc:test", "--data", "pydoc:train"]
-    assert main(["evaluate", "m", *sources, "--length", "64", "--windows", "3"]) == 0
+    windows = ["--length", "64", "--windows", "3", "--stride", "32"]
+    assert main(["evaluate", "m", *sources, *windows]) == 0
     assert capsys.readouterr().out == "a.txt: perplexity 20.70\n  3 windows\n"
 
 
@@ -51,6 +52,7 @@ def test_evaluate_measures_labelled_rows(replace, capsys, tmp_path):
     [
         (["--samples", "3"], "--samples: does not apply without --task."),
         (["--task", "seq2seq", "--windows", "3"], "--windows: does not apply with --task."),
+        (["--length", "64", "--stride", "65"], "--stride: does not apply above --length (64)"),
         (["--limit", "3"], "--limit: does not apply without --tasks."),
         (["--few-shot", "0"], "--few-shot: does not apply without --tasks."),
         (["--task", "seq2seq"], "--data pydoc:test: not a supported kind of text. Allowed: .tsv"),
@@ -71,7 +73,7 @@ def test_evaluate_names_all_texts_that_are_not_there(capsys):
 
 def test_programs_get_measures_as_json(replace, capsys):
     measure = {"data": "a", "metric": "perplexity", "value": float("inf"), "protocol": "3 windows"}
-    replace({"evaluation.perplexity": {"evaluate": lambda *_, ranks: [measure]}})
+    replace({"evaluation.perplexity": {"evaluate": lambda *_, ranks, stride: [measure]}})
     assert main(["evaluate", "m", "--data", "pydoc:test", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found == {"evaluation": [measure | {"value": "inf"}], "texts": []}

@@ -117,7 +117,9 @@ def test_labelled_rows_are_files_with_columns(load, tmp_path):
           "calibration.columns": '{label = "x"}'}, "names columns of labelled data; set task."),
         ({"evaluate.data": '"pydoc:test"', "evaluate.samples": "3"}, "counts rows of"),
         ({"evaluate.task": '"classification"', "evaluate.data": '"rows.tsv"',
-          "evaluate.windows": "3"}, "rows have no windows; write samples."),
+          "evaluate.windows": "3"}, "rows have no windows; write samples, or leave it out."),
+        ({"evaluate.data": '"pydoc:test"', "evaluate.length": "64", "evaluate.stride": "65"},
+         "65 is more than the 64 tokens of a window"),
     ],
 )  # fmt: skip
 def test_keys_of_labelled_rows_that_do_not_fit_are_refused(mistakes, tmp_path, keys, message):

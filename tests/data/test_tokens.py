@@ -71,6 +71,21 @@ def test_evaluation_of_the_first_windows(tmp_path, plain):
     assert torch.equal(evaluation_tokens(plain, source, 3, windows=9).ids[:2], tokens.ids)
 
 
+def test_evaluation_windows_that_overlap(tmp_path, plain):
+    source = write(tmp_path / "a.txt", words(*range(12)))
+    tokens = evaluation_tokens(plain, source, 5, stride=3)
+    assert tokens.ids.tolist() == [[1, 2, 3, 4, 5], [4, 5, 6, 7, 8], [7, 8, 9, 10, 11]]
+    assert tokens.stride == 3
+    assert tokens.description.startswith(
+        "3 windows of 5 tokens, each 3 tokens after the one before (remainder of 1 dropped) of "
+    )
+    first = evaluation_tokens(plain, source, 5, 2, stride=3)
+    assert torch.equal(first.ids, tokens.ids[:2])
+    apart = evaluation_tokens(plain, source, 5, stride=5)
+    assert apart.stride is None
+    assert apart.digest == evaluation_tokens(plain, source, 5).digest
+
+
 def test_evaluation_of_a_text_shorter_than_one_window(tmp_path, plain):
     tokens = evaluation_tokens(plain, write(tmp_path / "a.txt", words(0, 1)), 2048)
     assert tokens.ids.tolist() == [[1, 2]]

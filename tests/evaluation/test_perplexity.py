@@ -46,6 +46,23 @@ def test_perplexity_is_that_of_the_whole_model(tmp_path, model_type, tokens):
     assert found["value"] == pytest.approx(exact(tiny(model_type), tokens.ids), rel=1e-5)
 
 
+@pytest.mark.parametrize("head_tokens", [3, 256])
+def test_of_windows_that_overlap_each_token_is_predicted_once(tmp_path, monkeypatch, head_tokens):
+    monkeypatch.setattr(perplexity, "HEAD_TOKENS", head_tokens)
+    text = torch.randint(3, 60, (29,), generator=torch.Generator().manual_seed(2))
+    windows, stride = text.unfold(0, 11, 6), 6
+    model = tiny("llama").double()
+    with torch.no_grad():
+        logits = model(input_ids=windows).logits[:, :-1].log_softmax(-1)
+    likelihood = logits.gather(2, windows[:, 1:, None])[..., 0]
+    expected = torch.cat([likelihood[0], *likelihood[1:, -stride:]])
+    assert len(expected) == 28  # all but the first of 29 tokens
+    found = evaluator(checkpoints.write(tmp_path)).perplexity(Tokens.of(windows, "4", stride))
+    assert found["tokens"] == 28
+    assert found["value"] == pytest.approx(math.exp(-expected.mean()), rel=1e-5)
+    assert "nor in a window those that the one before has" in found["protocol"]
+
+
 def test_perplexity_of_text_is_that_of_a_model_with_images(tmp_path, tokens):
     head = AutoModelForImageTextToText
     found = evaluator(checkpoints.write(tmp_path, "llava", head=head)).perplexity(tokens)
@@ -56,7 +73,7 @@ def test_perplexity_of_text_is_that_of_a_model_with_images(tmp_path, tokens):
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_is_an_error(tmp_path, tokens, monkeypatch, loss):
     found = evaluator(checkpoints.write(tmp_path))
-    monkeypatch.setattr(found, "_loss", lambda ids: loss)
+    monkeypatch.setattr(found, "_loss", lambda *_: loss)
     with pytest.raises(NumericsError, match=r"the loss of LlamaForCausalLM is (nan|inf)\."):
         found.perplexity(tokens)
 
