@@ -28,7 +28,8 @@ from prunekit.checkpoint.parts import (
     joined_shape,
     whole_tensors,
 )
-from prunekit.checkpoint.quantized import QuantizedWeight, quantized_weights, unused_scales
+from prunekit.checkpoint.quantized import quantized_weights, unused_scales
+from prunekit.checkpoint.quantized_weight import QuantizedWeight
 from prunekit.checkpoint.views import TensorView, read_views, stored_tensors
 from prunekit.checkpoint.weight_files import WEIGHTS_KEY, read_config, read_entries
 from prunekit.errors import CheckpointError, NumericsError
@@ -50,7 +51,9 @@ class Checkpoint:
         file_entries: Tensors as stored in the files.
         compressed: Compressed weights, by name of the dense weight.
         views: Tensors that are computed from stored ones when read, by name.
-        quantized: Weights stored in few bits, by name; they are read as bfloat16.
+        quantized: Weights stored in few bits, by name.
+        expands_to: Type as which these are read; None for that of their entries. transformers
+            multiplies values and scales in the type in which it runs.
         on_read: Called with name and value, as stored, of each tensor that is read.
     """
 
@@ -61,6 +64,7 @@ class Checkpoint:
     compressed: dict[str, CompressedWeight] = field(default_factory=dict)
     views: Mapping[str, TensorView] = field(default_factory=dict)
     quantized: Mapping[str, QuantizedWeight] = field(default_factory=dict)
+    expands_to: torch.dtype | None = None
     on_read: Callable[[str, Tensor], None] | None = None
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
@@ -147,7 +151,8 @@ class Checkpoint:
     def _expand(self, name: str) -> Tensor:
         if weight := self.quantized.get(name):
             parts = self._map([weight.values, weight.scales])
-            return weight.expand(parts[weight.values], parts[weight.scales])
+            dense = weight.expand(parts[weight.values], parts[weight.scales])
+            return dense.to(self.expands_to or weight.dtype)
         stored = self.compressed[name]
         file = self.file_entries[stored.parts["weight"]].file
         return stored.expand(f"{file}: {name}", self._map(stored.parts.values()))
@@ -212,7 +217,7 @@ class Checkpoint:
             stored = sum(entry.nbytes for entry in self.file_entries.values())
             notes.append(
                 f"{len(self.quantized)} weights are stored in few bits and are read, and written, "
-                f"as bfloat16: {size(self.nbytes)} instead of {size(stored)}."
+                f"as floats: {size(self.nbytes)} instead of {size(stored)}."
             )
         return notes
 
@@ -286,12 +291,13 @@ def with_compressed(
 
 
 def _with_quantized(folder: Path, config: dict[str, Any], storage: dict[str, Any]) -> Checkpoint:
-    """Return a checkpoint whose quantized weights appear as bfloat16."""
+    """Return a checkpoint whose quantized weights appear as dense ones."""
     files = read_entries(folder, config)
     found = quantized_weights(folder, storage, files)
     entries = dict(files)
     for weight in found.values():
-        del entries[weight.values], entries[weight.scales]
+        for name in weight.stored:
+            entries.pop(name)
     for name in unused_scales(files):
         entries.pop(name, None)
     entries |= {name: weight.entry(files) for name, weight in found.items()}

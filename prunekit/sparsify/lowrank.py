@@ -36,3 +36,25 @@ def low_rank_factors(lost: Float[Tensor, "O I"], gram: Float[Tensor, "I I"], ran
     small = (basis.T @ weighed) @ (lost.T @ basis)
     up = basis @ torch.linalg.eigh((small + small.T) / 2).eigenvectors[:, -rank:]
     return Adapter(up, up.T @ lost)
+
+
+def add_adapter(
+    weight: Float[Tensor, "O I"],
+    lost: Float[Tensor, "O I"],
+    gram: Float[Tensor, "I I"],
+    rank: int,
+    dtype: torch.dtype,
+) -> Adapter:
+    """Add a low-rank adapter to a pruned weight in place; return it, on the CPU.
+
+    Args:
+        weight: The weight in its model.
+        lost: What pruning took from it, float32.
+        gram: H, float32, both triangles.
+        rank: Rank of the adapter.
+        dtype: Type in which it is stored.
+    """
+    found = low_rank_factors(lost, gram, rank)
+    adapter = Adapter(found.up.to(dtype), found.down.to(dtype))
+    weight.add_(adapter.product.to(weight.device))
+    return Adapter(adapter.up.cpu(), adapter.down.cpu())
