@@ -9,9 +9,9 @@ With a grid, kept weights are rounded to it as their column is reached, and e[:,
 (w − q)[:, j] / U[j, j]: the joint step of SparseGPT, and GPTQ (arXiv:2210.17323) if all are kept.
 
 On CUDA a block is one launch, and each thread sweeps one row in panels of 16 columns. Groups longer
-than a panel are selected before their columns are swept. With a grid the sweep of the CPU runs there
-too, one operation per column and step. A launch reads and writes 9 bytes per
+than a panel are selected before their columns are swept. A launch reads and writes 9 bytes per
 weight, plus 4 bytes of errors for every later panel: it is bound by instructions, not by memory.
+With a grid the sweep of the CPU runs there too, whose launches are several for each column.
 
 Source: Frantar & Alistarh, SparseGPT, Algorithm 1, arXiv:2301.00774.
 Shapes: O output features, I input features. Everything is transposed, so that a column is

@@ -1,6 +1,6 @@
 """Quantized weights as compressed-tensors stores them, which vLLM and transformers open.
 
-    int4, int8   X.weight_packed   int32 [O, ⌈I · bits / 32⌉], codes + 2^(bits − 1), lowest bits first
+    int4, int8   X.weight_packed   int32 [O, ⌈I · bits / 32⌉], codes + 2^(bits − 1), lowest first
                  X.weight_shape    int64 [2]
     fp8          X.weight          float8_e4m3fn [O, I]
     all          X.weight_scale    [O, G], in the type of the model

@@ -46,8 +46,7 @@ def quantized_weights(
         CheckpointError: The method is not known, or tensors contradict it.
     """
     method = storage.get("quant_method")
-    known = isinstance(method, str) and method in METHODS
-    if not known or storage.get("sparsity_config"):
+    if not isinstance(method, str) or method not in METHODS or storage.get("sparsity_config"):
         raise CheckpointError(
             f"{folder / 'config.json'}: has 'quantization_config' with quant_method {method!r}; "
             f"weights of {', '.join(METHODS)} are read. Start from a checkpoint in float. "

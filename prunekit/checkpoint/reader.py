@@ -52,8 +52,7 @@ class Checkpoint:
         compressed: Compressed weights, by name of the dense weight.
         views: Tensors that are computed from stored ones when read, by name.
         quantized: Weights stored in few bits, by name.
-        expands_to: Type as which these are read; None for that of their entries. transformers
-            multiplies values and scales in the type in which it runs.
+        expands_to: Type as which weights in few bits are read; None for that of their entries.
         on_read: Called with name and value, as stored, of each tensor that is read.
     """
 
@@ -155,7 +154,7 @@ class Checkpoint:
             return dense.to(self.expands_to or weight.dtype)
         stored = self.compressed[name]
         file = self.file_entries[stored.parts["weight"]].file
-        return stored.expand(f"{file}: {name}", self._map(stored.parts.values()))
+        return stored.expand(f"{file}: {name}", self._map(stored.parts.values()), self.expands_to)
 
     def _map(self, names: Iterable[str]) -> dict[str, Tensor]:
         by_file: dict[Path, list[str]] = {}
@@ -281,7 +280,7 @@ def with_compressed(
         weight.check_entries(folder, name, files)
         for part in (*weight.parts.values(), *weight.metadata):
             entries.pop(part)
-        first, shape = files[weight.parts["weight"]], weight.layout.shape
+        first, shape = files[weight.parts[weight.format.typed_by]], weight.layout.shape
         nbytes = shape[0] * shape[1] * first.dtype.itemsize
         entries[name] = TensorEntry(first.file, first.dtype, shape, nbytes)
     entries = dict(sorted(entries.items()))
@@ -294,12 +293,10 @@ def _with_quantized(folder: Path, config: dict[str, Any], storage: dict[str, Any
     """Return a checkpoint whose quantized weights appear as dense ones."""
     files = read_entries(folder, config)
     found = quantized_weights(folder, storage, files)
-    entries = dict(files)
-    for weight in found.values():
-        for name in weight.stored:
-            entries.pop(name)
-    for name in unused_scales(files):
-        entries.pop(name, None)
+    parts = {name for weight in found.values() for name in weight.stored}.union(
+        unused_scales(files)
+    )
+    entries = {name: entry for name, entry in files.items() if name not in parts}
     entries |= {name: weight.entry(files) for name, weight in found.items()}
     dropped = {"quantization_config", WEIGHTS_KEY}
     config = {key: value for key, value in config.items() if key not in dropped}

@@ -20,7 +20,6 @@ from prunekit.methods.score_statistics import with_scores
 from prunekit.methods.target import reconstruction_target
 from prunekit.models.adapters import assign_weight
 from prunekit.models.layout import Block, Linear
-from prunekit.models.orientation import weight_matrix
 from prunekit.models.sequential.loaded_block import LoadedBlock
 from prunekit.patterns import Pattern
 from prunekit.sparsify.block_tuning import tune_block
@@ -28,11 +27,11 @@ from prunekit.sparsify.calibrate import Stage, gather_by_stage, gather_statistic
 from prunekit.sparsify.error import relative_error
 from prunekit.sparsify.kept_pattern import KeptPattern
 from prunekit.sparsify.layer_result import LayerResult
-from prunekit.sparsify.lowrank import add_adapter
+from prunekit.sparsify.lowrank import adapt
 from prunekit.sparsify.quantize_rows import quantize_rows
 from prunekit.sparsify.recipe import Recipe
 from prunekit.sparsify.row_sharding import ShardedLinear, row_shards
-from prunekit.statistics import CrossGram, Gram, StageStatistics
+from prunekit.statistics import CrossGram, StageStatistics
 
 CalibratedStages = list[Stage]
 Shards = Mapping[Linear, ShardedLinear]
@@ -174,7 +173,9 @@ class BlockPruner:
             )
             if self.recipe.recover == "lowrank" and linear in done.targets:
                 weights = done.targets[linear], dense[linear]
-                result = self._adapt(loaded, result, shards[linear], weights, stats)
+                how = self.recipe.recover_rank, self.dtypes[linear.name]
+                adapter, error = adapt(loaded.module, shards[linear], weights, stats, *how)
+                result = replace(result, recovery={"recovered_error": error}, adapter=adapter)
             yield replace(result, scale=done.scales.get(linear))
 
     @torch.no_grad()
@@ -272,23 +273,6 @@ class BlockPruner:
             pattern=pattern if pattern != self.recipe.pattern.name else None,
             facts=with_scores(facts, lambda rows: shard.gather(rows, "scores"), linear.size),
         )
-
-    @torch.no_grad()
-    def _adapt(
-        self,
-        loaded: LoadedBlock,
-        result: LayerResult,
-        shard: ShardedLinear,
-        weights: tuple[Tensor, Tensor],
-        stats: StageStatistics,
-    ) -> LayerResult:
-        """Add an adapter to a linear; ``weights``: that which pruning aimed at, the dense one."""
-        (target, dense), weight = weights, weight_matrix(loaded.module.get_submodule(shard.linear.path))
-        lost, gram = shard.gather(target - shard.read(loaded.module)), stats[Gram].full
-        how = self.recipe.recover_rank, self.dtypes[shard.linear.name]
-        adapter = add_adapter(weight, lost, gram, *how)
-        error = relative_error(dense, shard.read(loaded.module), stats, shard.sharing)
-        return replace(result, recovery={"recovered_error": error}, adapter=adapter)
 
     def _shard(self, loaded: LoadedBlock, linear: Linear) -> ShardedLinear:
         shards = None

@@ -27,7 +27,7 @@ REFINED = 7.5
 """Float32 matrices of a layer's size while refining: dense, pruned, its copy, four more, a mask."""
 
 QUANTIZED = 8.5
-"""The same while quantizing: dense, pruned, as stored, rounded, scales, errors, residuals, masks."""
+"""The same while quantizing: dense, pruned, as stored, rounded, scales, errors, residuals."""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from prunekit.sparsify.row_sharding import row_shards
 from prunekit.statistics import Gram, Statistic
 
 QUANTIZING = 1 + 3 * PASSES
-"""Operations of rounding by the Gram matrix, in outputs × inputs²: half a product for the sweep, and
-one and a half, the residual included, for each pass after it."""
+"""Operations of rounding by the Gram matrix, in outputs × inputs²: half a product for the sweep,
+and one and a half, the residual included, for each pass after it."""
 
 
 @dataclass(frozen=True)

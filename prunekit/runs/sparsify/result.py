@@ -157,7 +157,7 @@ def quantized_facts(
         "refilled": sum(layer["refilled"] for layer in layers),
     }
     speed = (
-        "Engines that read compressed-tensors, such as vLLM, keep the codes in memory; transformers "
-        "expands them as it loads."
+        "Engines that read compressed-tensors, such as vLLM, keep the codes in memory; "
+        "transformers expands them as it loads."
     )
     return {"quantized": facts, "speed": speed}

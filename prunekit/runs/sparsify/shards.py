@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from prunekit.checkpoint import adapter as adapters
 from prunekit.checkpoint.compressed import compress_weight, expand_weight, layer_name
 from prunekit.checkpoint.formats import WeightLayout, format_named
-from prunekit.checkpoint.packed import expand_tensors, quantized_tensors, storage_config
 from prunekit.checkpoint.output import OutputFolder
+from prunekit.checkpoint.packed import expand_tensors, quantized_tensors, storage_config
 from prunekit.checkpoint.parts import find_part, is_whole, put_parts
 from prunekit.models.auto_class import auto_class
 from prunekit.models.layout import Block
