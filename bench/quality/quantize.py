@@ -35,6 +35,7 @@ from prunekit.structured.block_batches import block_batches
 
 MODELS = ("stories15M", "SmolLM2-135M")
 FILE = FOLDER / "quantize.json"
+CONTESTANTS = ("dense", "pruned", "RTN", "GPTQ, refilled", "ours, after", "ours, in the run")
 Row = dict[str, Any]
 
 
@@ -187,15 +188,26 @@ def main() -> None:
     parser.add_argument("--patterns", nargs="*", default=("50 %", "2:4"))
     parser.add_argument("--methods", nargs="*", default=("sparsegpt",))
     parser.add_argument("--scheme", default="int4")
+    parser.add_argument("--samples", type=int, help="of the calibration text")
+    parser.add_argument("--windows", type=int, help="of the text that is judged")
+    parser.add_argument("--contestants", nargs="*", help="all if left out")
     options = parser.parse_args()
     results = json.loads(FILE.read_text()) if FILE.is_file() else {}
     for job in (job for job in all_jobs() if job.name in options.models):
+        job = replace(  # noqa: PLW2901  the same with other sizes
+            job,
+            samples=options.samples or job.samples,
+            windows=options.windows or job.windows,
+        )
         for method in options.methods:
             for pattern in options.patterns:
                 where = f"{job.name}, {method}, {pattern}, {options.scheme}"
                 rows = results.setdefault(where, {})
-                for name, found in measures(job, method, pattern, options.scheme, set(rows)):
-                    rows[name] = found
+                left_out = {*CONTESTANTS} - {*(options.contestants or CONTESTANTS)}
+                done = left_out.union(rows)
+                for name, found in measures(job, method, pattern, options.scheme, done):
+                    sizes = {"samples": job.samples, "length": job.length, "windows": job.windows}
+                    rows[name] = found | sizes
                     print(where, name, found, flush=True)
                     write_json(FILE, results)
                     FILE.with_suffix(".md").write_text(table(results))

@@ -293,9 +293,7 @@ def _with_quantized(folder: Path, config: dict[str, Any], storage: dict[str, Any
     """Return a checkpoint whose quantized weights appear as dense ones."""
     files = read_entries(folder, config)
     found = quantized_weights(folder, storage, files)
-    parts = {name for weight in found.values() for name in weight.stored}.union(
-        unused_scales(files)
-    )
+    parts = {*unused_scales(files)}.union(*(weight.stored for weight in found.values()))
     entries = {name: entry for name, entry in files.items() if name not in parts}
     entries |= {name: weight.entry(files) for name, weight in found.items()}
     dropped = {"quantization_config", WEIGHTS_KEY}
