@@ -61,12 +61,7 @@ def obs_sweep(
     Raises:
         ValueError: Shapes or types do not match, or ``choose`` returns another shape.
     """
-    _check(weight, upper, choose, allowed)
-    if grid and (grid.scale.shape != weight.shape or grid.scale.dtype != weight.dtype):
-        raise ValueError(
-            f"scale must be {weight.dtype} of shape {tuple(weight.shape)}, "
-            f"got {grid.scale.dtype} of shape {tuple(grid.scale.shape)}"
-        )
+    _check(weight, upper, choose, allowed, grid)
     kept = torch.ones_like(weight, dtype=torch.bool, memory_format=torch.contiguous_format)
     for mask in (allowed, choose):
         if isinstance(mask, Tensor):
@@ -145,8 +140,15 @@ def _step(
     return stride or BLOCK, leaf
 
 
-def _check(weight: Tensor, upper: Tensor, choose: object, allowed: Tensor | None) -> None:
+def _check(
+    weight: Tensor, upper: Tensor, choose: object, allowed: Tensor | None, grid: Grid | None
+) -> None:
     outputs, inputs = weight.shape
+    if grid and (grid.scale.shape != weight.shape or grid.scale.dtype != weight.dtype):
+        raise ValueError(
+            f"scale must be {weight.dtype} of shape {(outputs, inputs)}, "
+            f"got {grid.scale.dtype} of shape {tuple(grid.scale.shape)}"
+        )
     if upper.shape != (inputs, inputs) or upper.dtype != weight.dtype:
         raise ValueError(
             f"upper must be {weight.dtype} of shape {(inputs, inputs)}, "

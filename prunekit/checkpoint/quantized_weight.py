@@ -37,6 +37,16 @@ class QuantizedWeight:
         """Names of all its stored tensors."""
         return self.values, self.scales, *self.metadata
 
+    def dense(self, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Tensor:
+        """Return the dense weight.
+
+        Args:
+            tensors: Stored tensors by name.
+            dtype: Its type; None for that of its entry.
+        """
+        expanded = self.expand(tensors[self.values], tensors[self.scales])
+        return expanded.to(dtype or self.dtype)
+
     def entry(self, files: Mapping[str, TensorEntry]) -> TensorEntry:
         """Return the entry of the dense weight."""
         size = prod(self.shape) * self.dtype.itemsize

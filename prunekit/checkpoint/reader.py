@@ -122,7 +122,7 @@ class Checkpoint:
         if name in self.compressed:
             return self.compressed[name].parts.values()
         weight = self.quantized.get(name)
-        return [weight.values, weight.scales] if weight else [name]
+        return weight.stored if weight else [name]
 
     def check_finite(self, name: str, tensor: Tensor) -> None:
         """Refuse a weight that holds NaN or inf.
@@ -149,9 +149,7 @@ class Checkpoint:
 
     def _expand(self, name: str) -> Tensor:
         if weight := self.quantized.get(name):
-            parts = self._map([weight.values, weight.scales])
-            dense = weight.expand(parts[weight.values], parts[weight.scales])
-            return dense.to(self.expands_to or weight.dtype)
+            return weight.dense(self._map(weight.stored), self.expands_to)
         stored = self.compressed[name]
         file = self.file_entries[stored.parts["weight"]].file
         return stored.expand(f"{file}: {name}", self._map(stored.parts.values()), self.expands_to)
