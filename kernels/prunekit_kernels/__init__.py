@@ -16,6 +16,8 @@ from prunekit_kernels.bitmask_matvec import bitmask_matvec
 from prunekit_kernels.column_energy import column_energy
 from prunekit_kernels.fragments24 import from_fragments, has_fragments, to_fragments
 from prunekit_kernels.gram import cross_gram, gram, mirror
+from prunekit_kernels.grid import Grid, codes, grid_scales, nearest, spread
+from prunekit_kernels.grid_descent import grid_descent
 from prunekit_kernels.groups import Groups
 from prunekit_kernels.inverse_factor import Factor, cholesky, dampings, inverse_factor
 from prunekit_kernels.obs_block import NOfM, Sweep, obs_block
@@ -38,6 +40,7 @@ __all__ = [
     "Bitmask",
     "Entropy",
     "Factor",
+    "Grid",
     "Groups",
     "NOfM",
     "PeerRows",
@@ -52,6 +55,7 @@ __all__ = [
     "cholesky",
     "choose",
     "choose_spread",
+    "codes",
     "column_energy",
     "common_share",
     "compress24",
@@ -64,11 +68,14 @@ __all__ = [
     "expand_bitmask",
     "from_fragments",
     "gram",
+    "grid_descent",
+    "grid_scales",
     "has_fragments",
     "inverse_factor",
     "mean_diagonal",
     "merge",
     "mirror",
+    "nearest",
     "new_state",
     "obs_block",
     "obs_sweep",
@@ -82,6 +89,7 @@ __all__ = [
     "score_and_mask",
     "sparse24_matmul",
     "sparse24_mma",
+    "spread",
     "to_fragments",
     "unit_scale",
     "unpack",

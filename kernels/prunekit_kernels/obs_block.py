@@ -5,9 +5,13 @@ For column j of the weight, with the factor U of :mod:`prunekit_kernels.inverse_
     e[:, j] = w[:, j] / U[j, j] where pruned, else 0
     w[:, j:] -= e[:, j] U[j, j:]
 
+With a grid, kept weights are rounded to it as their column is reached, and e[:, j] of those is
+(w − q)[:, j] / U[j, j]: the joint step of SparseGPT, and GPTQ (arXiv:2210.17323) if all are kept.
+
 On CUDA a block is one launch, and each thread sweeps one row in panels of 16 columns. Groups longer
 than a panel are selected before their columns are swept. A launch reads and writes 9 bytes per
 weight, plus 4 bytes of errors for every later panel: it is bound by instructions, not by memory.
+With a grid the sweep of the CPU runs there too, whose launches are several for each column.
 
 Source: Frantar & Alistarh, SparseGPT, Algorithm 1, arXiv:2301.00774.
 Shapes: O output features, I input features. Everything is transposed, so that a column is
@@ -24,6 +28,7 @@ from torch import Tensor
 from prunekit_kernels._obs_block_kernel import kernel
 from prunekit_kernels._precision import full_precision
 from prunekit_kernels._triton import INTERPRETED, runs_triton, triton
+from prunekit_kernels.grid import nearest
 from prunekit_kernels.groups import Groups
 from prunekit_kernels.packed_mask import INTEGERS
 from prunekit_kernels.selection import arrays, choose, highest, without_nan
@@ -53,12 +58,16 @@ class Sweep(NamedTuple):
         errors: Errors of finished columns, to be compensated; other columns are never read.
         keep: In finished columns the kept weights, in others those that may be kept.
         upper: U.
+        scale: Scale of each weight, if those that are kept are rounded to multiples of it.
+        kind: Which multiples, as in :mod:`prunekit_kernels.grid`.
     """
 
     work: Float[Tensor, "I O"]
     errors: Float[Tensor, "I O"]
     keep: Bool[Tensor, "I O"]
     upper: Float[Tensor, "I I"]
+    scale: Float[Tensor, "I O"] | None = None
+    kind: str = ""
 
     def halves(self, start: int, end: int, unit: int, leaf: Callable[[int, int], None]) -> None:
         """Call ``leaf`` on every ``unit`` columns in order, each up to date.
@@ -138,16 +147,18 @@ def _obs_block(
     errors: Tensor,
     keep: Tensor,
     upper: Tensor,
+    scale: Tensor | None,
+    kind: str,
     start: int,
     end: int,
     n: int,
     m: int,
 ) -> None:
-    sweep = Sweep(work, errors, keep, upper)
+    sweep = Sweep(work, errors, keep, upper, scale, kind)
     with full_precision():
         if end == start:
             return
-        if not (runs_triton(work) and work.dtype == torch.float32):
+        if scale is not None or not (runs_triton(work) and work.dtype == torch.float32):
             _in_cache(sweep, start, end, NOfM(n, m) if n else None)
         elif m <= PANEL:
             _in_registers(sweep, start, end, n, m)
@@ -161,6 +172,8 @@ def _(
     errors: Tensor,
     keep: Tensor,
     upper: Tensor,
+    scale: Tensor | None,
+    kind: str,
     start: int,
     end: int,
     n: int,
@@ -173,9 +186,12 @@ def _in_cache(sweep: Sweep, start: int, end: int, choice: NOfM | None) -> None:
     """Sweep a block in a copy with contiguous columns, where needed."""
     span = slice(start, end)
     work, keep = _contiguous(sweep.work[span]), _contiguous(sweep.keep[span])
-    block = Sweep(work, sweep.errors[span], keep, sweep.upper[span, span])
+    scale = None if sweep.scale is None else _contiguous(sweep.scale[span])
+    upper = sweep.upper[span, span]
+    block = Sweep(work, sweep.errors[span], keep, upper, scale, sweep.kind)
     leaf = max(LEAF // choice.m * choice.m, choice.m) if choice else LEAF
-    block.halves(0, end - start, leaf, lambda first, last: _columns(block, first, last, choice))
+    columns = _columns if scale is None else _rounded_columns
+    block.halves(0, end - start, leaf, lambda first, last: columns(block, first, last, choice))
     for whole, part in ((sweep.work, work), (sweep.keep, keep)):
         if part.data_ptr() != whole[start].data_ptr():
             whole[span] = part.T.contiguous().T
@@ -216,6 +232,24 @@ def _columns(sweep: Sweep, first: int, last: int, choice: NOfM | None) -> None:
             later = slice(j + 1, group.stop)
             w[later] -= c[later, j, None] * e[j]
     work.view(integers).bitwise_and_(pruned.bitwise_not_())
+    errors /= diagonal
+
+
+def _rounded_columns(sweep: Sweep, first: int, last: int, choice: NOfM | None) -> None:
+    """Sweep a few columns one by one, and round the weights that are kept."""
+    assert sweep.scale is not None
+    work, errors, keep = (part[first:last] for part in sweep[:3])
+    scale, upper = sweep.scale[first:last], sweep.upper[first:last, first:last]
+    diagonal = upper.diagonal()[:, None]
+    costs = (upper / diagonal).T.contiguous()
+    for j in range(last - first):
+        if choice and j % choice.m == 0:
+            score = sweep.score(first + j, first + j + choice.m)
+            keep[j : j + choice.m] &= highest(without_nan(score), choice.n)
+        rounded = nearest(work[j], scale[j], sweep.kind).masked_fill_(~keep[j], 0)
+        torch.sub(work[j], rounded, out=errors[j])
+        work[j] = rounded
+        work[j + 1 :].addr_(costs[j + 1 :, j], errors[j], alpha=-1)
     errors /= diagonal
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from prunekit_kernels._precision import full_precision
 from prunekit_kernels._triton import runs_triton
+from prunekit_kernels.grid import Grid
 from prunekit_kernels.obs_block import BLOCK, PANEL, NOfM, Sweep, obs_block
 
 Choose = Callable[[Float[Tensor, "O C"], int], Bool[Tensor, "O C"]]
@@ -36,6 +37,7 @@ def obs_sweep(
     choose: NOfM | Choose | Bool[Tensor, "O I"],
     stride: int | None = None,
     allowed: Bool[Tensor, "O I"] | None = None,
+    grid: Grid | None = None,
 ) -> Bool[Tensor, "O I"]:
     """Prune ``weight`` in place and return the keep mask.
 
@@ -54,11 +56,12 @@ def obs_sweep(
         stride: How many columns a function selects together; None for 128, as published.
         allowed: Weights that may be kept. The others, such as weights that were already 0, are
             always pruned; a function sees the score −inf for them.
+        grid: Kept weights are rounded to it, and later ones compensate for that too.
 
     Raises:
         ValueError: Shapes or types do not match, or ``choose`` returns another shape.
     """
-    _check(weight, upper, choose, allowed)
+    _check(weight, upper, choose, allowed, grid)
     kept = torch.ones_like(weight, dtype=torch.bool, memory_format=torch.contiguous_format)
     for mask in (allowed, choose):
         if isinstance(mask, Tensor):
@@ -67,7 +70,9 @@ def obs_sweep(
     work, keep = weight.T, kept.T
     if runs_triton(weight):
         work, keep = work.contiguous(), keep.contiguous()
-    sweep = Sweep(work, torch.empty(work.shape, dtype=work.dtype, device=work.device), keep, upper)
+    errors = torch.empty(work.shape, dtype=work.dtype, device=work.device)
+    rounding = (grid.scale.T, grid.kind) if grid else ()
+    sweep = Sweep(work, errors, keep, upper, *rounding)
     if weight.numel():
         with full_precision():
             sweep.halves(0, weight.shape[1], *_step(sweep, choose, stride))
@@ -135,8 +140,15 @@ def _step(
     return stride or BLOCK, leaf
 
 
-def _check(weight: Tensor, upper: Tensor, choose: object, allowed: Tensor | None) -> None:
+def _check(
+    weight: Tensor, upper: Tensor, choose: object, allowed: Tensor | None, grid: Grid | None
+) -> None:
     outputs, inputs = weight.shape
+    if grid and (grid.scale.shape != weight.shape or grid.scale.dtype != weight.dtype):
+        raise ValueError(
+            f"scale must be {weight.dtype} of shape {(outputs, inputs)}, "
+            f"got {grid.scale.dtype} of shape {tuple(grid.scale.shape)}"
+        )
     if upper.shape != (inputs, inputs) or upper.dtype != weight.dtype:
         raise ValueError(
             f"upper must be {weight.dtype} of shape {(inputs, inputs)}, "

@@ -9,6 +9,7 @@ from prunekit.checkpoint.formats import QUANT_METHOD, Format, Parts, WeightLayou
 from prunekit.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from prunekit.checkpoint.header import TensorEntry
@@ -47,18 +48,21 @@ class CompressedWeight:
         if problem := self.format.find_mismatch(entries, self.layout):
             raise _corrupt(f"{entries['weight'].file}: {name}", problem)
 
-    def expand(self, where: str, tensors: Parts) -> "Tensor":
+    def expand(self, where: str, tensors: Parts, dtype: "torch.dtype | None" = None) -> "Tensor":
         """Return the weight as the model has it, after checking its parts.
 
         Args:
             where: File and name of the weight, for messages.
             tensors: Stored tensors by name.
+            dtype: Type of values or scales before they are expanded; None for theirs.
 
         Raises:
             CheckpointError: Parts are missing or corrupt.
         """
         parts = {part: tensors[name] for part, name in self.parts.items() if name in tensors}
         check_parts(self.format, where, parts, self.layout)
+        if dtype:
+            parts[self.format.typed_by] = parts[self.format.typed_by].to(dtype)
         weight = self.format.expand(parts, self.layout.inputs)
         return weight.T.contiguous() if self.layout.transposed else weight
 

@@ -261,6 +261,7 @@ class OutputFolder:
         kind: Format | None = None,
         linears: Mapping[str, WeightLayout] | None = None,
         check: Callable[[Checkpoint], object] = lambda _: None,
+        storage: Mapping[str, Any] | None = None,
     ) -> None:
         """Complete the checkpoint: companions, weight files and, last, ``config.json``.
 
@@ -271,6 +272,7 @@ class OutputFolder:
             linears: Layouts of the compressed weights, by layer name.
             check: Called with the written checkpoint before it gets its ``config.json``; raises if
                 anything is missing.
+            storage: The ``quantization_config`` of weights that are stored in few bits.
         """
         self._journal.check_in_place()
         for name, path in checkpoint.companion_names.items():
@@ -286,6 +288,8 @@ class OutputFolder:
             config = config | {"quantization_config": DENSE_STORAGE}
         if kind and linears:
             config = config | {"quantization_config": storage_config(kind, linears)}
+        if storage:
+            config = config | {"quantization_config": storage}
         # Some engines take any folder for a model that has a config.
         check(open_weights(self.folder, config))
         write_atomically(self.folder / CONFIG_FILE, json_bytes(config))

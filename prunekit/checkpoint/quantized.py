@@ -1,13 +1,13 @@
-"""Weights stored in few bits with scales, read as bfloat16.
+"""Weights stored in few bits with scales, read as dense ones.
 
 ``fp8`` (DeepSeek): numbers of 8 bits, and a scale for each block of rows and columns. ``mxfp4``
-(GPT-OSS): two numbers of 4 bits in a byte, and an exponent of two for each 32 of them.
+(GPT-OSS): two numbers of 4 bits in a byte, and an exponent of two for each 32 of them. Both are
+read as bfloat16. ``compressed-tensors``: see :mod:`prunekit.checkpoint.packed`.
 
 Shapes: E experts, O output features, I input features, G groups of 32 inputs.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from math import ceil, prod
 from pathlib import Path
@@ -18,9 +18,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from prunekit.checkpoint.header import FLOAT_DTYPES, TensorEntry
+from prunekit.checkpoint.packed import LIBRARY, read_quantized
+from prunekit.checkpoint.quantized_weight import DENSE_DTYPE, QuantizedWeight
 from prunekit.errors import CheckpointError
 
-DENSE_DTYPE = torch.bfloat16
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 SCALE_DTYPES = (*FLOAT_DTYPES, torch.float8_e8m0fnu, torch.uint8)
 FP8_SCALE = "_scale_inv"
@@ -29,28 +30,6 @@ FP8_UNUSED = ("activation_scale", "input_scale", "activation_scale_inv")
 """Ends of the names of tensors that only the quantized model needs."""
 FP4_VALUES = (0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6)
 FP4_GROUP, EXPONENT_BIAS = 32, 127
-
-
-@dataclass(frozen=True)
-class QuantizedWeight:
-    """A weight that is stored in few bits.
-
-    Attributes:
-        values: Name of the stored numbers.
-        scales: Name of the stored scales.
-        shape: Shape of the dense weight.
-        expand: Returns the dense weight of both.
-    """
-
-    values: str
-    scales: str
-    shape: tuple[int, ...]
-    expand: Callable[[Tensor, Tensor], Tensor]
-
-    def entry(self, files: Mapping[str, TensorEntry]) -> TensorEntry:
-        """Return the entry of the dense weight."""
-        size = prod(self.shape) * DENSE_DTYPE.itemsize
-        return TensorEntry(files[self.values].file, DENSE_DTYPE, self.shape, size)
 
 
 def quantized_weights(
@@ -67,11 +46,10 @@ def quantized_weights(
         CheckpointError: The method is not known, or tensors contradict it.
     """
     method = storage.get("quant_method")
-    if not isinstance(method, str) or method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS or storage.get("sparsity_config"):
         raise CheckpointError(
             f"{folder / 'config.json'}: has 'quantization_config' with quant_method {method!r}; "
-            f"weights of {' and '.join(METHODS)} are read as bfloat16. Start from a checkpoint in "
-            "float. "
+            f"weights of {', '.join(METHODS)} are read. Start from a checkpoint in float. "
             "Sparse weights of compressed-tensors: prunekit migrate makes them dense."
         )
     found = METHODS[method](storage, files)
@@ -183,5 +161,9 @@ def expand_mxfp4(
     return torch.ldexp(numbers, exponents[..., None]).flatten(-2).transpose(1, 2).contiguous()
 
 
-METHODS: dict[str, Callable[..., dict[str, QuantizedWeight]]] = {"fp8": _fp8, "mxfp4": _mxfp4}
+METHODS: dict[str, Callable[..., dict[str, QuantizedWeight]]] = {
+    "fp8": _fp8,
+    "mxfp4": _mxfp4,
+    LIBRARY: read_quantized,
+}
 """Functions that find the weights of a method, by ``quant_method``."""

@@ -28,7 +28,8 @@ from prunekit.checkpoint.parts import (
     joined_shape,
     whole_tensors,
 )
-from prunekit.checkpoint.quantized import QuantizedWeight, quantized_weights, unused_scales
+from prunekit.checkpoint.quantized import quantized_weights, unused_scales
+from prunekit.checkpoint.quantized_weight import QuantizedWeight
 from prunekit.checkpoint.views import TensorView, read_views, stored_tensors
 from prunekit.checkpoint.weight_files import WEIGHTS_KEY, read_config, read_entries
 from prunekit.errors import CheckpointError, NumericsError
@@ -50,7 +51,8 @@ class Checkpoint:
         file_entries: Tensors as stored in the files.
         compressed: Compressed weights, by name of the dense weight.
         views: Tensors that are computed from stored ones when read, by name.
-        quantized: Weights stored in few bits, by name; they are read as bfloat16.
+        quantized: Weights stored in few bits, by name.
+        expands_to: Type as which weights in few bits are read; None for that of their entries.
         on_read: Called with name and value, as stored, of each tensor that is read.
     """
 
@@ -61,6 +63,7 @@ class Checkpoint:
     compressed: dict[str, CompressedWeight] = field(default_factory=dict)
     views: Mapping[str, TensorView] = field(default_factory=dict)
     quantized: Mapping[str, QuantizedWeight] = field(default_factory=dict)
+    expands_to: torch.dtype | None = None
     on_read: Callable[[str, Tensor], None] | None = None
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
@@ -119,7 +122,7 @@ class Checkpoint:
         if name in self.compressed:
             return self.compressed[name].parts.values()
         weight = self.quantized.get(name)
-        return [weight.values, weight.scales] if weight else [name]
+        return weight.stored if weight else [name]
 
     def check_finite(self, name: str, tensor: Tensor) -> None:
         """Refuse a weight that holds NaN or inf.
@@ -146,11 +149,10 @@ class Checkpoint:
 
     def _expand(self, name: str) -> Tensor:
         if weight := self.quantized.get(name):
-            parts = self._map([weight.values, weight.scales])
-            return weight.expand(parts[weight.values], parts[weight.scales])
+            return weight.dense(self._map(weight.stored), self.expands_to)
         stored = self.compressed[name]
         file = self.file_entries[stored.parts["weight"]].file
-        return stored.expand(f"{file}: {name}", self._map(stored.parts.values()))
+        return stored.expand(f"{file}: {name}", self._map(stored.parts.values()), self.expands_to)
 
     def _map(self, names: Iterable[str]) -> dict[str, Tensor]:
         by_file: dict[Path, list[str]] = {}
@@ -212,7 +214,7 @@ class Checkpoint:
             stored = sum(entry.nbytes for entry in self.file_entries.values())
             notes.append(
                 f"{len(self.quantized)} weights are stored in few bits and are read, and written, "
-                f"as bfloat16: {size(self.nbytes)} instead of {size(stored)}."
+                f"as floats: {size(self.nbytes)} instead of {size(stored)}."
             )
         return notes
 
@@ -276,7 +278,7 @@ def with_compressed(
         weight.check_entries(folder, name, files)
         for part in (*weight.parts.values(), *weight.metadata):
             entries.pop(part)
-        first, shape = files[weight.parts["weight"]], weight.layout.shape
+        first, shape = files[weight.parts[weight.format.typed_by]], weight.layout.shape
         nbytes = shape[0] * shape[1] * first.dtype.itemsize
         entries[name] = TensorEntry(first.file, first.dtype, shape, nbytes)
     entries = dict(sorted(entries.items()))
@@ -286,14 +288,11 @@ def with_compressed(
 
 
 def _with_quantized(folder: Path, config: dict[str, Any], storage: dict[str, Any]) -> Checkpoint:
-    """Return a checkpoint whose quantized weights appear as bfloat16."""
+    """Return a checkpoint whose quantized weights appear as dense ones."""
     files = read_entries(folder, config)
     found = quantized_weights(folder, storage, files)
-    entries = dict(files)
-    for weight in found.values():
-        del entries[weight.values], entries[weight.scales]
-    for name in unused_scales(files):
-        entries.pop(name, None)
+    parts = {*unused_scales(files)}.union(*(weight.stored for weight in found.values()))
+    entries = {name: entry for name, entry in files.items() if name not in parts}
     entries |= {name: weight.entry(files) for name, weight in found.items()}
     dropped = {"quantization_config", WEIGHTS_KEY}
     config = {key: value for key, value in config.items() if key not in dropped}

@@ -16,7 +16,8 @@ def convert(source: Path, target: Path, /, *, format: str) -> None:  # noqa: A00
     Args:
         source: A checkpoint folder.
         target: A new folder.
-        format: dense (every tool reads it), 2:4 (for patterns 2:4 and 1:4) or bitmask (for any).
+        format: dense (every tool reads it), 2:4 (for patterns 2:4 and 1:4), 2:4-int8 (for those
+            after "prunekit quantize --scheme int8") or bitmask (for any).
     """
     from prunekit.inference.convert import convert
 

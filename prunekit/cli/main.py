@@ -11,6 +11,7 @@ from prunekit.cli import (  # noqa: F401  registers the commands
     commands,
     docs,
     evaluate,
+    quantize,
     run,
     serve,
     show,

@@ -67,10 +67,10 @@ def run(
             chosen = [name for name, on in switches.items() if on]
             return launch(gpus, ["run", str(config), *chosen, *_sets(overrides)])
     hint = partial(_resume_hint, Path(loaded.output.path), config, overrides)
-    return _run_here(loaded, hint, resume=resume, overwrite=overwrite, quiet=quiet)
+    return run_here(loaded, hint, resume=resume, overwrite=overwrite, quiet=quiet)
 
 
-def _run_here(
+def run_here(
     loaded: "Config | StructuredConfig | SweepConfig",
     resume_hint: Callable[[], str],
     *,
@@ -191,10 +191,20 @@ def _parse_size(option: str, text: str | None) -> int | None:
 
 def _resume_hint(output: Path, config: Path, overrides: Sequence[str]) -> str:
     """Return the message of an interrupted run, with the command to resume."""
-    if not (output / "journal.jsonl").is_file():
-        return "Stopped; nothing was written."
     from prunekit.cli.launch import launched_ranks
 
     gpus = ["--gpus", str(count)] if (count := launched_ranks()) else []
     command = shlex.join(["prunekit", "run", str(config), "--resume", *gpus, *_sets(overrides)])
+    return stopped_hint(output, command)
+
+
+def stopped_hint(output: Path, command: str) -> str:
+    """Return the message of an interrupted run.
+
+    Args:
+        output: Its output folder.
+        command: Continues it.
+    """
+    if not (output / "journal.jsonl").is_file():
+        return "Stopped; nothing was written."
     return f"Stopped; finished blocks are kept. To resume: {command}"

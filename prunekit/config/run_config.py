@@ -23,6 +23,7 @@ from prunekit.config.evaluate_table import Evaluate
 from prunekit.config.gates_table import Gates
 from prunekit.config.messages import MisplacedError
 from prunekit.config.prune_table import DEFAULT_METHOD, Prune, calibration_user
+from prunekit.config.quantize_key import AFTERWARDS, quantize_mistake
 from prunekit.config.structured_table import StructuredPrune, prunes_units
 from prunekit.config.sweep_table import Sweep
 from prunekit.config.tables import Calibration, Model, Output, Section
@@ -173,6 +174,8 @@ class Config(RunConfig[Prune]):
     @classmethod
     def _check_format(cls, output: Output, info: ValidationInfo) -> Output:
         prune, kind = info.data.get("prune"), formats()[output.format]
+        if output.quantize and (mistake := quantize_mistake(kind.name, info.data)):
+            raise MisplacedError({("output", "quantize"): mistake})
         if prune and kind.patterns and prune.pattern.name not in kind.patterns:
             fitting = " and ".join(kind.patterns)
             raise ValueError(
@@ -221,6 +224,9 @@ class StructuredConfig(RunConfig[StructuredPrune]):
     @field_validator("output")
     @classmethod
     def _check_format(cls, output: Output) -> Output:
+        if output.quantize:
+            mistake = f"does not go with the removal of units yet. {AFTERWARDS}"
+            raise MisplacedError({("output", "quantize"): mistake})
         if output.format != "dense":
             raise ValueError(
                 f'format "{output.format}" stores zeros, but removed units leave none. '

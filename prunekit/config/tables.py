@@ -241,6 +241,11 @@ class Output(Section):
     """Storage format of the weights. dense: zeros included, readable by every tool. 2:4 (for
     patterns 2:4 and 1:4) and bitmask (for any pattern): smaller; transformers reads them only where
     prunekit is installed."""
+    quantize: Literal["int8", "fp8", "int4"] | None = None
+    """Round the weights that are kept to so few bits; zeros stay zeros. With [calibration] each
+    column makes up for the rounding of those before (mask-aware GPTQ), without it each weight is
+    rounded to the nearest value. vLLM and transformers open the result through the library
+    compressed-tensors. Scales: one for each output, of int4 one for each 128, 64 or 32 inputs."""
     push: str | None = None
     """Repository on the Hugging Face hub, such as "org/name", to which the finished checkpoint is
     uploaded; needs a login: hf auth login."""

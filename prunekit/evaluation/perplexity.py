@@ -9,6 +9,7 @@ Shapes: N windows, T tokens, B windows of a batch, D features, V vocabulary.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ class Evaluator:
         self.model = empty_model(checkpoint)
         self.stacks = stack_runners(self.model, find_architecture(self.model))
         dtype = loss_dtype(stored_dtype(checkpoint), device)
+        # As transformers does, which multiplies codes and scales in the type in which it runs.
+        checkpoint = replace(checkpoint, expands_to=dtype)
         self.weights = Weights(self.model, checkpoint, dtype, device)
         self.device, self.folder = device, folder or scratch(checkpoint.folder)
 

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from prunekit.checkpoint.compressed import check_parts, compress_weight
 from prunekit.checkpoint.formats import Format, Parts, WeightLayout, format_named
+from prunekit.errors import ConfigError
 from prunekit.inference import speed_table
 
 
@@ -115,7 +116,16 @@ class SparseLinear(nn.Module):
         return self.kind.expand(parts, self.inputs)
 
     def set_kept(self, weight: Float[Tensor, "O I"]) -> None:
-        """Update the kept weights from a dense weight, ignoring its other values."""
+        """Update the kept weights from a dense weight, ignoring its other values.
+
+        Raises:
+            ConfigError: The values are rounded to few bits.
+        """
+        if self.kind.typed_by != "weight":
+            raise ConfigError(
+                f'values in the format "{self.kind.name}" are rounded, so that no training goes '
+                "into them. Load a dense folder: prunekit convert --format dense."
+            )
         parts = dict(zip(self.kind.parts, self._rows(), strict=True))
         mask = unpack(parts["keep"], self.inputs)
         # A stored zero only pads a group of 2:4 and remains zero.

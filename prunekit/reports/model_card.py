@@ -14,6 +14,7 @@ from prunekit import formatting
 from prunekit.checkpoint import adapter
 from prunekit.checkpoint.atomic import write_atomically
 from prunekit.checkpoint.hub import CARD
+from prunekit.checkpoint.packed import LIBRARY
 from prunekit.checkpoint.weight_files import is_file
 from prunekit.models.auto_class import AutoClass, auto_class
 from prunekit.reports import citation
@@ -123,6 +124,7 @@ def render(report: Mapping[str, Any], folder: Path, source: Mapping[str, Any]) -
         evaluation=[_row(each) for each in evaluation],
         protocols=list(dict.fromkeys(_cell(each["protocol"]) for each in evaluation)),
         needs_prunekit=_needs_prunekit(report),
+        library=LIBRARY if (report.get("storage") or {}).get("quantized") else None,
         auto_class=opened.name,
         repository=name,
         adapter=adapter.FOLDER if (folder / adapter.FOLDER / adapter.FILE).is_file() else None,
@@ -202,6 +204,8 @@ def _storage(report: Mapping[str, Any]) -> str:
     how = "Smaller matrices; nothing of what was removed is stored."
     if "zeros" in sparsity:
         how = f"Zeros are stored as {storage.get('format', 'dense')} weights."
+    if quantized := storage.get("quantized"):
+        how = f"Weights are quantized ({quantized['words']}); zeros are codes of 0."
     return (
         f"{how} `prunekit verify` counts them again and compares the outputs of the model with "
         "those of the run."

@@ -6,12 +6,12 @@ Shapes: O output features, I input features.
 import time
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from prunekit.checkpoint.adapter import Adapter
 from prunekit.distributed.ranks import SINGLE
 from prunekit.methods.layer import Layer
 from prunekit.methods.magnitude import Magnitude
@@ -20,7 +20,6 @@ from prunekit.methods.score_statistics import with_scores
 from prunekit.methods.target import reconstruction_target
 from prunekit.models.adapters import assign_weight
 from prunekit.models.layout import Block, Linear
-from prunekit.models.orientation import weight_matrix
 from prunekit.models.sequential.loaded_block import LoadedBlock
 from prunekit.patterns import Pattern
 from prunekit.sparsify.block_tuning import tune_block
@@ -28,16 +27,25 @@ from prunekit.sparsify.calibrate import Stage, gather_by_stage, gather_statistic
 from prunekit.sparsify.error import relative_error
 from prunekit.sparsify.kept_pattern import KeptPattern
 from prunekit.sparsify.layer_result import LayerResult
-from prunekit.sparsify.lowrank import low_rank_factors
+from prunekit.sparsify.lowrank import adapt
+from prunekit.sparsify.quantize_rows import quantize_rows
 from prunekit.sparsify.recipe import Recipe
 from prunekit.sparsify.row_sharding import ShardedLinear, row_shards
-from prunekit.statistics import CrossGram, Gram, StageStatistics
+from prunekit.statistics import CrossGram, StageStatistics
 
 CalibratedStages = list[Stage]
 Shards = Mapping[Linear, ShardedLinear]
 """The rows of each linear that this rank prunes."""
 LinearWeights = dict[Linear, Float[Tensor, "O I"]]
 """Weights of linears in float32: the rows that this rank prunes."""
+
+
+class PrunedStage(NamedTuple):
+    """A pruned stage: the method's numbers, its targets, and scales of quantized weights [O, G]."""
+
+    facts: Mapping[Linear, Mapping[str, object]]
+    targets: LinearWeights
+    scales: LinearWeights
 
 
 @dataclass(frozen=True)
@@ -150,7 +158,7 @@ class BlockPruner:
         """
         began, (linears, stats) = time.perf_counter(), stage
         dense = {linear: shards[linear].read(loaded.module) for linear in linears}
-        facts, targets = self._prune_weights(loaded, dense, shards, stats, step)
+        done = self._prune_weights(loaded, dense, shards, stats, step)
         seconds = time.perf_counter() - began
         if original is None or not self.recipe.yields_results:
             return
@@ -160,13 +168,15 @@ class BlockPruner:
                 shards[linear],
                 original.get(linear, dense[linear]),
                 stats,
-                facts=facts.get(linear.name, {}),
+                facts=done.facts.get(linear, {}),
                 seconds=linear.size / sum(other.size for other in linears) * seconds,
             )
-            if self.recipe.recover == "lowrank" and linear in targets:
-                pair = targets[linear], dense[linear]
-                result = self._add_adapter(loaded, result, shards[linear], pair, stats)
-            yield result
+            if self.recipe.recover == "lowrank" and linear in done.targets:
+                weights = done.targets[linear], dense[linear]
+                how = self.recipe.recover_rank, self.dtypes[linear.name]
+                adapter, error = adapt(loaded.module, shards[linear], weights, stats, *how)
+                result = replace(result, recovery={"recovered_error": error}, adapter=adapter)
+            yield replace(result, scale=done.scales.get(linear))
 
     @torch.no_grad()
     def _prune_weights(
@@ -176,7 +186,7 @@ class BlockPruner:
         shards: Shards,
         stats: StageStatistics,
         step: int,
-    ) -> tuple[dict[str, dict[str, object]], LinearWeights]:
+    ) -> PrunedStage:
         """Prune the linears of a stage in place.
 
         Args:
@@ -185,9 +195,6 @@ class BlockPruner:
             shards: The rows of each that this rank prunes.
             stats: Statistics of the stage.
             step: Which of the recipe's steps this is.
-
-        Returns:
-            The method's facts of each linear by name, and the weights that it aimed at.
         """
         layers = {
             linear: replace(layer, weight=self._target(linear, dense[linear], stats))
@@ -199,21 +206,27 @@ class BlockPruner:
         pruned = method.prune_together([*layers.values()])
         if self.recipe.refine and not by_magnitude:
             pruned = [*map(refine, layers.values(), pruned)]
+        scales = LinearWeights()
+        if quantization := self.recipe.quantizes(step):
+            for at, (linear, layer) in enumerate(layers.items()):
+                how = quantization, self.dtypes[linear.name]
+                found = quantize_rows(layer, pruned[at], shards[linear], *how)
+                pruned[at], scales[linear] = found.layer, found.scale
         for linear, found in zip(layers, pruned, strict=True):
             weight = shards[linear].gather(found.weight.to(self.dtypes[linear.name]))
             assign_weight(loaded.module.get_submodule(linear.path), weight)
             if self.kept is not None:
                 self.kept[linear.name] = found.keep
-        facts = {
-            layer.name: found.facts for layer, found in zip(layers.values(), pruned, strict=True)
-        }
-        return facts, {linear: layer.weight for linear, layer in layers.items()}
+        facts = {linear: found.facts for linear, found in zip(layers, pruned, strict=True)}
+        targets = {linear: layer.weight for linear, layer in layers.items()}
+        return PrunedStage(facts, targets, scales)
 
     def _layers(self, stage: Stage, shards: Shards, step: int) -> dict[Linear, Layer]:
         """Return the layers pruned in this step, with meta weights."""
         (linears, stats), layers = stage, dict[Linear, Layer]()
         for linear in linears:
-            if (sparsity := self.recipe.sparsity(step, self.sparsities[linear.name])) > 0:
+            sparsity = self.recipe.sparsity(step, self.sparsities[linear.name])
+            if sparsity > 0 or self.recipe.quantizes(step):
                 pattern, rows = shards[linear].shard(self._pattern(linear))
                 if self.kept is not None:
                     pattern = KeptPattern(pattern, self.kept[linear.name])
@@ -260,29 +273,6 @@ class BlockPruner:
             pattern=pattern if pattern != self.recipe.pattern.name else None,
             facts=with_scores(facts, lambda rows: shard.gather(rows, "scores"), linear.size),
         )
-
-    @torch.no_grad()
-    def _add_adapter(
-        self,
-        loaded: LoadedBlock,
-        result: LayerResult,
-        shard: ShardedLinear,
-        pair: tuple[Tensor, Tensor],
-        stats: StageStatistics,
-    ) -> LayerResult:
-        """Add a low-rank adapter to a pruned weight and measure its error.
-
-        ``pair``: the weight that pruning aimed at, and the dense one.
-        """
-        linear, (target, dense) = result.linear, pair
-        lost = shard.gather(target - shard.read(loaded.module))
-        found = low_rank_factors(lost, stats[Gram].full, self.recipe.recover_rank)
-        adapter = Adapter(*(each.to(self.dtypes[linear.name]) for each in (found.up, found.down)))
-        weight = weight_matrix(loaded.module.get_submodule(linear.path))
-        weight.add_(adapter.product.to(weight.device))
-        error = relative_error(dense, shard.read(loaded.module), stats, shard.sharing)
-        stored = Adapter(adapter.up.cpu(), adapter.down.cpu())
-        return replace(result, recovery={"recovered_error": error}, adapter=stored)
 
     def _shard(self, loaded: LoadedBlock, linear: Linear) -> ShardedLinear:
         shards = None

@@ -52,6 +52,7 @@ class LayerResult:
         facts: Measurements of the method, by name.
         recovery: Errors after recovery, by name.
         adapter: Low-rank adapter that is stored beside the weight and added to it, if any.
+        scale: Scales of the weight [O, G], on the CPU, if it is quantized.
     """
 
     linear: Linear
@@ -65,6 +66,7 @@ class LayerResult:
     facts: Mapping[str, Any] = field(default_factory=dict)
     recovery: Mapping[str, float | None] = field(default_factory=dict)
     adapter: Adapter | None = None
+    scale: Tensor | None = None
 
     def as_record(self) -> dict[str, Any]:
         """Return the measurements as journal and report hold them."""

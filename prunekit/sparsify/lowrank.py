@@ -10,9 +10,13 @@ Shapes: O output features, I input features.
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunekit.checkpoint.adapter import Adapter
+from prunekit.models.orientation import weight_matrix
+from prunekit.sparsify.error import relative_error
+from prunekit.sparsify.row_sharding import ShardedLinear
+from prunekit.statistics import Gram, StageStatistics
 
 ITERATIONS, SPARE = 8, 16
 """Of subspace iteration for the eigenvectors: steps, and vectors beyond the rank."""
@@ -36,3 +40,34 @@ def low_rank_factors(lost: Float[Tensor, "O I"], gram: Float[Tensor, "I I"], ran
     small = (basis.T @ weighed) @ (lost.T @ basis)
     up = basis @ torch.linalg.eigh((small + small.T) / 2).eigenvectors[:, -rank:]
     return Adapter(up, up.T @ lost)
+
+
+@torch.no_grad()
+def adapt(
+    block: nn.Module,
+    shard: ShardedLinear,
+    weights: tuple[Tensor, Tensor],
+    stats: StageStatistics,
+    rank: int,
+    dtype: torch.dtype,
+) -> tuple[Adapter, float | None]:
+    """Add an adapter to a pruned linear of a block, and measure the error that is left.
+
+    Args:
+        block: The block, changed in place.
+        shard: The linear, and its rows that this rank prunes.
+        weights: The weight that pruning aimed at, and the dense one: these rows, float32.
+        stats: Statistics of the inputs.
+        rank: Rank of the adapter.
+        dtype: Type in which it is stored.
+
+    Returns:
+        The adapter, on the CPU, and the relative error with it.
+    """
+    target, dense = weights
+    found = low_rank_factors(shard.gather(target - shard.read(block)), stats[Gram].full, rank)
+    adapter = Adapter(found.up.to(dtype), found.down.to(dtype))
+    weight = weight_matrix(block.get_submodule(shard.linear.path))
+    weight.add_(adapter.product.to(weight.device))
+    error = relative_error(dense, shard.read(block), stats, shard.sharing)
+    return Adapter(adapter.up.cpu(), adapter.down.cpu()), error

@@ -26,6 +26,9 @@ from prunekit.statistics import Statistic
 REFINED = 7.5
 """Float32 matrices of a layer's size while refining: dense, pruned, its copy, four more, a mask."""
 
+QUANTIZED = 8.5
+"""The same while quantizing: dense, pruned, as stored, rounded, scales, errors, residuals."""
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -213,14 +216,15 @@ def _solve(stage: Sequence[Linear], recipe: Recipe, costs: CostInputs) -> int:
     method = recipe.method
     own = sum(max_rows(linear, recipe, costs) * linear.inputs for linear in stage)
     dense_target = recipe.target == "dense"
-    matrices = (max(method.copies, REFINED) if recipe.refine else method.copies) + dense_target
+    rounds = recipe.quantize is not None and recipe.quantize.compensates
+    matrices = max(method.copies, REFINED * bool(recipe.refine), QUANTIZED * rounds) + dense_target
     # Where there are several inverses, the next one is held beside the one in use.
     waits = (
         costs.ranks.is_distributed and method.shared_inverses and inverse_count(stage, recipe) > 1
     )
     square = stage[0].inputs ** 2
     # Targets need a factor of the Gram matrix; the cross Gram matrix is dropped before the method.
-    solving = matrices * own + (method.squares + waits - dense_target) * square
+    solving = matrices * own + (method.squares + waits + 2 * rounds - dense_target) * square
     targets = dense_target * (2 * own + square)
     gathered_rows = max(linear.size * costs.stored[linear.name].itemsize for linear in stage)
     return int(4 * max(solving, targets)) + gathered_rows

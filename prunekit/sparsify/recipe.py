@@ -8,6 +8,7 @@ from prunekit.allocations.schedules import SCHEDULES
 from prunekit.config.prune_table import Permute, Prune, Recover
 from prunekit.errors import ConfigError
 from prunekit.methods import Method, Propagation
+from prunekit.methods.quantize import Quantization
 from prunekit.methods.refine import Refine
 from prunekit.methods.target import Target
 from prunekit.models.layout import Block
@@ -59,6 +60,7 @@ class Recipe:
             none.
         yields_results: Whether linears are measured and yielded; a training needs no results.
         coverage: Policy for experts with too few tokens.
+        quantize: How the weights that are kept are rounded in the last step, or None.
     """
 
     method: Method
@@ -75,6 +77,7 @@ class Recipe:
     measure_error: bool = True
     yields_results: bool = True
     coverage: ExpertCoverage = field(default_factory=ExpertCoverage)
+    quantize: Quantization | None = None
 
     def check(self, blocks: Sequence[Block]) -> None:
         """Refuse settings that do not fit the blocks.
@@ -115,7 +118,8 @@ class Recipe:
     @property
     def needs(self) -> tuple[type[Statistic], ...]:
         """Statistics gathered for each stage; none without need for calibration text."""
-        solves = [Gram] if self.refine or self.recover == "lowrank" else []
+        compensates = self.quantize and self.quantize.compensates
+        solves = [Gram] if self.refine or self.recover == "lowrank" or compensates else []
         aims = [Gram, CrossGram] if self.target == "dense" else []
         orders = [ColumnEnergy] if self.permute else []
         found = minimal_union([*self.method.needs, *solves, *aims, *orders])
@@ -138,6 +142,10 @@ class Recipe:
     def runs_dense_model(self) -> bool:
         """Whether the dense model runs beside the pruned one."""
         return self.target == "dense" or self.recover == "block"
+
+    def quantizes(self, step: int) -> Quantization | None:
+        """Return how kept weights are rounded in a step; None but in the last."""
+        return self.quantize if step == self.steps else None
 
     def sparsity(self, step: int, final: float) -> float:
         """Return the sparsity to reach in a step; the last reaches ``final``.

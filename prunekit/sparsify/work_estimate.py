@@ -8,11 +8,16 @@ from operator import mul
 import torch
 
 from prunekit.distributed.ranks import Ranks
+from prunekit.methods.quantize import PASSES
 from prunekit.methods.refine import ITERATIONS
 from prunekit.models.layout import Block, Linear
 from prunekit.sparsify.recipe import Recipe
 from prunekit.sparsify.row_sharding import row_shards
 from prunekit.statistics import Gram, Statistic
+
+QUANTIZING = 1 + 3 * PASSES
+"""Operations of rounding by the Gram matrix, in outputs × inputs²: half a product for the sweep,
+and one and a half, the residual included, for each pass after it."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,7 @@ def row_flops(recipe: Recipe, outputs: int, inputs: int) -> int:
         inputs: Number of columns.
     """
     products = 2 * (ITERATIONS + 1) if recipe.refine else 0
+    products += QUANTIZING * bool(recipe.quantize and recipe.quantize.compensates)
     products += 2 * any(issubclass(kind, Gram) for kind in recipe.needs)
     return recipe.method.flops(outputs, inputs) + products * outputs * inputs**2
 

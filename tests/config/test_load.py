@@ -84,9 +84,9 @@ def test_missing_sections_are_said_without_a_line(mistakes):
 def test_thousands_of_mistakes_are_said_in_part(mistakes):
     lines = mistakes(GOOD + "".join(f"k{number} = 1\n" for number in range(3000)))
     assert len(lines) == 101
-    assert (
-        lines[0]
-        == "config.toml:11: output.k0: no such key. Choose: path, format, push, max_shard_size."
+    assert lines[0] == (
+        "config.toml:11: output.k0: no such key. Choose: path, format, quantize, push, "
+        "max_shard_size."
     )
     assert lines[100] == "These are the first 100 mistakes of more."
 

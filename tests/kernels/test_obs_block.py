@@ -25,7 +25,7 @@ def sweep(outputs, inputs, *, kept=0.5, device="cpu", dtype=torch.float32):
 
 
 def copied(state, dtype):
-    work, errors, keep, upper = state
+    work, errors, keep, upper = state[:4]
     return Sweep(
         work.to(dtype, copy=True), errors.to(dtype, copy=True), keep.clone(), upper.to(dtype)
     )

@@ -52,11 +52,13 @@ class Format(ABC):
         name: Name in configs.
         parts: Names of the stored tensors, ``weight`` first.
         patterns: Names of the patterns that the format can store; None: any.
+        typed_by: The part whose type is that of the dense weight.
     """
 
     name: ClassVar[str]
     parts: ClassVar[tuple[str, ...]]
     patterns: ClassVar[tuple[str, ...] | None] = None
+    typed_by: ClassVar[str] = "weight"
 
     @abstractmethod
     def why_not_storable(self, weight: Float[Tensor, "O I"]) -> str | None:
@@ -107,9 +109,10 @@ class Format(ABC):
 
         if missing := [part for part in self.parts if part not in parts]:
             return f"its part {missing[0]} is missing"
-        dtype = parts["weight"].dtype
+        dtype = parts[self.typed_by].dtype
         if dtype not in FLOAT_DTYPES:
-            return f"values have type {dtype}"
+            what = "values have" if self.typed_by == "weight" else f"{self.typed_by} has"
+            return f"{what} type {dtype}"
         with torch.device("meta"):
             expected = self.empty(layout, dtype)
         for name, part in expected.items():

@@ -74,6 +74,16 @@ class Gate(Part):
     where: str
 
 
+class Quantized(Part):
+    """How weights were rounded, and what became of the zeros before."""
+
+    scheme: Text
+    group: Count | None = None
+    words: Text
+    zeros_before: Count
+    refilled: Count
+
+
 class Storage(Part):
     """Format and size of the files."""
 
@@ -81,6 +91,7 @@ class Storage(Part):
     bytes_before: Count
     compressed: Count | None = None
     dense: Count | None = None
+    quantized: Quantized | None = None
 
 
 class Config(Part):

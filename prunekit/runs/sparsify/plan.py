@@ -15,6 +15,7 @@ from prunekit.formatting import count, size
 from prunekit.models.layout import Block, Linear
 from prunekit.runs.plan_base import PlanBase, fact_table, note_lines
 from prunekit.runs.preflight import Preflight, available_memory, requested_placement
+from prunekit.runs.sparsify.quantization import quantization_words, quantized_bytes
 from prunekit.runs.texts import data_words
 from prunekit.runs.time_estimate import operations_text
 from prunekit.sparsify.memory_estimate import Memory
@@ -80,6 +81,15 @@ class Plan(WeightsPlan):
     work: Work
     traffic: Mapping[str, int]
 
+    @property
+    def written_bytes(self) -> int:
+        """Bytes of all tensors that are written, if the format is dense."""
+        dense, quantization = self.checkpoint.nbytes, self.recipe.quantize
+        if quantization is None:
+            return dense
+        pruned = (linear for linear in self.linears if linear.skipped is None)
+        return quantized_bytes(dense, pruned, self.stored, quantization)
+
     def describe(self) -> RenderableType:
         """Return the plan as a table to print."""
         return Group(fact_table(_facts(self)), *linear_table(self))
@@ -107,7 +117,7 @@ def _facts(plan: Plan) -> dict[str, str]:
         "gathers": ", ".join(kind.name for kind in plan.recipe.needs) or "nothing",
         "runs": f"on {plan.device} in {str(plan.dtype).removeprefix('torch.')}",
         "ranks": f"{plan.ranks.size}: samples and rows are shared; memory is that of each",
-        "output": f"{config.output.path}  ({size(plan.checkpoint.nbytes)}{plan.joining_words})",
+        "output": f"{config.output.path}  ({size(plan.written_bytes)}{plan.joining_words})",
         "memory": _memory_text(plan.memory),
         "hidden states": _placement_text(plan),
         "operations": _operations_text(plan.work),
@@ -116,6 +126,8 @@ def _facts(plan: Plan) -> dict[str, str]:
     }
     if config.model.part != "language":
         rows["prune"] += f", part {config.model.part}"
+    if plan.recipe.quantize:
+        rows["quantize"] = quantization_words(plan.recipe.quantize)
     rows |= data_words(config, plan.lengths)
     if not plan.ranks.is_distributed:
         del rows["ranks"], rows["traffic"]

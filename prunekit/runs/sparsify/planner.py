@@ -34,6 +34,7 @@ from prunekit.runs.preflight import (
 )
 from prunekit.runs.sound_data import encoded_tokens, random_feature_notes, sound_samples
 from prunekit.runs.sparsify.plan import Plan
+from prunekit.runs.sparsify.quantization import planned_quantization, quantization_notes
 from prunekit.runs.sparsify.source import Source, layer_notes, open_source, written_dtypes
 from prunekit.sparsify.memory_estimate import Memory, estimate_memory, recorded_bytes
 from prunekit.sparsify.permute_channels import check_permutable
@@ -59,6 +60,7 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
     images = _images(config, source, lengths[0], ranks)
     lengths = (images.longest, lengths[1]) if images else lengths
     recipe = Recipe.of(config.prune, calibrated=config.calibration is not None)
+    recipe = replace(recipe, quantize=planned_quantization(config, source))
     recipe.check(blocks)
     axes = residual_stream_axes(source, recipe)
     device = planned_device(config, ranks, preflight)
@@ -162,6 +164,7 @@ def _notes(
 ) -> Iterator[str]:
     """Yield notes about permuted weights, adapters, linears and files."""
     yield from _order_notes(recipe)
+    yield from quantization_notes(recipe, source)
     yield from layer_notes(source)
     yield from source.checkpoint.check_copyable()
     yield from random_feature_notes(config, source.stacks, images)

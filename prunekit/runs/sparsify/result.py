@@ -8,8 +8,10 @@ import torch
 from prunekit.checkpoint.formats import WeightLayout
 from prunekit.checkpoint.output import OutputFolder
 from prunekit.inference import speed_table
+from prunekit.methods.quantize import Quantization
 from prunekit.runs.facts import in_report_order
 from prunekit.runs.sparsify.plan import Plan, WeightsPlan
+from prunekit.runs.sparsify.quantization import quantization_words
 
 REMARKABLE = 0.0005
 """Difference of the sparsity asked for and written, from which on it is remarked."""
@@ -34,12 +36,13 @@ def report(
         counted: ``zeros`` and ``violations``, counted in the written files.
     """
     calibration, needs = frame["calibration"], plan.memory
+    storage = storage_facts(plan, output, compressed, unfit=len(layers) - len(compressed))
     gathers = [kind.name for kind in plan.recipe.needs]
     own = {
         "model": model_facts(plan, frame["model"]),
         "calibration": calibration and calibration | {"hidden": needs.where, "gathers": gathers},
         "sparsity": sparsity_facts(plan, counted),
-        "storage": storage_facts(plan, output, compressed, unfit=len(layers) - len(compressed)),
+        "storage": storage | quantized_facts(plan.recipe.quantize, layers),
         "layers": list(layers),
         "notes": [*frame["notes"], *sparsity_remarks(plan, counted)],
         "memory": frame["memory"]
@@ -133,3 +136,28 @@ def storage_facts(
         "dense": unfit,
         "speed": speed_table.describe(name, layers),
     }
+
+
+def quantized_facts(
+    quantization: Quantization | None, layers: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return how weights were rounded, and what became of the zeros before.
+
+    Args:
+        quantization: How; None if they were not, which leaves no facts.
+        layers: Report entry of each quantized linear.
+    """
+    if quantization is None:
+        return {}
+    facts = {
+        "scheme": quantization.scheme,
+        "group": quantization.group,
+        "words": quantization_words(quantization),
+        "zeros_before": sum(layer["zeros_pruned"] for layer in layers),
+        "refilled": sum(layer["refilled"] for layer in layers),
+    }
+    speed = (
+        "Engines that read compressed-tensors, such as vLLM, keep the codes in memory; "
+        "transformers expands them as it loads."
+    )
+    return {"quantized": facts, "speed": speed}

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunekit.checkpoint import adapter as adapters
 from prunekit.checkpoint.compressed import compress_weight, expand_weight, layer_name
 from prunekit.checkpoint.formats import WeightLayout, format_named
 from prunekit.checkpoint.output import OutputFolder
+from prunekit.checkpoint.packed import expand_tensors, quantized_tensors, storage_config
 from prunekit.checkpoint.parts import find_part, is_whole, put_parts
 from prunekit.models.auto_class import auto_class
 from prunekit.models.layout import Block
@@ -40,6 +41,7 @@ class ShardWriter(BlockShards):
         super().__init__(plan, [block.name for block in plan.blocks], weights, output)
         self._plan = plan
         self._format = format_named(plan.config.output.format)
+        self._scheme = plan.recipe.quantize and plan.recipe.quantize.scheme
         self._low_rank = plan.recipe.recover == "lowrank"
 
     @property
@@ -87,12 +89,7 @@ class ShardWriter(BlockShards):
         block, layers, packed = self._plan.blocks[number], [], {}
         for result in results:
             layer = self.record(result, number)
-            tensors, layout = compress_weight(
-                self._format, layer["tensor"], result.weight, transposed=layer["transposed"]
-            )
-            packed |= tensors
-            if layout:
-                layer["stored"] = layout.dump()
+            packed |= self._pack(result, layer)
             layers.append(layer)
         values = {"file": self._shard(number).name, "layers": layers}
         if writes:
@@ -103,6 +100,30 @@ class ShardWriter(BlockShards):
             shard = self._output.write_shard(number + 2, put_parts(others, packed))
             values["files"] = self._digests(shard, *files)
         return values
+
+    def _pack(self, result: LayerResult, layer: LayerRecord) -> dict[str, Tensor]:
+        """Return the tensors to store for a linear; its record gets their layout."""
+        name = layer["tensor"]
+        if self._scheme and result.scale is not None:
+            return quantized_tensors(name, result.weight, result.scale, self._scheme)
+        tensors, layout = compress_weight(
+            self._format, name, result.weight, transposed=layer["transposed"]
+        )
+        if layout:
+            layer["stored"] = layout.dump()
+        return tensors
+
+    def _expand(self, record: LayerRecord, written: Mapping[str, Tensor]) -> Tensor:
+        """Return the weight of a linear from the tensors of its shard."""
+        stored, name = record.get("stored"), record["tensor"]
+        if self._scheme:
+            return expand_tensors(name, written, self._scheme)
+        layout = None if stored is None else WeightLayout.load(stored, name)
+        if is_whole(name):
+            return expand_weight(self._format, name, written, layout)
+        weight = find_part(written, name)
+        assert weight is not None  # the shard is whole, as its digest says
+        return weight
 
     @torch.no_grad()
     def restore_block(
@@ -120,15 +141,7 @@ class ShardWriter(BlockShards):
         written = self._output.read_shard(number + 2)
         records = {layer["name"]: layer for layer in layers}
         for linear in block.pruned:
-            record = records[linear.name]
-            stored, name = record.get("stored"), record["tensor"]
-            layout = None if stored is None else WeightLayout.load(stored, name)
-            weight = (
-                expand_weight(self._format, name, written, layout)
-                if is_whole(name)
-                else find_part(written, name)
-            )
-            assert weight is not None  # the shard is whole, as its digest says
+            weight = self._expand(records[linear.name], written)
             self._weights.assign(loaded.module.get_submodule(linear.path), "weight", weight)
         if self._low_rank:
             file = self._adapter_file(block)
@@ -152,7 +165,21 @@ class ShardWriter(BlockShards):
             self._format,
             compressed_layouts(layers),
             check=lambda written: stored_names(plan.model, written),
+            storage=self._quantized_storage(layers),
         )
+
+    def _quantized_storage(self, layers: Sequence[LayerRecord]) -> dict[str, Any] | None:
+        """Return the ``quantization_config`` of quantized weights, if there are any."""
+        quantization = self._plan.recipe.quantize
+        if quantization is None:
+            return None
+        done = {layer["name"] for layer in layers}
+        linears = (
+            name
+            for name, module in self._plan.model.named_modules()
+            if isinstance(module, nn.Linear) and name not in done
+        )
+        return storage_config(quantization.scheme, quantization.group, linears)
 
     def _permuted(
         self, loaded: LoadedBlock, block: Block, orders: Orders, others: Mapping[str, Tensor]

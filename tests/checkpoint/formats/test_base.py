@@ -13,8 +13,10 @@ from tests.support.formats import weight_for
 
 
 def test_names():
-    assert sorted(formats()) == ["2:4", "bitmask", "dense"]
-    with pytest.raises(ConfigError, match=r'"4:2" is not a format\. Choose: 2:4, bitmask, dense'):
+    assert sorted(formats()) == ["2:4", "2:4-int8", "bitmask", "dense"]
+    with pytest.raises(
+        ConfigError, match=r'"4:2" is not a format\. Choose: 2:4, 2:4-int8, bitmask, dense'
+    ):
         format_named("4:2")
 
 
