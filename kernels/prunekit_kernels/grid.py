@@ -1,4 +1,4 @@
-"""Grid: the values that a weight of few bits can have, symmetric about 0.
+"""The values of a weight of few bits, symmetric about 0.
 
     int4: s · {−8 … 7},  int8: s · {−128 … 127},  fp8: s · e4m3 numbers up to ±448
 
@@ -41,7 +41,7 @@ class Grid(NamedTuple):
 def nearest(
     weight: Float[Tensor, "..."], scale: Float[Tensor, "..."], kind: str
 ) -> Float[Tensor, "..."]:
-    """Return the nearest values on the grid; halves go to the even code.
+    """Return the nearest values on the grid, halves to even codes.
 
     Args:
         weight: Float32 or float64.
@@ -69,7 +69,7 @@ def grid_scales(
     dtype: torch.dtype,
     energy: Float[Tensor, " I"] | None = None,
 ) -> Float[Tensor, "O G"]:
-    """Return a scale for each group of a row, in the weight's dtype.
+    """Return a scale for each group of a row.
 
     Args:
         weight: Float32 or float64.

@@ -60,7 +60,7 @@ def _block(
     ridge: float,
     start: int,
 ) -> None:
-    """Visit the columns of a block, then update the residual of later ones."""
+    """Visit the columns of a block, then update later residuals."""
     span = slice(start, min(start + BLOCK, weight.shape[1]))
     # Transposed, so that a column is contiguous.
     work, scale, kept, left = (

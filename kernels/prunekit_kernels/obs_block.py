@@ -236,7 +236,7 @@ def _columns(sweep: Sweep, first: int, last: int, choice: NOfM | None) -> None:
 
 
 def _rounded_columns(sweep: Sweep, first: int, last: int, choice: NOfM | None) -> None:
-    """Sweep a few columns one by one, and round the weights that are kept."""
+    """Sweep a few columns one by one, and round kept weights."""
     assert sweep.scale is not None
     work, errors, keep = (part[first:last] for part in sweep[:3])
     scale, upper = sweep.scale[first:last], sweep.upper[first:last, first:last]

@@ -35,7 +35,7 @@ FOREIGN = ("weight_zero_point", "weight_g_idx", "weight_global_scale")
 def quantized_tensors(
     name: str, weight: Float[Tensor, "O I"], scale: Float[Tensor, "O G"], scheme: str
 ) -> dict[str, Tensor]:
-    """Return the tensors to store for a weight that is on its grid.
+    """Return the tensors to store for a weight on its grid.
 
     Args:
         name: Name of the weight; ends in ``.weight``.
@@ -66,7 +66,7 @@ def expand_tensors(name: str, tensors: Mapping[str, Tensor], scheme: str) -> Flo
 
 
 def pack(found: Tensor, bits: int) -> Int32[Tensor, "O W"]:
-    """Return int8 codes [O, I] of 4 or 8 bits as words of 32 bits; the last is filled with 0."""
+    """Return codes of 4 or 8 bits as words of 32 bits."""
     size = 32 // bits
     found = found.to(torch.int16).add_(1 << (bits - 1)).to(torch.uint8)
     found = torch.nn.functional.pad(found, (0, -found.shape[1] % size))
@@ -140,7 +140,7 @@ def read_quantized(
 
 
 def _shapes(files: Mapping[str, TensorEntry]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of packed weights, which are stored as values, by layer."""
+    """Return the shapes of packed weights, stored as values, by layer."""
     found, by_file = {}, dict[Any, list[str]]()
     for name, entry in files.items():
         if name.endswith(f".{SHAPE}"):
@@ -198,7 +198,7 @@ def _expand_packed(values: Tensor, scales: Tensor, bits: int, inputs: int) -> Te
 
 
 def _expand(values: Tensor, scales: Tensor) -> Float[Tensor, "O I"]:
-    """Return the products in float32, which holds them exactly for scales of 16 bits."""
+    """Return the products in float32, exact for scales of 16 bits."""
     from prunekit_kernels import spread
 
     return values.float() * spread(scales.float(), values.shape[1])

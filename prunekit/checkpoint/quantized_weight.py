@@ -1,4 +1,4 @@
-"""A weight of a checkpoint that is stored in few bits with scales."""
+"""A weight of a checkpoint, stored in few bits with scales."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -24,7 +24,7 @@ def quantize(  # noqa: PLR0913  independent options
     overwrite: Switch = False,
     quiet: Switch = False,
 ) -> int:
-    """Round the weights of a checkpoint to few bits; those that are zero stay zero.
+    """Round the weights of a checkpoint to few bits; zeros stay.
 
     vLLM and transformers open the result through the library compressed-tensors. "quantize" of
     [output] in a config does the same while a model is pruned, and knows the weights before.

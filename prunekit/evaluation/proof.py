@@ -138,7 +138,7 @@ def proof_ids(config: Any) -> Int[Tensor, "1 T"]:  # noqa: ANN401
 
 
 def needed_library(checkpoint: Checkpoint) -> str | None:
-    """Return the library that transformers would need, and that is not installed, or None."""
+    """Return the library that transformers lacks here, or None."""
     uses = any(weight.scales.endswith(f".{SCALE}") for weight in checkpoint.quantized.values())
     absent = find_spec(LIBRARY.replace("-", "_")) is None
     return LIBRARY if uses and absent else None

@@ -1,4 +1,4 @@
-"""Quantize a pruned layer: round kept weights to a grid, and leave every zero.
+"""Quantize a pruned layer: round kept weights, leave every zero.
 
 On a Gram matrix it is the joint step of SparseGPT (Frantar & Alistarh, arXiv:2301.00774, §3.5): the
 sweep that rounds a column passes its error on to later columns, and what is passed on to a pruned

@@ -41,7 +41,7 @@ LinearWeights = dict[Linear, Float[Tensor, "O I"]]
 
 
 class PrunedStage(NamedTuple):
-    """A pruned stage: the method's numbers, its targets, and scales of quantized weights [O, G]."""
+    """A pruned stage: the method's numbers, targets, and scales [O, G]."""
 
     facts: Mapping[Linear, Mapping[str, object]]
     targets: LinearWeights

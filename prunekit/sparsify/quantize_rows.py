@@ -1,4 +1,4 @@
-"""Quantize the rows of a pruned linear that this rank has, and count what became of its zeros.
+"""Quantize this rank's rows of a pruned linear, and count its zeros.
 
 Shapes: O output features, I input features, G groups of a row.
 """

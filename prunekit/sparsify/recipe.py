@@ -144,7 +144,7 @@ class Recipe:
         return self.target == "dense" or self.recover == "block"
 
     def quantizes(self, step: int) -> Quantization | None:
-        """Return how kept weights are rounded in a step; None but in the last."""
+        """Return how kept weights are rounded: in the last step alone."""
         return self.quantize if step == self.steps else None
 
     def sparsity(self, step: int, final: float) -> float:

@@ -19,7 +19,7 @@ where it took up the errors of others; below 64 seven bits would do."""
 
 
 class TwoFourInt8(Format):
-    """Two of every four values in eight bits, a scale for each output, and one bit per weight.
+    """Two of every four values in eight bits, with scales.
 
     A 16-bit weight takes 0.3125 of its dense size. It stores weights on such a grid, as prunekit
     quantize --scheme int8 leaves them, to the bit. Loads as sparse layers where prunekit is
@@ -81,7 +81,7 @@ class TwoFourInt8(Format):
 
 
 def _row_scales(weight: Tensor) -> Tensor:
-    """Return the scale of each row whose multiples its weights are to the bit, or NaN.
+    """Return the scale of which each row has exact multiples, or NaN.
 
     Where a weight is a code times a scale, rounded, the largest is off by half a unit in the last
     place; so is the quotient, and the scale is a neighbour of it.

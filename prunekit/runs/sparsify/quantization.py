@@ -1,4 +1,4 @@
-"""Decide at plan time how a run quantizes: scales, what cannot be stored, what it takes."""
+"""Decides at plan time how a run quantizes."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec

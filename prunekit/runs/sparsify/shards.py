@@ -102,7 +102,7 @@ class ShardWriter(BlockShards):
         return values
 
     def _pack(self, result: LayerResult, layer: LayerRecord) -> dict[str, Tensor]:
-        """Return the tensors to store for a linear; its record gets their layout."""
+        """Return the tensors of a linear; its record gets their layout."""
         name = layer["tensor"]
         if self._scheme and result.scale is not None:
             return quantized_tensors(name, result.weight, result.scale, self._scheme)
