@@ -179,13 +179,14 @@ def perplexity_from_loss(loss: float, count: int) -> float:
 
 
 @report_exhausted()
-def evaluate(
+def evaluate(  # noqa: PLR0913  independent options
     path: str,
     sources: Sequence[str],
     length: int,
     windows: int | None,
     device: str = "auto",
     ranks: Ranks = SINGLE,
+    *,
     stride: int | None = None,
 ) -> list[dict[str, Any]]:
     """Return the perplexity of a checkpoint on each source, with its protocol.

@@ -51,7 +51,7 @@ def adapt(
     rank: int,
     dtype: torch.dtype,
 ) -> tuple[Adapter, float | None]:
-    """Add an adapter to a pruned linear, and measure what error is left.
+    """Add an adapter to a pruned linear; measure the error left.
 
     Args:
         block: The block, changed in place.

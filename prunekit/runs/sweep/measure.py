@@ -54,7 +54,9 @@ def _evaluation(folder: str, texts: Evaluate, device: str) -> list[dict[str, Any
         rows = Rows(texts.task, texts.columns or {}, texts.length, texts.samples)
         found = evaluate_rows(folder, texts.data, rows, device)
     else:
-        found = evaluate(folder, texts.data, texts.length, texts.windows, device)
+        found = evaluate(
+            folder, texts.data, texts.length, texts.windows, device, stride=texts.stride
+        )
     if tasks := tasks_of(texts):
         found += harness_measures(open_checkpoint(Path(folder)), tasks, resolve_device(device))
     return found
