@@ -1,5 +1,6 @@
 """Compressed weights of a checkpoint: their tensors and their entries in ``config.json``."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,6 +168,9 @@ def storage_config(kind: Format, linears: Mapping[str, WeightLayout]) -> dict[st
     }
 
 
+EXPAND = "PRUNEKIT_EXPAND"
+"""Variable that makes transformers and vLLM hold all weights dense: as fast and as large as a dense
+checkpoint, from the smaller files."""
 DENSE_STORAGE = {"quant_method": QUANT_METHOD, "format": "dense", "linears": {}}
 """``quantization_config`` without compressed weights: makes transformers call prunekit, which
 removes units from the model before weights are loaded."""
@@ -174,3 +178,8 @@ removes units from the model before weights are loaded."""
 KEPT_UNITS_KEY = "prunekit_kept"
 """Key of ``config.json`` for the number of units kept at each site, where that differs from the
 other entries; for heads with a position bias, the indices of the kept heads."""
+
+
+def expands() -> bool:
+    """Return whether the user wants compressed weights expanded while loading."""
+    return os.environ.get(EXPAND, "0") not in ("", "0")

@@ -16,7 +16,13 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 from typing_extensions import override
 
-from prunekit.checkpoint.compressed import QUANT_METHOD, compressed_weights, layer_name
+from prunekit.checkpoint.compressed import (
+    EXPAND,
+    QUANT_METHOD,
+    compressed_weights,
+    expands,
+    layer_name,
+)
 from prunekit.checkpoint.formats import WeightLayout
 from prunekit.errors import CheckpointError
 
@@ -87,7 +93,15 @@ class SparseQuantizer(HfQuantizer):
         for name, module in model.named_modules():
             if isinstance(module, SparseLinear):
                 self._check_loaded(model, name, module)
-                module.arrange()
+                if expands() and any(part.is_meta for part in module.parts.values()):
+                    raise CheckpointError(
+                        f"{self._checkpoint.folder}: {name} is offloaded to files, where {EXPAND} "
+                        "cannot expand it. Unset it, or load a dense folder (prunekit convert)."
+                    )
+                if not expands():
+                    module.arrange()
+        if expands():
+            self.dequantize(model)
 
     def _check_loaded(self, model: PreTrainedModel, name: str, layer: SparseLinear) -> None:
         """Check the tensors of a layer, wherever they were loaded from."""

@@ -1,5 +1,6 @@
 """Compressed checkpoints loaded and saved by transformers."""
 
+import json
 import shutil
 
 import pytest
@@ -49,6 +50,30 @@ def test_saves_what_it_loaded(sparse_folders, kind, tmp_path):
     plain = again.dequantize()
     assert not any(isinstance(module, SparseLinear) for module in plain.modules())
     assert torch.equal(logits(plain), logits(model))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_expands_while_it_loads_where_that_is_asked(sparse_folders, kind, tmp_path, monkeypatch):
+    expected = logits(AutoModelForCausalLM.from_pretrained(sparse_folders / kind))
+    monkeypatch.setenv("PRUNEKIT_EXPAND", "1")
+    model = AutoModelForCausalLM.from_pretrained(sparse_folders / kind)
+    assert not any(isinstance(module, SparseLinear) for module in model.modules())
+    assert_close(logits(model), expected, expected)
+    model.save_pretrained(tmp_path)  # as the dense model that it is
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+    with pytest.raises(CheckpointError, match=r"is offloaded to files, where PRUNEKIT_EXPAND"):
+        AutoModelForCausalLM.from_pretrained(
+            sparse_folders / kind,
+            device_map={
+                "model.embed_tokens": "cpu",
+                "model.norm": "cpu",
+                "model.rotary_emb": "cpu",
+                "lm_head": "cpu",
+                "model.layers": "disk",
+            },
+            offload_folder=tmp_path / "offload",
+            offload_buffers=True,
+        )
 
 
 def test_loads_without_a_head(sparse_folders):

@@ -5,7 +5,6 @@ It is imported in every process of vLLM, so it imports no other module of prunek
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
 METHOD = "prunekit"
 """``quant_method`` of the checkpoints; a test holds it to that of the formats."""
-EXPAND = "PRUNEKIT_EXPAND"
-"""Variable that makes vLLM hold all weights dense: as fast and as large as a dense checkpoint."""
 
 
 class SparseConfig(QuantizationConfig):
@@ -65,11 +62,11 @@ class SparseConfig(QuantizationConfig):
         Raises:
             CheckpointError: The entry is invalid.
         """
-        from prunekit.checkpoint.compressed import compressed_weights, layer_name
+        from prunekit.checkpoint.compressed import compressed_weights, expands, layer_name
 
         weights = compressed_weights(Path(), config)
-        expand = os.environ.get(EXPAND, "0") not in ("", "0")
-        return cls({layer_name(name): weight for name, weight in weights.items()}, expand=expand)
+        named = {layer_name(name): weight for name, weight in weights.items()}
+        return cls(named, expand=expands())
 
     @override
     def maybe_update_config(
