@@ -57,7 +57,8 @@ class AttentionCall:
         """Return how one linear of a width holds query, key and value.
 
         True: those of each key head together; False: all queries, then all keys, then all values;
-        None: in another way, or it holds something else.
+        None: in another way, or it holds something else. Only the place of the values is seen; that
+        queries come before keys is assumed, which matters where there are fewer keys.
         """
         shared = self.heads // self.groups
         if not self.equal or width != (self.heads + 2 * self.groups) * self.size:

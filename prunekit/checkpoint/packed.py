@@ -111,11 +111,12 @@ def storage_config(scheme: str, group: int | None, ignore: Iterable[str]) -> dic
 
 
 def read_quantized(
-    _: Mapping[str, Any], files: Mapping[str, TensorEntry]
+    storage: Mapping[str, Any], files: Mapping[str, TensorEntry]
 ) -> dict[str, QuantizedWeight]:
     """Return the quantized weights of a checkpoint, by name.
 
     Args:
+        storage: The ``quantization_config``.
         files: Its tensors.
 
     Raises:
@@ -129,6 +130,7 @@ def read_quantized(
                 "checkpoint in float."
             )
     shapes, found = _shapes(files), dict[str, QuantizedWeight]()
+    sizes = _group_sizes(storage)
     for scales in [name for name in files if name.endswith(f".{SCALE}")]:
         layer = scales.removesuffix(f".{SCALE}")
         values, shape = f"{layer}.{PACKED}", shapes.get(layer)
@@ -136,7 +138,22 @@ def read_quantized(
             values = f"{layer}.weight"
             shape = files[values].shape if values in files else None
         found[f"{layer}.weight"] = _weight(layer, values, scales, shape, files)
+        (_, groups), inputs = files[scales].shape, found[f"{layer}.weight"].shape[1]
+        if groups > 1 and inputs // groups not in sizes:
+            raise CheckpointError(
+                f"{files[scales].file}: {layer} has a scale for each {inputs // groups} inputs, "
+                f"and its config.json one for each {', '.join(map(str, sizes)) or 'output'}."
+            )
     return found
+
+
+def _group_sizes(storage: Mapping[str, Any]) -> list[int]:
+    """Return the numbers of neighbours that share a scale, as config.json says."""
+    schemes = storage.get("config_groups")
+    schemes = schemes.values() if isinstance(schemes, dict) else ()
+    weights = [each.get("weights") for each in schemes if isinstance(each, dict)]
+    sizes = [each.get("group_size") for each in weights if isinstance(each, dict)]
+    return [size for size in sizes if isinstance(size, int)]
 
 
 def _shapes(files: Mapping[str, TensorEntry]) -> dict[str, tuple[int, ...]]:

@@ -73,6 +73,9 @@ class Measured:
         if self.task:
             found = {"--windows": self.windows, "--stride": self.stride}
             yield from ((name, "with --task") for name in found if found[name] is not None)
+        elif not self.data:
+            found = {"--windows": self.windows, "--stride": self.stride}
+            yield from ((name, "without --data") for name in found if found[name] is not None)
         elif self.stride and self.stride > self.length:
             yield "--stride", f"above --length ({self.length}): text would be left out"
         if not self.task:

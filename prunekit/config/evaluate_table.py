@@ -82,6 +82,8 @@ class Evaluate(Labelled):
         labelled = info.data.get("task") is not None
         if count is not None and labelled and info.field_name != "samples":
             raise ValueError("rows have no windows; write samples, or leave it out.")
+        if count is not None and info.data.get("data") == []:
+            raise ValueError("is a setting of data, and there are none.")
         length = info.data.get("length")
         if count is not None and info.field_name == "stride" and length and count > length:
             raise ValueError(

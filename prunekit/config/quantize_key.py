@@ -22,8 +22,10 @@ def quantize_mistake(storage: str, tables: Mapping[str, Any]) -> str | None:
         return f"does not go with {training}, which trains weights after pruning. {AFTERWARDS}"
     prune = tables.get("prune")
     if recover := getattr(prune, "recover", None):
+        # An adapter lies beside the weights that it corrects, which are not rounded then.
+        instead = "Leave one of them out." if recover == "lowrank" else AFTERWARDS
         return (
             f'does not go with prune.recover = "{recover}", which changes the model after its '
-            f"weights are rounded. {AFTERWARDS}"
+            f"weights are rounded. {instead}"
         )
     return None

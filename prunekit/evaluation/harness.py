@@ -18,7 +18,7 @@ from prunekit.checkpoint.hub import checkpoint_folder
 from prunekit.checkpoint.reader import Checkpoint, open_checkpoint
 from prunekit.data.sources import missing_package
 from prunekit.errors import ConfigError
-from prunekit.evaluation.harness_tasks import HarnessTasks, load_tasks, quiet, seeded, version
+from prunekit.evaluation.harness_tasks import SEED, HarnessTasks, load_tasks, quiet, seeded, version
 from prunekit.formatting import FRACTIONS
 from prunekit.models.devices import loss_dtype, resolve_device, stored_dtype
 from prunekit.models.empty_model import empty_model, max_tokens
@@ -51,6 +51,8 @@ def harness_measures(
         CheckpointError: transformers cannot open the model.
     """
     loaded = load_tasks(tasks)
+    for task in loaded["tasks"].values():
+        task.set_fewshot_seed(seed=SEED)  # each request draws on: before and after draw the same
     dtype = loss_dtype(stored_dtype(checkpoint), device)
     with (
         open_whole(checkpoint, dtype, device) as model,

@@ -76,12 +76,15 @@ def plan_serving(folder: Path, options: Sequence[str] = ()) -> Serving:
         CheckpointError: It is broken, or of a kind that no server can hold.
     """
     from prunekit.checkpoint.formats import QUANT_METHOD
+    from prunekit.checkpoint.packed import LIBRARY
     from prunekit.checkpoint.weight_files import read_config
 
     command = (*_server(), str(folder), *options)
     storage = read_config(folder).get("quantization_config")
     method = storage.get("quant_method") if isinstance(storage, dict) else None
     if storage and method != QUANT_METHOD:
+        if method == LIBRARY:
+            check_servable(folder)
         note = f"Its weights are stored as {method}, which vLLM opens without prunekit."
         return Serving(command, str(method), needs_prunekit=False, notes=(note,))
     checkpoint = check_servable(folder)
@@ -116,9 +119,13 @@ def _notes_on_format(kind: str, checkpoint: Checkpoint) -> tuple[str, ...]:
             "On a CPU that is slower than a dense model. For speed: set PRUNEKIT_EXPAND=1 (weights "
             f"are expanded once, and as large as dense ones), or {dense}",
         )
+    why = (
+        "vLLM fuses and splits weights, which its rows of different lengths do not allow"
+        if kind == "bitmask"
+        else "there is no kernel for it"
+    )
     return (
-        f"A {kind} checkpoint is small on disk only ({sizes}): vLLM fuses and splits weights, "
-        "which its rows of different lengths do not allow, so they are expanded while they are "
-        "loaded. "
+        f"A {kind} checkpoint is small on disk only ({sizes}): {why}, so its weights are expanded "
+        "while they are loaded. "
         f"A dense folder does the same without prunekit: {dense}",
     )

@@ -40,9 +40,9 @@ def fingerprint(plan: PlanBase, tokens: Data | None, evaluated: Mapping[str, Dat
     from prunekit._version import __version__
 
     config, tasks = plan.config.dump(), tasks_of(plan.config.evaluate)
-    # These change no bit of the result.
-    for table in ("output", "gates"):
-        config.pop(table, None)
+    # These change no bit of the result, but for the rounding.
+    quantize = config.pop("output", {}).get("quantize")
+    config.pop("gates", None)
     config.get("calibration", {}).pop("hidden", None)
     for table in ("train", "apt"):
         config.get(table, {}).pop("save_every", None)
@@ -50,6 +50,7 @@ def fingerprint(plan: PlanBase, tokens: Data | None, evaluated: Mapping[str, Dat
         {
             "prunekit": __version__,
             "config": config,
+            "quantize": quantize,
             "calibration": tokens.digest if tokens else None,
             "evaluation": {source: each.digest for source, each in evaluated.items()},
             "tasks": tasks and harness_tasks.digest(tasks),

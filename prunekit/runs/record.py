@@ -13,7 +13,8 @@ class Record:
     """One measured fact of a run.
 
     Attributes:
-        kind: start, phase, step, layer, block, evaluation or finish.
+        kind: start, phase, step, layer, block, evaluation, finish, or waiting: nothing new, so that
+            the run can be stopped.
         name: Subject of the record: a phase, a block, a linear.
         values: The facts; those of ``finish`` are the whole report.
         stage: The stage that begins with it; None for one within a stage.

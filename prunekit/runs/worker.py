@@ -14,6 +14,7 @@ from threading import Thread
 from typing import Any
 
 from prunekit.errors import PrunekitError
+from prunekit.models.memory import limit_threads
 
 PRELOADED = ["prunekit.runs.jobs", "prunekit.runs.sweep.measure"]
 """Modules that the fork server imports; it skips names that it cannot import."""
@@ -99,6 +100,7 @@ def _serve(
     variables: Mapping[str, str],
 ) -> None:
     os.environ.update(variables)
+    limit_threads()
     # A signal to all processes of a terminal is for the parent, which ends this one.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

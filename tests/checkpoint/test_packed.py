@@ -103,6 +103,10 @@ CASES = {
         lambda held, layer: held.update({f"{layer}.weight_scale": torch.ones(5, 7)}),
         "96 inputs are not 7 groups",
     ),
+    "groups that the config does not have": (
+        lambda held, layer: held.update({f"{layer}.weight_scale": torch.ones(5, 6)}),
+        "a scale for each 16 inputs, and its config.json one for each 32",
+    ),
     "scales that are no floats": (
         lambda held, layer: held.update(
             {f"{layer}.weight_scale": torch.ones(5, 3, dtype=torch.int32)}

@@ -91,3 +91,8 @@ def test_evaluate_asks_tasks(replace, capsys):
     assert main(["evaluate", "m", *tasks]) == 0
     said = capsys.readouterr().out
     assert said == "arc_easy: acc 50.00 % ± 25.00 %\n  0-shot\narc_easy: acc 50.00 %\n  x\n"
+
+
+def test_windows_of_no_text_are_refused(capsys):
+    assert main(["evaluate", "m", "--tasks", "arc_easy", "--stride", "65"]) == 2
+    assert capsys.readouterr().err == "--stride: does not apply without --data.\n"

@@ -22,6 +22,10 @@ def test_mistakes_are_named(mistakes):
         "evaluate.few_shot: is a setting of tasks, and there are none.",
         "evaluate.limit: is a setting of tasks, and there are none.",
     ]
+    assert said('tasks = "a"\nwindows = 1\nstride = 2\n') == [
+        "evaluate.windows: is a setting of data, and there are none.",
+        "evaluate.stride: is a setting of data, and there are none.",
+    ]
     assert said('tasks = ["a", "a"]') == ["evaluate.tasks: a task is listed twice."]
     assert said('tasks = "no.yaml"') == ["evaluate.tasks: FOLDER/no.yaml: no such file."]
     (line,) = said('tasks = "arc easy"')

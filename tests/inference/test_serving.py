@@ -47,9 +47,12 @@ def test_names_the_module_where_the_command_of_vllm_is_broken(sparse_folders, mo
 
 def test_leaves_formats_of_others_to_vllm(tmp_path):
     folder = checkpoints.write(tmp_path / "m")
-    checkpoints.configure(folder, quantization_config={"quant_method": "compressed-tensors"})
+    checkpoints.configure(folder, quantization_config={"quant_method": "awq"})
     plan = plan_serving(folder)
-    assert (plan.format, plan.needs_prunekit) == ("compressed-tensors", False)
+    assert (plan.format, plan.needs_prunekit) == ("awq", False)
+    checkpoints.configure(folder, quantization_config={"quant_method": "compressed-tensors"})
+    with pytest.raises(CheckpointError, match="compressed-tensors"):  # its weights are not so
+        plan_serving(folder)
 
 
 def test_refuses_different_numbers_of_units(tmp_path):

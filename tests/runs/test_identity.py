@@ -33,9 +33,10 @@ def test_the_fingerprint_follows_everything_that_changes_the_result(folder, tmp_
         planned(folder, tmp_path / "out", prune={"pattern": "4:8"}),
         planned(folder, tmp_path / "out", calibration={"seed": 1}),
         planned(folder, tmp_path / "out", evaluate=text),
+        *(planned(folder, tmp_path / "out", output={"quantize": each}) for each in ("int8", "fp8")),
         replace(plan, dtype=torch.bfloat16),
     ]
-    assert len({fingerprint(each) for each in [plan, *others]}) == 5
+    assert len({fingerprint(each) for each in [plan, *others]}) == 7
 
 
 def test_the_fingerprint_follows_the_content_of_files(folder, tmp_path):

@@ -61,7 +61,7 @@ class PartLoader:
         with torch.device("meta"):
             expected = weight.format.empty(weight.layout, torch.float32)[part]
         floats = tensor.dtype in FLOAT_DTYPES
-        same = floats if part == "weight" else tensor.dtype == expected.dtype
+        same = floats if part == weight.format.typed_by else tensor.dtype == expected.dtype
         if not same or tensor.shape != expected.shape:
             raise CheckpointError(
                 f"{self.folder}: {name}: its {part} is {tensor.dtype} of shape "

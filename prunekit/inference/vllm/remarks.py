@@ -49,5 +49,6 @@ def _stored_bytes(config: SparseConfig, itemsize: int) -> int:
     with torch.device("meta"):
         for weight in config.weights.values():
             for name, part in weight.format.empty(weight.layout, torch.float32).items():
-                total += part.numel() * (itemsize if name == "weight" else part.itemsize)
+                typed = name == weight.format.typed_by
+                total += part.numel() * (itemsize if typed else part.itemsize)
     return total

@@ -21,7 +21,7 @@ WIDTH_MULTIPLE = 64
 def prunes_nothing(subject: Subject) -> Iterator[Advice]:
     """A sparsity that rounds to no weight at all, or that is 0."""
     prune, sparsity = subject.config.prune, subject.config.prune.sparsity
-    if sparsity is None:
+    if sparsity is None or (sparsity == 0 and getattr(subject.config.output, "quantize", None)):
         return
     nothing = "no unit is removed." if subject.units else "no weight is set to zero."
     if sparsity == 0:
@@ -83,7 +83,9 @@ def storage(subject: Subject) -> Iterator[Advice]:
     config = subject.config
     if subject.goal not in {"speed", "memory"} or not isinstance(config, Config):
         return
-    if config.output.format != "dense" or config.prune.recover == "lowrank":
+    if config.output.format != "dense" or config.output.quantize:
+        return
+    if config.prune.recover == "lowrank":
         return
     name = config.prune.pattern.name
     if name in {"2:4", "1:4"} and not config.prune.allocation.mixes:

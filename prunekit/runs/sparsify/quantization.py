@@ -6,8 +6,11 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
+from prunekit.checkpoint import adapter
+from prunekit.checkpoint.compressed import KEPT_UNITS_KEY
 from prunekit.checkpoint.packed import BITS, LIBRARY
 from prunekit.checkpoint.parts import is_whole
+from prunekit.checkpoint.reader import Checkpoint
 from prunekit.config.run_config import Config
 from prunekit.errors import ConfigError
 from prunekit.methods.quantize import Quantization
@@ -32,6 +35,8 @@ def planned_quantization(config: Config, source: Source) -> Quantization | None:
     scheme = config.output.quantize
     if scheme is None:
         return None
+    if reason := _why_not_quantizable(source.checkpoint):
+        raise ConfigError(f"output.quantize: {reason}")
     linears = [linear for block in source.blocks for linear in block.pruned]
     stored = stored_names(source.model, source.checkpoint)
     for linear in linears:
@@ -44,6 +49,22 @@ def planned_quantization(config: Config, source: Source) -> Quantization | None:
     if scheme == "int4":
         group = next((g for g in GROUPS if not any(each.inputs % g for each in linears)), None)
     return Quantization(scheme, group, compensates=config.calibration is not None)
+
+
+def _why_not_quantizable(checkpoint: Checkpoint) -> str | None:
+    """Return why the model cannot be stored so, or None."""
+    if KEPT_UNITS_KEY in checkpoint.config:
+        return (
+            f"{checkpoint.folder} keeps different numbers of heads or neurons per layer, which "
+            f"only prunekit opens, and {LIBRARY} is opened without it. Prune units with uniform = "
+            "true, then quantize."
+        )
+    if (checkpoint.folder / adapter.FOLDER / adapter.FILE).is_file():
+        return (
+            f"{checkpoint.folder} has an adapter beside its weights, which would be lost. Merge it "
+            "into them (peft: merge_and_unload), then quantize."
+        )
+    return None
 
 
 def _why_not_storable(source: Source, linear: Linear, stored: str) -> str | None:

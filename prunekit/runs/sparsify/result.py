@@ -63,7 +63,8 @@ def sparsity_remarks(plan: WeightsPlan, counted: Mapping[str, int]) -> list[str]
         counted: ``zeros``, counted in the written files.
     """
     asked, zeros = plan.config.prune.sparsity, counted["zeros"]
-    if abs(zeros / plan.prunable - asked) < REMARKABLE:
+    only_quantizes = asked == 0 and plan.config.output.quantize
+    if only_quantizes or abs(zeros / plan.prunable - asked) < REMARKABLE:
         return []
     reason = (
         f'each group of the pattern "{plan.recipe.pattern.name}", such as a row, has a '

@@ -13,6 +13,8 @@ from prunekit.errors import PrunekitError
 from prunekit.runs.worker import Worker
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+SECONDS = 1.0
+"""After these the caller is asked whether to go on."""
 Task = tuple[Callable[..., Iterator[Any]], tuple[object, ...]]
 """A generator function and its arguments, for a process of its own."""
 
@@ -53,8 +55,10 @@ class _Slot:
 
 def run_side_by_side(
     jobs: Mapping[str, Sequence[Task]], gpus: int
-) -> Iterator[tuple[str, int, Any]]:
-    """Yield name, GPU and last item of each job as it ends.
+) -> Iterator[tuple[str, int, Any] | None]:
+    """Yield name, GPU, last item of each ended job, or None.
+
+    None comes at least each second, so that the caller can stop.
 
     The tasks of a job follow each other on its GPU. Closing the generator ends all processes.
 
@@ -72,12 +76,13 @@ def run_side_by_side(
                 name, tasks = waiting.popleft()
                 place, left = free.popleft(), deque(tasks)
                 busy.append(_Slot(name, place, left, _start(left, place, gpus)))
-            ready = wait([slot.worker.receiver for slot in busy])
+            ready = wait([slot.worker.receiver for slot in busy], SECONDS)
             for slot in [each for each in busy if each.worker.receiver in ready]:
                 if _advance(slot, gpus):
                     busy.remove(slot)
                     free.append(slot.place)
                     yield slot.name, slot.place, slot.item
+            yield None
     finally:
         for slot in busy:
             slot.worker.close()

@@ -15,6 +15,7 @@ from prunekit.evaluation.harness import harness_measures
 from prunekit.evaluation.labelled import Rows, evaluate_rows
 from prunekit.evaluation.perplexity import evaluate
 from prunekit.models.devices import resolve_device
+from prunekit.models.memory import limit_threads
 from prunekit.reports.environment import peak_memory
 from prunekit.runs.texts import tasks_of
 
@@ -31,6 +32,7 @@ def measure(
         config: Its ``[evaluate]`` names the texts, ``model.device`` the device.
         tokens: Tokens generated for each prompt; 0 leaves out speed and text.
     """
+    limit_threads(config.model.threads)
     texts, device = config.evaluate, config.model.device
     assert texts is not None
     facts: dict[str, Any] = {

@@ -15,6 +15,7 @@ from prunekit.checkpoint.output import OutputFolder
 from prunekit.checkpoint.owned_files import RUN, owned_files
 from prunekit.config.run_config import Config, StructuredConfig
 from prunekit.errors import PrunekitError
+from prunekit.evaluation import harness_tasks
 from prunekit.reports import report as reports
 from prunekit.runs.identity import digest, file_digests, model_identity
 from prunekit.runs.record import Record, stoppable
@@ -24,6 +25,7 @@ from prunekit.runs.sweep.gpus import Task, run_side_by_side
 from prunekit.runs.sweep.measure import measure
 from prunekit.runs.sweep.plan import SweepPlan
 from prunekit.runs.sweep.result import run_entry, sweep_report
+from prunekit.runs.texts import tasks_of
 from prunekit.runs.worker import run_in_subprocess
 
 RunOne = Callable[[Config | StructuredConfig, bool], Iterator[Record]]
@@ -109,7 +111,11 @@ def _side_by_side(
         ]
     steps = {"steps": len(todo)}
     yield Record("phase", f"{len(todo)} runs on {gpus} GPUs", steps, Stage.EVALUATING)
-    for name, place, facts in run_side_by_side(jobs, gpus):
+    for ended in run_side_by_side(jobs, gpus):
+        if ended is None:
+            yield Record("waiting", "")
+            continue
+        name, place, facts = ended
         found = {"of": _fingerprint(plan, name), "facts": facts}
         output.append_journal("measured", name, found)
         if not plan.config.sweep.keep:
@@ -128,11 +134,13 @@ def job_identity(plan: SweepPlan) -> str:
     checkpoint, config = plan.first.checkpoint, plan.first.config
     weights = {entry.file for entry in checkpoint.file_entries.values()}
     texts = [each.data for each in (config.calibration, config.evaluate) if each]
+    tasks = tasks_of(config.evaluate)
     return digest(
         {
             "prunekit": __version__,
             "model": model_identity(checkpoint),
             "files": file_digests([*weights, *checkpoint.companions]),
+            "tasks": tasks and harness_tasks.digest(tasks),
             "texts": [file_digests(filter(os.path.isabs, map(Path, data))) for data in texts],
         }
     )

@@ -6,11 +6,13 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+from prunekit.checkpoint import adapter
 from prunekit.checkpoint.reader import open_checkpoint
 from prunekit.cli.main import main
 from prunekit.errors import ConfigError
 from prunekit.evaluation.verify import verify
 from prunekit.runs.sparsify.quantization import quantized_bytes
+from prunekit.runs.sparsify.result import sparsity_remarks
 from prunekit.runs.sparsify.run import run
 from tests.support import checkpoints
 from tests.support.checkpoints import planned, run_whole_and_stopped, same_bytes
@@ -102,6 +104,29 @@ def test_what_engines_do_not_open_is_refused(model, tmp_path):
     folder = checkpoints.write(tmp_path / "m", model)
     with pytest.raises(ConfigError, match="compressed-tensors does not store"):
         planned(folder, tmp_path / "out", output={"quantize": "int8"})
+
+
+def test_what_only_prunekit_opens_is_refused(llama, tmp_path):
+    uneven = checkpoints.write(tmp_path / "uneven")
+    checkpoints.configure(uneven, prunekit_kept={"heads": {"model.layers.0.self_attn": [0]}})
+    with pytest.raises(ConfigError, match="Prune units with uniform = true, then quantize"):
+        planned(uneven, tmp_path / "out", output={"quantize": "int8"})
+    adapted = checkpoints.write(tmp_path / "adapted")
+    (adapted / adapter.FOLDER).mkdir()
+    (adapted / adapter.FOLDER / adapter.FILE).write_bytes(b"")
+    with pytest.raises(ConfigError, match="has an adapter beside its weights"):
+        planned(adapted, tmp_path / "out", output={"quantize": "int8"})
+
+
+def test_quantizing_alone_remarks_nothing_of_zeros(llama, tmp_path):
+    plan = planned(
+        llama,
+        tmp_path / "out",
+        prune={"pattern": "unstructured", "sparsity": 0.0},
+        output={"quantize": "int8"},
+    )
+    assert not any("prunes nothing" in note for note in plan.notes)
+    assert sparsity_remarks(plan, {"zeros": plan.prunable // 2}) == []
 
 
 def test_a_missing_library_is_said_in_the_plan(llama, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from prunekit.errors import CapacityError
+from prunekit.runs.sweep import gpus
 from prunekit.runs.sweep.gpus import environment_of, run_side_by_side, usable_gpus
 
 
@@ -29,12 +30,22 @@ def refuse():
 def test_each_gpu_has_one_job_at_a_time_and_all_are_used(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 7")
     tasks = {name: [(busy, (tmp_path, "first")), (busy, (tmp_path, name))] for name in "abcde"}
-    found = [*run_side_by_side(tasks, 2)]
+    found = [each for each in run_side_by_side(tasks, 2) if each is not None]
     assert sorted(name for name, _, _ in found) == [*"abcde"]
     assert {place for _, place, _ in found} == {0, 1}
     for name, place, item in found:
         assert item == (name, ("4", "7")[place], "2")
     assert [*run_side_by_side({}, 2)] == []
+
+
+def test_the_caller_is_asked_while_jobs_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpus, "SECONDS", 0.05)
+    slow = {"a": [(busy, (tmp_path, "a"))] * 100}
+    running = run_side_by_side(slow, 2)
+    began = time.monotonic()
+    assert next(running) is None
+    running.close()
+    assert time.monotonic() - began < 10  # its jobs would take 20
 
 
 def test_a_job_that_fails_is_named_and_ends_the_others(tmp_path):
