@@ -15,7 +15,9 @@ def reads_features(stack: Any) -> bool:  # noqa: ANN401
     """Return whether a stack reads sound features of sizes in its config."""
     config = getattr(stack, "config", None)
     sized = hasattr(config, "num_mel_bins") and hasattr(config, FRAMES)
-    return getattr(stack, "main_input_name", None) == FEATURES and sized
+    # A decoder alone has the same config and main input, but nothing that reads it.
+    convolves = any(isinstance(each, nn.Conv1d) for each in stack.children())
+    return getattr(stack, "main_input_name", None) == FEATURES and sized and convolves
 
 
 def feature_shape(stack: Any) -> tuple[int, int]:  # noqa: ANN401
