@@ -1,7 +1,7 @@
 """Encoders that read features of sound."""
 
 import torch
-from transformers import WhisperForConditionalGeneration
+from transformers import WhisperForCausalLM, WhisperForConditionalGeneration
 
 from prunekit.architectures import find_architecture
 from prunekit.architectures.features import feature_shape, reads_features
@@ -25,3 +25,11 @@ def test_encoders_of_text_read_none():
     assert not reads_features(model.get_encoder())
     assert stock.feature_shape(model.get_encoder()) is None
     assert not any(stack.features for stack in find_architecture(model).stacks)
+
+
+def test_a_decoder_alone_reads_tokens():
+    with torch.device("meta"):
+        model = WhisperForCausalLM(whisper_config())
+    (stack,) = find_architecture(model).stacks
+    assert not stack.features
+    assert stack.blocks == "decoder.layers"
