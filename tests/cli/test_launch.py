@@ -115,6 +115,8 @@ def test_a_signal_reaches_each_rank_once_even_while_it_starts(
     start, tmp_path, capfd, number, ready
 ):
     before = [signal.getsignal(each) for each in launch.SIGNALS]
+    if signal.SIG_IGN in before:
+        pytest.skip("a signal is ignored, as under nohup, and remains so")
 
     def stop():
         while not launched or len([*tmp_path.iterdir()]) < ready:
