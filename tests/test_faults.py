@@ -413,7 +413,7 @@ COORDINATES = {"method": "gradient", "pattern": ["hidden", "neurons"], "sparsity
     [
         ("append_journal", ALL_UNITS),
         ("write_shard", ALL_UNITS),
-        ("append_journal", COORDINATES),
+        pytest.param("append_journal", COORDINATES, marks=pytest.mark.soak),
     ],
     ids=["journal", "shards", "coordinates"],
 )

