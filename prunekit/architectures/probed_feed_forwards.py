@@ -186,7 +186,7 @@ def find_entry(config: PreTrainedConfig, width: int, stack: str = "") -> str:
 def remove_last_neuron(
     blocks: nn.Module, found: Iterable[FeedForward]
 ) -> Iterator[tuple[Any, str, nn.Parameter]]:
-    """Remove one neuron from every feed-forward, and yield what was there before.
+    """Remove a neuron from each feed-forward; yield the parameters before.
 
     Args:
         blocks: The list of blocks, with fake tensors.

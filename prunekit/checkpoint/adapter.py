@@ -76,10 +76,14 @@ def read_block(file: Path, block: str) -> dict[str, Adapter]:
     return {name: adapter for name, adapter in adapters.items() if name.startswith(f"{block}.")}
 
 
+def is_beside(folder: Path) -> bool:
+    """Return whether a finished folder has adapters beside its weights."""
+    return (folder / FOLDER / FILE).is_file()
+
+
 def read(folder: Path) -> dict[str, Adapter]:
     """Return all adapters of a finished folder by name; empty if none."""
-    file = folder / FOLDER / FILE
-    return _adapters(load_file(file)) if file.is_file() else {}
+    return _adapters(load_file(folder / FOLDER / FILE)) if is_beside(folder) else {}
 
 
 def merge(folder: Path, blocks: Mapping[str, Path]) -> Path:

@@ -11,6 +11,7 @@ Shapes: O output features, I input features, G groups of a row.
 
 from collections.abc import Iterable, Mapping
 from functools import partial
+from importlib.util import find_spec
 from math import ceil
 from typing import Any
 
@@ -30,6 +31,11 @@ SCALE = "weight_scale"
 PACKED, SHAPE = "weight_packed", "weight_shape"
 FOREIGN = ("weight_zero_point", "weight_g_idx", "weight_global_scale")
 """Tensors of what is not read: zeros that are not 0, columns in another order, NVFP4."""
+
+
+def library_is_installed() -> bool:
+    """Return whether transformers can open such checkpoints here."""
+    return find_spec(LIBRARY.replace("-", "_")) is not None
 
 
 def quantized_tensors(

@@ -42,11 +42,11 @@ def quantize(  # noqa: PLR0913  independent options
         overwrite: Replace the output of an earlier run.
         quiet: Show no progress.
     """
-    from prunekit.config.load import parse_config
+    from prunekit.config.load import load_config_text
 
     calibration = {"data": list(data), "samples": samples, "length": length} if data else None
     text = config_text(source, target, scheme, calibration, device)
-    config = parse_config("prunekit quantize", text, Path.cwd())
+    config = load_config_text(text, Path.cwd(), "prunekit quantize")
     given = ["prunekit", "quantize", source, str(target), "--scheme", scheme]
     given += [part for each in data for part in ("--data", each)]
     given += ["--samples", str(samples), "--length", str(length), "--device", device]

@@ -1,4 +1,4 @@
-"""``[evaluate]``: what is measured before and after."""
+"""The table of data and tasks measured before and after."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""``[gates]``: what a pruned model has to reach."""
+"""The table of quality gates of a pruned model."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal

@@ -86,20 +86,6 @@ def _load(
     return config
 
 
-def parse_config(name: str, text: str, folder: Path) -> "Config | StructuredConfig":
-    """Return the config of a single run that a text holds.
-
-    Args:
-        name: What messages call the text.
-        text: TOML.
-        folder: Paths in it are relative to this folder.
-
-    Raises:
-        ConfigError: The config is invalid; one line per error, with its place.
-    """
-    return _load_run(TomlSource(name, text), folder)
-
-
 def _assignments(overrides: Iterable[str]) -> list[str]:
     given = [overrides] if isinstance(overrides, str) else overrides
     if not isinstance(given, Iterable) or not all(isinstance(each, str) for each in given):

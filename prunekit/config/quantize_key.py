@@ -1,4 +1,4 @@
-"""The key ``quantize`` of ``[output]``: with what it does not go."""
+"""Checks which settings exclude quantization of the output."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -66,7 +66,7 @@ def harness_measures(
             lm=lm, task_dict=loaded, limit=tasks.limit, bootstrap_iters=0, log_samples=False
         )
         how = f"batches of {lm.batch_size_per_gpu}, {str(dtype).removeprefix('torch.')} model"
-    if (checkpoint.folder / adapter.FOLDER / adapter.FILE).is_file():
+    if adapter.is_beside(checkpoint.folder):
         how += ", with the adapter that lies beside it"
     return [measure for name in _shown(loaded) for measure in _measures(found, name, how)]
 
@@ -101,9 +101,9 @@ def _language_model(model: PreTrainedModel, checkpoint: Checkpoint, device: torc
 
 def _adapted(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedModel:
     """Return a model with the adapter beside its weights, if any."""
-    folder = checkpoint.folder / adapter.FOLDER
-    if not (folder / adapter.FILE).is_file():
+    if not adapter.is_beside(checkpoint.folder):
         return model
+    folder = checkpoint.folder / adapter.FOLDER
     if problem := missing_package("evaluate.tasks", "peft", "lora"):
         raise ConfigError(f"{problem}, for the adapter of {folder}.")
     from peft import PeftModel

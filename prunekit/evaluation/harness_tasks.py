@@ -108,7 +108,7 @@ def _prepare(task: Any, tasks: HarnessTasks) -> None:  # noqa: ANN401  a class o
 
 @contextmanager
 def _explained(name: str, manager: Any) -> Iterator[None]:  # noqa: ANN401
-    """Say of which task an error is, and what to do."""
+    """Turn errors of a task into errors that name it."""
     try:
         yield
     except Exception as error:  # task files, templates and data sets raise any

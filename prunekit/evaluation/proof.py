@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from prunekit.checkpoint.compressed import KEPT_UNITS_KEY
-from prunekit.checkpoint.packed import LIBRARY, SCALE
+from prunekit.checkpoint.packed import LIBRARY, SCALE, library_is_installed
 from prunekit.checkpoint.reader import Checkpoint
 from prunekit.errors import CheckpointError, is_out_of_memory
 from prunekit.evaluation.perplexity import Evaluator
@@ -140,8 +139,7 @@ def proof_ids(config: Any) -> Int[Tensor, "1 T"]:  # noqa: ANN401
 def needed_library(checkpoint: Checkpoint) -> str | None:
     """Return the library that transformers lacks here, or None."""
     uses = any(weight.scales.endswith(f".{SCALE}") for weight in checkpoint.quantized.values())
-    absent = find_spec(LIBRARY.replace("-", "_")) is None
-    return LIBRARY if uses and absent else None
+    return LIBRARY if uses and not library_is_installed() else None
 
 
 class ChildError(RuntimeError):

@@ -90,17 +90,19 @@ class SparseQuantizer(HfQuantizer):
     ) -> None:
         from prunekit.inference.sparse_linear import SparseLinear
 
+        dense = expands()
         for name, module in model.named_modules():
-            if isinstance(module, SparseLinear):
-                self._check_loaded(model, name, module)
-                if expands() and any(part.is_meta for part in module.parts.values()):
-                    raise CheckpointError(
-                        f"{self._checkpoint.folder}: {name} is offloaded to files, where {EXPAND} "
-                        "cannot expand it. Unset it, or load a dense folder (prunekit convert)."
-                    )
-                if not expands():
-                    module.arrange()
-        if expands():
+            if not isinstance(module, SparseLinear):
+                continue
+            self._check_loaded(model, name, module)
+            if not dense:
+                module.arrange()
+            elif any(part.is_meta for part in module.parts.values()):
+                raise CheckpointError(
+                    f"{self._checkpoint.folder}: {name} is offloaded to files, where {EXPAND} "
+                    "cannot expand it. Unset it, or load a dense folder (prunekit convert)."
+                )
+        if dense:
             self.dequantize(model)
 
     def _check_loaded(self, model: PreTrainedModel, name: str, layer: SparseLinear) -> None:

@@ -5,7 +5,7 @@ size is allocated, and code that ships with a checkpoint is never run.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -123,15 +123,11 @@ def _check_values(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
     for part in stock.config_parts(config):
         for name, least in LEAST.items():
             value = stock.config_value(part, name)
-            if any(_is_wrong(each, least) for each in (value if _is_list(value) else [value])):
+            per_layer = value if isinstance(value, list | tuple) else [value]
+            if any(_is_wrong(each, least) for each in per_layer):
                 raise CheckpointError(
                     f"{where}: {name} is {value!r}; it is a number from {least} on."
                 )
-
-
-def _is_list(value: object) -> TypeGuard[list[Any]]:
-    """Return whether a value of a config is one of each layer."""
-    return isinstance(value, list | tuple)
 
 
 def _is_wrong(value: Any, least: float) -> bool:  # noqa: ANN401

@@ -127,7 +127,7 @@ def render(report: Mapping[str, Any], folder: Path, source: Mapping[str, Any]) -
         library=LIBRARY if (report.get("storage") or {}).get("quantized") else None,
         auto_class=opened.name,
         repository=name,
-        adapter=adapter.FOLDER if (folder / adapter.FOLDER / adapter.FILE).is_file() else None,
+        adapter=adapter.FOLDER if adapter.is_beside(folder) else None,
         storage=_storage(report),
         version=report["prunekit"],
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prunekit.cli.main import main
 from prunekit.cli.quantize import config_text
-from prunekit.config.load import parse_config
+from prunekit.config.load import load_config_text
 
 
 def test_the_config_prunes_nothing(tmp_path):
@@ -12,13 +12,13 @@ def test_the_config_prunes_nothing(tmp_path):
     (tmp_path / name).mkdir()
     calibration = {"data": ["pydoc:train"], "samples": 3, "length": 9}
     text = config_text(str(tmp_path / name), Path("out"), "int4", calibration, "cpu")
-    config = parse_config("here", text, tmp_path)
+    config = load_config_text(text, tmp_path, "here")
     assert config.prune.sparsity == 0
     assert config.output.quantize == "int4"
     assert config.calibration.samples == 3
     assert config.model.path == str(tmp_path / name)
     bare = config_text("a/b", Path("out"), "fp8", None, "cpu")
-    assert parse_config("here", bare, tmp_path).calibration is None
+    assert load_config_text(bare, tmp_path, "here").calibration is None
 
 
 def test_a_missing_scheme_or_model_is_an_input_error(tmp_path, capsys):

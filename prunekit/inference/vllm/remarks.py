@@ -1,4 +1,4 @@
-"""What the log of the server says once about compressed weights."""
+"""Remarks on compressed weights in the log of the server."""
 
 from __future__ import annotations
 

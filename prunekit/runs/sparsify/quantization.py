@@ -1,14 +1,13 @@
 """Decides at plan time how a run quantizes."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.util import find_spec
 
 import torch
 from torch import nn
 
 from prunekit.checkpoint import adapter
 from prunekit.checkpoint.compressed import KEPT_UNITS_KEY
-from prunekit.checkpoint.packed import BITS, LIBRARY
+from prunekit.checkpoint.packed import BITS, LIBRARY, library_is_installed
 from prunekit.checkpoint.parts import is_whole
 from prunekit.checkpoint.reader import Checkpoint
 from prunekit.config.run_config import Config
@@ -59,7 +58,7 @@ def _why_not_quantizable(checkpoint: Checkpoint) -> str | None:
             f"only prunekit opens, and {LIBRARY} is opened without it. Prune units with uniform = "
             "true, then quantize."
         )
-    if (checkpoint.folder / adapter.FOLDER / adapter.FILE).is_file():
+    if adapter.is_beside(checkpoint.folder):
         return (
             f"{checkpoint.folder} has an adapter beside its weights, which would be lost. Merge it "
             "into them (peft: merge_and_unload), then quantize."
@@ -87,7 +86,7 @@ def quantization_notes(recipe: Recipe, source: Source) -> Iterator[str]:
             f"output.quantize: a row has one scale, which errs more than groups do: {odd.inputs} "
             f"inputs of {odd.name} are no groups of {', '.join(map(str, GROUPS))}."
         )
-    if find_spec(LIBRARY.replace("-", "_")) is None:
+    if not library_is_installed():
         yield (
             f"{LIBRARY} is not installed here, so that the result is not opened with transformers "
             f"as a proof: pip install {LIBRARY}, then prunekit verify."

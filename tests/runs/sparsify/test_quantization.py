@@ -130,6 +130,6 @@ def test_quantizing_alone_remarks_nothing_of_zeros(llama, tmp_path):
 
 
 def test_a_missing_library_is_said_in_the_plan(llama, tmp_path, monkeypatch):
-    monkeypatch.setattr("prunekit.runs.sparsify.quantization.find_spec", lambda _: None)
+    monkeypatch.setattr("prunekit.checkpoint.packed.find_spec", lambda _: None)
     plan = planned(llama, tmp_path / "out", output={"quantize": "int8"})
     assert any("compressed-tensors is not installed" in note for note in plan.notes)
