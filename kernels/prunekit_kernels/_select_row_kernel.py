@@ -8,29 +8,62 @@ from prunekit_kernels._triton import tl, triton
 
 
 @triton.jit
-def _threshold(key, low, high, pruned, I):  # noqa: E741
-    """Return the key at which pruning ends, how many are below it, and how many tie.
+def _upto(scores, limit, PIECES: tl.constexpr):
+    """Return how many scores are at most ``limit``.
 
-    It is the smallest that at least ``pruned`` keys do not exceed; where it separates exactly, no
-    tie counts. Each step interpolates between the counts at both ends, and every fourth halves.
+    Floats are compared to a float, and added, in one instruction each; whole numbers would take
+    three.
     """
+    total = (scores[0] <= limit).to(tl.float32)
+    for piece in tl.static_range(1, PIECES):  # pyright: ignore
+        total += (scores[piece] <= limit).to(tl.float32)
+    return tl.sum(total, 0).to(tl.int32)
+
+
+@triton.jit
+def _ties_upto(scores, threshold, end, PIECE: tl.constexpr, PIECES: tl.constexpr):
+    """Return how many scores before column ``end`` are the threshold."""
+    column = tl.arange(0, PIECE)
+    total = ((scores[0] == threshold) & (column < end)).to(tl.int32)
+    for piece in tl.static_range(1, PIECES):  # pyright: ignore
+        total += ((scores[piece] == threshold) & (column < end - piece * PIECE)).to(tl.int32)
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def _score_of(key):
+    """Return the score of a key."""
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _threshold(scores, low, high, pruned, I, PIECES: tl.constexpr):  # noqa: E741
+    """Return the score at which pruning ends, how many are below it, and how many tie.
+
+    It is the smallest that at least ``pruned`` scores do not exceed; where it separates exactly, no
+    tie counts. Each step interpolates in the keys of both ends between the counts there, and every
+    fourth halves.
+    """
+    low = key_of(low)
+    high = key_of(high)
     below = low * 0
     upto = below + I
     step = below
     while low < high:  # pyright: ignore
-        span = high.to(tl.int64) - low
+        span = (high - low).to(tl.uint32)
         share = (pruned - below).to(tl.float32) / (upto - below).to(tl.float32)
-        ahead = (span.to(tl.float32) * share).to(tl.int64)
-        ahead = tl.where(step % 4 == 3, span >> 1, tl.minimum(tl.maximum(ahead, 0), span - 1))
-        middle = (low + ahead).to(tl.int32)
-        count = tl.sum((key <= middle).to(tl.int32), 0)
+        # Below 1, so that no product exceeds 32 bits.
+        ahead = (span.to(tl.float32) * tl.minimum(share, 0.9999)).to(tl.uint32)
+        ahead = tl.where(step % 4 == 3, span >> 1, tl.minimum(ahead, span - 1))
+        middle = low + ahead.to(tl.int32)
+        count = _upto(scores, _score_of(middle), PIECES)
         less = count < pruned
         below = tl.where(count <= pruned, count, below)
         upto = tl.where(less, upto, count)
         low = tl.where(less, middle + 1, tl.where(count == pruned, middle, low))
         high = tl.where(less, high, middle)
         step += 1
-    return high, below, upto - below
+    return _score_of(high), below, upto - below
 
 
 @triton.jit
@@ -42,22 +75,35 @@ def row_kernel(
     KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     """Select within a row; one program per row."""
-    # For a row of 32768 entries, 16 warps leave each thread 128 registers, of which keys take 64:
-    # ptxas spills up to 200 bytes of the rest. Two programs per row would have to synchronize.
+    # Registers hold the scores of the row, in pieces, so that those of a long one are computed
+    # piece by piece: the barrier keeps the loads of the next from being moved ahead, for which a row of
+    # 32768 entries leaves no registers.
+    PIECES: tl.constexpr = TILE_I // PIECE
     o = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, TILE_I)
-    score, _ = score_at(
-        x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, o, column.to(tl.int64), O, I,
-        stride_x_o, stride_x_i, stride_dual_o, stride_dual_i, "evict_last", KIND, SHARES, SCALED,
-        FULL,
-    )  # fmt: skip
-    key = key_of(score)
-    highest = key
-    if not FULL:
-        # Above and below every key.
-        key = tl.where(column < I, key, 0x7FFFFFFF)
-        highest = tl.where(column < I, key, -0x7FFFFFFF)
-    threshold, below, ties = _threshold(key, tl.min(key, 0), tl.max(highest, 0), pruned, I)
+    scores = ()
+    for piece in tl.static_range(PIECES):  # pyright: ignore
+        column = piece * PIECE + tl.arange(0, PIECE)
+        score, _ = score_at(
+            x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, o, column.to(tl.int64),
+            O, I, stride_x_o, stride_x_i, stride_dual_o, stride_dual_i, "evict_last",
+            KIND, SHARES, SCALED, FULL,
+        )  # fmt: skip
+        # NaN is as low as −∞.
+        score = tl.where(score == score, score, float("-inf"))  # noqa: PLR0124
+        lowest, highest = score, score
+        if not FULL:
+            # NaN is neither counted nor kept.
+            lowest = tl.where(column < I, score, float("inf"))
+            highest = tl.where(column < I, score, float("-inf"))
+            score = tl.where(column < I, score, float("nan"))
+        least = lowest if piece == 0 else tl.minimum(least, lowest)
+        most = highest if piece == 0 else tl.maximum(most, highest)
+        scores = scores + (score,)  # noqa: RUF005  the compiler has no unpacking
+        if PIECES > 1:
+            tl.debug_barrier()
+    threshold, below, ties = _threshold(
+        scores, tl.min(least, 0), tl.max(most, 0), pruned, I, PIECES
+    )
     # The first ties are kept; bisection finds the column at which they end, if some are pruned and
     # some are kept: of distinct keys none is.
     kept = below + ties - pruned
@@ -65,17 +111,16 @@ def row_kernel(
     end = tl.where(kept > 0, TILE_I, 0)
     while cut < end:
         middle = (cut + end) >> 1
-        enough = tl.sum(((key == threshold) & (column < middle)).to(tl.int32), 0) >= kept
+        enough = _ties_upto(scores, threshold, middle, PIECE, PIECES) >= kept
         end = tl.where(enough, middle, end)
         cut = tl.where(enough, cut, middle + 1)
-    # Weights are read again and written piece by piece: registers hold only the keys, and of long
-    # rows they cannot be sliced.
-    for start in range(0, TILE_I, PIECE):
+    # Weights are read again, from the cache: registers hold only the scores.
+    for piece in tl.static_range(PIECES):  # pyright: ignore
         _write_piece(
             x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, rho, O, I,
             stride_x_o, stride_x_i, stride_out_o, stride_out_i, stride_dual_o, stride_dual_i,
             bits_ptr, stride_bits_o, stride_bits_b,
-            o, start, key, threshold, cut, PIECE == TILE_I, PIECE, FULL, KIND, SHARES, SCALED,
+            o, piece * PIECE, scores[piece], threshold, cut, PIECE, FULL, KIND, SHARES, SCALED,
         )  # fmt: skip
 
 
@@ -83,20 +128,18 @@ def row_kernel(
 def _write_piece(
     x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, rho, O, I,  # noqa: E741
     stride_x_o, stride_x_i, stride_out_o, stride_out_i, stride_dual_o, stride_dual_i,
-    bits_ptr, stride_bits_o, stride_bits_b, o, start, key, threshold, cut,
-    WHOLE: tl.constexpr, PIECE: tl.constexpr, FULL: tl.constexpr,
+    bits_ptr, stride_bits_o, stride_bits_b, o, start, score, threshold, cut,
+    PIECE: tl.constexpr, FULL: tl.constexpr,
     KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     column = start + tl.arange(0, PIECE)
     i = column.to(tl.int64)
-    score, value = score_at(
+    _, value = score_at(
         x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, o, i, O, I,
         stride_x_o, stride_x_i, stride_dual_o, stride_dual_i, "evict_first", KIND, SHARES, SCALED,
         FULL,
     )  # fmt: skip
-    if not WHOLE:
-        key = key_of(score)
-    keep = (key > threshold) | ((key == threshold) & (column < cut))
+    keep = (score > threshold) | ((score == threshold) & (column < cut))
     if not FULL:
         keep = keep & (column < I)
     out_ptrs = out_ptr + o * stride_out_o + i * stride_out_i
