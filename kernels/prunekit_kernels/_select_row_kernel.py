@@ -116,6 +116,8 @@ def row_kernel(
         cut = tl.where(enough, cut, middle + 1)
     # Weights are read again, from the cache: registers hold only the scores.
     for piece in tl.static_range(PIECES):  # pyright: ignore
+        if PIECES > 1:
+            tl.debug_barrier()
         _write_piece(
             x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, rho, O, I,
             stride_x_o, stride_x_i, stride_out_o, stride_out_i, stride_dual_o, stride_dual_i,
