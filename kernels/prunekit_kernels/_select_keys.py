@@ -34,7 +34,12 @@ def score_at(
         value = score + _load(ptrs, inside, EVICTION, FULL) * inverse_rho
         score = tl.abs(value)
     if KIND == 1:
-        score = tl.abs(score)
+        if value.dtype == tl.bfloat16:
+            # The absolute value of two numbers at once, which the compiler does not find.
+            bits = (value.to(tl.int16, bitcast=True) & 0x7FFF).to(tl.int32) << 16
+            score = bits.to(tl.float32, bitcast=True)
+        else:
+            score = tl.abs(score)
         if SHARES:
             row = _load(row_ptr + o, o < O, "", FULL)
             score = score * (row + _load(column_ptr + i, i < I, "", FULL))
@@ -49,15 +54,13 @@ def key_of(score):
 
     −0 gets the key of 0, and NaN that of −inf.
     """
+    # The maximum of NaN and a number is the number.
+    score = tl.maximum(score + 0.0, float("-inf"))
     if score.dtype == tl.float64:
-        bits = (score + 0.0).to(tl.int64, bitcast=True)
-        key = bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF)
-        key = tl.where(score == score, key, -9218868437227405313)  # noqa: PLR0124  that of −inf
-    else:
-        bits = (score + 0.0).to(tl.int32, bitcast=True)
-        key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-        key = tl.where(score == score, key, -2139095041)  # noqa: PLR0124  that of −inf
-    return key
+        bits = score.to(tl.int64, bitcast=True)
+        return bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF)
+    bits = score.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit

@@ -33,7 +33,7 @@ def _clear_shared(BINS: tl.constexpr, WARPS: tl.constexpr):
     """Declare counts in shared memory, and set them to 0."""
     thread = tl.arange(0, 32 * WARPS)
     tl.inline_asm_elementwise(
-        ".shared .align 16 .b32 prunekit_counts[2048]; mov.u32 $0, $1;", "=r,r",
+        ".shared .align 16 .b32 prunekit_counts[2080]; mov.u32 $0, $1;", "=r,r",
         [thread], dtype=tl.int32, is_pure=False, pack=1,
     )  # fmt: skip
     tl.inline_asm_elementwise(
@@ -45,12 +45,12 @@ def _clear_shared(BINS: tl.constexpr, WARPS: tl.constexpr):
 
 
 @triton.jit
-def _add_shared(digit, wanted):
-    """Count the wanted digits in shared memory."""
+def _add_shared(digit):
+    """Count digits in shared memory."""
     tl.inline_asm_elementwise(
-        "{ .reg .b32 a; .reg .pred p; mov.u32 a, prunekit_counts; shl.b32 $0, $1, 2;"
-        " add.u32 a, a, $0; setp.ne.s32 p, $2, 0; @p red.shared.add.u32 [a], 1; }", "=r,r,r",
-        [digit, wanted.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
+        "{ .reg .b32 a; mov.u32 a, prunekit_counts; shl.b32 $0, $1, 2;"
+        " add.u32 a, a, $0; red.shared.add.u32 [a], 1; }", "=r,r",
+        [digit], dtype=tl.int32, is_pure=False, pack=1,
     )  # fmt: skip
 
 
@@ -116,8 +116,10 @@ def count_kernel(
         tl.store(status_ptr + GROUPS + tl.program_id(0), 0)
         tl.store(status_ptr + group, 0)
         prefix = tl.zeros((), tl.int64)
+        base = -tl.cast(1 << (BITS - 1), tl.int64)  # this digit has the sign
     else:
         prefix = tl.load(state_ptr + group.to(tl.int64) * 3)
+        base = prefix << BITS
     if PTX:
         _clear_shared(BINS, WARPS)
     total = tl.zeros((BINS,), tl.int32)
@@ -128,18 +130,20 @@ def count_kernel(
             stride_x_o, stride_x_i, stride_dual_o, stride_dual_i, "", KIND, SHARES, SCALED, FULL,
         )  # fmt: skip
         key = key_of(score)
-        digit = key >> SHIFT
-        if FIRST:
-            digit += 1 << (BITS - 1)
-        else:
-            inside = inside & ((digit >> BITS) == prefix.to(key.dtype))
-            digit = digit & ((1 << BITS) - 1)
-        digit = digit.to(tl.int32)
+        # The digits of other prefixes are outside 0 … 2ᴮᴵᵀˢ − 1.
+        digit = (key >> SHIFT) - base.to(key.dtype)
         if PTX:
-            _add_shared(digit, inside)
+            # Each lane counts what is not wanted, and need not branch, in a number of its own
+            # behind the bins. Bins from 2ᴮᴵᵀˢ on may count it too: no threshold lies there.
+            other = BINS + ((tl.arange(0, TILE_I) >> 3) & 31)[None, :]
+            if not FULL:
+                digit = tl.where(inside, digit, other)
+            unsigned = tl.uint64 if key.dtype == tl.int64 else tl.uint32
+            _add_shared(tl.minimum(digit.to(unsigned), other.to(unsigned)).to(tl.int32))
         else:
-            flat, wanted = tl.ravel(digit), tl.ravel(inside)
-            total += tl.histogram(flat, BINS, wanted)
+            wanted = inside & (digit >= 0) & (digit < (1 << BITS))
+            digit = tl.where(wanted, digit, 0).to(tl.int32)
+            total += tl.histogram(tl.ravel(digit), BINS, tl.ravel(wanted))
     if PTX:
         total = _read_shared(BINS)
     bins = tl.arange(0, BINS)

@@ -88,8 +88,8 @@ def row_kernel(
             O, I, stride_x_o, stride_x_i, stride_dual_o, stride_dual_i, "evict_last",
             KIND, SHARES, SCALED, FULL,
         )  # fmt: skip
-        # NaN is as low as −∞.
-        score = tl.where(score == score, score, float("-inf"))  # noqa: PLR0124
+        # NaN is as low as −∞: the maximum of it and a number is the number.
+        score = tl.maximum(score, float("-inf"))
         lowest, highest = score, score
         if not FULL:
             # NaN is neither counted nor kept.
