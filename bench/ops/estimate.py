@@ -41,7 +41,7 @@ class Device(NamedTuple):
 DEVICES = {
     "sm_90": Device("H200", 132, 132 * 4 * 1.98e9, 4.3e12, 790e12),
     "sm_80": Device("A100", 108, 108 * 4 * 1.41e9, 1.7e12, 280e12),
-    "gfx942": Device("MI300X", 304, 304 * 4 * 2.1e9, 4.0e12, 650e12),
+    "gfx942": Device("MI300X", 304, 304 * 2.1e9, 4.0e12, 650e12),
 }
 PAGE = """# Estimates from compiled code
 
@@ -112,7 +112,7 @@ def compiled(run: Callable[[], object], target: str) -> list[tuple[Any, int]]:
 def _kernel(work: Work, target: str, kernel: Any, programs: int) -> Estimate:  # noqa: ANN401
     device, code, taken = DEVICES[target], listing(kernel), usage(kernel)
     warps, name = kernel.metadata.num_warps, kernel.metadata.name.lstrip("_")
-    steps = work.steps.get(name, {})
+    steps = work.steps.get(f"{name} {target}", work.steps.get(name, {}))
     streamed = work.streams.get(name, 0) / (programs * warps)
     issued, flying = _issued(code, steps, streamed)
     static = 8192 if name == "count_kernel" and target.startswith("sm") else 0
@@ -139,7 +139,9 @@ def _issued(code: Listing, steps: Mapping[int, float], streamed: float) -> tuple
         steps: Trips of loops by number; 0 for those that seldom run.
         streamed: Bytes that a warp loads in the first loop that loads and is not among them.
     """
-    counts, flying = [1.0] * len(code.instructions), 0
+    # AMD's scalar instructions have a unit of their own.
+    counts = [0.0 if each.name.startswith("s_") else 1.0 for each in code.instructions]
+    flying = 0
     for number, loop in enumerate(code.loops):
         trips = steps.get(number, 1.0)
         if number not in steps and code.load_bytes(loop) and not flying:

@@ -13,7 +13,7 @@ from pathlib import Path
 import triton
 
 LABEL = re.compile(r"^\.?(L[\w.]+):")
-NVIDIA = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)\s*([^;]*);")
+NVIDIA = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)\s*([^;]*);")
 AMD = re.compile(r"^\s+([a-z]\w+)\s*([^;]*)")
 AMD_NAMES = ("s_", "v_", "global_", "buffer_", "flat_", "ds_")
 REGISTER = re.compile(r"\bR(\d+)(?:\.64)?\b")
@@ -30,11 +30,13 @@ class Instruction:
         name: With its suffixes.
         operands: As printed.
         target: Label that a branch goes to.
+        always: Whether it is left for the next one never: an end, or a branch without condition.
     """
 
     name: str
     operands: str
     target: str | None = None
+    always: bool = False
 
     @property
     def load_bytes(self) -> int:
@@ -66,13 +68,33 @@ class Listing:
 
     @cached_property
     def loops(self) -> tuple[Loop, ...]:
-        """Loops in the order of their beginnings; the trap that ends a kernel is none."""
+        """Loops in the order of their beginnings; the trap that ends a kernel is none.
+
+        A branch back closes a loop if the code in between leads to it: not where it ends code that
+        is out of line.
+        """
         ends: dict[int, int] = {}
         for place, each in enumerate(self.instructions):
             start = self.labels.get(each.target or "", place)
-            if start < place:
+            if start < place and self._leads(start, place):
                 ends[start] = max(ends.get(start, 0), place)
         return tuple(Loop(*each) for each in sorted(ends.items()))
+
+    def _leads(self, start: int, end: int) -> bool:
+        """Return whether a way from an instruction to a later one stays between them."""
+        seen: set[int] = set()
+        left = [start]
+        while left:
+            here = left.pop()
+            while start <= here <= end and here not in seen:
+                seen.add(here)
+                each = self.instructions[here]
+                if each.target in self.labels:
+                    left.append(self.labels[each.target])
+                if each.always:
+                    break
+                here += 1
+        return end in seen
 
     def within(self, loop: Loop) -> tuple[Instruction, ...]:
         """Return the instructions of a loop, inner loops included."""
@@ -92,10 +114,13 @@ class Listing:
     def in_flight(self, loop: Loop) -> int:
         """Return the bytes that a warp has on their way before it needs the first.
 
-        Copies to shared memory: those of the groups that may be outstanding when the loop waits.
-        Loads to registers: those issued before the first instruction that reads one of them.
+        AMD: those issued before an instruction that waits for them. NVIDIA, copies to shared
+        memory: those of the groups that may be outstanding when the loop waits; loads to registers:
+        those issued before the first instruction that reads one of them.
         """
         code = self.within(loop)
+        if self.lanes == LANES["amdgcn"]:
+            return self.lanes * _unawaited(code)
         copies = sum(each.load_bytes for each in code if each.name.startswith("LDGSTS"))
         if copies:
             return self.lanes * self._copied_ahead(code, copies)
@@ -124,6 +149,20 @@ class Listing:
         return copies * max([*allowed, groups]) // groups
 
 
+def _unawaited(code: tuple[Instruction, ...]) -> int:
+    """Return the most bytes of a thread that no ``s_waitcnt`` has awaited, in two trips."""
+    memory = ("global_", "buffer_", "flat_")
+    queue: list[int] = []
+    most = 0
+    for each in code + code:
+        if each.name.startswith(memory):
+            queue.append(each.load_bytes)  # stores wait in the same queue
+            most = max(most, sum(queue))
+        elif found := re.search(r"vmcnt\((\d+)\)", each.operands):
+            queue = queue[max(len(queue) - int(found[1]), 0) :]
+    return most
+
+
 def listing(kernel) -> Listing:
     """Return the listing of a compiled kernel."""
     if "cubin" in kernel.asm:
@@ -144,13 +183,16 @@ def parsed(text: str, kind: str) -> Listing:
         if label := LABEL.match(line.strip()):
             labels[label[1]] = len(found)
         elif kind == "cubin" and (match := NVIDIA.search(line)):
-            target = re.search(r"`\(\.?(L[\w.]+)\)", match[3])
-            branch = match[2].startswith("BRA")
-            goal = target[1] if target and branch else None
-            found.append(Instruction(match[2], match[3].strip(), goal))
+            predicate, name, operands = match.groups()
+            target = re.search(r"`\(\.?(L[\w.]+)\)", operands)
+            goal = target[1] if target and name.startswith("BRA") else None
+            ends = name.startswith("EXIT") or (goal and operands.startswith("`"))
+            found.append(Instruction(name, operands.strip(), goal, bool(ends and not predicate)))
         elif kind == "amdgcn" and (match := AMD.match(line)) and match[1].startswith(AMD_NAMES):
-            target = re.search(r"\.(L\w+)", match[2]) if "branch" in match[1] else None
-            found.append(Instruction(match[1], match[2].strip(), target[1] if target else None))
+            name, operands = match.groups()
+            target = re.search(r"\.(L\w+)", operands) if "branch" in name else None
+            goal, ends = target[1] if target else None, name in ("s_branch", "s_endpgm")
+            found.append(Instruction(name, operands.strip(), goal, ends))
     while found and found[-1].name in ("NOP", "BRA"):
         found.pop()
     return Listing(tuple(found), labels, LANES[kind])

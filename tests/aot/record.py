@@ -19,7 +19,7 @@ import triton
 from prunekit.models.cgroups import usable_cpus
 from tests.aot.compile_only import KEY_DIGITS, TARGETS, compile_only, usage
 from tests.aot.launches import Launch, everywhere, launches
-from tests.aot.listing import LANES, Listing, listing
+from tests.aot.listing import Listing, listing
 from tests.aot.occupancy import resident_warps
 
 BESIDE = "sm_90"  # the target of other versions, such as that of a GPU's image
@@ -71,10 +71,8 @@ def _row(target: str, launch: Launch, kernel) -> dict:
     }
 
 
-def streamed(code: Listing) -> int | None:
-    """Return the bytes that a warp has on their way in the loop that loads most; None on AMD."""
-    if code.lanes != LANES["cubin"]:
-        return None
+def streamed(code: Listing) -> int:
+    """Return the bytes that a warp has on their way in the loop that loads most."""
     return max((code.in_flight(loop) for loop in code.loops), default=0)
 
 
