@@ -58,9 +58,11 @@ def key_of(score):
     score = tl.maximum(score + 0.0, float("-inf"))
     if score.dtype == tl.float64:
         bits = score.to(tl.int64, bitcast=True)
-        return bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF)
-    bits = score.to(tl.int32, bitcast=True)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+        key = bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF)
+    else:
+        bits = score.to(tl.int32, bitcast=True)
+        key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return key
 
 
 @triton.jit

@@ -22,7 +22,15 @@ else:
         triton = SimpleNamespace(jit=lambda kernel: kernel)
         tl = SimpleNamespace(constexpr=object)
 
-__all__ = ["multiprocessors", "runs_ptx", "runs_triton", "tl", "triton"]
+__all__ = [
+    "architecture",
+    "multiprocessors",
+    "runs_ptx",
+    "runs_triton",
+    "tl",
+    "triton",
+    "version",
+]
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 USUAL = 132  # multiprocessors of an H100 or H200, for which kernels are compiled without a GPU
@@ -45,3 +53,13 @@ def multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return USUAL
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def architecture() -> int:
+    """Return the compute capability for which NVIDIA kernels are compiled, 90 for 9.0."""
+    return triton.runtime.driver.active.get_current_target().arch
+
+
+def version() -> tuple[int, ...]:
+    """Return the first two numbers of Triton's version."""
+    return tuple(int(part) for part in triton.__version__.split(".")[:2])

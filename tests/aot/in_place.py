@@ -9,71 +9,54 @@ import re
 from collections.abc import Mapping
 
 LAYOUT = re.compile(r"^(#\w+) = (#\w+\.\w+<\{.*\}>)", re.MULTILINE)
-FUNCTION = re.compile(r"tt\.func .*?@\w+\((.*)\) attributes", re.DOTALL)
 ASSIGNED = re.compile(r"^\s*(%[\w#]+)(?::\d+)? = (\S+) (.*)")
 BARRIER = re.compile(r"(gpu|ttg)\.(local_)?barrier")
 POINTERS = re.compile(r"tensor<([\dx]+)x!tt\.ptr<[\w<>]+>, (#.+?)>(?: |$|,|\))")
 NAME = re.compile(r"%[\w#]+")
 FOLLOWED = ("tt.splat", "tt.addptr", "tt.broadcast", "tt.expand_dims", "tt.reshape", "tt.trans",
-            "ttg.convert_layout", "tt.bitcast", "amdgpu.buffer_load")  # fmt: skip
-READS = ("tt.load", "ttg.async_copy_global_to_local")
+            "ttg.convert_layout", "tt.bitcast")  # fmt: skip
+MEMORY = re.compile(r"(tt\.load|tt\.store|ttg\.async_copy_global_to_local) (%[\w#]+)")
 
 
-def repeated_loads(ttgir: str, storage: Mapping[str, int] | None = None) -> list[str]:
+def repeated_loads(ttgir: str, storage: Mapping[str, int]) -> list[str]:
     """Return stores before which several warps load the same entries, with no barrier between.
 
     Args:
-        ttgir: The kernel.
-        storage: A number for each pointer argument, equal where they share memory; None: all do.
+        ttgir: The kernel, compiled for NVIDIA.
+        storage: A number for each pointer argument, equal where they share memory.
     """
     layouts = dict(LAYOUT.findall(ttgir))
-    sources = _sources(ttgir)
+    sources: dict[str, str] = {}  # so far: blocks beside each other use names again
     found: list[str] = []
     waiting: set[int] = set()  # memory whose loads are repeated since the last barrier
     for line in ttgir.splitlines():
         if BARRIER.search(line):
             waiting.clear()
-        reads = any(each in line for each in READS)
-        if not reads and "tt.store" not in line:
-            continue
-        if not (pointers := POINTERS.search(line)):
-            continue  # a single number
-        operands = NAME.findall(line.split("tt.store" if not reads else "load", 1)[1])
-        name = _argument(operands[0], sources)
-        memory = 0 if storage is None else storage[name]
-        shape = [int(size) for size in pointers[1].split("x")]
-        if reads and _repeats(shape, pointers[2], layouts):
+        sources |= {name: sources.get(of, of) for name, of in _assigned(line).items()}
+        if not (access := MEMORY.search(line)) or not (pointers := POINTERS.search(line)):
+            continue  # no access, or that of a single number
+        memory = storage[sources.get(access[2], access[2]).removeprefix("%")]
+        if access[1] == "tt.store":
+            found += [line.strip()] if memory in waiting else []
+        elif _repeats([int(size) for size in pointers[1].split("x")], pointers[2], layouts):
             waiting.add(memory)
-        elif not reads and memory in waiting:
-            found.append(line.strip())
     return found
 
 
-def _sources(ttgir: str) -> dict[str, str]:
-    """Return the value that each pointer, or value that a loop carries, comes from."""
-    found: dict[str, str] = {}
-    for line in ttgir.splitlines():
-        if not (assigned := ASSIGNED.match(line)):
-            continue
-        name, operation, rest = assigned.groups()
-        if operation.startswith("scf.") and "iter_args(" in rest:
-            carried = re.findall(r"(%[\w#]+) = (%[\w#]+)", rest.split("iter_args(")[1])
-            found |= dict(carried)
-            found |= {f"{name}#{place}": before for place, (_, before) in enumerate(carried)}
-            if len(carried) == 1:
-                found[name] = carried[0][1]
-        elif operation.startswith(FOLLOWED):
-            found[name] = NAME.findall(rest)[0]
-        elif operation.startswith("arith.select"):
-            found[name] = NAME.findall(rest)[1]
-    return found
-
-
-def _argument(name: str, sources: Mapping[str, str]) -> str:
-    """Return the name of the argument that a pointer comes from."""
-    while name in sources:
-        name = sources[name]
-    return name.removeprefix("%")
+def _assigned(line: str) -> dict[str, str]:
+    """Return where the pointer, or what a loop carries, that a line assigns comes from."""
+    if not (assigned := ASSIGNED.match(line)):
+        return {}
+    name, operation, rest = assigned.groups()
+    if operation.startswith("scf.") and "iter_args(" in rest:
+        carried = re.findall(r"(%[\w#]+) = (%[\w#]+)", rest.split("iter_args(")[1])
+        found = dict(carried)
+        found |= {f"{name}#{place}": before for place, (_, before) in enumerate(carried)}
+        return found | ({name: carried[0][1]} if len(carried) == 1 else {})
+    operands = NAME.findall(rest)
+    if operation.startswith(FOLLOWED):
+        return {name: operands[0]}
+    return {name: operands[1]} if operation.startswith("arith.select") else {}
 
 
 def _repeats(shape: list[int], layout: str, layouts: Mapping[str, str]) -> bool:

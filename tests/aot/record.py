@@ -1,7 +1,7 @@
 """Write ``bench/results/aot.json``: the resources of every kernel.
 
 ``python -m tests.aot.record [OP …]``, in the root of the checkout; with ops, only their rows are
-written anew. Another version of Triton is recorded beside, for ``sm_90``:
+written anew. Another version of Triton is recorded beside, for the same targets:
 
     pip install --target DIR --no-deps triton==3.6.0
     PYTHONPATH=DIR:.:kernels python -m tests.aot.record --beside [OP …]
@@ -18,11 +18,11 @@ import triton
 
 from prunekit.models.cgroups import usable_cpus
 from tests.aot.compile_only import KEY_DIGITS, TARGETS, compile_only, usage
+from tests.aot.in_place import repeated_loads
 from tests.aot.launches import Launch, everywhere, launches
 from tests.aot.listing import Listing, listing
 from tests.aot.occupancy import resident_warps
 
-BESIDE = "sm_90"  # the target of other versions, such as that of a GPU's image
 STATIC = 8192  # bytes of shared memory in which selection counts
 FILE = Path(__file__).parents[2] / "bench" / "results" / "aot.json"
 
@@ -46,7 +46,14 @@ def rows(target: str, ops: set[str]) -> list[dict]:
 
 
 def compiled(target: str, launch: Launch, launched: list) -> list[dict]:
-    """Return a row per kernel of a launch; repeated launches count once."""
+    """Return a row per kernel of a launch; repeated launches count once.
+
+    Raises:
+        ValueError: A kernel for NVIDIA reads in place what another warp may have written.
+    """
+    for kernel in launched:
+        if "cubin" in kernel.asm and (lines := repeated_loads(kernel.asm["ttgir"], kernel.storage)):
+            raise ValueError(f"{target} {launch}, {kernel.metadata.name}: {lines}")
     found = (_row(target, launch, kernel) for kernel in launched)
     return [json.loads(row) for row in dict.fromkeys(map(json.dumps, found))]
 
@@ -77,15 +84,24 @@ def streamed(code: Listing) -> int:
 
 
 def beside(chosen: list[str]) -> None:
-    """Write the rows of the chosen ops, or of all, for ``sm_90`` and a version beside."""
+    """Write the rows of the chosen ops, or of all, for a version beside."""
     whole = json.loads(FILE.read_text())
     if whole["versions"]["triton"] == triton.__version__:
         sys.exit(f"triton {triton.__version__} is the version of the record itself.")
     ops = set(chosen) or {launch.op for launch in launches()}
     kept = whole.get("beside", {}).get(triton.__version__, [])
-    found = [row for row in kept if row["op"] not in ops] + rows(BESIDE, ops)
-    whole.setdefault("beside", {})[triton.__version__] = found
+    whole.setdefault("beside", {})[triton.__version__] = _anew(kept, ops)
     _write(whole)
+
+
+def _anew(old: list[dict], ops: set[str]) -> list[dict]:
+    """Return rows of which those of some ops are compiled anew, in the order of launches."""
+    order = {key(*each): place for place, each in enumerate(everywhere())}
+    found = [row for row in old if row["op"] not in ops and _key(row) in order]
+    with ProcessPoolExecutor(usable_cpus()) as pool:
+        for part in pool.map(rows, TARGETS, [ops] * len(TARGETS)):
+            found += part
+    return sorted(found, key=lambda row: order[_key(row)])
 
 
 def _write(whole: dict) -> None:
@@ -106,8 +122,7 @@ def main(chosen: list[str]) -> None:
     if "--beside" in chosen:
         beside([op for op in chosen if op != "--beside"])
         return
-    order = {key(*each): place for place, each in enumerate(everywhere())}
-    ops = {op for _, op, _ in order}
+    ops = {launch.op for launch in launches()}
     if unknown := set(chosen) - ops:
         sys.exit(f"no such op: {', '.join(sorted(unknown))}. Choose: {', '.join(sorted(ops))}.")
     anew = set(chosen) or ops
@@ -115,13 +130,8 @@ def main(chosen: list[str]) -> None:
     old = json.loads(FILE.read_text()) if anew != ops else {"versions": versions, "rows": []}
     if old["versions"] != versions:
         sys.exit(f"the other rows are of {old['versions']}, these would be of {versions}: do all.")
-    found = [row for row in old["rows"] if row["op"] not in anew and _key(row) in order]
-    with ProcessPoolExecutor(usable_cpus()) as pool:
-        for part in pool.map(rows, TARGETS, [anew] * len(TARGETS)):
-            found += part
-    found.sort(key=lambda row: order[_key(row)])
     others = json.loads(FILE.read_text()).get("beside", {}) if FILE.exists() else {}
-    _write({"versions": versions, "rows": found, "beside": others})
+    _write({"versions": versions, "rows": _anew(old["rows"], anew), "beside": others})
 
 
 def _key(row: dict) -> tuple[str, str, str]:

@@ -5,7 +5,6 @@ the same entries and stores them again, whenever it gets there.
 """
 
 import os
-import re
 from dataclasses import replace
 
 import pytest
@@ -22,14 +21,9 @@ pytest.importorskip("triton")
 from prunekit_kernels import Groups, _select, _select_radix, _source  # noqa: E402
 
 from tests.aot.compile_only import compile_only  # noqa: E402
+from tests.aot.in_place import MEMORY, repeated_loads  # noqa: E402
 from tests.aot.launch import BF16, meta  # noqa: E402
 
-LAYOUT = re.compile(
-    r"(#\w+) = #ttg\.blocked<\{sizePerThread = \[([\d, ]+)\], threadsPerWarp = \[([\d, ]+)\], "
-    r"warpsPerCTA = \[([\d, ]+)\]"
-)
-STORE = re.compile(r"tt\.store .*: tensor<([\dx]+)x!tt\.ptr<(\w+)>, (#\w+)>")
-BARRIER = re.compile(r"(gpu|ttg)\.(local_)?barrier")
 GROUPS = {
     "row": Groups(1, None, (3,)),
     "2:4": Groups(1, 4, (2,)),
@@ -40,27 +34,6 @@ GROUPS = {
 }
 
 
-def repeated_stores(ttgir):
-    """Return stores of floats that several warps make, with no barrier between loads and them."""
-    layouts = {
-        name: [[int(each) for each in part.split(",")] for part in parts]
-        for name, *parts in LAYOUT.findall(ttgir)
-    }
-    found, waits = [], False
-    for line in ttgir.splitlines():
-        if "tt.load" in line:
-            waits = False
-        if BARRIER.search(line):
-            waits = True
-        if not (store := STORE.search(line)) or store[2].startswith("i"):
-            continue
-        sizes = [int(size) for size in store[1].split("x")]
-        for size, one, threads, warps in zip(sizes, *layouts[store[3]], strict=True):
-            if warps > 1 and size < one * threads * warps and not waits:
-                found.append(line.strip())
-    return found
-
-
 def compiled(inputs, groups, monkeypatch):
     sources = [_source.iterate(meta(8, inputs), meta(8, inputs), 1.5, meta(8, inputs))]
     sources += [_source.weights(meta(8, inputs, dtype=BF16), meta(inputs), None, None)]
@@ -69,18 +42,48 @@ def compiled(inputs, groups, monkeypatch):
     with compile_only("sm_90", monkeypatch) as launched:
         for source in sources:
             _select.launch(source, groups)
-    return [kernel.asm["ttgir"] for kernel in launched]
+    return [(kernel.asm["ttgir"], kernel.storage) for kernel in launched]
 
 
 @pytest.mark.parametrize("inputs", [20, 40, 100])
 @pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
-def test_no_warp_repeats_a_store_in_place(groups, inputs, monkeypatch):
+def test_no_warp_reads_what_another_wrote(groups, inputs, monkeypatch):
+    """What :mod:`tests.aot.record` holds for every launch, here for small tiles."""
     kernels = compiled(inputs, groups, monkeypatch)
-    assert any(STORE.search(each) for each in kernels)
-    assert not [line for each in kernels for line in repeated_stores(each)]
+    assert all(MEMORY.search(code) for code, _ in kernels)
+    assert not [line for each in kernels for line in repeated_loads(*each)]
 
 
-def test_tiles_of_64_entries_would_repeat_stores(monkeypatch):
+def test_tiles_of_64_entries_would_be_read_again(monkeypatch):
     monkeypatch.setattr(_select_radix, "TILE", 64)
     kernels = compiled(40, GROUPS["layer"], monkeypatch)
-    assert [line for each in kernels for line in repeated_stores(each)]
+    assert [line for each in kernels for line in repeated_loads(*each)]
+
+
+CODE = """
+#a = #ttg.blocked<{sizePerThread = [1], threadsPerWarp = [32], warpsPerCTA = [4], order = [0]}>
+#b = #ttg.blocked<{sizePerThread = [1, 1], threadsPerWarp = [1, 32], warpsPerCTA = [4, 1]}>
+    %p = tt.splat %x_ptr : !tt.ptr<f32> -> tensor<SIZEx!tt.ptr<f32>, LAYOUT>
+    %q = tt.splat %y_ptr : !tt.ptr<f32> -> tensor<SIZEx!tt.ptr<f32>, LAYOUT>
+    %r = tt.addptr %p, %i : tensor<SIZEx!tt.ptr<f32>, LAYOUT>, tensor<SIZExi32, LAYOUT>
+    %v = tt.load %r, %m : tensor<SIZEx!tt.ptr<f32>, LAYOUT>
+    BARRIER
+    tt.store %q, %v, %m : tensor<SIZEx!tt.ptr<f32>, LAYOUT>
+"""
+
+
+@pytest.mark.parametrize(
+    ("size", "layout", "barrier", "storage", "found"),
+    [
+        (128, "#a", "", (1, 1), 0),
+        (64, "#a", "", (1, 1), 1),
+        (64, "#a", "ttg.barrier local", (1, 1), 0),
+        (64, "#a", "", (1, 2), 0),
+        (32, "#ttg.slice<{dim = 0, parent = #b}>", "", (1, 1), 1),
+        (4, "#ttg.slice<{dim = 1, parent = #b}>", "", (1, 1), 0),
+        (2, "#ttg.slice<{dim = 1, parent = #b}>", "", (1, 1), 1),
+    ],
+)
+def test_what_the_lint_finds(size, layout, barrier, storage, found):
+    code = CODE.replace("SIZE", str(size)).replace("LAYOUT", layout).replace("BARRIER", barrier)
+    assert len(repeated_loads(code, dict(zip(("x_ptr", "y_ptr"), storage, strict=True)))) == found

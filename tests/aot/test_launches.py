@@ -23,6 +23,7 @@ pytest.importorskip("triton")
 from prunekit_kernels import Groups, NOfM, Sweep, _select_radix, _source  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
+from tests.aot.compile_only import compile_only  # noqa: E402
 from tests.aot.launch import BF16, meta  # noqa: E402
 from tests.aot.launches import launches  # noqa: E402
 
@@ -52,6 +53,15 @@ HELD = {
     "column_energy: bf16 I=14336": 2,
     "gram: bf16 I=14336": 1,
     "salience: bf16 I=14336": 2,
+    "salience: bf16 I=14336 sums": 2,
+    "probability_entropy: bf16 T=1024": 3,
+    "obs_block: f32 O=4096 2:4": 2,
+    "obs_block: f32 O=4096 given": 2,
+    "sparse24: bf16 I=14336": 1,
+    "bitmask: bf16 I=14336": 1,
+    "sparse24_matmul: bf16 I=14336 M=1": 4,
+    "sparse24_matmul: bf16 I=14336 M=32": 1,
+    "bitmask_matvec: bf16 I=14336 M=16": 1,
     "attention_entropy: bf16 D=128 causal": 3,
 }
 """Launches of each, at most; fills of counters that are kept count once, before."""
@@ -78,9 +88,8 @@ class Counted(TorchDispatchMode):
 
 @pytest.fixture
 def count(monkeypatch):
-    """Return a function that returns the launches of another one."""
+    """Yield a function that returns the launches of another one."""
     kernels = []
-    monkeypatch.setattr(JITFunction, "run", lambda self, *_, **__: kernels.append(self.__name__))
 
     def counted(run):
         run()  # fills what is kept
@@ -90,7 +99,15 @@ def count(monkeypatch):
         assert not ran.from_host
         return [*kernels, *ran.names]
 
-    return counted
+    with compile_only("sm_90", monkeypatch):
+        monkeypatch.setattr(
+            JITFunction, "run", lambda self, *_, **__: kernels.append(self.__name__)
+        )
+        yield counted
+
+
+def test_every_op_is_held():
+    assert {launch.op for launch in launches()} == {name.split(":")[0] for name in HELD}
 
 
 @pytest.mark.parametrize("name", HELD)
