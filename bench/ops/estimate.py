@@ -55,13 +55,26 @@ the GPU with the arguments of a real launch, and its time is the longest of
 - its matrix products, at the rate of cuBLAS,
 
 and {ramp:.1f} µs to fill and drain the GPU, {launch:.1f} µs for each further launch of a graph.
-Instructions are those of the listing, each loop as often as its bytes or steps say; what only some
-programs run counts for all. Caches are not modelled: a second pass over a weight reads memory
-again. "Of the floor" is the floor, the bytes that the work needs at the speed of a copy, over the
-estimate.
 
-To check first on silicon: that sparse tensor cores take the metadata as `tests/kernels/ptx.py` has
-it; that shared atomics of equal digits do not take turns for longer than counted; the latency.
+What is assumed:
+
+- Instructions are those of the listing, each loop as often as its bytes or steps say; what only
+  some programs run counts for all. A branch back counts as a loop only where the code in between
+  leads to it: ptxas puts code out of line behind a kernel's end.
+- AMD: a wave of 64 takes its unit for four cycles, so that a multiprocessor issues one vector
+  instruction a cycle; scalar ones have a unit of their own and count nothing. Of the loop of
+  strides of salience, which does not show as one, the code around the inner loop counts once.
+- Caches are not modelled: a second pass over a weight reads memory again, though 32 MiB fit the L2
+  cache of an H200. Shared atomics of equal digits count as one instruction each.
+- "Of the floor" is the floor over the estimate; the floor is the bytes that the work needs at the
+  speed of a copy. A threshold of a whole layer needs the weight twice: which weights go is known
+  only once all were read.
+
+To check first on silicon, in this order: that sparse tensor cores take the metadata as
+`tests/kernels/ptx.py` has it; whether shared atomics of equal digits, which ptxas makes
+`ATOMS.POPC.INC`, take turns (time selection in a layer of equal weights against one of random
+weights: the estimate says that they are alike); the latency of a load; on AMD, whether Triton's
+histogram, of which a program takes 2,300 instructions a tile, is as slow as counted.
 
 """
 

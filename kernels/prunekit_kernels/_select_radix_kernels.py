@@ -95,7 +95,7 @@ def _pick(
 @triton.jit(
     do_not_specialize=["GROUPS", "PARTS", "SHARE", "TILES", "pruned", "SHIFT", "BITS", "LAST"]
 )
-def count_kernel(
+def count_kernel(  # noqa: PLR0915  branches are resolved at compile time
     x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, rho,  # noqa: ARG001
     O, I, stride_x_o, stride_x_i, stride_out_o, stride_out_i,  # noqa: ARG001, E741
     stride_dual_o, stride_dual_i, WIDTH, GROUPS, PARTS, SHARE, TILES, ACROSS,

@@ -67,19 +67,17 @@ def _threshold(scores, low, high, pruned, I, PIECES: tl.constexpr):  # noqa: E74
 
 
 @triton.jit
-def row_kernel(
-    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, rho, O, I,  # noqa: E741
-    stride_x_o, stride_x_i, stride_out_o, stride_out_i, stride_dual_o, stride_dual_i,
-    bits_ptr, stride_bits_o, stride_bits_b, pruned,
-    TILE_I: tl.constexpr, PIECE: tl.constexpr, FULL: tl.constexpr,
+def _gathered(
+    x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, o, O, I,  # noqa: E741
+    stride_x_o, stride_x_i, stride_dual_o, stride_dual_i,
+    PIECE: tl.constexpr, PIECES: tl.constexpr, FULL: tl.constexpr,
     KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    """Select within a row; one program per row."""
-    # Registers hold the scores of the row, in pieces, so that those of a long one are computed
-    # piece by piece: the barrier keeps the loads of the next from being moved ahead, for which a row of
-    # 32768 entries leaves no registers.
-    PIECES: tl.constexpr = TILE_I // PIECE
-    o = tl.program_id(0).to(tl.int64)
+    """Return the scores of a row in pieces, the least and the most.
+
+    Of a long row they are computed piece by piece: the barrier keeps the loads of the next from
+    being moved ahead, for which a row of 32768 entries leaves no registers.
+    """
     scores = ()
     for piece in tl.static_range(PIECES):  # pyright: ignore
         column = piece * PIECE + tl.arange(0, PIECE)
@@ -96,14 +94,35 @@ def row_kernel(
             lowest = tl.where(column < I, score, float("inf"))
             highest = tl.where(column < I, score, float("-inf"))
             score = tl.where(column < I, score, float("nan"))
-        least = lowest if piece == 0 else tl.minimum(least, lowest)
-        most = highest if piece == 0 else tl.maximum(most, highest)
+        if piece == 0:
+            least, most = lowest, highest
+        else:
+            least, most = tl.minimum(least, lowest), tl.maximum(most, highest)
         scores = scores + (score,)  # noqa: RUF005  the compiler has no unpacking
         if PIECES > 1:
             tl.debug_barrier()
-    threshold, below, ties = _threshold(
-        scores, tl.min(least, 0), tl.max(most, 0), pruned, I, PIECES
-    )
+    return scores, tl.min(least, 0), tl.max(most, 0)
+
+
+@triton.jit
+def row_kernel(
+    x_ptr, out_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, rho, O, I,  # noqa: E741
+    stride_x_o, stride_x_i, stride_out_o, stride_out_i, stride_dual_o, stride_dual_i,
+    bits_ptr, stride_bits_o, stride_bits_b, pruned,
+    TILE_I: tl.constexpr, PIECE: tl.constexpr, FULL: tl.constexpr,
+    KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
+):  # fmt: skip
+    """Select within a row; one program per row."""
+    # For a row of 32768 entries, 16 warps leave each thread 128 registers, of which scores take 64:
+    # ptxas spills up to 64 bytes of the rest. Two programs per row would have to synchronize.
+    PIECES: tl.constexpr = TILE_I // PIECE
+    o = tl.program_id(0).to(tl.int64)
+    scores, least, most = _gathered(
+        x_ptr, dual_ptr, row_ptr, column_ptr, scale_ptr, inverse_rho, o, O, I,
+        stride_x_o, stride_x_i, stride_dual_o, stride_dual_i,
+        PIECE, PIECES, FULL, KIND, SHARES, SCALED,
+    )  # fmt: skip
+    threshold, below, ties = _threshold(scores, least, most, pruned, I, PIECES)
     # The first ties are kept; bisection finds the column at which they end, if some are pruned and
     # some are kept: of distinct keys none is.
     kept = below + ties - pruned

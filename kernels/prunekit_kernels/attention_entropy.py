@@ -240,9 +240,10 @@ def _rows(score: Tensor, seen: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def _cap(*, biased: bool) -> dict[str, int]:
-    """Return the option by which two programs fit a multiprocessor, where it spills nothing.
+    """Return the option by which two programs fit a multiprocessor.
 
-    That is on Ampere to Hopper, by the assembler of Triton 3.9: that of 3.6 would spill 136 bytes.
+    Only where nothing spills: on Ampere to Hopper, by the assembler of Triton 3.9; that of 3.6
+    would spill 136 bytes.
     """
     fits = runs_ptx() and not biased and architecture() <= 90 and version() >= (3, 9)
     return {"maxnreg": 128} if fits else {}

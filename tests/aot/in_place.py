@@ -62,13 +62,12 @@ def _assigned(line: str) -> dict[str, str]:
 def _repeats(shape: list[int], layout: str, layouts: Mapping[str, str]) -> bool:
     """Return whether several warps hold the same entries of a tensor."""
     text = layouts.get(layout, layout)
-    if text.startswith("#ttg.slice"):
-        dimension, parent = re.fullmatch(r"#ttg\.slice<\{dim = (\d), parent = (.*)\}>", text).groups()
-        dimension = int(dimension)
+    if sliced := re.fullmatch(r"#ttg\.slice<\{dim = (\d), parent = (.*)\}>", text):
+        dimension, parent = int(sliced[1]), sliced[2]
         whole = layouts.get(parent, parent)
-        if whole.startswith("#ttg.blocked") and _sizes(whole, "warpsPerCTA")[dimension] > 1:
+        if "warpsPerCTA" in whole and _sizes(whole, "warpsPerCTA")[dimension] > 1:
             return True
-        # Of one entry in that dimension, which no other warp shares.
+        # The dimension that is left out repeats nothing then.
         return _repeats([*shape[:dimension], 1 << 30, *shape[dimension:]], parent, layouts)
     if text.startswith("#ttg.linear"):
         return "[0, 0]" in re.search(r"warp = (\[.*?\](?=, \w|\}))", text)[1]

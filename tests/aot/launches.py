@@ -147,9 +147,7 @@ RAGGED = ("5:10", "block 32x160", "rows", "columns")  # that do not divide 4096,
 
 
 def _selections() -> Iterator[Launch]:
-    # The assembler of Triton 3.6 keeps the ties of a row of 16-bit weights in registers.
-    old = triton.__version__.startswith("3.6")
-    long = dict.fromkeys(TARGETS, 192) if old else {"sm_90": 40}
+    long = {"sm_90": 64}
     for name, groups in SELECTIONS.items():
         inputs = 4000 if name in RAGGED else 4096
         what, few = f"I={inputs} {name}", (*TARGETS,) if name in ("row", "2:4") else ONE

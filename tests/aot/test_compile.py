@@ -92,8 +92,7 @@ def test_the_record_is_of_these_kernels():
         assert row["shared"] <= SHARED_LIMITS[row["target"]] * 1024, row
 
 
-SPILLS_BESIDE = {
-}
+SPILLS_BESIDE = {}
 """Bytes of stack per thread that other versions of Triton may take, by op; else a frame."""
 
 
