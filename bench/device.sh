@@ -7,15 +7,20 @@ cd "$(dirname "$0")/.." || exit 2
 wheels=out/wheels
 needs="pydantic cyclopts jaxtyping rich jinja2"
 if [ "${1:-}" = --wheels ]; then
-  exec "${PYTHON:-python3}" -m pip download --quiet --dest "$wheels" --only-binary=:all: \
-    --python-version "${WHEELS_PYTHON:-3.12}" --platform manylinux_2_28_x86_64 \
-    --platform manylinux2014_x86_64 --platform any $needs
+  # Which Python the machine has need not be known.
+  for version in ${WHEELS_PYTHON:-3.10 3.11 3.12 3.13}; do
+    # shellcheck disable=SC2086
+    "${PYTHON:-python3}" -m pip download --quiet --dest "$wheels" --only-binary=:all: \
+      --python-version "$version" --platform manylinux_2_28_x86_64 \
+      --platform manylinux2014_x86_64 --platform any $needs || exit 1
+  done
+  exit 0
 fi
 out=${1:?usage: bench/device.sh OUT | --wheels}
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
 python=${PYTHON:-python3}
 site=$(mktemp -d) && trap 'rm -rf "$site"' EXIT
-export PYTHONPATH=.:kernels:$site PYTHONUNBUFFERED=1 BENCH_RESULTS=$out/results
+export PYTHONPATH=.:kernels:$site${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 BENCH_RESULTS=$out/results
 began=$(date +%s)
 failed=
 step() { # NAME SECONDS COMMAND …
@@ -29,8 +34,9 @@ step() { # NAME SECONDS COMMAND …
 }
 bench() { step "bench-$1" "$2" "$python" -m bench --tested --uncompiled "$1"; }
 
-[ -d "$wheels" ] && step wheels 40 "$python" -m pip install --quiet --no-index --no-deps \
-  --find-links "$wheels" --target "$site" "$wheels"/*.whl
+# shellcheck disable=SC2086
+[ -d "$wheels" ] && step wheels 40 "$python" -m pip install --quiet --no-index \
+  --find-links "$wheels" --target "$site" $needs
 # pytest-timeout and pytest-xdist may be missing there; neither is needed.
 tests="$python -m pytest -q -o addopts=--import-mode=importlib -o timeout= \
   -W ignore::pytest.PytestConfigWarning"

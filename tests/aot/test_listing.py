@@ -50,6 +50,41 @@ WAVES = """
 """
 
 
+OUT_OF_LINE = """
+.L_x_0:
+        /*0000*/              @P0 BRA `(.L_x_2) ;
+.L_x_1:
+        /*0010*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0020*/              @!P0 BRA `(.L_x_0) ;
+        /*0030*/                   EXIT ;
+.L_x_2:
+        /*0040*/                   MOV R1, R2 ;
+        /*0050*/                   BRA `(.L_x_1) ;
+        /*0060*/                   EXIT ;
+"""
+AWAITED = """
+.LBB0_1:
+	s_waitcnt vmcnt(1)
+	v_add_f32_e32 v6, v0, v6
+	global_load_dwordx4 v[0:3], v[4:5], off
+	global_store_dword v[4:5], v6, off
+	s_cbranch_scc1 .LBB0_1
+	s_endpgm
+"""
+
+
+def test_a_branch_back_from_code_out_of_line_is_no_loop():
+    (loop,) = parsed(OUT_OF_LINE, "cubin").loops
+    assert (loop.first, loop.last) == (0, 2)
+
+
+def test_loads_that_amd_has_not_awaited():
+    code = parsed(AWAITED, "amdgcn")
+    assert code.in_flight(code.loops[0]) == 16 * 64
+    twice = parsed(AWAITED.replace("vmcnt(1)", "vmcnt(2)"), "amdgcn")
+    assert twice.in_flight(twice.loops[0]) == 2 * 16 * 64
+
+
 def test_loops_and_loads_of_nvidia():
     code = parsed(STREAM, "cubin")
     (loop,) = code.loops

@@ -37,7 +37,7 @@ class _Warps:
 
     def __init__(self, constraints, values, types, pack, shared):
         self.types, self.pack, self.shared = types, pack, shared
-        self.registers, self.predicates = {}, {}
+        self.registers = {}
         self.shape = tuple(types[0].shape)
         self.size = int(np.prod(self.shape)) // pack
         outputs = sum(part.startswith("=") for part in constraints.split(","))
@@ -56,10 +56,6 @@ class _Warps:
         return TensorHandle(np.stack(columns, 1).reshape(self.shape), kind)
 
     def step(self, statement):
-        wanted = np.ones(self.size, bool)
-        if statement.startswith("@"):
-            name, statement = statement[1:].split(" ", 1)
-            wanted = self.predicates[name]
         name, _, rest = statement.partition(" ")
         if name == ".reg":
             return
@@ -69,7 +65,7 @@ class _Warps:
             return
         operation, *suffixes = name.split(".")
         operands = re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+", rest)
-        getattr(self, "_" + operation)(suffixes, operands, wanted)
+        getattr(self, "_" + operation)(suffixes, operands)
 
     def value(self, operand, kind="b32"):
         if operand in self.registers:
@@ -78,20 +74,16 @@ class _Warps:
             return np.zeros(self.size, np.uint32)  # where the only variable begins
         return np.full(self.size, int(operand, 0), INTEGERS[kind])
 
-    def _mov(self, suffixes, operands, wanted):
+    def _mov(self, suffixes, operands):
         self.registers[operands[0]] = self.value(operands[1]).view(np.uint32)
 
-    def _add(self, suffixes, operands, wanted):
+    def _add(self, suffixes, operands):
         left, right = (self.value(each).view(np.uint32) for each in operands[1:])
         self.registers[operands[0]] = left + right
 
-    def _shl(self, suffixes, operands, wanted):
+    def _shl(self, suffixes, operands):
         left = self.value(operands[1]).view(np.uint32)
         self.registers[operands[0]] = left << self.value(operands[2])
-
-    def _setp(self, suffixes, operands, wanted):
-        assert suffixes == ["ne", "s32"]
-        self.predicates[operands[0]] = self.value(operands[1]) != self.value(operands[2], "s32")
 
     def _words(self, operand):
         (words,) = self.shared.values()
@@ -100,19 +92,17 @@ class _Warps:
         assert address.max(initial=0) < 4 * len(words)
         return words, address // 4
 
-    def _st(self, suffixes, operands, wanted):
+    def _st(self, suffixes, operands):
         assert suffixes == ["shared", "b32"]
         words, index = self._words(operands[0])
         words[index] = self.value(operands[1])
 
-    def _red(self, suffixes, operands, wanted):
+    def _red(self, suffixes, operands):
         assert suffixes == ["shared", "add", "u32"]
-        address = np.where(wanted, self.value(operands[0][1:-1]), 0)
-        self.registers["address"] = address
-        words, index = self._words("[address]")
-        np.add.at(words, index[wanted], self.value(operands[1])[wanted])
+        words, index = self._words(operands[0])
+        np.add.at(words, index, self.value(operands[1]))
 
-    def _ld(self, suffixes, operands, wanted):
+    def _ld(self, suffixes, operands):
         if suffixes[0] == "shared":
             words, index = self._words(operands[1])
             self.registers[operands[0]] = words[index]
@@ -126,7 +116,7 @@ class _Warps:
             address, np.ones(self.size, bool), zeros, np.dtype(np.int32)
         )
 
-    def _mma(self, suffixes, operands, wanted):
+    def _mma(self, suffixes, operands):
         sums, weight, tokens, start, meta, selector = operands
         kind = suffixes[suffixes.index("f32") + 1]
         a, b, c = (self._four(each) for each in (weight, tokens, start))
