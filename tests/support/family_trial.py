@@ -77,7 +77,7 @@ def trial(case: str, folder: Path) -> Outcome:
         try:
             plan, tokens = _run(folder)
             problems = [*find_problems(kind, folder, plan, tokens)]
-            units = removable(empty_model(plan.checkpoint))
+            units = removable(empty_model(plan.checkpoint), plan.checkpoint)
             problems += filter(None, _unit_problems(kind, folder / "dense", units))
         except PrunekitError as error:
             return Outcome("refused", _line(error, folder))

@@ -10,10 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import prunekit
+from prunekit.checkpoint.reader import Checkpoint
 from prunekit.errors import PrunekitError
 from prunekit.models.stock import feature_shape, random_features
 from prunekit.models.units.find import unit_groups
 from prunekit.models.units.kinds import KINDS, Kind
+from prunekit.models.units.stored_removal import check_whole
 
 NEAR = 1e-4
 """Difference relative to the largest output that rounding explains."""
@@ -35,12 +37,19 @@ def answers(model: PreTrainedModel, ids: Tensor | Sequence[Mapping[str, Tensor]]
     return model(input_ids=ids, decoder_input_ids=ids)[0]
 
 
-def removable(model: PreTrainedModel) -> list[Kind]:
-    """Return the kinds of units whose groups are found in a model without weights."""
+def removable(model: PreTrainedModel, checkpoint: Checkpoint) -> list[Kind]:
+    """Return the kinds of units that can be removed from a checkpoint.
+
+    Args:
+        model: Its model without weights.
+        checkpoint: The checkpoint.
+    """
     found: list[Kind] = []
     for kind in KINDS:
         try:
             groups = unit_groups(model, kind)
+            if kind == "hidden":
+                check_whole(groups, model, checkpoint)
             if kind == "blocks":
                 keep = {group.name: [*range(group.units - 1)] for group in groups}
                 type(groups[0]).stock_entries(model, groups, keep, {})
