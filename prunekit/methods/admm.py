@@ -162,9 +162,10 @@ def _scale(G: Float[Tensor, "I I"], wanda: Float[Tensor, " I"], ranks: Ranks) ->
 
     The latter where inputs share one direction, so that most of their energy is common to all.
     """
-    from prunekit_kernels import COMMON, FLOOR, common_share, own_scale
+    from prunekit_kernels import COMMON, FLOOR, common_share, own_scale, to_host, value_of
 
-    if not ranks.run_on_main(lambda: common_share(G, wanda) > COMMON):
+    # The only number of a stage for which the host waits before it goes on.
+    if not ranks.run_on_main(lambda: value_of(to_host(common_share(G, wanda) > COMMON))):
         return wanda
     inverse = _inverses(G, wanda, wanda, lambda penalty, _: [penalty], ranks)
     return own_scale(wanda, inverse(FLOOR, None))

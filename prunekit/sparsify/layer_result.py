@@ -1,9 +1,11 @@
 """The result of pruning one linear."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, NotRequired, TypedDict
+from dataclasses import dataclass, field, replace
+from typing import Any, NotRequired, Self, TypedDict
 
+import torch
+from prunekit_kernels import Pending, value_of
 from torch import Tensor
 
 from prunekit.checkpoint.adapter import Adapter
@@ -40,6 +42,8 @@ class PrunedLinear(TypedDict):
 class LayerResult:
     """The pruned weight of one linear and its measurements.
 
+    On a GPU tensors and numbers may be pending, until :meth:`arrived` waits for them.
+
     Attributes:
         linear: The linear.
         weight: Its weight as it will be stored, on the CPU.
@@ -56,20 +60,41 @@ class LayerResult:
     """
 
     linear: Linear
-    weight: Tensor
-    sparsity: float
-    relative_error: float | None
-    seconds: float
+    weight: Tensor | Pending
+    sparsity: float | Pending
+    relative_error: float | Pending | None
+    seconds: float | Pending
     tokens: int | None = None
     starved: str | None = None
     pattern: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
-    recovery: Mapping[str, float | None] = field(default_factory=dict)
-    adapter: Adapter | None = None
-    scale: Tensor | None = None
+    recovery: Mapping[str, float | Pending | None] = field(default_factory=dict)
+    adapter: Adapter | Pending | None = None
+    scale: Tensor | Pending | None = None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the measurements can be read without waiting."""
+        values = [self.sparsity, self.relative_error, self.seconds, *self.facts.values()]
+        return all(
+            value.is_there
+            for value in (*values, *self.recovery.values())
+            if isinstance(value, Pending)
+        )
+
+    def measurements(self) -> Self:
+        """Return the result without its tensors."""
+        return replace(self, weight=torch.empty(0), adapter=None, scale=None)
+
+    def arrived(self) -> Self:
+        """Return the result with all that was pending."""
+        fields = {name: value_of(value) for name, value in vars(self).items()}
+        fields["facts"] = {name: value_of(value) for name, value in self.facts.items()}
+        fields["recovery"] = {name: value_of(value) for name, value in self.recovery.items()}
+        return replace(self, **fields)
 
     def as_record(self) -> dict[str, Any]:
-        """Return the measurements as journal and report hold them."""
+        """Return the measurements as journal and report hold them, once arrived."""
         record = {
             "name": self.linear.name,
             "shape": [self.linear.outputs, self.linear.inputs],
