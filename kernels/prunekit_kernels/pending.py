@@ -49,7 +49,7 @@ def is_remote(device: torch.device) -> bool:
 
 
 def to_host(tensor: Tensor, then: Callable[[Tensor], Any] = Tensor.tolist) -> Any:
-    """Return the value of a tensor, :class:`Pending` where it is on a GPU.
+    """Return the value of a tensor; of a GPU :class:`Pending`.
 
     Args:
         tensor: The tensor. On a GPU, what is done to it afterwards does not change the value.
@@ -63,7 +63,7 @@ def to_host(tensor: Tensor, then: Callable[[Tensor], Any] = Tensor.tolist) -> An
 
 
 def value_of(value: Any) -> Any:
-    """Return a value that may be pending, waiting for it; others as they are."""
+    """Return a value, waiting for it if it is pending."""
     return value.wait() if isinstance(value, Pending) else value
 
 
@@ -73,7 +73,7 @@ def now(device: torch.device) -> Moment:
 
 
 def weighted_seconds(*spans: Span) -> float | Pending:
-    """Return the sum of the seconds of spans of the work of one device, the last one last."""
+    """Return the summed seconds of spans of one device, in order."""
     last = spans[-1][2]
 
     def total() -> float:

@@ -62,7 +62,7 @@ def _write(
     entries: Mapping[str, TensorEntry],
     content: Callable[[str], Iterator[bytes | memoryview]],
 ) -> str:
-    """Write a file of tensors, given the content of each; return its SHA-256."""
+    """Write a file of tensors with the given content; return its SHA-256."""
     order = sorted(entries, key=lambda name: (-stored_bits(entries[name]), name))
     digest = hashlib.sha256()
     with replace_atomically(file) as temporary, temporary.open("wb") as stream:
@@ -101,7 +101,7 @@ def _entry(file: Path, tensor: Tensor) -> TensorEntry:
 
 
 def _chunks(tensor: Tensor) -> Iterator[memoryview]:
-    """Yield the bytes of a tensor; one that is contiguous is not copied."""
+    """Yield the bytes of a tensor; a contiguous one is not copied."""
     content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     for chunk in content.split(CHUNK_BYTES):
         yield chunk.numpy().data

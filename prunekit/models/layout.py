@@ -184,7 +184,7 @@ def read_weight(
 
 
 def _count_broken(weight: Tensor) -> Int[Tensor, ""]:
-    """Return how many entries are NaN or inf, on the device of the weight."""
+    """Return how many entries are NaN or inf, on the weight's device."""
     # One sum detects them; on a CPU checking each entry takes several times as long.
     if not is_remote(weight.device) and weight.sum(dtype=torch.float32).isfinite():
         return torch.zeros((), dtype=torch.int64)

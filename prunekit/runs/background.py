@@ -1,14 +1,18 @@
 """One job at a time in the background."""
 
+import sys
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
+from threading import Thread
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+PATIENCE = 2.0
+"""Seconds for which an interrupted process waits for a job."""
 
 
 class Background(Generic[T]):
-    """A thread that does one job at a time, whose result is then collected.
+    """Does one job at a time in a thread.
 
     The error of a job is raised once, by whichever of :meth:`peek` and :meth:`result` comes first.
 
@@ -17,7 +21,7 @@ class Background(Generic[T]):
     """
 
     def __init__(self, name: str) -> None:
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._name = name
         self._job: Future[T] | None = None
 
     @property
@@ -28,7 +32,15 @@ class Background(Generic[T]):
     def start(self, job: Callable[[], T]) -> None:
         """Start a job, once the result of the last one was collected."""
         assert self._job is None
-        self._job = self._threads.submit(job)
+        future = self._job = Future[T]()
+
+        def work() -> None:
+            try:
+                future.set_result(job())
+            except BaseException as error:  # raised by whoever collects the result
+                future.set_exception(error)
+
+        Thread(target=work, name=self._name, daemon=True).start()
 
     def peek(self) -> T | None:
         """Return the result, to be collected, if it is there; None otherwise.
@@ -50,7 +62,16 @@ class Background(Generic[T]):
         job, self._job = self._job, None
         return job.result()
 
-    def close(self) -> None:
-        """Wait for a job whose result nobody collects, and end the thread."""
-        self._job = None
-        self._threads.shutdown()
+    def close(self, then: Callable[[], object]) -> None:
+        """Wait for a job whose result nobody collects, then call a function.
+
+        A process that was interrupted waits a moment only; if the job takes longer, and the process
+        lives on, the function is called at the end of the job.
+        """
+        job, self._job = self._job, None
+        if job is not None:
+            interrupted = isinstance(sys.exception(), KeyboardInterrupt)
+            if not wait([job], PATIENCE if interrupted else None).done:
+                job.add_done_callback(lambda _: then())
+                return
+        then()

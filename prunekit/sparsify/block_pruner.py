@@ -264,7 +264,7 @@ class BlockPruner:
         facts: Mapping[str, object],
         span: Span,
     ) -> LayerResult:
-        """Return the result of a linear; its time is that of ``span`` and of measuring."""
+        """Return a linear's result; it took ``span``, and the time of measuring."""
         began, linear = now(loaded.device), shard.linear
         weight = shard.read(loaded)
         zeros = (weight == 0).sum()[None]
@@ -294,7 +294,7 @@ class BlockPruner:
         return self.recipe.pattern.at(self.sparsities[linear.name])
 
     def _stored(self, loaded: LoadedBlock, linear: Linear) -> Tensor | Pending:
-        """Return a CPU copy of a linear's weight, as stored, or on its way."""
+        """Return a CPU copy of a linear's stored weight, perhaps pending."""
         weight = loaded.module.get_parameter(f"{linear.path}.weight").detach()
         copy = not is_remote(weight.device)  # else the way to the CPU makes one
         return to_host(weight.to(self.dtypes[linear.name], copy=copy), lambda stored: stored)

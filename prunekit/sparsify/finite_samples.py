@@ -1,4 +1,4 @@
-"""Which calibration samples make the inputs of a block's linears NaN or inf.
+"""Which calibration samples make the inputs of linears NaN or inf.
 
 It is noted as the block runs: a GPU finds a fault later, when the block cannot be run again.
 
@@ -18,7 +18,7 @@ from prunekit.models.sequential.loaded_block import LoadedBlock
 
 
 class FiniteSamples:
-    """Which calibration samples have finite inputs, noted on the device as a block runs.
+    """Which samples have finite inputs, noted as a block runs.
 
     Attributes:
         samples: Numbers of the samples of the batch that runs.
@@ -52,7 +52,7 @@ class FiniteSamples:
 
 
 def _source(linear: Linear) -> str:
-    """Return the path of the module whose input is in the order of the samples.
+    """Return the module whose input has the samples in order.
 
     An expert's tokens are of any sample; the input of all experts together is in order.
     """

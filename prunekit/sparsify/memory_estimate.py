@@ -181,7 +181,7 @@ def recorded_bytes(stacks: Sequence[StackRunner], lengths: Sequence[int]) -> int
 
 
 def _waiting(blocks: Sequence[Block], costs: CostInputs) -> int:
-    """Return the bytes of the largest block's pruned weights, until they are written."""
+    """Return the bytes of a pruned block that waits to be written."""
 
     def nbytes(linear: Linear) -> int:
         size = linear.size * costs.stored[linear.name].itemsize

@@ -1,4 +1,4 @@
-"""Pruned blocks on their way to disk, while the next block is pruned.
+"""Pruned blocks are written while the next one is pruned.
 
 One block is written while one is pruned, no more: memory is planned for these two. A block's entry
 of the journal follows its files. Records are yielded in the order of the work: a layer's once its
@@ -42,7 +42,7 @@ class PrunedBlock:
 
 
 class BlockOutput:
-    """Writes blocks in the background, and yields the records of what is done.
+    """Writes blocks in the background, and yields the records of them.
 
     Args:
         shards: Writes the shard of a block.
@@ -62,11 +62,11 @@ class BlockOutput:
         self._layers: deque[tuple[int, LayerResult]] = deque()
 
     def add(self, number: int, result: LayerResult) -> None:
-        """Note the result of a linear of a block, whose record is to be yielded."""
+        """Note a result whose record is to be yielded, of a block."""
         self._layers.append((number, result.measurements()))
 
     def write(self, block: PrunedBlock) -> None:
-        """Begin to write a block, once :meth:`finish` has waited for the last one."""
+        """Begin to write a block, after :meth:`finish` of the last one."""
         self._writing = block
         self._thread.start(lambda: self._write(block))
 
@@ -83,7 +83,7 @@ class BlockOutput:
             yield from self._layer_records(None, wait=False)
 
     def finish(self) -> Iterator[Record]:
-        """Wait for the block that is being written, if there is one; yield its records.
+        """Wait for the block that is being written; yield its records.
 
         Raises:
             Exception: It could not be written, or a number in it is not finite.
@@ -99,8 +99,8 @@ class BlockOutput:
         yield self._recorded(writing.number, values)
 
     def close(self) -> None:
-        """Wait until nothing is being written."""
-        self._thread.close()
+        """Close the output folder, once nothing is being written to it."""
+        self._thread.close(self._output.close)
 
     def _has_layers_of(self, number: int) -> bool:
         return bool(self._layers) and self._layers[0][0] == number
@@ -121,7 +121,7 @@ class BlockOutput:
             yield Record("layer", result.linear.name, record)
 
     def _write(self, block: PrunedBlock) -> Values | None:
-        """Write a block and its entry; return None if a number in it is not finite."""
+        """Write block and entry; return None if it is not finite."""
         if not block.loaded.checks.hold():
             return None
         results, block.results = [result.arrived() for result in block.results], []

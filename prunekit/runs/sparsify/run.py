@@ -74,7 +74,6 @@ class SparsifyRun(RunBase[Plan]):
             yield from self._records(resume=resume, overwrite=overwrite)
         finally:
             self.written.close()
-            self.output.close()
 
     def _records(self, *, resume: bool, overwrite: bool) -> Iterator[Record]:
         plan = self.plan
@@ -173,7 +172,7 @@ class SparsifyRun(RunBase[Plan]):
     def _prune_block(
         self, pruner: BlockPruner, number: int, loaded: LoadedBlock, began: float
     ) -> Iterator[Record]:
-        """Prune one block and begin to write it, once the one before is written."""
+        """Prune a block; write it once the last one is written."""
         block = self.plan.blocks[number]
         orders, pruned = channel_orders(loaded, block, self.plan.recipe), []
         permute_channels(loaded, orders)
