@@ -24,8 +24,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prunekit_kernels._precision import full_precision
-from prunekit_kernels.inverse_factor import cholesky
+from prunekit_kernels._precision import full_precision, search_precision
+from prunekit_kernels.inverse_factor import cholesky, invert_factored
 from prunekit_kernels.pending import value_of
 
 Project = Callable[[Float[Tensor, "O I"], Float[Tensor, "O I"]], None]
@@ -80,9 +80,25 @@ def admm(
                 before = penalty
             torch.sub(solution, dual, out=difference).sub_(target)
             assert inverted is not None
-            torch.addmm(target, difference, inverted, alpha=penalty, out=solution)
+            search_product(target, difference, inverted, penalty, solution)
             project(solution, dual)
     return solution
+
+
+def search_product(
+    target: Float[Tensor, "O I"],
+    difference: Float[Tensor, "O I"],
+    inverted: Float[Tensor, "I I"],
+    penalty: float,
+    out: Float[Tensor, "O I"],
+) -> None:
+    """Write X = B + ρ (D − U − B)(A + ρI)⁻¹ into ``out``.
+
+    A GPU rounds the operands to TF32. The error of a layer, after the conjugate gradients that
+    follow in float32, is the same: bench/results/quality/search_products.md.
+    """
+    with search_precision():
+        torch.addmm(target, difference, inverted, alpha=penalty, out=out)
 
 
 def unit_scale(gram: Float[Tensor, "I I"], ridge: float | Float[Tensor, ""]) -> Float[Tensor, " I"]:
@@ -177,7 +193,7 @@ def damped_inverse(
     lower = work.T
     succeeded = cholesky(lower)
     if succeeded is not False:
-        torch.cholesky_inverse(lower, out=lower)
+        invert_factored(lower)
     if not value_of(succeeded):
         raise ArithmeticError("The Gram matrix is not positive definite.")
     return work

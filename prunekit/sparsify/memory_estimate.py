@@ -239,8 +239,9 @@ def _solve(stage: Sequence[Linear], recipe: Recipe, costs: CostInputs) -> int:
         costs.ranks.is_distributed and method.shared_inverses and inverse_count(stage, recipe) > 1
     )
     square = stage[0].inputs ** 2
+    squares = method.squares + method.kept_squares([linear.outputs for linear in stage])
     # Targets need a factor of the Gram matrix; the cross Gram matrix is dropped before the method.
-    solving = matrices * own + (method.squares + waits + 2 * rounds - dense_target) * square
+    solving = matrices * own + (squares + waits + 2 * rounds - dense_target) * square
     targets = dense_target * (2 * own + square)
     gathered_rows = max(linear.size * costs.stored[linear.name].itemsize for linear in stage)
     return int(4 * max(solving, targets)) + gathered_rows
