@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from prunekit_kernels import Pending, to_host
+from prunekit_kernels import to_host
 from prunekit_kernels.pending import Span, is_remote, now, weighted_seconds
 from torch import Tensor
 
@@ -293,7 +293,7 @@ class BlockPruner:
         """Return a linear's pattern; an allocation may choose another n of m."""
         return self.recipe.pattern.at(self.sparsities[linear.name])
 
-    def _stored(self, loaded: LoadedBlock, linear: Linear) -> Tensor | Pending:
+    def _stored(self, loaded: LoadedBlock, linear: Linear) -> Tensor:
         """Return a CPU copy of a linear's stored weight, perhaps pending."""
         weight = loaded.module.get_parameter(f"{linear.path}.weight").detach()
         copy = not is_remote(weight.device)  # else the way to the CPU makes one

@@ -5,7 +5,7 @@ Shapes: O output features, I input features.
 
 import torch
 from jaxtyping import Float
-from prunekit_kernels import Pending, to_host
+from prunekit_kernels import to_host
 from torch import Tensor
 
 from prunekit.distributed.ranks import SINGLE, Ranks
@@ -20,10 +20,10 @@ def relative_error(
     pruned: Float[Tensor, "O I"],
     stats: StageStatistics,
     ranks: Ranks = SINGLE,
-) -> float | Pending | None:
+) -> float | None:
     """Return ‖WX − W′X‖² / ‖WX‖², or None without a Gram matrix.
 
-    Of a GPU it is on its way, for :func:`prunekit_kernels.value_of`.
+    Of a GPU it is pending, for :func:`prunekit_kernels.value_of`.
 
     Args:
         dense: W, float32.

@@ -42,7 +42,8 @@ class PrunedLinear(TypedDict):
 class LayerResult:
     """The pruned weight of one linear and its measurements.
 
-    On a GPU tensors and numbers may be pending, until :meth:`arrived` waits for them.
+    On a GPU tensors and numbers are :class:`~prunekit_kernels.Pending`, until :meth:`arrived` waits
+    for them.
 
     Attributes:
         linear: The linear.
@@ -60,17 +61,17 @@ class LayerResult:
     """
 
     linear: Linear
-    weight: Tensor | Pending
-    sparsity: float | Pending
-    relative_error: float | Pending | None
-    seconds: float | Pending
+    weight: Tensor
+    sparsity: float
+    relative_error: float | None
+    seconds: float
     tokens: int | None = None
     starved: str | None = None
     pattern: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
-    recovery: Mapping[str, float | Pending | None] = field(default_factory=dict)
-    adapter: Adapter | Pending | None = None
-    scale: Tensor | Pending | None = None
+    recovery: Mapping[str, float | None] = field(default_factory=dict)
+    adapter: Adapter | None = None
+    scale: Tensor | None = None
 
     @property
     def is_there(self) -> bool:

@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 from jaxtyping import Float
-from prunekit_kernels import Pending, to_host
+from prunekit_kernels import to_host
 from torch import Tensor
 
 from prunekit.checkpoint.adapter import Adapter
@@ -54,7 +54,7 @@ def adapt(
     stats: StageStatistics,
     rank: int,
     dtype: torch.dtype,
-) -> tuple[Adapter | Pending, float | Pending | None]:
+) -> tuple[Adapter, float | None]:
     """Add an adapter to a pruned linear; measure the error left.
 
     Args:
@@ -66,7 +66,7 @@ def adapt(
         dtype: Type in which it is stored.
 
     Returns:
-        The adapter, on the CPU or on its way there, and the relative error with it.
+        The adapter, on the CPU, and the relative error with it; of a GPU both pending.
     """
     target, dense = weights
     found = low_rank_factors(shard.gather(target - shard.read(loaded)), stats[Gram].full, rank)

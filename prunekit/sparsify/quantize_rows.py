@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from prunekit_kernels import Pending, to_host
+from prunekit_kernels import to_host
 from torch import Tensor
 
 from prunekit.methods.layer import Layer, Pruned
@@ -24,11 +24,11 @@ class QuantizedRows:
     Attributes:
         layer: Weight and facts: ``zeros_pruned`` before, ``refilled`` of these that are no zeros
             any more, and ``pruned_error``, the relative error before.
-        scale: Scales [O, G] of the rows of all ranks, on the CPU or on their way there.
+        scale: Scales [O, G] of the rows of all ranks, on the CPU, or pending.
     """
 
     layer: Pruned
-    scale: Float[Tensor, "O G"] | Pending
+    scale: Float[Tensor, "O G"]
 
 
 def quantize_rows(

@@ -6,7 +6,7 @@ numbers are there, a block's once it is written.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,7 @@ class BlockOutput:
             yield from self.finish()
             yield from self._layer_records(None, wait=False)
 
-    def finish(self) -> Iterator[Record]:
+    def finish(self) -> Generator[Record, None, None]:
         """Wait for the block that is being written; yield its records.
 
         Raises:
