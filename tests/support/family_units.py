@@ -1,4 +1,4 @@
-"""Heads and neurons of a tiny model of any family, removed and compared with closed gates.
+"""Units of a tiny model of any family, removed and compared with closed gates.
 
 Shapes: B samples, T tokens.
 """
@@ -55,14 +55,16 @@ def unit_problem(model: PreTrainedModel, kind: Kind, ids: Tensor) -> str | None:
 
     Args:
         model: A model with weights, which is changed.
-        kind: "heads" or "neurons".
+        kind: "heads", "neurons" or "hidden".
         ids: Tokens [B, T].
     """
-    gates = prunekit.heads(model) if kind == "heads" else prunekit.neurons(model)
+    gates = {"heads": prunekit.heads, "neurons": prunekit.neurons}.get(kind, prunekit.hidden)(model)
     whole = answers(model, ids)
     for index, group in enumerate(gates.groups):
-        if group.units > 1:
-            gates.gates[group.name].keep[index % group.units] = False
+        step = group.unit_multiple(1)
+        if group.units > step:
+            first = index % group.units // step * step
+            gates.gates[group.name].keep[first : first + step] = False
     expected = answers(model, ids)
     if torch.equal(whole, expected):
         return f"{kind}: closed gates change nothing"
