@@ -118,7 +118,7 @@ def _cut_of_a_part(name: str | None, stored: str, checkpoint: Checkpoint) -> Sha
     whole, *_ = whole_tensors([stored])
     return ShapeError(
         f"{checkpoint.entries[whole].file}: the model's {name} is {stored}, and only a tensor that "
-        "is stored by itself can be cut. Where transformers loads it as one, open the model and save "
-        "it again with save_pretrained(..., save_original_format=False); else take out units of "
-        "another kind."
+        "is stored by itself can be cut. Where transformers loads it as one, open the model and "
+        "save it again with save_pretrained(..., save_original_format=False); else take out units "
+        "of another kind."
     )
