@@ -76,7 +76,7 @@ class StreamTrace(TorchDispatchMode):
             return output
         is_stream = any(_state(each) == STREAM for each in inputs)
         for result in tensors(output):
-            if all(_is_kept(func, each, result) for each in inputs):
+            if all(_is_kept(func, args, each, result) for each in inputs):
                 _mark(result, STREAM if is_stream else NORMED)
             else:
                 self.faults[f"{name} combines the coordinates of {_state(inputs[0])}"] = None
@@ -144,10 +144,14 @@ def _alias(x: Tensor) -> Tensor:
     return alias
 
 
-def _is_kept(func: Any, x: Tensor, result: Tensor) -> bool:  # noqa: ANN401
+def _is_kept(func: Any, args: tuple[Any, ...], x: Tensor, result: Tensor) -> bool:  # noqa: ANN401
     """Return whether an operation leaves the coordinates in place."""
     name = func.overloadpacket.__name__
     if not (x.ndim and result.ndim and x.shape[-1] == result.shape[-1]):
+        return False
+    if name == "index" and len(args[1]) == x.ndim and args[1][-1] is not None:
+        return False  # an order of the coordinates
+    if name.startswith("index_") and args[1] in (-1, x.ndim - 1):
         return False
     views = name in VIEWS and x.stride(-1) == result.stride(-1) == 1
     return torch.Tag.pointwise in func.tags or name in CASTS or name in BY_ROWS or views

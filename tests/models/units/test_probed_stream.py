@@ -76,16 +76,25 @@ def test_numbers_that_follow_from_the_width_are_refused(monkeypatch):
         prunekit.hidden(randomized_model("granite"))
 
 
-def test_coordinates_that_are_combined_are_refused(monkeypatch):
-    """Here each is added to its neighbour."""
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("roll", lambda x: x.roll(1, -1)),
+        ("index", lambda x: x[..., torch.arange(x.shape[-1] - 1, -1, -1)]),
+        ("index_select", lambda x: x.index_select(-1, torch.arange(x.shape[-1]))),
+        ("mean", lambda x: x.mean(-1, keepdim=True)),
+    ],
+)
+def test_coordinates_that_are_combined_are_refused(name, change, monkeypatch):
+    """Here each is added to another one, or to their mean."""
     block = type(randomized_model("granite").model.layers[0])
     forward = block.forward
 
     def mixed(self, hidden_states, *args, **kwargs):
-        return forward(self, hidden_states + hidden_states.roll(1, -1), *args, **kwargs)
+        return forward(self, hidden_states + change(hidden_states), *args, **kwargs)
 
     monkeypatch.setattr(block, "forward", mixed)
-    with pytest.raises(ShapeError, match="roll combines the coordinates of the residual stream"):
+    with pytest.raises(ShapeError, match=f"{name} combines the coordinates of the residual stream"):
         prunekit.hidden(randomized_model("granite"))
 
 
