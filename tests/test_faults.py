@@ -243,8 +243,9 @@ def test_a_signal_stops_after_the_block(start, config, whole_of_command, tmp_pat
     record("signal", f"{number.name} in a block", f"exit {128 + number}; --resume: same bytes")
 
 
-def test_a_second_signal_stops_at_once(start, config, tmp_path):
-    world = start("run", config("out"), "--quiet", script=SLOW.replace("0.3", "30"))
+@pytest.mark.parametrize("phase", ["prune", "write"])
+def test_a_second_signal_stops_at_once(start, config, tmp_path, phase):
+    world = start("run", config("out"), "--quiet", script=slow_blocks(30, phase))
     until((tmp_path / "out" / JOURNAL).is_file)
     time.sleep(0.3)
     world.kill(0, signal.SIGINT)

@@ -80,7 +80,7 @@ def _memory(rows: Sequence[Row]) -> list[str]:
         "",
         "## Memory of the training",
         "",
-        f"Peak of the process that trains {rows[0]['model']} in float32, 8 steps of 4 samples of",
+        f"Peak of the process that trains {rows[0]['model']} in float32, 16 steps of 4 samples of",
         "128 tokens. Made by `python -m bench.training.apt_speed --memory FOLDER`.",
         "",
         "| training | peak GB | of training all weights |",

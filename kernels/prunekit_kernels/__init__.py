@@ -24,6 +24,7 @@ from prunekit_kernels.obs_block import NOfM, Sweep, obs_block
 from prunekit_kernels.obs_sweep import obs_sweep
 from prunekit_kernels.packed_mask import apply, apply_all, pack, popcount, unpack
 from prunekit_kernels.pcg import mean_diagonal, pcg
+from prunekit_kernels.pending import Pending, to_host, value_of
 from prunekit_kernels.probability_entropy import Entropy, probability_entropy
 from prunekit_kernels.project import project
 from prunekit_kernels.salience import merge, new_state, salience
@@ -44,6 +45,7 @@ __all__ = [
     "Groups",
     "NOfM",
     "PeerRows",
+    "Pending",
     "Sparse24",
     "Sweep",
     "admm",
@@ -91,7 +93,9 @@ __all__ = [
     "sparse24_mma",
     "spread",
     "to_fragments",
+    "to_host",
     "unit_scale",
     "unpack",
+    "value_of",
     "weight_moments",
 ]

@@ -1,9 +1,12 @@
-"""Float32 matrix products in full float32 precision."""
+"""Precision of float32 matrix products."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+SEARCH = "tf32"
+"""Precision of float32 products of a GPU whose errors the caller makes up for: "tf32" or "ieee"."""
 
 
 @contextmanager
@@ -12,10 +15,26 @@ def full_precision() -> Iterator[None]:
 
     The caller's settings are restored at the end.
     """
-    switches = _switches()
+    with _products("ieee", "ieee"):
+        yield
+
+
+@contextmanager
+def search_precision() -> Iterator[None]:
+    """Let float32 matrix products of a GPU have the precision :data:`SEARCH`.
+
+    TF32 rounds operands to 11 bits and sums in float32. Products of a CPU remain exact.
+    """
+    with _products(SEARCH, "ieee"):
+        yield
+
+
+@contextmanager
+def _products(gpu: str, cpu: str) -> Iterator[None]:
+    switches = _switches(gpu, cpu)
     before = [getattr(module, name) for module, name, _ in switches]
-    for module, name, exact in switches:
-        setattr(module, name, exact)
+    for module, name, wanted in switches:
+        setattr(module, name, wanted)
     try:
         yield
     finally:
@@ -23,12 +42,12 @@ def full_precision() -> Iterator[None]:
             setattr(module, name, value)
 
 
-def _switches() -> list[tuple[object, str, object]]:
+def _switches(gpu: str, cpu: str) -> list[tuple[object, str, object]]:
     # torch 2.9 replaced `allow_tf32`; reading the old name raises once the new one is set.
     if hasattr(torch.backends, "fp32_precision"):
-        modules = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # pyright: ignore
-        return [(module, "fp32_precision", "ieee") for module in modules]
-    return [(torch.backends.cuda.matmul, "allow_tf32", False)]
+        modules = ((torch.backends.cuda.matmul, gpu), (torch.backends.mkldnn.matmul, cpu))  # pyright: ignore
+        return [(module, "fp32_precision", wanted) for module, wanted in modules]
+    return [(torch.backends.cuda.matmul, "allow_tf32", gpu == "tf32")]
 
 
 def dot_precision() -> str:

@@ -24,8 +24,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prunekit_kernels._precision import full_precision
-from prunekit_kernels.inverse_factor import cholesky
+from prunekit_kernels._precision import full_precision, search_precision
+from prunekit_kernels.inverse_factor import cholesky, invert_factored
+from prunekit_kernels.pending import value_of
 
 Project = Callable[[Float[Tensor, "O I"], Float[Tensor, "O I"]], None]
 Inverse = Callable[[float, Float[Tensor, "I I"] | None], Float[Tensor, "I I"]]
@@ -79,12 +80,28 @@ def admm(
                 before = penalty
             torch.sub(solution, dual, out=difference).sub_(target)
             assert inverted is not None
-            torch.addmm(target, difference, inverted, alpha=penalty, out=solution)
+            search_product(target, difference, inverted, penalty, solution)
             project(solution, dual)
     return solution
 
 
-def unit_scale(gram: Float[Tensor, "I I"], ridge: float) -> Float[Tensor, " I"]:
+def search_product(
+    target: Float[Tensor, "O I"],
+    difference: Float[Tensor, "O I"],
+    inverted: Float[Tensor, "I I"],
+    penalty: float,
+    out: Float[Tensor, "O I"],
+) -> None:
+    """Write X = B + ρ (D − U − B)(A + ρI)⁻¹ into ``out``.
+
+    A GPU rounds the operands to TF32. The error of a layer, after the conjugate gradients that
+    follow in float32, is the same: bench/results/quality/search_products.md.
+    """
+    with search_precision():
+        torch.addmm(target, difference, inverted, alpha=penalty, out=out)
+
+
+def unit_scale(gram: Float[Tensor, "I I"], ridge: float | Float[Tensor, ""]) -> Float[Tensor, " I"]:
     """Return s = √diag(G + λI), where λ is ``ridge``.
 
     The diagonal of a dead input counts as 1.
@@ -93,18 +110,19 @@ def unit_scale(gram: Float[Tensor, "I I"], ridge: float) -> Float[Tensor, " I"]:
     return (torch.where(diagonal == 0, 1, diagonal) + ridge).sqrt()
 
 
-def common_share(gram: Float[Tensor, "I I"], unit: Float[Tensor, " I"]) -> float:
-    """Return the share of input energy in one direction, 0 to 1.
+def common_share(gram: Float[Tensor, "I I"], unit: Float[Tensor, " I"]) -> Float[Tensor, ""]:
+    """Return the share of input energy in one direction, 0 to 1, float64.
 
     A large share mostly comes from a large mean. It is the largest eigenvalue of A over I, by power
     iteration; ``unit`` is the scale of the inputs.
     """
-    direction, energy = torch.ones_like(unit), 0.0
+    direction = torch.ones_like(unit)
+    energy = direction.norm()
     for _ in range(POWERS):
         direction = torch.mv(gram, direction / unit).div_(unit)
-        energy = float(direction.norm())
-        direction /= max(energy, torch.finfo(direction.dtype).tiny)
-    return energy / max(len(unit), 1)
+        energy = direction.norm()
+        direction /= energy.clamp_min(torch.finfo(direction.dtype).tiny)
+    return energy.double() / max(len(unit), 1)
 
 
 def own_scale(unit: Float[Tensor, " I"], inverse: Float[Tensor, "I I"]) -> Float[Tensor, " I"]:
@@ -173,7 +191,9 @@ def damped_inverse(
     if unit is not None:
         work.diagonal().copy_((unit / scale).square_().add_(penalty))
     lower = work.T
-    if not cholesky(lower):
+    succeeded = cholesky(lower)
+    if succeeded is not False:
+        invert_factored(lower)
+    if not value_of(succeeded):
         raise ArithmeticError("The Gram matrix is not positive definite.")
-    torch.cholesky_inverse(lower, out=lower)
     return work

@@ -18,6 +18,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from prunekit_kernels._precision import full_precision
+from prunekit_kernels.gram import mirror
+from prunekit_kernels.pending import Pending, is_remote, to_host, value_of
 
 LEAF = 128  # largest triangle that is inverted directly: fastest of 64..512 at I = 2048
 PANEL = 256  # rows and columns moved at a time, so that working in place needs little memory
@@ -78,18 +80,47 @@ def inverse_factor_reference(gram: Float[Tensor, "I I"], damping: float) -> Floa
     return torch.linalg.cholesky(inverse, upper=True)
 
 
-def cholesky(matrix: Float[Tensor, "I I"]) -> bool:
+def cholesky(matrix: Float[Tensor, "I I"]) -> bool | Pending:
     """Replace a matrix by its lower Cholesky factor; return whether it succeeded.
 
     The matrix must be column-major, which is the order in which LAPACK works in place; for a
     symmetric matrix in rows that is the transpose. Only the lower triangle is read.
 
     Returns:
-        Whether the matrix is positive definite and its factor finite.
+        Whether the matrix is positive definite and its factor finite; of a GPU on its way, for
+        :func:`prunekit_kernels.value_of`, so that work on the factor can be asked for meanwhile.
     """
     info = torch.empty((), dtype=torch.int32, device=matrix.device)
     torch.linalg.cholesky_ex(matrix, out=(matrix, info))
-    return info.item() == 0 and bool(matrix.diagonal().isfinite().all())
+    return to_host((info == 0) & matrix.diagonal().isfinite().all())
+
+
+def invert_factored(lower: Float[Tensor, "I I"]) -> None:
+    """Replace L by (LLᵀ)⁻¹, both triangles.
+
+    A GPU takes L⁻¹ and its product with its transpose, n³ / 3 each, mostly matrix products; the
+    library solves for all columns of the identity, 2 n³. A CPU's library does what is done here.
+
+    Args:
+        lower: L, column-major, zero above its diagonal.
+    """
+    if not is_remote(lower.device):
+        torch.cholesky_inverse(lower, out=lower)
+        return
+    with full_precision():
+        _invert(lower)
+        _square(lower)
+
+
+def _square(lower: Tensor) -> None:
+    """Replace a lower triangular L by LᵀL, both triangles.
+
+    Rows of the result depend on rows of L from theirs on, so that they can take the place of L's.
+    """
+    for start in range(0, len(lower), PANEL):
+        end = start + PANEL
+        lower[start:end, :end] = lower[start:, start:end].T @ lower[start:, :end]
+    mirror(lower)
 
 
 def dampings(damping: float) -> Iterator[float]:
@@ -111,12 +142,13 @@ def _factor(gram: Tensor, dead: Tensor, damping: float, dtype: torch.dtype) -> T
     diagonal = work.diagonal()
     diagonal += dead.flip(0)
     diagonal += damping * diagonal.mean()
-    if not cholesky(work):
+    succeeded = cholesky(work)
+    if succeeded is False:
         return None
     with full_precision():
         _invert(work)
     _reverse(work)
-    return work
+    return work if value_of(succeeded) else None
 
 
 def _reverse(square: Tensor) -> None:

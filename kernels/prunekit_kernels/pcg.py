@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from prunekit_kernels._precision import full_precision
+from prunekit_kernels.pending import is_remote
 
 
 def pcg(
@@ -25,7 +26,7 @@ def pcg(
     target: Float[Tensor, "O I"],
     gram: Float[Tensor, "I I"],
     keep: Bool[Tensor, "O I"],
-    ridge: float = 0.0,
+    ridge: float | Float[Tensor, ""] = 0.0,
     iterations: int = 10,
 ) -> None:
     """Move ``weight`` towards the best weights on the support ``keep``, in place.
@@ -58,18 +59,20 @@ def pcg(
                 f"got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
             )
     if weight.numel():
+        if not isinstance(ridge, Tensor):
+            ridge = torch.full((), ridge, dtype=torch.float64, device=weight.device)
         _pcg(weight, target, gram, keep, ridge, iterations)
 
 
-def mean_diagonal(gram: Float[Tensor, "I I"]) -> float:
-    """Return the mean diagonal of G, the unit of damping.
+def mean_diagonal(gram: Float[Tensor, "I I"]) -> Float[Tensor, ""]:
+    """Return the mean diagonal of G, the unit of damping, in float64.
 
     It is 1 if all inputs are dead. Otherwise dead inputs do not count: any value for them would
     change the damping of quiet inputs.
     """
     diagonal = gram.diagonal()
     alive = diagonal.count_nonzero()
-    return float(torch.where(alive == 0, 1, diagonal.sum() / alive))
+    return torch.where(alive == 0, 1, diagonal.sum() / alive).double()
 
 
 def pcg_reference(
@@ -95,7 +98,7 @@ def pcg_reference(
 
 @torch.library.custom_op("prunekit::pcg", mutates_args=("weight",))
 def _pcg(
-    weight: Tensor, target: Tensor, gram: Tensor, keep: Tensor, ridge: float, iterations: int
+    weight: Tensor, target: Tensor, gram: Tensor, keep: Tensor, ridge: Tensor, iterations: int
 ) -> None:
     # As numbers: multiplying takes a tenth of the time of a masked fill.
     support = keep.to(weight.dtype, memory_format=torch.contiguous_format)
@@ -105,13 +108,12 @@ def _pcg(
     with full_precision():
         direction = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
         torch.sub(target, weight, out=direction)
-        residual = torch.addmm(direction, direction, gram, beta=ridge).mul_(support)
+        residual = _product(direction, gram, ridge, torch.empty_like(direction)).mul_(support)
         torch.mul(residual, inverse, out=direction)
         energy = _dot(residual, direction)
         product = torch.empty_like(direction)
         for _ in range(iterations):
-            product.copy_(direction)
-            product.addmm_(direction, gram, beta=ridge).mul_(support)
+            _product(direction, gram, ridge, product).mul_(support)
             step = _ratio(energy, _dot(direction, product))
             weight.addcmul_(direction, step)
             residual.addcmul_(product, step, value=-1)
@@ -122,9 +124,17 @@ def _pcg(
 
 @_pcg.register_fake
 def _(
-    weight: Tensor, target: Tensor, gram: Tensor, keep: Tensor, ridge: float, iterations: int
+    weight: Tensor, target: Tensor, gram: Tensor, keep: Tensor, ridge: Tensor, iterations: int
 ) -> None:
     pass
+
+
+def _product(direction: Tensor, gram: Tensor, ridge: Tensor, out: Tensor) -> Tensor:
+    """Return P (G + λI), in ``out``."""
+    if not is_remote(ridge.device):
+        return out.copy_(direction).addmm_(direction, gram, beta=float(ridge))
+    # A number of the host would be needed before the GPU has it.
+    return torch.mm(direction, gram, out=out).addcmul_(direction, ridge.to(out.dtype))
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-FLAGS = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "has_post_expert_norm")
-"""Attributes that the experts interface sets on each module."""
+FLAGS = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
+"""Attributes that the experts interface sets on each module; others came in later versions."""
 Parts = dict[str, tuple[str, ...]]
 """Fused tensor → linears of each expert that it holds, along the output dimension."""
 FUSED_PARTS: Parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}

@@ -17,7 +17,8 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prunekit.checkpoint.atomic import write_atomically, write_shard
+from prunekit.checkpoint.atomic import write_atomically
+from prunekit.checkpoint.safetensors_writer import write_shard
 
 FOLDER = "adapter"
 """Subfolder of the checkpoint that holds the adapter."""

@@ -7,17 +7,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
 from prunekit.errors import CapacityError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 NOT_OFFERED = frozenset(
     {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.EBADF}
@@ -48,24 +44,6 @@ def json_bytes(content: object) -> bytes:
     """
     text = json.dumps(content, indent=2, ensure_ascii=False)
     return text.encode(errors="backslashreplace") + b"\n"
-
-
-def write_shard(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors to a safetensors file atomically; tied ones one by one."""
-    from safetensors.torch import save_file
-
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    storages: set[int] = set()
-    for name, tensor in tensors.items():
-        if tensor.data_ptr() in storages:
-            tensors[name] = tensor.clone()
-        storages.add(tensor.data_ptr())
-    with replace_atomically(file) as temporary:
-        temporary.touch()  # gets the permissions of the umask, which save_file ignores
-        mode = temporary.stat().st_mode
-        save_file(tensors, temporary, metadata={"format": "pt"})
-        with _where_offered():
-            temporary.chmod(mode)
 
 
 def file_sha256(file: Path) -> str:

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from prunekit.checkpoint.atomic import json_bytes, write_atomically
 from prunekit.checkpoint.header import TensorEntry, read_header
-from prunekit.checkpoint.joined_file import write_joined
 from prunekit.checkpoint.journal import Entries
 from prunekit.checkpoint.owned_files import recorded_digests
+from prunekit.checkpoint.safetensors_writer import write_joined
 from prunekit.checkpoint.weight_files import INDEX_FILE
 from prunekit.errors import CheckpointError
 

@@ -19,7 +19,6 @@ from prunekit.checkpoint.atomic import (
     report_full_disk,
     temporary_file,
     write_atomically,
-    write_shard,
 )
 from prunekit.checkpoint.companions import companion_content, without_code
 from prunekit.checkpoint.compressed import DENSE_STORAGE, KEPT_UNITS_KEY, storage_config
@@ -29,6 +28,7 @@ from prunekit.checkpoint.journal import JOURNAL, START, Entries, Journal
 from prunekit.checkpoint.output_path import MAX_SHARD_BYTES, nearest_existing_folder
 from prunekit.checkpoint.owned_files import recorded_digests
 from prunekit.checkpoint.reader import Checkpoint, open_weights
+from prunekit.checkpoint.safetensors_writer import write_shard
 from prunekit.checkpoint.weight_files import INDEX_FILE, WEIGHTS_FILE
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import CheckpointError, ConfigError
@@ -248,11 +248,11 @@ class OutputFolder:
         """Return the tensors of a shard, whether or not it is joined."""
         return read_shard(self.folder, self.shard_path(number).name, self.journal)
 
-    def write_shard(self, number: int, tensors: Mapping[str, Tensor]) -> Path:
-        """Write one shard."""
+    def write_shard(self, number: int, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+        """Write one shard; return its SHA-256 by its name, for the journal."""
         self._journal.check_in_place()
-        write_shard(self.shard_path(number), tensors)
-        return self.shard_path(number)
+        file = self.shard_path(number)
+        return {file.name: write_shard(file, tensors)}
 
     def finish(
         self,

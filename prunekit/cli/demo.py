@@ -30,7 +30,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 MODEL = "SmolLM2-135M-Instruct"
-METHODS = ("magnitude", "wanda", "sparsegpt", "admm")
+METHODS = ("wanda", "sparsegpt", "admm")
 PATTERNS = {"50": 'pattern = "unstructured"\nsparsity = 0.5', "2of4": 'pattern = "2:4"'}
 CONFIG = """\
 # Run it again:  prunekit run {name}.toml --overwrite
@@ -51,7 +51,7 @@ method = "{method}"
 [evaluate]
 data = ["pydoc:test"]
 length = 512
-windows = 12
+windows = 8
 
 [output]
 path = "{name}"

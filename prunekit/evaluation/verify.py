@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from prunekit.checkpoint.atomic import file_sha256
@@ -22,7 +23,10 @@ __all__ = ["Check", "make_proof", "recount_zeros", "verify"]
 
 
 def recount_zeros(
-    checkpoint: Checkpoint, layers: list[dict[str, Any]], pattern: Pattern
+    checkpoint: Checkpoint,
+    layers: list[dict[str, Any]],
+    pattern: Pattern,
+    device: torch.device | None = None,
 ) -> dict[str, Any]:
     """Count zeros and pattern violations of pruned linears in the files.
 
@@ -31,10 +35,11 @@ def recount_zeros(
         layers: Layer entries of the report, with ``tensor`` (weight name in the file),
             ``transposed``, ``sparsity`` and, if it differs from the run's, ``pattern``.
         pattern: Pattern of the run.
+        device: Device that counts; None for the CPU.
     """
     zeros = broken = 0
     for layer in layers:
-        weight = _outputs_first(checkpoint, layer)
+        weight = _outputs_first(checkpoint, layer).to(device)
         zeros += weight.numel() - int(weight.count_nonzero())
         # A sparsity of 0 means that the layer was deliberately left dense.
         if layer["sparsity"] > 0:

@@ -37,6 +37,8 @@ from prunekit.statistics import Gram, Statistic
 if TYPE_CHECKING:
     from torch import Tensor
 
+Inverses = dict[float, "Tensor"]
+"""(A + ρI)⁻¹ by ρ."""
 STAGES = 7
 """Distinct penalties, about three iterations each; more err alike and cost an inverse each."""
 
@@ -70,8 +72,21 @@ class Admm(Stacked):
     """Iterations of conjugate gradients at the end, a matrix product each."""
 
     @override
-    def _solve(self, layers: Sequence[Layer]) -> list[Pruned]:
-        """Prune layers that share a Gram matrix, stacked one above the other."""
+    def prune_together(self, layers: Sequence[Layer]) -> list[Pruned]:
+        """Prune narrow layers stacked, wide ones by the same inverses."""
+        if not _share_inverses([layer.outputs for layer in layers]):
+            return super().prune_together(layers)
+        kept = Inverses()
+        return [self._solve([layer], kept)[0] for layer in layers]
+
+    @override
+    def _solve(self, layers: Sequence[Layer], kept: Inverses | None = None) -> list[Pruned]:
+        """Prune layers that share a Gram matrix, stacked one above the other.
+
+        Args:
+            layers: The layers.
+            kept: Inverses for other layers with this Gram matrix, which gets those computed.
+        """
         penalties = self._penalties()
         distinct = [*dict.fromkeys(penalties)]
 
@@ -80,7 +95,7 @@ class Admm(Stacked):
 
         damping = effective_damping(layers[0].stats[Gram], self.damping)
         solved = solve_admm(
-            layers, damping, Projection(layers), penalties, upcoming, choose_scale=True
+            layers, damping, Projection(layers), penalties, upcoming, choose_scale=True, kept=kept
         )
         return [
             refine(layer, pruned, damping, self.refine_iterations)
@@ -102,11 +117,14 @@ class Admm(Stacked):
 
     @override
     def inverses(self, outputs: Sequence[int]) -> int:
-        stacked = sum(outputs) <= MAX_STACKED_ROWS
-        return len(set(self._penalties())) * (1 if stacked else len(outputs))
+        return len(set(self._penalties()))
+
+    @override
+    def kept_squares(self, outputs: Sequence[int]) -> int:
+        return len(set(self._penalties())) - 1 if _share_inverses(outputs) else 0
 
 
-def solve_admm(
+def solve_admm(  # noqa: PLR0913  independent options
     layers: Sequence[Layer],
     damping: float,
     project: Projection,
@@ -114,6 +132,7 @@ def solve_admm(
     upcoming: Upcoming,
     *,
     choose_scale: bool = False,
+    kept: Inverses | None = None,
 ) -> list[Pruned]:
     """Return layers with the masks and weights that ADMM finds.
 
@@ -127,6 +146,7 @@ def solve_admm(
         penalties: ρ of each iteration.
         upcoming: The penalties that follow one, for ranks that share the inverses.
         choose_scale: Whether s may be optimal brain surgeon's, see :func:`_scale`.
+        kept: Inverses for other layers with this Gram matrix, which gets those computed.
 
     Raises:
         NumericsError: The Gram matrix is not positive definite.
@@ -134,8 +154,7 @@ def solve_admm(
     import torch
     from prunekit_kernels import admm, mean_diagonal, unit_scale
 
-    stats = layers[0].stats
-    G, ranks = stats[Gram].full, stats.ranks
+    G, ranks, stats = layers[0].stats[Gram].full, layers[0].stats.ranks, layers[0].stats
     wanda = unit_scale(G, damping * mean_diagonal(G))
     try:
         s = stats.once(
@@ -144,7 +163,7 @@ def solve_admm(
         )
         B = torch.cat([layer.weight for layer in layers]).mul_(s)
         B.masked_fill_(G.diagonal() == 0, 0)
-        D = admm(B, G, s, project, penalties, _inverses(G, s, wanda, upcoming, ranks))
+        D = admm(B, G, s, project, penalties, _inverses(G, s, wanda, upcoming, ranks, kept))
     except ArithmeticError as error:
         raise NumericsError(f"{layers[0].name}: {error} Use more calibration tokens.") from error
     change = D.sub_(B).div_(s)
@@ -162,12 +181,18 @@ def _scale(G: Float[Tensor, "I I"], wanda: Float[Tensor, " I"], ranks: Ranks) ->
 
     The latter where inputs share one direction, so that most of their energy is common to all.
     """
-    from prunekit_kernels import COMMON, FLOOR, common_share, own_scale
+    from prunekit_kernels import COMMON, FLOOR, common_share, own_scale, to_host, value_of
 
-    if not ranks.run_on_main(lambda: common_share(G, wanda) > COMMON):
+    # The only number of a stage for which the host waits before it goes on.
+    if not ranks.run_on_main(lambda: value_of(to_host(common_share(G, wanda) > COMMON))):
         return wanda
     inverse = _inverses(G, wanda, wanda, lambda penalty, _: [penalty], ranks)
     return own_scale(wanda, inverse(FLOOR, None))
+
+
+def _share_inverses(outputs: Sequence[int]) -> bool:
+    """Return whether layers of these outputs are too wide to be stacked."""
+    return len(outputs) > 1 and sum(outputs) > MAX_STACKED_ROWS
 
 
 def _inverses(
@@ -176,6 +201,7 @@ def _inverses(
     wanda: Float[Tensor, " I"],
     upcoming: Upcoming,
     ranks: Ranks,
+    kept: Inverses | None = None,
 ) -> Invert:
     """Return the function ρ ↦ (A + ρI)⁻¹.
 
@@ -185,10 +211,19 @@ def _inverses(
         wanda: √diag(G + λI), which holds the damping.
         upcoming: The penalties that follow one.
         ranks: The ranks that share the inverses.
+        kept: Gets each inverse, and those in it are not computed again; None to keep none.
     """
     from prunekit_kernels import damped_inverse
 
     def invert(penalty: float, spare: Tensor | None) -> Tensor:
         return damped_inverse(G, s, penalty, spare, wanda)
 
-    return shared_inverses(invert, G, upcoming, ranks)
+    shared = shared_inverses(invert, G, upcoming, ranks)
+
+    def once(penalty: float, _: Tensor | None) -> Tensor:
+        assert kept is not None
+        if penalty not in kept:
+            kept[penalty] = shared(penalty, None)
+        return kept[penalty]
+
+    return shared if kept is None else once

@@ -72,6 +72,14 @@ class Method(BaseModel, ABC):
         """
         return 0
 
+    def kept_squares(self, outputs: Sequence[int]) -> int:  # noqa: ARG002  for subclasses
+        """Return the matrices of inputs × inputs that a stage holds beyond ``squares``.
+
+        Args:
+            outputs: Output features of each layer of the stage.
+        """
+        return 0
+
     def flops_of_inverse(self, inputs: int) -> int:
         """Return the operations of one such inverse."""
         return inputs**3

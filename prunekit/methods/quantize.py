@@ -105,6 +105,6 @@ def _compensated(layer: Layer, pruned: Tensor, grid: Grid) -> Tensor:
     except ArithmeticError as error:
         raise NumericsError(f"{layer.name}: {error} Use more calibration tokens.") from error
     obs_sweep(weight, factor.upper, keep, grid=grid)
-    ridge = factor.damping * mean_diagonal(gram)
+    ridge = factor.damping * float(mean_diagonal(gram))
     grid_descent(weight, layer.weight, gram, keep, grid, ridge, PASSES)
     return weight

@@ -8,12 +8,13 @@ Shapes: O output features of this rank, N of all ranks, I input features, U unit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 
 if TYPE_CHECKING:
+    from prunekit_kernels import Pending
     from torch import Tensor
 
 KEY = "score_statistics"
@@ -34,21 +35,26 @@ def row_statistics(score: Float[Tensor, "O I"]) -> Float[Tensor, "O 4"]:
     return torch.stack(parts, 1).double()
 
 
-def summarized(rows: Float[Tensor, "N 4"], size: int) -> dict[str, float]:
-    """Return the statistics of all scores.
+def summarized(rows: Float[Tensor, "N 4"], size: int) -> dict[str, float] | Pending:
+    """Return the statistics of all scores; of a GPU on their way.
 
     Args:
         rows: Those of each row, see :func:`row_statistics`.
         size: Number of scores.
     """
     import torch
+    from prunekit_kernels import to_host
 
     lowest, highest, total, norm = rows.unbind(1)
     mean = total.sum() / size
     variance = (norm.square().sum() / size - mean.square()).clamp_min(0)
-    found = torch.stack([lowest.min(), highest.max(), mean, variance.sqrt()]).tolist()
+    found = torch.stack([lowest.min(), highest.max(), mean, variance.sqrt()])
+    return to_host(found, lambda values: _named(values.tolist()))
+
+
+def _named(values: Sequence[float]) -> dict[str, float]:
     names = ("min", "max", "mean", "std")
-    return {name: float(f"{value:.{DIGITS}g}") for name, value in zip(names, found, strict=True)}
+    return {name: float(f"{value:.{DIGITS}g}") for name, value in zip(names, values, strict=True)}
 
 
 def with_scores(
@@ -68,4 +74,6 @@ def with_scores(
 
 def unit_statistics(scores: Float[Tensor, " U"]) -> dict[str, float]:
     """Return the statistics of the scores of a group of units."""
-    return summarized(row_statistics(scores[None].double()), len(scores))
+    from prunekit_kernels import value_of
+
+    return value_of(summarized(row_statistics(scores[None].double()), len(scores)))

@@ -74,14 +74,13 @@ class SparseGPT(Stacked):
         allowed = W != 0 if self.keep_zeros else None
         # Weights of dead inputs (zero in every token) are pruned first, as in the published code;
         # those kept have their value restored, so that the count of zeros is exact.
-        diagonal = layers[0].stats[Gram].total.diagonal()
-        dead = (diagonal[columns.order] == 0).nonzero().flatten()
-        unused = W[:, dead]
-        W[:, dead] = 0
+        dead = layers[0].stats[Gram].total.diagonal() == 0
+        W.masked_fill_(dead[columns.order], 0)
         M = obs_sweep(W, U, *_selection(layers, W, U, allowed, columns), allowed)
-        W[:, dead] = unused.where(M[:, dead], 0)
         rows = [len(layer.weight) for layer in layers]
         W, M = W[:, columns.inverse], M[:, columns.inverse]
+        for layer, weight, keep in zip(layers, W.split(rows), M.split(rows), strict=True):
+            torch.where(keep & dead, layer.weight, weight, out=weight)
         parts = zip(W.split(rows), M.split(rows), strict=True)
         return [Pruned(weight, keep, {"damping": damping}) for weight, keep in parts]
 
@@ -105,13 +104,16 @@ class SparseGPT(Stacked):
         return self.damping, self.order
 
     def _columns(self, layer: Layer) -> Columns:
+        import torch
+
         if self.order == "given":
             return Columns(slice(None), slice(None))
         n_of_m = _n_of_m(layer)
         width = n_of_m.m if n_of_m else 1
         energy = layer.stats[Gram].total.diagonal().view(-1, width)
         groups = energy.sum(1).argsort(descending=True, stable=True)
-        order = groups.new_tensor(range(energy.numel())).view(-1, width)[groups].flatten()
+        order = torch.arange(energy.numel(), device=groups.device)
+        order = order.view(-1, width)[groups].flatten()
         return Columns(order, order.argsort())
 
     @override

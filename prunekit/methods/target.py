@@ -14,6 +14,7 @@ from prunekit.errors import NumericsError
 from prunekit.statistics import CrossGram, Gram, StageStatistics
 
 if TYPE_CHECKING:
+    from prunekit_kernels import Pending
     from torch import Tensor
 
 Target = Literal["layer", "dense"]
@@ -41,36 +42,39 @@ def reconstruction_target(
     Raises:
         NumericsError: The Gram matrix is not positive definite.
     """
-    correction = stats.once(CrossGram, lambda: _correction(stats, outputs))
-    return correction(weight).mul_(SHARE).add_(weight)
+    from prunekit_kernels import value_of
+
+    correction, succeeded = stats.once(CrossGram, lambda: _correction(stats, outputs))
+    target = correction(weight).mul_(SHARE).add_(weight)
+    if not value_of(succeeded):
+        raise NumericsError(
+            "The Gram matrix is not positive definite. Use more calibration tokens."
+        )
+    return target
 
 
 def _correction(
     stats: StageStatistics, outputs: int
-) -> Callable[[Float[Tensor, "O I"]], Float[Tensor, "O I"]]:
-    """Return the function W ↦ WE(H + rI)⁻¹.
+) -> tuple[Callable[[Float[Tensor, "O I"]], Float[Tensor, "O I"]], bool | Pending]:
+    """Return the function W ↦ WE(H + rI)⁻¹, and whether the inverse exists.
 
     If W has more rows than columns, E(H + rI)⁻¹ is computed once for all layers.
     """
-    lower, cross = _factor(stats[Gram]), stats[CrossGram].total
+    (lower, succeeded), cross = _factor(stats[Gram]), stats[CrossGram].total
     if outputs <= len(cross):
-        return lambda weight: _solve(weight @ cross, lower)
+        return lambda weight: _solve(weight @ cross, lower), succeeded
     shift = _solve(cross, lower)
-    return lambda weight: weight @ shift
+    return lambda weight: weight @ shift, succeeded
 
 
-def _factor(statistic: Gram) -> Float[Tensor, "I I"]:
-    """Return the lower L with LLᵀ = H + rI."""
+def _factor(statistic: Gram) -> tuple[Float[Tensor, "I I"], bool | Pending]:
+    """Return the lower L with LLᵀ = H + rI, and whether it exists."""
     from prunekit_kernels import cholesky, mean_diagonal
 
     gram = statistic.full
     lower = gram.clone().T
     lower.diagonal().add_(max(RIDGE, statistic.noise) * mean_diagonal(gram))
-    if not cholesky(lower):
-        raise NumericsError(
-            "The Gram matrix is not positive definite. Use more calibration tokens."
-        )
-    return lower
+    return lower, cholesky(lower)
 
 
 def _solve(rows: Float[Tensor, "O I"], lower: Float[Tensor, "I I"]) -> Float[Tensor, "O I"]:

@@ -14,7 +14,6 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Chunk,
     Concatenate,
-    Interleave,
     PermuteForRope,
     Transpose,
     WeightConverter,
@@ -30,6 +29,8 @@ from prunekit.models.experts import Expert
 
 ROW_SPLITS = (Chunk, *(getattr(core_model_loading, name, Chunk) for name in ["Split"]))
 """Operations that split a tensor into parameters; transformers before 5.20 has but one."""
+ALTERNATE = tuple(filter(None, [getattr(core_model_loading, "Interleave", None)]))
+"""The operation that joins tensors row by row in turn; transformers before 5.15 has none."""
 
 
 def converted_names(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
@@ -96,7 +97,7 @@ def _splits_rows(operations: list[Any], checkpoint: Checkpoint, stored: str) -> 
         CheckpointError: They are also put in another order, in a model of text.
     """
     first, *others = operations
-    if isinstance(first, Interleave):
+    if isinstance(first, ALTERNATE):
         first, *others = [*others, first]
     # Towers are not pruned: their rows are copied as they are.
     moved = [
@@ -126,7 +127,7 @@ def _split(
     """
     first, *_ = targets = converter.target_patterns
     begin, owned = 0, [name.replace(first, target) for target in targets]
-    alternating = isinstance(converter.operations[0], Interleave)
+    alternating = isinstance(converter.operations[0], ALTERNATE)
     for index, own in enumerate(owned if names.keys() >= {*owned} else ()):
         count = names[own].shape[0]
         rows = range(begin, begin + count)
@@ -164,7 +165,7 @@ def _parts_of_experts(
     expected = (inputs, rows) if transposed else (rows, inputs)
     interleaved = layout.interleaved
     for operation in operations:
-        if isinstance(operation, Interleave) and operation.dim == 1 and not transposed:
+        if isinstance(operation, ALTERNATE) and operation.dim == 1 and not transposed:
             interleaved = not interleaved
             continue
         if not isinstance(operation, Transpose):

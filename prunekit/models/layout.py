@@ -6,7 +6,8 @@ from fnmatch import fnmatch
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from prunekit_kernels.pending import is_remote
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -18,6 +19,7 @@ from prunekit.models.causal import predicts_next_token
 from prunekit.models.experts import expert_of
 from prunekit.models.orientation import features
 from prunekit.models.sequential.block_runner import StackRunner
+from prunekit.models.sequential.checks import Checks
 from prunekit.patterns import Pattern
 
 
@@ -150,7 +152,10 @@ def is_causal_language_model(model: PreTrainedModel, stacks: Sequence[StackRunne
 
 @torch.no_grad()
 def read_weight(
-    block: nn.Module, linear: Linear, rows: slice = slice(None)
+    block: nn.Module,
+    linear: Linear,
+    rows: slice = slice(None),
+    checks: Checks | None = None,
 ) -> Float[Tensor, "O I"]:
     """Return a float32 copy of a linear's weight, adapters included.
 
@@ -158,6 +163,7 @@ def read_weight(
         block: The block module.
         linear: One of its linears.
         rows: Output features to copy; all by default.
+        checks: Gets the condition that the weight is finite; None to look at once.
 
     Returns:
         A contiguous tensor, outputs first.
@@ -167,8 +173,19 @@ def read_weight(
     """
     module = block.get_submodule(linear.path)
     weight = effective_weight(module)
-    # One sum detects NaN and inf; checking each entry takes several times as long.
-    finite = weight.sum(dtype=torch.float32).isfinite()
-    if not finite and (count := int((~weight.isfinite()).sum())):
-        raise NumericsError(f"{linear.name}: {count} of its weights are NaN or inf.")
+    own = Checks() if checks is None else checks
+    own.require_none(
+        _count_broken(weight),
+        lambda count: NumericsError(f"{linear.name}: {count} of its weights are NaN or inf."),
+    )
+    if checks is None:
+        own.settle()
     return weight[rows].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+
+
+def _count_broken(weight: Tensor) -> Int[Tensor, ""]:
+    """Return how many entries are NaN or inf, on the weight's device."""
+    # One sum detects them; on a CPU checking each entry takes several times as long.
+    if not is_remote(weight.device) and weight.sum(dtype=torch.float32).isfinite():
+        return torch.zeros((), dtype=torch.int64)
+    return (~weight.isfinite()).sum()

@@ -37,10 +37,10 @@ class BlockShards:
             return
         inside = {name for block in self.blocks for name in self._names(block)}
         names = [name for name in self._weights.checkpoint.entries if name not in inside]
-        shard = self._output.write_shard(1, self._read(names))
-        self._output.append_journal("rest", "", {"files": self._digests(shard)})
+        files = self._output.write_shard(1, self._read(names))
+        self._output.append_journal("rest", "", {"files": files})
 
-    def _shard(self, number: int) -> Path:
+    def file(self, number: int) -> Path:
         """Return the path of the shard of a block, by its number."""
         return self._output.shard_path(number + 2)
 

@@ -3,16 +3,18 @@
 Shapes: O output features, I input features.
 """
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
+from prunekit_kernels import to_host
+from prunekit_kernels.pending import Span, is_remote, now, weighted_seconds
 from torch import Tensor
 
 from prunekit.distributed.ranks import SINGLE
+from prunekit.errors import NumericsError
 from prunekit.methods.layer import Layer
 from prunekit.methods.magnitude import Magnitude
 from prunekit.methods.refine import refine
@@ -80,6 +82,9 @@ class BlockPruner:
     ) -> Iterator[LayerResult]:
         """Prune a loaded block; yield the result of each linear.
 
+        A GPU may still be pruning at the end: what ``loaded.checks`` then find is to be looked at
+        before the results are used.
+
         Args:
             loaded: The block, changed in place.
             block: Its linears.
@@ -89,10 +94,14 @@ class BlockPruner:
             NumericsError: A weight or an activation is NaN or inf; names layer and sample.
         """
         loaded.fork_dense()
-        if self.recipe.recover == "block":
-            yield from self._prune_and_tune(loaded, block)
-        else:
-            yield from self._prune_linears(loaded, block, calibrated)
+        try:
+            if self.recipe.recover == "block":
+                yield from self._prune_and_tune(loaded, block)
+            else:
+                yield from self._prune_linears(loaded, block, calibrated)
+        except NumericsError:
+            loaded.checks.settle()  # they say why a solver fails on values that are not finite
+            raise
 
     def _prune_and_tune(self, loaded: LoadedBlock, block: Block) -> Iterator[LayerResult]:
         """Prune the block, then tune it; layer errors are from before."""
@@ -110,7 +119,7 @@ class BlockPruner:
         steps, original = self.recipe.steps, LinearWeights()
         shards = {linear: self._shard(loaded, linear) for linear in block.pruned}
         if steps > 1:
-            original = {linear: shards[linear].read(loaded.module) for linear in block.pruned}
+            original = {linear: shards[linear].read(loaded) for linear in block.pruned}
         for step in range(1, steps + 1):
             last = step == steps
             stages = calibrated or self._gather(loaded, block, last=last)
@@ -156,10 +165,10 @@ class BlockPruner:
 
         ``original`` is None but in the last step; then it has the weights from before the first.
         """
-        began, (linears, stats) = time.perf_counter(), stage
-        dense = {linear: shards[linear].read(loaded.module) for linear in linears}
+        began, (linears, stats) = now(loaded.device), stage
+        dense = {linear: shards[linear].read(loaded) for linear in linears}
         done = self._prune_weights(loaded, dense, shards, stats, step)
-        seconds = time.perf_counter() - began
+        pruned = now(loaded.device)
         if original is None or not self.recipe.yields_results:
             return
         for linear in linears:
@@ -169,12 +178,12 @@ class BlockPruner:
                 original.get(linear, dense[linear]),
                 stats,
                 facts=done.facts.get(linear, {}),
-                seconds=linear.size / sum(other.size for other in linears) * seconds,
+                span=(linear.size / sum(other.size for other in linears), began, pruned),
             )
             if self.recipe.recover == "lowrank" and linear in done.targets:
                 weights = done.targets[linear], dense[linear]
                 how = self.recipe.recover_rank, self.dtypes[linear.name]
-                adapter, error = adapt(loaded.module, shards[linear], weights, stats, *how)
+                adapter, error = adapt(loaded, shards[linear], weights, stats, *how)
                 result = replace(result, recovery={"recovered_error": error}, adapter=adapter)
             yield replace(result, scale=done.scales.get(linear))
 
@@ -253,11 +262,11 @@ class BlockPruner:
         stats: StageStatistics,
         *,
         facts: Mapping[str, object],
-        seconds: float,
+        span: Span,
     ) -> LayerResult:
-        """Return the result of a linear; adds the measuring time to ``seconds``."""
-        began, linear = time.perf_counter(), shard.linear
-        weight = shard.read(loaded.module)
+        """Return a linear's result; it took ``span``, and the time of measuring."""
+        began, linear = now(loaded.device), shard.linear
+        weight = shard.read(loaded)
         zeros = (weight == 0).sum()[None]
         shard.sharing.all_reduce_sum(zeros, "errors")
         error = relative_error(before, weight, stats, shard.sharing)
@@ -265,9 +274,9 @@ class BlockPruner:
         return LayerResult(
             linear,
             self._stored(loaded, linear),
-            sparsity=int(zeros) / linear.size,
+            sparsity=to_host(zeros, lambda count: int(count) / linear.size),
             relative_error=error,
-            seconds=seconds + time.perf_counter() - began,
+            seconds=weighted_seconds(span, (1.0, began, now(loaded.device))),
             tokens=stats.routed,
             starved=stats.starved,
             pattern=pattern if pattern != self.recipe.pattern.name else None,
@@ -285,6 +294,7 @@ class BlockPruner:
         return self.recipe.pattern.at(self.sparsities[linear.name])
 
     def _stored(self, loaded: LoadedBlock, linear: Linear) -> Tensor:
-        """Return a CPU copy of a linear's weight, as stored."""
+        """Return a CPU copy of a linear's stored weight, perhaps pending."""
         weight = loaded.module.get_parameter(f"{linear.path}.weight").detach()
-        return weight.to(self.dtypes[linear.name], copy=True).cpu()
+        copy = not is_remote(weight.device)  # else the way to the CPU makes one
+        return to_host(weight.to(self.dtypes[linear.name], copy=copy), lambda stored: stored)

@@ -14,7 +14,7 @@ from prunekit.models.experts import Expert
 from prunekit.models.layout import Block, Linear, read_weight
 from prunekit.models.sequential.loaded_block import LoadedBlock
 from prunekit.patterns import Pattern
-from prunekit.sparsify.observe import explain_not_finite, observe
+from prunekit.sparsify.observe import FiniteSamples, observe
 from prunekit.sparsify.recipe import ExpertCoverage
 from prunekit.statistics import CrossGram, StageStatistics, Statistic, merge, minimal_union
 
@@ -37,13 +37,12 @@ def gather_statistics(
         coverage: Policy for experts with too few tokens; None to accept any count.
 
     Raises:
-        NumericsError: The input of a linear is NaN or inf in some sample, or an expert has too few
-            tokens and the policy is "error".
+        NumericsError: An expert has too few tokens and the policy is "error"; or the input of a
+            linear is NaN or inf in some sample, which on a GPU ``loaded.checks`` find.
     """
     found = [_empty(loaded, linears, needs) for linears in stages]
-    if needs and stages:
-        observe(loaded, stages, found)
-    gathered = _over_ranks(loaded, stages, found, coverage)
+    finite = observe(loaded, stages, found) if needs and stages else FiniteSamples()
+    gathered = _over_ranks(loaded, stages, found, finite, coverage)
     del found  # so that the caller can free the statistics of a stage
     yield from zip(stages, gathered, strict=True)
 
@@ -71,9 +70,10 @@ def gather_by_stage(
     for number, linears in enumerate(stages, 1):
         found = [_empty(loaded, linears, needs)]
         memory.trim_heap()
-        observe(loaded, [linears], found, advance_dense=last and number == len(stages))
+        advances = last and number == len(stages)
+        finite = observe(loaded, [linears], found, advance_dense=advances)
         memory.trim_heap()
-        stats = _over_ranks(loaded, [linears], found, coverage)[0]
+        stats = _over_ranks(loaded, [linears], found, finite, coverage)[0]
         del found  # so that the caller can free the statistics
         yield linears, stats
         del stats  # before the next stage is observed
@@ -97,11 +97,13 @@ def make_survey(
 
     def survey() -> Iterator[list[Layer]]:
         for loaded, block in iterate():
-            yield [
+            layers = [
                 Layer(linear.name, read_weight(loaded.module, linear), stats, pattern, 0.0)
                 for linears, stats in gather_statistics(loaded, block.pruned_stages, needs)
                 for linear in linears
             ]
+            loaded.checks.settle()
+            yield layers
 
     return survey
 
@@ -118,11 +120,12 @@ def _over_ranks(
     loaded: LoadedBlock,
     stages: Sequence[Sequence[Linear]],
     found: Sequence[tuple[Statistic, ...]],
+    finite: FiniteSamples,
     coverage: ExpertCoverage | None,
 ) -> list[StageStatistics]:
     """Return the statistics of all ranks, applying the coverage policy."""
     for linears, statistics in zip(stages, found, strict=True):
-        _merge(loaded, linears, statistics)
+        _merge(loaded, linears, statistics, finite)
     gathered = [
         StageStatistics(
             statistics,
@@ -166,18 +169,24 @@ def _of_all_tokens(
     found = [_empty(loaded, linears, [*map(type, like)]) for linears in stages]
     for expert in experts:
         expert.reads_all = True
-    observe(loaded, stages, found)
+    finite = observe(loaded, stages, found)
     for expert in experts:
         expert.reads_all = False
     for linears, statistics in zip(stages, found, strict=True):
-        _merge(loaded, linears, statistics)
+        _merge(loaded, linears, statistics, finite)
     return found
 
 
 def _merge(
-    loaded: LoadedBlock, linears: Sequence[Linear], statistics: tuple[Statistic, ...]
+    loaded: LoadedBlock,
+    linears: Sequence[Linear],
+    statistics: tuple[Statistic, ...],
+    finite: FiniteSamples,
 ) -> None:
     """Sum statistics over all ranks, in place, and refuse NaN and inf."""
     merge(statistics, loaded.ranks)
-    if not all(statistic.finite() for statistic in statistics):
-        raise NumericsError(explain_not_finite(loaded, linears[0]))
+    for statistic in statistics:
+        loaded.checks.require_none(
+            statistic.finite().logical_not(),
+            lambda _: NumericsError(finite.explain(linears[0], loaded.ranks)),
+        )

@@ -5,6 +5,7 @@ Shapes: O output features, I input features.
 
 import torch
 from jaxtyping import Float
+from prunekit_kernels import to_host
 from torch import Tensor
 
 from prunekit.distributed.ranks import SINGLE, Ranks
@@ -22,6 +23,8 @@ def relative_error(
 ) -> float | None:
     """Return ‖WX − W′X‖² / ‖WX‖², or None without a Gram matrix.
 
+    Of a GPU it is pending, for :func:`prunekit_kernels.value_of`.
+
     Args:
         dense: W, float32.
         pruned: W′, float32.
@@ -34,7 +37,10 @@ def relative_error(
     gram = found.full
     sums = torch.stack([_energy(dense, gram), _energy(dense - pruned, gram)])
     ranks.all_reduce_sum(sums, "errors")
-    energy, loss = sums.tolist()
+    return to_host(sums, lambda found: _ratio(*found.tolist()))
+
+
+def _ratio(energy: float, loss: float) -> float:
     return max(loss, 0.0) / energy if energy > 0 else 0.0
 
 

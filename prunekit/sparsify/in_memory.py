@@ -84,7 +84,7 @@ def prune(
     with unfused(model):
         pruner = ModelPruner.of(model, batches, section, recipe)
         results = pruner.prune(pruner.allocate(section.sparsity))
-        return [cast("PrunedLinear", result.as_record()) for result in results]
+        return [cast("PrunedLinear", result.arrived().as_record()) for result in results]
 
 
 def _check_adapters(model: PreTrainedModel, section: Prune) -> None:
@@ -192,6 +192,7 @@ class ModelPruner:
             ):
                 permute_channels(loaded, channel_orders(loaded, block, recipe))
                 yield from pruner.prune(loaded, block)
+                loaded.checks.settle()
 
     @contextmanager
     def _running(self, outputs_read: OutputsRead) -> Iterator[None]:

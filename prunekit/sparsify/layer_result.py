@@ -1,9 +1,11 @@
 """The result of pruning one linear."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, NotRequired, TypedDict
+from dataclasses import dataclass, field, replace
+from typing import Any, NotRequired, Self, TypedDict
 
+import torch
+from prunekit_kernels import Pending, value_of
 from torch import Tensor
 
 from prunekit.checkpoint.adapter import Adapter
@@ -40,6 +42,9 @@ class PrunedLinear(TypedDict):
 class LayerResult:
     """The pruned weight of one linear and its measurements.
 
+    On a GPU tensors and numbers are :class:`~prunekit_kernels.Pending`, until :meth:`arrived` waits
+    for them.
+
     Attributes:
         linear: The linear.
         weight: Its weight as it will be stored, on the CPU.
@@ -68,8 +73,29 @@ class LayerResult:
     adapter: Adapter | None = None
     scale: Tensor | None = None
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the measurements can be read without waiting."""
+        values = [self.sparsity, self.relative_error, self.seconds, *self.facts.values()]
+        return all(
+            value.is_there
+            for value in (*values, *self.recovery.values())
+            if isinstance(value, Pending)
+        )
+
+    def measurements(self) -> Self:
+        """Return the result without its tensors."""
+        return replace(self, weight=torch.empty(0), adapter=None, scale=None)
+
+    def arrived(self) -> Self:
+        """Return the result with all that was pending."""
+        fields = {name: value_of(value) for name, value in vars(self).items()}
+        fields["facts"] = {name: value_of(value) for name, value in self.facts.items()}
+        fields["recovery"] = {name: value_of(value) for name, value in self.recovery.items()}
+        return replace(self, **fields)
+
     def as_record(self) -> dict[str, Any]:
-        """Return the measurements as journal and report hold them."""
+        """Return the measurements as journal and report hold them, once arrived."""
         record = {
             "name": self.linear.name,
             "shape": [self.linear.outputs, self.linear.inputs],

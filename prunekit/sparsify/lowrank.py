@@ -8,12 +8,16 @@ square root or an inverse of H.
 Shapes: O output features, I input features.
 """
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from prunekit_kernels import to_host
+from torch import Tensor
 
 from prunekit.checkpoint.adapter import Adapter
 from prunekit.models.orientation import weight_matrix
+from prunekit.models.sequential.loaded_block import LoadedBlock
 from prunekit.sparsify.error import relative_error
 from prunekit.sparsify.row_sharding import ShardedLinear
 from prunekit.statistics import Gram, StageStatistics
@@ -44,7 +48,7 @@ def low_rank_factors(lost: Float[Tensor, "O I"], gram: Float[Tensor, "I I"], ran
 
 @torch.no_grad()
 def adapt(
-    block: nn.Module,
+    loaded: LoadedBlock,
     shard: ShardedLinear,
     weights: tuple[Tensor, Tensor],
     stats: StageStatistics,
@@ -54,7 +58,7 @@ def adapt(
     """Add an adapter to a pruned linear; measure the error left.
 
     Args:
-        block: The block, changed in place.
+        loaded: The block, changed in place.
         shard: The linear, and its rows that this rank prunes.
         weights: The weight that pruning aimed at, and the dense one: these rows, float32.
         stats: Statistics of the inputs.
@@ -62,12 +66,19 @@ def adapt(
         dtype: Type in which it is stored.
 
     Returns:
-        The adapter, on the CPU, and the relative error with it.
+        The adapter, on the CPU, and the relative error with it; of a GPU both pending.
     """
     target, dense = weights
-    found = low_rank_factors(shard.gather(target - shard.read(block)), stats[Gram].full, rank)
+    found = low_rank_factors(shard.gather(target - shard.read(loaded)), stats[Gram].full, rank)
     adapter = Adapter(found.up.to(dtype), found.down.to(dtype))
-    weight = weight_matrix(block.get_submodule(shard.linear.path))
+    weight = weight_matrix(loaded.module.get_submodule(shard.linear.path))
     weight.add_(adapter.product.to(weight.device))
-    error = relative_error(dense, shard.read(block), stats, shard.sharing)
-    return Adapter(adapter.up.cpu(), adapter.down.cpu()), error
+    error = relative_error(dense, shard.read(loaded), stats, shard.sharing)
+    # Both in one tensor, so that they arrive together.
+    both = torch.cat([adapter.up.T, adapter.down], 1)
+    return to_host(both, partial(_split, outputs=len(adapter.up))), error
+
+
+def _split(both: Tensor, outputs: int) -> Adapter:
+    up, down = both.split([outputs, both.shape[1] - outputs], 1)
+    return Adapter(up.T.contiguous(), down.contiguous())

@@ -39,6 +39,7 @@ class Memory:
         statistics: Statistics of the stages that are gathered at once, at the peak.
         solve: Working memory of the method while it prunes a stage, at the peak.
         results: The pruned block as it will be written, and pages mapped from files.
+        waiting: The block before it, which is written meanwhile; pinned where it is from a GPU.
         hidden: Hidden states and cached outputs of modules, stored at ``where``.
         activations: Intermediate activations of one batch within a block.
         vocabulary: Embeddings or head, in the dtype in which a loss is measured.
@@ -59,6 +60,7 @@ class Memory:
     activations: int
     vocabulary: int
     separate_host: bool
+    waiting: int = 0
     prefetched: int = 0
     in_transit: int = 0
     writer: int = 0
@@ -73,7 +75,7 @@ class Memory:
         Hidden states, and the larger of the main loop's peak and the vocabulary.
         """
         solve = self.solve + (0 if self.separate_host else self.results)
-        loop = self.block + self.prefetched
+        loop = self.block + self.prefetched + (0 if self.separate_host else self.waiting)
         loop += max(self.statistics + max(solve, self.activations), self.results)
         hidden = self.hidden if self.where == "device" else self.in_transit
         images = 0 if self.separate_host else self.images
@@ -84,7 +86,9 @@ class Memory:
         """Bytes of main memory, without the process itself."""
         if not self.separate_host:
             return self.total
-        loop = 2 * self.results + self.prefetched + (self.hidden if self.where == "host" else 0)
+        # Two blocks are pinned, one that is pruned and one that waits.
+        loop = self.results + 2 * self.waiting + self.prefetched
+        loop += self.hidden if self.where == "host" else 0
         return self.images + max(loop, self.permuted)
 
     @property
@@ -156,6 +160,7 @@ def estimate_memory(
         activations=4 * batch * width * run,
         vocabulary=vocabulary * (loss_dtype(costs.dtype, costs.device).itemsize + stored),
         separate_host=costs.device.type != "cpu",
+        waiting=0 if recipe.blocks_independent else _waiting(blocks, costs),
         # On a CPU it is in the system's page cache.
         prefetched=max(sizes) * stored if costs.device.type != "cpu" else 0,
         permuted=2 * vocabulary * stored * (recipe.permute == "residual"),
@@ -173,6 +178,17 @@ def recorded_bytes(stacks: Sequence[StackRunner], lengths: Sequence[int]) -> int
     """
     features = max(runner.features for runner in stacks)
     return sum(2 * length * length + 4 * 4 * length * min(features, 256) for length in lengths)
+
+
+def _waiting(blocks: Sequence[Block], costs: CostInputs) -> int:
+    """Return the bytes of a pruned block that waits to be written."""
+
+    def nbytes(linear: Linear) -> int:
+        size = linear.size * costs.stored[linear.name].itemsize
+        # PyTorch pins powers of two.
+        return size if costs.device.type == "cpu" else 1 << (size - 1).bit_length()
+
+    return max(sum(map(nbytes, block.pruned)) for block in blocks)
 
 
 def _parameters(module: nn.Module) -> int:
@@ -223,8 +239,9 @@ def _solve(stage: Sequence[Linear], recipe: Recipe, costs: CostInputs) -> int:
         costs.ranks.is_distributed and method.shared_inverses and inverse_count(stage, recipe) > 1
     )
     square = stage[0].inputs ** 2
+    squares = method.squares + method.kept_squares([linear.outputs for linear in stage])
     # Targets need a factor of the Gram matrix; the cross Gram matrix is dropped before the method.
-    solving = matrices * own + (method.squares + waits + 2 * rounds - dense_target) * square
+    solving = matrices * own + (squares + waits + 2 * rounds - dense_target) * square
     targets = dense_target * (2 * own + square)
     gathered_rows = max(linear.size * costs.stored[linear.name].itemsize for linear in stage)
     return int(4 * max(solving, targets)) + gathered_rows

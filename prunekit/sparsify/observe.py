@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from prunekit.models.layout import Linear
 from prunekit.models.sequential.loaded_block import LoadedBlock, StopForward
+from prunekit.sparsify.finite_samples import FiniteSamples
 from prunekit.statistics import CrossGram, Statistic
 
 
@@ -22,11 +23,11 @@ def observe(
     found: Sequence[tuple[Statistic, ...]],
     *,
     advance_dense: bool = False,
-) -> None:
+) -> FiniteSamples:
     """Run the block on each batch to update statistics of stages.
 
     A forward ends as soon as all stages have been observed. The dense model runs too if a
-    statistic compares both models.
+    statistic compares both models. Returned is which samples were finite.
 
     Args:
         loaded: The block.
@@ -35,18 +36,20 @@ def observe(
         advance_dense: Run the dense block to its end, and advance its hidden states.
     """
     dense = loaded.dense if any(CrossGram in map(type, each) for each in found) else None
-    observer = _StageObserver(stages, found, dense_to_end=advance_dense)
+    observer, finite = _StageObserver(stages, found, dense_to_end=advance_dense), FiniteSamples()
     streams = [
         (stream, note)
         for stream, note in ((dense, observer.note_dense), (loaded, observer.update))
         if stream
     ]
     with ExitStack() as stack:
+        finite.watch(loaded, stages, stack)
         for stream, note in streams:
             stack.enter_context(_observed(stream, stages, note))
         every = zip(loaded.samples, *(stream.calls() for stream, _ in streams), strict=True)
         for batch, (samples, *calls) in enumerate(every):
             outputs: list[Tensor] = []
+            finite.samples = samples
             for call in calls:
                 observer.begin(samples)
                 with suppress(StopForward):
@@ -54,31 +57,7 @@ def observe(
             if advance_dense and dense:
                 # Not before: the input of its last stage may be the hidden states themselves.
                 dense.advance_batch(batch, outputs[0])
-
-
-def explain_not_finite(loaded: LoadedBlock, linear: Linear) -> str:
-    """Return which calibration sample makes the input of ``linear`` NaN or inf.
-
-    Runs the block again; called only once statistics were found not to be finite.
-    """
-    broken: list[bool] = []
-    samples = iter(loaded.samples)
-    # An expert's tokens are of any sample; the input of all experts together is in sample order.
-    path = linear.expert.rpartition(".")[0] if linear.expert else linear.path
-    module = loaded.module.get_submodule(path)
-
-    def look(_: nn.Module, inputs: tuple) -> None:
-        tokens = (~inputs[0].isfinite()).any(-1).flatten()
-        broken.extend(tokens.view(len(next(samples)), -1).any(1).tolist())
-
-    hook = module.register_forward_pre_hook(look)
-    loaded.run()
-    hook.remove()
-    # Ranks hold consecutive samples.
-    broken = [sample for samples in loaded.ranks.all_gather_object(broken) for sample in samples]
-    if True in broken:
-        return f"{linear.name}: its input is NaN or inf in calibration sample {broken.index(True)}."
-    return f"{linear.name}: the squares of its inputs overflow float32."
+    return finite
 
 
 class _StageObserver:

@@ -98,6 +98,7 @@ def channel_orders(loaded: LoadedBlock, block: Block, recipe: Recipe) -> Orders:
     ]
     stages = [[linears[axis.reader.linear]] for axis in free]
     found = [stats for _, stats in gather_statistics(loaded, stages, (ColumnEnergy,))]
+    loaded.checks.settle()
 
     def search() -> Orders:
         result = {}

@@ -9,6 +9,7 @@ All linears that read the stream have equal weight.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 
 from prunekit.architectures import find_architecture
 from prunekit.checkpoint.reader import Checkpoint
+from prunekit.checkpoint.views import TensorView
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.errors import ConfigError, ShapeError
 from prunekit.models.layout import Block
@@ -85,9 +87,27 @@ def residual_order(
                 saliency = weight_saliency(loaded, linear, stats)
                 rows = saliency[:: -(-len(saliency) // each)]
                 found.append(rows / rows.sum().clamp_min(1e-30))
+        loaded.checks.settle()
     return ranks.run_on_main(
         lambda: find_channel_order(torch.cat(found), pattern, 2 * ROWS).tolist()
     )
+
+
+def residual_views(
+    order: Sequence[int], axes: Axes, stored: Mapping[str, str]
+) -> dict[str, TensorView]:
+    """Return views of the stored tensors with a permuted residual stream.
+
+    Args:
+        order: Its coordinates in their new order.
+        axes: Parameter axes of it, from :func:`residual_axes`.
+        stored: Names of parameters → their names in the checkpoint.
+    """
+    views, index = {}, torch.tensor(order)
+    for name, axis in axes.items():
+        permute = partial(torch.index_select, dim=axis, index=index)
+        views[stored[name]] = TensorView(stored[name], permute)
+    return views
 
 
 def check_moves(model: PreTrainedModel, checkpoint: Checkpoint, stored: Mapping[str, str]) -> None:

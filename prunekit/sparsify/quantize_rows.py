@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from prunekit_kernels import to_host
 from torch import Tensor
 
 from prunekit.methods.layer import Layer, Pruned
@@ -23,7 +24,7 @@ class QuantizedRows:
     Attributes:
         layer: Weight and facts: ``zeros_pruned`` before, ``refilled`` of these that are no zeros
             any more, and ``pruned_error``, the relative error before.
-        scale: Scales [O, G] of the rows of all ranks, on the CPU.
+        scale: Scales [O, G] of the rows of all ranks, on the CPU, or pending.
     """
 
     layer: Pruned
@@ -52,10 +53,11 @@ def quantize_rows(
     zero = before == 0
     counts = torch.stack([zero.sum(), (zero & (found.weight != 0)).sum()])
     shard.sharing.all_reduce_sum(counts, "errors")
-    zeros, refilled = counts.tolist()
+    zeros, refilled = map(to_host, counts)
     facts: dict[str, Any] = {**pruned.facts, "zeros_pruned": zeros, "refilled": refilled}
     if layer.summarized:
         facts["pruned_error"] = relative_error(layer.weight, before, layer.stats, shard.sharing)
     return QuantizedRows(
-        replace(pruned, weight=found.weight, facts=facts), shard.gather(found.scale).cpu()
+        replace(pruned, weight=found.weight, facts=facts),
+        to_host(shard.gather(found.scale), lambda scale: scale),
     )

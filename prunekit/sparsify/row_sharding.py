@@ -14,11 +14,12 @@ from typing_extensions import override
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.methods.layer import RowShard
 from prunekit.models.layout import Linear, read_weight
+from prunekit.models.sequential.loaded_block import LoadedBlock
 from prunekit.patterns import Grouped, Pattern, WeightScope
 
 if TYPE_CHECKING:
     from prunekit_kernels import Groups
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 def row_shards(pattern: Pattern, ranks: Ranks, outputs: int, inputs: int) -> list[slice] | None:
@@ -81,9 +82,9 @@ class ShardedLinear:
         """Ranks over which sums over rows are reduced."""
         return self.ranks if self.shards else SINGLE
 
-    def read(self, block: nn.Module) -> Float[Tensor, "O I"]:
+    def read(self, loaded: LoadedBlock) -> Float[Tensor, "O I"]:
         """Return a float32 copy of this rank's rows of the weight."""
-        return read_weight(block, self.linear, self.rows)
+        return read_weight(loaded.module, self.linear, self.rows, loaded.checks)
 
     def gather(self, own: Float[Tensor, "O I"], purpose: str = "rows") -> Float[Tensor, "N I"]:
         """Return the rows of all ranks, given this rank's and their purpose."""

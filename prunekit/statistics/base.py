@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 
 from prunekit.distributed.ranks import SINGLE, Ranks
 
@@ -87,9 +87,9 @@ class Statistic(ABC):
         """Return the classes that :meth:`derive` can return."""
         return frozenset()
 
-    def finite(self) -> bool:
-        """Return whether every sum is finite."""
-        return bool(self.total.isfinite().all())
+    def finite(self) -> Bool[Tensor, ""]:
+        """Return whether every sum is finite, on its device."""
+        return self.total.isfinite().all()
 
 
 class StageStatistics:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from typing_extensions import override
 
 from prunekit.statistics.base import S, Statistic
@@ -111,9 +111,9 @@ class Gram(Statistic):
         return energy  # pyright: ignore[reportReturnType]
 
     @override
-    def finite(self) -> bool:
+    def finite(self) -> Bool[Tensor, ""]:
         # An input that is not finite makes its diagonal element not finite.
-        return bool(self.total.diagonal().isfinite().all())
+        return self.total.diagonal().isfinite().all()
 
 
 def lower_panels(square: Float[Tensor, "I I"]) -> Iterator[Float[Tensor, "R C"]]:

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from prunekit.checkpoint.atomic import write_shard
 from prunekit.checkpoint.header import read_header
 from prunekit.checkpoint.reader import Checkpoint
+from prunekit.checkpoint.safetensors_writer import write_shard
 from prunekit.errors import CheckpointError, ConfigError
 from prunekit.structured.selection import check_finite
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
-from prunekit_kernels import cholesky, dampings, gram, mirror
+from prunekit_kernels import cholesky, dampings, gram, mirror, value_of
 from torch import Tensor
 
 from prunekit.errors import NumericsError
@@ -75,7 +75,7 @@ def damped_factor(
     for each in dampings(damping):
         lower = part().T
         lower.diagonal().add_(each * mean)
-        if cholesky(lower):
+        if value_of(cholesky(lower)):
             return lower, each
     raise NumericsError(
         f"{name}: the products of its inputs are not positive definite, even with the mean of "

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prunekit.checkpoint.atomic import write_shard
+from prunekit.checkpoint.safetensors_writer import write_shard
 from prunekit.errors import CheckpointError, ConfigError
 from prunekit.models.in_memory import local_part, sharded_like
 

@@ -34,7 +34,6 @@ def module_of(layout):
     module, linears = nn.Module(), {}
     module.has_gate, module.is_transposed = layout.gated, layout.transposed
     module.is_concatenated, module.has_bias = not layout.interleaved, layout.biased
-    module.has_post_expert_norm = False
     for fused, names in layout.parts.items():
         linears[fused] = {name: torch.randn(EXPERTS, OUTPUTS, INPUTS) for name in names}
         setattr(module, fused, nn.Parameter(fuse(layout, [*linears[fused].values()])))

@@ -5,39 +5,9 @@ import os
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from prunekit.checkpoint.atomic import json_bytes, write_atomically, write_shard
-from prunekit.checkpoint.header import read_header
-from prunekit.errors import CapacityError
-
-
-def test_a_shard_reads_as_it_was_written(tmp_path):
-    held = {"a": torch.randn(4, 6).T, "b": torch.arange(3), "c": torch.tensor(1.0).bfloat16()}
-    write_shard(tmp_path / "a.safetensors", held)
-    found = load_file(tmp_path / "a.safetensors")
-    assert all(torch.equal(found[name], tensor) for name, tensor in held.items())
-    assert read_header(tmp_path / "a.safetensors").keys() == held.keys()
-    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
-
-
-@pytest.mark.parametrize("before", [None, b"old"])
-@pytest.mark.parametrize(
-    "failing", ["safetensors.torch.save_file", "os.fsync", "pathlib.Path.replace"]
-)
-def test_a_shard_that_fails_leaves_what_was_there(tmp_path, monkeypatch, before, failing):
-    file = tmp_path / "a.safetensors"
-    if before:
-        file.write_bytes(before)
-
-    def fail(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(failing, fail)
-        with pytest.raises(CapacityError, match="disk is full"):
-            write_shard(file, {"a": torch.zeros(3)})
-    assert [path.read_bytes() for path in tmp_path.iterdir()] == ([before] if before else [])
+from prunekit.checkpoint.atomic import json_bytes, write_atomically
+from prunekit.checkpoint.safetensors_writer import write_shard
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])

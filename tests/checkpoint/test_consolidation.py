@@ -39,8 +39,7 @@ class Run:
         written = []
         for number, tensors in enumerate(SHARDS, 1):
             if ("block", str(number)) not in self.output.journal:
-                shard = self.output.write_shard(number, tensors)
-                files = {"files": {shard.name: file_sha256(shard)}}
+                files = {"files": self.output.write_shard(number, tensors)}
                 self.output.append_journal("block", str(number), files)
                 written.append(number)
         return written

@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from prunekit.checkpoint.atomic import file_sha256
 from prunekit.checkpoint.journal import JOURNAL
 from prunekit.checkpoint.output import OutputFolder
 from prunekit.checkpoint.reader import open_checkpoint
@@ -49,10 +48,10 @@ def test_a_truncated_line_and_temporary_files_are_discarded(tmp_path):
 
 def test_a_block_whose_shard_has_changed_is_repeated(tmp_path):
     output = begun(tmp_path / "out")
-    file = output.write_shard(1, {"a": torch.zeros(3)})
-    output.append_journal("block", "0", {"files": {file.name: "0" * 64}})
-    output.append_journal("block", "1", {"files": {file.name: file_sha256(file)}})
-    output.append_journal("block", "2", {"files": {file.name: file_sha256(file), "gone": "0"}})
+    files = output.write_shard(1, {"a": torch.zeros(3)})
+    output.append_journal("block", "0", {"files": dict.fromkeys(files, "0" * 64)})
+    output.append_journal("block", "1", {"files": files})
+    output.append_journal("block", "2", {"files": {**files, "gone": "0"}})
     output.close()
     resumed = begun(tmp_path / "out", resume=True)
     assert ("block", "0") not in resumed.journal

@@ -119,7 +119,7 @@ def test_configs_are_what_the_table_promises(tmp_path):
     assert [(config["prune"]["method"], config["prune"]["pattern"]) for config in configs] == [
         (method, pattern)
         for pattern in ("unstructured", "2:4")
-        for method in ("magnitude", "wanda", "sparsegpt", "admm")
+        for method in ("wanda", "sparsegpt", "admm")
     ]
     for config in configs:
         assert config["prune"].get("sparsity") == (
@@ -157,20 +157,19 @@ def runs(monkeypatch):
 
 
 def test_a_damaged_report_of_a_run_is_named(tmp_path, runs):
-    (tmp_path / "magnitude-50").mkdir()
-    (tmp_path / "magnitude-50/report.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"magnitude-50/report\.json: is damaged .* Remove "):
+    (tmp_path / "wanda-50").mkdir()
+    (tmp_path / "wanda-50/report.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"wanda-50/report\.json: is damaged .* Remove "):
         list(demo.demo(tmp_path))
 
 
 def test_demo_runs_each_method_and_resumes_what_was_broken(tmp_path, runs):
-    (tmp_path / "wanda-50").mkdir()
+    (tmp_path / "sparsegpt-50").mkdir()
     methods = [each["config"]["prune"]["method"] for each in demo.demo(tmp_path)]
-    assert methods == ["magnitude", "wanda", "sparsegpt", "admm"]
+    assert methods == ["wanda", "sparsegpt", "admm"]
     assert runs["commands"] == [
-        ["run", str(tmp_path / "magnitude-50.toml")],
-        ["run", str(tmp_path / "wanda-50.toml"), "--resume"],
-        ["run", str(tmp_path / "sparsegpt-50.toml")],
+        ["run", str(tmp_path / "wanda-50.toml")],
+        ["run", str(tmp_path / "sparsegpt-50.toml"), "--resume"],
         ["run", str(tmp_path / "admm-50.toml")],
     ]
 
@@ -184,7 +183,7 @@ def test_demo_does_not_repeat_what_is_finished(tmp_path, runs):
 
 def test_failed_run_ends_the_demo(tmp_path, runs):
     runs["exit"] = 2
-    with pytest.raises(PrunekitError, match=r"magnitude-50\.toml: the run ended with exit code 2"):
+    with pytest.raises(PrunekitError, match=r"wanda-50\.toml: the run ended with exit code 2"):
         list(demo.demo(tmp_path))
     assert len(runs["commands"]) == 1
 

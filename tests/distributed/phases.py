@@ -9,6 +9,7 @@ PHASES = {
     "verify": ("prunekit.runs.sparsify.run", "SparsifyRun", "_verify", 1),
 }
 """Module, class, method and call in which a phase is; rank 0 alone texts, finishes and verifies."""
+PRUNE_BLOCK = ("prunekit.sparsify.block_pruner", "BlockPruner", "prune", 1)
 HOOK = """
 import importlib, os, time
 def hook(module, owner, name, call):
@@ -44,14 +45,15 @@ def stop_in(phase: str, folder: object) -> str:
     return HOOK.format(phase=PHASES[phase], folder=str(folder))
 
 
-def slow_blocks(seconds: float) -> str:
-    """Return a script after which each block takes longer to be written."""
+def slow_blocks(seconds: float, phase: str = "prune") -> str:
+    """Return a script after which each block takes longer to be pruned, or written."""
+    module, owner, name, _ = {"prune": PRUNE_BLOCK, "write": PHASES["write"]}[phase]
     return f"""
-import time
-from prunekit.runs.sparsify import shards
-real = shards.ShardWriter.write_block
-def slow(self, *arguments, **options):
+import importlib, time
+owner = importlib.import_module({module!r}).{owner}
+real = owner.{name}
+def slow(*arguments, **options):
     time.sleep({seconds})
-    return real(self, *arguments, **options)
-shards.ShardWriter.write_block = slow
+    return real(*arguments, **options)
+owner.{name} = slow
 """

@@ -1,7 +1,11 @@
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from prunekit_kernels import (
     FLOOR,
+    _precision,
     admm,
     common_share,
     damped_inverse,
@@ -143,10 +147,9 @@ def test_a_slice_of_rows_is_solved_as_within_all(device):
 
 def test_equal_penalties_share_an_inverse(monkeypatch, device):
     weight, gram = correlated(3, 16, device=device)
-    calls, invert = [], torch.cholesky_inverse
-    monkeypatch.setattr(
-        torch, "cholesky_inverse", lambda *a, **k: calls.append(1) or invert(*a, **k)
-    )
+    module, calls = sys.modules["prunekit_kernels.admm"], []
+    invert = module.invert_factored
+    monkeypatch.setattr(module, "invert_factored", lambda lower: calls.append(1) or invert(lower))
     scale = unit_scale(gram, 0.01 * mean_diagonal(gram))
     admm(weight, gram, scale, ROWS, [0.1, 0.1, 0.2, 0.2, 0.1])
     assert len(calls) == 3
@@ -169,7 +172,7 @@ def test_allocates_three_weights_and_one_gram_matrix(device):
 
     most = peak_bytes(lambda: admm(weight, gram, scale, zero, [0.1, 0.2]))
     whole = 3 * weight.nbytes + gram.nbytes
-    # On a GPU the library inverts in another matrix.
+    # On a GPU panels of the inverse, and what the library works in.
     assert whole <= most <= 1.02 * (whole + (gram.nbytes if gram.is_cuda else 0))
 
 
@@ -184,3 +187,28 @@ def test_refuses_what_is_no_gram_matrix(value, device):
 def test_dead_inputs_have_the_scale_of_one(device):
     gram = torch.diag(torch.tensor([4.0, 0.0], device=device))
     torch.testing.assert_close(unit_scale(gram, 0.0), torch.tensor([2.0, 1.0], device=device))
+
+
+def test_only_the_search_may_be_less_precise(monkeypatch, device):
+    """Inverses and the caller's products are not."""
+    weight, gram = correlated(3, 16, device=device)
+    module, seen = sys.modules["prunekit_kernels.admm"], []
+    monkeypatch.setattr(_precision, "SEARCH", "tf32")
+
+    def look(name):
+        real = getattr(module.torch, name)
+
+        def call(*given, **options):
+            switch, key, _ = _precision._switches("tf32", "ieee")[0]
+            seen.append((name, getattr(switch, key)))
+            return real(*given, **options)
+
+        return call
+
+    patched = SimpleNamespace(**{**vars(torch), "addmm": look("addmm"), "sub": look("sub")})
+    monkeypatch.setattr(module, "torch", patched)
+    switch, key, narrow = _precision._switches("tf32", "ieee")[0]
+    before, exact = getattr(switch, key), _precision._switches("ieee", "ieee")[0][2]
+    admm(weight, gram, unit_scale(gram, 0.01), ROWS, [0.1, 0.2])
+    assert {(name, value) for name, value in seen} == {("addmm", narrow), ("sub", exact)}
+    assert getattr(switch, key) == before

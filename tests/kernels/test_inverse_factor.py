@@ -1,7 +1,13 @@
 import pytest
 import torch
-from prunekit_kernels import inverse_factor
-from prunekit_kernels.inverse_factor import LEAF, PANEL, _reverse, inverse_factor_reference
+from prunekit_kernels import inverse_factor, pending
+from prunekit_kernels.inverse_factor import (
+    LEAF,
+    PANEL,
+    _reverse,
+    inverse_factor_reference,
+    invert_factored,
+)
 
 from tests.kernels.allocation import peak_bytes
 from tests.support.closeness import assert_close
@@ -126,3 +132,19 @@ def test_in_float64_works_in_three(device):
     most = peak_bytes(lambda: factors.append(inverse_factor(gram, 0.0)))
     assert factors[0].damping == 0
     assert 3 <= most / gram.nbytes <= 3 + 4.4 * PANEL / inputs + 2 * workspace(gram)
+
+
+@pytest.mark.parametrize("size", [1, 5, 130, 300, 700])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("remote", [False, True])
+def test_an_inverse_from_its_factor_is_that_of_the_matrix(monkeypatch, device, size, dtype, remote):
+    """As on a GPU, and by the library."""
+    monkeypatch.setattr(pending, "REMOTE", {"cpu", "cuda"} if remote else set())
+    x = torch.randn(2 * size + 4, size, dtype=torch.float64, device=device)
+    matrix = x.T @ x / len(x) + 0.1 * torch.eye(size, dtype=torch.float64, device=device)
+    work = torch.linalg.cholesky(matrix).to(dtype).T.contiguous()
+    invert_factored(work.T)
+    expected = torch.linalg.inv(matrix)
+    error = (work.double() - expected).norm() / expected.norm()
+    assert error < (3e-6 if dtype == torch.float32 else 1e-12)
+    assert torch.equal(work, work.T) or not remote

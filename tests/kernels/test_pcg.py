@@ -138,7 +138,8 @@ def test_refuses_what_does_not_fit(name, wrong):
 
 def test_is_a_proper_op(device):
     target, gram, keep = problem(4, 9, device=device)
-    torch.library.opcheck(_pcg, (target * keep, target, gram, keep, 0.1, 3))
+    ridge = torch.full((), 0.1, dtype=torch.float64, device=device)
+    torch.library.opcheck(_pcg, (target * keep, target, gram, keep, ridge, 3))
 
 
 def test_compiles_without_graph_break(device):

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import pairwise
 
+import prunekit_kernels
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from prunekit.allocations.owl import Owl
 from prunekit.architectures import find_architecture
 from prunekit.errors import NumericsError
+from prunekit.methods import admm, base
 from prunekit.methods.admm import Admm
 from prunekit.methods.alps import Alps
 from prunekit.methods.layer import Layer
@@ -242,3 +244,23 @@ def test_admm_errs_less_than_refined_sparsegpt_on_every_layer_of_a_model(
                 assert ours < swept, f"{each.name} at {sparsity}"
     assert len({*names}) == len(names) == 35
     assert len({name.rpartition(".")[2] for name in names[every - 1 :: every]}) == 7
+
+
+def test_wide_layers_share_the_inverses_of_their_stage(monkeypatch):
+    first = layer("2:4", x=tokens(2000))
+    second = replace(first, weight=weights().flip(0)[: len(first.weight) // 2])
+    outputs = [first.outputs, second.outputs]
+    apart = [Admm().prune(each) for each in (first, second)]
+    for module in (base, admm):
+        monkeypatch.setattr(module, "MAX_STACKED_ROWS", sum(outputs) - 1)
+    calls, invert = [], prunekit_kernels.damped_inverse
+    monkeypatch.setattr(
+        prunekit_kernels, "damped_inverse", lambda *a: calls.append(a[2]) or invert(*a)
+    )
+    found = Admm().prune_together([first, second])
+    assert len(calls) == len(set(calls)) == Admm().inverses(outputs) == admm.STAGES
+    assert Admm().kept_squares(outputs) == admm.STAGES - 1
+    assert Admm().kept_squares([sum(outputs)]) == Admm().kept_squares(outputs[:1]) == 0
+    for one, other in zip(apart, found, strict=True):
+        assert torch.equal(one.weight, other.weight)
+        assert torch.equal(one.keep, other.keep)

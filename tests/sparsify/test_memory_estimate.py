@@ -34,13 +34,13 @@ def test_hidden_states_are_as_near_as_there_is_room(apart, asked, device, host, 
 
 
 def test_the_device_holds_the_larger_of_the_loop_and_the_vocabulary():
-    device = Memory(**NEEDS, hidden=100, separate_host=True, prefetched=10)
+    device = Memory(**NEEDS, hidden=100, separate_host=True, prefetched=10, waiting=16)
     assert device.total == 100 + 10 + 10 + max(5 + max(5, 1), 10)
     large = replace(device, vocabulary=1000)
     assert large.total == 100 + 1000
-    assert device.host == 2 * 10 + 10
-    alone = replace(device, separate_host=False, prefetched=0)
-    assert alone.total == alone.host == 100 + 10 + max(5 + max(5 + 10, 1), 10)
+    assert device.host == 10 + 2 * 16 + 10
+    alone = replace(device, separate_host=False, prefetched=0, waiting=10)
+    assert alone.total == alone.host == 100 + 10 + 10 + max(5 + max(5 + 10, 1), 10)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """Rows split over ranks: a partition that respects tiles."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.models.layout import Linear
+from prunekit.models.sequential.checks import Checks
 from prunekit.patterns import parse
 from prunekit.sparsify.row_sharding import (
     ShardedLinear,
@@ -40,13 +43,18 @@ def test_a_pattern_within_rows_is_its_own_and_one_across_rows_is_sharded():
     assert isinstance(shard_pattern(parse("row"), ranks, 8, 8), ShardedPattern)
 
 
+def loaded(block):
+    """What a linear reads of a loaded block."""
+    return SimpleNamespace(module=block, checks=Checks())
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_reads_its_own_rows(rank):
     block = nn.ModuleDict({"up": nn.Linear(4, 8)})
     ranks = Ranks(rank, 2)
     sharded = ShardedLinear(LINEAR, [slice(0, 5), slice(5, 8)], ranks)
     expected = block["up"].weight[[slice(0, 5), slice(5, 8)][rank]]
-    assert torch.equal(sharded.read(block), expected)
+    assert torch.equal(sharded.read(loaded(block)), expected)
     assert sharded.sharing is ranks
     _, rows = sharded.shard(parse("2:4"))
     assert (rows.start, rows.total) == (5 * rank, 8)
@@ -55,7 +63,7 @@ def test_a_rank_reads_its_own_rows(rank):
 def test_without_shards_a_rank_has_all_rows():
     block = nn.ModuleDict({"up": nn.Linear(4, 8)})
     sharded = ShardedLinear(LINEAR, None, Ranks(1, 2))
-    assert torch.equal(sharded.read(block), block["up"].weight)
+    assert torch.equal(sharded.read(loaded(block)), block["up"].weight)
     assert sharded.sharing is SINGLE
     pattern = parse("2:4")
     assert sharded.shard(pattern) == (pattern, None)

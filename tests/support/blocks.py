@@ -10,13 +10,12 @@ from prunekit.sparsify.block_pruner import BlockPruner
 from prunekit.sparsify.recipe import Recipe
 
 HALF = {"pattern": "unstructured", "sparsity": 0.5}
-CPU = torch.device("cpu")
 
 
 def loaded_blocks(model, ids, **options):
     """Yield each loaded block of a model."""
     stacks = stack_runners(model, find_architecture(model))
-    yield from iterate_blocks(model, stacks, None, split_batches(ids, CPU), **options)
+    yield from iterate_blocks(model, stacks, None, split_batches(ids, ids.device), **options)
 
 
 def pruning(model, ids, *, dtype=None, **section):

@@ -77,7 +77,7 @@ def trial(case: str, folder: Path) -> Outcome:
         try:
             plan, tokens = _run(folder)
             problems = [*find_problems(kind, folder, plan, tokens)]
-            units = removable(empty_model(plan.checkpoint))
+            units = removable(empty_model(plan.checkpoint), plan.checkpoint)
             problems += filter(None, _unit_problems(kind, folder / "dense", units))
         except PrunekitError as error:
             return Outcome("refused", _line(error, folder))
@@ -100,9 +100,9 @@ def trial(case: str, folder: Path) -> Outcome:
 def _unit_problems(
     kind: type[PreTrainedModel], dense: Path, units: Sequence[Kind]
 ) -> Iterator[str | None]:
-    """Yield what is wrong after heads and neurons were removed, each from the dense model."""
+    """Yield what is wrong after units of a kind were removed, each from the dense model."""
     for each in units:
-        if each in {"heads", "neurons"}:
+        if each in {"heads", "neurons", "hidden"}:
             yield unit_problem(_opened(kind, dense), each, torch.arange(1, 13)[None])
 
 

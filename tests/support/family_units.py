@@ -1,4 +1,4 @@
-"""Heads and neurons of a tiny model of any family, removed and compared with closed gates.
+"""Units of a tiny model of any family, removed and compared with closed gates.
 
 Shapes: B samples, T tokens.
 """
@@ -10,10 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import prunekit
+from prunekit.checkpoint.reader import Checkpoint
 from prunekit.errors import PrunekitError
 from prunekit.models.stock import feature_shape, random_features
 from prunekit.models.units.find import unit_groups
 from prunekit.models.units.kinds import KINDS, Kind
+from prunekit.models.units.stored_removal import check_whole
 
 NEAR = 1e-4
 """Difference relative to the largest output that rounding explains."""
@@ -35,12 +37,19 @@ def answers(model: PreTrainedModel, ids: Tensor | Sequence[Mapping[str, Tensor]]
     return model(input_ids=ids, decoder_input_ids=ids)[0]
 
 
-def removable(model: PreTrainedModel) -> list[Kind]:
-    """Return the kinds of units whose groups are found in a model without weights."""
+def removable(model: PreTrainedModel, checkpoint: Checkpoint) -> list[Kind]:
+    """Return the kinds of units that can be removed from a checkpoint.
+
+    Args:
+        model: Its model without weights.
+        checkpoint: The checkpoint.
+    """
     found: list[Kind] = []
     for kind in KINDS:
         try:
             groups = unit_groups(model, kind)
+            if kind == "hidden":
+                check_whole(groups, model, checkpoint)
             if kind == "blocks":
                 keep = {group.name: [*range(group.units - 1)] for group in groups}
                 type(groups[0]).stock_entries(model, groups, keep, {})
@@ -55,14 +64,16 @@ def unit_problem(model: PreTrainedModel, kind: Kind, ids: Tensor) -> str | None:
 
     Args:
         model: A model with weights, which is changed.
-        kind: "heads" or "neurons".
+        kind: "heads", "neurons" or "hidden".
         ids: Tokens [B, T].
     """
-    gates = prunekit.heads(model) if kind == "heads" else prunekit.neurons(model)
+    gates = {"heads": prunekit.heads, "neurons": prunekit.neurons}.get(kind, prunekit.hidden)(model)
     whole = answers(model, ids)
     for index, group in enumerate(gates.groups):
-        if group.units > 1:
-            gates.gates[group.name].keep[index % group.units] = False
+        step = group.unit_multiple(1)
+        if group.units > step:
+            first = index % group.units // step * step
+            gates.gates[group.name].keep[first : first + step] = False
     expected = answers(model, ids)
     if torch.equal(whole, expected):
         return f"{kind}: closed gates change nothing"

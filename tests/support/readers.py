@@ -150,8 +150,8 @@ def _compressed(file: Path) -> tuple[list[bytes], list[dict[str, Any]]]:
     Returns the content of cumulative files, and the config entry of each format.
     """
 
-    from prunekit.checkpoint.atomic import write_shard
     from prunekit.checkpoint.compressed import compress_weight
+    from prunekit.checkpoint.safetensors_writer import write_shard
 
     sparse = torch.ones(STORED.shape) * torch.tensor([1, 0, 1, 0]).repeat(4)
     held = {"norm.weight": torch.ones(3), "ids": torch.arange(4), "none": torch.ones(0)}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from prunekit_kernels import to_host, value_of
 from torch import Tensor, nn
 
 from prunekit.models.sequential.hidden_states import HiddenStates, HiddenStatesFactory, store
@@ -150,14 +151,17 @@ class CachedModule:
         if output is None or not self._traits.ends_with_linear:
             return
         total = hidden + output
-        # A sum of another dtype would change the block's dtype; adding zeros proves nothing.
-        if total.dtype != hidden.dtype or torch.equal(total, hidden):
+        if total.dtype != hidden.dtype:  # it would change the block's dtype
             return
         with self._returning_zeros(total):
             found = run(total)
         inside = {*self._module.modules()}
         one, other = ([x for at, x in trace if at not in inside] for trace in (expected, found))
-        self._traits.adds = len(one) == len(other) and all(map(torch.equal, one, other))
+        if [x.shape for x in one] == [x.shape for x in other]:
+            same = [(x == y).all() for x, y in zip(one, other, strict=True)]
+            # Adding zeros proves nothing.
+            proven = torch.stack([(total != hidden).any(), *same]).all()
+            self._traits.adds = value_of(to_host(proven))
 
     def fold_into_hidden(self, hidden: HiddenStates) -> None:
         """Add the module's output to the hidden states, where equivalent.

@@ -19,6 +19,7 @@ from prunekit.distributed.ranks import SINGLE, Ranks
 from prunekit.models.sequential.activation_cache import ActivationCache
 from prunekit.models.sequential.block_runner import StackRunner
 from prunekit.models.sequential.cached_module import ModuleTraits
+from prunekit.models.sequential.checks import Checks
 from prunekit.models.sequential.context import Context
 from prunekit.models.sequential.hidden_states import (
     HiddenStates,
@@ -61,6 +62,7 @@ class LoadedBlock:
         samples: Numbers of each batch's samples among those of all ranks.
         ranks: The processes that have the same block loaded, with other samples.
         dense: The same block of the dense model, with hidden states of that; None without it.
+        checks: What must hold of its weights and of its inputs.
     """
 
     runner: StackRunner
@@ -72,6 +74,7 @@ class LoadedBlock:
     samples: Sequence[range] = ()
     ranks: Ranks = SINGLE
     dense: LoadedBlock | None = None
+    checks: Checks = field(default_factory=Checks, init=False, repr=False)
     _progress: _Progress = field(default_factory=_Progress, init=False, repr=False)
 
     @property
@@ -89,7 +92,9 @@ class LoadedBlock:
         """Device on which the block runs."""
         if isinstance(self.hidden, OffloadedHiddenStates):
             return self.hidden.device
-        return self.hidden[0].device
+        if len(self.hidden):
+            return self.hidden[0].device
+        return next(self.module.parameters()).device
 
     @property
     def streams(self) -> list[LoadedBlock]:

@@ -9,7 +9,7 @@ A run of ``prunekit.runs.sparsify.run`` with ``prunekit.sparsify.block_pruner`` 
         for stage in gather_by_stage(block, ...):  # block.calls(): forward, sums over all ranks
             method.prune_together(linears)         # rows split over ranks; weights change in place
             block.settle_stage()                   # its modules are finished, and not run again
-        shards.write_block(block, ...)             # atomic; a Record for every fact
+        written.write(block)                       # atomic, while the next block is pruned
         block.propagate()                          # forward with the pruned weights
                                                    # -> hidden states of the next block
 

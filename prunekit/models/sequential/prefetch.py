@@ -1,6 +1,6 @@
 """Prefetch the weights of the next block while one is pruned."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from threading import Event, Thread
 
@@ -14,15 +14,21 @@ from prunekit.errors import CheckpointError, is_out_of_memory
 class Fetch(Thread):
     """A thread that prefetches tensors of a checkpoint.
 
+    ``check`` refuses tensors that it copies, while they are still in main memory.
     For a CPU it warms the system's page cache, which takes none of the process's memory. For a GPU
     it copies tensors to the device, by way of pinned memory, on a stream of its own.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, names: Collection[str], device: torch.device
+        self,
+        checkpoint: Checkpoint,
+        names: Collection[str],
+        device: torch.device,
+        check: Callable[[Mapping[str, Tensor]], None],
     ) -> None:
         super().__init__(name="prunekit-fetch", daemon=True)
         self.checkpoint, self.names, self.device = checkpoint, set(names), device
+        self._check = check
         self._cancelled = Event()
         self._error: Exception | None = None
         self._fetched: dict[str, Tensor] = {}
@@ -41,10 +47,12 @@ class Fetch(Thread):
         if self._stream is None:
             self.checkpoint.warm_page_cache(sorted(self.names), self._cancelled)
             return
+        read = self.checkpoint.read(self.names)
+        self._check(read)
         with torch.cuda.stream(self._stream):
             self._fetched = {
                 name: value.pin_memory().to(self.device, non_blocking=True)
-                for name, value in self.checkpoint.read(self.names).items()
+                for name, value in read.items()
             }
 
     def take(self) -> dict[str, Tensor]:

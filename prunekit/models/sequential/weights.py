@@ -57,8 +57,9 @@ class Weights:
         stored_of = self._stored_names(module, excluded_modules)
         names = set(stored_of.values())
         tensors = self._take_fetched(names)
-        tensors |= self.checkpoint.read(names - tensors.keys())
-        self.check_finite(tensors)
+        read = self.checkpoint.read(names - tensors.keys())
+        self.check_finite(read)
+        tensors |= read
         for child, name, buffer in _buffers(module, excluded_modules):
             child._buffers[name] = buffer.to(self.device)
         for (child, name), stored in stored_of.items():
@@ -82,7 +83,7 @@ class Weights:
         if self._fetch:
             self._fetch.cancel()
         names = self._stored_names(module, set()).values()
-        self._fetch = Fetch(self.checkpoint, names, self.device)
+        self._fetch = Fetch(self.checkpoint, names, self.device, self.check_finite)
         self._fetch.start()
 
     def _take_fetched(self, names: set[str]) -> dict[str, Tensor]:

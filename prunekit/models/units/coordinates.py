@@ -3,14 +3,24 @@
 They are those that grow with the width in the config.
 """
 
+from math import lcm
 from typing import NamedTuple, cast
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from prunekit.architectures import find_architecture
+from prunekit.architectures import Attention, find_architecture
+from prunekit.architectures.coverage import has_module
+from prunekit.architectures.expert_layout import fused_experts
 from prunekit.errors import ShapeError
+from prunekit.models.experts import Expert, unfuse
 from prunekit.models.units.meta_model import meta_model
+
+HEAD_SIZE = "head_dim"
+"""Entry of ``config.json`` in most families for the size of a head."""
+
+GROUPED = 8
+"""Grouped products of experts read rows of a multiple of 16 bytes: 8 numbers of two bytes."""
 
 
 class CoordinateAxis(NamedTuple):
@@ -35,6 +45,9 @@ def coordinate_axes(model: PreTrainedModel) -> list[CoordinateAxis]:
     size: int = model.config.hidden_size
     usual = meta_model(model, head_sizes(model), "hidden")
     wider = meta_model(model, {width_key(model): 2 * size, **head_sizes(model)}, "hidden")
+    if any(isinstance(module, Expert) for module in model.modules()):
+        unfuse(usual)
+        unfuse(wider)
     return [
         CoordinateAxis(module, name, axis)
         for path, module in model.named_modules()
@@ -52,26 +65,40 @@ def width_key(model: PreTrainedModel) -> str:
 def head_sizes(model: PreTrainedModel) -> dict[str, int]:
     """Return the entries that fix the head size.
 
-    Without them it may follow from the width.
+    Without them it may follow from the width, also where the heads themselves cannot be removed.
     """
+    stacks, config = find_architecture(model).stacks, model.config
+    if not any(stack.attentions for stack in stacks) and hasattr(config, "num_attention_heads"):
+        size = config.to_dict().get(HEAD_SIZE)  # as an attribute it may vary over blocks
+        size = size or config.hidden_size // config.num_attention_heads
+        return {HEAD_SIZE: size}
     return {
-        name: getattr(block.get_submodule(attention.module), attention.size)
-        for stack in find_architecture(model).stacks
-        for block in [model.base_model.get_submodule(stack.blocks)[0]]  # pyright: ignore
+        name: _head_size(model, stack.blocks, attention)
+        for stack in stacks
         for attention in stack.attentions
         for name, count in attention.entries
         if count == "size"
     }
 
 
+def _head_size(model: PreTrainedModel, blocks: str, attention: Attention) -> int:
+    """Return the head size of an attention of some block."""
+    every = model.base_model.get_submodule(blocks).children()
+    found = (
+        each.get_submodule(attention.module) for each in every if has_module(each, attention.module)
+    )
+    return next(getattr(each, attention.size) for each in found if hasattr(each, attention.size))
+
+
 def width_step(model: PreTrainedModel) -> int:
     """Return the number that must divide the width, 1 in most families."""
     wider = {width_key(model): model.config.hidden_size + 1, **head_sizes(model)}
+    step = GROUPED if fused_experts(meta_model(model, head_sizes(model), "hidden")) else 1
     try:
         meta_model(model, wider, "hidden")
     except ShapeError:
-        return model.config.num_attention_heads
-    return 1
+        return lcm(step, model.config.num_attention_heads)
+    return step
 
 
 def _growing_axes(
@@ -80,9 +107,16 @@ def _growing_axes(
     """Return the axis of a parameter that grows with the width.
 
     Raises:
-        ShapeError: An axis other than the coordinates grows with it.
+        ShapeError: An axis other than the coordinates grows with it, or a stock model has no such
+            parameter.
     """
-    before, after = usual.get_parameter(path).shape, wider.get_parameter(path).shape
+    try:
+        before, after = usual.get_parameter(path).shape, wider.get_parameter(path).shape
+    except AttributeError as error:
+        raise ShapeError(
+            f"{path}: a stock model keeps this weight in another layout ({error}), so the "
+            "coordinates of the residual stream cannot be taken out."
+        ) from error
     axes = [axis for axis, width in enumerate(before) if after[axis] != width]
     if len(axes) > 1 or any((before[axis], after[axis]) != (size, 2 * size) for axis in axes):
         raise ShapeError(

@@ -25,8 +25,8 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from prunekit.architectures import Stream, find_architecture
-from prunekit.architectures.coverage import ADVICE, LINEAR_TYPES
+from prunekit.architectures import Architecture, Stream, find_architecture
+from prunekit.architectures.coverage import ADVICE
 from prunekit.errors import ShapeError
 from prunekit.models.units.base import Factor, Kept, ParameterAxis, UnitGroup
 from prunekit.models.units.config_entries import set_config_entries
@@ -39,6 +39,7 @@ from prunekit.models.units.coordinates import (
 )
 from prunekit.models.units.meta_model import meta_model
 from prunekit.models.units.narrowing import change_values, narrow_parameter
+from prunekit.models.units.probed_stream import is_norm, probe_stream
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,11 @@ class HiddenGroup(UnitGroup):
             **head_sizes(model),
         }
         meta_model(model, {**given, **entries}, "hidden")
+        if width % group.step:
+            raise ShapeError(
+                f"hidden: {width} of {group.size} coordinates would be kept; the width of this "
+                f"model has to be a multiple of {group.step}. Keep another number."
+            )
         return entries
 
     @classmethod
@@ -143,15 +149,12 @@ def hidden_groups(model: PreTrainedModel) -> list[HiddenGroup]:
         CheckpointError: The family is not declared and cannot be probed.
         ShapeError: Coordinates cannot be removed; the message names the constraint.
     """
-    stream = find_architecture(model).stream
-    if stream is None:
+    architecture = find_architecture(model)
+    if architecture.stream is None and not _can_be_probed(model, architecture):
         raise ShapeError(_reason_not_removable(model))
     size, axes = model.config.hidden_size, coordinate_axes(model)
-    norms = [
-        module
-        for module, name, _ in axes
-        if name == "weight" and not isinstance(module, (*LINEAR_TYPES, nn.Embedding))
-    ]
+    stream = architecture.stream or probe_stream(model, architecture)
+    norms = [axis.module for axis in axes if is_norm(axis)]
     names = {module: name for name, module in model.named_modules()}
     name = names[model.get_input_embeddings()]
     distinct = {id(axis.parameter): axis for axis in axes}
@@ -197,7 +200,10 @@ def _narrow(group: HiddenGroup, keep: Sequence[int]) -> None:
 
 def _adopt_numbers(model: PreTrainedModel, usual: PreTrainedModel, stock: PreTrainedModel) -> None:
     """Copy numbers and buffers that follow from the new width."""
+    paths = {path for path, _ in stock.named_modules()}  # without experts that are linears
     for path, module in model.named_modules():
+        if path not in paths:
+            continue
         before, after = vars(usual.get_submodule(path)), vars(stock.get_submodule(path))
         for key, value in after.items():
             if isinstance(value, int | float) and value != before[key]:
@@ -224,10 +230,23 @@ def _divides_logits(model: PreTrainedModel, stream: Stream) -> bool:
     return bool(values and values[0])
 
 
+def _can_be_probed(model: PreTrainedModel, architecture: Architecture) -> bool:
+    """Return whether one entry is the width of one stack."""
+    single = len(architecture.stacks) == 1 and hasattr(model.config, "hidden_size")
+    return single and not _has_layer_norm(model)
+
+
+def _has_layer_norm(model: PreTrainedModel) -> bool:
+    """Return whether a LayerNorm is as wide as the stream."""
+    width = getattr(model.config, "hidden_size", None)
+    norms = (module for module in model.modules() if isinstance(module, nn.LayerNorm))
+    return any(norm.normalized_shape == (width,) for norm in norms)
+
+
 def _reason_not_removable(model: PreTrainedModel) -> str:
     """Return why coordinates of this family cannot be removed."""
     kind = model.config.model_type
-    if not any(isinstance(module, nn.LayerNorm) for module in model.modules()):
+    if not _has_layer_norm(model):
         return f"hidden: nothing says what models of type {kind!r} do with their width. {ADVICE}"
     reason = (
         f"hidden: models of type {kind!r} normalise with LayerNorm, whose mean over fewer "

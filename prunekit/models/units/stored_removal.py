@@ -94,11 +94,31 @@ def _check_same(source: Source, replay: Replay | None, checkpoint: Checkpoint) -
     Raises:
         ShapeError: The removal changes the part.
     """
-    if replay is not None and replay.is_trivial:
-        return
-    whole, *_ = whole_tensors([source.stored])
-    raise ShapeError(
-        f"{checkpoint.entries[whole].file}: the model's {source.name} is {source.stored}, and only "
-        "a tensor that is stored by itself can be cut. Open the model with transformers and save "
-        "it again with save_pretrained(..., save_original_format=False)."
+    if replay is None or not replay.is_trivial:
+        raise _cut_of_a_part(source.name, source.stored, checkpoint)
+
+
+def check_whole(
+    groups: Sequence[UnitGroup], model: PreTrainedModel, checkpoint: Checkpoint
+) -> None:
+    """Refuse groups whose removal cuts a tensor within another.
+
+    Raises:
+        ShapeError: There is such a tensor.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    stored = stored_names(model, checkpoint)
+    for axis in (axis for group in groups for axis in group.parameter_axes):
+        name = names[axis.parameter]
+        if not is_whole(stored[name]):
+            raise _cut_of_a_part(name, stored[name], checkpoint)
+
+
+def _cut_of_a_part(name: str | None, stored: str, checkpoint: Checkpoint) -> ShapeError:
+    whole, *_ = whole_tensors([stored])
+    return ShapeError(
+        f"{checkpoint.entries[whole].file}: the model's {name} is {stored}, and only a tensor that "
+        "is stored by itself can be cut. Where transformers loads it as one, open the model and "
+        "save it again with save_pretrained(..., save_original_format=False); else take out units "
+        "of another kind."
     )

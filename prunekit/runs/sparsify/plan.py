@@ -135,12 +135,14 @@ def _facts(plan: Plan) -> dict[str, str]:
 
 
 def _memory_text(memory: Memory) -> str:
+    in_total = memory.waiting and not memory.separate_host
     parts = {
         "block": memory.block,
         **({"the next one": memory.prefetched} if memory.prefetched else {}),
         "statistics": memory.statistics,
         "solving": memory.solve,
         "results": memory.results,
+        **({"the block being written": memory.waiting} if in_total else {}),
         **({"hidden states": memory.hidden} if memory.where == "device" else {}),
         "activations": memory.activations,
         **({"images": memory.images} if memory.images else {}),

@@ -7,28 +7,24 @@ and report are readers of the same records.
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from typing_extensions import override
 
 from prunekit.checkpoint.reader import open_checkpoint
-from prunekit.checkpoint.views import TensorView
+from prunekit.errors import StoppedError
 from prunekit.evaluation.verify import make_proof, recount_zeros
 from prunekit.models.layout import Block
 from prunekit.models.sequential.hidden_states import hidden_states_factory
 from prunekit.models.sequential.loaded_block import LoadedBlock
-from prunekit.models.sequential.pipeline import (
-    OutputsRead,
-    iterate_blocks,
-    load_blocks,
-)
+from prunekit.models.sequential.pipeline import OutputsRead, iterate_blocks, load_blocks
 from prunekit.models.sequential.weights import Weights
 from prunekit.reports import environment
 from prunekit.runs.base import RunBase
 from prunekit.runs.record import Record
 from prunekit.runs.sparsify import result as results
+from prunekit.runs.sparsify.block_output import BlockOutput, PrunedBlock
 from prunekit.runs.sparsify.plan import Plan
 from prunekit.runs.sparsify.shards import LayerRecord, ShardWriter, compressed_layouts
 from prunekit.runs.stage import Stage
@@ -36,7 +32,7 @@ from prunekit.runs.texts import Data, own_batches
 from prunekit.sparsify.block_pruner import BlockPruner, CalibratedStages
 from prunekit.sparsify.calibrate import make_survey
 from prunekit.sparsify.permute_channels import channel_orders, permute_channels
-from prunekit.sparsify.permute_residual import residual_order
+from prunekit.sparsify.permute_residual import residual_order, residual_views
 
 
 def run(
@@ -69,6 +65,7 @@ class SparsifyRun(RunBase[Plan]):
         self.shards = ShardWriter(plan, self.weights, self.output)
         self.writes += self.shards.adapter_files
         self.layers: list[LayerRecord] = []
+        self.written = BlockOutput(self.shards, self.output, self._block_record)
 
     @override
     def records(self, *, resume: bool, overwrite: bool) -> Iterator[Record]:
@@ -76,7 +73,7 @@ class SparsifyRun(RunBase[Plan]):
         try:
             yield from self._records(resume=resume, overwrite=overwrite)
         finally:
-            self.output.close()
+            self.written.close()
 
     def _records(self, *, resume: bool, overwrite: bool) -> Iterator[Record]:
         plan = self.plan
@@ -158,33 +155,39 @@ class SparsifyRun(RunBase[Plan]):
         for number, (loaded, block) in enumerate(blocks):
             values = self.output.journal.get(("block", block.name))
             if values is None:
-                values = yield from self._prune_block(pruner, number, loaded, began)
+                yield from self._prune_block(pruner, number, loaded, began)
             else:
+                yield from self._written()
                 permute_channels(loaded, values["orders"])
                 self.shards.restore_block(loaded, number, values["layers"])
-                for layer in values["layers"]:
-                    yield Record("layer", layer["name"], layer)
-            yield self._block_record(number, values)
-            self._check_ranks(block.name, stop=self.stop())
+                yield from self._restored_records(number, values)
+            try:
+                self._check_ranks(block.name, stop=self.stop())
+            except StoppedError:
+                yield from self._written()
+                raise
             began = time.perf_counter()
+        yield from self._written()
 
     def _prune_block(
         self, pruner: BlockPruner, number: int, loaded: LoadedBlock, began: float
     ) -> Iterator[Record]:
-        """Prune one block, write its shard and return its journal values."""
+        """Prune a block; write it once the last one is written."""
         block = self.plan.blocks[number]
         orders, pruned = channel_orders(loaded, block, self.plan.recipe), []
         permute_channels(loaded, orders)
         for result in pruner.prune(loaded, block):
             pruned.append(result)
-            yield Record("layer", result.linear.name, self.shards.record(result, number))
+            self.written.add(number, result)
+            yield from self.written.ready()
         seconds = time.perf_counter() - began
-        with self._timed("write"):
-            writes = self.ranks.is_main
-            values = self.shards.write_block(number, loaded, pruned, orders, writes=writes)
-        values |= {"seconds": seconds, "orders": orders}
-        self.output.append_journal("block", block.name, values)
-        return values
+        yield from self._written()
+        self.written.write(PrunedBlock(number, loaded, pruned, orders, seconds))
+        yield from self.written.ready()
+
+    def _written(self) -> Iterator[Record]:
+        """Wait for the block that is being written; yield its records."""
+        yield from self._timed_records("write", self.written.finish())
 
     def _permute_residual(self, tokens: Data | None) -> Iterator[Record]:
         """Permute the residual stream in all tensors read from the checkpoint."""
@@ -198,11 +201,7 @@ class SparsifyRun(RunBase[Plan]):
             known = {"order": order}
             self.output.append_journal("order", "residual", known)
         if known["order"]:
-            views, index = {}, torch.tensor(known["order"])
-            for name, axis in plan.axes.items():
-                stored = self.weights.stored[name]
-                permute = partial(torch.index_select, dim=axis, index=index)
-                views[stored] = TensorView(stored, permute)
+            views = residual_views(known["order"], plan.axes, self.weights.stored)
             self.weights.checkpoint = replace(plan.checkpoint, views=views)
 
     def _prune_independently(self, tokens: Data | None, pruner: BlockPruner) -> Iterator[Record]:
@@ -247,12 +246,12 @@ class SparsifyRun(RunBase[Plan]):
     ) -> tuple[int, LoadedBlock, CalibratedStages] | None:
         """Gather statistics of a round's blocks; return this rank's own block.
 
-        All are gathered before any is pruned: otherwise ranks would wait for the one that prunes
-        where statistics are summed.
+        All come before any is pruned: ranks wait for each other where statistics are summed.
         """
         mine = None
         for number, loaded in reached:
             stages = pruner.calibrate(loaded, self.plan.blocks[number])
+            loaded.checks.settle()
             if number in own:
                 mine = number, loaded.detached(), stages
         return mine
@@ -262,7 +261,8 @@ class SparsifyRun(RunBase[Plan]):
     ) -> dict[str, Any]:
         """Prune and write this rank's block; return its journal values."""
         number, loaded, stages = mine
-        pruned = [*pruner.prune(loaded, self.plan.blocks[number], stages)]
+        pruned = [each.arrived() for each in pruner.prune(loaded, self.plan.blocks[number], stages)]
+        loaded.checks.settle()
         with self._timed("write"):
             values = self.shards.write_block(number, loaded, pruned, writes=True)
         values |= {"seconds": time.perf_counter() - began, "orders": {}}
@@ -285,12 +285,13 @@ class SparsifyRun(RunBase[Plan]):
         self, tokens: Data | None, peaks: list[dict[str, int]], sent: list[dict[str, int]]
     ) -> dict[str, Any]:
         """Verify the checkpoint; write and return the report."""
+        plan = self.plan
         with self._timed("verify"):
             written = open_checkpoint(self.output.folder)
-            proof = make_proof(written, self.plan.device)
-            counted = recount_zeros(written, self.layers, self.plan.recipe.pattern)
+            proof = make_proof(written, plan.device)
+            counted = recount_zeros(written, self.layers, plan.recipe.pattern, plan.device)
         frame, layouts = self._report_frame(tokens, proof), compressed_layouts(self.layers)
-        report = results.report(self.plan, frame, self.output, self.layers, layouts, counted)
+        report = results.report(plan, frame, self.output, self.layers, layouts, counted)
         if self.ranks.is_distributed:
             report["ranks"] = [
                 {**peak, "sent_bytes": bytes_} for peak, bytes_ in zip(peaks, sent, strict=True)

@@ -91,14 +91,14 @@ class ShardWriter(BlockShards):
             layer = self.record(result, number)
             packed |= self._pack(result, layer)
             layers.append(layer)
-        values = {"file": self._shard(number).name, "layers": layers}
+        values = {"file": self.file(number).name, "layers": layers}
         if writes:
             files = self._write_adapters(block, results)
             pruned = {layer["tensor"] for layer in layers}  # parts of tensors are none of them
             others = self._read([name for name in self._names(block.name) if name not in pruned])
             others = put_parts(others, self._permuted(loaded, block, orders or {}, others))
             shard = self._output.write_shard(number + 2, put_parts(others, packed))
-            values["files"] = self._digests(shard, *files)
+            values["files"] = shard | self._digests(*files)
         return values
 
     def _pack(self, result: LayerResult, layer: LayerRecord) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from prunekit.models.units.find import unit_groups
 from prunekit.models.units.heads_neurons import LinearUnitGroup
 from prunekit.models.units.kinds import WHOLE
 from prunekit.models.units.stock_config import expressible_in_config, fixed_blocks, stock_entries
+from prunekit.models.units.stored_removal import check_whole
 from prunekit.models.weight_names import stored_names, unused_tensors
 from prunekit.runs.checks import (
     cap_lengths,
@@ -109,6 +110,7 @@ def _check(made: StructuredPlan) -> None:
     """Refuse a run that cannot work, whatever the machine."""
     for groups in made.groups.values():
         _check_counts(made, groups)
+    check_whole(made.groups.get("hidden", ()), made.model, made.checkpoint)
     _check_left_out(made)
     _check_gradual(made)
     _check_bias(made)

@@ -72,8 +72,8 @@ class UnitShards(BlockShards):
         values: dict[str, Any] = {"changed": names}
         if self._output.ranks.is_main:
             tensors = put_parts(self._read(self._names(self.blocks[number])), written)
-            shard = self._output.write_shard(number + 2, tensors)
-            values |= {"file": shard.name, "files": self._digests(shard)}
+            files = self._output.write_shard(number + 2, tensors)
+            values |= {"file": self.file(number).name, "files": files}
         if loaded is not None:
             self._put_back(loaded, names, written)
         return values
@@ -110,7 +110,7 @@ class UnitShards(BlockShards):
         for number, names in enumerate([sorted(rest), *inside], start=1):
             own = {name: parts[name] for name in parts if owners[name] in {*names}}
             tensors = put_parts(self._read(names), self._rounded(own, torch.float32))
-            digests |= self._digests(self._output.write_shard(number, tensors))
+            digests |= self._output.write_shard(number, tensors)
         return digests
 
     def finish(self, dtype: str | None) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from prunekit.checkpoint.atomic import file_sha256
 from prunekit.checkpoint.reader import Checkpoint
 from prunekit.data.tokens import Tokens
 from prunekit.distributed.ranks import SINGLE, Ranks
@@ -105,8 +104,8 @@ class WholeModelRun(UnitRun):
                 "dropped": dropped,
             }
             if self.ranks.is_main:
-                shard = self.output.write_shard(1, written_tensors(plan, model, kept))
-                facts["files"] = {shard.name: file_sha256(shard)}
+                tensors = written_tensors(plan, model, kept)
+                facts["files"] = self.output.write_shard(1, tensors)
             self.output.append_journal("shrunk", "", facts)
 
     @override

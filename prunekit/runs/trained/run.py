@@ -181,7 +181,9 @@ class TrainedRun(RunBase[TrainedPlan]):
         with self._timed("verify"):
             written = open_checkpoint(self.output.folder)
             proof = make_proof(written, self.plan.device)
-            counted = recount_zeros(written, trained["layers"], self.plan.recipe.pattern)
+            counted = recount_zeros(
+                written, trained["layers"], self.plan.recipe.pattern, self.plan.device
+            )
         frame = self._report_frame(tokens, proof)
         report = result.report(self.plan, frame, self.output, trained, counted)
         return self._write_report(report)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunekit.checkpoint.atomic import file_sha256
 from prunekit.checkpoint.compressed import compress_weight
 from prunekit.checkpoint.formats import format_named
 from prunekit.checkpoint.header import FLOAT_DTYPES
@@ -58,11 +57,11 @@ class ModelWriter:
                     record = measured[linear.name] | {"block": number}
                     layers.append(self._compress(record, tensors))
                 if writes:
-                    files |= self._write_shard(number + 2, tensors)
+                    files |= self._output.write_shard(number + 2, tensors)
             rest = dict.fromkeys(self._plan.checkpoint.entries.keys() - inside)
             rest = {**rest, **{name: own for name, own in self._names("").items() if name in rest}}
             if writes:
-                files |= self._write_shard(1, self._tensors(values, rest))
+                files |= self._output.write_shard(1, self._tensors(values, rest))
         return {"layers": layers, "files": files}
 
     def _names(self, prefix: str) -> dict[str, str]:
@@ -104,10 +103,6 @@ class ModelWriter:
         stored = {"stored": layout.dump()} if layout else {}
         facts = {"sparsity": zeros / weight.numel(), "tensor": name, "transposed": transposed}
         return record | facts | stored
-
-    def _write_shard(self, number: int, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-        shard = self._output.write_shard(number, tensors)
-        return {shard.name: file_sha256(shard)}
 
 
 def _rounds(dtype: torch.dtype) -> bool:

@@ -26,7 +26,7 @@ def test_what_goes_wrong_while_a_block_is_fetched_is_said_by_who_waits(llama, mo
         raise error
 
     monkeypatch.setattr(Checkpoint, "warm_page_cache", warm)
-    fetch = Fetch(open_checkpoint(llama), [], CPU)
+    fetch = Fetch(open_checkpoint(llama), [], CPU, lambda _: None)
     fetch.start()
     fetch.join()  # pytest reports an uncaught exception in a thread as an error
     if isinstance(error, torch.OutOfMemoryError):

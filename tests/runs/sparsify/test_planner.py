@@ -169,8 +169,13 @@ def test_a_large_model_is_planned_for_other_machines_from_its_config_alone(outli
     assert alone.hidden == 128 * 2048 * 8192 * 2 == 8 * shared.hidden
     assert shared.block == alone.block
     assert shared.solve < alone.solve
-    # A block as read, the block as written, and the next block in pinned memory.
-    assert shared.host == 3 * 855_654_400 * 2
+    # A block as read, two on their way to disk and the next one in pinned memory, where a weight
+    # takes a power of two.
+    weights = 2 * 8192**2 + 2 * 1024 * 8192, 3 * 28672 * 8192
+    pinned = 2 * weights[0] + 3 * 2**29
+    assert weights[0] + weights[1] < 855_654_400
+    assert shared.waiting == pinned
+    assert shared.host == 2 * 855_654_400 * 2 + 2 * pinned
     assert "8: samples and rows are shared" in shown(plans[8])
     with pytest.raises(CapacityError, match=r"needs about .* on cuda, .* are free"):
         planner.plan(outlined, Ranks(0, 8), Preflight(8 * 10**9))

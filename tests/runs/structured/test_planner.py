@@ -1,11 +1,14 @@
 """Structured runs that are refused before any weight is read."""
 
+import json
+
 import pytest
 import torch
 
 from prunekit.errors import ConfigError, ShapeError
 from tests.support import checkpoints
-from tests.support.structured import planned
+from tests.support.architectures import tiny
+from tests.support.structured import finished, planned
 
 
 @pytest.mark.parametrize(
@@ -143,3 +146,17 @@ def test_experts_of_groups_are_not_left_out_one_by_one(tmp_path, prune):
     checkpoints.write(folder, "deepseek_v3", num_experts_per_tok=2, **grouped)
     with pytest.raises(ShapeError, match="from 3 to 4 open ones"):
         planned(folder, tmp_path / "out", f'{prune}\npattern = "experts"\nsparsity = 0.5')
+
+
+def test_coordinates_of_experts_go_where_each_is_stored_by_itself(tmp_path):
+    prune = 'method = "magnitude"\npattern = "hidden"\nsparsity = 0.25'
+    folder = checkpoints.write(tmp_path / "model", "mixtral")
+    finished(folder, tmp_path / "out", prune, evaluate=False)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["hidden_size"] == 24
+    fused = tiny("mixtral")
+    fused.save_pretrained(tmp_path / "fused", save_original_format=False)
+    for name in ("tokenizer.json", "tokenizer_config.json", "text.txt"):
+        (tmp_path / "fused" / name).write_bytes((folder / name).read_bytes())
+    with pytest.raises(ShapeError, match="only a tensor that is stored by itself can be cut"):
+        planned(tmp_path / "fused", tmp_path / "other", prune, evaluate=False)

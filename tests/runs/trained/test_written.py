@@ -22,7 +22,7 @@ class Output:
         self.tensors |= tensors
         file = self.folder / f"{number}.safetensors"
         file.write_bytes(b"")
-        return file
+        return {file.name: ""}
 
 
 def written(plan, model, folder):
