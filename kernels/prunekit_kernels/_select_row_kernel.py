@@ -97,11 +97,12 @@ def _gathered(
         if piece == 0:
             least, most = lowest, highest
         else:
-            least, most = tl.minimum(least, lowest), tl.maximum(most, highest)
+            least = tl.minimum(least, lowest)  # pyright: ignore
+            most = tl.maximum(most, highest)  # pyright: ignore
         scores = scores + (score,)  # noqa: RUF005  the compiler has no unpacking
         if PIECES > 1:
             tl.debug_barrier()
-    return scores, tl.min(least, 0), tl.max(most, 0)
+    return scores, tl.min(least, 0), tl.max(most, 0)  # pyright: ignore
 
 
 @triton.jit
