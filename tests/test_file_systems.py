@@ -26,11 +26,9 @@ LACKS = {
     "locks, on NFS": {"flock": errno.ENOLCK},
     "flushing of folders": {"fsync": errno.EINVAL},
     "flushing of folders, on SMB": {"fsync": errno.EACCES},
-    "permissions": {"chmod": errno.EPERM},
-    "permissions, on FUSE": {"chmod": errno.ENOSYS},
     "a size": {"disk_usage": 0},
     "all of these": {
-        "flock": errno.ENOSYS, "fsync": errno.EINVAL, "chmod": errno.EPERM, "disk_usage": 0,
+        "flock": errno.ENOSYS, "fsync": errno.EINVAL, "disk_usage": 0,
     },
 }  # fmt: skip
 """Functions that fail on a file system, and their errors."""
@@ -76,9 +74,6 @@ class FileSystem:
             self.fail("fsync")
         self._fsync(opened)
 
-    def chmod(self, *_, **__):
-        self.fail("chmod")
-
     def disk_usage(self, _):
         self.failed.add("disk_usage")
         return SimpleNamespace(total=0, used=0, free=0)
@@ -94,7 +89,7 @@ OFTEN = ("locks", "flushing of folders", "permissions", "all of these")
 def lacking(request, monkeypatch, tmp_path):
     """A file system that lacks something."""
     made = FileSystem(tmp_path, LACKS[request.param])
-    modules = {"flock": fcntl, "fsync": os, "chmod": os, "disk_usage": shutil}
+    modules = {"flock": fcntl, "fsync": os, "disk_usage": shutil}
     for name in made.missing:
         monkeypatch.setattr(modules[name], name, getattr(made, name))
     return made

@@ -40,7 +40,11 @@ class Background(Generic[T]):
             except BaseException as error:  # raised by whoever collects the result
                 future.set_exception(error)
 
-        Thread(target=work, name=self._name, daemon=True).start()
+        try:
+            Thread(target=work, name=self._name, daemon=True).start()
+        except BaseException:
+            self._job = None  # nobody does it
+            raise
 
     def peek(self) -> T | None:
         """Return the result, to be collected, if it is there; None otherwise.
@@ -59,19 +63,24 @@ class Background(Generic[T]):
             BaseException: The job failed.
         """
         assert self._job is not None
-        job, self._job = self._job, None
-        return job.result()
+        try:
+            return self._job.result()
+        finally:
+            if self._job.done():  # an interrupted wait leaves it to close()
+                self._job = None
 
     def close(self, then: Callable[[], object]) -> None:
         """Wait for a job whose result nobody collects, then call a function.
 
-        A process that was interrupted waits a moment only; if the job takes longer, and the process
-        lives on, the function is called at the end of the job.
+        A process that was interrupted, or whose caller wants no more records, waits a moment only;
+        if the job takes longer, and the process lives on, the function is called at its end.
         """
         job, self._job = self._job, None
-        if job is not None:
-            interrupted = isinstance(sys.exception(), KeyboardInterrupt)
-            if not wait([job], PATIENCE if interrupted else None).done:
-                job.add_done_callback(lambda _: then())
-                return
-        then()
+        if job is None:
+            then()
+            return
+        hasty = isinstance(sys.exception(), KeyboardInterrupt | GeneratorExit)
+        try:
+            wait([job], PATIENCE if hasty else None)
+        finally:
+            job.add_done_callback(lambda _: then())  # at once where it is done

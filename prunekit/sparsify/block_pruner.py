@@ -14,7 +14,6 @@ from prunekit_kernels.pending import Span, is_remote, now, weighted_seconds
 from torch import Tensor
 
 from prunekit.distributed.ranks import SINGLE
-from prunekit.errors import NumericsError
 from prunekit.methods.layer import Layer
 from prunekit.methods.magnitude import Magnitude
 from prunekit.methods.refine import refine
@@ -99,7 +98,7 @@ class BlockPruner:
                 yield from self._prune_and_tune(loaded, block)
             else:
                 yield from self._prune_linears(loaded, block, calibrated)
-        except NumericsError:
+        except Exception:
             loaded.checks.settle()  # they say why a solver fails on values that are not finite
             raise
 
@@ -109,6 +108,7 @@ class BlockPruner:
         results = [*self._prune_linears(loaded, block)]
         loaded.end_stages()
         loaded.dense.advance()
+        loaded.checks.settle()  # steps on values that are not finite would take minutes
         errors = tune_block(loaded, block, self.dtypes)
         for result in results:
             yield replace(result, weight=self._stored(loaded, result.linear), recovery=errors)

@@ -29,6 +29,9 @@ REFINED = 7.5
 QUANTIZED = 8.5
 """The same while quantizing: dense, pruned, as stored, rounded, scales, errors, residuals."""
 
+PACKED = 0.5625
+"""Of a block's bytes: the same block with half of its weights packed, which is made of it."""
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -188,7 +191,8 @@ def _waiting(blocks: Sequence[Block], costs: CostInputs) -> int:
         # PyTorch pins powers of two.
         return size if costs.device.type == "cpu" else 1 << (size - 1).bit_length()
 
-    return max(sum(map(nbytes, block.pruned)) for block in blocks)
+    whole = max(sum(map(nbytes, block.pruned)) for block in blocks)
+    return whole + int(PACKED * whole * costs.packs)
 
 
 def _parameters(module: nn.Module) -> int:

@@ -30,6 +30,7 @@ class CostInputs:
         stored: Name of each linear → dtype in which its weight is written.
         samples: Calibration samples of the busiest rank, and tokens of each.
         ranks: The processes that share the run.
+        packs: Weights are packed before they are written.
     """
 
     device: torch.device
@@ -37,6 +38,7 @@ class CostInputs:
     stored: dict[str, torch.dtype]
     samples: tuple[int, int]
     ranks: Ranks
+    packs: bool = False
 
     @property
     def tokens(self) -> int:

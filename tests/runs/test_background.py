@@ -90,3 +90,70 @@ def test_an_interrupted_process_does_not_wait_for_long(background, monkeypatch):
     go.set()
     assert closed.wait(10)
     assert happened == ["job", "closed"]
+
+
+def test_an_interrupted_wait_for_the_result_leaves_the_job_to_close(background, monkeypatch):
+    go, happened = Event(), []
+    background.start(lambda: go.wait(10) and happened.append("job"))
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(background._job, "result", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        background.result()
+    assert background.is_busy
+    Timer(0.1, go.set).start()
+    background.close(lambda: happened.append("closed"))
+    assert happened == ["job", "closed"]
+
+
+def test_an_interrupted_close_closes_after_the_job(background, monkeypatch):
+    go, happened, closed = Event(), [], Event()
+
+    def close():
+        happened.append("closed")
+        closed.set()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    background.start(lambda: go.wait(10) and happened.append("job"))
+    monkeypatch.setattr(running, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        background.close(close)
+    assert not happened
+    go.set()
+    assert closed.wait(10)
+    assert happened == ["job", "closed"]
+
+
+def test_a_caller_that_wants_no_more_does_not_wait_for_long(background, monkeypatch):
+    monkeypatch.setattr(running, "PATIENCE", 0.01)
+    go, happened, closed = Event(), [], Event()
+
+    def records():
+        try:
+            yield 1
+        finally:
+            background.close(closed.set)
+
+    background.start(lambda: go.wait(10) and happened.append("job"))
+    generator = records()
+    next(generator)
+    generator.close()
+    assert not closed.is_set()
+    go.set()
+    assert closed.wait(10)
+    assert happened == ["job"]
+
+
+def test_a_thread_that_cannot_start_is_an_error_and_no_job(background, monkeypatch):
+    def start(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(running.Thread, "start", start)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        background.start(lambda: 5)
+    assert not background.is_busy
+    background.close(lambda: None)

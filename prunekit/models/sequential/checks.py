@@ -34,7 +34,10 @@ class Checks:
 
     def hold(self) -> bool:
         """Wait for all counts and return whether they are zero."""
-        return not any(count.wait() for count, _ in self._open)
+        held = not any(count.wait() for count, _ in self._open)
+        if held:
+            self._open = []  # errors refer to the block
+        return held
 
     def settle(self) -> None:
         """Wait for all counts.

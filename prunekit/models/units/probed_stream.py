@@ -93,8 +93,11 @@ def _rms_norm(path: str, norm: nn.Module) -> tuple[float, float]:
     own.weight = nn.Parameter(weight, requires_grad=False)
     for epsilon in {value for value in vars(norm).values() if isinstance(value, float)}:
         x = torch.randn(TOKENS, len(weight), generator=random) * sqrt(abs(epsilon))
-        with torch.inference_mode():
-            output = own(x)
+        try:
+            with torch.inference_mode():
+                output = own(x)
+        except FORWARD_ERRORS:
+            break  # it reads more than the stream
         normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)
         for offset in (0.0, 1.0):
             if torch.allclose(output, normed * (weight + offset), rtol=1e-3, atol=1e-4):
@@ -201,16 +204,21 @@ def _embeddings_scale(usual: PreTrainedModel, wider: PreTrainedModel) -> bool:
     """Return whether the embeddings hold the root of the width.
 
     Raises:
-        ShapeError: A buffer elsewhere follows from the width.
+        ShapeError: A buffer or a factor elsewhere follows from the width.
     """
     embeddings, scales = usual.get_input_embeddings(), False
+    for path, module in usual.named_modules():
+        other = vars(wider.get_submodule(path))
+        for name, value in vars(module).items():
+            if isinstance(value, float) and module is not embeddings and value != other.get(name):
+                raise _refused(f"{path}.{name} = {value:g} follows from the width")
     others = dict(wider.named_buffers())
     for path, buffer in usual.named_buffers():
-        other = others[path]
-        if buffer.shape == other.shape and torch.equal(buffer, other):
+        other = others.get(path)
+        if other is not None and buffer.shape == other.shape and torch.equal(buffer, other):
             continue
         inside = any(buffer is each for each in embeddings.buffers())
-        if not (inside and torch.allclose(other, buffer * sqrt(2), rtol=1e-2)):
+        if other is None or not (inside and torch.allclose(other, buffer * sqrt(2), rtol=1e-2)):
             raise _refused(f"the buffer {path} follows from the width")
         scales = True
     return scales

@@ -67,7 +67,8 @@ class StreamTrace(TorchDispatchMode):
         given = [*tensors((args, kwargs))]
         inputs = [each for each in given if _state(each)]
         scales = name in ("mul", "mul_") and not self._normed
-        values = [*_values((*args, *(kwargs or {}).values()))]
+        factors = torch.Tag.pointwise in func.tags  # others take sizes
+        values = [*_values((*args, *(kwargs or {}).values()), integers=factors)]
         if name in CASTS and values:
             output.number = values[0]
         elif name != "device":
@@ -157,11 +158,12 @@ def _is_kept(func: Any, args: tuple[Any, ...], x: Tensor, result: Tensor) -> boo
     return torch.Tag.pointwise in func.tags or name in CASTS or name in BY_ROWS or views
 
 
-def _values(arguments: Iterable[Any]) -> Iterator[float]:
+def _values(arguments: Iterable[Any], *, integers: bool) -> Iterator[float]:
     """Return the numbers among an operation's arguments, also tensors."""
     for each in arguments:
-        if isinstance(each, float):
-            yield each
+        whole = integers and isinstance(each, int) and not isinstance(each, bool)
+        if whole or isinstance(each, float):
+            yield float(each)
         elif isinstance(each, Tensor) and (value := _number(each)) is not None:
             yield value
 

@@ -67,7 +67,8 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
     stored, widest = written_dtypes(config, source)
     dtype = _common_dtype(compute_dtype(widest, device), ranks)
     samples = _samples_per_rank(config, ranks, images), _tokens(source, images, lengths[0])
-    inputs = CostInputs(device, dtype, stored, samples, ranks)
+    packs = config.output.format != "dense"
+    inputs = CostInputs(device, dtype, stored, samples, ranks, packs=packs)
     made = Plan(
         config=config,
         checkpoint=source.checkpoint,

@@ -63,16 +63,22 @@ def test_a_layer_norm_is_refused():
         prunekit.hidden(made("cohere"))
 
 
-def test_numbers_that_follow_from_the_width_are_refused(monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("mul", lambda x, size: x * size**-0.5), ("div", lambda x, size: x / size)],
+)
+def test_numbers_that_follow_from_the_width_are_refused(name, change, monkeypatch):
     forward = type(randomized_model("granite").model).forward
 
     def scaled(self, *args, **kwargs):
         output = forward(self, *args, **kwargs)
-        output.last_hidden_state = output.last_hidden_state * self.config.hidden_size**-0.5
+        output.last_hidden_state = change(output.last_hidden_state, self.config.hidden_size)
         return output
 
     monkeypatch.setattr(type(randomized_model("granite").model), "forward", scaled)
-    with pytest.raises(ShapeError, match=r"forward calls mul with .* which follows from the width"):
+    with pytest.raises(
+        ShapeError, match=rf"forward calls {name} with .* which follows from the width"
+    ):
         prunekit.hidden(randomized_model("granite"))
 
 
