@@ -62,7 +62,6 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
     recipe = Recipe.of(config.prune, calibrated=config.calibration is not None)
     recipe = replace(recipe, quantize=planned_quantization(config, source))
     recipe.check(blocks)
-    axes = residual_stream_axes(source, recipe)
     device = planned_device(config, ranks, preflight)
     stored, widest = written_dtypes(config, source)
     dtype = _common_dtype(compute_dtype(widest, device), ranks)
@@ -82,7 +81,7 @@ def plan(config: Config, ranks: Ranks = SINGLE, preflight: Preflight | None = No
         device=device,
         dtype=dtype,
         stored=stored,
-        axes=axes,
+        axes=residual_stream_axes(source, recipe),
         lengths=lengths,
         memory=_memory(config, source, recipe, inputs, preflight, images),
         work=estimate_work(blocks, recipe, inputs),
