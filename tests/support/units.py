@@ -38,7 +38,7 @@ def randomized_model(model_type: str, **overrides) -> PreTrainedModel:
 def skip_without_attention_interface(model: PreTrainedModel) -> None:
     """Skip the test if the model bypasses transformers' attention interface.
 
-    transformers 5.11 does so in T5.
+    Versions of transformers differ in which families do.
     """
     try:
         check_observable(site.module for site in linear_groups(model, "heads"))
