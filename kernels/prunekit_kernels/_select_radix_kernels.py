@@ -14,7 +14,7 @@ def _entries(
     unit, group, O, I, WIDTH, ACROSS,  # noqa: E741
     SINGLE: tl.constexpr, FULL: tl.constexpr, TILE_O: tl.constexpr, TILE_I: tl.constexpr,
 ):  # fmt: skip
-    """Return rows, columns, the column past the last, and the inside of a tile of a group."""
+    """Return rows, columns, end and mask of a tile of a group."""
     o = (unit // ACROSS * TILE_O + tl.arange(0, TILE_O)[:, None]).to(tl.int64)
     i = (unit % ACROSS * TILE_I + tl.arange(0, TILE_I)[None, :]).to(tl.int64)
     end = tl.cast(WIDTH, tl.int64)
@@ -70,7 +70,7 @@ def _pick(
     counts_ptr, state_ptr, pruned, pruned_ptr, group, prefix, BITS, LAST,
     FIRST: tl.constexpr, SAME: tl.constexpr, BINS: tl.constexpr,
 ):  # fmt: skip
-    """Extend the prefix of a group by the digit in which its count is reached."""
+    """Extend a prefix by the digit that reaches the count."""
     bins = tl.arange(0, BINS)
     ptrs = counts_ptr + group.to(tl.int64) * BINS + bins
     # Other programs added to them: what this multiprocessor has cached may be older.
@@ -105,10 +105,10 @@ def count_kernel(  # noqa: PLR0915  branches are resolved at compile time
     TILE_O: tl.constexpr, TILE_I: tl.constexpr,
     KIND: tl.constexpr, SHARES: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    """Count a digit of the keys that agree with a prefix; the last program extends the prefix.
+    """Count a digit of the keys that agree with a prefix.
 
-    The digit begins at bit ``SHIFT`` and has ``BITS``; ``LAST`` is the number of bits below the
-    last digit, or 0 where another follows.
+    The last program extends the prefix. The digit begins at bit ``SHIFT`` and has ``BITS``;
+    ``LAST`` is the number of bits below the last digit, or 0 where another follows.
     """
     group, part = tl.program_id(0) // PARTS, tl.program_id(0) % PARTS
     if FIRST:

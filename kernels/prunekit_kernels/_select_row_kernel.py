@@ -38,7 +38,7 @@ def _score_of(key):
 
 @triton.jit
 def _threshold(scores, low, high, pruned, I, PIECES: tl.constexpr):  # noqa: E741
-    """Return the score at which pruning ends, how many are below it, and how many tie.
+    """Return the threshold, its number of lower scores and of ties.
 
     It is the smallest that at least ``pruned`` scores do not exceed; where it separates exactly, no
     tie counts. Each step interpolates in the keys of both ends between the counts there, and every

@@ -92,7 +92,7 @@ def search_product(
     penalty: float,
     out: Float[Tensor, "O I"],
 ) -> None:
-    """Write X = B + ρ (D − U − B)(A + ρI)⁻¹ into ``out``.
+    """Write the solution X = B + ρ (D − U − B)(A + ρI)⁻¹.
 
     A GPU rounds the operands to TF32. The error of a layer, after the conjugate gradients that
     follow in float32, is the same: bench/results/quality/search_products.md.

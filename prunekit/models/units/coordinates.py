@@ -3,6 +3,7 @@
 They are those that grow with the width in the config.
 """
 
+from collections.abc import Mapping
 from math import lcm
 from typing import NamedTuple, cast
 
@@ -36,15 +37,22 @@ class CoordinateAxis(NamedTuple):
         return cast("nn.Parameter", getattr(self.module, self.name))
 
 
-def coordinate_axes(model: PreTrainedModel) -> list[CoordinateAxis]:
+def coordinate_axes(
+    model: PreTrainedModel, fixed: Mapping[str, int] | None = None
+) -> list[CoordinateAxis]:
     """Return every parameter axis that grows with the width in the config.
+
+    Args:
+        model: The model.
+        fixed: Its :func:`head_sizes`, where known: undeclared families are traced for them.
 
     Raises:
         ShapeError: An axis other than the coordinates grows too.
     """
     size: int = model.config.hidden_size
-    usual = meta_model(model, head_sizes(model), "hidden")
-    wider = meta_model(model, {width_key(model): 2 * size, **head_sizes(model)}, "hidden")
+    fixed = head_sizes(model) if fixed is None else fixed
+    usual = meta_model(model, fixed, "hidden")
+    wider = meta_model(model, {width_key(model): 2 * size, **fixed}, "hidden")
     if any(isinstance(module, Expert) for module in model.modules()):
         unfuse(usual)
         unfuse(wider)
@@ -90,10 +98,15 @@ def _head_size(model: PreTrainedModel, blocks: str, attention: Attention) -> int
     return next(getattr(each, attention.size) for each in found if hasattr(each, attention.size))
 
 
-def width_step(model: PreTrainedModel) -> int:
-    """Return the number that must divide the width, 1 in most families."""
-    wider = {width_key(model): model.config.hidden_size + 1, **head_sizes(model)}
-    step = GROUPED if fused_experts(meta_model(model, head_sizes(model), "hidden")) else 1
+def width_step(model: PreTrainedModel, fixed: Mapping[str, int]) -> int:
+    """Return the number that must divide the width, 1 in most families.
+
+    Args:
+        model: The model.
+        fixed: Its :func:`head_sizes`.
+    """
+    wider = {width_key(model): model.config.hidden_size + 1, **fixed}
+    step = GROUPED if fused_experts(meta_model(model, fixed, "hidden")) else 1
     try:
         meta_model(model, wider, "hidden")
     except ShapeError:

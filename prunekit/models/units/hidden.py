@@ -152,14 +152,15 @@ def hidden_groups(model: PreTrainedModel) -> list[HiddenGroup]:
     architecture = find_architecture(model)
     if architecture.stream is None and not _can_be_probed(model, architecture):
         raise ShapeError(_reason_not_removable(model))
-    size, axes = model.config.hidden_size, coordinate_axes(model)
-    stream = architecture.stream or probe_stream(model, architecture)
+    size, fixed = model.config.hidden_size, head_sizes(model)
+    axes = coordinate_axes(model, fixed)
+    stream = architecture.stream or probe_stream(model, architecture, fixed)
     norms = [axis.module for axis in axes if is_norm(axis)]
     names = {module: name for name, module in model.named_modules()}
     name = names[model.get_input_embeddings()]
     distinct = {id(axis.parameter): axis for axis in axes}
     parts = tuple(axes), tuple(distinct.values()), tuple(norms)
-    return [HiddenGroup(name, "hidden", size, width_step(model), stream, *parts)]
+    return [HiddenGroup(name, "hidden", size, width_step(model, fixed), stream, *parts)]
 
 
 def _rescale(model: PreTrainedModel, group: HiddenGroup, root: float) -> None:

@@ -31,29 +31,32 @@ from prunekit.errors import ShapeError
 from prunekit.models.units.coordinates import (
     CoordinateAxis,
     coordinate_axes,
-    head_sizes,
     width_key,
 )
 from prunekit.models.units.meta_model import meta_model
 from prunekit.models.units.stream_trace import Number, StreamTrace, follow
 
 
-def probe_stream(model: PreTrainedModel, architecture: Architecture) -> Stream:
+def probe_stream(
+    model: PreTrainedModel, architecture: Architecture, fixed: Mapping[str, int]
+) -> Stream:
     """Return how a model treats its residual stream.
 
     Args:
         model: A model of a family that is not declared; it may be on the meta device.
         architecture: What was probed of it.
+        fixed: Its :func:`~prunekit.models.units.coordinates.head_sizes`.
 
     Raises:
         ShapeError: Coordinates cannot be taken out; the message says what forbids it.
     """
-    size, fixed = model.config.hidden_size, head_sizes(model)
+    size = model.config.hidden_size
     usual, wider = (
         meta_model(model, {width_key(model): width, **fixed}, "hidden")
         for width in (size, 2 * size)
     )
-    paths, axes = {module: path for path, module in usual.named_modules()}, coordinate_axes(usual)
+    paths = {module: path for path, module in usual.named_modules()}
+    axes = coordinate_axes(usual, fixed)
     norms = {paths[each.module]: each.module for each in axes if is_norm(each)}
     if not norms:
         raise _refused("no norm reads the stream")

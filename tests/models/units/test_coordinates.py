@@ -22,7 +22,7 @@ def test_every_axis_of_the_width_and_no_other_is_found():
     assert found == expected
     assert width_key(model) == "hidden_size"
     assert head_sizes(model) == {"head_dim": model.config.head_dim}
-    assert width_step(model) == model.config.num_attention_heads
+    assert width_step(model, head_sizes(model)) == model.config.num_attention_heads
 
 
 def test_an_axis_that_grows_more_is_refused():

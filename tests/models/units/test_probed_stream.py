@@ -7,6 +7,7 @@ from torch import nn
 import prunekit
 from prunekit.architectures import find_architecture
 from prunekit.errors import ShapeError
+from prunekit.models.units.coordinates import head_sizes
 from prunekit.models.units.probed_stream import probe_stream
 from tests.support.family_configs import model_class, tiny_config
 from tests.support.family_units import unit_problem
@@ -33,7 +34,7 @@ def test_what_is_probed_of_a_declared_family_is_its_declaration(model_type):
     """Offset 1 and embeddings times the root of the width in Gemma; ε of the config."""
     model = randomized_model(model_type)
     architecture = find_architecture(model)
-    assert probe_stream(model, architecture) == architecture.stream
+    assert probe_stream(model, architecture, head_sizes(model)) == architecture.stream
 
 
 @pytest.mark.parametrize("model_type", often(TYPES, ("deepseek_v3", "gpt_oss", "smollm3")))
